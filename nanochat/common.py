@@ -1,0 +1,48 @@
+"""What every file may need: the run's place and processes, where files live, how to speak, how to write safely.
+
+Knows nothing of the rest of nanochat, and imports torch only where it is used, so that the data tools start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class UserError(ValueError):
+    """Something the user can mend: shown as one line, without a traceback, and exit code 2."""
+
+
+def base_dir() -> Path:
+    """The folder that holds everything a run makes: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. Creates nothing."""
+    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
+
+
+def print0(*args: object, **kwargs: Any) -> None:
+    """`print` on the first process only, flushed, so that a log shows each line once and at once."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*args, **{"flush": True, **kwargs})
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    """`write_text_atomic` of readable JSON."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
