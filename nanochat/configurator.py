@@ -1,0 +1,248 @@
+"""A frozen dataclass becomes a command line: its fields are the flags, and a TOML file may come before them.
+
+A script names each setting once, with its type, default and help text:
+
+    @dataclass(frozen=True)
+    class Config:
+        depth: int = setting(20, "layers of the model; everything else follows from it")
+        run: str | None = setting(None, "name of the run; none keeps no log")
+
+    if __name__ == "__main__":
+        cli(Config, main, __doc__)
+
+and is called as `python -m scripts.x [settings.toml] [--depth=4] [--run NAME]`. Dashes and underscores are alike, abbreviations are
+not accepted, a flag beats the file and the file beats the default. What is wrong with them is a `UserError` of one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from nanochat.common import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+C = TypeVar("C")
+
+
+def setting(
+    default: Any, help: str, *, short: str | None = None, choices: Sequence[Any] | None = None, positional: bool = False
+) -> Any:
+    """A dataclass field that is also a flag. `short="i"` adds `-i`; `positional=True` takes a bare word instead of a flag."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "short": short, "choices": choices, "positional": positional}
+    )
+
+
+def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | None = None) -> C:
+    """Read `[settings.toml] [flags]` (default: this process's arguments) into a config.
+
+    Raises UserError with one line for an unknown setting, a value of the wrong type, or one that `__post_init__` refuses.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     batch_size: int = setting(8, "rows in a batch")
+    ...     lr: float = setting(0.1, "learning rate")
+    >>> parse(Config, ["--batch-size=4", "--lr", "0"])
+    Config(batch_size=4, lr=0.0)
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--"]:  # left over from `torchrun ... -m scripts.x -- --depth=20`
+        del words[0]
+    from_file = _read_toml(config_class, Path(words.pop(0))) if words and words[0].endswith(".toml") else {}
+    arguments, unknown = _parser(config_class, doc).parse_known_args([_underscored(word) for word in words])
+    if unknown:
+        raise UserError(f"unknown argument {unknown[0]}{_suggestion(config_class, unknown[0])}")
+    try:
+        return config_class(**{**from_file, **vars(arguments)})
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = None) -> None:
+    """Run a script: read its config, call `main(config)`; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        main(parse(config_class, None, doc))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an exception instead of printing the usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists every setting)")
+
+
+def _parser(config_class: type[Any], doc: str | None) -> argparse.ArgumentParser:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    parser = _Parser(
+        prog=f"python -m {spec.name}" if spec else None,
+        usage="%(prog)s [settings.toml] [settings]",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for field, kinds in _fields(config_class):
+        text = field.metadata.get("help", "").replace("%", "%%")
+        choices = field.metadata.get("choices")
+        options: dict[str, Any] = {
+            "default": argparse.SUPPRESS,  # only what was given may override the file
+            "help": f"{text} (default: {_shown(field.default)})",
+            "metavar": "|".join(map(str, choices)) if choices else "|".join(map(_kind_name, kinds)).upper(),
+            "type": _reader(field, kinds),
+        }
+        if field.metadata.get("positional"):
+            parser.add_argument(field.name, nargs="?", **options)
+            continue
+        if bool in kinds:
+            options.update(nargs="?", const=True)  # --flag, --flag=true, --flag=false
+        short = field.metadata.get("short")
+        parser.add_argument(*([f"-{short}"] if short else []), f"--{field.name}", dest=field.name, **options)
+    return parser
+
+
+def _fields(config_class: type[Any]) -> list[tuple[dataclasses.Field[Any], tuple[Any, ...]]]:
+    """Each field with the types it allows: `int | None` gives (int, NoneType)."""
+    hints = typing.get_type_hints(config_class)
+    found = []
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if union else (hint,)
+        assert all(kind in _READERS for kind in kinds), f"{config_class.__name__}.{field.name}: no flag can give a {hint}"
+        found.append((field, kinds))
+    return found
+
+
+def _none(text: str) -> None:
+    if text.lower() != "none":
+        raise ValueError(text)
+
+
+def _bool(text: str) -> bool:
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value != value:
+        raise ValueError("nan")
+    return value
+
+
+# In the order in which a text is tried when a setting allows several types: the narrowest first.
+_READERS: dict[Any, Callable[[str], Any]] = {
+    types.NoneType: _none,
+    bool: _bool,
+    int: int,
+    float: _float,
+    Path: Path,
+    str: str,
+}
+
+
+def _kind_name(kind: type) -> str:
+    return {types.NoneType: "none", bool: "true|false", str: "text"}.get(kind, kind.__name__)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'
+
+
+def _expected(kinds: tuple[Any, ...]) -> str:
+    return f"expected {' or '.join(map(_kind_name, kinds))}"
+
+
+def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise TypeError(f"choose from {', '.join(map(str, choices))}")
+
+
+def _reader(field: dataclasses.Field[Any], kinds: tuple[Any, ...]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = _from_text(text, kinds)
+            _check_choice(field, value)
+        except TypeError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+        return value
+
+    return read
+
+
+def _from_text(text: str, kinds: tuple[Any, ...]) -> Any:
+    for kind, read in _READERS.items():
+        if kind in kinds:
+            try:
+                return read(text)
+            except (ValueError, KeyError):
+                continue  # the next type may fit
+    raise TypeError(_expected(kinds))
+
+
+def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"settings file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"settings file {path}: {error}") from error
+    fields = {field.name: (field, kinds) for field, kinds in _fields(config_class)}
+    values = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise UserError(f"settings file {path}: unknown setting {key}{_suggestion(config_class, name)}")
+        field, kinds = fields[name]
+        try:
+            values[name] = _from_toml(value, kinds)
+            _check_choice(field, values[name])
+        except TypeError as error:
+            raise UserError(f"settings file {path}: {key} = {value!r}: {error}") from error
+    return values
+
+
+def _from_toml(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """A TOML value has a type already; what TOML cannot say (none, a path) is a string, and a whole number is a float too."""
+    if value == "none" and types.NoneType in kinds:
+        return None
+    if type(value) in kinds:
+        return value
+    if type(value) is int and float in kinds:
+        return float(value)
+    if isinstance(value, str) and Path in kinds:
+        return Path(value)
+    raise TypeError(_expected(kinds))
+
+
+def _underscored(word: str) -> str:
+    """`--max-steps=a-b` -> `--max_steps=a-b`: the value stays as it is."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return "--" + name.replace("-", "_") + equals + value
+
+
+def _suggestion(config_class: type[Any], word: str) -> str:
+    if word.endswith(".toml"):
+        return ": a settings file comes first"
+    names = [field.name for field in dataclasses.fields(config_class)]
+    close = difflib.get_close_matches(word.lstrip("-").partition("=")[0], names, n=1)
+    return f"; did you mean --{close[0]}?" if close else " (--help lists every setting)"

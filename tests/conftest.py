@@ -1,0 +1,55 @@
+"""What the tests share: a base folder of their own, the real data where it is at hand, and a guard around the home folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+_DATA = Path(os.environ.get("NANOCHAT_SHARED_DATA") or ROOT.parent / "shared" / "data")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread per process, also in the processes that tests start: the suite is many small models, not one large one."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        os.environ.setdefault(name, "false" if name.startswith("TOKENIZERS") else "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `shared_data`, or uses the fixture of that name, where the data is absent."""
+    if _DATA.is_dir():
+        return
+    for item in items:
+        if item.get_closest_marker("shared_data") or "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(reason=f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another place)"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data that stands beside a checkout; its files are only read."""
+    return _DATA
+
+
+@pytest.fixture
+def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh, empty `$NANOCHAT_BASE_DIR` for this test and for the processes it starts."""
+    folder = tmp_path / "nanochat"
+    folder.mkdir()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that forgets `base_dir` gets a folder that must not come into being, instead of the user's own."""
+    forbidden = tmp_path_factory.getbasetemp() / "forbidden"
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(forbidden))
+    monkeypatch.setenv("WANDB_RUN", "dummy")
+    yield
+    if forbidden.exists():
+        shutil.rmtree(forbidden)
+        pytest.fail("this test wrote to the base folder without the `base_dir` fixture")
