@@ -1,0 +1,20 @@
+//! Byte-level BPE: an exact, parallel trainer.
+//!
+//! Text is cut into words by a pattern ([`Splitter`]), distinct words are counted by several threads
+//! ([`count_words`]), and the most frequent pair of neighbouring tokens is merged again and again
+//! ([`train_merges`]). Between equal counts the lower pair of ids wins, so the result depends on the text alone:
+//! not on the number of threads, nor on the order of the documents.
+//!
+//! Nothing here knows of Python; the binding is `py.rs`, behind the feature `python`.
+
+mod count;
+mod error;
+#[cfg(feature = "python")]
+mod py;
+mod split;
+mod train;
+
+pub use count::{count_words, WordCounts};
+pub use error::Error;
+pub use split::Splitter;
+pub use train::{token_bytes, train_merges};
