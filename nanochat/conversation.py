@@ -1,0 +1,105 @@
+"""What a conversation may look like, and the order of its tokens. `tokenizer.py` turns this into ids.
+
+    {"messages": [{"role": "system", "content": str},                       # may be missing
+                  {"role": "user", "content": str},
+                  {"role": "assistant", "content": str | [{"type": "text" | "python" | "python_output", "text": str}]},
+                  ...]}
+
+User and assistant alternate, the user first. A system message goes before the first user message, with a blank line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.common import UserError
+
+Conversation = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A special token, or text (no special token, whatever it says), and whether the model learns to say it."""
+
+    text: str
+    special: bool
+    trained: bool
+
+
+# What stands around each kind of part, and whether the opening token, the text and the closing token are trained on.
+_PARTS: dict[str, tuple[str | None, str | None, tuple[bool, bool, bool]]] = {
+    "text": (None, None, (True, True, True)),
+    "python": ("<|python_start|>", "<|python_end|>", (True, True, True)),
+    "python_output": ("<|output_start|>", "<|output_end|>", (False, False, False)),
+}
+
+
+def render_turns(conversation: Conversation) -> list[list[Span]]:
+    """The spans of each turn: user, assistant, user, ... without `<|bos|>`.
+
+    Raises UserError that names the message for a role out of turn, content of the wrong type, or an unknown part.
+
+    >>> messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    >>> for turn in render_turns({"messages": messages}):
+    ...     print([(span.text, span.trained) for span in turn])
+    [('<|user_start|>', False), ('2+2?', False), ('<|user_end|>', False)]
+    [('<|assistant_start|>', False), ('4', True), ('<|assistant_end|>', True)]
+    """
+    system, messages = _checked(conversation)
+    turns = []
+    for index, (number, message) in enumerate(messages):
+        role = ("user", "assistant")[index % 2]
+        if message["role"] != role:
+            raise UserError(
+                f"message {number}: role {message['role']!r} where {role!r} is due (they alternate, the user first)"
+            )
+        content = message["content"]
+        if role == "user":
+            if not isinstance(content, str):
+                raise UserError(f"message {number}: a user's content must be text, not {type(content).__name__}")
+            inner = [Span(f"{system}\n\n{content}" if system is not None and index == 0 else content, False, False)]
+        else:
+            inner = list(_assistant_spans(content, number))
+        is_assistant = role == "assistant"
+        turns.append([Span(f"<|{role}_start|>", True, False), *inner, Span(f"<|{role}_end|>", True, is_assistant)])
+    return turns
+
+
+def _checked(conversation: Conversation) -> tuple[str | None, list[tuple[int, Mapping[str, Any]]]]:
+    """The system text, if any, and the other messages with their numbers, counted from 1."""
+    messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
+    if not isinstance(messages, list) or not messages:
+        raise UserError('a conversation must be {"messages": [...]} with at least one message')
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise UserError(f"message {number}: must have a role and a content")
+    numbered = list(enumerate(messages, 1))
+    if messages[0]["role"] != "system":
+        return None, numbered
+    if not isinstance(messages[0]["content"], str):
+        raise UserError(f"message 1: a system message must be text, not {type(messages[0]['content']).__name__}")
+    if len(messages) == 1:
+        raise UserError("message 1: a system message must be followed by a user message")
+    return messages[0]["content"], numbered[1:]
+
+
+def _assistant_spans(content: object, number: int) -> Iterator[Span]:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise UserError(
+            f"message {number}: an assistant's content must be text or a list of parts, not {type(content).__name__}"
+        )
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in _PARTS or not isinstance(part.get("text"), str):
+            raise UserError(
+                f'message {number}: a part must be {{"type": {" | ".join(_PARTS)}, "text": str}}, not {part!r}'
+            )
+        before, after, trained = _PARTS[kind]
+        if before:
+            yield Span(before, True, trained[0])
+        yield Span(part["text"], False, trained[1])
+        if after:
+            yield Span(after, True, trained[2])
