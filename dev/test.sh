@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Every check and every test: bash dev/test.sh [pytest arguments, such as -k tokenizer]
+#
+# Makes the environment ready first. All checks run even when one fails; the exit code is 0 only when none did.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+bash dev/setup.sh || exit 1
+export PATH="$PWD/.venv/bin:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+summary=()
+failed=0
+
+check() { # check NAME COMMAND...: runs it, notes how it ended
+    local name=$1 started=$SECONDS result=ok
+    shift
+    echo
+    echo "== $name: $*"
+    "$@" || { result=FAILED; failed=1; }
+    summary+=("$(printf '%-14s %-8s %4d s' "$name" "$result" $((SECONDS - started)))")
+}
+
+skip() { # skip NAME REASON
+    echo
+    echo "== $1: skipped, $2"
+    summary+=("$(printf '%-14s skipped, %s' "$1" "$2")")
+}
+
+check format ruff format --check .
+check lint ruff check .
+check types mypy
+if command -v cargo >/dev/null; then
+    check rust-format cargo fmt --check --manifest-path rustbpe/Cargo.toml
+    check rust-lint cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --all-features -- -D warnings
+    check rust-tests cargo test --quiet --manifest-path rustbpe/Cargo.toml
+    check rust-module python -c 'import nanochat._rustbpe'
+else
+    skip rust "no cargo here: the Rust trainer is not checked"
+fi
+check tests python -m pytest --durations=10 "$@"
+
+echo
+echo "== summary"
+printf '%s\n' "${summary[@]}"
+exit $failed
