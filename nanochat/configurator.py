@@ -10,8 +10,9 @@ A script names each setting once, with its type, default and help text:
     if __name__ == "__main__":
         cli(Config, main, __doc__)
 
-and is called as `python -m scripts.x [settings.toml] [--depth=4] [--run NAME]`. Dashes and underscores are alike, abbreviations are
-not accepted, a flag beats the file and the file beats the default. What is wrong with them is a `UserError` of one line.
+and is called as `python -m scripts.x [settings.toml] [--depth=4] [--run NAME]`. Dashes and underscores are alike,
+abbreviations are not accepted, a flag beats the file and the file beats the default. What is wrong with them is said in
+a `UserError` of one line.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ else:
 
 C = TypeVar("C")
 
+_NOT_GIVEN = object()  # only flags that were given may override the file
+
 
 def setting(
     default: Any, help: str, *, short: str | None = None, choices: Sequence[Any] | None = None, positional: bool = False
 ) -> Any:
-    """A dataclass field that is also a flag. `short="i"` adds `-i`; `positional=True` takes a bare word instead of a flag."""
+    """A dataclass field that is also a flag.
+
+    `short="i"` adds `-i`; `choices` are the only values allowed; `positional=True` makes it a bare word instead of a flag.
+    """
     return dataclasses.field(
         default=default, metadata={"help": help, "short": short, "choices": choices, "positional": positional}
     )
@@ -48,7 +54,7 @@ def setting(
 def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | None = None) -> C:
     """Read `[settings.toml] [flags]` (default: this process's arguments) into a config.
 
-    Raises UserError with one line for an unknown setting, a value of the wrong type, or one that `__post_init__` refuses.
+    Raises UserError, of one line, for an unknown setting, a value of the wrong type, or one that `__post_init__` refuses.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Config:
@@ -65,7 +71,8 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
     if unknown:
         raise UserError(f"unknown argument {unknown[0]}{_suggestion(config_class, unknown[0])}")
     try:
-        return config_class(**{**from_file, **vars(arguments)})
+        given = {name: value for name, value in vars(arguments).items() if value is not _NOT_GIVEN}
+        return config_class(**{**from_file, **given})
     except UserError:
         raise
     except ValueError as error:
@@ -91,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(config_class: type[Any], doc: str | None) -> argparse.ArgumentParser:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     parser = _Parser(
-        prog=f"python -m {spec.name}" if spec else None,
+        prog=f"python -m {spec.name.removesuffix('.__main__')}" if spec else None,
         usage="%(prog)s [settings.toml] [settings]",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -101,7 +108,7 @@ def _parser(config_class: type[Any], doc: str | None) -> argparse.ArgumentParser
         text = field.metadata.get("help", "").replace("%", "%%")
         choices = field.metadata.get("choices")
         options: dict[str, Any] = {
-            "default": argparse.SUPPRESS,  # only what was given may override the file
+            "default": _NOT_GIVEN,
             "help": f"{text} (default: {_shown(field.default)})",
             "metavar": "|".join(map(str, choices)) if choices else "|".join(map(_kind_name, kinds)).upper(),
             "type": _reader(field, kinds),
@@ -124,7 +131,9 @@ def _fields(config_class: type[Any]) -> list[tuple[dataclasses.Field[Any], tuple
         hint = hints[field.name]
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         kinds = typing.get_args(hint) if union else (hint,)
-        assert all(kind in _READERS for kind in kinds), f"{config_class.__name__}.{field.name}: no flag can give a {hint}"
+        assert all(kind in _READERS for kind in kinds), (
+            f"{config_class.__name__}.{field.name}: no flag can give a {hint}"
+        )
         found.append((field, kinds))
     return found
 
@@ -220,7 +229,7 @@ def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
 
 
 def _from_toml(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """A TOML value has a type already; what TOML cannot say (none, a path) is a string, and a whole number is a float too."""
+    """A TOML value has its type; what TOML cannot say (none, a path) is a string, and a whole number is a float too."""
     if value == "none" and types.NoneType in kinds:
         return None
     if type(value) in kinds:

@@ -1,4 +1,4 @@
-"""What the tests share: a base folder of their own, the real data where it is at hand, and a guard around the home folder."""
+"""What the tests share: a base folder of their own, the real data where it is at hand, a guard around the home folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(os.environ.get("NANOCHAT_SHARED_DATA") or ROOT.parent / "shared" / "data")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """One thread per process, also in the processes that tests start: the suite is many small models, not one large one."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
-        os.environ.setdefault(name, "false" if name.startswith("TOKENIZERS") else "1")
+# Many small models are trained here, not one large one: one thread per process, also in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("shared_data") or "shared_data" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.skip(reason=f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another place)"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another place)")
+            )
 
 
 @pytest.fixture(scope="session")
