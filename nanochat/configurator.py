@@ -44,7 +44,7 @@ def setting(
 ) -> Any:
     """A dataclass field that is also a flag.
 
-    `short="i"` adds `-i`; `choices` are the only values allowed; `positional=True` makes it a bare word instead of a flag.
+    `short="i"` adds `-i`; `choices` are the only values allowed; `positional=True` makes it a bare word.
     """
     return dataclasses.field(
         default=default, metadata={"help": help, "short": short, "choices": choices, "positional": positional}
@@ -54,7 +54,7 @@ def setting(
 def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | None = None) -> C:
     """Read `[settings.toml] [flags]` (default: this process's arguments) into a config.
 
-    Raises UserError, of one line, for an unknown setting, a value of the wrong type, or one that `__post_init__` refuses.
+    Raises UserError, of one line, for an unknown setting, a wrong type, or a value that `__post_init__` refuses.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Config:

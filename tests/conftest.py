@@ -1,4 +1,4 @@
-"""What the tests share: a base folder of their own, the real data where it is at hand, a guard around the home folder."""
+"""What the tests share: a base folder of their own, the real data where it is at hand, a guard around the home."""
 
 from __future__ import annotations
 
