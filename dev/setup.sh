@@ -15,7 +15,7 @@ fail() { echo "setup: $*" >&2; exit 1; }
 
 PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 rust=no
-if command -v cargo >/dev/null; then rust=yes; fi
+if cargo --version >/dev/null 2>&1; then rust=yes; fi
 
 # What the environment was made from. It changes with every file that matters, when Rust appears, and when the folder is moved.
 key="$(cat pyproject.toml constraints.txt dev/setup.sh rustbpe/Cargo.* rustbpe/src/*.rs | cksum) rust=$rust $PWD"
@@ -71,7 +71,7 @@ say "installing the dependencies (PyTorch is large: some minutes the first time)
     fail "the dependencies could not be installed, see above; what was downloaded is kept, so run this again"
 
 say "building the Rust tokenizer trainer"
-[ $rust = yes ] || say "no cargo found: trying to fetch Rust for the build"
+[ $rust = yes ] || say "no working cargo found: trying to fetch Rust for the build"
 log=$venv/setup-rust.log
 if "$uv" pip install --python $venv/bin/python --no-deps --editable . >$log 2>&1 && built; then
     say "done"

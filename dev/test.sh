@@ -28,7 +28,7 @@ skip() { # skip NAME REASON
 check format ruff format --check .
 check lint ruff check .
 check types mypy
-if command -v cargo >/dev/null; then
+if cargo --version >/dev/null 2>&1; then
     check rust-format cargo fmt --check --manifest-path rustbpe/Cargo.toml
     check rust-lint cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --all-features -- -D warnings
     check rust-tests cargo test --quiet --manifest-path rustbpe/Cargo.toml
