@@ -1,0 +1,81 @@
+r"""Numbers and foreign text as Markdown that GitHub shows as meant: tables, fences and escapes that no text can break.
+
+>>> number(0.98765), number(560_988_160), duration(3725)
+('0.9876', '561M', '1h 02m')
+>>> print(table(["name", "value"], [["a|b", "1"]]))
+| name | value |
+| --- | --- |
+| a\|b | 1 |
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+
+# What Markdown or GitHub's extensions (tables, HTML, mathematics, strikethrough, entities) would act on. An underscore
+# inside a word is harmless and common in our names, so it stays readable in the source.
+_ACTIVE = re.compile(r"[\\`*\[\]<>|~$&#]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+_OPENS_BLOCK = re.compile(r"^(\d{0,9})([-+.)])(?=[-\s]|$)")
+_LINE_BREAKS = re.compile(r"\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
+def number(value: float | None) -> str:
+    """A metric for people: four significant digits, thousands separated, from a million on with M, B or T."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    size = abs(value)
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if size >= unit:
+            return f"{value / unit:.3g}{letter}" if size < 999.5e12 else f"{value:.3g}"
+    if isinstance(value, int) or size >= 1000 or size == 0:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}".rstrip(".") if size >= 1e-3 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `4.2s`, `3m 05s` or `33h 12m`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    if seconds < 3599.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes}m {rest:02d}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}h {minutes:02d}m"
+
+
+def visible(text: str) -> str:
+    """Text with one kind of line break, and control characters spelled out, so that it can steer no terminal."""
+    text = _LINE_BREAKS.sub("\n", text)
+    return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def wrapped(text: str, width: int) -> str:
+    """`visible` text with long lines folded at spaces; the text's own line breaks and indents stay."""
+    lines = visible(text).expandtabs(4).split("\n")
+    fold = textwrap.TextWrapper(width, replace_whitespace=False, break_long_words=False, break_on_hyphens=False)
+    return "\n".join("\n".join(fold.wrap(line)) for line in lines)
+
+
+def escape(text: str) -> str:
+    """Foreign text as one line of plain Markdown text, in a paragraph, a list item, a heading or a table cell."""
+    line = " ".join(visible(text).split())
+    return _OPENS_BLOCK.sub(r"\1\\\2", _ACTIVE.sub(r"\\\g<0>", line))
+
+
+def fence(text: str, width: int = 100) -> str:
+    """Foreign text as a fenced block, folded at `width`; the fence is longer than any run of backticks inside."""
+    text = wrapped(text, width).strip("\n")
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}text\n{text}\n{ticks}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of foreign text; an empty cell stays empty."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = ([cell if index == 1 else escape(cell) for cell in line] for index, line in enumerate(lines))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

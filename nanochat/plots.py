@@ -1,0 +1,133 @@
+"""Curves as one picture a stage: curves with the same axes share a panel, panels stand two abreast."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Dark ink on an opaque pale sheet: reads the same on a light and on a dark page, which a transparent picture does not.
+_SHEET, _INK, _FAINT = "#ffffff", "#24292f", "#d0d7de"
+_COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
+_PANEL_INCHES = (5.6, 3.3)
+_LARGEST = 1e30  # beyond this the axes' own arithmetic overflows, and no curve of ours has a meaning
+_MANY = 120  # points from which a noisy curve is drawn faint, with its running mean over it
+
+
+def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write the curves of one stage to `path` as PNG, whole or not at all.
+
+    A curve is {"x": numbers, "y": numbers or None, "xlabel": str, "ylabel": str}; what is not finite is a gap.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window system; imported late because slow
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    panels: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for name, curve in curves.items():
+        panels.setdefault((_label(curve["xlabel"]), _label(curve["ylabel"])), {})[name] = curve
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    size = (_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows)
+    figure = Figure(size, facecolor=_SHEET, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, ((xlabel, ylabel), members) in zip(grid, panels.items(), strict=False):
+        _panel(axes, members, xlabel, ylabel)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing", category=UserWarning)  # a box is good enough
+        figure.savefig(aside, format="png", dpi=120, metadata={"Software": None})
+    os.replace(aside, path)
+
+
+def _panel(axes: Axes, members: Mapping[str, Mapping[str, Any]], xlabel: str, ylabel: str) -> None:
+    """One pair of axes with the curves that share them."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set_facecolor(_SHEET)
+    for index, curve in enumerate(members.values()):
+        _line(axes, _finite(curve["x"]), _finite(curve["y"]), _COLOURS[index % len(_COLOURS)])
+    names = [_label(name) for name in members]
+    axes.set_title(names[0] if len(names) == 1 else "", color=_INK, fontsize=11, loc="left", parse_math=False)
+    axes.set_xlabel(xlabel, color=_INK, parse_math=False)
+    axes.set_ylabel(ylabel, color=_INK, parse_math=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_color(_FAINT)
+        spine.set_visible(side in ("left", "bottom"))
+    if len(names) > 1:
+        _legend(axes, names)
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+    """A curve; with many points, the noise faint and the running mean over it."""
+    drawn = [i for i, (a, b) in enumerate(zip(x, y, strict=True)) if math.isfinite(a) and math.isfinite(b)]
+    if not drawn:
+        axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center", color=_INK)
+        return
+    values = [y[i] for i in drawn]
+    noisy = len(drawn) >= _MANY and _turns(values) > len(drawn) / 4  # a schedule has corners, and keeps them
+    marker = "o" if len(drawn) <= 25 else ""
+    width, alpha = (0.8, 0.35) if noisy else (1.6, 1.0)
+    axes.plot(x, y, color=colour, linewidth=width, alpha=alpha, marker=marker, markersize=4)
+    if noisy:
+        means = running_mean(values, half=len(drawn) // 80)
+        axes.plot([x[i] for i in drawn], means, color=colour, linewidth=1.8)
+
+
+def running_mean(values: Sequence[float], half: int) -> list[float]:
+    """Mean over the `half` neighbours on both sides and the value itself.
+
+    At the start, where a loss falls steeply, the window shrinks on both sides alike; at the end it is merely cut off.
+
+    >>> running_mean([0.0, 3.0, 6.0, 3.0], half=1)
+    [0.0, 3.0, 4.0, 4.5]
+    """
+    means = []
+    for i in range(len(values)):
+        reach = min(half, i)
+        window = values[i - reach : i + reach + 1]
+        means.append(math.fsum(window) / len(window))
+    return means
+
+
+def _turns(values: Sequence[float]) -> int:
+    """How often a curve turns from rising to falling or back."""
+    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+    return sum(a * b < 0 for a, b in zip(steps, steps[1:], strict=False))
+
+
+def _legend(axes: Axes, names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=2) for i in range(len(names))]
+    legend = axes.legend(handles, ["" for _ in names], frameon=False, fontsize=9, labelcolor=_INK)
+    for text, name in zip(legend.get_texts(), names, strict=True):  # late: a leading _ would hide it, a $ is no formula
+        text.set_parse_math(False)
+        text.set_text(name)
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [float(v) if v is not None and abs(v) < _LARGEST else math.nan for v in values]
+
+
+def _tick(value: float, _: int) -> str:
+    for least, unit, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "K")):
+        if abs(value) >= least:
+            return f"{value / unit:g}{letter}"
+    return f"{value:.6g}"
+
+
+def _label(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)[:80]
