@@ -142,7 +142,7 @@ class Tokenizer:
         return self.special_tokens[name]
 
     def token_bytes(self) -> list[int]:
-        """Raw bytes of text that each id stands for, by id; 0 for special tokens. A token may hold parts of characters."""
+        """Raw bytes of text that each id stands for, by id; 0 for special tokens. Some are parts of characters."""
         return [len(token) for token in self.ranks] + [0] * len(self.special_tokens)
 
     # Text
@@ -193,7 +193,7 @@ class Tokenizer:
         """A whole conversation as (ids, mask), both (T,), T <= max_tokens; mask 1 = the model learns to say this token.
 
         One that is too long ends after the last answer that fits whole. If not even the first does, that answer is cut.
-        If nothing of that fits, or there is no answer, there is nothing to learn: ([], []), which the caller leaves out.
+        If nothing of that fits, or there is no answer, nothing is to be learnt: ([], []), which the caller leaves out.
         A question after the last answer is left out.
         Raises UserError that names the message for what is no conversation.
         """

@@ -1,0 +1,146 @@
+"""Train the tokenizer on the training documents and leave it in the base folder.
+
+    python -m scripts.tok_train                                                # 2 billion characters, 65,536 tokens
+    python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536 --doc_cap=10000
+    python -m scripts.tok_train --vocab_size=8192                              # a laptop
+
+The data comes first: `python -m nanochat.dataset -n 8`. Documents are streamed: memory holds the distinct words only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from nanochat.common import UserError, base_dir, print0
+from nanochat.configurator import cli, setting
+from nanochat.dataset import iter_documents
+from nanochat.report import log_section
+from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, trainable_tokenizer
+
+# What a tokenizer may get wrong, in a few lines; read back and compared after training.
+_TRICKY_TEXT = """Numbers: 1, 12, 123, 1234567. It's, WE'LL, they'Ve; o'clock.\tTabs\t and   spaces \r\n\r\n  and lines.
+Other scripts: Привет, мир! 你好，世界。नमस्ते दुनिया, مرحبا بالعالم, ٣٤٥, Ⅳ, é = e\u0301, 👩‍👩‍👧‍👦🎉
+\u00a0\u2003<|bos|> is text here, <|user_end|> too.\x00\x7f\ufffd   """
+
+
+@dataclass(frozen=True)
+class Config:
+    max_chars: int = setting(2_000_000_000, "train on at most so many characters")
+    doc_cap: int = setting(10_000, "use at most so many characters of each document; -1 = all of them")
+    vocab_size: int = setting(65_536, "number of tokens: 256 bytes, the merges and the special tokens")
+
+    def __post_init__(self) -> None:
+        if self.max_chars < 1:
+            raise UserError(f"max_chars = {self.max_chars}: must be at least 1")
+        if self.doc_cap < 1 and self.doc_cap != -1:
+            raise UserError(f"doc_cap = {self.doc_cap}: must be at least 1, or -1 for whole documents")
+        if self.vocab_size < MIN_VOCAB_SIZE:
+            raise UserError(f"vocab_size = {self.vocab_size}: must be at least {MIN_VOCAB_SIZE}")
+
+
+def main(config: Config) -> Tokenizer:
+    """Train, check, save, report."""
+    start = time.perf_counter()
+    trainer = trainable_tokenizer()
+    with TrainingBar(config.vocab_size - MIN_VOCAB_SIZE) as bar:
+        texts = capped(iter_documents("train"), config.max_chars, config.doc_cap)
+        try:
+            tokenizer = trainer.train_from_iterator(texts, config.vocab_size, progress=bar)
+        except ValueError as error:
+            raise UserError(f"the tokenizer cannot be trained: {error}") from error
+    seconds = time.perf_counter() - start
+    _check_round_trip(tokenizer, config)
+    folder = base_dir() / "tokenizer"
+    tokenizer.save(folder)
+    notes = []
+    if tokenizer.get_vocab_size() < config.vocab_size:
+        notes.append(
+            f"The text has no more pairs to merge: {tokenizer.get_vocab_size():,} tokens, not {config.vocab_size:,}."
+        )
+    print0(
+        *notes,
+        f"{bar.bytes_read / 1e6:,.1f} MB of text, {tokenizer.get_vocab_size():,} tokens, {seconds:.1f} s: {folder}",
+        sep="\n",
+    )
+    _report(config, tokenizer, bar.bytes_read, seconds, notes)
+    return tokenizer
+
+
+def capped(documents: Iterable[str], max_chars: int, doc_cap: int) -> Iterator[str]:
+    """The documents, each cut to `doc_cap` characters (-1: whole), until there are `max_chars` in all.
+
+    >>> list(capped(["abcdef", "gh", "ijk"], max_chars=7, doc_cap=4))
+    ['abcd', 'gh', 'i']
+    """
+    left = max_chars
+    for document in documents:
+        text = document[: left if doc_cap == -1 else min(doc_cap, left)]
+        yield text
+        left -= len(text)
+        if left == 0:
+            return
+
+
+class TrainingBar:
+    """A progress bar on a terminal, silent elsewhere: megabytes while reading, then merges."""
+
+    def __init__(self, num_merges: int) -> None:
+        self.bytes_read = 0
+        self._num_merges = num_merges
+        self._reading = tqdm(desc="reading", unit="B", unit_scale=True, disable=None)
+        self._merging: tqdm | None = None
+
+    def __call__(self, bytes_read: int, merges: int) -> None:
+        self._reading.update(bytes_read - self.bytes_read)
+        self.bytes_read = bytes_read
+        if merges and self._merging is None:
+            self._reading.close()
+            self._merging = tqdm(desc="merging", unit=" merges", total=self._num_merges, disable=None)
+        if self._merging is not None:
+            self._merging.update(merges - self._merging.n)
+
+    def __enter__(self) -> TrainingBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reading.close()
+        if self._merging is not None:
+            self._merging.close()
+
+
+def _check_round_trip(tokenizer: Tokenizer, config: Config) -> None:
+    """Refuse to save a tokenizer that loses text."""
+    for text in (_TRICKY_TEXT, *capped(iter_documents("train"), min(config.max_chars, 100_000), config.doc_cap)):
+        if tokenizer.decode(tokenizer.encode(text)) != text:
+            raise AssertionError(f"the new tokenizer does not give back {text[:80]!r}: nothing is saved")
+
+
+def _report(config: Config, tokenizer: Tokenizer, bytes_read: int, seconds: float, notes: list[str]) -> None:
+    merged = tokenizer.token_bytes()[256 : -len(SPECIAL_TOKENS)]
+    metrics = {
+        "vocabulary (tokens)": tokenizer.get_vocab_size(),
+        "special tokens": len(SPECIAL_TOKENS),
+        "text (MB)": bytes_read / 1e6,
+        "speed (MB/s)": bytes_read / 1e6 / seconds,
+        "mean length of a merged token (bytes)": sum(merged) / len(merged) if merged else None,
+        "longest token (bytes)": max(merged, default=1),
+    }
+    log_section(
+        "tok_train",
+        {
+            "title": "Tokenizer training",
+            "seconds": seconds,
+            "settings": config,
+            "metrics": metrics,
+            "headline": [],
+            "notes": [*notes, f"Trained by {type(tokenizer).__name__}; hash {tokenizer.hash()[:16]}."],
+        },
+    )
+
+
+if __name__ == "__main__":
+    cli(Config, main, __doc__)

@@ -1,0 +1,210 @@
+"""The Rust trainer against a slow, readable twin and against the package of the same name on PyPI."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat.tokenizer import SPLIT_PATTERN
+
+_rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built")
+ROOT = Path(__file__).resolve().parent.parent
+
+# Few characters, so that pairs repeat, with ties, runs and every branch of the pattern.
+texts_strategy = st.lists(st.text(st.sampled_from("aab b\n'sS1é! \té你"), max_size=60), max_size=8)
+
+
+def slow_train(texts: list[str], vocab_size: int, pattern: str = SPLIT_PATTERN) -> list[bytes]:
+    """Count everything anew for every merge."""
+    found = (match.encode() for text in texts for match in regex.findall(pattern, text))
+    words = Counter(tuple(word) for word in found)
+    tokens = [bytes([byte]) for byte in range(256)]
+    while len(tokens) < vocab_size:
+        counts: Counter[tuple[int, int]] = Counter()
+        for word, count in words.items():
+            for pair in pairwise(word):
+                counts[pair] += count
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merged: Counter[tuple[int, ...]] = Counter()
+        for word, count in words.items():
+            merged[slow_merge(word, best, len(tokens))] += count
+        words = merged
+        tokens.append(tokens[best[0]] + tokens[best[1]])
+    return tokens
+
+
+def slow_merge(word: tuple[int, ...], pair: tuple[int, int], new: int) -> tuple[int, ...]:
+    out: list[int] = []
+    i = 0
+    while i < len(word):
+        if word[i : i + 2] == pair:
+            out.append(new)
+            i += 2
+        else:
+            out.append(word[i])
+            i += 1
+    return tuple(out)
+
+
+def peer_train(texts: list[str], vocab_size: int) -> list[bytes]:
+    peer = pytest.importorskip("rustbpe").Tokenizer()
+    peer.train_from_iterator(iter(texts), vocab_size, pattern=SPLIT_PATTERN)
+    return [bytes(token) for token, _ in sorted(peer.get_mergeable_ranks(), key=lambda item: item[1])]
+
+
+def read_text(path: Path, max_chars: int) -> list[str]:
+    documents: list[str] = []
+    for document in pq.read_table(path)["text"].to_pylist():
+        documents.append(document[:max_chars])
+        max_chars -= len(documents[-1])
+    return documents
+
+
+@given(texts_strategy, st.integers(256, 300))
+@settings(deadline=None, max_examples=150)
+def test_equals_the_slow_twin_and_the_peer(texts: list[str], vocab_size: int) -> None:
+    if not any(texts):
+        with pytest.raises(ValueError, match="nothing to train on"):
+            _rustbpe.train(texts, vocab_size, SPLIT_PATTERN)
+        return
+    tokens = _rustbpe.train(texts, vocab_size, SPLIT_PATTERN)
+    assert tokens == slow_train(texts, vocab_size)
+    assert tokens == peer_train(texts, vocab_size)
+    assert len(set(tokens)) == len(tokens)
+
+
+@given(st.lists(st.text(st.sampled_from("ab"), min_size=1, max_size=40), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=150)
+def test_runs_and_overlaps(texts: list[str]) -> None:
+    assert _rustbpe.train(texts, 290, SPLIT_PATTERN) == slow_train(texts, 290)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    "name", ["textbooks/shard_00000", "tokenizer/russian", "tokenizer/chinese", "tokenizer/python"]
+)
+def test_real_text(shared_data: Path, name: str) -> None:
+    texts = read_text(shared_data / "text" / f"{name}.parquet", max_chars=1_000_000)
+    tokens = _rustbpe.train(texts, 3000, SPLIT_PATTERN, num_threads=1)
+    assert tokens == peer_train(texts, 3000)
+    assert tokens == _rustbpe.train(reversed(texts), 3000, SPLIT_PATTERN, num_threads=2)
+    assert tokens == _rustbpe.train(texts, 3000, SPLIT_PATTERN, num_threads=7)
+    few = [text[:2000] for text in texts[:10]]
+    assert _rustbpe.train(few, 330, SPLIT_PATTERN) == slow_train(few, 330)
+
+
+def test_another_pattern() -> None:
+    texts = ["key=value; key = other", "key=value"]
+    assert _rustbpe.train(texts, 280, r"[^=;]+|[=;]") == slow_train(texts, 280, r"[^=;]+|[=;]")
+
+
+def test_fewer_tokens_when_no_pair_is_left() -> None:
+    assert _rustbpe.train(["abc abc"], 1000, SPLIT_PATTERN)[256:] == [b"ab", b"abc", b" abc"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "pattern", "message"),
+    [
+        (["a"], 255, SPLIT_PATTERN, "vocab_size 255: must be at least 256"),
+        (["a"], 300, "(unclosed", "split pattern"),
+        ([], 300, SPLIT_PATTERN, "nothing to train on"),
+        (["", ""], 300, SPLIT_PATTERN, "nothing to train on"),
+        (["abc"], 300, r"\d+", "nothing to train on"),
+        (["x" * 5000], 300, r"(x+)+\1y", "failed on a text"),
+    ],
+)
+def test_mistakes_are_value_errors(texts: list[str], vocab_size: int, pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _rustbpe.train(texts, vocab_size, pattern)
+
+
+def test_wrong_types_are_type_errors() -> None:
+    with pytest.raises(TypeError):
+        _rustbpe.train(7, 300, SPLIT_PATTERN)
+    with pytest.raises(TypeError):
+        _rustbpe.train(["text", b"bytes"], 300, SPLIT_PATTERN)
+
+
+def test_an_exception_of_the_iterator_reaches_the_caller() -> None:
+    def texts() -> Iterator[str]:
+        yield "some text " * 300_000  # more than one batch
+        raise LookupError("the disk is gone")
+
+    with pytest.raises(LookupError, match="the disk is gone"):
+        _rustbpe.train(texts(), 300, SPLIT_PATTERN)
+
+
+def test_progress_tells_bytes_and_merges_and_may_stop_the_training() -> None:
+    seen: list[tuple[int, int]] = []
+    _rustbpe.train(["été abcd"] * 10, 260, SPLIT_PATTERN, progress=lambda *told: seen.append(told))
+    assert seen[-1] == (100, 4)
+
+    def stop(_bytes_read: int, _merges: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _rustbpe.train(["abcd"], 300, SPLIT_PATTERN, progress=stop)
+
+
+def test_other_threads_run_meanwhile() -> None:
+    rng = random.Random(0)
+    text = " ".join("".join(rng.choices("abcdefgh", k=8)) for _ in range(50_000))
+    ticks, stopped = [0], threading.Event()
+
+    def tick() -> None:
+        while not stopped.is_set():
+            ticks[0] += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    at_the_end = []
+
+    def texts() -> Iterator[str]:
+        yield text
+        at_the_end.append(ticks[0])
+
+    _rustbpe.train(texts(), 2000, SPLIT_PATTERN)
+    after = ticks[0]
+    stopped.set()
+    ticker.join()
+    assert after > at_the_end[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_stops_the_training() -> None:
+    program = (
+        "import itertools; from nanochat import _rustbpe\n"
+        "def texts():\n"
+        "    print('started', flush=True)\n"
+        "    yield from itertools.repeat('never ending text ' * 1000)\n"
+        f"_rustbpe.train(texts(), 300, {SPLIT_PATTERN!r})\n"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert "KeyboardInterrupt" in errors

@@ -1,0 +1,343 @@
+"""The tokenizer: text there and back, the file, and conversations with every token named."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat import tokenizer as module
+from nanochat.common import UserError
+from nanochat.tokenizer import (
+    MIN_VOCAB_SIZE,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    HuggingFaceTokenizer,
+    RustBPETokenizer,
+    Tokenizer,
+    get_tokenizer,
+    trainable_tokenizer,
+)
+
+TEXTS = ["the cat sat on the mat, the cat's mat", "she sees 1234 seas; he sees 56\n\n  indeed\n", "Привет, мир"] * 3
+
+
+def train(kind: type[Tokenizer] = RustBPETokenizer, vocab_size: int = 300) -> Tokenizer:
+    if kind is RustBPETokenizer:
+        pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built")
+    return kind.train_from_iterator(iter(TEXTS), vocab_size)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Trained by whatever can train here."""
+    return train(trainable_tokenizer())
+
+
+def slow_encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Merge the neighbours with the lowest rank, the leftmost of equals, until none are left."""
+    ids = []
+    for word in regex.findall(tokenizer.pattern, text):
+        parts = [bytes([byte]) for byte in word.encode()]
+        while True:
+            ranked = [
+                (tokenizer.ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in tokenizer.ranks
+            ]
+            if not ranked:
+                break
+            i = min(ranked)[1]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        ids += [tokenizer.ranks[part] for part in parts]
+    return ids
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", [RustBPETokenizer, HuggingFaceTokenizer])
+def test_both_trainers_give_the_same_kind_of_tokenizer(kind: type[Tokenizer], tmp_path: Path) -> None:
+    tokenizer = train(kind)
+    assert tokenizer.get_vocab_size() == 300
+    assert list(tokenizer.ranks)[:256] == [bytes([byte]) for byte in range(256)]
+    assert [tokenizer.encode_special(name) for name in SPECIAL_TOKENS] == list(range(291, 300))
+    assert tokenizer.get_bos_token_id() == 291
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.hash() == tokenizer.hash()
+    for text in TEXTS:
+        assert again.encode(text) == tokenizer.encode(text) == slow_encode(tokenizer, text)
+        assert len(tokenizer.encode(text)) < len(text.encode())
+
+
+def test_the_trainers_agree_where_no_counts_are_equal() -> None:
+    pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built")
+    texts = ["aaaa " * 7, "bcbc " * 19, "dede dede bcx " * 41]
+    trained = [kind.train_from_iterator(texts, 268) for kind in (RustBPETokenizer, HuggingFaceTokenizer)]
+    assert len(trained[0].ranks) == 259
+    assert trained[0].hash() == trained[1].hash()
+
+
+def test_the_least_vocabulary_and_one_less(tokenizer: Tokenizer) -> None:
+    least = type(tokenizer).train_from_iterator(TEXTS, MIN_VOCAB_SIZE)
+    assert MIN_VOCAB_SIZE == 265
+    assert least.encode("cat") == [99, 97, 116]
+    with pytest.raises(UserError, match="vocab_size 264: must be at least 265"):
+        type(tokenizer).train_from_iterator(TEXTS, 264)
+
+
+def test_nothing_to_train_on_and_a_bad_pattern(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="nothing to train on"):
+        type(tokenizer).train_from_iterator([], 300)
+    with pytest.raises(ValueError, match="pattern"):
+        HuggingFaceTokenizer.train_from_iterator(TEXTS, 300, pattern="(unclosed")
+    with pytest.raises(ValueError, match="pattern"):
+        type(tokenizer).train_from_iterator(TEXTS, 300, pattern="(unclosed")
+
+
+def test_hugging_face_takes_over_without_the_extension(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nanochat._rustbpe", None)
+    monkeypatch.delattr(sys.modules["nanochat"], "_rustbpe", raising=False)
+    assert trainable_tokenizer() is HuggingFaceTokenizer
+    assert "Hugging Face" in capsys.readouterr().out
+
+
+# Text
+
+
+@given(st.lists(st.text()))
+@settings(deadline=None)
+def test_every_text_comes_back(tokenizer: Tokenizer, texts: list[str]) -> None:
+    rows = tokenizer.encode(texts)
+    assert rows == [tokenizer.encode(text) for text in texts]
+    assert [tokenizer.decode(row) for row in rows] == texts
+
+
+@given(st.text(st.sampled_from("the catsmé 12\n\t '!и")))
+@settings(deadline=None)
+def test_encoding_equals_the_slow_twin(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.encode(text) == slow_encode(tokenizer, text)
+
+
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+def test_names_of_special_tokens_stay_text(tokenizer: Tokenizer, name: str) -> None:
+    text = f"a{name}b {name}"
+    ids = tokenizer.encode(text)
+    assert max(ids) < len(tokenizer.ranks)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode([tokenizer.encode_special(name)]) == name
+
+
+def test_prepend_and_append(tokenizer: Tokenizer) -> None:
+    bos, end = tokenizer.get_bos_token_id(), tokenizer.encode_special("<|user_end|>")
+    cat = tokenizer.encode("cat")
+    assert tokenizer.encode("cat", prepend=bos) == [bos, *cat]
+    assert tokenizer.encode("cat", prepend="<|bos|>", append="<|user_end|>") == [bos, *cat, end]
+    assert tokenizer.encode(["cat", ""], prepend=bos, append=end, num_threads=2) == [[bos, *cat, end], [bos, end]]
+    assert tokenizer.encode([]) == []
+    with pytest.raises(ValueError, match="'<bos>' is no special token"):
+        tokenizer.encode("cat", prepend="<bos>")
+
+
+def test_lone_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_bytes_that_are_no_text(tokenizer: Tokenizer) -> None:
+    e_acute = list("é".encode())
+    assert tokenizer.decode_bytes(e_acute[:1]) == b"\xc3"
+    assert tokenizer.decode(e_acute[:1]) == "\ufffd"
+    assert tokenizer.decode(e_acute) == "é"
+
+
+def test_token_bytes_counts_raw_bytes(tokenizer: Tokenizer) -> None:
+    lengths = tokenizer.token_bytes()
+    assert len(lengths) == tokenizer.get_vocab_size()
+    assert lengths[:256] == [1] * 256
+    assert lengths[-9:] == [0] * 9
+    text = "the cat's Привет"
+    assert sum(lengths[i] for i in tokenizer.encode(text)) == len(text.encode())
+
+
+# The file
+
+
+def test_the_file_is_what_the_description_says(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    content = (tmp_path / "tokenizer.json").read_bytes()
+    saved = json.loads(content)
+    assert list(saved) == ["format", "pattern", "ranks", "special_tokens"]
+    assert (saved["format"], saved["pattern"]) == (1, SPLIT_PATTERN)
+    assert {base64.b64decode(token): rank for token, rank in saved["ranks"].items()} == tokenizer.ranks
+    assert saved["special_tokens"] == {name: 291 + i for i, name in enumerate(SPECIAL_TOKENS)}
+    assert tokenizer.hash() == hashlib.sha256(content).hexdigest()
+
+
+def test_a_missing_file_says_what_to_do(base_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"no tokenizer at .*: train one with `python -m scripts.tok_train`"):
+        get_tokenizer()
+    assert list(base_dir.iterdir()) == []
+
+
+def drop(key: str) -> Any:
+    return lambda saved: saved.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop("format"), "format None"),
+        (lambda saved: saved.update(format=2), "format 2, but this program reads format 1"),
+        (drop("ranks"), "'ranks' is missing"),
+        (drop("special_tokens"), "'special_tokens' is missing"),
+        (lambda saved: saved.update(ranks=[1]), "is damaged"),
+        (lambda saved: saved["ranks"].pop("AA=="), "is damaged: the ids must count up"),
+        (lambda saved: saved["ranks"].update({"!!": 5}), "is damaged"),
+        (lambda saved: saved["special_tokens"].pop("<|bos|>"), "is damaged: the ids must count up"),
+        (lambda saved: saved["special_tokens"].update({"<|bos|>": 0}), "is damaged: the ids must count up"),
+        (lambda saved: saved["ranks"].update({"/////w==": saved["ranks"].pop("AA==")}), "0x00"),
+        (lambda saved: saved.update(pattern="(unclosed"), "no regular expression"),
+    ],
+)
+def test_a_damaged_file_is_refused(tokenizer: Tokenizer, tmp_path: Path, damage: Any, message: str) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    damage(saved)
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    with pytest.raises(UserError, match=regex.escape(message)) as caught:
+        Tokenizer.load(tmp_path)
+    assert "tokenizer.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
+def test_a_torn_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+# Conversations
+
+
+def conversation(*messages: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in messages]}
+
+
+TOOL_ANSWER = [
+    {"type": "text", "text": "s"},
+    {"type": "python", "text": "2*3"},
+    {"type": "python_output", "text": "6"},
+    {"type": "text", "text": "!"},
+]
+
+
+def test_every_token_and_its_mask() -> None:
+    tokenizer = Tokenizer(  # bytes only: every token has a name that can be read
+        SPLIT_PATTERN,
+        {bytes([byte]): byte for byte in range(256)},
+        {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)},
+    )
+    asked = conversation(
+        ("system", "S"), ("user", "a"), ("assistant", TOOL_ANSWER), ("user", "<|bos|>"), ("assistant", "ok")
+    )
+    ids, mask = tokenizer.render_conversation(asked)
+    named = list(zip(map(tokenizer.decode, [[i] for i in ids]), mask, strict=True))
+    assert named == [
+        *[("<|bos|>", 0)],
+        *[("<|user_start|>", 0), ("S", 0), ("\n", 0), ("\n", 0), ("a", 0), ("<|user_end|>", 0)],
+        *[("<|assistant_start|>", 0), ("s", 1)],
+        *[("<|python_start|>", 1), ("2", 1), ("*", 1), ("3", 1), ("<|python_end|>", 1)],
+        *[("<|output_start|>", 0), ("6", 0), ("<|output_end|>", 0)],
+        *[("!", 1), ("<|assistant_end|>", 1)],
+        *[("<|user_start|>", 0), *[(character, 0) for character in "<|bos|>"], ("<|user_end|>", 0)],
+        *[("<|assistant_start|>", 0), ("o", 1), ("k", 1), ("<|assistant_end|>", 1)],
+    ]
+    assert ids.count(tokenizer.get_bos_token_id()) == 1
+
+
+def test_cut_at_a_turn_boundary(tokenizer: Tokenizer) -> None:
+    turns = [("user", "the cat"), ("assistant", "the mat"), ("user", "she"), ("assistant", "sees seas")]
+    whole_ids, whole_mask = tokenizer.render_conversation(conversation(*turns))
+    first_ids, first_mask = tokenizer.render_conversation(conversation(*turns[:2]))
+    assert whole_ids[: len(first_ids)] == first_ids
+    for limit in range(len(whole_ids) + 3):
+        ids, mask = tokenizer.render_conversation(conversation(*turns), limit)
+        if limit >= len(whole_ids):
+            assert (ids, mask) == (whole_ids, whole_mask)
+        elif limit >= len(first_ids):
+            assert (ids, mask) == (first_ids, first_mask)
+        elif any(first_mask[:limit]):
+            assert (ids, mask) == (first_ids[:limit], first_mask[:limit])
+        else:
+            assert (ids, mask) == ([], [])
+
+
+def test_nothing_to_learn_gives_nothing(tokenizer: Tokenizer) -> None:
+    assert tokenizer.render_conversation(conversation(("user", "the cat"))) == ([], [])
+    asked = conversation(("user", "a"), ("assistant", "b"), ("user", "c"))
+    assert tokenizer.render_conversation(asked) == tokenizer.render_conversation({"messages": asked["messages"][:2]})
+
+
+def test_render_for_completion(tokenizer: Tokenizer) -> None:
+    asked = conversation(("system", "S"), ("user", "the cat"), ("assistant", "sat"), ("user", "the mat"))
+    answered = {"messages": [*asked["messages"], {"role": "assistant", "content": TOOL_ANSWER}]}
+    expected = "<|bos|><|user_start|>S\n\nthe cat<|user_end|><|assistant_start|>sat<|assistant_end|>"
+    expected += "<|user_start|>the mat<|user_end|><|assistant_start|>"
+    for given_conversation in (asked, answered):
+        ids = tokenizer.render_for_completion(given_conversation)
+        assert tokenizer.decode(ids) == expected
+        assert ids[-1] == tokenizer.encode_special("<|assistant_start|>")
+    assert tokenizer.render_conversation(answered)[0][: len(ids)] == ids
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({}, "a conversation must be"),
+        ([], "a conversation must be"),
+        ({"messages": []}, "at least one message"),
+        ({"messages": ["hi"]}, "message 1: must have a role and a content"),
+        ({"messages": [{"role": "user"}]}, "message 1: must have a role and a content"),
+        (conversation(("assistant", "a")), "message 1: role 'assistant' where 'user' is due"),
+        (conversation(("user", "a"), ("user", "b")), "message 2: role 'user' where 'assistant' is due"),
+        (conversation(("system", "s"), ("assistant", "a")), "message 2: role 'assistant' where 'user' is due"),
+        (conversation(("user", "a"), ("system", "s")), "message 2: role 'system' where 'assistant' is due"),
+        (conversation(("system", "s")), "message 1: a system message must be followed by a user message"),
+        (conversation(("system", 1), ("user", "a")), "message 1: a system message must be text, not int"),
+        (conversation(("user", [])), "message 1: a user's content must be text, not list"),
+        (conversation(("user", "a"), ("assistant", None)), "message 2: an assistant's content must be text or a list"),
+        (conversation(("user", "a"), ("assistant", [{"type": "image", "text": ""}])), "message 2: a part must be"),
+        (conversation(("user", "a"), ("assistant", [{"type": "text"}])), "message 2: a part must be"),
+    ],
+)
+def test_what_is_no_conversation_is_named(tokenizer: Tokenizer, bad: Any, message: str) -> None:
+    for render in (tokenizer.render_conversation, tokenizer.render_for_completion):
+        with pytest.raises(UserError, match=regex.escape(message)):
+            render(bad)
+
+
+def test_visualize(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("a"), tokenizer.get_bos_token_id()]
+    assert tokenizer.visualize_tokenization(ids, [1, 0]) == "\033[32ma\033[0m|\033[31m<|bos|>\033[0m"
+
+
+def test_unknown_special_token(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="no special token"):
+        tokenizer.encode_special("<|nothing|>")
+
+
+def test_the_base_class_cannot_train() -> None:
+    with pytest.raises(NotImplementedError):
+        module.Tokenizer.train_from_iterator(TEXTS, 300)
