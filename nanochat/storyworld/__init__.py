@@ -1,0 +1,5 @@
+"""The embedded data: a small, consistent English world, a writer of endless distinct stories about it, and a checker."""
+
+from nanochat.storyworld.write import stories
+
+__all__ = ["stories"]

@@ -1,0 +1,238 @@
+"""The words of the embedded data: how verbs inflect, which nouns take which adjectives, which words may replace which."""
+
+from dataclasses import dataclass
+
+FORMS = ("past", "pastp", "base", "s", "p", "ger", "part")  # p: plural, part: past participle
+
+# base, past, participle
+_IRREGULAR = """
+be was been|have had had|do did done|go went gone|come came come|see saw seen|take took taken|give gave given|get got got
+find found found|lose lost lost|say said said|tell told told|know knew known|think thought thought|feel felt felt
+run ran run|swim swam swum|sing sang sung|sit sat sat|stand stood stood|fall fell fallen|fly flew flown|eat ate eaten
+drink drank drunk|make made made|bring brought brought|buy bought bought|catch caught caught|teach taught taught
+build built built|hide hid hidden|hear heard heard|hold held held|keep kept kept|leave left left|meet met met|put put put
+read read read|ride rode ridden|rise rose risen|shake shook shaken|shine shone shone|sleep slept slept|speak spoke spoken
+sweep swept swept|throw threw thrown|wake woke woken|wear wore worn|win won won|write wrote written|blow blew blown
+begin began begun|break broke broken|choose chose chosen|dig dug dug|draw drew drawn|forget forgot forgotten|grow grew grown
+cut cut cut|let let let|light lit lit|set set set|sell sold sold|send sent sent|steal stole stolen|stick stuck stuck
+swing swung swung|bite bit bitten|spend spent spent|hang hung hung|lead led led|pay paid paid|lie lay lain|bend bent bent
+feed fed fed|fight fought fought|freeze froze frozen|shut shut shut|creep crept crept|slide slid slid|spread spread spread
+understand understood understood|weave wove woven|sew sewed sewn|show showed shown|become became become
+ring rang rung|lay laid laid|tie tied tied|lend lent lent|hurt hurt hurt|spin spun spun|leap leaped leaped|sink sank sunk
+tear tore torn|forgive forgave forgiven|learn learned learned|drive drove driven|grind ground ground
+"""
+_DOUBLED = set("stop clap drop grab hop hug knock nod pat plan rip rub skip slip step tap trip wag wrap chop beg hum stir chat "
+               "drip nap pop row trot plod jog snap zip spot dip mop scrub swap".split()) - {"knock", "row"}
+_IRREGULAR_FORMS = {row.split()[0]: row.split() for row in _IRREGULAR.replace("\n", "|").strip("|").split("|")}
+_BE = {"past": "was", "pastp": "were", "base": "be", "s": "is", "p": "are", "ger": "being", "part": "been"}
+_MODALS = {"can": "could", "may": "might", "must": "must"}
+
+
+def inflect(lemma: str, form: str) -> str:
+    """The form (one of FORMS) of a verb given by its base.
+
+    >>> inflect("carry", "past"), inflect("go", "part"), inflect("hop", "ger"), inflect("be", "pastp")
+    ('carried', 'gone', 'hopping', 'were')
+    """
+    if lemma in _MODALS:
+        return _MODALS[lemma] if form == "past" else lemma
+    if lemma in ("be", "bepl"):  # bepl: "be" after a plural noun that the pattern spells out
+        return _BE[{"past": "pastp", "s": "p"}.get(form, form) if lemma == "bepl" else form]
+    soft_y = lemma.endswith("y") and lemma[-2] not in "aeou"
+    if form in ("base", "p"):
+        return lemma
+    if form == "s":
+        if lemma == "have":
+            return "has"
+        if soft_y:
+            return lemma[:-1] + "ies"
+        return lemma + ("es" if lemma.endswith(("s", "sh", "ch", "x", "z", "o")) else "s")
+    if form == "ger":
+        if lemma in ("lie", "tie"):
+            return lemma[0] + "ying"
+        if lemma.endswith("e") and not lemma.endswith(("ee", "oe", "ye")):
+            return lemma[:-1] + "ing"
+        doubled = lemma in _DOUBLED or lemma in _DOUBLE_IN_GERUND
+        return lemma + (lemma[-1] if doubled else "") + "ing"
+    if lemma in _IRREGULAR_FORMS:
+        return _IRREGULAR_FORMS[lemma][2 if form == "part" else 1]
+    if soft_y:
+        return lemma[:-1] + "ied"
+    if lemma.endswith("e"):
+        return lemma + "d"
+    return lemma + (lemma[-1] if lemma in _DOUBLED else "") + "ed"
+
+
+_DOUBLE_IN_GERUND = set("run swim sit get put cut let set win dig begin forget shut spin".split())
+
+# Verbs that not everyone can do: the first verb of a phrase limits who may be its subject. All others are open to
+# everyone who can walk, that is, to all but the fish.
+VERB_SUBJECTS = {
+    "flap": "bird", "perch": "bird", "soar": "bird", "gallop": "horse donkey", "swim": "swimmer", "dive": "swimmer",
+    "float": "swimmer", "wag": "dog fox cow horse donkey", "purr": "cat", "paddle": "swimmer",
+}
+SUBJECT_GROUPS = {
+    "bird": "owl duck crow robin swan",
+    "swimmer": "otter duck frog fish swan turtle dog bear girl boy doctor sailor",
+}
+
+# noun: classes | adjectives.  A noun with "mass" takes "some", others "a".
+_NOUNS = """
+apple: fruit food carry|ripe shiny sweet
+pear: fruit food carry|ripe juicy sweet
+banana: fruit food carry|ripe yellow
+melon: fruit food carry|big juicy round
+apricot: fruit food carry|ripe sweet small
+bun: baked food carry|warm soft fresh
+cookie: baked food carry|crunchy sweet big
+tart: baked food carry|warm sweet little
+loaf: baked food carry|fresh crusty warm
+waffle: baked food|crispy warm sweet
+sandwich: food carry|big fresh tasty
+omelet: meal food|hot fluffy
+soup: meal food mass|hot thick tasty
+porridge: meal food mass|warm thick creamy
+stew: meal food mass|hot spicy tasty
+rice: meal food mass|hot plain
+pudding: meal food mass|sweet creamy cold
+tea: drink mass|hot sweet
+cocoa: drink mass|hot sweet
+juice: drink mass|cold fresh
+lemonade: drink mass|cold sour fresh
+water: drink mass|cold clean fresh
+cucumber: plant food carry|green fresh long
+beet: plant food carry|round heavy
+bean: plant food|green long
+tomato: plant food carry|ripe round juicy
+tulip: flower carry|tall bright pretty
+poppy: flower carry|red pretty wild
+sunflower: flower carry|tall bright huge
+buttercup: flower carry|tiny bright wild
+daffodil: flower carry|bright pretty fresh
+beech: tree|tall old
+elm: tree|old huge
+fir: tree|tall dark
+poplar: tree|thin tall
+maple: tree|broad old
+coin: find carry|shiny old round
+ring: find carry|golden shiny thin
+bottle: find carry|green old empty
+shell: find carry|pretty white smooth
+pebble: find carry|smooth round shiny
+bracelet: find gift carry|thin pretty silver
+medal: find gift carry|shiny old golden
+puzzle: gift carry|tricky new wooden
+candle: gift carry|tall white thin
+mug: gift carry|big pretty new
+sweater: gift clothes carry|warm thick new
+jacket: clothes carry|warm long new
+cap: gift clothes carry|woolen warm new
+apron: gift clothes carry|clean long pretty
+vase: breakable gift carry|tall pretty thin
+plate: breakable carry|round white clean
+window: breakable|big round little
+jug: breakable carry|heavy old pretty
+teapot: breakable carry|old pretty round
+box: container carry|wooden little heavy
+jar: container carry|tall clean empty
+crate: container carry|wooden heavy big
+chest: container|old heavy wooden
+beetle: insect|shiny tiny slow
+butterfly: insect|pretty bright tiny
+ladybug: insect|tiny red round
+dragonfly: insect|quick shiny bright
+snail: insect|slow tiny wet
+grasshopper: insect|green quick tiny
+log: hurdle|wet heavy long
+rock: hurdle|big heavy smooth
+branch: hurdle|thin broken long
+fence: hurdle|low wooden old
+table: furniture|wooden round strong
+chair: furniture|wooden strong new
+bench: furniture|long wooden strong
+stool: furniture|low round strong
+shelf: furniture|wooden new long
+letter: paper carry|long short kind
+postcard: paper carry|pretty short
+poem: paper|short funny pretty
+picture: paper|pretty big funny
+invitation: paper|kind short pretty
+"""
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A kind of thing of which there are many: "a ripe apple", "some hot soup"."""
+
+    word: str
+    classes: frozenset[str]
+    adjectives: tuple[str, ...]
+
+    @property
+    def article(self) -> str:
+        """What stands before it when it is first mentioned."""
+        return "some" if "mass" in self.classes else "a"
+
+
+NOUNS: dict[str, Noun] = {}
+for _line in _NOUNS.strip().splitlines():
+    _word, _rest = _line.split(": ")
+    _classes, _adjectives = _rest.split("|")
+    NOUNS[_word] = Noun(_word, frozenset(_classes.split()), tuple(_adjectives.split()))
+
+# Words and phrases that can stand for one another; "_" is nothing. Repeating an alternative makes it likelier.
+_CHOICES = """
+very: _ | _ | very | so | quite | rather
+happy: happy | glad | pleased | delighted | cheerful | full of joy
+sad: sad | unhappy | upset | miserable | close to tears | heartbroken
+tired: tired | sleepy | worn out | exhausted | weary
+angry: angry | cross | annoyed | furious
+afraid: afraid | scared | frightened | terrified | nervous
+surprised: surprised | amazed | astonished | puzzled
+hungry: hungry | starving
+proud: proud | very proud | rather proud
+nice: nice | lovely | wonderful | fine | pleasant | beautiful
+great: great | splendid | excellent | clever | good
+big: big | huge | large | enormous
+small: small | little | tiny
+kindly: _ | kindly | gently | warmly | with a smile
+softly: _ | _ | softly | quietly | in a low voice | shyly
+slowly: _ | _ | slowly | quickly | quietly | happily | carefully | eagerly
+care: _ | _ | carefully | gently | patiently | with great care
+hard: hard | with all strength | as well as possible
+long: for a long time | for a while | for many minutes | for an hour | all afternoon
+everywhere: everywhere | high and low | in every corner | all around | here and there
+next: then | then | soon | after that , | a little later , | a moment later , | next , | before long , | not long after ,
+meanwhile: meanwhile , | at the same time , | just then , | at that very moment ,
+sudden: suddenly , | all at once , | all of a sudden , | without warning , | just then ,
+last: at last , | in the end , | finally , | at long last ,
+luckily: luckily , | by good luck , | to everyone's surprise ,
+sadly: sadly , | unluckily , | alas ,
+said: said | said | answered | replied | explained | called | whispered | laughed
+asked: asked | asked | wondered
+cried: cried | shouted | called | exclaimed
+yes: yes | of course | certainly | with pleasure | gladly | sure
+no: no | not at all | certainly not | i am afraid not
+thanks: thank you | thank you so much | many thanks | thanks a lot | how can i ever thank you
+hello: hello | good day | good morning | hello there | hi
+please: please | please , please
+oh: oh | oh dear | goodness | dear me | oh no
+wow: wow | hooray | wonderful | look | how splendid
+home: home | back home | straight home
+together: together | side by side | with one another
+village: village | little village | quiet village | small town
+path: path | narrow path | dusty road | winding lane | trail
+friend: friend | good friend | dear friend | true friend
+evening: in the evening | at sunset | when the sun went down | when it grew dark | at dusk | after supper
+home2: home | school | work | breakfast | supper
+dawn: in the morning | at dawn | after breakfast | when the sun came up | at sunrise | early in the day
+noon: at noon | after lunch | around midday | in the afternoon | when the clock struck twelve
+night: at night | at midnight | under the moon | long after bedtime | when all the stars were out
+day: day | morning | afternoon
+mild: mild | fine | warm | clear | calm
+ever: ever after | from that day on | from then on | ever since
+"""
+CHOICES: dict[str, tuple[str, ...]] = {}
+for _line in _CHOICES.strip().splitlines():
+    _word, _rest = _line.split(": ")
+    CHOICES[_word] = tuple("" if alt.strip() == "_" else alt.strip() for alt in _rest.split(" | "))

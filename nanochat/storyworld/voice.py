@@ -1,0 +1,326 @@
+"""Puts grammar items into words: names and pronouns, articles, inflected clauses, speech. One `Voice` tells one document."""
+
+import re
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from nanochat.storyworld.grammar import CHOICE_ITEMS, SORTS, Item, Phrase, compile_pattern, members
+from nanochat.storyworld.lexicon import CHOICES, NOUNS
+from nanochat.storyworld.relations import RELATIONS
+from nanochat.storyworld.sentences import JOINS, SPEECH, WRAPS
+from nanochat.storyworld.world import CHARACTERS, PLACES, THINGS
+
+T = TypeVar("T")
+HE = {"m": "he", "f": "she"}
+HIM = {"m": "him", "f": "her"}
+HIS = {"m": "his", "f": "her"}
+SAYING = {mark: CHOICES[name] for mark, name in ((".", "said"), ("?", "asked"), ("!", "cried"))}
+NOTHING = Phrase("*be", {}, 0)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A clause whose roles are filled in: its subjects by name and one phrase."""
+
+    agents: tuple[str, ...]
+    phrase: Phrase
+
+
+@dataclass(frozen=True)
+class Said:
+    """One sentence of a speech, to be worded with `roles` of the plot; `mark` closes it."""
+
+    items: tuple[Item, ...]
+    mark: str
+    agents: tuple[str, ...] = ()
+    clause: Told | None = None
+
+
+def _by_kind(table: str) -> dict[str, tuple[tuple[bool, tuple[Item, ...]], ...]]:
+    kinds: dict[str, list[tuple[bool, tuple[Item, ...]]]] = {}
+    for line in table.strip().splitlines():
+        kind, _, pattern = line.partition(": ")
+        kinds.setdefault(kind, []).append((pattern.startswith("+ "), compile_pattern(pattern.removeprefix("+ "), {})))
+    return {kind: tuple(patterns) for kind, patterns in kinds.items()}
+
+
+JOIN_PATTERNS = _by_kind(JOINS)
+SPEECH_PATTERNS = _by_kind(SPEECH)
+WRAP_PATTERNS = _by_kind(WRAPS)
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
+
+
+class Voice:
+    """Collects the words of a document; knows who was mentioned lately, so that pronouns are clear."""
+
+    def __init__(self, rng: Random, roles: dict[str, str], types: dict[str, str]) -> None:
+        self.random = rng.random
+        self.roles = roles
+        self.types = types
+        self.words: list[str] = []
+        self.cap = True
+        self.known: set[str] = set()  # who and what has been mentioned in the document
+        self.recent: set[str] = set()  # in this sentence and the one before
+        self.current: set[str] = set()  # in this sentence
+        self.pair: tuple[str, ...] = ()  # the last plural subject
+        self.speaker = self.hearer = ""
+        self.inside = False  # inside quotation marks
+
+    def choose(self, options: "tuple[T, ...] | list[T]") -> T:
+        """One of the options, each as likely."""
+        return options[int(self.random() * len(options))]
+
+    # --- words
+
+    def say(self, word: str) -> None:
+        """Append a word or mark; the first word of a sentence gets its capital here."""
+        if self.cap and word[0].isalpha():
+            word = word[0].upper() + word[1:]
+            self.cap = False
+        elif word == "“":
+            self.cap = True
+        self.words.append(word)
+
+    def begin(self) -> None:
+        """Start a sentence."""
+        self.cap = True
+        self.recent, self.current = self.current, set()
+
+    def paragraph(self) -> None:
+        """Start a paragraph: nobody is "he" or "she" until named again."""
+        if self.words:
+            self.words.append("\n")
+        self.recent, self.current, self.pair = set(), set(), ()
+
+    def text(self) -> str:
+        """The document so far."""
+        text = " ".join(self.words).replace(" \n ", "\n\n").replace("“ ", '"').replace(" ”", '"')
+        for mark in ",.!?:":
+            text = text.replace(" " + mark, mark)
+        return _ARTICLE.sub(r"\1n ", text)
+
+    # --- noun phrases
+
+    def mention(self, name: str) -> None:
+        """Remember that a character, thing or noun has just been named."""
+        self.known.add(name)
+        self.current.add(name)
+
+    def _clear(self, name: str) -> bool:
+        """Whether "he" or "she" can only mean this character."""
+        near = self.recent | self.current
+        sex = CHARACTERS[name].sex
+        return name in near and all(CHARACTERS[n].sex != sex for n in near if n != name and n in CHARACTERS)
+
+    def character(self, name: str, case: str = "he") -> None:
+        """Name a character: `case` is he, him or his."""
+        if self.inside and name in (self.speaker, self.hearer):
+            first = name == self.speaker
+            return self.say({"he": "I" if first else "you", "him": "me" if first else "you"}.get(case, "my" if first else "your"))
+        sex = CHARACTERS[name].sex
+        if self._clear(name) and self.random() < (0.75 if case == "he" else 0.6):
+            self.mention(name)
+            return self.say({"he": HE, "him": HIM, "his": HIS}[case][sex])
+        kind = CHARACTERS[name].kind
+        by_name = kind in ("girl", "boy") or case == "his"
+        pick = self.random()
+        if not by_name and name in self.known and pick < 0.35:
+            self.say("the")
+            self.say(kind)
+        else:
+            self.say(name)
+            if not by_name and pick > (0.9 if name in self.known else 0.4):
+                self.say("the")
+                self.say(kind)
+        if case == "his":
+            self.words[-1] += "'s"
+        self.mention(name)
+        return None
+
+    def subject(self, names: tuple[str, ...], described: bool = True) -> None:
+        """The subject of a clause, at times with a relative clause that says something true."""
+        if len(names) == 1:
+            before = len(self.words)
+            self.character(names[0])
+            if described and not self.inside and self.words[before].lower() not in ("he", "she") and self.random() < 0.1:
+                self.say(",")
+                self.say("who")
+                relation = RELATIONS[self.choose(("home", "trait", "food", "hobby", "fear", "look", "thing", "friend"))]
+                self.fact(relation.name, names[0], self.choose(relation.tails["past"]))
+                self.say(",")
+            return
+        if self.pair == names and self.random() < 0.7:
+            self.say("they")
+        elif self.known.issuperset(names) and self.random() < 0.25:
+            for word in self.choose((("the", "two", "friends"), ("the", "two", "of", "them"), ("both", "of", "them"))):
+                self.say(word)
+        else:
+            self.character(names[0])
+            self.say("and")
+            self.character(names[1], "him")
+        self.current.update(names)
+        self.pair = names
+
+    def pronoun(self, names: tuple[str, ...]) -> None:
+        """A pronoun for the subject named just before."""
+        self.current.update(names)
+        self.say(HE[CHARACTERS[names[0]].sex] if len(names) == 1 else "they")
+
+    def thing(self, noun: str, agents: tuple[str, ...]) -> None:
+        """A thing that has an owner and a color."""
+        owner = THINGS[noun].owner
+        near = self.recent | self.current
+        others = [n for n in near if n in THINGS or n in NOUNS]
+        if others == [noun] and self.random() < 0.5:
+            self.current.add(noun)
+            return self.say("it")
+        new = noun not in self.known
+        pick = self.random()
+        if self.inside and owner in (self.speaker, self.hearer):
+            self.say("my" if owner == self.speaker else "your")
+        elif agents == (owner,):
+            self.say(HIS[CHARACTERS[owner].sex])
+        elif new or pick < 0.4:
+            self.say(owner + "'s")
+            self.current.add(owner)
+        else:
+            self.say("the")
+        if self.random() < (0.7 if new else 0.25):
+            self.say(THINGS[noun].color)
+        self.mention(noun)
+        return self.say(noun)
+
+    def noun(self, word: str, mode: str) -> None:
+        """One of many: "a ripe apple" at first, then "the apple"."""
+        definite = mode == "the" or word in self.known
+        self.say("the" if definite else NOUNS[word].article)
+        if not definite and self.random() < 0.6:
+            self.say(self.choose(NOUNS[word].adjectives))
+        self.mention(word)
+        self.say(word)
+
+    def place(self, name: str, mode: str) -> None:
+        """A place, with its preposition if `mode` is "at"."""
+        if mode == "at":
+            self.say(PLACES[name].at)
+        self.say("the")
+        self.say(name)
+
+    # --- patterns
+
+    def emit(self, items: tuple[Item, ...], agents: tuple[str, ...] = (), clauses: tuple[Told, ...] = ()) -> None:
+        """Word a pattern; `agents` are the subjects of the phrase it is, `clauses` the ones its parts mean."""
+        for item in items:
+            tag = item[0]
+            if tag == "w":
+                self.say(item[1])
+                if item[1] in ".!" and not self.inside:
+                    self.begin()
+            elif tag == "cat":
+                self.emit(self.choose(CHOICE_ITEMS[item[1]]))
+            elif tag == "slot":
+                self.slot(item, agents)
+            elif tag == "n":
+                self.subject(clauses[item[1] - 1].agents)
+            elif tag == "h":
+                self.pronoun(clauses[item[1] - 1].agents)
+            elif tag == "v":
+                self.verb(clauses[item[1] - 1], item[2])
+            elif tag == "c":
+                self.clause(clauses[item[1] - 1], item[2])
+
+    def verb(self, told: Told, form: str) -> None:
+        """The verb phrase of a clause in one of its forms."""
+        plural = len(told.agents) > 1 or (self.inside and told.agents != (self.speaker,))
+        self.emit(told.phrase.forms["pastp" if form == "past" and plural else form], told.agents)
+
+    def clause(self, told: Told, form: str) -> None:
+        """A whole clause in the past, or with form "perf" in the past perfect."""
+        if told.agents:
+            self.subject(told.agents)
+        self.verb(told, form)
+
+    def slot(self, item: Item, agents: tuple[str, ...]) -> None:
+        """Word a slot."""
+        _, role, kind, mode = item
+        if mode.startswith("own"):
+            return self.own(agents, mode)
+        if kind.startswith("value:"):
+            return self.value(self.roles[role])
+        if mode == "he":
+            return self.pronoun((self.roles[role],))
+        value = self.roles.get(role) or self.fill(role, kind)
+        sort = SORTS.get(kind, "word")
+        if sort == "char":
+            return self.character(value, {"sub": "he", "his": "his"}.get(mode, "him"))
+        if sort == "thing":
+            return self.say(THINGS[value].color) if mode == "color" else self.thing(value, agents)
+        if sort == "place":
+            return self.place(value, mode)
+        return self.noun(value, mode) if sort == "noun" else self.say(value)
+
+    def fill(self, role: str, kind: str) -> str:
+        """Choose a value for a role that the plan left open."""
+        self.roles[role] = self.choose(members(kind))
+        return self.roles[role]
+
+    def own(self, agents: tuple[str, ...], mode: str) -> None:
+        """The subject's own: "his", "their", in speech "my", "our"; with mode "own_him" "him", "them", "me"."""
+        words = HIM if mode == "own_him" else HIS
+        if self.inside and self.speaker in agents:
+            self.say(("us" if len(agents) > 1 else "me") if words is HIM else "our" if len(agents) > 1 else "my")
+        elif self.inside and self.hearer in agents:
+            self.say("you" if words is HIM else "your")
+        elif len(agents) > 1:
+            self.say("them" if words is HIM else "their")
+        else:
+            self.say(words[CHARACTERS[agents[0]].sex])
+
+    def value(self, phrase: str) -> None:
+        """The value of a fact; it may name a character."""
+        if phrase in CHARACTERS:
+            self.mention(phrase)
+        self.say(phrase)
+
+    def fact(self, relation: str, subject: str, pattern: tuple[Item, ...]) -> None:
+        """State or ask about the `relation` of `subject` in the words of one of its patterns."""
+        kept = self.roles.get("A"), self.roles.get("v")
+        self.roles["A"], self.roles["v"] = subject, RELATIONS[relation].values[subject]
+        self.emit(pattern, (subject,))
+        self.roles["A"], self.roles["v"] = kept[0] or "", kept[1] or ""
+
+    def told(self, clauses: tuple[Told, ...], join: str) -> None:
+        """One or two clauses, joined in one of the ways of `join`, as one or two sentences."""
+        self.begin()
+        while True:
+            on_purpose, pattern = self.choose(JOIN_PATTERNS[join])
+            if not on_purpose or (clauses[0].phrase.on_purpose and clauses[0].agents):
+                return self.emit(pattern, (), clauses)
+
+    def speak(self, speaker: str, hearer: str, said: list[Said]) -> None:
+        """What one character says to another, wrapped into a sentence or two."""
+        self.begin()
+        _, pattern = self.choose(WRAP_PATTERNS["2" if len(said) > 1 and self.random() < 0.6 else "1"])
+        parts = {1: said, 2: []} if ("q", 2) not in pattern else {1: said[:1], 2: said[1:]}
+        teller = Told((speaker,), NOTHING)
+        for place, item in enumerate(pattern):
+            if item[0] == "q":
+                last = place + 2 >= len(pattern) or pattern[place + 2] == ("w", ".") or item[1] == 2
+                self.quote(speaker, hearer, parts[item[1]], last)
+            elif item[0] == "s":
+                mark = said[0 if parts[2] else -1].mark
+                self.say(self.choose(SAYING[mark]))
+            elif item[0] == "m":
+                self.character(hearer, "him")
+            else:
+                self.emit((item,), (), (teller,))
+
+    def quote(self, speaker: str, hearer: str, said: list[Said], last: bool) -> None:
+        """The words between quotation marks; the closing full stop is a comma unless it is the `last` of the sentence."""
+        self.speaker, self.hearer, self.inside = speaker, hearer, True
+        for sentence in said:
+            self.cap = True
+            self.emit(sentence.items, sentence.agents, (sentence.clause,) if sentence.clause else ())
+            self.say("," if sentence is said[-1] and sentence.mark == "." and not last else sentence.mark)
+        self.inside = self.cap = False
