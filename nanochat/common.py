@@ -1,20 +1,14 @@
-"""What every file may need: the run's place and processes, where files live, how to speak, how to write safely.
+"""What every file may need: where files live, how to speak, how to write safely.
 
-Knows nothing of the rest of nanochat, and imports torch only where it is used, so that the data tools start at once.
+Knows nothing of the rest of nanochat and nothing of torch, so that the data tools start at once.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
 class UserError(ValueError):

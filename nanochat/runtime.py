@@ -1,0 +1,141 @@
+"""Where a run takes place: its processes, its device, its dtype and its seed. One value, made once, by the script."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.common import UserError, print0
+from nanochat.cpu import keep_freed_memory, prepare_bf16
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run. Outside torchrun there is one process, and every collective below costs nothing."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    compute_dtype: torch.dtype
+    seed: int
+
+    @classmethod
+    def start(cls, seed: int = 42, device: str = "auto") -> Runtime:
+        """Join the other processes (under torchrun), choose device and dtype, seed everything.
+
+        `device`: auto, cpu, cuda or mps. The dtype of matrix products is bf16 where that is faster, else float32;
+        `$NANOCHAT_DTYPE` (float32 or bfloat16) overrules. Raises `UserError` for a device that is not here.
+        """
+        rank, local_rank, world_size = (int(os.environ.get(name, d)) for name, d in ENVIRONMENT)
+        chosen = find_device(device, local_rank)
+        if chosen.type == "cpu":
+            set_up_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        elif chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+            torch.set_float32_matmul_precision("high")
+        if world_size > 1 and not dist.is_initialized():
+            is_cuda = chosen.type == "cuda"
+            dist.init_process_group("nccl" if is_cuda else "gloo", device_id=chosen if is_cuda else None)
+        runtime = cls(rank, local_rank, world_size, chosen, torch.float32, seed)
+        torch.manual_seed(seed)
+        return replace(runtime, compute_dtype=choose_dtype(runtime))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def with_dtype(self, name: str) -> Runtime:
+        """The same runtime, computing in the dtype of this name, as a checkpoint remembers it."""
+        if name != self.dtype_name:
+            print0(f"Computing in {name}, as the checkpoint did (this machine by itself would take {self.dtype_name}).")
+            if name == "bfloat16" and self.device.type == "cpu":
+                prepare_bf16()
+        return replace(self, compute_dtype=DTYPES[name])
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32` or `bfloat16`."""
+        return str(self.compute_dtype).removeprefix("torch.")
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add a tensor up over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: all get the same answer."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def finish(self) -> None:
+        """Leave the group of processes."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+ENVIRONMENT = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # set by torchrun
+
+
+def find_device(name: str, local_rank: int) -> torch.device:
+    """auto -> CUDA, else MPS, else the CPU; anything else as asked for, if it is here."""
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if found[kind])
+    if name not in found:
+        raise UserError(f"device {name!r} is not known: choose auto, cpu, cuda or mps")
+    if not found[name]:
+        raise UserError(
+            f"device {name!r} is not on this machine: choose one of auto, {', '.join(k for k in found if found[k])}"
+        )
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def set_up_cpu(local_world_size: int) -> None:
+    """Reproducible and quick: deterministic algorithms, the cores shared out among processes, pages kept."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
+    if local_world_size > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
+    keep_freed_memory()
+
+
+def choose_dtype(runtime: Runtime) -> torch.dtype:
+    """The dtype of matrix products: `$NANOCHAT_DTYPE`, else bf16 where it is the faster one. Equal on all ranks."""
+    asked = os.environ.get("NANOCHAT_DTYPE", "auto")
+    if asked not in ("auto", *DTYPES):
+        raise UserError(f"NANOCHAT_DTYPE is {asked!r}: choose auto, float32 or bfloat16")
+    if runtime.device.type == "cuda":
+        automatic = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    elif runtime.device.type == "cpu" and asked != "float32":
+        speedup = prepare_bf16() if runtime.is_main else None
+        runtime.barrier()  # the main process has measured: the others read its answer
+        speedup = runtime.from_main(speedup if runtime.is_main else prepare_bf16())
+        automatic = torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
+    else:
+        automatic = torch.float32
+    return automatic if asked == "auto" else DTYPES[asked]
