@@ -1,6 +1,6 @@
 r"""Numbers and foreign text as Markdown that GitHub shows as meant: tables, fences and escapes that no text can break.
 
->>> number(0.98765), number(560_988_160), duration(3725)
+>>> number(0.98764), number(560_988_160), duration(3725)
 ('0.9876', '561M', '1h 02m')
 >>> print(table(["name", "value"], [["a|b", "1"]]))
 | name | value |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -52,9 +53,10 @@ def _panel(axes: Axes, members: Mapping[str, Mapping[str, Any]], xlabel: str, yl
     from matplotlib.ticker import FuncFormatter
 
     axes.set_facecolor(_SHEET)
-    for index, curve in enumerate(members.values()):
-        _line(axes, _finite(curve["x"]), _finite(curve["y"]), _COLOURS[index % len(_COLOURS)])
-    names = [_label(name) for name in members]
+    names = []
+    for index, (name, curve) in enumerate(members.items()):
+        averaged = _line(axes, _finite(curve["x"]), _finite(curve["y"]), _COLOURS[index % len(_COLOURS)])
+        names.append(_label(name) + (" (bold: running mean)" if averaged else ""))
     axes.set_title(names[0] if len(names) == 1 else "", color=_INK, fontsize=11, loc="left", parse_math=False)
     axes.set_xlabel(xlabel, color=_INK, parse_math=False)
     axes.set_ylabel(ylabel, color=_INK, parse_math=False)
@@ -70,12 +72,12 @@ def _panel(axes: Axes, members: Mapping[str, Mapping[str, Any]], xlabel: str, yl
         _legend(axes, names)
 
 
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
-    """A curve; with many points, the noise faint and the running mean over it."""
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> bool:
+    """A curve; where many points are noisy, faintly, with their running mean over it. True if there is such a mean."""
     drawn = [i for i, (a, b) in enumerate(zip(x, y, strict=True)) if math.isfinite(a) and math.isfinite(b)]
     if not drawn:
         axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center", color=_INK)
-        return
+        return False
     values = [y[i] for i in drawn]
     noisy = len(drawn) >= _MANY and _turns(values) > len(drawn) / 4  # a schedule has corners, and keeps them
     marker = "o" if len(drawn) <= 25 else ""
@@ -84,6 +86,7 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> No
     if noisy:
         means = running_mean(values, half=len(drawn) // 80)
         axes.plot([x[i] for i in drawn], means, color=colour, linewidth=1.8)
+    return noisy
 
 
 def running_mean(values: Sequence[float], half: int) -> list[float]:
@@ -104,8 +107,8 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
 
 def _turns(values: Sequence[float]) -> int:
     """How often a curve turns from rising to falling or back."""
-    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
-    return sum(a * b < 0 for a, b in zip(steps, steps[1:], strict=False))
+    steps = [b - a for a, b in itertools.pairwise(values)]
+    return sum(a * b < 0 for a, b in itertools.pairwise(steps))
 
 
 def _legend(axes: Axes, names: Sequence[str]) -> None:

@@ -1,0 +1,77 @@
+"""The environment: what it says is so, and what it cannot know it leaves out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat import environment
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout.strip()
+
+
+def test_it_is_json_without_gaps() -> None:
+    facts = environment.describe()
+    assert json.loads(json.dumps(facts)) == facts
+    assert None not in facts.values()
+    assert facts["Python"] == platform.python_version()
+    assert {"system", "processor", "cores", "memory (GB)", "torch"} <= set(facts)
+
+
+def test_the_torch_version_is_torchs_own() -> None:
+    import torch
+
+    assert environment.version("torch") == torch.__version__.split("+")[0]
+    assert environment.version("no-such-package-anywhere") is None
+    assert environment.describe()["threads"] == torch.get_num_threads()
+
+
+def test_memory_and_cores_are_this_machines() -> None:
+    assert 1 <= environment.usable_cores() <= (os.cpu_count() or 1)
+    if hasattr(os, "sysconf"):
+        assert 0 < environment.memory_gb() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 + 0.06
+
+
+def test_the_commit_says_when_files_differ_from_it(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("one", encoding="utf-8")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    head = git(tmp_path, "rev-parse", "HEAD")[:12]
+    assert environment.commit(tmp_path) == head
+    (tmp_path / "file").write_text("two", encoding="utf-8")
+    assert environment.commit(tmp_path) == f"{head} with uncommitted changes"
+
+
+def test_a_package_inside_somebodys_repository_has_no_commit(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
+    installed = tmp_path / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    assert environment.commit(installed) is None
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.commit(tmp_path) is None
+    assert "commit" not in environment.describe()
+
+
+def test_asking_does_not_import_torch() -> None:
+    program = (
+        "import sys; from nanochat import environment; facts = environment.describe();"
+        "assert facts['threads'] == 3, facts; assert 'torch' not in sys.modules; assert 'GPU' not in facts"
+    )
+    variables = {**os.environ, "OMP_NUM_THREADS": "3"}
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env=variables)

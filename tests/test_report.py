@@ -1,0 +1,320 @@
+"""The report, from the sections that stages write to what a reader sees, read back by another Markdown parser."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from nanochat import report
+from nanochat.common import UserError
+from nanochat.report import log_section, read_sections, render
+
+ROOT = Path(__file__).resolve().parent.parent
+CURVE = {"x": [0, 1, 2], "y": [3.0, math.nan, 1.0], "xlabel": "step", "ylabel": "loss (nats per token)"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _font_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """matplotlib keeps a list of fonts in the home folder, unless told otherwise before it is first imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
+        patch.delenv("NANOCHAT_USD_PER_HOUR", raising=False)
+        yield
+
+
+def headings(markdown: str) -> list[str]:
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    return [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+
+
+def tables(markdown: str) -> list[list[list[str]]]:
+    """Every table as rows of cells, with escapes undone."""
+    found: list[list[list[str]]] = []
+    for token in MarkdownIt("commonmark").enable("table").parse(markdown):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type == "inline" and token.level > 3:
+            found[-1][-1].append("".join(child.content for child in token.children or []))
+    return found
+
+
+def rendered() -> str:
+    return render().read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Settings:
+    depth: int = 4
+    lr: float = 0.0
+    target_flops: float | None = None
+    folder: Path = Path("a|b")
+
+
+def test_a_section_is_plain_json_with_time_and_environment(base_dir: Path) -> None:
+    metrics = {
+        "bpb": torch.tensor(1.5),
+        "steps": np.int64(7),
+        "loss": float("nan"),
+        "rate": np.float32("inf"),
+        "MFU": None,
+    }
+    extra = {"compute dtype": torch.float32, "device": torch.device("cpu")}
+    path = log_section(
+        "base_train", {"settings": Settings(), "metrics": metrics, "environment": extra, "seconds": None}
+    )
+    assert path == base_dir / "report" / "base_train.json"
+    assert os.listdir(path.parent) == ["base_train.json"]
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    section = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert section["metrics"] == {"bpb": 1.5, "steps": 7, "loss": None, "rate": None}
+    assert section["settings"] == {"depth": 4, "lr": 0.0, "target_flops": None, "folder": "a|b"}
+    assert section["environment"]["compute dtype"] == "float32"
+    assert section["environment"]["torch"] == torch.__version__.split("+")[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", section["time"])
+    assert "seconds" not in section
+
+
+def test_only_the_first_process_writes(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert log_section("base_train", {}) == base_dir / "report" / "base_train.json"
+    assert not list(base_dir.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("section", "rule"),
+    [
+        ({"metric": {}}, "unknown key metric"),
+        ({"metrics": [1]}, "metrics is of another type"),
+        ({"metrics": {"a": "1"}}, "metric a is neither"),
+        ({"metrics": {"a": {"value": 1, "interval": [1]}}}, "metric a is neither"),
+        ({"curves": {"loss": {**CURVE, "y": [1.0]}}}, "curve loss needs"),
+        ({"curves": {"loss": {"x": [1], "y": [1.0]}}}, "curve loss needs"),
+        ({"samples": [{"text": "no prompt"}]}, "a sample has"),
+        ({"notes": [1]}, "notes is a list of texts"),
+        ({"format": 2}, "format 2; this version reads 1"),
+    ],
+)
+def test_a_section_must_follow_the_convention(section: dict[str, Any], rule: str, base_dir: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(rule)):
+        log_section("base_train", section)
+    assert not list(base_dir.iterdir())
+    (base_dir / "report").mkdir()
+    (base_dir / "report" / "hand_made.json").write_text(json.dumps(section), encoding="utf-8")
+    sections, faults = read_sections(base_dir / "report")
+    assert not sections
+    assert len(faults) == 1
+    assert "hand_made.json" in faults[0]
+    assert rule in faults[0]
+
+
+def test_a_stage_is_named_as_a_file_may_be(base_dir: Path) -> None:
+    with pytest.raises(ValueError, match="small letters"):
+        log_section("../base_train", {})
+    assert not list(base_dir.iterdir())
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_stages_stand_in_the_order_of_the_run() -> None:
+    for stage in ("zoo", "chat_eval_sft", "base_train", "another", "chat_sft", "dataset", "mid_train", "tok_train"):
+        log_section(stage, {})
+    log_section("base_loss", {"title": "Bits per byte"})
+    assert headings(rendered()) == [
+        *("nanochat report", "Summary", "Environment", "dataset", "tok_train", "base_train", "Bits per byte"),
+        *("mid_train", "chat_sft", "chat_eval_sft", "another", "zoo"),
+    ]
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_the_summary_has_a_column_for_each_model_and_a_row_for_each_metric() -> None:
+    log_section("tok_train", {"metrics": {"bytes per token": 4.1}})
+    log_section(
+        "base_train", {"metrics": {"validation bpb": 0.9, "parameters": 5_242_880}, "headline": ["validation bpb"]}
+    )
+    log_section("base_loss", {"metrics": {"validation bpb": 0.8123, "CORE": None}})
+    log_section("chat_eval_rl", {"metrics": {"GSM8K": {"value": 0.25, "n": 1319, "interval": [0.227, 0.274]}}})
+    log_section("my_eval", {"model": "sft", "metrics": {"validation bpb": float("nan")}})
+    assert tables(rendered())[0] == [
+        ["metric", "base", "sft", "rl"],
+        ["validation bpb", "0.8123", "not finite", ""],
+        ["GSM8K", "", "", "0.2500 [0.2270, 0.2740], n = 1,319"],
+    ]
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_time_and_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_section("base_train", {"seconds": 3600 * 3.5})
+    log_section("chat_sft", {"seconds": 1800.0})
+    log_section("base_eval", {})
+    text = rendered()
+    assert [row[::2] for row in tables(text)[0]] == [
+        ["stage", "time"],
+        ["base_train", "3h 30m"],
+        ["chat_sft", "30m 00s"],
+        ["total", "4h 00m"],
+    ]
+    assert "Cost: not stated." in text
+    monkeypatch.setenv("NANOCHAT_USD_PER_HOUR", "24")
+    assert r"Cost: \$96.00 at \$24 an hour." in rendered()
+    for price in ("a lot", "nan", "-1"):
+        monkeypatch.setenv("NANOCHAT_USD_PER_HOUR", price)
+        with pytest.raises(UserError, match="NANOCHAT_USD_PER_HOUR"):
+            render()
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_the_environment_says_where_stages_differ() -> None:
+    log_section("base_train", {"environment": {"device": "cuda", "processes": 8}})
+    log_section("chat_sft", {"environment": {"device": "cpu", "processes": 8}})
+    rows = dict(tables(rendered())[0])
+    assert rows["device"] == "cuda (base_train); cpu (chat_sft)"
+    assert rows["processes"] == "8"
+    assert rows["cores"].isdecimal()
+
+
+def test_a_stage_shows_notes_curves_samples_and_settings(base_dir: Path) -> None:
+    verdicts = [
+        {"sentence": "Mira has a cat.", "sound": True, "reason": ""},
+        {"sentence": "The cat is a *dog*.", "sound": False, "reason": "Tom is a cat"},
+    ]
+    sample = {"prompt": "Mira", "text": " has a cat. ```The cat is a *dog*.", "share_sound": 0.5, "verdicts": verdicts}
+    log_section(
+        "base_train",
+        {"settings": Settings(), "notes": ["no | compiler"], "curves": {"training loss": CURVE}, "samples": [sample]},
+    )
+    text = rendered()
+    assert "- no \\| compiler\n" in text
+    assert "![training loss](base_train.png)" in text
+    assert (base_dir / "report" / "base_train.png").read_bytes().startswith(b"\x89PNG")
+    assert "````text\nMira has a cat. ```The cat is a *dog*.\n````" in text
+    assert "Checker: 50% of the sentences are sound." in text
+    assert "- not sound: The cat is a \\*dog\\*. (Tom is a cat)" in text
+    assert "Mira has a cat.\n" not in text
+    expected = [["setting", "value"], ["depth", "4"], ["lr", "0.0"], ["target_flops", "not set"], ["folder", "a|b"]]
+    assert tables(text)[-1] == expected
+    assert "None" not in text
+
+
+def test_unreferenced_pictures_go(base_dir: Path) -> None:
+    log_section("base_train", {"curves": {"loss": CURVE}})
+    render()
+    log_section("base_train", {})
+    log_section("chat_sft", {"curves": {"loss": CURVE}})
+    render()
+    assert sorted(os.listdir(base_dir / "report")) == ["base_train.json", "chat_sft.json", "chat_sft.png", "report.md"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"title": "cut', b"\xff\xfe", b"[1]", b"[" * 100_000, b'{"format": 9}'])
+def test_an_unfit_file_is_named_and_the_others_are_rendered(
+    content: bytes, base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_section("base_train", {})
+    (base_dir / "report" / "chat_sft.json").write_bytes(content)
+    text = rendered()
+    said = capsys.readouterr().out
+    assert said.startswith("report: chat_sft.json is left out: ")
+    assert said.count("\n") == 1
+    assert "chat_sft.json is left out" in text
+    assert headings(text)[-1] == "base_train"
+
+
+def test_nothing_to_report(base_dir: Path) -> None:
+    with pytest.raises(UserError, match="run a stage first"):
+        render()
+    assert not list(base_dir.iterdir())
+
+
+TEXTS = st.one_of(
+    st.text(st.characters(), max_size=12), st.sampled_from(["```", "a|b\n# c", "<details>", "\ud800", "~~~"])
+)
+NUMBERS = st.one_of(st.integers(-(2**63), 2**63), st.floats(), st.none())
+METRICS = st.one_of(
+    NUMBERS, st.fixed_dictionaries({"value": NUMBERS, "n": st.none() | st.integers(0, 99), "interval": st.none()})
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "title": TEXTS,
+            "settings": st.dictionaries(TEXTS, TEXTS | NUMBERS | st.lists(NUMBERS), max_size=3),
+            "metrics": st.dictionaries(TEXTS, METRICS, max_size=3),
+            "samples": st.lists(st.fixed_dictionaries({"prompt": TEXTS, "text": TEXTS}), max_size=2),
+            "notes": st.lists(TEXTS, max_size=2),
+        }
+    )
+)
+def test_no_section_breaks_the_report(section: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", folder)
+        log_section("base_train", section)
+        log_section("chat_sft", {"title": "the end"})
+        first = render().read_bytes()
+        assert render().read_bytes() == first
+    text = first.decode("utf-8")
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    assert headings(text)[:3] == ["nanochat report", "Summary", "Environment"]
+    assert headings(text)[4:] == ["the end"]
+    assert sum(token.type == "fence" for token in tokens) == len(section["samples"])
+    assert sum(token.type == "html_block" for token in tokens) == 2 * bool(section["settings"])
+    assert {token.type for token in tokens}.isdisjoint({"code_block", "hr", "ordered_list_open", "blockquote_open"})
+
+
+def test_the_summary_at_the_terminal(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "Mira walked to the mill. " * 20
+    log_section(
+        "base_train",
+        {
+            "seconds": 65,
+            "metrics": {"validation bpb": 1.234},
+            "samples": [{"prompt": "", "text": words + "\x1b[31m", "share_sound": 0.875}],
+        },
+    )
+    report.main(report.Config())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "--- base_train: 88% of the sentences sound"
+    assert "validation bpb: 1.234 (base)" in lines
+    assert "  1m 05s  base_train" in lines
+    assert lines[-1] == f"report: {base_dir / 'report' / 'report.md'}"
+    assert max(map(len, lines[:-1])) <= 100
+    assert "\x1b" not in "".join(lines)
+
+
+def test_the_command_line(base_dir: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "nanochat.report", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+
+    nothing = run()
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
+    log_section("base_train", {})
+    assert run("generate").returncode == 0
+    assert (base_dir / "report" / "report.md").exists()
+    assert run("reset").returncode == 0
+    assert not list((base_dir / "report").iterdir())
+
+
+def test_importing_it_imports_neither_torch_nor_matplotlib() -> None:
+    program = "import sys, nanochat.report; sys.exit(bool({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
