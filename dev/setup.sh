@@ -49,9 +49,18 @@ os.execvp("bash", ["bash", *sys.argv[1:]])' dev/setup.sh
 fi
 rm -f $stamp # written again when all is done
 
-if ! $venv/bin/python -c '' 2>/dev/null; then
+# A setup that was killed can leave packages that look installed and lack files: a new environment is then made anew, one that
+# had been finished before is kept, and its packages installed over.
+unfinished=$venv/setup-unfinished
+reinstall=
+if ! $venv/bin/python -c '' 2>/dev/null || [ "$(cat $unfinished 2>/dev/null)" = new ]; then
     say "making $venv with $("$python" --version)"
-    "$python" -m venv --clear --without-pip $venv || fail "$python cannot make a virtual environment (Debian: apt install python3-venv)"
+    "$python" -m venv --clear --without-pip $venv || fail "$python makes no virtual environment (Debian: apt install python3-venv)"
+    echo new >$unfinished
+elif [ -e $unfinished ]; then
+    reinstall=--reinstall
+else
+    echo update >$unfinished
 fi
 
 uv=$(command -v uv || true)
@@ -67,8 +76,9 @@ if [ -z "$uv" ]; then
 fi
 
 say "installing the dependencies (PyTorch is large: some minutes the first time)"
-"$uv" pip install --python $venv/bin/python --requirement pyproject.toml --extra dev --constraint constraints.txt ||
+"$uv" pip install --python $venv/bin/python --requirement pyproject.toml --extra dev --constraint constraints.txt $reinstall ||
     fail "the dependencies could not be installed, see above; what was downloaded is kept, so run this again"
+rm $unfinished
 
 say "building the Rust tokenizer trainer"
 [ $rust = yes ] || say "no working cargo found: trying to fetch Rust for the build"
