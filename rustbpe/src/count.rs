@@ -56,9 +56,7 @@ where
         for worker in workers {
             match worker.join().expect("a worker does not panic") {
                 Ok(counts) if total.is_empty() => total = counts,
-                Ok(counts) => counts
-                    .into_iter()
-                    .for_each(|(word, count)| *total.entry(word).or_insert(0) += count),
+                Ok(counts) => counts.into_iter().for_each(|(word, count)| *total.entry(word).or_insert(0) += count),
                 Err(error) => outcome = outcome.and(Err(error.into())),
             }
         }
@@ -74,10 +72,7 @@ fn count_batches<T: AsRef<str>>(
     let mut counts = WordCounts::new();
     let mut outcome = Ok(());
     loop {
-        let received = inbox
-            .lock()
-            .expect("no worker panics while it holds the queue")
-            .recv();
+        let received = inbox.lock().expect("no worker panics while it holds the queue").recv();
         let Ok(batch) = received else { break };
         for text in &batch {
             if outcome.is_ok() {

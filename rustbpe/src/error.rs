@@ -21,19 +21,12 @@ impl fmt::Display for Error {
         match self {
             Error::Pattern(why) => write!(f, "split pattern: {why}"),
             Error::Split(why) => write!(f, "the split pattern failed on a text: {why}"),
-            Error::VocabSize(size) => write!(
-                f,
-                "vocab_size {size}: must be at least 256, one token per byte"
-            ),
-            Error::EmptyCorpus => write!(
-                f,
-                "nothing to train on: the texts are empty, or the pattern matches nothing in them"
-            ),
+            Error::VocabSize(size) => write!(f, "vocab_size {size}: must be at least 256, one token per byte"),
+            Error::EmptyCorpus => {
+                write!(f, "nothing to train on: the texts are empty, or the pattern matches nothing in them")
+            }
             Error::TooManyWords(bytes) => {
-                write!(
-                    f,
-                    "{bytes} bytes of distinct words: more than 4 GiB; train on fewer characters"
-                )
+                write!(f, "{bytes} bytes of distinct words: more than 4 GiB; train on fewer characters")
             }
         }
     }

@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows of Python; the binding is `py.rs`, behind the feature `python`.
 
+mod classes;
 mod count;
 mod error;
 #[cfg(feature = "python")]

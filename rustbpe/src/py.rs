@@ -44,10 +44,7 @@ impl Pulse {
 }
 
 /// The next batch of texts, or None at the end. Strings are not copied.
-fn read_batch(
-    iterator: &Bound<'_, PyIterator>,
-    pulse: &mut Pulse,
-) -> PyResult<Option<Vec<PyBackedStr>>> {
+fn read_batch(iterator: &Bound<'_, PyIterator>, pulse: &mut Pulse) -> PyResult<Option<Vec<PyBackedStr>>> {
     let mut batch = Vec::new();
     let mut bytes = 0;
     for text in iterator {
@@ -76,14 +73,9 @@ fn train(
         return Err(Error::VocabSize(vocab_size).into());
     }
     let splitter = Splitter::new(pattern)?;
-    let num_threads =
-        num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let num_threads = num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let iterator = texts.try_iter()?.unbind();
-    let mut pulse = Pulse {
-        progress,
-        bytes_read: 0,
-        last: Instant::now(),
-    };
+    let mut pulse = Pulse { progress, bytes_read: 0, last: Instant::now() };
     let tokens = py.detach(|| {
         let counts = count_words(&splitter, num_threads, |spent| {
             Python::attach(|py| {
@@ -99,10 +91,7 @@ fn train(
         Python::attach(|py| pulse.tell(py, merges.len()))?;
         Ok::<_, PyErr>(token_bytes(&merges))
     })?;
-    Ok(tokens
-        .iter()
-        .map(|token| PyBytes::new(py, token).unbind())
-        .collect())
+    Ok(tokens.iter().map(|token| PyBytes::new(py, token).unbind()).collect())
 }
 
 #[pymodule]

@@ -103,10 +103,7 @@ impl Neighbours {
 
     fn take(&mut self, id: u32) -> Place {
         let slot = id as usize;
-        Place {
-            count: std::mem::take(&mut self.counts[slot]),
-            at: std::mem::take(&mut self.places[slot]),
-        }
+        Place { count: std::mem::take(&mut self.counts[slot]), at: std::mem::take(&mut self.places[slot]) }
     }
 
     fn grow(&mut self) {
@@ -143,9 +140,7 @@ impl Trainer {
         for (word, &count) in counts {
             let index = trainer.word_counts.len() as u32;
             trainer.word_counts.push(count);
-            trainer
-                .cells
-                .extend(word.iter().map(|&byte| u32::from(byte)));
+            trainer.cells.extend(word.iter().map(|&byte| u32::from(byte)));
             trainer.cells.push(WALL);
             trainer.word_of.resize(trainer.cells.len(), index);
         }
@@ -158,19 +153,12 @@ impl Trainer {
             let pair = (self.cells[at], self.cells[at + 1]);
             if pair.0 != WALL && pair.1 != WALL {
                 let count = self.word_counts[self.word_of[at] as usize];
-                let place = self.pairs.entry(pair).or_insert_with(|| Place {
-                    count: 0,
-                    at: Vec::new(),
-                });
+                let place = self.pairs.entry(pair).or_insert_with(|| Place { count: 0, at: Vec::new() });
                 place.count += count;
                 place.at.push(at as u32);
             }
         }
-        self.heap = self
-            .pairs
-            .iter()
-            .map(|(&pair, place)| (place.count, Reverse(pair)))
-            .collect();
+        self.heap = self.pairs.iter().map(|(&pair, place)| (place.count, Reverse(pair))).collect();
     }
 
     /// The pair with the highest count; the lower one of equals.
@@ -191,14 +179,10 @@ impl Trainer {
 
     fn merge(&mut self, (a, b): Pair) {
         let new = self.lengths.len() as u32;
-        self.lengths
-            .push(self.lengths[a as usize] + self.lengths[b as usize]);
+        self.lengths.push(self.lengths[a as usize] + self.lengths[b as usize]);
         self.left.grow();
         self.right.grow();
-        let place = self
-            .pairs
-            .remove(&(a, b))
-            .expect("a pair on the heap has a list of places");
+        let place = self.pairs.remove(&(a, b)).expect("a pair on the heap has a list of places");
         for at in place.at {
             self.merge_at(at, (a, b), new);
         }
@@ -220,11 +204,7 @@ impl Trainer {
         self.cells[last] = new;
         let count = self.word_counts[self.word_of[first] as usize];
         if before != WALL {
-            self.left.add(
-                before,
-                count,
-                (first - self.lengths[before as usize] as usize) as u32,
-            );
+            self.left.add(before, count, (first - self.lengths[before as usize] as usize) as u32);
         }
         if after != WALL {
             self.right.add(after, count, at);

@@ -1,0 +1,118 @@
+//! What the split patterns ask of a character: letter, number, white space, or none of these.
+//!
+//! The tables are made from `regex-syntax`, so that they are of the same Unicode version as the regex engine.
+
+use regex_syntax::hir::{Class as HirClass, HirKind};
+use std::sync::OnceLock;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Class {
+    /// Neither letter, number nor white space: punctuation, symbols, marks, unassigned.
+    Other,
+    /// `\p{L}`
+    Letter,
+    /// `\p{N}`
+    Number,
+    /// `\s`, line ends apart
+    Space,
+    /// `[\r\n]`
+    LineEnd,
+}
+
+impl Class {
+    pub fn is_white(self) -> bool {
+        matches!(self, Class::Space | Class::LineEnd)
+    }
+}
+
+const PAGE: usize = 256;
+
+/// A class for every character: a page number for each 256 of them, and the distinct pages.
+pub struct Classes {
+    ascii: [Class; 128],
+    page_of: Vec<u16>,
+    pages: Vec<[Class; PAGE]>,
+}
+
+impl Classes {
+    /// The table of this process, made at the first call.
+    pub fn get() -> &'static Self {
+        static TABLE: OnceLock<Classes> = OnceLock::new();
+        TABLE.get_or_init(Self::new)
+    }
+
+    fn new() -> Self {
+        let mut all = vec![Class::Other; 0x11_0000];
+        for (pattern, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
+            for (first, last) in ranges(pattern) {
+                all[first as usize..=last as usize].fill(class);
+            }
+        }
+        all[usize::from(b'\r')] = Class::LineEnd;
+        all[usize::from(b'\n')] = Class::LineEnd;
+        let mut pages: Vec<[Class; PAGE]> = Vec::new();
+        let mut page_of = Vec::with_capacity(all.len() / PAGE);
+        for page in all.chunks_exact(PAGE) {
+            let known = pages.iter().position(|other| other == page);
+            page_of.push(known.unwrap_or(pages.len()) as u16);
+            if known.is_none() {
+                pages.push(page.try_into().expect("chunks are a page long"));
+            }
+        }
+        let ascii = pages[0][..128].try_into().expect("a page is longer");
+        Self { ascii, page_of, pages }
+    }
+
+    /// The class of the character that begins at `at`, and its length in bytes. `text` is valid UTF-8.
+    #[inline(always)]
+    pub fn at(&self, text: &[u8], at: usize) -> (Class, usize) {
+        let byte = text[at];
+        if byte < 0x80 {
+            return (self.ascii[usize::from(byte)], 1);
+        }
+        self.beyond_ascii(text, at)
+    }
+
+    #[inline]
+    fn beyond_ascii(&self, text: &[u8], at: usize) -> (Class, usize) {
+        let tail = |offset: usize| usize::from(text[at + offset] & 0x3F);
+        let first = usize::from(text[at]);
+        let (code, length) = match first {
+            0..=0xDF => ((first & 0x1F) << 6 | tail(1), 2),
+            0xE0..=0xEF => ((first & 0x0F) << 12 | tail(1) << 6 | tail(2), 3),
+            _ => ((first & 0x07) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3), 4),
+        };
+        (self.pages[usize::from(self.page_of[code / PAGE])][code % PAGE], length)
+    }
+}
+
+fn ranges(pattern: &str) -> Vec<(u32, u32)> {
+    let hir = regex_syntax::parse(pattern).expect("a class by name");
+    match hir.kind() {
+        HirKind::Class(HirClass::Unicode(class)) => {
+            class.iter().map(|range| (u32::from(range.start()), u32::from(range.end()))).collect()
+        }
+        other => unreachable!("{pattern} is a Unicode class, not {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_character_as_the_regex_engine_sees_it() {
+        let [letter, number, white] =
+            [r"^\p{L}$", r"^\p{N}$", r"^\s$"].map(|pattern| fancy_regex::Regex::new(pattern).unwrap());
+        for character in '\0'..=char::MAX {
+            let text = character.to_string();
+            let (class, length) = Classes::get().at(text.as_bytes(), 0);
+            assert_eq!(length, text.len());
+            assert_eq!(class == Class::Letter, letter.is_match(&text).unwrap(), "{character:?}");
+            assert_eq!(class == Class::Number, number.is_match(&text).unwrap(), "{character:?}");
+            assert_eq!(class.is_white(), white.is_match(&text).unwrap(), "{character:?}");
+            assert_eq!(class == Class::LineEnd, matches!(character, '\r' | '\n'));
+        }
+    }
+}

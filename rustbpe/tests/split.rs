@@ -1,0 +1,107 @@
+//! The splitter by hand against the regex engine.
+
+use rustbpe::Splitter;
+
+const OURS: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+
+const FAMILY: [&str; 8] = [
+    OURS,
+    // GPT-4, as published and as tiktoken spells it now; three digits and one
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    // GPT-2, in three spellings
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+];
+
+const TRICKY: [&str; 14] = [
+    "'s 'S 'ſ 'D'm'T 'll'LL'lL 'VE're 'r 'l '' ' 's's don'T o'clock 'ſſ",
+    " 'll  'll\n'll x'll",
+    "1 12 123 1234567 ٣٤٥ Ⅳ½² 1a2",
+    "  a   b\t\tc \td\u{a0}e\u{3000}f \u{85}g",
+    "\n\n  \n x \r\n\r\n y  \n",
+    "   ",
+    " \n ",
+    "\u{2028}\u{2029}\u{200b}\u{feff}z",
+    "!!\n\n?? \n.\r\n\r\n ..x .\u{301} e\u{301} \u{301}a",
+    "",
+    "Привет, мир! 你好，世界。नमस्ते مرحبا 👩‍👩‍👧‍👦🎉",
+    "a\0b\u{7f}c\u{fffd}\u{10ffff}\u{e000}",
+    "\tif x:\n\t\treturn 'a'\n",
+    " \u{3000} 1",
+];
+
+fn words(splitter: &Splitter, text: &str) -> Vec<Vec<u8>> {
+    let mut words = Vec::new();
+    splitter.split(text, |word| words.push(word.to_vec())).unwrap();
+    words
+}
+
+/// A small generator of random numbers, the same on every machine.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) as usize % bound
+    }
+
+    fn text(&mut self) -> String {
+        const COMMON: [char; 40] = [
+            'a', 'Z', 'é', 's', 'S', 'ſ', 't', 'l', 'L', 'v', 'E', 'r', 'd', 'M', '\'', '\'', '’', ' ', ' ', ' ', '\n',
+            '\r', '\t', '\u{b}', '\u{85}', '\u{a0}', '\u{2003}', '\u{200b}', '0', '7', '٣', 'Ⅳ', '½', '.', '!',
+            '\u{301}', 'ا', '世', '𝔸', '😀',
+        ];
+        let length = self.below(24);
+        (0..length)
+            .map(|_| match self.below(12) {
+                0 => char::from_u32(self.below(0x11_0000) as u32).unwrap_or('\u{d7ff}'),
+                _ => COMMON[self.below(COMMON.len())],
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn by_hand_equals_the_regex() {
+    let mut rng = Rng(0x9E37_79B9_7F4A_7C15);
+    for pattern in FAMILY {
+        let (fast, slow) = (Splitter::new(pattern).unwrap(), Splitter::by_regex(pattern).unwrap());
+        assert!(fast.is_by_hand() && !slow.is_by_hand(), "{pattern}");
+        for text in TRICKY {
+            assert_eq!(words(&fast, text), words(&slow, text), "{pattern} on {text:?}");
+        }
+        for _ in 0..3000 {
+            let text = rng.text();
+            assert_eq!(words(&fast, &text), words(&slow, &text), "{pattern} on {text:?}");
+        }
+    }
+}
+
+#[test]
+fn cuts_change_no_word() {
+    let mut rng = Rng(7);
+    let splitter = Splitter::new(OURS).unwrap();
+    for _ in 0..3000 {
+        let text = rng.text() + &rng.text();
+        let cut = splitter.cut(&text, rng.below(text.len() + 1));
+        let parts = [words(&splitter, &text[..cut]), words(&splitter, &text[cut..])].concat();
+        assert_eq!(parts, words(&splitter, &text), "{text:?} at {cut}");
+    }
+    assert_eq!(splitter.cut("ab cd ef", 3), 5);
+    assert_eq!(Splitter::by_regex(OURS).unwrap().cut("ab cd ef", 3), 8);
+}
+
+#[test]
+fn other_patterns_run_on_the_regex_engine() {
+    for pattern in [r"\w+|\W", &OURS[1..], &format!("{OURS}|x")] {
+        assert!(!Splitter::new(pattern).unwrap().is_by_hand());
+    }
+    assert!(Splitter::new("(").is_err());
+}
