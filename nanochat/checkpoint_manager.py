@@ -1,0 +1,219 @@
+"""Checkpoints: a folder for each, which appears whole or not at all.
+
+    <base folder>/base_checkpoints/d20/step_000400/
+        model.safetensors       weights, by parameter name
+        optimizer.safetensors   the whole optimizer state, unsharded: any number of processes can go on from it
+        meta.json               format, arch, step, model config, settings, loop state, tokenizer and data hashes
+
+Everything is written into a hidden folder beside it, flushed to the disk and renamed; a kill in between leaves the last
+checkpoint as it was. Nothing is read by pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanochat.common import UserError, base_dir, print0
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer, get_tokenizer
+
+FORMAT = 1
+ARCH = "classic"
+FOLDERS = {
+    "base": "base_checkpoints",
+    "mid": "mid_checkpoints",
+    "sft": "chatsft_checkpoints",
+    "rl": "chatrl_checkpoints",
+}
+STEP_FOLDER = re.compile(r"step_(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose meta.json has been read."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return int(self.meta["step"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights, on the CPU."""
+        return read_tensors(self.path / "model.safetensors")
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's state, on the CPU."""
+        return read_tensors(self.path / "optimizer.safetensors")
+
+
+def run_dir(source: str, tag: str) -> Path:
+    """Where the checkpoints of a run stand. `source`: base, mid, sft or rl."""
+    if source not in FOLDERS:
+        raise UserError(f"no stage {source!r}: choose one of {', '.join(FOLDERS)}")
+    return base_dir() / FOLDERS[source] / tag
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Steps that have a whole checkpoint in this folder, in order; whatever else lies there is overlooked."""
+    found = (STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step_*") if (path / "meta.json").is_file())
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def list_tags(source: str) -> list[str]:
+    """Tags of a stage that have a checkpoint, the deepest (d12 before d4) last."""
+    folder = run_dir(source, "")
+    tags = [path.name for path in folder.glob("*") if list_steps(path)]
+    return sorted(tags, key=lambda tag: (int(tag[1:]) if re.fullmatch(r"d\d+", tag) else -1, tag))
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    keep_last: int = -1,
+) -> Path:
+    """Write the checkpoint of this step; keep only the `keep_last` newest ones (-1: all). Main process only."""
+    final = folder / f"step_{step:06d}"
+    aside = folder / f".{final.name}.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it saved
+        shutil.rmtree(leftover)
+    aside.mkdir()
+    write_tensors(aside / "model.safetensors", weights)
+    write_tensors(aside / "optimizer.safetensors", optimizer_state)
+    content = {"format": FORMAT, "arch": ARCH, "step": step, **meta}
+    with open(aside / "meta.json", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(aside)
+    replaced = folder / f".{final.name}.old.tmp"
+    if final.exists():  # the same step again: a folder cannot be renamed onto a full one
+        os.rename(final, replaced)
+    os.rename(aside, final)
+    sync_folder(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if keep_last > 0:
+        for old in list_steps(folder)[:-keep_last]:
+            shutil.rmtree(folder / f"step_{old:06d}")
+    return final
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file and wait until it is on the disk."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises `UserError`, which names it, if it is missing or torn."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): remove its folder to go on from an older checkpoint"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do that."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def open_checkpoint(folder: Path, step: int = -1) -> Checkpoint:
+    """The checkpoint of a step (-1: the last) in a run's folder. Raises `UserError` if there is none of any use."""
+    steps = list_steps(folder)
+    if not steps:
+        raise UserError(f"no checkpoint in {folder}: train one first, or name another run with --model_tag")
+    if step != -1 and step not in steps:
+        raise UserError(f"no checkpoint of step {step} in {folder}: there are {', '.join(map(str, steps))}")
+    path = folder / f"step_{steps[-1] if step == -1 else step:06d}"
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        found = (meta["format"], meta["arch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / 'meta.json'} cannot be read ({error!r}): remove {path}") from error
+    if found != (FORMAT, ARCH):
+        raise UserError(f"{path} has format {found[0]}, arch {found[1]!r}; this version reads {FORMAT}, {ARCH!r}")
+    return Checkpoint(path, meta)
+
+
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` unless the checkpoint was trained with this tokenizer."""
+    if checkpoint.meta["tokenizer_hash"] != tokenizer.hash():
+        raise UserError(
+            f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}: "
+            "put that one back, or train again"
+        )
+
+
+def build_model(config: GPTConfig, runtime: Runtime) -> GPT:
+    """A model on the runtime's device with its first weights."""
+    with torch.device("meta"):
+        model = GPT(config, runtime.compute_dtype)
+    model.to_empty(device=runtime.device)
+    model.init_weights(runtime.seed)
+    return model
+
+
+def restore_model(checkpoint: Checkpoint, runtime: Runtime) -> GPT:
+    """The model of a checkpoint, with its weights, on the runtime's device and in the dtype that it was trained in."""
+    runtime = runtime.with_dtype(checkpoint.meta["compute_dtype"])
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**checkpoint.meta["model_config"]), runtime.compute_dtype)
+    model.to_empty(device=runtime.device)
+    model.load_state_dict(checkpoint.weights())
+    model.init_rope()
+    return model
+
+
+def load_model(
+    source: str, runtime: Runtime, phase: str = "eval", model_tag: str | None = None, step: int = -1
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """Model, tokenizer and meta.json of a stage's checkpoint.
+
+    `source`: base, mid, sft or rl; `phase`: "eval" or "train". Without a tag the deepest model is taken, and said;
+    step -1 is the last. Raises `UserError` if there is no such checkpoint, or the tokenizer has changed since.
+    """
+    tags = list_tags(source)
+    if model_tag is None and not tags:
+        raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
+    checkpoint = open_checkpoint(run_dir(source, model_tag or tags[-1]), step)
+    tokenizer = get_tokenizer()
+    check_tokenizer(checkpoint, tokenizer)
+    print0(f"Loading {checkpoint.path}")
+    model = restore_model(checkpoint, runtime)
+    model.train(phase == "train")
+    return model, tokenizer, checkpoint.meta
+
+
+def describe_model(model: GPT, runtime: Runtime, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What every stage writes into meta.json about its model."""
+    return {
+        "model_config": asdict(model.config),
+        "compute_dtype": runtime.dtype_name,
+        "torch_version": torch.__version__,
+        "tokenizer_hash": tokenizer.hash(),
+    }

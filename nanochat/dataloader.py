@@ -1,0 +1,217 @@
+"""Text -> batches: one endless stream of tokens, cut into rows, the same rows for every number of processes.
+
+All documents stand in one global order; each starts with `<|bos|>`. Row i of the run is T + 1 tokens of that stream
+from position i x T, so that each token is a target once. Process r of N takes its share of the rows of every batch.
+What a step trains on is therefore the same for every number of processes and every device batch size, and one cursor
+(epoch, document, tokens of it already used) says where the run stands, wherever it is continued. The price: every
+process tokenises all the text.
+
+Letters in shape comments: B rows of a micro-batch on one process, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+
+TOKENIZE_CHARACTERS = 1 << 18  # tokenised at a time: enough for the threads to share
+BATCHES_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place in the stream: `skip` tokens of `document` are used up; `tokens` have been trained on in all."""
+
+    epoch: int = 0
+    document: int = 0
+    skip: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of one process. `progress` of the run before it; `cursor` where the stream stands after it."""
+
+    inputs: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64, -1 = not trained on
+    progress: float
+    cursor: dict[str, int]
+
+
+class Documents(Protocol):
+    """What the loader needs of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def iterate(self, start: int = 0) -> Iterator[str]:
+        """The documents from this one to the last."""
+        ...
+
+
+class TokenStream:
+    """The tokens of all documents, epoch after epoch, from a cursor on."""
+
+    def __init__(self, documents: Documents, tokenizer: Tokenizer, cursor: Cursor, num_threads: int) -> None:
+        assert len(documents), "a stream needs at least one document"
+        self.documents, self.tokenizer, self.num_threads = documents, tokenizer, num_threads
+        self.cursor = cursor
+        self._held: deque[np.ndarray] = deque()  # the tokens of cursor.document and of those that follow it
+        self._num_held = -cursor.skip
+        self._texts = self._endless_texts(cursor.document)
+
+    def _endless_texts(self, start: int) -> Iterator[str]:
+        while True:
+            yield from self.documents.iterate(start)
+            start = 0
+
+    def _refill(self) -> None:
+        texts, size = [], 0
+        while size < TOKENIZE_CHARACTERS:
+            texts.append(next(self._texts))
+            size += len(texts[-1]) + 1
+        bos = self.tokenizer.get_bos_token_id()
+        for ids in self.tokenizer.encode(texts, prepend=bos, num_threads=self.num_threads):
+            self._held.append(np.asarray(ids, dtype=np.int32))
+            self._num_held += len(ids)
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` tokens and the one after them, which stays the first of the next call."""
+        while self._num_held < count + 1:
+            self._refill()
+        pieces, missing = [], count + 1
+        skip = self.cursor.skip
+        for tokens in self._held:
+            pieces.append(tokens[skip : skip + missing])
+            missing -= len(pieces[-1])
+            if not missing:
+                break
+            skip = 0
+        self._advance(count)
+        return np.concatenate(pieces)
+
+    def _advance(self, count: int) -> None:
+        epoch, document, skip = self.cursor.epoch, self.cursor.document, self.cursor.skip + count
+        while skip >= len(self._held[0]):
+            skip -= len(self._held.popleft())
+            document += 1
+            if document == len(self.documents):
+                epoch, document = epoch + 1, 0
+        self._num_held -= count
+        self.cursor = Cursor(epoch, document, skip, self.cursor.tokens + count)
+
+
+def global_batches(
+    stream: TokenStream, runtime: Runtime, batch_size: int, sequence_len: int, horizon: int
+) -> Iterator[Batch]:
+    """This process's rows of one micro-batch after the other, for ever; `horizon` tokens are the whole run."""
+    rows = batch_size * runtime.world_size
+    first = batch_size * runtime.rank
+    while True:
+        progress = stream.cursor.tokens / horizon
+        tokens = torch.from_numpy(stream.take(rows * sequence_len).astype(np.int64))
+        mine = tokens[first * sequence_len : (first + batch_size) * sequence_len + 1]  # (B * T + 1,)
+        inputs, targets = mine[:-1].view(batch_size, sequence_len), mine[1:].view(batch_size, sequence_len)
+        yield Batch(inputs, targets, progress, asdict(stream.cursor))
+
+
+def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Run an iterator of batches in a thread, a few batches ahead, and put them on the device.
+
+    An exception in the thread is raised here. The thread ends when this generator is closed or collected.
+    """
+    ahead: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
+    stop = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                ahead.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        last: BaseException | None = None
+        try:
+            for batch in batches:
+                if device.type == "cuda":
+                    batch = replace(batch, inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
+                if not put(batch):
+                    return
+        except BaseException as error:  # handed over, whatever it is
+            last = error
+        put(last)
+
+    thread = threading.Thread(target=work, name="dataloader", daemon=True)
+    thread.start()
+    try:
+        while isinstance(item := ahead.get(), Batch):
+            yield replace(
+                item,
+                inputs=item.inputs.to(device, non_blocking=True),
+                targets=item.targets.to(device, non_blocking=True),
+            )
+        if item is not None:
+            raise item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def train_batches(
+    documents: Documents,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    sequence_len: int,
+    horizon: int,
+    cursor: dict[str, int] | None = None,
+    num_threads: int = 2,
+) -> Iterator[Batch]:
+    """Micro-batches (B, T) of the training documents, tokenised ahead of the step, from a cursor on, for ever."""
+    stream = TokenStream(documents, tokenizer, Cursor(**(cursor or {})), num_threads)
+    return prefetch(global_batches(stream, runtime, batch_size, sequence_len, horizon), runtime.device)
+
+
+def eval_rows(
+    documents: Documents, tokenizer: Tokenizer, sequence_len: int, max_tokens: int, num_threads: int = 2
+) -> tuple[Tensor, int]:
+    """The first rows of a split, (rows, T + 1) int64, at most one pass over it; and how many tokens they hold.
+
+    The last row may be padded, with its tail made of -1. Every process gets the same rows.
+    """
+    tokens: list[int] = []
+    batch: list[str] = []
+    bos = tokenizer.get_bos_token_id()
+
+    def flush(texts: Sequence[str]) -> None:
+        for ids in tokenizer.encode(list(texts), prepend=bos, num_threads=num_threads):
+            tokens.extend(ids)
+
+    for text in documents.iterate():
+        batch.append(text)
+        if len(batch) == 1024:
+            flush(batch)
+            batch = []
+            if len(tokens) > max_tokens:
+                break
+    flush(batch)
+    del tokens[max_tokens + 1 :]
+    count = len(tokens) - 1  # targets
+    rows = -(-count // sequence_len)
+    padded = torch.full((rows * sequence_len + 1,), -1)
+    padded[: len(tokens)] = torch.tensor(tokens)
+    return padded.unfold(0, sequence_len + 1, sequence_len), count

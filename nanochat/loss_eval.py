@@ -1,0 +1,41 @@
+"""Bits per byte: cross-entropy that does not depend on the tokenizer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nanochat.runtime import Runtime
+
+
+@torch.no_grad()
+def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_size: int, runtime: Runtime) -> float:
+    """Sum of the losses (nats) over all targets with at least one byte / (ln 2 x the bytes of these targets).
+
+    `rows` (R, T + 1) of token ids, -1 = padding, equal on all processes, each of which scores every N-th row;
+    `token_bytes` (V,) raw bytes of each token, 0 for special tokens. Infinite if no target has a byte.
+    """
+    token_bytes = token_bytes.to(runtime.device)
+    nats = torch.zeros(
+        (), dtype=torch.float64 if runtime.device.type != "mps" else torch.float32, device=runtime.device
+    )
+    num_bytes = torch.zeros((), dtype=torch.int64, device=runtime.device)
+    mine = rows[runtime.rank :: runtime.world_size]
+    for start in range(0, len(mine), batch_size):
+        batch = pad_rows(mine[start : start + batch_size], batch_size).to(
+            runtime.device
+        )  # (B, T + 1): one shape, so that nothing is compiled again
+        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
+        losses = model(inputs, targets, loss_reduction="none")  # (B, T)
+        size = token_bytes[targets.clamp(min=0)] * (targets >= 0)
+        nats += (losses * (size > 0)).sum(dtype=nats.dtype)
+        num_bytes += size.sum()
+    total_nats, total_bytes = runtime.sum(nats).item(), runtime.sum(num_bytes).item()
+    return total_nats / (math.log(2) * total_bytes) if total_bytes else float("inf")
+
+
+def pad_rows(rows: Tensor, count: int) -> Tensor:
+    """(R, W) -> (count, W), the new rows all -1."""
+    return torch.cat([rows, rows.new_full((count - len(rows), rows.size(1)), -1)])

@@ -1,0 +1,133 @@
+"""The loop that pretraining, midtraining and fine-tuning share. What differs is data: it arrives as arguments."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanochat.dataloader import Batch
+from nanochat.optim import Optimizer
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class LoopState:
+    """Where a run stands between two steps: all that must survive, besides weights and optimizer, to continue it."""
+
+    step: int = 0  # steps taken
+    progress: float = 0.0  # of the run, 0 to 1
+    seconds: float = 0.0  # spent in steps, earlier sessions included
+    cursor: dict[str, int] | None = None  # where the data goes on
+    history: list[dict[str, float]] = field(default_factory=list)  # what is plotted: {"step": ..., name: value, ...}
+    stopped: bool = False  # asked to stop before the end
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the schedule sets for one step: arguments of `Optimizer.step`."""
+
+    lr_scale: float
+    momentum: float
+    weight_decay_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Work for once in a while: every `every` steps (-1: never on the way), and after the last step if `at_end`.
+
+    `on_stop`: also when the run is asked to stop early. `run` returns metrics to log; it may not steer the loop.
+    """
+
+    every: int
+    run: Callable[[LoopState], Mapping[str, Any]]
+    at_end: bool = True
+    on_stop: bool = False
+
+    def due(self, state: LoopState, ended: bool) -> bool:
+        """Whether it is time, after a step; `ended`: no step follows."""
+        if state.stopped:
+            return self.on_stop
+        return (ended and self.at_end) or (self.every > 0 and state.step % self.every == 0)
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterator[Batch],
+    *,
+    schedule: Callable[[float], Rates],
+    events: Sequence[Event],
+    num_micro_steps: int,
+    log: Callable[[LoopState, Metrics], None],
+    state: LoopState,
+) -> LoopState:
+    """Take steps of `num_micro_steps` micro-batches until the batches end or SIGINT or SIGTERM asks for a stop.
+
+    The loss of a step is the sum over its trained tokens in all micro-batches and processes, divided by their number:
+    neither micro-batching nor the number of processes changes it. Returns the state, which is also updated in place.
+    """
+    with stop_requests() as stop:
+        upcoming = list(islice(batches, num_micro_steps))
+        while upcoming and not state.stopped:
+            start = time.perf_counter()
+            rates = schedule(upcoming[0].progress)
+            loss, norm, state.stopped = step(model, optimizer, upcoming, rates, stop)
+            state.step += 1
+            state.cursor = upcoming[-1].cursor
+            upcoming = list(islice(batches, num_micro_steps))
+            state.progress = upcoming[0].progress if upcoming else 1.0
+            elapsed = time.perf_counter() - start
+            state.seconds += elapsed
+            state.stopped &= bool(upcoming)  # a stop at the end is the end
+            log(state, {"loss": loss, "grad_norm": norm, "lr_scale": rates.lr_scale, "step_seconds": elapsed})
+            for event in events:
+                if event.due(state, ended=not upcoming):
+                    log(state, dict(event.run(state)))
+    return state
+
+
+def step(
+    model: nn.Module, optimizer: Optimizer, micro_batches: Sequence[Batch], rates: Rates, stop: Callable[[], bool]
+) -> tuple[float, float, bool]:
+    """One optimizer step. Returns its loss, the gradient's norm, and whether any process was asked to stop."""
+    runtime = optimizer.runtime
+    device = runtime.device
+    trained = runtime.sum(torch.stack([(batch.targets != -1).sum() for batch in micro_batches]).sum())
+    scale = runtime.world_size / trained.clamp(min=1)  # the optimizer takes the mean over the processes
+    total = torch.zeros((), device=device)
+    for batch in micro_batches:
+        loss = model(batch.inputs, batch.targets, loss_reduction="sum")
+        (loss * scale).backward()
+        total += loss.detach()
+    # One reduction carries the loss and the wish to stop: all processes stop after the same step.
+    total, stops = runtime.sum(torch.stack([total, torch.tensor(float(stop()), device=device)]))
+    norm = optimizer.step(rates.lr_scale, rates.momentum, rates.weight_decay_scale)
+    optimizer.zero_grad()
+    return (total / trained.clamp(min=1)).item(), norm.item(), bool(stops)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within it SIGINT and SIGTERM only make the function it yields return True; a second SIGINT interrupts."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if received.count(signal.SIGINT) and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
