@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# From nothing to a base model that writes, on a CPU, in minutes:
+#
+#     bash dev/runcpu.sh                       # the embedded data, a small world of stories; needs no internet
+#     bash dev/runcpu.sh --data=DIR            # your own text: txt, md, jsonl or parquet files
+#     bash dev/runcpu.sh --num_iterations=50   # every other option goes to scripts.base_train
+#
+# A second run skips the stages that were done with the same settings on the same data. All that a run makes is in one folder:
+# $NANOCHAT_BASE_DIR, else ~/.cache/nanochat/cpu-NAME, with the name of the data.
+set -euo pipefail
+
+# The settings of the demonstration.
+tokenizer=(--vocab_size=2048)
+model=(--depth=4 --head_dim=64 --max_seq_len=256)
+training=(--device_batch_size=32 --total_batch_size=8192 --num_iterations=1000 --eval_every=250 --eval_tokens=131072)
+
+source=storyworld
+contents=
+for option in "$@"; do
+    case $option in
+        --data=*)
+            source=$(cd "${option#--data=}" 2>/dev/null && pwd) || { echo "error: $option: no such folder" >&2; exit 2; }
+            contents=$(find "$source" -type f -exec cksum {} + | sort)
+            ;;
+        *) training+=("$option") ;;
+    esac
+done
+
+cd "$(dirname "$0")/.."
+bash dev/setup.sh
+export PATH="$PWD/.venv/bin:$PATH"
+export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat/cpu-$(basename "$source")}"
+mkdir -p "$NANOCHAT_BASE_DIR/done"
+echo "runcpu: everything goes to $NANOCHAT_BASE_DIR"
+
+key=$(echo "$contents" | cksum)
+
+stage() { # stage NAME RESULT COMMAND...: runs the command, unless RESULT is there and was made by it from the same stages before
+    local mark=$NANOCHAT_BASE_DIR/done/$1 result=$NANOCHAT_BASE_DIR/$2
+    echo
+    echo "== $1"
+    shift 2
+    key=$(echo "$key $*" | cksum)
+    if [ -e "$result" ] && [ "$(cat "$mark" 2>/dev/null)" = "$key" ]; then
+        echo "done already, with the same settings on the same data"
+        return
+    fi
+    echo "$*"
+    rm -f "$mark"
+    "$@"
+    echo "$key" >"$mark"
+}
+
+stage data base_data/manifest.json python -m nanochat.dataset --source "$source"
+stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train "${tokenizer[@]}"
+stage tok_eval report/tok_eval.json python -m scripts.tok_eval
+stage base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${training[@]}"
+stage base_loss report/base_loss.json python -m scripts.base_loss
+
+echo
+echo "== report"
+python -m nanochat.report

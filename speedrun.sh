@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The whole story, from nothing to a trained model, on one machine with NVIDIA GPUs: bash speedrun.sh [options of base_train]
+#
+# The settings are for 8 x H100. Fewer or smaller GPUs give the same model, later: the batch is cut to what fits, and gradients are
+# accumulated. WANDB_RUN=NAME logs to wandb. Without a CUDA GPU, dev/runcpu.sh tells the same story in small.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+depth=${DEPTH:-20}    # d20: 561M parameters
+shards=${SHARDS:-240} # of 250M characters: 20 tokens a parameter x 4.8 characters a token, and some to spare
+
+# A virtual environment with all dependencies.
+bash dev/setup.sh
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" WANDB_RUN="${WANDB_RUN:-dummy}"
+gpus=$(python -c "import torch; print(torch.cuda.device_count())")
+if [ "$gpus" = 0 ]; then
+    echo "speedrun: no CUDA GPU here, so the small story on the CPU: dev/runcpu.sh"
+    exec bash dev/runcpu.sh "$@"
+fi
+on_all_gpus=(torchrun --standalone --nproc_per_node="${NPROC_PER_NODE:-$gpus}" -m)
+python -m nanochat.report reset
+
+# Text. The first shards are enough for the tokenizer; the others arrive while it trains.
+python -m nanochat.dataset -n 8
+python -m nanochat.dataset -n "$shards" &
+download=$!
+trap 'kill $download 2>/dev/null || true' EXIT
+
+# The tokenizer: 65,536 tokens from 2 billion characters, and how well it packs English, code and other scripts.
+python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
+python -m scripts.tok_eval
+
+# The base model, 20 tokens for each parameter, and its bits per byte on training and validation text.
+wait $download
+"${on_all_gpus[@]}" scripts.base_train -- --depth="$depth" --target_param_data_ratio=20 --run="$WANDB_RUN" "$@"
+"${on_all_gpus[@]}" scripts.base_loss
+
+# What happened, with curves, samples, time and cost.
+python -m nanochat.report
