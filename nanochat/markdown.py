@@ -54,10 +54,13 @@ def visible(text: str) -> str:
     return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def wrapped(text: str, width: int) -> str:
-    """`visible` text with long lines folded at spaces; the text's own line breaks and indents stay."""
+def wrapped(text: str, width: int, indent: int = 0) -> str:
+    """`visible` text with long lines folded at spaces, the rest indented by `indent`; its own line breaks stay."""
     lines = visible(text).expandtabs(4).split("\n")
-    fold = textwrap.TextWrapper(width, replace_whitespace=False, break_long_words=False, break_on_hyphens=False)
+    after = " " * indent
+    fold = textwrap.TextWrapper(
+        width, subsequent_indent=after, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+    )
     return "\n".join("\n".join(fold.wrap(line)) for line in lines)
 
 
