@@ -14,8 +14,10 @@ mod error;
 mod py;
 mod split;
 mod train;
+mod words;
 
-pub use count::{count_words, WordCounts};
+pub use count::count_words;
 pub use error::Error;
 pub use split::Splitter;
 pub use train::{token_bytes, train_merges};
+pub use words::WordCounts;

@@ -35,31 +35,31 @@ impl Splitter {
         matches!(self.0, Kind::Family(..))
     }
 
-    /// Call `visit` with every word of `text`, in order. What the pattern does not match is left out.
+    /// Call `visit` with start and end of every word in `text`, in order. What the pattern does not match is left out.
     ///
     /// ```
     /// let splitter = rustbpe::Splitter::new(r" ?\w+|\s+").unwrap();
     /// let mut words = Vec::new();
-    /// splitter.split("to be, or", |word| words.push(word.to_vec())).unwrap();
-    /// assert_eq!(words, [&b"to"[..], b" be", b" or"]);
+    /// splitter.split("to be, or", |start, end| words.push((start, end))).unwrap();
+    /// assert_eq!(words, [(0, 2), (2, 5), (6, 9)]);
     /// ```
     #[inline]
-    pub fn split<'t>(&self, text: &'t str, mut visit: impl FnMut(&'t [u8])) -> Result<(), Error> {
+    pub fn split(&self, text: &str, mut visit: impl FnMut(usize, usize)) -> Result<(), Error> {
         match &self.0 {
             Kind::Family(family, classes) => {
                 let bytes = text.as_bytes();
                 let mut start = 0;
                 while start < bytes.len() {
                     let end = family.word_end(classes, bytes, start);
-                    visit(&bytes[start..end]);
+                    visit(start, end);
                     start = end;
                 }
             }
             Kind::Regex(regex) => {
                 for found in regex.find_iter(text) {
-                    let word = found.map_err(|error| Error::Split(error.to_string()))?.as_str();
-                    if !word.is_empty() {
-                        visit(word.as_bytes());
+                    let word = found.map_err(|error| Error::Split(error.to_string()))?;
+                    if word.start() < word.end() {
+                        visit(word.start(), word.end());
                     }
                 }
             }

@@ -9,9 +9,10 @@
 //! written once, in rising order, and a heap entry whose count is out of date can only be too high, so that it is
 //! enough to correct it when it reaches the top.
 
+use crate::words::QuickMap;
 use crate::{Error, WordCounts};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 type Pair = (u32, u32);
 
@@ -24,7 +25,7 @@ const INSIDE: u32 = u32::MAX - 1;
 /// `progress` is called with the number of merges so far, before each; its error ends the training.
 ///
 /// ```
-/// let counts = [(b"abab".as_slice().into(), 2), (b"bc".as_slice().into(), 3)].into_iter().collect();
+/// let counts = [(&b"abab"[..], 2), (b"bc", 3)].into_iter().collect();
 /// let merges = rustbpe::train_merges::<rustbpe::Error>(&counts, 259, |_| Ok(())).unwrap();
 /// assert_eq!(merges, [(97, 98), (98, 99), (256, 256)]); // ab: 4 times, bc: 3, abab: 2
 /// ```
@@ -68,6 +69,11 @@ struct Place {
     at: Vec<u32>,
 }
 
+/// A pair as one number.
+fn key((a, b): Pair) -> u64 {
+    u64::from(a) << 32 | u64::from(b)
+}
+
 struct Trainer {
     /// Ids at both ends of every token, `INSIDE` between them, a `WALL` before, between and after words.
     cells: Vec<u32>,
@@ -76,7 +82,7 @@ struct Trainer {
     word_counts: Vec<u64>,
     /// Bytes of each token.
     lengths: Vec<u32>,
-    pairs: HashMap<Pair, Place>,
+    pairs: QuickMap<u64, Place>,
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
     /// Of the step under way, by id: how often the token has just become a neighbour of the new one.
     left: Neighbours,
@@ -114,7 +120,7 @@ impl Neighbours {
 
 impl Trainer {
     fn new(counts: &WordCounts) -> Result<Self, Error> {
-        let size = 1 + counts.keys().map(|word| word.len() + 1).sum::<usize>();
+        let size = 1 + counts.iter().map(|(word, _)| word.len() + 1).sum::<usize>();
         if counts.is_empty() {
             return Err(Error::EmptyCorpus);
         }
@@ -126,7 +132,7 @@ impl Trainer {
             word_of: Vec::with_capacity(size),
             word_counts: Vec::with_capacity(counts.len()),
             lengths: vec![1; 256],
-            pairs: HashMap::new(),
+            pairs: QuickMap::default(),
             heap: BinaryHeap::new(),
             left: Neighbours::default(),
             right: Neighbours::default(),
@@ -137,7 +143,7 @@ impl Trainer {
         });
         trainer.cells.push(WALL);
         trainer.word_of.push(0);
-        for (word, &count) in counts {
+        for (word, count) in counts.iter() {
             let index = trainer.word_counts.len() as u32;
             trainer.word_counts.push(count);
             trainer.cells.extend(word.iter().map(|&byte| u32::from(byte)));
@@ -149,29 +155,31 @@ impl Trainer {
     }
 
     fn find_first_pairs(&mut self) {
+        let mut places: Vec<Place> = (0..256 * 256).map(|_| Place { count: 0, at: Vec::new() }).collect();
         for at in 1..self.cells.len() - 1 {
-            let pair = (self.cells[at], self.cells[at + 1]);
-            if pair.0 != WALL && pair.1 != WALL {
-                let count = self.word_counts[self.word_of[at] as usize];
-                let place = self.pairs.entry(pair).or_insert_with(|| Place { count: 0, at: Vec::new() });
-                place.count += count;
+            let (a, b) = (self.cells[at], self.cells[at + 1]);
+            if a != WALL && b != WALL {
+                let place = &mut places[(a << 8 | b) as usize];
+                place.count += self.word_counts[self.word_of[at] as usize];
                 place.at.push(at as u32);
             }
         }
-        self.heap = self.pairs.iter().map(|(&pair, place)| (place.count, Reverse(pair))).collect();
+        for (index, place) in places.into_iter().enumerate() {
+            self.open(((index >> 8) as u32, (index & 0xFF) as u32), place);
+        }
     }
 
     /// The pair with the highest count; the lower one of equals.
     fn most_frequent(&mut self) -> Option<Pair> {
         while let Some((count, Reverse(pair))) = self.heap.pop() {
-            let current = self.pairs.get(&pair).map_or(0, |place| place.count);
+            let current = self.pairs.get(&key(pair)).map_or(0, |place| place.count);
             if current == count {
                 return Some(pair);
             }
             if current > 0 {
                 self.heap.push((current, Reverse(pair)));
             } else {
-                self.pairs.remove(&pair);
+                self.pairs.remove(&key(pair));
             }
         }
         None
@@ -182,7 +190,7 @@ impl Trainer {
         self.lengths.push(self.lengths[a as usize] + self.lengths[b as usize]);
         self.left.grow();
         self.right.grow();
-        let place = self.pairs.remove(&(a, b)).expect("a pair on the heap has a list of places");
+        let place = self.pairs.remove(&key((a, b))).expect("a pair on the heap has a list of places");
         for at in place.at {
             self.merge_at(at, (a, b), new);
         }
@@ -233,7 +241,7 @@ impl Trainer {
     }
 
     fn lower(&mut self, pair: Pair, by: u64) {
-        if let Some(place) = self.pairs.get_mut(&pair) {
+        if let Some(place) = self.pairs.get_mut(&key(pair)) {
             place.count -= by;
         }
     }
@@ -241,7 +249,7 @@ impl Trainer {
     fn open(&mut self, pair: Pair, place: Place) {
         if place.count > 0 {
             self.heap.push((place.count, Reverse(pair)));
-            self.pairs.insert(pair, place);
+            self.pairs.insert(key(pair), place);
         }
     }
 }

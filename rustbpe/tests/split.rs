@@ -37,7 +37,7 @@ const TRICKY: [&str; 14] = [
 
 fn words(splitter: &Splitter, text: &str) -> Vec<Vec<u8>> {
     let mut words = Vec::new();
-    splitter.split(text, |word| words.push(word.to_vec())).unwrap();
+    splitter.split(text, |start, end| words.push(text.as_bytes()[start..end].to_vec())).unwrap();
     words
 }
 
