@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.common import UserError
+from nanochat.sampling import check_sampling, sample_next
 
 NORM_EPS = 1e-6
 SOFTCAP = 15.0
@@ -195,11 +196,9 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.head = Linear(config.n_embd, config.padded_vocab_size)
-        for name in (
-            "rope_cos",
-            "rope_sin",
-        ):  # filled by init_rope: under the meta device a value set here would be lost
-            self.register_buffer(name, torch.empty(config.sequence_len, config.head_dim // 2), persistent=False)
+        table = (config.sequence_len, config.head_dim // 2)
+        for name in ("rope_cos", "rope_sin"):  # filled by init_rope: a value set under the meta device would be lost
+            self.register_buffer(name, torch.empty(table), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -296,22 +295,12 @@ class GPT(nn.Module):
     ) -> Iterator[int]:
         """Yield up to `max_tokens` sampled ids, running the whole sequence each time: the engine's slow, plain twin.
 
-        Stops when the context is full. `temperature` 0 is greedy.
+        Stops when the context is full, and at no special token.
         """
+        check_sampling(temperature, top_k)
         generator = torch.Generator(self.device).manual_seed(seed)
         ids = list(tokens)
         for _ in range(min(max_tokens, self.config.sequence_len - len(tokens))):
-            logits = self(torch.tensor([ids], device=self.device))[:, -1]  # (1, T, V) -> (1, V)
-            ids.append(int(sample_next(logits, temperature, top_k, generator)))
+            hidden = self.hidden(torch.tensor([ids], device=self.device))[:, -1]  # (1, T) -> (1, C)
+            ids.append(int(sample_next(self.logits(hidden), temperature, top_k, generator)))
             yield ids[-1]
-
-
-def sample_next(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """Draw an id for each row of logits, (B, V) -> (B,). `temperature` 0: the likeliest; `top_k`: among the k best."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    if top_k is not None:
-        kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < kept, float("-inf"))
-    probs = F.softmax(logits / temperature, dim=-1)
-    return torch.multinomial(probs, num_samples=1, generator=generator).squeeze(1)
