@@ -24,8 +24,8 @@ from nanochat.common import UserError
 from nanochat.muon import muon_step
 
 if TYPE_CHECKING:
-    from nanochat.common import Runtime
     from nanochat.gpt import GPT
+    from nanochat.runtime import Runtime
 
 MIN_SHARDED = 1024  # elements: smaller tensors are all-reduced and updated by every process
 

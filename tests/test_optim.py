@@ -23,9 +23,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.common import Runtime, UserError
+from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig, ParamGroup
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
+from nanochat.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, HALF, ROWS = 20, 10, 6
@@ -110,6 +111,7 @@ def _weights(model: Toy) -> dict[str, Tensor]:
 def _process(rank: int, world_size: int, folder: Path) -> None:
     """One of `world_size` processes: trains in each precision, saves and loads half way, resumes what 2 have saved."""
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # as in every run on a CPU
     if world_size > 1:
         store = f"file://{folder}/store{world_size}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
@@ -212,6 +214,7 @@ def _reference(model: Toy) -> tuple[dict[str, Tensor], list[float]]:
     return {name: param.detach() for name, param in named}, norms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_equals_the_reference(runs: Runs, world_size: int, precision: str) -> None:
@@ -223,6 +226,7 @@ def test_equals_the_reference(runs: Runs, world_size: int, precision: str) -> No
         torch.testing.assert_close(result[precision]["norms"], norms, rtol=TOLERANCE[precision], atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_agree(runs: Runs, world_size: int, precision: str) -> None:
@@ -235,6 +239,7 @@ def test_processes_agree(runs: Runs, world_size: int, precision: str) -> None:
     assert _distance(first["weights"], runs.results[1][0][precision]["weights"]) < TOLERANCE[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_each_process_keeps_its_share(runs: Runs, world_size: int) -> None:
     """Whole matrices of the tall and the wide stack, numbers of the two tables; all of what is small."""
@@ -243,6 +248,7 @@ def test_each_process_keeps_its_share(runs: Runs, world_size: int) -> None:
     assert [result["float32"]["kept"] for result in runs.results[world_size]] == [expected] * world_size
 
 
+@pytest.mark.slow
 def test_state_is_whole_and_by_name(runs: Runs) -> None:
     state = runs.half["float32"]["state"]
     moments = {
@@ -260,6 +266,7 @@ def test_state_is_whole_and_by_name(runs: Runs) -> None:
     assert all(tensor.dtype == torch.float32 for name, tensor in state.items() if name != "step")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_resumes_what_two_processes_wrote(runs: Runs, world_size: int, precision: str) -> None:
