@@ -14,7 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -125,7 +125,7 @@ def global_batches(
         yield Batch(inputs, targets, progress, asdict(stream.cursor))
 
 
-def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def prefetch(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """Run an iterator of batches in a thread, a few batches ahead, and put them on the device.
 
     An exception in the thread is raised here. The thread ends when this generator is closed or collected.
@@ -180,7 +180,7 @@ def train_batches(
     horizon: int,
     cursor: dict[str, int] | None = None,
     num_threads: int = 2,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Micro-batches (B, T) of the training documents, tokenised ahead of the step, from a cursor on, for ever."""
     stream = TokenStream(documents, tokenizer, Cursor(**(cursor or {})), num_threads)
     return prefetch(global_batches(stream, runtime, batch_size, sequence_len, horizon), runtime.device)

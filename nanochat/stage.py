@@ -6,18 +6,21 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from nanochat.checkpoint_manager import Checkpoint, save_checkpoint
+from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, open_checkpoint, save_checkpoint
 from nanochat.common import UserError, print0
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import Optimizer
 from nanochat.runtime import Runtime
-from nanochat.train import LoopState
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import LoopState, Metrics
 
+Forward = Callable[..., Tensor]  # a model, compiled or not
 CPU_TOKENS = 8192  # of a micro-batch: larger ones are no faster on a CPU
 MIN_COMPILED_STEPS = 100  # a shorter run ends before compiling has paid
 
@@ -43,18 +46,29 @@ def legal_batch_sizes(total_batch_size: int, sequence_len: int, world_size: int)
     return [size for size in range(rows, 0, -1) if rows % size == 0]
 
 
+def batch_size_of(
+    asked: str, checkpoint: Checkpoint | None, model: GPT, total_batch_size: int, runtime: Runtime
+) -> int:
+    """The device batch size: as found when the run began, else as asked for, which may be "auto"."""
+    if checkpoint and checkpoint.meta["world_size"] == runtime.world_size:
+        return int(checkpoint.meta["device_batch_size"])
+    if asked == "auto":
+        return auto_batch_size(model, total_batch_size, model.config.sequence_len, runtime)
+    return int(asked)
+
+
 def auto_batch_size(model: GPT, total_batch_size: int, sequence_len: int, runtime: Runtime) -> int:
     """The largest legal device batch size: on CUDA that fits (tried for real), on the CPU within a fixed rule."""
     sizes = legal_batch_sizes(total_batch_size, sequence_len, runtime.world_size)
     if not sizes:
         check_batch(total_batch_size, 1, sequence_len, runtime.world_size)
     if runtime.device.type == "cuda":
-        chosen = next((size for size in sizes if fits(model, size, sequence_len)), None)
-        if chosen is None:
+        chosen = next((size for size in sizes if fits(model, size, sequence_len)), 0)
+        if not chosen:
             raise UserError("not even one row fits into this GPU's memory: lower --max_seq_len or --depth")
     else:
         chosen = next((size for size in sizes if size * sequence_len <= CPU_TOKENS), 1)
-    chosen = min(sizes, key=lambda size: abs(size - runtime.from_main(chosen)))
+    chosen = runtime.from_main(chosen)
     print0(f"Device batch size {chosen}")
     return chosen
 
@@ -73,14 +87,14 @@ def fits(model: GPT, batch_size: int, sequence_len: int) -> bool:
         torch.cuda.empty_cache()
 
 
-def warm_up(callable_model: nn.Module, model: GPT, batch_size: int, sequence_len: int) -> None:
+def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) -> None:
     """A forward and backward pass on nothing, whose gradients are dropped."""
     zeros = torch.zeros(batch_size, sequence_len, dtype=torch.int64, device=model.device)
-    callable_model(zeros, zeros, loss_reduction="sum").backward()
+    forward(zeros, zeros, loss_reduction="sum").backward()
     model.zero_grad(set_to_none=True)
 
 
-def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime) -> nn.Module:
+def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime) -> Forward:
     """The compiled model, or the model itself where compiling is off, does not pay, or fails (with a notice).
 
     `mode`: auto, on or off. All processes decide alike.
@@ -91,7 +105,7 @@ def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtim
         print0("No C++ compiler: training runs uncompiled, about a third slower.")
         return model
     print0("Compiling the model (the first time takes up to a minute) ...")
-    compiled: nn.Module = torch.compile(model, dynamic=False)
+    compiled: Forward = torch.compile(model, dynamic=False)
     try:
         warm_up(compiled, model, batch_size, model.config.sequence_len)
         failure = None
@@ -104,20 +118,33 @@ def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtim
 
 
 def saver(
-    folder: Any, model: GPT, optimizer: Optimizer, describe: Callable[[], dict[str, Any]], keep_last: int
-) -> Callable[[LoopState], dict[str, float]]:
-    """An event's `run` that writes a checkpoint; `describe` gives meta.json besides the loop state."""
+    folder: Path, model: GPT, optimizer: Optimizer, meta: dict[str, Any], keep_last: int
+) -> Callable[[LoopState], Metrics]:
+    """An event's `run` that writes a checkpoint; `meta` is meta.json besides the loop state."""
+    runtime = optimizer.runtime
 
-    def save(state: LoopState) -> dict[str, float]:
+    def save(state: LoopState) -> Metrics:
         optimizer_state = optimizer.state_dict()  # gathered: every process takes part
-        if optimizer.runtime.is_main:
-            meta = {**describe(), "loop": asdict(state)}
-            path = save_checkpoint(folder, state.step, model.state_dict(), optimizer_state, meta, keep_last)
+        if runtime.is_main:
+            whole = {**meta, "world_size": runtime.world_size, "loop": asdict(state)}
+            path = save_checkpoint(folder, state.step, model.state_dict(), optimizer_state, whole, keep_last)
             print0(f"Saved {path}")
-        optimizer.runtime.barrier()
+        runtime.barrier()
         return {}
 
     return save
+
+
+def checkpoint_to_resume(folder: Path, step: int, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig) -> Checkpoint:
+    """The checkpoint of a step (-1: the last). UserError if tokenizer, data or model are not those it was made with."""
+    checkpoint = open_checkpoint(folder, step)
+    check_tokenizer(checkpoint, tokenizer)
+    if checkpoint.meta["data_hash"] != data_hash:
+        raise UserError(f"{checkpoint.path} was trained on other data than what is here now: put that back to resume")
+    found, asked = checkpoint.meta["model_config"], asdict(shape)
+    if changed := [f"{name} {found[name]} -> {asked[name]}" for name in found if found[name] != asked[name]]:
+        raise UserError(f"{checkpoint.path} is another model ({', '.join(changed)}): resume with the settings it had")
+    return checkpoint
 
 
 def restore(checkpoint: Checkpoint, optimizer: Optimizer) -> LoopState:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from nanochat.dataloader import Batch
 from nanochat.optim import Optimizer
@@ -60,7 +60,7 @@ class Event:
 
 
 def train(
-    model: nn.Module,
+    model: Callable[..., Tensor],
     optimizer: Optimizer,
     batches: Iterator[Batch],
     *,
@@ -96,7 +96,11 @@ def train(
 
 
 def step(
-    model: nn.Module, optimizer: Optimizer, micro_batches: Sequence[Batch], rates: Rates, stop: Callable[[], bool]
+    model: Callable[..., Tensor],
+    optimizer: Optimizer,
+    micro_batches: Sequence[Batch],
+    rates: Rates,
+    stop: Callable[[], bool],
 ) -> tuple[float, float, bool]:
     """One optimizer step. Returns its loss, the gradient's norm, and whether any process was asked to stop."""
     runtime = optimizer.runtime

@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar on a terminal, plain lines in a log, wandb if asked, and the history for plots."""
+"""What a training run tells: a progress bar on a terminal or plain lines in a log, wandb if asked, and the curves."""
 
 from __future__ import annotations
 
@@ -22,8 +22,17 @@ NO_RUN = "dummy"  # the name of a run that wandb does not hear of
 
 # Dense bf16 matrix products, FLOP/s, from the makers' data sheets; the first name that the device's own contains
 PEAK_FLOPS = {
-    **{"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12},
-    **{"L40S": 362e12, "L4": 121e12, "A10G": 70e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12, "V100": 125e12},
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
 }
 
 
@@ -39,7 +48,7 @@ class TrainLog:
     """Call it with the state and the metrics of a step or an event; every process calls it, the main one speaks."""
 
     def __init__(
-        self, runtime: Runtime, state: LoopState, *, num_steps: int, tokens_per_step: int, flops_per_token: int
+        self, runtime: Runtime, state: LoopState, num_steps: int, tokens_per_step: int, flops_per_token: int
     ) -> None:
         self.num_steps, self.tokens_per_step, self.flops_per_token = num_steps, tokens_per_step, flops_per_token
         self.speaks = runtime.is_main

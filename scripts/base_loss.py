@@ -1,0 +1,109 @@
+"""Measure a base model: bits per byte on training and validation text, and samples of what it writes.
+
+    torchrun --standalone --nproc_per_node=8 -m scripts.base_loss         # eight GPUs
+    python -m scripts.base_loss                                           # one GPU, or a laptop: the deepest model
+    python -m scripts.base_loss --model_tag=d4 --step=400 --num_samples=5
+
+Where the training text is the story world, each sentence of the samples is checked against that world, and the share
+of sound ones is reported.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from nanochat import storyworld
+from nanochat.checkpoint_manager import load_model
+from nanochat.common import UserError, print0
+from nanochat.configurator import cli, setting
+from nanochat.dataloader import eval_rows
+from nanochat.gpt import GPT
+from nanochat.loss_eval import bits_per_byte
+from nanochat.report import log_section
+from nanochat.runtime import Runtime
+from nanochat.samples import PROMPTS, write_samples
+from nanochat.shards import load_manifest, open_split
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    model_tag: str | None = setting(None, "checkpoint folder to measure; default: that of the deepest model", short="g")
+    step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s")
+    device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
+    device_batch_size: int = setting(16, "rows scored at a time on one device")
+    eval_tokens: int = setting(10485760, "tokens of each split; at most one pass over it")
+    num_samples: int = setting(20, "samples of text to write; 0 = none")
+    max_sample_tokens: int = setting(256, "longest sample, in tokens")
+    temperature: float = setting(0.7, "of the samples; 0 = always the likeliest token")
+    seed: int = setting(42, "of the samples")
+
+    def __post_init__(self) -> None:
+        for name in ("device_batch_size", "eval_tokens", "max_sample_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.num_samples < 0 or self.temperature < 0:
+            raise UserError(
+                f"num_samples {self.num_samples} and temperature {self.temperature}: neither may be negative"
+            )
+
+
+def sample_and_judge(model: GPT, tokenizer: Tokenizer, config: Config, source: str) -> tuple[list[Any], dict[str, Any]]:
+    """Samples for the report, and the checker's count over all their sentences where it knows the world."""
+    in_world = source == "storyworld"
+    prompts = storyworld.prompts(config.num_samples, config.seed) if in_world else [*PROMPTS] * config.num_samples
+    samples = write_samples(
+        model, tokenizer, prompts[: config.num_samples], config.max_sample_tokens, config.temperature, config.seed
+    )
+    if not in_world:
+        return samples, {}
+    sound = total = 0
+    for sample in samples:
+        verdicts = storyworld.check(sample["prompt"] + sample["text"], cut=not sample["whole"])
+        sample["verdicts"] = [{"sentence": v.sentence, "sound": v.ok, "reason": v.reason} for v in verdicts]
+        if verdicts:
+            sample["share_sound"] = sum(v.ok for v in verdicts) / len(verdicts)
+        sound, total = sound + sum(v.ok for v in verdicts), total + len(verdicts)
+    return samples, {"sound sentences in samples": {"value": sound / max(1, total), "n": total}}
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure, write the report's section, and return its metrics."""
+    start = time.monotonic()
+    runtime = Runtime.start(config.seed, config.device)
+    model, tokenizer, meta = load_model("base", runtime, model_tag=config.model_tag, step=config.step)
+    runtime = replace(runtime, compute_dtype=model.compute_dtype)
+    token_bytes = torch.tensor(tokenizer.token_bytes())
+    metrics: dict[str, Any] = {}
+    for split, name in (("train", "training"), ("val", "validation")):
+        rows, _ = eval_rows(open_split(split), tokenizer, model.config.sequence_len, config.eval_tokens)
+        metrics[f"{name} bits per byte"] = bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
+        print0(f"{name} bits per byte: {metrics[f'{name} bits per byte']:.4f}")
+    samples, judged = (
+        sample_and_judge(model, tokenizer, config, load_manifest().source) if runtime.is_main else ([], {})
+    )
+    for sample in samples[:3]:
+        print0(f"\n{sample['prompt']} |{sample['text']}")
+    for name, found in judged.items():
+        print0(f"\n{name}: {found['value']:.1%} of {found['n']}")
+    log_section(
+        "base_loss",
+        {
+            "title": "Base model",
+            "settings": config,
+            "metrics": {**metrics, **judged},
+            "samples": samples,
+            "notes": [f"Checkpoint of step {meta['step']}, computing in {runtime.dtype_name}."],
+            "seconds": time.monotonic() - start,
+        },
+    )
+    runtime.finish()
+    return {**metrics, **judged}
+
+
+if __name__ == "__main__":
+    cli(Config, main, __doc__)

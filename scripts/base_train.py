@@ -1,0 +1,235 @@
+"""Pretrain a base model on the data in the base folder.
+
+    torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20          # eight GPUs
+    python -m scripts.base_train --depth=12                                               # one GPU
+    python -m scripts.base_train --depth=4 --head_dim=64 --max_seq_len=512 --total_batch_size=8192 --num_iterations=400
+    python -m scripts.base_train my.toml --depth=32                                       # a settings file, then flags
+    python -m scripts.base_train --depth=12 --resume                                      # go on after a stop
+
+The last but one line but for its settings is what a laptop runs. Ctrl-C and SIGTERM save a checkpoint before they end
+the run, and the message tells how to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import takewhile
+
+import torch
+
+from nanochat import schedule
+from nanochat.checkpoint_manager import build_model, describe_model, restore_model, run_dir
+from nanochat.common import UserError, print0
+from nanochat.configurator import cli, setting
+from nanochat.dataloader import eval_rows, train_batches
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.loss_eval import bits_per_byte
+from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.report import log_section
+from nanochat.runtime import Runtime
+from nanochat.samples import PROMPTS, write_samples
+from nanochat.shards import load_manifest, open_split
+from nanochat.stage import (
+    batch_size_of,
+    check_batch,
+    checkpoint_to_resume,
+    compile_model,
+    restore,
+    resume_command,
+    saver,
+)
+from nanochat.tokenizer import Tokenizer, get_tokenizer
+from nanochat.train import Event, LoopState, Metrics, Rates, train
+from nanochat.train_log import NO_RUN, TrainLog, curves
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing")
+    model_tag: str | None = setting(None, "name of the checkpoint folder; default d<depth>")
+    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
+    seed: int = setting(42, "of the first weights and of the samples")
+    depth: int = setting(20, "layers of the model; its width is 64 x depth, rounded up to whole heads")
+    arch: str = setting("classic", "architecture of the model", choices=("classic",))
+    head_dim: int = setting(128, "size of an attention head; must be even")
+    n_kv_head: int = setting(-1, "key-value heads; must divide the query heads; -1 = as many as those")
+    max_seq_len: int = setting(2048, "tokens of context")
+    num_iterations: int = setting(-1, "optimizer steps; -1 = as the next two settings say")
+    target_flops: float = setting(-1.0, "train until this many FLOPs are spent; -1 = as the next setting says")
+    target_param_data_ratio: float = setting(20.0, "train on this many tokens for each parameter")
+    total_batch_size: int = setting(524288, "tokens of an optimizer step, over all processes")
+    device_batch_size: str = setting("auto", "rows of a micro-batch on one device; auto = the largest that fits")
+    embedding_lr: float = setting(0.2, "AdamW's learning rate for the embedding, at width 768")
+    head_lr: float = setting(0.004, "AdamW's learning rate for the head, at width 768")
+    matrix_lr: float = setting(0.02, "Muon's learning rate for the matrices")
+    weight_decay: float = setting(0.0, "AdamW's weight decay")
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 = not clipped")
+    warmup: float = setting(0.0, "share of the run in which the learning rate rises")
+    warmdown: float = setting(0.2, "share of the run in which the learning rate falls")
+    final_lr: float = setting(0.0, "share of the learning rate that is left at the end")
+    eval_every: int = setting(250, "steps between measurements of bits per byte; -1 = only at the end")
+    eval_tokens: int = setting(
+        10485760, "validation tokens of a measurement; at most one pass over the validation shard"
+    )
+    sample_every: int = setting(2000, "steps between samples of text; -1 = none, not even at the end")
+    core_metric_every: int = setting(-1, "steps between CORE evaluations; only -1 (none) is possible so far")
+    save_every: int = setting(-1, "steps between checkpoints; -1 = only at the end, or when the run is stopped")
+    keep_last: int = setting(-1, "checkpoints to keep; -1 = all")
+    resume: bool = setting(False, "go on from the last checkpoint of this model tag")
+    resume_from_step: int = setting(-1, "go on from the checkpoint of this step; -1 = do not")
+    compile: str = setting("auto", "compile the model; auto = where it pays", choices=("auto", "on", "off"))
+    num_threads: int = setting(2, "threads that tokenise ahead of the step")
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "max_seq_len", "total_batch_size", "eval_tokens", "num_threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("num_iterations", "eval_every", "sample_every", "save_every", "keep_last", "n_kv_head"):
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1, or -1 (see --help)")
+        for name in ("warmup", "warmdown", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
+        if self.device_batch_size != "auto" and not (
+            self.device_batch_size.isdecimal() and int(self.device_batch_size)
+        ):
+            raise UserError(f"device_batch_size is {self.device_batch_size!r}: it must be auto or a number, at least 1")
+        if self.core_metric_every != -1:
+            raise UserError(f"core_metric_every is {self.core_metric_every}: CORE is not built yet, leave it at -1")
+        if max(self.num_iterations, self.target_flops, self.target_param_data_ratio) <= 0:
+            raise UserError("no horizon: set num_iterations, target_flops or target_param_data_ratio above 0")
+        if self.resume_from_step < -1:
+            raise UserError(f"resume_from_step is {self.resume_from_step}: it must be a step, or -1")
+        self.model_config(vocab_size=1)
+        self.optim_settings()
+
+    def model_config(self, vocab_size: int) -> GPTConfig:
+        """The shape of the model."""
+        sizes = {"head_dim": self.head_dim, "n_kv_head": self.n_kv_head}
+        return GPTConfig.from_depth(self.depth, vocab_size=vocab_size, sequence_len=self.max_seq_len, **sizes)
+
+    def optim_settings(self) -> OptimSettings:
+        """The optimizer's share of the settings."""
+        names = ("matrix_lr", "embedding_lr", "head_lr", "weight_decay", "grad_clip")
+        return OptimSettings(**{name: getattr(self, name) for name in names})
+
+    def num_steps(self, model: GPT) -> int:
+        """The horizon in steps: the first of the three settings that is above 0 decides."""
+        if self.num_iterations > 0:
+            return self.num_iterations
+        tokens = (
+            self.target_flops / model.estimate_flops()
+            if self.target_flops > 0
+            else self.target_param_data_ratio * model.num_params()
+        )
+        return max(1, round(tokens / self.total_batch_size))
+
+    def rates(self, progress: float, num_steps: int) -> Rates:
+        """What the schedule sets at this progress."""
+        return Rates(
+            lr_scale=schedule.lr_scale(progress, self.warmup, self.warmdown, self.final_lr),
+            momentum=schedule.muon_momentum(progress, num_steps),
+        )
+
+
+def events(
+    config: Config, model: GPT, tokenizer: Tokenizer, runtime: Runtime, batch_size: int, save: Callable[..., Metrics]
+) -> list[Event]:
+    """What happens besides the steps. The checkpoint comes first: an evaluation that fails must not cost the run."""
+    rows, num_tokens = eval_rows(open_split("val"), tokenizer, config.max_seq_len, config.eval_tokens)
+    if num_tokens < config.eval_tokens:
+        print0(f"The validation shard has {num_tokens:,} tokens, fewer than --eval_tokens={config.eval_tokens:,}")
+    token_bytes = torch.tensor(tokenizer.token_bytes())
+
+    def evaluate(_: LoopState) -> Metrics:
+        return {"val_bpb": bits_per_byte(model, rows, token_bytes, batch_size, runtime)}
+
+    def show_samples(_: LoopState) -> Metrics:
+        if runtime.is_main:
+            for found in write_samples(model, tokenizer, PROMPTS, max_tokens=32):
+                print0(f"  {found['prompt']} | {found['text']!r}")
+        return {}
+
+    return [
+        Event(config.save_every, save, on_stop=True),
+        Event(config.eval_every, evaluate),
+        Event(config.sample_every, show_samples, at_end=config.sample_every != -1),
+    ]
+
+
+def report(config: Config, model: GPT, runtime: Runtime, state: LoopState, num_steps: int) -> None:
+    """Write this stage's section of the report."""
+    tokens = num_steps * config.total_batch_size
+    metrics = {
+        "parameters": model.num_params(),
+        "training tokens": tokens,
+        "training FLOPs": tokens * model.estimate_flops(),
+        "validation bits per byte": next(row["val_bpb"] for row in reversed(state.history) if "val_bpb" in row),
+        "training loss (nats per token)": next(row["loss"] for row in reversed(state.history) if "loss" in row),
+        "tokens per second": tokens / state.seconds,
+    }
+    environment = {"device": str(runtime.device), "compute dtype": runtime.dtype_name, "processes": runtime.world_size}
+    section = {"title": "Pretraining", "settings": config, "environment": environment, "metrics": metrics}
+    headline = ["validation bits per byte"]
+    log_section(
+        "base_train", {**section, "headline": headline, "curves": curves(state.history), "seconds": state.seconds}
+    )
+
+
+def main(config: Config) -> LoopState:
+    """Train, and return where the run ended."""
+    runtime = Runtime.start(config.seed, config.device)
+    tokenizer, manifest = get_tokenizer(), load_manifest()
+    folder = run_dir("base", config.model_tag or f"d{config.depth}")
+    shape = config.model_config(tokenizer.get_vocab_size())
+    checkpoint = None
+    if config.resume or config.resume_from_step != -1:
+        checkpoint = checkpoint_to_resume(folder, config.resume_from_step, tokenizer, manifest.hash(), shape)
+    model = restore_model(checkpoint, runtime) if checkpoint else build_model(shape, runtime)
+    runtime = replace(runtime, compute_dtype=model.compute_dtype)
+    optimizer = build_optimizer(model, runtime, config.optim_settings())
+    state = restore(checkpoint, optimizer) if checkpoint else LoopState()
+    num_steps = config.num_steps(model)
+    print0(f"{model.num_params():,} parameters, {num_steps} steps of {config.total_batch_size:,} tokens")
+    print0(f"{runtime.world_size} process(es) on {runtime.device.type}, computing in {runtime.dtype_name}")
+
+    batch_size = batch_size_of(config.device_batch_size, checkpoint, model, config.total_batch_size, runtime)
+    forward = compile_model(model, config.compile, num_steps, batch_size, runtime)
+    facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
+    save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
+    log = TrainLog(runtime, state, num_steps, config.total_batch_size, model.estimate_flops())
+    log.start_wandb(config.run, config)
+    loader = train_batches(
+        open_split("train"),
+        tokenizer,
+        runtime,
+        batch_size=batch_size,
+        sequence_len=config.max_seq_len,
+        horizon=num_steps * config.total_batch_size,
+        cursor=state.cursor,
+        num_threads=config.num_threads,
+    )
+    with closing(loader), closing(log):
+        train(
+            forward,
+            optimizer,
+            takewhile(lambda batch: batch.progress < 1, loader),
+            schedule=partial(config.rates, num_steps=num_steps),
+            events=events(config, model, tokenizer, runtime, batch_size, save),
+            num_micro_steps=check_batch(config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size),
+            log=log,
+            state=state,
+        )
+    if state.stopped:
+        print0(f"Stopped at step {state.step} of {num_steps}. To go on: {resume_command('scripts.base_train')}")
+    else:
+        report(config, model, runtime, state, num_steps)
+    runtime.finish()
+    return state
+
+
+if __name__ == "__main__":
+    cli(Config, main, __doc__)
