@@ -14,6 +14,10 @@ pub enum Error {
     EmptyCorpus,
     /// More distinct words than positions can be counted in 32 bits.
     TooManyWords(usize),
+    /// The tokens do not make a vocabulary.
+    Vocabulary(String),
+    /// An id that no token has.
+    UnknownId(i64),
 }
 
 impl fmt::Display for Error {
@@ -25,6 +29,8 @@ impl fmt::Display for Error {
             Error::EmptyCorpus => {
                 write!(f, "nothing to train on: the texts are empty, or the pattern matches nothing in them")
             }
+            Error::Vocabulary(why) => write!(f, "vocabulary: {why}"),
+            Error::UnknownId(id) => write!(f, "no token has the id {id}"),
             Error::TooManyWords(bytes) => {
                 write!(f, "{bytes} bytes of distinct words: more than 4 GiB; train on fewer characters")
             }

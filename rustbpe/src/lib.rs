@@ -7,17 +7,27 @@
 //!
 //! Nothing here knows of Python; the binding is `py.rs`, behind the feature `python`.
 
+#[cfg(feature = "python")]
+mod arrow;
+mod batch;
+mod cache;
 mod classes;
 mod count;
+mod encode;
 mod error;
+mod merge;
 #[cfg(feature = "python")]
 mod py;
 mod split;
 mod train;
+mod vocabulary;
 mod words;
 
+pub use batch::{encode_batch, Batch};
 pub use count::count_words;
+pub use encode::{Encoder, Id, Text};
 pub use error::Error;
 pub use split::Splitter;
 pub use train::{token_bytes, train_merges};
+pub use vocabulary::Vocabulary;
 pub use words::WordCounts;

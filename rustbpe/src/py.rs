@@ -1,10 +1,11 @@
 //! The Python module `nanochat._rustbpe`: types in and out, Python's lock, signals. No algorithm lives here.
 
-use crate::{count_words, token_bytes, train_merges, Error, Splitter};
-use pyo3::exceptions::PyValueError;
+use crate::{arrow, count_words, encode_batch, token_bytes, train_merges, Encoder, Error, Splitter, Text, Vocabulary};
+use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyIterator};
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyDict, PyIterator, PyList, PyString};
+use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 /// Texts are taken from the iterator in batches of about this size.
@@ -14,7 +15,10 @@ const TICK: Duration = Duration::from_millis(100);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
-        PyValueError::new_err(error.to_string())
+        match error {
+            Error::UnknownId(_) => PyKeyError::new_err(error.to_string()),
+            _ => PyValueError::new_err(error.to_string()),
+        }
     }
 }
 
@@ -94,7 +98,176 @@ fn train(
     Ok(tokens.iter().map(|token| PyBytes::new(py, token).unbind()).collect())
 }
 
+/// Numbers that numpy can look at without copying them.
+#[pyclass(frozen, module = "nanochat._rustbpe")]
+struct Numbers(Store);
+
+enum Store {
+    U16(Vec<u16>),
+    U32(Vec<u32>),
+    U64(Vec<u64>),
+}
+
+#[pymethods]
+impl Numbers {
+    fn __len__(&self) -> usize {
+        match &self.0 {
+            Store::U16(numbers) => numbers.len(),
+            Store::U32(numbers) => numbers.len(),
+            Store::U64(numbers) => numbers.len(),
+        }
+    }
+
+    /// Numpy's array interface, version 3. The array that looks at this memory keeps this object alive.
+    #[getter]
+    fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (size, address) = match &self.0 {
+            Store::U16(numbers) => (2, numbers.as_ptr() as usize),
+            Store::U32(numbers) => (4, numbers.as_ptr() as usize),
+            Store::U64(numbers) => (8, numbers.as_ptr() as usize),
+        };
+        let order = if cfg!(target_endian = "little") { '<' } else { '>' };
+        let interface = PyDict::new(py);
+        interface.set_item("version", 3)?;
+        interface.set_item("shape", (self.__len__(),))?;
+        interface.set_item("typestr", format!("{order}u{size}"))?;
+        interface.set_item("data", (address, false))?;
+        Ok(interface)
+    }
+}
+
+/// A Python string or bytes, held so that Rust can read it without Python's lock.
+enum Held {
+    Str(PyBackedStr),
+    Bytes(PyBackedBytes),
+}
+
+impl Held {
+    fn new(text: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if text.is_instance_of::<PyBytes>() {
+            return Ok(Held::Bytes(text.extract()?));
+        }
+        match text.extract::<PyBackedStr>() {
+            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => {
+                // A lone surrogate, which UTF-8 has no bytes for, becomes U+FFFD.
+                let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
+                Ok(Held::Str(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
+            }
+            other => other.map(Held::Str),
+        }
+    }
+
+    fn text(&self) -> Text<'_> {
+        match self {
+            Held::Str(text) => Text::Str(text),
+            Held::Bytes(bytes) => Text::from_bytes(bytes),
+        }
+    }
+}
+
+/// The texts of a batch: from a Python sequence, or from an Arrow array.
+enum Source {
+    Python(Vec<Held>),
+    Arrow(arrow::Texts),
+}
+
+impl Source {
+    fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let from_arrow = |texts: Result<arrow::Texts, String>| texts.map(Source::Arrow).map_err(PyValueError::new_err);
+        if texts.hasattr("__arrow_c_stream__")? {
+            let capsule = texts.call_method0("__arrow_c_stream__")?;
+            let stream: *mut arrow::Stream = pointer(&capsule, c"arrow_array_stream")?;
+            // SAFETY: the capsule of that name holds such a struct, and is ours to take.
+            return from_arrow(arrow::Texts::from_stream(unsafe { arrow::Stream::take(stream) }));
+        }
+        if texts.hasattr("__arrow_c_array__")? {
+            let capsules = texts.call_method0("__arrow_c_array__")?;
+            let schema: *mut arrow::Schema = pointer(&capsules.get_item(0)?, c"arrow_schema")?;
+            let array: *mut arrow::Array = pointer(&capsules.get_item(1)?, c"arrow_array")?;
+            // SAFETY: as above.
+            return from_arrow(unsafe {
+                arrow::Texts::from_array(arrow::Schema::take(schema), arrow::Array::take(array))
+            });
+        }
+        if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
+            return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
+        }
+        texts.try_iter()?.map(|text| Held::new(&text?)).collect::<PyResult<_>>().map(Source::Python)
+    }
+
+    fn texts(&self) -> PyResult<Vec<Text<'_>>> {
+        match self {
+            Source::Python(held) => Ok(held.iter().map(Held::text).collect()),
+            Source::Arrow(arrays) => arrays.texts().map_err(PyValueError::new_err),
+        }
+    }
+}
+
+fn pointer<T>(capsule: &Bound<'_, PyAny>, name: &CStr) -> PyResult<*mut T> {
+    let capsule = capsule.cast::<PyCapsule>()?;
+    Ok(capsule.pointer_checked(Some(name))?.as_ptr().cast())
+}
+
+/// A vocabulary with its split pattern.
+#[pyclass(frozen, module = "nanochat._rustbpe", name = "Encoder")]
+struct PyEncoder(Encoder);
+
+#[pymethods]
+impl PyEncoder {
+    #[new]
+    fn new(pattern: &str, tokens: Vec<PyBackedBytes>, special_tokens: Vec<String>) -> PyResult<Self> {
+        let splitter = Splitter::new(pattern)?;
+        Ok(Self(Encoder::new(Vocabulary::new(&tokens, &special_tokens)?, splitter)))
+    }
+
+    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        let held = Held::new(text)?;
+        Ok(py.detach(|| self.0.encode(held.text()))?)
+    }
+
+    #[pyo3(signature = (texts, num_threads=1))]
+    fn encode_batch(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        num_threads: usize,
+    ) -> PyResult<(Numbers, Numbers)> {
+        let source = Source::new(texts)?;
+        let texts = source.texts()?;
+        let (ids, offsets) = py.detach(|| {
+            if self.0.vocabulary.len() <= 1 << 16 {
+                encode_batch(&self.0, &texts, num_threads).map(|batch| (Store::U16(batch.ids), batch.offsets))
+            } else {
+                encode_batch(&self.0, &texts, num_threads).map(|batch| (Store::U32(batch.ids), batch.offsets))
+            }
+        })?;
+        Ok((Numbers(ids), Numbers(Store::U64(offsets))))
+    }
+
+    #[pyo3(signature = (texts, num_threads=1))]
+    fn encode_lists<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        num_threads: usize,
+    ) -> PyResult<Vec<Bound<'py, PyList>>> {
+        let source = Source::new(texts)?;
+        let texts = source.texts()?;
+        let batch = py.detach(|| encode_batch::<u32>(&self.0, &texts, num_threads))?;
+        let row = |range: &[u64]| PyList::new(py, &batch.ids[range[0] as usize..range[1] as usize]);
+        batch.offsets.windows(2).map(row).collect()
+    }
+
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: Vec<i64>) -> PyResult<Bound<'py, PyBytes>> {
+        let mut bytes = Vec::new();
+        self.0.vocabulary.decode(&ids, &mut bytes)?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+}
+
 #[pymodule]
 fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyEncoder>()?;
+    module.add_class::<Numbers>()?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }

@@ -1,0 +1,166 @@
+//! From text to ids: cut into words, look each up among those seen before, else among the tokens, else merge it.
+
+use crate::cache::Cache;
+use crate::merge::merge_word;
+use crate::vocabulary::{Vocabulary, NONE};
+use crate::words::{pack, unpack, Packed};
+use crate::{Error, Splitter};
+use std::sync::Mutex;
+
+/// How ids are stored: in 16 bits where the vocabulary allows, else in 32.
+pub trait Id: Copy + Send + Sync + 'static {
+    fn new(id: u32) -> Self;
+}
+
+impl Id for u16 {
+    fn new(id: u32) -> Self {
+        id as u16
+    }
+}
+
+impl Id for u32 {
+    fn new(id: u32) -> Self {
+        id
+    }
+}
+
+/// A text to encode: UTF-8, or bytes that may not be.
+#[derive(Clone, Copy, Debug)]
+pub enum Text<'t> {
+    Str(&'t str),
+    Bytes(&'t [u8]),
+}
+
+impl<'t> Text<'t> {
+    /// Bytes as a string where they are one.
+    pub fn from_bytes(bytes: &'t [u8]) -> Self {
+        std::str::from_utf8(bytes).map_or(Text::Bytes(bytes), Text::Str)
+    }
+
+    pub fn len(&self) -> usize {
+        match self {
+            Text::Str(text) => text.len(),
+            Text::Bytes(bytes) => bytes.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A vocabulary with its split pattern, ready to encode in any number of threads.
+pub struct Encoder {
+    pub vocabulary: Vocabulary,
+    pub splitter: Splitter,
+    /// Memories of threads that are done, for the next ones.
+    rested: Mutex<Vec<Worker>>,
+}
+
+/// What one thread needs for itself.
+#[derive(Default)]
+pub struct Worker {
+    cache: Cache,
+    scratch: Vec<u32>,
+}
+
+impl Encoder {
+    pub fn new(vocabulary: Vocabulary, splitter: Splitter) -> Self {
+        Self { vocabulary, splitter, rested: Mutex::default() }
+    }
+
+    /// The ids of one text.
+    ///
+    /// ```
+    /// use rustbpe::{Encoder, Splitter, Text, Vocabulary};
+    /// let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+    /// tokens.extend([b"ab".to_vec(), b"abc".to_vec()]);
+    /// let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), Splitter::new(r"\w+|\W").unwrap());
+    /// assert_eq!(encoder.encode(Text::Str("abcb ab")).unwrap(), [257, 98, 32, 256]);
+    /// ```
+    pub fn encode(&self, text: Text) -> Result<Vec<u32>, Error> {
+        let mut out = Vec::new();
+        self.with_worker(|worker| worker.encode_into(self, text, &mut out))?;
+        Ok(out)
+    }
+
+    /// Lend a worker's memory to `work`.
+    pub fn with_worker<R>(&self, work: impl FnOnce(&mut Worker) -> R) -> R {
+        let rested = || self.rested.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut worker = rested().pop().unwrap_or_default();
+        let result = work(&mut worker);
+        rested().push(worker);
+        result
+    }
+}
+
+impl Worker {
+    /// Append the ids of a text to `out`. Bytes that are no UTF-8 are words of their own.
+    pub fn encode_into<I: Id>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
+        match text {
+            Text::Str(text) => self.encode_str(encoder, text, out),
+            Text::Bytes(bytes) => {
+                for chunk in bytes.utf8_chunks() {
+                    self.encode_str(encoder, chunk.valid(), out)?;
+                    if !chunk.invalid().is_empty() {
+                        merge_word(&encoder.vocabulary, chunk.invalid(), self.cleared());
+                        out.extend(self.scratch.iter().map(|&id| I::new(id)));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn cleared(&mut self) -> &mut Vec<u32> {
+        self.scratch.clear();
+        &mut self.scratch
+    }
+
+    fn encode_str<I: Id>(&mut self, encoder: &Encoder, text: &str, out: &mut Vec<I>) -> Result<(), Error> {
+        let bytes = text.as_bytes();
+        encoder.splitter.split(text, |start, end| match pack(bytes, start, end) {
+            Some(word) => match self.cache.short(word) {
+                Some(ids) => {
+                    out.push(I::new(ids[0]));
+                    if ids[1] != NONE {
+                        out.extend(ids[1..].iter().take_while(|&&id| id != NONE).map(|&id| I::new(id)));
+                    }
+                }
+                None => self.new_short(&encoder.vocabulary, word, out),
+            },
+            None => self.long(&encoder.vocabulary, &bytes[start..end], out),
+        })
+    }
+
+    /// A short word that is not remembered.
+    #[inline(never)]
+    fn new_short<I: Id>(&mut self, vocabulary: &Vocabulary, word: Packed, out: &mut Vec<I>) {
+        self.scratch.clear();
+        match vocabulary.of_short(word) {
+            NONE => {
+                let (bytes, length) = unpack(word);
+                merge_word(vocabulary, &bytes[..length], &mut self.scratch);
+            }
+            id => self.scratch.push(id),
+        }
+        self.cache.keep_short(word, &self.scratch);
+        out.extend(self.scratch.iter().map(|&id| I::new(id)));
+    }
+
+    /// A word that cannot be packed.
+    #[inline(never)]
+    fn long<I: Id>(&mut self, vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<I>) {
+        if let Some(ids) = self.cache.long(word) {
+            out.extend(ids.iter().map(|&id| I::new(id)));
+            return;
+        }
+        self.scratch.clear();
+        match vocabulary.id_of(word) {
+            NONE => merge_word(vocabulary, word, &mut self.scratch),
+            id => self.scratch.push(id),
+        }
+        self.cache.keep_long(word, &self.scratch);
+        out.extend(self.scratch.iter().map(|&id| I::new(id)));
+    }
+}

@@ -1,0 +1,191 @@
+//! Merges the bytes of one word: always the pair with the lowest id, the leftmost of equals, until none is left.
+
+use crate::vocabulary::{Vocabulary, NONE};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::words::QuickMap;
+
+/// Up to this length the lowest pair is looked for by going through all of them, which is quadratic, but quick.
+const SCANNED: usize = 128;
+
+/// Append the ids of a word to `out`.
+pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+    if word.len() <= SCANNED {
+        scan(vocabulary, word, out);
+    } else {
+        Buckets::new(vocabulary, word).merge_all(out);
+    }
+}
+
+fn scan(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+    let mut ids = [0; SCANNED];
+    // ranks[i]: what ids[i] and ids[i + 1] make together
+    let mut ranks = [NONE; SCANNED];
+    let mut length = word.len();
+    for (id, &byte) in ids.iter_mut().zip(word) {
+        *id = vocabulary.of_byte(byte);
+    }
+    for (rank, pair) in ranks.iter_mut().zip(word.windows(2)) {
+        *rank = vocabulary.of_byte_pair(pair[0], pair[1]);
+    }
+    while length > 1 {
+        let (mut lowest, mut at) = (NONE, 0);
+        for (i, &rank) in ranks[..length - 1].iter().enumerate() {
+            if rank < lowest {
+                (lowest, at) = (rank, i);
+            }
+        }
+        if lowest == NONE {
+            break;
+        }
+        ids[at] = lowest;
+        ids.copy_within(at + 2..length, at + 1);
+        ranks.copy_within(at + 1..length, at);
+        length -= 1;
+        if at > 0 {
+            ranks[at - 1] = vocabulary.of_pair(ids[at - 1], lowest);
+        }
+        ranks[at] = if at + 1 < length { vocabulary.of_pair(lowest, ids[at + 1]) } else { NONE };
+    }
+    out.extend_from_slice(&ids[..length]);
+}
+
+/// For long words: the places of all pairs that make the same token stand in one list, a heap knows the lowest token.
+///
+/// A list is gone through from left to right, so that memory is read in order and the time is linear but for the heap,
+/// which holds each token once. The cells are as in `train.rs`: an id at both ends of its bytes.
+struct Buckets<'v> {
+    vocabulary: &'v Vocabulary,
+    cells: Vec<u32>,
+    is_start: Vec<bool>,
+    places: QuickMap<u32, Bucket>,
+    lowest: BinaryHeap<Reverse<u32>>,
+}
+
+#[derive(Default)]
+struct Bucket {
+    at: Vec<u32>,
+    /// How many of them are done.
+    done: usize,
+}
+
+impl<'v> Buckets<'v> {
+    fn new(vocabulary: &'v Vocabulary, word: &[u8]) -> Self {
+        assert!(u32::try_from(word.len()).is_ok(), "a word of more than 4 GiB");
+        let mut buckets = Self {
+            vocabulary,
+            cells: word.iter().map(|&byte| vocabulary.of_byte(byte)).collect(),
+            is_start: vec![true; word.len()],
+            places: QuickMap::default(),
+            lowest: BinaryHeap::new(),
+        };
+        for (at, pair) in word.windows(2).enumerate() {
+            buckets.note(vocabulary.of_byte_pair(pair[0], pair[1]), at);
+        }
+        buckets
+    }
+
+    fn note(&mut self, made: u32, at: usize) {
+        if made == NONE {
+            return;
+        }
+        let bucket = self.places.entry(made).or_default();
+        if bucket.at.is_empty() {
+            self.lowest.push(Reverse(made));
+        }
+        bucket.at.push(at as u32);
+    }
+
+    fn merge_all(mut self, out: &mut Vec<u32>) {
+        while let Some(Reverse(made)) = self.lowest.pop() {
+            let mut bucket = self.places.remove(&made).expect("what is on the heap has a list");
+            bucket.at[bucket.done..].sort_unstable(); // sorted already, but for odd vocabularies
+            while bucket.done < bucket.at.len() {
+                if self.lowest.peek().is_some_and(|&Reverse(lower)| lower < made) {
+                    self.lowest.push(Reverse(made)); // the lower one has just come up: it goes first
+                    self.places.insert(made, bucket);
+                    break;
+                }
+                let at = bucket.at[bucket.done] as usize;
+                bucket.done += 1;
+                self.merge_at(at, made);
+            }
+        }
+        let mut at = 0;
+        while at < self.cells.len() {
+            out.push(self.cells[at]);
+            at += self.vocabulary.length(self.cells[at]);
+        }
+    }
+
+    /// Merge at one place if its two tokens are still there: then, and only then, they have the bytes of `made`.
+    fn merge_at(&mut self, at: usize, made: u32) {
+        let length = self.vocabulary.length(made);
+        let middle = at + self.vocabulary.length(self.cells[at]);
+        let end = at + length;
+        if !self.is_start[at] || middle >= end || middle + self.vocabulary.length(self.cells[middle]) != end {
+            return;
+        }
+        self.is_start[middle] = false;
+        self.cells[at] = made;
+        self.cells[end - 1] = made;
+        if at > 0 {
+            let before = self.cells[at - 1];
+            self.note(self.vocabulary.of_pair(before, made), at - self.vocabulary.length(before));
+        }
+        if end < self.cells.len() {
+            self.note(self.vocabulary.of_pair(made, self.cells[end]), at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rule in the plainest words.
+    fn slow(vocabulary: &Vocabulary, word: &[u8]) -> Vec<u32> {
+        let mut parts: Vec<Vec<u8>> = word.iter().map(|&byte| vec![byte]).collect();
+        loop {
+            let joined = parts.windows(2).map(|pair| vocabulary.id_of(&pair.concat()));
+            let Some((_, at)) = joined.enumerate().map(|(at, id)| (id, at)).filter(|&(id, _)| id != NONE).min() else {
+                return parts.iter().map(|part| vocabulary.id_of(part)).collect();
+            };
+            let right = parts.remove(at + 1);
+            parts[at].extend(right);
+        }
+    }
+
+    fn below(state: &mut u64, bound: u64) -> u64 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) % bound
+    }
+
+    #[test]
+    fn all_ways_agree_also_for_vocabularies_that_no_training_makes() {
+        let mut state = 1;
+        for round in 0..300 {
+            let letters = 2 + round % 3;
+            let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+            for _ in 0..40 {
+                let length = 2 + below(&mut state, 5);
+                let token: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
+                if !tokens.contains(&token) {
+                    tokens.push(token);
+                }
+            }
+            let vocabulary = Vocabulary::new(&tokens, &[]).unwrap();
+            for _ in 0..20 {
+                let length = 1 + below(&mut state, SCANNED as u64);
+                let word: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
+                let expected = slow(&vocabulary, &word);
+                let (mut scanned, mut bucketed) = (Vec::new(), Vec::new());
+                scan(&vocabulary, &word, &mut scanned);
+                Buckets::new(&vocabulary, &word).merge_all(&mut bucketed);
+                assert_eq!(scanned, expected, "{word:?} {tokens:?}");
+                assert_eq!(bucketed, expected, "{word:?} {tokens:?}");
+            }
+        }
+    }
+}
