@@ -11,6 +11,7 @@ Letters in shape comments: B rows of a micro-batch on one process, T tokens of a
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import deque
@@ -27,6 +28,7 @@ from nanochat.tokenizer import Tokenizer
 
 TOKENIZE_CHARACTERS = 1 << 18  # tokenised at a time: enough for the threads to share
 BATCHES_AHEAD = 4
+NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class Documents(Protocol):
 class TokenStream:
     """The tokens of all documents, epoch after epoch, from a cursor on."""
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, cursor: Cursor, num_threads: int) -> None:
+    def __init__(self, documents: Documents, tokenizer: Tokenizer, cursor: Cursor) -> None:
         assert len(documents), "a stream needs at least one document"
-        self.documents, self.tokenizer, self.num_threads = documents, tokenizer, num_threads
+        self.documents, self.tokenizer = documents, tokenizer
         self.cursor = cursor
         self._held: deque[np.ndarray] = deque()  # the tokens of cursor.document and of those that follow it
         self._num_held = -cursor.skip
@@ -81,7 +83,7 @@ class TokenStream:
             texts.append(next(self._texts))
             size += len(texts[-1]) + 1
         bos = self.tokenizer.get_bos_token_id()
-        for ids in self.tokenizer.encode(texts, prepend=bos, num_threads=self.num_threads):
+        for ids in self.tokenizer.encode(texts, prepend=bos, num_threads=NUM_THREADS):
             self._held.append(np.asarray(ids, dtype=np.int32))
             self._num_held += len(ids)
 
@@ -174,21 +176,20 @@ def train_batches(
     documents: Documents,
     tokenizer: Tokenizer,
     runtime: Runtime,
-    *,
     batch_size: int,
     sequence_len: int,
     horizon: int,
     cursor: dict[str, int] | None = None,
-    num_threads: int = 2,
 ) -> Generator[Batch, None, None]:
-    """Micro-batches (B, T) of the training documents, tokenised ahead of the step, from a cursor on, for ever."""
-    stream = TokenStream(documents, tokenizer, Cursor(**(cursor or {})), num_threads)
+    """Micro-batches (B, T) of the training documents, tokenised ahead of the step, from a cursor on, for ever.
+
+    `horizon`: tokens of the whole run, which `progress` is a share of.
+    """
+    stream = TokenStream(documents, tokenizer, Cursor(**(cursor or {})))
     return prefetch(global_batches(stream, runtime, batch_size, sequence_len, horizon), runtime.device)
 
 
-def eval_rows(
-    documents: Documents, tokenizer: Tokenizer, sequence_len: int, max_tokens: int, num_threads: int = 2
-) -> tuple[Tensor, int]:
+def eval_rows(documents: Documents, tokenizer: Tokenizer, sequence_len: int, max_tokens: int) -> tuple[Tensor, int]:
     """The first rows of a split, (rows, T + 1) int64, at most one pass over it; and how many tokens they hold.
 
     The last row may be padded, with its tail made of -1. Every process gets the same rows.
@@ -198,7 +199,7 @@ def eval_rows(
     bos = tokenizer.get_bos_token_id()
 
     def flush(texts: Sequence[str]) -> None:
-        for ids in tokenizer.encode(list(texts), prepend=bos, num_threads=num_threads):
+        for ids in tokenizer.encode(list(texts), prepend=bos, num_threads=NUM_THREADS):
             tokens.extend(ids)
 
     for text in documents.iterate():

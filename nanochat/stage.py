@@ -1,4 +1,4 @@
-"""What every training script does around the loop: find a batch size, compile, resume, save, say how to go on."""
+"""What every training script does around the loop: compile, resume, save, evaluate, report, say how to go on."""
 
 from __future__ import annotations
 
@@ -10,88 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, open_checkpoint, save_checkpoint
 from nanochat.common import UserError, print0
+from nanochat.dataloader import eval_rows
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.loss_eval import bits_per_byte
 from nanochat.optim import Optimizer
+from nanochat.report import log_section
 from nanochat.runtime import Runtime
+from nanochat.samples import PROMPTS, write_samples
+from nanochat.shards import open_split
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import LoopState, Metrics
+from nanochat.train import Forward, LoopState, Metrics, warm_up
+from nanochat.train_log import curves
 
-Forward = Callable[..., Tensor]  # a model, compiled or not
-CPU_TOKENS = 8192  # of a micro-batch: larger ones are no faster on a CPU
 MIN_COMPILED_STEPS = 100  # a shorter run ends before compiling has paid
-
-
-def check_batch(total_batch_size: int, device_batch_size: int, sequence_len: int, world_size: int) -> int:
-    """Micro-batches in a step. Raises `UserError`, with the nearest legal total, if the batch does not divide."""
-    unit = device_batch_size * sequence_len * world_size
-    if total_batch_size % unit:
-        below = total_batch_size // unit * unit
-        nearest = f"{below} or {below + unit}" if below else f"{unit}"
-        raise UserError(
-            f"total_batch_size {total_batch_size} does not divide by device_batch_size {device_batch_size} x "
-            f"max_seq_len {sequence_len} x {world_size} processes = {unit}: choose {nearest}"
-        )
-    return total_batch_size // unit
-
-
-def legal_batch_sizes(total_batch_size: int, sequence_len: int, world_size: int) -> list[int]:
-    """Device batch sizes with which the total divides, the largest first; empty if there is none."""
-    if total_batch_size % (sequence_len * world_size):
-        return []
-    rows = total_batch_size // (sequence_len * world_size)
-    return [size for size in range(rows, 0, -1) if rows % size == 0]
-
-
-def batch_size_of(
-    asked: str, checkpoint: Checkpoint | None, model: GPT, total_batch_size: int, runtime: Runtime
-) -> int:
-    """The device batch size: as found when the run began, else as asked for, which may be "auto"."""
-    if checkpoint and checkpoint.meta["world_size"] == runtime.world_size:
-        return int(checkpoint.meta["device_batch_size"])
-    if asked == "auto":
-        return auto_batch_size(model, total_batch_size, model.config.sequence_len, runtime)
-    return int(asked)
-
-
-def auto_batch_size(model: GPT, total_batch_size: int, sequence_len: int, runtime: Runtime) -> int:
-    """The largest legal device batch size: on CUDA that fits (tried for real), on the CPU within a fixed rule."""
-    sizes = legal_batch_sizes(total_batch_size, sequence_len, runtime.world_size)
-    if not sizes:
-        check_batch(total_batch_size, 1, sequence_len, runtime.world_size)
-    if runtime.device.type == "cuda":
-        chosen = next((size for size in sizes if fits(model, size, sequence_len)), 0)
-        if not chosen:
-            raise UserError("not even one row fits into this GPU's memory: lower --max_seq_len or --depth")
-    else:
-        chosen = next((size for size in sizes if size * sequence_len <= CPU_TOKENS), 1)
-    chosen = runtime.from_main(chosen)
-    print0(f"Device batch size {chosen}")
-    return chosen
-
-
-def fits(model: GPT, batch_size: int, sequence_len: int) -> bool:
-    """Whether a forward and backward pass of this size runs with a tenth of the GPU's memory to spare."""
-    torch.cuda.reset_peak_memory_stats(model.device)
-    try:
-        warm_up(model, model, batch_size, sequence_len)
-        total = torch.cuda.get_device_properties(model.device).total_memory
-        return torch.cuda.max_memory_allocated(model.device) < 0.9 * total
-    except torch.cuda.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-
-
-def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) -> None:
-    """A forward and backward pass on nothing, whose gradients are dropped."""
-    zeros = torch.zeros(batch_size, sequence_len, dtype=torch.int64, device=model.device)
-    forward(zeros, zeros, loss_reduction="sum").backward()
-    model.zero_grad(set_to_none=True)
 
 
 def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime) -> Forward:
@@ -155,6 +89,62 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer) -> LoopState:
     state.stopped = False
     print0(f"Resuming {checkpoint.path}, {state.progress:.1%} of the run done")
     return state
+
+
+def bpb_evaluator(
+    model: GPT, tokenizer: Tokenizer, runtime: Runtime, max_tokens: int, batch_size: int
+) -> Callable[[LoopState], Metrics]:
+    """An event's `run` that measures bits per byte on the first `max_tokens` of the validation shard."""
+    rows, num_tokens = eval_rows(open_split("val"), tokenizer, model.config.sequence_len, max_tokens)
+    if num_tokens < max_tokens:
+        print0(f"The validation shard has {num_tokens:,} tokens: --eval_tokens={max_tokens:,} are not there")
+    token_bytes = torch.tensor(tokenizer.token_bytes())
+    return lambda _: {"val_bpb": bits_per_byte(model, rows, token_bytes, batch_size, runtime)}
+
+
+def sampler(model: GPT, tokenizer: Tokenizer, runtime: Runtime) -> Callable[[LoopState], Metrics]:
+    """An event's `run` that prints what the model writes after a few prompts."""
+
+    def show(_: LoopState) -> Metrics:
+        if runtime.is_main:
+            for sample in write_samples(model, tokenizer, PROMPTS, max_tokens=32):
+                print0(f"  {sample['prompt']} | {sample['text']!r}")
+        return {}
+
+    return show
+
+
+def report_training(
+    stage: str, title: str, settings: Any, model: GPT, runtime: Runtime, state: LoopState, num_tokens: int
+) -> None:
+    """Write a training stage's section of the report; `settings` is the script's config."""
+
+    def last(name: str) -> float:
+        return next(row[name] for row in reversed(state.history) if name in row)
+
+    log_section(
+        stage,
+        {
+            "title": title,
+            "settings": settings,
+            "environment": {
+                "device": str(runtime.device),
+                "compute dtype": runtime.dtype_name,
+                "processes": runtime.world_size,
+            },
+            "metrics": {
+                "parameters": model.num_params(),
+                "training tokens": num_tokens,
+                "training FLOPs": num_tokens * model.estimate_flops(),
+                "validation bits per byte": last("val_bpb"),
+                "training loss (nats per token)": last("loss"),
+                "tokens per second": num_tokens / state.seconds,
+            },
+            "headline": ["validation bits per byte"],
+            "curves": curves(state.history),
+            "seconds": state.seconds,
+        },
+    )
 
 
 def resume_command(module: str) -> str:

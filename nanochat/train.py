@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from nanochat.dataloader import Batch
+from nanochat.gpt import GPT
 from nanochat.optim import Optimizer
 
 Metrics = dict[str, float]
+Forward = Callable[..., Tensor]  # a model, compiled or not
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Event:
 
 
 def train(
-    model: Callable[..., Tensor],
+    model: Forward,
     optimizer: Optimizer,
     batches: Iterator[Batch],
     *,
@@ -96,7 +98,7 @@ def train(
 
 
 def step(
-    model: Callable[..., Tensor],
+    model: Forward,
     optimizer: Optimizer,
     micro_batches: Sequence[Batch],
     rates: Rates,
@@ -117,6 +119,13 @@ def step(
     norm = optimizer.step(rates.lr_scale, rates.momentum, rates.weight_decay_scale)
     optimizer.zero_grad()
     return (total / trained.clamp(min=1)).item(), norm.item(), bool(stops)
+
+
+def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) -> None:
+    """A forward and backward pass on nothing, whose gradients are dropped."""
+    zeros = torch.zeros(batch_size, sequence_len, dtype=torch.int64, device=model.device)
+    forward(zeros, zeros, loss_reduction="sum").backward()
+    model.zero_grad(set_to_none=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from nanochat.common import UserError, print0
+from nanochat.gpt import GPT
 from nanochat.markdown import duration
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState, Metrics
@@ -47,11 +48,11 @@ def peak_flops(runtime: Runtime) -> float | None:
 class TrainLog:
     """Call it with the state and the metrics of a step or an event; every process calls it, the main one speaks."""
 
-    def __init__(
-        self, runtime: Runtime, state: LoopState, num_steps: int, tokens_per_step: int, flops_per_token: int
-    ) -> None:
-        self.num_steps, self.tokens_per_step, self.flops_per_token = num_steps, tokens_per_step, flops_per_token
+    def __init__(self, runtime: Runtime, state: LoopState, num_steps: int, tokens_per_step: int, model: GPT) -> None:
+        self.num_steps, self.tokens_per_step, self.flops_per_token = num_steps, tokens_per_step, model.estimate_flops()
         self.speaks = runtime.is_main
+        print0(f"{model.num_params():,} parameters, {num_steps} steps of {tokens_per_step:,} tokens")
+        print0(f"{runtime.world_size} process(es) on {runtime.device.type}, computing in {runtime.dtype_name}")
         self.peak = peak_flops(runtime)
         self.every = max(1, num_steps // HISTORY_POINTS)
         self.recent: list[float] = []  # losses that are not in the history yet

@@ -12,38 +12,35 @@ the run, and the message tells how to go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import takewhile
 
-import torch
-
 from nanochat import schedule
+from nanochat.batch_size import batch_size_of, check_batch
 from nanochat.checkpoint_manager import build_model, describe_model, restore_model, run_dir
 from nanochat.common import UserError, print0
 from nanochat.configurator import cli, setting
-from nanochat.dataloader import eval_rows, train_batches
+from nanochat.dataloader import train_batches
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.loss_eval import bits_per_byte
 from nanochat.optim import OptimSettings, build_optimizer
-from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.samples import PROMPTS, write_samples
 from nanochat.shards import load_manifest, open_split
 from nanochat.stage import (
-    batch_size_of,
-    check_batch,
+    bpb_evaluator,
     checkpoint_to_resume,
     compile_model,
+    report_training,
     restore,
     resume_command,
+    sampler,
     saver,
 )
-from nanochat.tokenizer import Tokenizer, get_tokenizer
-from nanochat.train import Event, LoopState, Metrics, Rates, train
-from nanochat.train_log import NO_RUN, TrainLog, curves
+from nanochat.tokenizer import get_tokenizer
+from nanochat.train import Event, LoopState, Rates, train
+from nanochat.train_log import NO_RUN, TrainLog
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,9 @@ class Config:
     resume: bool = setting(False, "go on from the last checkpoint of this model tag")
     resume_from_step: int = setting(-1, "go on from the checkpoint of this step; -1 = do not")
     compile: str = setting("auto", "compile the model; auto = where it pays", choices=("auto", "on", "off"))
-    num_threads: int = setting(2, "threads that tokenise ahead of the step")
 
     def __post_init__(self) -> None:
-        for name in ("depth", "max_seq_len", "total_batch_size", "eval_tokens", "num_threads"):
+        for name in ("depth", "max_seq_len", "total_batch_size", "eval_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("num_iterations", "eval_every", "sample_every", "save_every", "keep_last", "n_kv_head"):
@@ -105,6 +101,8 @@ class Config:
             raise UserError(f"resume_from_step is {self.resume_from_step}: it must be a step, or -1")
         self.model_config(vocab_size=1)
         self.optim_settings()
+        rows = 1 if self.device_batch_size == "auto" else int(self.device_batch_size)
+        check_batch(self.total_batch_size, rows, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")))
 
     def model_config(self, vocab_size: int) -> GPTConfig:
         """The shape of the model."""
@@ -135,54 +133,10 @@ class Config:
         )
 
 
-def events(
-    config: Config, model: GPT, tokenizer: Tokenizer, runtime: Runtime, batch_size: int, save: Callable[..., Metrics]
-) -> list[Event]:
-    """What happens besides the steps. The checkpoint comes first: an evaluation that fails must not cost the run."""
-    rows, num_tokens = eval_rows(open_split("val"), tokenizer, config.max_seq_len, config.eval_tokens)
-    if num_tokens < config.eval_tokens:
-        print0(f"The validation shard has {num_tokens:,} tokens, fewer than --eval_tokens={config.eval_tokens:,}")
-    token_bytes = torch.tensor(tokenizer.token_bytes())
-
-    def evaluate(_: LoopState) -> Metrics:
-        return {"val_bpb": bits_per_byte(model, rows, token_bytes, batch_size, runtime)}
-
-    def show_samples(_: LoopState) -> Metrics:
-        if runtime.is_main:
-            for found in write_samples(model, tokenizer, PROMPTS, max_tokens=32):
-                print0(f"  {found['prompt']} | {found['text']!r}")
-        return {}
-
-    return [
-        Event(config.save_every, save, on_stop=True),
-        Event(config.eval_every, evaluate),
-        Event(config.sample_every, show_samples, at_end=config.sample_every != -1),
-    ]
-
-
-def report(config: Config, model: GPT, runtime: Runtime, state: LoopState, num_steps: int) -> None:
-    """Write this stage's section of the report."""
-    tokens = num_steps * config.total_batch_size
-    metrics = {
-        "parameters": model.num_params(),
-        "training tokens": tokens,
-        "training FLOPs": tokens * model.estimate_flops(),
-        "validation bits per byte": next(row["val_bpb"] for row in reversed(state.history) if "val_bpb" in row),
-        "training loss (nats per token)": next(row["loss"] for row in reversed(state.history) if "loss" in row),
-        "tokens per second": tokens / state.seconds,
-    }
-    environment = {"device": str(runtime.device), "compute dtype": runtime.dtype_name, "processes": runtime.world_size}
-    section = {"title": "Pretraining", "settings": config, "environment": environment, "metrics": metrics}
-    headline = ["validation bits per byte"]
-    log_section(
-        "base_train", {**section, "headline": headline, "curves": curves(state.history), "seconds": state.seconds}
-    )
-
-
 def main(config: Config) -> LoopState:
     """Train, and return where the run ended."""
     runtime = Runtime.start(config.seed, config.device)
-    tokenizer, manifest = get_tokenizer(), load_manifest()
+    tokenizer, manifest, documents = get_tokenizer(), load_manifest(), open_split("train")
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
     checkpoint = None
@@ -193,32 +147,24 @@ def main(config: Config) -> LoopState:
     optimizer = build_optimizer(model, runtime, config.optim_settings())
     state = restore(checkpoint, optimizer) if checkpoint else LoopState()
     num_steps = config.num_steps(model)
-    print0(f"{model.num_params():,} parameters, {num_steps} steps of {config.total_batch_size:,} tokens")
-    print0(f"{runtime.world_size} process(es) on {runtime.device.type}, computing in {runtime.dtype_name}")
-
+    log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
+    log.start_wandb(config.run, config)
     batch_size = batch_size_of(config.device_batch_size, checkpoint, model, config.total_batch_size, runtime)
-    forward = compile_model(model, config.compile, num_steps, batch_size, runtime)
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
     save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
-    log = TrainLog(runtime, state, num_steps, config.total_batch_size, model.estimate_flops())
-    log.start_wandb(config.run, config)
-    loader = train_batches(
-        open_split("train"),
-        tokenizer,
-        runtime,
-        batch_size=batch_size,
-        sequence_len=config.max_seq_len,
-        horizon=num_steps * config.total_batch_size,
-        cursor=state.cursor,
-        num_threads=config.num_threads,
-    )
+    horizon = num_steps * config.total_batch_size
+    loader = train_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
     with closing(loader), closing(log):
         train(
-            forward,
+            compile_model(model, config.compile, num_steps, batch_size, runtime),
             optimizer,
             takewhile(lambda batch: batch.progress < 1, loader),
             schedule=partial(config.rates, num_steps=num_steps),
-            events=events(config, model, tokenizer, runtime, batch_size, save),
+            events=[  # the checkpoint first: an evaluation that fails must not cost the run
+                Event(config.save_every, save, on_stop=True),
+                Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
+                Event(config.sample_every, sampler(model, tokenizer, runtime), at_end=config.sample_every != -1),
+            ],
             num_micro_steps=check_batch(config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size),
             log=log,
             state=state,
@@ -226,7 +172,7 @@ def main(config: Config) -> LoopState:
     if state.stopped:
         print0(f"Stopped at step {state.step} of {num_steps}. To go on: {resume_command('scripts.base_train')}")
     else:
-        report(config, model, runtime, state, num_steps)
+        report_training("base_train", "Pretraining", config, model, runtime, state, horizon)
     runtime.finish()
     return state
 
