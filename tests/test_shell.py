@@ -1,0 +1,283 @@
+"""The shell scripts on stand-ins for the programs they call: what is called, in which order, and when it need not be.
+
+The last test runs the real stages, in miniature.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Notes its arguments, makes the file that the stage leaves behind, and fails where $FAIL is among its arguments.
+FAKE_PYTHON = """#!/bin/bash
+case "$*" in
+    *device_count*) echo "${GPUS:-0}"; exit ;;
+esac
+echo "$(basename "$0") $*" >>"$CALLS"
+[ -z "$FAIL" ] || case "$*" in *"$FAIL"*) exit 3 ;; esac
+case "$*" in
+    *nanochat.dataset*) file=base_data/manifest.json ;;
+    *tok_train*) file=tokenizer/tokenizer.json ;;
+    *tok_eval*) file=report/tok_eval.json ;;
+    *base_train*) file=report/base_train.json ;;
+    *base_loss*) file=report/base_loss.json ;;
+    *) exit 0 ;;
+esac
+mkdir -p "$(dirname "$NANOCHAT_BASE_DIR/$file")"
+touch "$NANOCHAT_BASE_DIR/$file"
+"""
+STAGES = ["nanochat.dataset", "scripts.tok_train", "scripts.tok_eval", "scripts.base_train", "scripts.base_loss"]
+
+
+def program(path: Path, text: str) -> None:
+    """Write an executable file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+
+
+class Checkout:
+    """A folder with our shell scripts and stand-ins for what they call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkout"
+        self.calls = folder / "calls"
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "CALLS": str(self.calls)}
+        for name in ("speedrun.sh", "run1000.sh", "dev/runcpu.sh", "dev/setup.sh"):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+
+    def run(self, *command: str, code: int = 0, **environment: str) -> tuple[str, list[str]]:
+        """What a script printed, and what it called."""
+        self.calls.write_text("", encoding="utf-8")
+        done = subprocess.run(
+            ["bash", *command],
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout, self.calls.read_text(encoding="utf-8").splitlines()
+
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A checkout that is set up, with programs that only note how they were called."""
+    made = Checkout(tmp_path)
+    program(made.folder / "dev/setup.sh", "")
+    program(made.folder / ".venv/bin/python", FAKE_PYTHON)
+    program(made.folder / ".venv/bin/torchrun", FAKE_PYTHON)
+    return made
+
+
+def modules(calls: list[str]) -> list[str]:
+    """The modules that were run, without the report."""
+    words = [call.split() for call in calls]
+    return [call[call.index("-m") + 1] for call in words if "nanochat.report" not in call]
+
+
+def test_runcpu_does_each_stage_once(checkout: Checkout) -> None:
+    printed, calls = checkout.run("dev/runcpu.sh")
+    assert modules(calls) == STAGES
+    assert calls[0] == "python -m nanochat.dataset --source storyworld"
+    assert calls[-1] == "python -m nanochat.report"
+    assert f"{checkout.environment['HOME']}/.cache/nanochat/cpu-storyworld" in printed
+
+    printed, calls = checkout.run("dev/runcpu.sh")
+    assert calls == ["python -m nanochat.report"]
+    assert printed.count("done already") == 5
+
+
+def test_runcpu_redoes_what_changed(checkout: Checkout, tmp_path: Path) -> None:
+    data = tmp_path / "my text"
+    data.mkdir()
+    (data / "a.txt").write_text("one", encoding="utf-8")
+    option = "--data=../my text"
+    assert modules(checkout.run("dev/runcpu.sh", option)[1]) == STAGES
+    assert modules(checkout.run("dev/runcpu.sh", option)[1]) == []
+
+    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)  # the model: its stages
+    assert modules(calls) == STAGES[3:]
+    assert calls[0].endswith(" --depth=2")
+
+    (data / "a.txt").write_text("two", encoding="utf-8")  # the data: everything
+    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)
+    assert modules(calls) == STAGES
+    assert calls[0] == f"python -m nanochat.dataset --source {data.resolve()}"
+
+    (tmp_path / "home/.cache/nanochat/cpu-my text/tokenizer/tokenizer.json").unlink()  # a result that is gone
+    assert modules(checkout.run("dev/runcpu.sh", "--depth=2", option)[1]) == STAGES[1:2]
+
+
+def test_runcpu_goes_on_where_it_failed(checkout: Checkout) -> None:
+    _, calls = checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
+    assert modules(calls) == STAGES[:4]
+    assert modules(checkout.run("dev/runcpu.sh")[1]) == STAGES[3:]
+
+
+def test_runcpu_keeps_to_the_base_folder(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.run("dev/runcpu.sh", NANOCHAT_BASE_DIR=str(tmp_path / "here"))
+    assert (tmp_path / "here/base_data/manifest.json").exists()
+    assert not (tmp_path / "home").exists()
+
+
+def test_runcpu_needs_a_folder(checkout: Checkout) -> None:
+    printed, calls = checkout.run("dev/runcpu.sh", "--data=nowhere", code=2)
+    assert printed == "error: --data=nowhere: no such folder\n"
+    assert not calls
+
+
+def test_speedrun_without_a_gpu(checkout: Checkout) -> None:
+    printed, calls = checkout.run("speedrun.sh", "--num_iterations=7")
+    assert "no CUDA GPU" in printed
+    assert modules(calls) == STAGES
+    assert calls[3].endswith(" --num_iterations=7")
+
+
+@pytest.mark.parametrize(("script", "depth", "shards"), [("speedrun.sh", 20, 240), ("run1000.sh", 32, 800)])
+def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, depth: int, shards: int) -> None:
+    _, calls = checkout.run(script, "--seed=1", GPUS="2", NANOCHAT_BASE_DIR=str(tmp_path / "base"), WANDB_RUN="mine")
+    assert calls[:2] == ["python -m nanochat.report reset", "python -m nanochat.dataset -n 8"]
+    assert f"python -m nanochat.dataset -n {shards}" in calls[2:]
+    assert set(modules(calls)) == set(STAGES)
+    trained = [call for call in calls if "base_train" in call]
+    assert trained == [
+        "torchrun --standalone --nproc_per_node=2 -m scripts.base_train -- "
+        f"--depth={depth} --target_param_data_ratio=20 --run=mine --seed=1"
+    ]
+    assert calls[-1] == "python -m nanochat.report"
+
+
+def test_speedrun_stops_when_the_download_fails(checkout: Checkout, tmp_path: Path) -> None:
+    base = str(tmp_path / "base")
+    _, calls = checkout.run("speedrun.sh", code=3, GPUS="2", NANOCHAT_BASE_DIR=base, FAIL="-n 240")
+    assert "scripts.base_train" not in modules(calls)
+
+
+# --- setting up -------------------------------------------------------------------------------------------------------
+
+FAKE_UV = """#!/bin/bash
+echo "uv $*" >>"$CALLS"
+[ -z "$FAIL" ] || case "$*" in *"$FAIL"*) echo "uv could not"; exit 1 ;; esac
+sleep "${SLOW:-0}"
+case "$*" in *--editable*) touch nanochat/_rustbpe.abi3.so ;; esac
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Checkout:
+    """A fresh checkout, on a machine with a Python, a uv and a cargo that only note how they were called."""
+    made = Checkout(tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", "rustbpe/Cargo.toml", "rustbpe/src/lib.rs"):
+        (made.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, made.folder / name)
+    (made.folder / "nanochat").mkdir()
+    program(tmp_path / "bin/uv", FAKE_UV)
+    program(tmp_path / "bin/cargo", "#!/bin/bash\n")
+    made.environment |= {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHON": sys.executable}
+    return made
+
+
+def installs(calls: list[str]) -> list[str]:
+    """Which of the two installations were asked for."""
+    return ["dependencies" if "--constraint" in call else "extension" for call in calls]
+
+
+def test_setup_once(bare: Checkout) -> None:
+    printed, calls = bare.run("dev/setup.sh")
+    assert installs(calls) == ["dependencies", "extension"]
+    assert printed.endswith("setup: done\n")
+    assert (bare.folder / ".venv/bin/python").exists()
+    assert bare.run("dev/setup.sh") == ("setup: nothing to do\n", [])
+
+    (bare.folder / "constraints.txt").write_text("torch==2.9.0\n", encoding="utf-8")
+    assert installs(bare.run("dev/setup.sh")[1]) == ["dependencies", "extension"]
+    (bare.folder / "nanochat/_rustbpe.abi3.so").unlink()
+    assert installs(bare.run("dev/setup.sh")[1]) == ["dependencies", "extension"]
+    assert bare.run("dev/setup.sh")[1] == []
+
+
+def test_setup_when_the_dependencies_fail(bare: Checkout) -> None:
+    printed, _ = bare.run("dev/setup.sh", code=1, FAIL="--constraint")
+    assert "run this again" in printed
+    printed, calls = bare.run("dev/setup.sh")  # made anew: what is there may be half of it
+    assert "making .venv" in printed
+    assert installs(calls) == ["dependencies", "extension"]
+
+    (bare.folder / "constraints.txt").write_text("torch==2.9.0\n", encoding="utf-8")
+    (bare.folder / ".venv/mine").touch()
+    bare.run("dev/setup.sh", code=1, FAIL="--constraint")
+    _, calls = bare.run("dev/setup.sh")  # was whole once: kept, and installed over
+    assert "--reinstall" in calls[0]
+    assert (bare.folder / ".venv/mine").exists()
+
+
+def test_setup_without_rust(bare: Checkout, tmp_path: Path) -> None:
+    printed, _ = bare.run("dev/setup.sh", FAIL="--editable")  # cargo is there, the build fails: try again next time
+    assert "Hugging Face trainer" in printed
+    assert "uv could not" in printed
+    assert installs(bare.run("dev/setup.sh", FAIL="--editable")[1]) == ["dependencies", "extension"]
+
+    (tmp_path / "bin/cargo").unlink()  # no cargo: it stays as it is, until there is one
+    printed, _ = bare.run("dev/setup.sh", FAIL="--editable")
+    assert "no working cargo" in printed
+    assert bare.run("dev/setup.sh") == ("setup: nothing to do\n", [])
+    program(tmp_path / "bin/cargo", "#!/bin/bash\n")
+    assert bare.run("dev/setup.sh")[0].endswith("setup: done\n")
+
+
+def test_two_setups_at_once(bare: Checkout) -> None:
+    environment = bare.environment | {"SLOW": "1"}
+    first, second = (
+        subprocess.Popen(["bash", "dev/setup.sh"], cwd=bare.folder, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    printed = first.communicate(timeout=60)[0] + second.communicate(timeout=60)[0]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "waiting for another setup" in printed
+    assert printed.count("setup: done") == 1
+    assert printed.count("setup: nothing to do") == 1
+
+
+def test_setup_without_a_python(bare: Checkout, tmp_path: Path) -> None:
+    program(tmp_path / "bin/old", "#!/bin/bash\nexit 1\n")
+    for tool in ("bash", "dirname", "cat", "cksum", "ls"):
+        (tmp_path / "bin" / tool).symlink_to(str(shutil.which(tool)))
+    printed, _ = bare.run("dev/setup.sh", code=1, PYTHON="old", PATH=f"{tmp_path}/bin")
+    assert "no Python of at least 3.10" in printed
+
+
+# --- for real ---------------------------------------------------------------------------------------------------------
+
+
+def test_runcpu_for_real(tmp_path: Path) -> None:
+    """The stages understand what the script says to them: a minute model on a minute text."""
+    made = Checkout(tmp_path)
+    program(made.folder / "dev/setup.sh", "")
+    program(made.folder / ".venv/bin/python", f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(40):
+        story = f"Story {number}. The fox saw {number} hens by the river, and the hens saw the fox. " * 30
+        (text / f"{number}.txt").write_text(story, encoding="utf-8")
+    small = ["--depth=1", "--max_seq_len=32", "--device_batch_size=2", "--total_batch_size=64", "--num_iterations=3"]
+    environment = {"PYTHONPATH": str(ROOT), "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "OMP_NUM_THREADS": "1"}
+    command = ["dev/runcpu.sh", f"--data={text}", *small, "--eval_tokens=64", "--sample_every=-1", "--compile=off"]
+    printed, _ = made.run(*command, **environment)
+    assert "bits per byte" in printed
+    assert str(tmp_path / "base/report/report.md") in printed
+    assert (tmp_path / "base/report/report.md").exists()
+    assert made.run(*command, **environment)[0].count("done already") == 5
