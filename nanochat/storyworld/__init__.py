@@ -1,5 +1,6 @@
 """The embedded data: a small, consistent English world, a writer of endless distinct stories about it, and a checker."""
 
+from nanochat.storyworld.check import Verdict, check, share_sound
 from nanochat.storyworld.write import stories
 
-__all__ = ["stories"]
+__all__ = ["Verdict", "check", "share_sound", "stories"]

@@ -6,7 +6,7 @@ A pattern is a line of text in which
     [happy]         is one of the choices of that name in the lexicon
     {H} {P.at} {x:fruit}     is a slot: a role of the plot (or a role and its type), and how to word it
     N1 H1 V1.past C1 C1.perf are the parts of a sentence: the subject of clause 1, a pronoun for it, its verb phrase,
-                    the whole clause (C1.perf: with "had"); Q1 S1 M1 belong to speech
+                    the whole clause (C1.perf: with "had"), a fact or question (F1); Q1 S1 M1 belong to speech
 """
 
 import itertools
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from nanochat.storyworld.lexicon import CHOICES, FORMS, NOUNS, SUBJECT_GROUPS, VERB_SUBJECTS, inflect
+from nanochat.storyworld.lexicon import CHOICES, FORMS, NOUNS, SUBJECT_GROUPS, VERB_SUBJECTS, WITH_GERUND, inflect
 from nanochat.storyworld.world import CHARACTERS, PLACES, THING_CLASSES
 
 # ("w", word) ("cat", name) ("slot", role, type, mode) ("n"|"h"|"m"|"q"|"s", k) ("v"|"c", k, form)
 Item = tuple[Any, ...]
 
-_PART = re.compile(r"[NHVCQSM][12](\.[a-z]+)?")
-_TOKEN = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\*[a-z/]+|[NHVCQSM][12](?:\.[a-z]+)?|[A-Za-z][A-Za-z'-]*|[.,!?;:+“”]")
+_PART = re.compile(r"[NHVCQSMF][12](\.[a-z]+)?")
+_TOKEN = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\*[a-z/]+|[NHVCQSMF][12](?:\.[a-z]+)?|[A-Za-z][A-Za-z'-]*|[.,!?;:+“”]")
 
 NAMES = tuple(CHARACTERS)
 EVERYONE = (1 << len(NAMES)) - 1
@@ -84,7 +84,7 @@ def compile_pattern(text: str, roles: dict[str, str], form: str = "past") -> tup
         if token[0] == "{":
             name, _, mode = token[1:-1].partition(".")
             role, _, kind = name.partition(":")
-            assert kind or role in roles, f"unknown role {token} in {text!r}"
+            assert bool(kind) != (role in roles), f"{token} in {text!r}: a role has its type from the plot, or else here"
             items.append(("slot", role, kind or roles[role], mode))
         elif token[0] == "[":
             assert token[1:-1] in CHOICES, f"no choices named {token} in {text!r}"
@@ -96,7 +96,7 @@ def compile_pattern(text: str, roles: dict[str, str], form: str = "past") -> tup
             k = int(part[1])
             items.append((part[0].lower(), k, form_of or "past") if part[0] in "VC" else (part[0].lower(), k))
         else:
-            items.append(("w", "I" if token == "i" else token))
+            items.append(("w", {"i": "I", "an": "a"}.get(token, token)))
     return tuple(items)
 
 
@@ -117,7 +117,7 @@ def expand_slashes(text: str) -> list[str]:
 CHOICE_ITEMS = {name: tuple(compile_pattern(alt, {}) for alt in alternatives) for name, alternatives in CHOICES.items()}
 
 
-@dataclass
+@dataclass(eq=False)
 class Phrase:
     """A verb phrase, or with `personal=False` a clause whose subject is no character ("the wind blew ...")."""
 
@@ -126,11 +126,13 @@ class Phrase:
     subjects: int
     personal: bool = True
     on_purpose: bool = True
+    gerund: bool = False  # whether the -ing form is used
     forms: dict[str, tuple[Item, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.forms = {form: compile_pattern(self.text, self.roles, form) for form in (*FORMS, "perf")}
         first = re.search(r"\*([a-z]+)", self.text)
         assert first, f"a clause without a verb: {self.text!r}"
+        self.gerund = all(verb in WITH_GERUND for verb in re.findall(r"\*([a-z]+)", self.text))
         if self.personal and first[1] in VERB_SUBJECTS:
             self.subjects &= _mask_of_kinds(VERB_SUBJECTS[first[1]])

@@ -19,10 +19,10 @@ swing swung swung|bite bit bitten|spend spent spent|hang hung hung|lead led led|
 feed fed fed|fight fought fought|freeze froze frozen|shut shut shut|creep crept crept|slide slid slid|spread spread spread
 understand understood understood|weave wove woven|sew sewed sewn|show showed shown|become became become
 ring rang rung|lay laid laid|tie tied tied|lend lent lent|hurt hurt hurt|spin spun spun|leap leaped leaped|sink sank sunk
-tear tore torn|forgive forgave forgiven|learn learned learned|drive drove driven|grind ground ground
+tear tore torn|forgive forgave forgiven|learn learned learned|drive drove driven|grind ground ground|beat beat beaten|hit hit hit|shoot shot shot|kneel knelt knelt
 """
 _DOUBLED = set("stop clap drop grab hop hug knock nod pat plan rip rub skip slip step tap trip wag wrap chop beg hum stir chat "
-               "drip nap pop row trot plod jog snap zip spot dip mop scrub swap".split()) - {"knock", "row"}
+               "flap drip fit drum tug unwrap nap pop row trot plod jog snap zip spot dip mop scrub swap".split()) - {"knock", "row"}
 _IRREGULAR_FORMS = {row.split()[0]: row.split() for row in _IRREGULAR.replace("\n", "|").strip("|").split("|")}
 _BE = {"past": "was", "pastp": "were", "base": "be", "s": "is", "p": "are", "ger": "being", "part": "been"}
 _MODALS = {"can": "could", "may": "might", "must": "must"}
@@ -63,13 +63,19 @@ def inflect(lemma: str, form: str) -> str:
     return lemma + (lemma[-1] if lemma in _DOUBLED else "") + "ed"
 
 
-_DOUBLE_IN_GERUND = set("run swim sit get put cut let set win dig begin forget shut spin".split())
+_DOUBLE_IN_GERUND = set("run swim sit get put cut let set win dig begin forget shut spin hit".split())
+
+# Only common verbs are used in their -ing form, so that no word is too rare to be learned.
+WITH_GERUND = frozenset(
+    "look sit wait walk run go eat take put hold open call laugh hug thank jump pull push leave tell show play wash clean "
+    "shake carry think listen throw watch rest knock".split()
+)
 
 # Verbs that not everyone can do: the first verb of a phrase limits who may be its subject. All others are open to
 # everyone who can walk, that is, to all but the fish.
 VERB_SUBJECTS = {
     "flap": "bird", "perch": "bird", "soar": "bird", "gallop": "horse donkey", "swim": "swimmer", "dive": "swimmer",
-    "float": "swimmer", "wag": "dog fox cow horse donkey", "purr": "cat", "paddle": "swimmer",
+    "float": "swimmer", "wag": "dog fox cow horse donkey", "purr": "cat",
 }
 SUBJECT_GROUPS = {
     "bird": "owl duck crow robin swan",
@@ -89,7 +95,7 @@ tart: baked food carry|warm sweet little
 loaf: baked food carry|fresh crusty warm
 waffle: baked food|crispy warm sweet
 sandwich: food carry|big fresh tasty
-omelet: meal food|hot fluffy
+omelet: meal food|hot big
 soup: meal food mass|hot thick tasty
 porridge: meal food mass|warm thick creamy
 stew: meal food mass|hot spicy tasty
@@ -121,22 +127,18 @@ shell: find carry|pretty white smooth
 pebble: find carry|smooth round shiny
 bracelet: find gift carry|thin pretty silver
 medal: find gift carry|shiny old golden
-puzzle: gift carry|tricky new wooden
+puzzle: gift carry|small new wooden
 candle: gift carry|tall white thin
 mug: gift carry|big pretty new
 sweater: gift clothes carry|warm thick new
 jacket: clothes carry|warm long new
-cap: gift clothes carry|woolen warm new
+cap: gift clothes carry|small warm new
 apron: gift clothes carry|clean long pretty
 vase: breakable gift carry|tall pretty thin
 plate: breakable carry|round white clean
 window: breakable|big round little
 jug: breakable carry|heavy old pretty
 teapot: breakable carry|old pretty round
-box: container carry|wooden little heavy
-jar: container carry|tall clean empty
-crate: container carry|wooden heavy big
-chest: container|old heavy wooden
 beetle: insect|shiny tiny slow
 butterfly: insect|pretty bright tiny
 ladybug: insect|tiny red round
@@ -191,13 +193,13 @@ afraid: afraid | scared | frightened | terrified | nervous
 surprised: surprised | amazed | astonished | puzzled
 hungry: hungry | starving
 proud: proud | very proud | rather proud
-nice: nice | lovely | wonderful | fine | pleasant | beautiful
-great: great | splendid | excellent | clever | good
+nice: nice | wonderful | beautiful
+great: great | wonderful | good
 big: big | huge | large | enormous
 small: small | little | tiny
 kindly: _ | kindly | gently | warmly | with a smile
 softly: _ | _ | softly | quietly | in a low voice | shyly
-slowly: _ | _ | slowly | quickly | quietly | happily | carefully | eagerly
+slowly: slowly | carefully
 care: _ | _ | carefully | gently | patiently | with great care
 hard: hard | with all strength | as well as possible
 long: for a long time | for a while | for many minutes | for an hour | all afternoon
@@ -208,8 +210,11 @@ sudden: suddenly , | all at once , | all of a sudden , | without warning , | jus
 last: at last , | in the end , | finally , | at long last ,
 luckily: luckily , | by good luck , | to everyone's surprise ,
 sadly: sadly , | unluckily , | alas ,
-said: said | said | answered | replied | explained | called | whispered | laughed
-asked: asked | asked | wondered
+said: said | said | said | called | whispered | remarked | murmured | began
+replied: said | answered | replied | said | whispered | agreed
+glance: looked at | glanced at | smiled at | nodded to | winked at | leaned towards | turned around to | waved to | stared at | blinked at | beamed at | stepped closer to
+gesture: smiled | nodded | laughed | sighed | grinned | frowned | blinked | shrugged | looked up | looked away | waved | stopped | turned around | came closer | leaned forward | sat up | thought for a moment | waited a little | listened | bowed
+asked: asked | asked | wondered | inquired
 cried: cried | shouted | called | exclaimed
 yes: yes | of course | certainly | with pleasure | gladly | sure
 no: no | not at all | certainly not | i am afraid not
@@ -223,11 +228,13 @@ together: together | side by side | with one another
 village: village | little village | quiet village | small town
 path: path | narrow path | dusty road | winding lane | trail
 friend: friend | good friend | dear friend | true friend
-evening: in the evening | at sunset | when the sun went down | when it grew dark | at dusk | after supper
+evening: in the evening | at sunset | at sundown | after dark | at dusk | after supper
+dusk: sunset | nightfall | dark | supper | late in the evening
 home2: home | school | work | breakfast | supper
-dawn: in the morning | at dawn | after breakfast | when the sun came up | at sunrise | early in the day
-noon: at noon | after lunch | around midday | in the afternoon | when the clock struck twelve
-night: at night | at midnight | under the moon | long after bedtime | when all the stars were out
+dawn: in the morning | at dawn | after breakfast | at first light | at sunrise | early in the day
+noon: at noon | after lunch | around midday | in the afternoon | at twelve o'clock
+night: at night | at midnight | under the moon | long after bedtime | under the stars
+when: [dawn] | [noon] | [evening] | [night] | every day | on rainy days | on quiet days | when nobody looks | twice a week | from time to time | on Sunday
 day: day | morning | afternoon
 mild: mild | fine | warm | clear | calm
 ever: ever after | from that day on | from then on | ever since

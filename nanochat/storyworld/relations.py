@@ -58,6 +58,10 @@ def _read() -> dict[str, Relation]:
     relations = {}
     for head, asked in zip(lines[::2], lines[1::2], strict=True):
         name, subject, stated = head.split("|")
+        if subject == "char":
+            stated, asked = stated.replace("of {A}", "of {A.name}"), asked.replace("of {A}", "of {A.name}")
+        if name == "kind":
+            stated, asked = stated.replace("{A} *", "{A.plain} *"), asked.replace("{A}", "{A.name}")
         roles = {"A": subject, "v": f"value:{name}"}
         texts = stated.split(";")
         tails = [text.removeprefix("{A.sub} ") for text in texts if text.startswith("{A.sub}") and "{A}" not in text]

@@ -10,6 +10,13 @@ _JOIN_SIGNS = {";": "seq", "<-": "cause", "~": "but", "&": "while", "=>": "goal"
 _SPEECH_KINDS = ("plan", "did", "past", "will", "can")
 
 
+# What one cannot decide or begin to do.
+_NOT_CHOSEN = frozenset(
+    "be bepl have see hear notice find know feel lose love like miss fall drop trip slip reach discover spot remember wake "
+    "want need forget learn win begin get live stay meet stand blush tremble shiver grow understand step".split()
+)
+
+
 @dataclass
 class Clause:
     """Who does what: role letters of the subject (none if it is no character), and the phrases to choose from."""
@@ -66,7 +73,8 @@ def _clause(text: str, plot: Plot, agents: tuple[str, ...] = ()) -> Clause:
     match = re.match(r"([A-Z](?:\+[A-Z])*) (.*)", text)
     if match:
         agents, text = tuple(match[1].split("+")), match[2]
-    on_purpose = "-*" not in text
+    first = re.search(r"\*([a-z]+)", text)
+    on_purpose = "-*" not in text and first is not None and first[1] not in _NOT_CHOSEN
     subjects = CHARACTER_CLASSES["char"]
     for agent in agents:
         subjects &= CHARACTER_CLASSES[plot.roles[agent][0]] if len(agents) == 1 else CHARACTER_CLASSES["walker"]
@@ -110,6 +118,7 @@ def _speech(speaker: str, hearer: str, text: str, plot: Plot) -> Step:
 
 def _read(text: str) -> list[Plot]:
     plots: list[Plot] = []
+    text = re.sub(r"\{([A-Z])\}'s", r"{\1.his}", text)
     for line in filter(None, map(str.strip, text.splitlines())):
         if line.startswith("= "):
             plots.append(Plot(line[2:]))

@@ -13,14 +13,15 @@ one: [next] C1 .
 one: [next] C1 .
 one: + N1 decided to V1.base .
 one: + N1 began to V1.base .
-one: + N1 did not wait and V1.past at once .
+one: + N1 started V1.ger .
+one: + N1 lost no time and V1.past .
 one: + the next thing N1 did was to V1.base .
 sudden: [sudden] C1 .
 sudden: [sudden] C1 .
 sudden: [sudden] C1 !
 sudden: but then C1 !
 sudden: but then , [sudden] C1 .
-sudden: C1 before anyone could help it .
+sudden: and what happened then ? C1 !
 final: [last] C1 .
 final: [last] C1 .
 final: C1 in the end .
@@ -32,6 +33,9 @@ same: [next] N1 V1.past and V2.past .
 same: N1 V1.past , and then H1 V2.past .
 same: first N1 V1.past , and then H1 V2.past .
 same: + after V1.ger , N1 V2.past .
+same: + after V1.ger , N1 V2.past .
+same: + N1 was busy V1.ger . [next] H1 V2.past .
+same: + N1 V1.past before V2.ger .
 same: when N1 had V1.part , H1 V2.past .
 same: as soon as N1 had V1.part , H1 V2.past .
 same: N1 V1.past . [next] H1 V2.past .
@@ -57,7 +61,7 @@ cause: since C2 , C1 .
 cause: C1 , for C2 .
 cause: C2 . that was why C1 .
 cause: C2 . so C1 .
-cause: the reason was simple : C2 . so C1 .
+cause: C1 . the reason was simple : C2 .
 but: C1 , but C2 .
 but: C1 , but C2 .
 but: although C1 , C2 .
@@ -112,30 +116,29 @@ WRAPS = """
 1: “ Q1 ” N1 S1 .
 1: “ Q1 ” S1 N1 [softly] .
 1: N1 S1 [kindly] , “ Q1 ”
-1: N1 looked at M1 . “ Q1 ” H1 S1 .
+1: N1 [glance] M1 . “ Q1 ” H1 S1 .
 1: N1 turned to M1 and S1 , “ Q1 ”
-1: N1 smiled . “ Q1 ”
-1: N1 nodded . “ Q1 ” H1 S1 .
-1: N1 thought for a moment . “ Q1 ” H1 S1 .
+1: N1 [gesture] . “ Q1 ” H1 S1 .
+1: N1 [gesture] and S1 , “ Q1 ”
 2: “ Q1 ” S1 N1 . “ Q2 ”
 2: “ Q1 ” N1 S1 . “ Q2 ”
 2: “ Q1 ” S1 N1 [softly] . “ Q2 ”
-2: “ Q1 ” S1 N1 and looked at M1 . “ Q2 ”
+2: “ Q1 ” S1 N1 and [glance] M1 . “ Q2 ”
 """
 
 # relation | type of the subject | statements | questions
 RELATIONS = """
-home|char|{A.sub} *live {v};{A.sub} *have {A.own} home {v};{A.sub} *sleep {v} every night;the home of {A.sub} *be {v}
+home|char|{A.sub} *live {v};{A.sub} *have {A.own} home {v};{A.sub} *sleep {v} every night;the home of {A} *be {v}
 |where does {A} live ?;do you know where {A} lives ?;where is the home of {A} ?
 kind|char|{A.sub} *be a {v}
 |who is {A} ?;what is {A} ?
-food|char|{A.sub} *like {v} best of all;{A.sub} *love to eat {v};the favorite food of {A.sub} *be {v};{A.sub} *be very fond of {v}
+food|char|{A.sub} *like {v} best of all;{A.sub} *love to eat {v};the favorite food of {A} *be {v};{A.sub} *be very fond of {v}
 |what does {A} like to eat ?;what is the favorite food of {A} ?;what should we cook for {A} ?
-friend|char|the best friend of {A.sub} *be {v};{A.sub} *like {v} more than anyone else;{A.sub} *have a best friend called {v}
+friend|char|the best friend of {A} *be {v};{A.sub} *like {v} more than anyone else;{A.sub} *have a best friend called {v}
 |who is the best friend of {A} ?;whom does {A} like best ?
 thing|char|{A.sub} *own a {v};{A.sub} *have a {v} of {A.own} own;the {v} *belong to {A}
 |what does {A} own ?;which thing belongs to {A} ?
-hobby|char|{A.sub} *like to {v};{A.sub} *love to {v};the favorite pastime of {A.sub} *be to {v};if {A.sub} *have time , {A.he} *like to {v}
+hobby|char|{A.sub} *like to {v};{A.sub} *love to {v};the favorite pastime of {A} *be to {v};if {A} *have time , {A.he} *like to {v}
 |what does {A} like to do ?;what is the favorite pastime of {A} ?
 fear|char|{A.sub} *be afraid of {v};{A.sub} *be scared of {v};nothing *frighten {A} more than {v}
 |what is {A} afraid of ?;what frightens {A} most ?
@@ -143,39 +146,39 @@ look|char|{A.sub} *have {v};everyone *know that {A.sub} *have {v}
 |what does {A} look like ?;how can i know {A} when we meet ?
 trait|char|{A.sub} *be [very] {v};everyone *say that {A.sub} *be {v};{A.sub} *be known to be {v}
 |what is {A} like ?;how would you describe {A} ?
-color|thing|{A.sub} *be {v};the color of {A.sub} *be {v}
+color|thing|{A.sub} *be {v};the color of {A} *be {v}
 |what color is {A} ?;do you know the color of {A} ?
 material|thing|{A.sub} *be made of {v};{v} *be what {A.sub} *be made of
 |what is {A} made of ?;do you know what {A} is made of ?
-kept|thing|{A.sub} *be kept {v};the place for {A.sub} *be {v}
+kept|thing|{A.sub} *be kept {v};the place for {A} *be {v}
 |where is {A} kept ?;where is the place for {A} ?
 near|place|{A.sub} *be near the {v};{A.sub} *be not far from the {v};close to the {v} *be {A}
 |where is {A} ?;how do i find {A} ?
-sight|place|{A.at} you *can see {v};people *go to {A} to see {v}
+sight|place|{A.at} you *can see {v};people go to {A} to see {v}
 |what is there to see {A.at} ?;what can you see {A.at} ?
-sound|species|a {A.sub} *can {v};if you *come near a {A} , it *may {v}
+sound|species|a {A} *can {v};if you *come near a {A} , it *may {v}
 |what can a {A} do ?;what may a {A} do if you come near ?
-covering|species|a {A.sub} *be covered with {v};the body of a {A.sub} *be covered with {v}
+covering|species|a {A} *be covered with {v};the body of a {A} *be covered with {v}
 |what covers the body of a {A} ?;what is a {A} covered with ?
-young|species|a young {A.sub} *be called a {v};the child of a {A.sub} *be called a {v}
+young|species|a young {A} *be called a {v};the child of a {A} *be called a {v}
 |what is a young {A} called ?;what do you call the child of a {A} ?
-work|trade|the work of a {A.sub} *be to {v};it *be the task of a {A} to {v}
+work|trade|the work of a {A} *be to {v};it *be the task of a {A} to {v}
 |what is the work of a {A} ?;what is the task of a {A} ?
-workplace|trade|a {A.sub} *work at the {v};the {v} *be where a {A.sub} *work
+workplace|trade|a {A} *work at the {v};the {v} *be where a {A} *work
 |where does a {A} work ?;in which place can you find a {A} at work ?
-foodcolor|foodstuff|the color of {A.sub} *be {v};{v} *be the color of {A}
+foodcolor|foodstuff|the color of {A} *be {v};{v} *be the color of {A}
 |what is the color of {A} ?;do you know which color {A} can have ?
-taste|foodstuff|the taste of {A.sub} *be {v};{v} *be how people *describe the taste of {A}
+taste|foodstuff|the taste of {A} *be {v};{v} *be how people describe the taste of {A}
 |what is the taste of {A} ?;how would you describe the taste of {A} ?
-origin|foodstuff|people *get {A} {v};{A.sub} *must come {v}
+origin|foodstuff|people get {A} {v};{A.sub} *must come {v}
 |where do people get {A} ?;where must {A} come from ?
-opposite|word|the opposite of {A.sub} *be {v};if something *be not {A} , it *may be {v}
+opposite|word|the opposite of {A} *be {v};if something *be not {A} , it *may be {v}
 |what is the opposite of {A} ?;which word is the opposite of {A} ?
-dayafter|day|the day after {A.sub} *be {v};after {A.sub} *come {v};{v} *follow {A}
+dayafter|day|the day after {A} *be {v};after {A} *come {v};{v} *follow {A}
 |which day comes after {A} ?;what is the day after {A} ?
 season|happening|in {v} , {A};it *be in {v} that {A}
 |when is it that {A} ?;in which season can you see that {A} ?
-tool|tool|a {A.sub} *be used to {v};with a {A} you *can {v};people *need a {A} to {v}
+tool|tool|a {A} *be used to {v};with a {A} you *can {v};people need a {A} to {v}
 |what is a {A} used for ?;what can you do with a {A} ?
 """
 

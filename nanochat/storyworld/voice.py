@@ -12,10 +12,13 @@ from nanochat.storyworld.sentences import JOINS, SPEECH, WRAPS
 from nanochat.storyworld.world import CHARACTERS, PLACES, THINGS
 
 T = TypeVar("T")
+Fact = tuple[str, str, tuple[Item, ...]]  # relation, subject, the pattern that states it or asks for it
+ASIDES = ("home", "trait", "food", "hobby", "fear", "look", "thing", "friend")
 HE = {"m": "he", "f": "she"}
 HIM = {"m": "him", "f": "her"}
 HIS = {"m": "his", "f": "her"}
-SAYING = {mark: CHOICES[name] for mark, name in ((".", "said"), ("?", "asked"), ("!", "cried"))}
+SAYING = {mark: CHOICES[name] for mark, name in ((".", "said"), (",", "replied"), ("?", "asked"), ("!", "cried"))}
+GENTLE = {("cat", "softly"), ("cat", "kindly")}
 NOTHING = Phrase("*be", {}, 0)
 
 
@@ -35,6 +38,7 @@ class Said:
     mark: str
     agents: tuple[str, ...] = ()
     clause: Told | None = None
+    fact: Fact | None = None
 
 
 def _by_kind(table: str) -> dict[str, tuple[tuple[bool, tuple[Item, ...]], ...]]:
@@ -48,24 +52,25 @@ def _by_kind(table: str) -> dict[str, tuple[tuple[bool, tuple[Item, ...]], ...]]
 JOIN_PATTERNS = _by_kind(JOINS)
 SPEECH_PATTERNS = _by_kind(SPEECH)
 WRAP_PATTERNS = _by_kind(WRAPS)
-_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU]|hour)")
 
 
 class Voice:
     """Collects the words of a document; knows who was mentioned lately, so that pronouns are clear."""
 
-    def __init__(self, rng: Random, roles: dict[str, str], types: dict[str, str]) -> None:
+    def __init__(self, rng: Random, roles: dict[str, str]) -> None:
         self.random = rng.random
         self.roles = roles
-        self.types = types
         self.words: list[str] = []
         self.cap = True
         self.known: set[str] = set()  # who and what has been mentioned in the document
         self.recent: set[str] = set()  # in this sentence and the one before
         self.current: set[str] = set()  # in this sentence
+        self.stated: set[tuple[str, str]] = set()  # facts told in this document
         self.pair: tuple[str, ...] = ()  # the last plural subject
         self.speaker = self.hearer = ""
         self.inside = False  # inside quotation marks
+        self.known_story = self.replying = False  # whether the action has begun; whether the last sentence was speech
 
     def choose(self, options: "tuple[T, ...] | list[T]") -> T:
         """One of the options, each as likely."""
@@ -113,24 +118,24 @@ class Voice:
         sex = CHARACTERS[name].sex
         return name in near and all(CHARACTERS[n].sex != sex for n in near if n != name and n in CHARACTERS)
 
-    def character(self, name: str, case: str = "he") -> None:
-        """Name a character: `case` is he, him or his."""
+    def character(self, name: str, case: str = "he", plain: bool = False) -> None:
+        """Name a character: `case` is he, him or his; `plain` means by name."""
         if self.inside and name in (self.speaker, self.hearer):
             first = name == self.speaker
             return self.say({"he": "I" if first else "you", "him": "me" if first else "you"}.get(case, "my" if first else "your"))
         sex = CHARACTERS[name].sex
-        if self._clear(name) and self.random() < (0.75 if case == "he" else 0.6):
+        if not plain and self._clear(name) and self.random() < (0.75 if case == "he" else 0.6):
             self.mention(name)
             return self.say({"he": HE, "him": HIM, "his": HIS}[case][sex])
         kind = CHARACTERS[name].kind
-        by_name = kind in ("girl", "boy") or case == "his"
+        by_name = kind in ("girl", "boy") or case == "his" or plain
         pick = self.random()
         if not by_name and name in self.known and pick < 0.35:
             self.say("the")
             self.say(kind)
         else:
             self.say(name)
-            if not by_name and pick > (0.9 if name in self.known else 0.4):
+            if not by_name and pick > (0.97 if name in self.known else 0.4):
                 self.say("the")
                 self.say(kind)
         if case == "his":
@@ -143,12 +148,8 @@ class Voice:
         if len(names) == 1:
             before = len(self.words)
             self.character(names[0])
-            if described and not self.inside and self.words[before].lower() not in ("he", "she") and self.random() < 0.1:
-                self.say(",")
-                self.say("who")
-                relation = RELATIONS[self.choose(("home", "trait", "food", "hobby", "fear", "look", "thing", "friend"))]
-                self.fact(relation.name, names[0], self.choose(relation.tails["past"]))
-                self.say(",")
+            if described and not self.inside and self.words[before].lower() not in ("he", "she") and self.random() < 0.07:
+                self.aside(names[0])
             return
         if self.pair == names and self.random() < 0.7:
             self.say("they")
@@ -161,6 +162,15 @@ class Voice:
             self.character(names[1], "him")
         self.current.update(names)
         self.pair = names
+
+    def aside(self, name: str) -> None:
+        """A relative clause that says something true of a character, not said before in this document."""
+        relation = RELATIONS[self.choose(ASIDES)]
+        if (relation.name, name) not in self.stated:
+            self.say(",")
+            self.say("who")
+            self.fact(relation.name, name, self.choose(relation.tails["past"]))
+            self.say(",")
 
     def pronoun(self, names: tuple[str, ...]) -> None:
         """A pronoun for the subject named just before."""
@@ -181,6 +191,8 @@ class Voice:
             self.say("my" if owner == self.speaker else "your")
         elif agents == (owner,):
             self.say(HIS[CHARACTERS[owner].sex])
+        elif self._clear(owner) and pick < 0.7:
+            self.say(HIS[CHARACTERS[owner].sex])
         elif new or pick < 0.4:
             self.say(owner + "'s")
             self.current.add(owner)
@@ -193,12 +205,14 @@ class Voice:
 
     def noun(self, word: str, mode: str) -> None:
         """One of many: "a ripe apple" at first, then "the apple"."""
+        if mode == "bare":
+            return self.say(word)
         definite = mode == "the" or word in self.known
         self.say("the" if definite else NOUNS[word].article)
         if not definite and self.random() < 0.6:
             self.say(self.choose(NOUNS[word].adjectives))
         self.mention(word)
-        self.say(word)
+        return self.say(word)
 
     def place(self, name: str, mode: str) -> None:
         """A place, with its preposition if `mode` is "at"."""
@@ -209,13 +223,19 @@ class Voice:
 
     # --- patterns
 
-    def emit(self, items: tuple[Item, ...], agents: tuple[str, ...] = (), clauses: tuple[Told, ...] = ()) -> None:
-        """Word a pattern; `agents` are the subjects of the phrase it is, `clauses` the ones its parts mean."""
+    def emit(
+        self,
+        items: tuple[Item, ...],
+        agents: tuple[str, ...] = (),
+        clauses: tuple[Told, ...] = (),
+        fact: Fact | None = None,
+    ) -> None:
+        """Word a pattern; `agents` are the subjects of the phrase it is, `clauses` and `fact` what its parts mean."""
         for item in items:
             tag = item[0]
             if tag == "w":
                 self.say(item[1])
-                if item[1] in ".!" and not self.inside:
+                if item[1] in ".!?" and not self.inside:
                     self.begin()
             elif tag == "cat":
                 self.emit(self.choose(CHOICE_ITEMS[item[1]]))
@@ -229,6 +249,8 @@ class Voice:
                 self.verb(clauses[item[1] - 1], item[2])
             elif tag == "c":
                 self.clause(clauses[item[1] - 1], item[2])
+            elif tag == "f" and fact:
+                self.fact(*fact)
 
     def verb(self, told: Told, form: str) -> None:
         """The verb phrase of a clause in one of its forms."""
@@ -253,7 +275,7 @@ class Voice:
         value = self.roles.get(role) or self.fill(role, kind)
         sort = SORTS.get(kind, "word")
         if sort == "char":
-            return self.character(value, {"sub": "he", "his": "his"}.get(mode, "him"))
+            return self.character(value, {"sub": "he", "his": "his"}.get(mode, "he" if mode == "plain" else "him"), mode in ("name", "plain"))
         if sort == "thing":
             return self.say(THINGS[value].color) if mode == "color" else self.thing(value, agents)
         if sort == "place":
@@ -287,21 +309,31 @@ class Voice:
         """State or ask about the `relation` of `subject` in the words of one of its patterns."""
         kept = self.roles.get("A"), self.roles.get("v")
         self.roles["A"], self.roles["v"] = subject, RELATIONS[relation].values[subject]
+        self.stated.add((relation, subject))
         self.emit(pattern, (subject,))
         self.roles["A"], self.roles["v"] = kept[0] or "", kept[1] or ""
 
     def told(self, clauses: tuple[Told, ...], join: str) -> None:
         """One or two clauses, joined in one of the ways of `join`, as one or two sentences."""
+        first, self.replying = not self.known_story, False
+        self.known_story = True
         self.begin()
         while True:
             on_purpose, pattern = self.choose(JOIN_PATTERNS[join])
+            if first and pattern[0] == ("cat", "next"):
+                continue
+            if any(item[0] == "v" and item[2] == "ger" and not clauses[item[1] - 1].phrase.gerund for item in pattern):
+                continue
             if not on_purpose or (clauses[0].phrase.on_purpose and clauses[0].agents):
                 return self.emit(pattern, (), clauses)
 
     def speak(self, speaker: str, hearer: str, said: list[Said]) -> None:
         """What one character says to another, wrapped into a sentence or two."""
         self.begin()
-        _, pattern = self.choose(WRAP_PATTERNS["2" if len(said) > 1 and self.random() < 0.6 else "1"])
+        kind = "2" if len(said) > 1 and self.random() < 0.6 else "1"
+        _, pattern = self.choose(WRAP_PATTERNS[kind])
+        while said[0].mark != "." and not GENTLE.isdisjoint(pattern):
+            _, pattern = self.choose(WRAP_PATTERNS[kind])
         parts = {1: said, 2: []} if ("q", 2) not in pattern else {1: said[:1], 2: said[1:]}
         teller = Told((speaker,), NOTHING)
         for place, item in enumerate(pattern):
@@ -310,17 +342,20 @@ class Voice:
                 self.quote(speaker, hearer, parts[item[1]], last)
             elif item[0] == "s":
                 mark = said[0 if parts[2] else -1].mark
-                self.say(self.choose(SAYING[mark]))
+                self.say(self.choose(SAYING["," if mark == "." and self.replying else mark]))
             elif item[0] == "m":
                 self.character(hearer, "him")
+            elif item[0] == "n":
+                self.subject((speaker,), described=False)
             else:
                 self.emit((item,), (), (teller,))
+        self.replying = True
 
     def quote(self, speaker: str, hearer: str, said: list[Said], last: bool) -> None:
         """The words between quotation marks; the closing full stop is a comma unless it is the `last` of the sentence."""
         self.speaker, self.hearer, self.inside = speaker, hearer, True
         for sentence in said:
             self.cap = True
-            self.emit(sentence.items, sentence.agents, (sentence.clause,) if sentence.clause else ())
+            self.emit(sentence.items, sentence.agents, (sentence.clause,) if sentence.clause else (), sentence.fact)
             self.say("," if sentence is said[-1] and sentence.mark == "." and not last else sentence.mark)
         self.inside = self.cap = False

@@ -45,14 +45,14 @@ Clover|rabbit|f|under the hill|carrots|Lily|cup:mint green:clay:on the low shelf
 Otto|otter|m|by the river|trout|Dora|raft:dark brown:bamboo:under the bridge|slide down banks|nets|sleek fur|playful
 Dora|duck|f|by the pond|bread crumbs|Otto|bucket:bright yellow:plastic:between the reeds|splash in puddles|sharp hooks|a flat beak|chatty
 Henry|hedgehog|m|under the hedge|crab apples|Luna|rug:olive:hemp:at the door|roll in leaves|wheels|sharp spines|grumpy
-Felix|frog|m|in the pond|flies|Toby|trumpet:emerald:tin foil:under a leaf|sing in the rain|storks|a wide mouth|noisy
+Felix|frog|m|in the pond|flies|Toby|trumpet:emerald:thick paper:under a leaf|sing in the rain|storks|a wide mouth|noisy
 Molly|mole|f|under the garden|radishes|Mrs Green|spade:rust red:copper:in the tunnel|dig tunnels|floods|a pink nose|busy
 Casper|crow|m|in the pine tree|corn|Mr Bright|mirror:shiny black:crystal:in the nest|collect treasures|scarecrows|black feathers|cunning
 Duke|horse|m|in the stable|oats|Sam|saddle:chestnut:suede:on the fence|race the wind|loud trains|a long mane|noble
 Dolly|sheep|f|on the green hill|clover leaves|Gus|bonnet:snow white:lace:on the hay|count clouds|wolves|woolly ears|mild
 Gus|goat|m|behind the mill|cabbage|Dolly|wheel:dusty gray:stone:beside the gate|climb rocks|slippery ice|a pointed beard|rude
 Ruby|robin|f|in the apple tree|worms|Percy|feather:sky blue:down:among the twigs|whistle tunes|cold winters|a red breast|merry
-Toby|turtle|m|by the lake|lettuce|Felix|map:ivory:bark:inside his shell|take long walks|hot sand|a hard shell|slow
+Toby|turtle|m|by the lake|lettuce|Felix|flag:ivory:cotton:inside his shell|take long walks|hot sand|a hard shell|slow
 Finn|fish|m|in the lake|water weeds|Mabel|pearl:milky white:marble:under a rock|blow bubbles|pikes|silver scales|silent
 Hetty|hen|f|in the henhouse|seeds|Rosa|whistle:coral:bone:beside the eggs|scratch the ground|thieves|spotted feathers|motherly
 Percy|pig|m|in the pigsty|turnips|Ruby|bowl:peach:porcelain:on the straw|roll in mud|sharp knives|a curly tail|greedy
@@ -139,7 +139,7 @@ farmer|farm|plow the fields
 grocer|shop|sell fruit
 sailor|harbor|steer the ship
 librarian|library|lend books
-painter|studio|paint portraits
+painter|workshop|paint portraits
 postman|post office|bring the letters
 tailor|tailor shop|sew coats
 singer|theater|sing for the crowd
@@ -281,7 +281,7 @@ _THING_CLASSES = {
     "heavy": _HEAVY,
     "portable": " ".join(noun for noun in THINGS if noun not in _HEAVY.split()),
     "small": "button pearl feather whistle compass spoon brush bell ribbon pouch necklace flute mirror",
-    "light": "kite hat scarf ribbon feather bonnet map umbrella",
+    "light": "kite hat scarf ribbon feather bonnet flag umbrella",
     "floating": "boat ball hat bonnet stick bucket basket bowl drum",
     "music": "flute drum violin trumpet whistle bell",
     "holder": "basket bucket bag cup bowl sack pouch",

@@ -1,21 +1,22 @@
 """Plans documents and tells them: stories, portraits, talks and lessons. The plan alone decides the split."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
-from nanochat.storyworld.grammar import CHARACTER_CLASSES, SORTS, compile_pattern, members, names_in
+from nanochat.storyworld.documents import lesson, lines, portrait, state, talk, walk
+from nanochat.storyworld.grammar import NAMES, SORTS, members
 from nanochat.storyworld.relations import GENERAL, OF_PLACES, OF_THINGS, PERSONAL, RELATIONS
 from nanochat.storyworld.script import STORY_PLOTS, Plot, Step
 from nanochat.storyworld.sentences import ENDINGS, OPENINGS, PARTS_OF_DAY, SEASONS, WEATHER
 from nanochat.storyworld.voice import SPEECH_PATTERNS, Said, Told, Voice
-from nanochat.storyworld.world import CHARACTERS, THINGS
+from nanochat.storyworld.world import CHARACTERS, DAYS, PLACES
 
+T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-_FRAME = {"A": "char", "B": "char", "w": "weather", "s": "season", "d": "daypart"}
-_OPENINGS = [compile_pattern(line, _FRAME) for line in OPENINGS.strip().splitlines()]
-_ENDINGS = [compile_pattern(line, _FRAME) for line in ENDINGS.strip().splitlines()]
+_OPENINGS, _ENDINGS = lines(OPENINGS), lines(ENDINGS)
 _INTRODUCTIONS = ("home", "food", "hobby", "fear", "look", "trait", "friend", "thing")
 
 
@@ -25,15 +26,16 @@ class Plan:
 
     kind: str
     roles: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...] = ()
     plot: Plot | None = None
 
     def split(self) -> str:
         """The split that every document of this plan belongs to: 5% validation, 5% test."""
-        bucket = zlib.crc32(repr((self.kind, self.roles)).encode()) % 20
+        bucket = zlib.crc32(repr((self.kind, self.roles, self.facts)).encode()) % 20
         return SPLITS[1 + bucket] if bucket < 2 else SPLITS[0]
 
 
-def _pick(rng: Random, options: tuple[str, ...] | list[str]) -> str:
+def _pick(rng: Random, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
@@ -62,12 +64,56 @@ def _plan_story(rng: Random) -> Plan:
     if weather == "snowy":
         season = "winter"
     roles |= {"s": season, "w": _pick(rng, WEATHER[weather]), "d": _pick(rng, PARTS_OF_DAY)}
-    return Plan(plot.name, tuple(sorted(roles.items())), plot)
+    return Plan(plot.name, tuple(sorted(roles.items())), plot=plot)
+
+
+def _draw(rng: Random, options: Sequence[T], count: int) -> list[T]:
+    left = list(options)
+    return [left.pop(int(rng.random() * len(left))) for _ in range(min(count, len(left)))]
+
+
+def _setting(rng: Random) -> dict[str, str]:
+    weather = WEATHER[_pick(rng, ("cloudy", "sunny"))]
+    return {"w": _pick(rng, weather), "s": _pick(rng, SEASONS), "d": _pick(rng, PARTS_OF_DAY), "day": _pick(rng, DAYS)}
+
+
+def _plan_portrait(rng: Random) -> Plan:
+    hero = _pick(rng, NAMES)
+    thing = CHARACTERS[hero].thing
+    facts = [(name, hero) for name in _draw(rng, PERSONAL, 4 + int(rng.random() * 5))]
+    facts += [(name, thing) for name in _draw(rng, OF_THINGS, 2 + int(rng.random() * 2))]
+    return Plan("portrait", tuple(sorted((_setting(rng) | {"A": hero}).items())), tuple(facts))
+
+
+def _plan_walk(rng: Random) -> Plan:
+    first, second = _draw(rng, members("walker"), 2)
+    places = _draw(rng, tuple(PLACES), 3 + int(rng.random() * 3))
+    facts = [(name, place) for place in places for name in _draw(rng, OF_PLACES, 1 + int(rng.random() * 2))]
+    return Plan("walk", tuple(sorted((_setting(rng) | {"A": first, "B": second}).items())), tuple(facts))
+
+
+def _plan_talk(rng: Random) -> Plan:
+    first, second = _draw(rng, members("walker"), 2)
+    roles = _setting(rng) | {"A": first, "B": second, "P": _pick(rng, tuple(PLACES))}
+    told = [fact for fact in _draw(rng, _TALKED if rng.random() < 0.6 else _TAUGHT, 8) if not {first, second} & {fact[1], RELATIONS[fact[0]].values[fact[1]]}]
+    return Plan("talk", tuple(sorted(roles.items())), tuple(told[: 3 + int(rng.random() * 3)]))
+
+
+def _plan_lesson(rng: Random) -> Plan:
+    pupils = _draw(rng, members("child"), 3)
+    roles = _setting(rng) | {"A": "Mrs Bell"} | dict(zip("BCD", pupils, strict=True))
+    return Plan("lesson", tuple(sorted(roles.items())), tuple(_draw(rng, _TAUGHT, 4 + int(rng.random() * 4))))
+
+
+_TALKED = [(r, subject) for r in PERSONAL + OF_THINGS + OF_PLACES for subject in RELATIONS[r].values]
+_TAUGHT = [(r, subject) for r in GENERAL for subject in RELATIONS[r].values]
+_PLANNERS = (*[_plan_story] * 11, *[_plan_portrait] * 3, _plan_walk, *[_plan_talk] * 3, *[_plan_lesson] * 3)
+_TELLERS = {"portrait": portrait, "walk": walk, "talk": talk, "lesson": lesson}
 
 
 def plan(rng: Random) -> Plan:
     """Draw what the next document is about."""
-    return _plan_story(rng)
+    return _PLANNERS[int(rng.random() * len(_PLANNERS))](rng)
 
 
 def _tell(voice: Voice, step: Step, join: str) -> None:
@@ -103,9 +149,9 @@ def tell_story(voice: Voice, plot: Plot) -> None:
     else:
         voice.emit(opening)
         for name in sorted(_INTRODUCTIONS, key=lambda _: voice.random())[: int(voice.random() * 3)]:
-            voice.begin()
-            voice.fact(name, hero, voice.choose(RELATIONS[name].statements["past"]))
-            voice.say(".")
+            state(voice, name, hero, "past")
+        if "T" in voice.roles and voice.random() < 0.6:
+            state(voice, voice.choose(OF_THINGS), voice.roles["T"], "past")
     for beat in beats:
         if beat.mark == "/":
             voice.paragraph()
@@ -134,8 +180,11 @@ def stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
         drawn = plan(rng)
         if drawn.split() != split:
             continue
-        voice = Voice(rng, dict(drawn.roles), drawn.plot.types if drawn.plot else {})
-        tell_story(voice, drawn.plot)
+        voice = Voice(rng, dict(drawn.roles))
+        if drawn.plot:
+            tell_story(voice, drawn.plot)
+        else:
+            _TELLERS[drawn.kind](voice, list(drawn.facts))
         text = voice.text()
         mark = zlib.crc32(text.encode()) | zlib.adler32(text.encode()) << 32
         if mark in seen:
