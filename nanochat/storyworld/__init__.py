@@ -1,6 +1,7 @@
 """The embedded data: a small, consistent English world, a writer of endless distinct stories about it, and a checker."""
 
 from nanochat.storyworld.check import Verdict, check, share_sound
+from nanochat.storyworld.facts import Fact, facts, prompts
 from nanochat.storyworld.write import stories
 
-__all__ = ["Verdict", "check", "share_sound", "stories"]
+__all__ = ["Fact", "Verdict", "check", "facts", "prompts", "share_sound", "stories"]

@@ -54,6 +54,7 @@ def state(voice: Voice, relation: str, subject: str, tense: str = "present") -> 
 def portrait(voice: Voice, facts: list[tuple[str, str]]) -> None:
     """What someone is like, does every day, and owns."""
     hero = voice.roles["A"]
+    voice.tense = "present"
     voice.roles["H"] = hero
     voice.roles["T"] = CHARACTERS[hero].thing
     if voice.random() < 0.7:

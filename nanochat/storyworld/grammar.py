@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from nanochat.storyworld.lexicon import CHOICES, FORMS, NOUNS, SUBJECT_GROUPS, VERB_SUBJECTS, WITH_GERUND, inflect
+from nanochat.storyworld.lexicon import CHOICES, FORMS, NOUNS, SUBJECT_GROUPS, VERB_SUBJECTS, WITH_GERUND, WITHOUT_PERFECT, inflect
 from nanochat.storyworld.world import CHARACTERS, PLACES, THING_CLASSES
 
 # ("w", word) ("cat", name) ("slot", role, type, mode) ("n"|"h"|"m"|"q"|"s", k) ("v"|"c", k, form)
@@ -127,12 +127,14 @@ class Phrase:
     personal: bool = True
     on_purpose: bool = True
     gerund: bool = False  # whether the -ing form is used
+    perfect: bool = False  # whether the participle is used
     forms: dict[str, tuple[Item, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.forms = {form: compile_pattern(self.text, self.roles, form) for form in (*FORMS, "perf")}
         first = re.search(r"\*([a-z]+)", self.text)
         assert first, f"a clause without a verb: {self.text!r}"
-        self.gerund = all(verb in WITH_GERUND for verb in re.findall(r"\*([a-z]+)", self.text))
+        verbs = set(re.findall(r"\*([a-z]+)", self.text))
+        self.gerund, self.perfect = verbs <= WITH_GERUND, not verbs & WITHOUT_PERFECT
         if self.personal and first[1] in VERB_SUBJECTS:
             self.subjects &= _mask_of_kinds(VERB_SUBJECTS[first[1]])

@@ -76,7 +76,7 @@ PORTRAIT_ENDS = """
 that is {A} .
 now you know {A} .
 everyone is glad to have {A} in the [village] .
-go and say [hello] to {A} .
+go and say hello to {A} .
 if you see {A} , you will remember all this .
 """
 WALKS = """

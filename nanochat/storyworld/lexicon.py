@@ -67,9 +67,12 @@ _DOUBLE_IN_GERUND = set("run swim sit get put cut let set win dig begin forget s
 
 # Only common verbs are used in their -ing form, so that no word is too rare to be learned.
 WITH_GERUND = frozenset(
-    "look sit wait walk run go eat take put hold open call laugh hug thank jump pull push leave tell show play wash clean "
+    "look sit wait walk run go eat take put hold open call laugh hug thank jump pull push tell show play wash clean "
     "shake carry think listen throw watch rest knock".split()
 )
+
+# And these are too rare for their own participle.
+WITHOUT_PERFECT = frozenset("grow wake fall drink shake fly throw choose blow tear lie sing swim wear draw".split())
 
 # Verbs that not everyone can do: the first verb of a phrase limits who may be its subject. All others are open to
 # everyone who can walk, that is, to all but the fish.
@@ -93,12 +96,12 @@ bun: baked food carry|warm soft fresh
 cookie: baked food carry|crunchy sweet big
 tart: baked food carry|warm sweet little
 loaf: baked food carry|fresh crusty warm
-waffle: baked food|crispy warm sweet
-sandwich: food carry|big fresh tasty
+waffle: baked food|warm sweet
+sandwich: food carry|big fresh
 omelet: meal food|hot big
-soup: meal food mass|hot thick tasty
+soup: meal food mass|hot thick
 porridge: meal food mass|warm thick creamy
-stew: meal food mass|hot spicy tasty
+stew: meal food mass|hot thick
 rice: meal food mass|hot plain
 pudding: meal food mass|sweet creamy cold
 tea: drink mass|hot sweet
@@ -186,13 +189,13 @@ for _line in _NOUNS.strip().splitlines():
 _CHOICES = """
 very: _ | _ | very | so | quite | rather
 happy: happy | glad | pleased | delighted | cheerful | full of joy
-sad: sad | unhappy | upset | miserable | close to tears | heartbroken
-tired: tired | sleepy | worn out | exhausted | weary
-angry: angry | cross | annoyed | furious
+sad: sad | unhappy | upset | close to tears
+tired: tired | sleepy | worn out
+angry: angry | cross | furious
 afraid: afraid | scared | frightened | terrified | nervous
-surprised: surprised | amazed | astonished | puzzled
+surprised: surprised | amazed
 hungry: hungry | starving
-proud: proud | very proud | rather proud
+proud: proud
 nice: nice | wonderful | beautiful
 great: great | wonderful | good
 big: big | huge | large | enormous
@@ -203,22 +206,22 @@ slowly: slowly | carefully
 care: _ | _ | carefully | gently | patiently | with great care
 hard: hard | with all strength | as well as possible
 long: for a long time | for a while | for many minutes | for an hour | all afternoon
-everywhere: everywhere | high and low | in every corner | all around | here and there
+everywhere: high and low | in every corner | all around | here and there
 next: then | then | soon | after that , | a little later , | a moment later , | next , | before long , | not long after ,
 meanwhile: meanwhile , | at the same time , | just then , | at that very moment ,
 sudden: suddenly , | all at once , | all of a sudden , | without warning , | just then ,
 last: at last , | in the end , | finally , | at long last ,
 luckily: luckily , | by good luck , | to everyone's surprise ,
 sadly: sadly , | unluckily , | alas ,
-said: said | said | said | called | whispered | remarked | murmured | began
-replied: said | answered | replied | said | whispered | agreed
+said: said | said | said | called | whispered | remarked | murmured
+replied: said | answered | replied | said | whispered
 glance: looked at | glanced at | smiled at | nodded to | winked at | leaned towards | turned around to | waved to | stared at | blinked at | beamed at | stepped closer to
 gesture: smiled | nodded | laughed | sighed | grinned | frowned | blinked | shrugged | looked up | looked away | waved | stopped | turned around | came closer | leaned forward | sat up | thought for a moment | waited a little | listened | bowed
 asked: asked | asked | wondered | inquired
 cried: cried | shouted | called | exclaimed
 yes: yes | of course | certainly | with pleasure | gladly | sure
 no: no | not at all | certainly not | i am afraid not
-thanks: thank you | thank you so much | many thanks | thanks a lot | how can i ever thank you
+thanks: thank you | thank you so much | many thanks | thanks a lot
 hello: hello | good day | good morning | hello there | hi
 please: please | please , please
 oh: oh | oh dear | goodness | dear me | oh no
@@ -226,7 +229,7 @@ wow: wow | hooray | wonderful | look | how splendid
 home: home | back home | straight home
 together: together | side by side | with one another
 village: village | little village | quiet village | small town
-path: path | narrow path | dusty road | winding lane | trail
+path: path | narrow path | dusty road
 friend: friend | good friend | dear friend | true friend
 evening: in the evening | at sunset | at sundown | after dark | at dusk | after supper
 dusk: sunset | nightfall | dark | supper | late in the evening

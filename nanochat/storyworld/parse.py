@@ -231,11 +231,11 @@ class Parser:
             found.append((end, (("subject", k, bits, False),)))
             if self.words[end : end + 2] == [",", "who"]:
                 for name in voice.ASIDES:
-                    for tail in RELATIONS[name].tails["past"]:
+                    for tail in (*RELATIONS[name].tails["past"], *RELATIONS[name].tails["present"]):
                         for stop, new in self.sequence((*tail, ("w", ",")), end + 2):
                             found.append((stop, (("subject", k, bits, False), ("about", bits), *new)))
             if self.words[end : end + 1] == ["and"]:
-                found += [(stop, (("subject", k, bits | more, True),)) for stop, more in self.character(end + 1, "him")]
+                found += [(stop, (("subject", k, bits | more, True),)) for stop, more in self.character(end + 1, "he") if self.words[end + 1] not in ("he", "she")]
         for words in (["they"], ["the", "two", "friends"], ["the", "two", "of", "them"], ["both", "of", "them"]):
             if self.words[i : i + len(words)] == words:
                 found.append((i + len(words), (("subject", k, EVERYONE, True),)))

@@ -24,7 +24,7 @@ H>F past *lose {T} || H>F "i cannot find {T}!" || H>F "{T} is gone, and i do not
 F>H plan *look for it [together] || F>H "do not cry." "we will find it [together]." || F>H did *look under the bench || F>H "where did you see it last?"
 /
 H+F *go back to {P} ; H+F *look/search under every stone || H+F *walk along the [path] ; H+F *look behind every bush || H+F *search {P} => *find {T}
-! F *see something [small] in the grass || F *find {T} under a pile of leaves || F *spot {T} behind an old stump
+! F *see something [small] in the grass || F *find {T} under a pile of leaves || F *find {T} behind an old stump
 F>H "is this yours?" "it is {T.color}." || F>H "[wow]!" "here it is!" || F>H "[wow]!" "i have found {T}!"
 $ H -*be so [happy] that H -*hug {F} || H *hug {F} ; H *hold {T} tight || H *jump for joy <- {T} *be safe
 H>F "[thanks]!" || H>F "[thanks]." "you are a true friend." || H>F "i will never leave it alone again!"
@@ -69,7 +69,7 @@ H+F *walk/wander to {P} || H+F *set off for {P} ; H+F *sing on the way || H *mee
 F>H "look at those clouds." || F>H "i think it will rain soon." || F>H "the sky is very dark."
 H>F "do not worry." "it is only a cloud." || H>F "i do not mind a little rain." || H>F "we will be back in time."
 ! big drops -*begin to fall || it -*begin to rain very hard || the rain -*pour down like a river
-H+F *run/dash/hurry to {Q} <- it -*be raining || H+F *race through the puddles ; H+F *reach {Q} just in time || H+F *hide under a tree ~ the rain -*come through the leaves
+H+F *run/hurry to {Q} <- it -*be raining || H+F *race through the puddles ; H+F *reach {Q} just in time || H+F *hide under a tree ~ the rain -*come through the leaves
 /
 H -*be wet from head to toe ~ F -*be almost dry || F -*shiver/sneeze ; H *wrap a blanket around {F.him} || water -*drip from {H.his} ears ; F -*laugh
 H>F "you were right." || F>H "next time you will listen to me." || H>F plan *stay here until it is over || F>H will *light a small fire
@@ -119,7 +119,7 @@ H>F "that smells so good." || H>F "i have not eaten since yesterday." || H>F "is
 /
 F *break {x.the} in two ; F *give half to {H} || F *share {x.the} with {H} <- F -*be kind || F *cut {x.the} into slices ; F *offer the biggest one to {H}
 F>H "take it." "friends share everything." || F>H plan *eat it [together] || F>H "it tastes better when two eat it."
-H *eat slowly ; H *lick/clean {H.his} fingers || H *eat with closed eyes || H *finish the last bite ; H *thank {F}
+H *eat slowly ; H *clean {H.his} fingers || H *eat with closed eyes || H *finish the last bite ; H *thank {F}
 H>F "i will not forget it." || H>F "[thanks]." "tomorrow you shall be my guest." || H>F will *cook supper for you tomorrow
 $ H *invite {F} to supper on the next day || H+F *cook a big pot of soup on the next day || H -*be full and [happy]
 = market
@@ -143,7 +143,7 @@ H *lean too far over the water || H *step on a wet stone || H *dance on the edge
 {T} -*float/drift away from the bank || the waves *carry {T} farther and farther out || {T} -*be out of reach
 H>F "[please], help me!" || H>F "{T} is in the water!" || H>F can *swim after it
 /
-F *see what -*happen ; F *swim/dive after it || F *jump into the cold water || F *take off in a hurry ; F *swim as fast as an arrow
+F *see what -*happen ; F *swim after it || F *jump into the cold water || F *take off in a hurry ; F *swim as fast as an arrow
 ? the water *be cold ~ F -*be not afraid || a big wave *splash into {F.his} face
 F *catch {T} just before the rocks || F *push {T} back to the bank || F *hold {T} above the water ; F *swim back
 F>H "here you are." "it is only a little wet." || F>H "hold it with both hands from now on." || F>H did *learn to swim
@@ -318,7 +318,7 @@ H+F *pull at {x.the} || H+F *shout at each other || F *push {H} ; H *push back
 ! {x.the} *fall into a puddle || {x.the} *break in two || {x.the} *roll down the hill
 H *turn around ; H *stamp away || F *cross {F.his} arms ; F *say nothing || H+F *go home without a word
 /
-H *sit at the window ; H *feel lonely || F *play alone ~ it *be no fun || H *miss {F} after an hour
+H *sit at the window ; H *feel lonely || F *play alone ~ it *be no fun || H *miss {F}
 H *go/walk back ; H *knock at {F}'s door || F *write a short note to {H} || H+F *meet in the middle of the road
 H>F "i am sorry." "i was selfish." || F>H "a friend is more important than {x}." || H>F "you can have it."
 F>H "i am sorry, too." || F>H "[no], you take it." || F>H plan *share it
@@ -446,7 +446,7 @@ F>H "next time we will walk." || F>H "it was a real adventure." || H>F "i told y
 = shoes
 : H=walker F=walker x=clothes
 H -*be cold <- H -*have nothing warm to wear || H *need {x} for the winter || the nights *bepl cold ~ H -*have no {x.bare}
-H *have only a few coins || the shop *be too dear for {H} || H *patch the old one again and again
+H *have only a few coins || the shop *be too dear for {H} || H *mend the old one again and again
 F *notice it ; F *say nothing || F *see {H} shiver || F *measure {H} with {F.his} eyes
 F *buy wool ; F *work in secret every night || F *sell some jam => *buy cloth || F *cut and *sew by the light of a candle
 H>F "you look [tired] these days." || H>F "what are you hiding behind your back?" || H>F "why is there light in your house so late?"

@@ -138,7 +138,7 @@ friend|char|the best friend of {A} *be {v};{A.sub} *like {v} more than anyone el
 |who is the best friend of {A} ?;whom does {A} like best ?
 thing|char|{A.sub} *own a {v};{A.sub} *have a {v} of {A.own} own;the {v} *belong to {A}
 |what does {A} own ?;which thing belongs to {A} ?
-hobby|char|{A.sub} *like to {v};{A.sub} *love to {v};the favorite pastime of {A} *be to {v};if {A} *have time , {A.he} *like to {v}
+hobby|char|{A.sub} *like to {v};{A.sub} *love to {v};the favorite pastime of {A} *be to {v};if {A.sub} *have time , {A.he} *like to {v}
 |what does {A} like to do ?;what is the favorite pastime of {A} ?
 fear|char|{A.sub} *be afraid of {v};{A.sub} *be scared of {v};nothing *frighten {A} more than {v}
 |what is {A} afraid of ?;what frightens {A} most ?
@@ -156,7 +156,7 @@ near|place|{A.sub} *be near the {v};{A.sub} *be not far from the {v};close to th
 |where is {A} ?;how do i find {A} ?
 sight|place|{A.at} you *can see {v};people go to {A} to see {v}
 |what is there to see {A.at} ?;what can you see {A.at} ?
-sound|species|a {A} *can {v};if you *come near a {A} , it *may {v}
+sound|species|a {A} *can {v};if you come near a {A} , it may {v}
 |what can a {A} do ?;what may a {A} do if you come near ?
 covering|species|a {A} *be covered with {v};the body of a {A} *be covered with {v}
 |what covers the body of a {A} ?;what is a {A} covered with ?

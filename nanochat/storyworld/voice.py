@@ -55,6 +55,16 @@ WRAP_PATTERNS = _by_kind(WRAPS)
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU]|hour)")
 
 
+def fits(pattern: tuple[Item, ...], clauses: tuple[Told, ...]) -> bool:
+    """Whether the clauses' verbs are used in the forms that a pattern wants."""
+    for item in pattern:
+        if item[0] in "vc":
+            phrase = clauses[item[1] - 1].phrase
+            if (item[2] == "ger" and not phrase.gerund) or (item[2] in ("part", "perf") and not phrase.perfect):
+                return False
+    return True
+
+
 class Voice:
     """Collects the words of a document; knows who was mentioned lately, so that pronouns are clear."""
 
@@ -70,6 +80,9 @@ class Voice:
         self.pair: tuple[str, ...] = ()  # the last plural subject
         self.speaker = self.hearer = ""
         self.inside = False  # inside quotation marks
+        self.plain = False  # name everyone and everything in full
+        self.tense = "past"  # of what is said by the way
+        self.hide_color = False
         self.known_story = self.replying = False  # whether the action has begun; whether the last sentence was speech
 
     def choose(self, options: "tuple[T, ...] | list[T]") -> T:
@@ -118,17 +131,17 @@ class Voice:
         sex = CHARACTERS[name].sex
         return name in near and all(CHARACTERS[n].sex != sex for n in near if n != name and n in CHARACTERS)
 
-    def character(self, name: str, case: str = "he", plain: bool = False) -> None:
-        """Name a character: `case` is he, him or his; `plain` means by name."""
+    def character(self, name: str, case: str = "he", plain: bool = False, pronoun: bool = True) -> None:
+        """Name a character: `case` is he, him or his; `plain` means by name, else perhaps by a `pronoun`."""
         if self.inside and name in (self.speaker, self.hearer):
             first = name == self.speaker
             return self.say({"he": "I" if first else "you", "him": "me" if first else "you"}.get(case, "my" if first else "your"))
         sex = CHARACTERS[name].sex
-        if not plain and self._clear(name) and self.random() < (0.75 if case == "he" else 0.6):
+        if pronoun and not plain and self._clear(name) and self.random() < (0.75 if case == "he" else 0.6):
             self.mention(name)
             return self.say({"he": HE, "him": HIM, "his": HIS}[case][sex])
         kind = CHARACTERS[name].kind
-        by_name = kind in ("girl", "boy") or case == "his" or plain
+        by_name = kind in ("girl", "boy") or case == "his" or plain or self.plain
         pick = self.random()
         if not by_name and name in self.known and pick < 0.35:
             self.say("the")
@@ -143,11 +156,11 @@ class Voice:
         self.mention(name)
         return None
 
-    def subject(self, names: tuple[str, ...], described: bool = True) -> None:
+    def subject(self, names: tuple[str, ...], described: bool = True, pronoun: bool = True) -> None:
         """The subject of a clause, at times with a relative clause that says something true."""
         if len(names) == 1:
             before = len(self.words)
-            self.character(names[0])
+            self.character(names[0], pronoun=pronoun)
             if described and not self.inside and self.words[before].lower() not in ("he", "she") and self.random() < 0.07:
                 self.aside(names[0])
             return
@@ -159,7 +172,7 @@ class Voice:
         else:
             self.character(names[0])
             self.say("and")
-            self.character(names[1], "him")
+            self.character(names[1], plain=True)
         self.current.update(names)
         self.pair = names
 
@@ -169,7 +182,7 @@ class Voice:
         if (relation.name, name) not in self.stated:
             self.say(",")
             self.say("who")
-            self.fact(relation.name, name, self.choose(relation.tails["past"]))
+            self.fact(relation.name, name, self.choose(relation.tails[self.tense]))
             self.say(",")
 
     def pronoun(self, names: tuple[str, ...]) -> None:
@@ -182,7 +195,7 @@ class Voice:
         owner = THINGS[noun].owner
         near = self.recent | self.current
         others = [n for n in near if n in THINGS or n in NOUNS]
-        if others == [noun] and self.random() < 0.5:
+        if not self.plain and others == [noun] and self.random() < 0.5:
             self.current.add(noun)
             return self.say("it")
         new = noun not in self.known
@@ -191,14 +204,14 @@ class Voice:
             self.say("my" if owner == self.speaker else "your")
         elif agents == (owner,):
             self.say(HIS[CHARACTERS[owner].sex])
-        elif self._clear(owner) and pick < 0.7:
+        elif self._clear(owner) and pick < 0.9:
             self.say(HIS[CHARACTERS[owner].sex])
         elif new or pick < 0.4:
             self.say(owner + "'s")
             self.current.add(owner)
         else:
             self.say("the")
-        if self.random() < (0.7 if new else 0.25):
+        if not self.hide_color and not self.plain and self.random() < (0.7 if new else 0.25):
             self.say(THINGS[noun].color)
         self.mention(noun)
         return self.say(noun)
@@ -310,19 +323,24 @@ class Voice:
         kept = self.roles.get("A"), self.roles.get("v")
         self.roles["A"], self.roles["v"] = subject, RELATIONS[relation].values[subject]
         self.stated.add((relation, subject))
+        self.hide_color = relation == "color"
         self.emit(pattern, (subject,))
+        self.hide_color = False
         self.roles["A"], self.roles["v"] = kept[0] or "", kept[1] or ""
 
     def told(self, clauses: tuple[Told, ...], join: str) -> None:
         """One or two clauses, joined in one of the ways of `join`, as one or two sentences."""
         first, self.replying = not self.known_story, False
+        self.plain = False  # name everyone and everything in full
+        self.tense = "past"  # of what is said by the way
+        self.hide_color = False
         self.known_story = True
         self.begin()
         while True:
             on_purpose, pattern = self.choose(JOIN_PATTERNS[join])
             if first and pattern[0] == ("cat", "next"):
                 continue
-            if any(item[0] == "v" and item[2] == "ger" and not clauses[item[1] - 1].phrase.gerund for item in pattern):
+            if not fits(pattern, clauses):
                 continue
             if not on_purpose or (clauses[0].phrase.on_purpose and clauses[0].agents):
                 return self.emit(pattern, (), clauses)
@@ -346,7 +364,7 @@ class Voice:
             elif item[0] == "m":
                 self.character(hearer, "him")
             elif item[0] == "n":
-                self.subject((speaker,), described=False)
+                self.subject((speaker,), described=False, pronoun=pattern[place - 1][0] != "s")
             else:
                 self.emit((item,), (), (teller,))
         self.replying = True

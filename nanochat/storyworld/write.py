@@ -11,7 +11,7 @@ from nanochat.storyworld.grammar import NAMES, SORTS, members
 from nanochat.storyworld.relations import GENERAL, OF_PLACES, OF_THINGS, PERSONAL, RELATIONS
 from nanochat.storyworld.script import STORY_PLOTS, Plot, Step
 from nanochat.storyworld.sentences import ENDINGS, OPENINGS, PARTS_OF_DAY, SEASONS, WEATHER
-from nanochat.storyworld.voice import SPEECH_PATTERNS, Said, Told, Voice
+from nanochat.storyworld.voice import SPEECH_PATTERNS, Said, Told, Voice, fits
 from nanochat.storyworld.world import CHARACTERS, DAYS, PLACES
 
 T = TypeVar("T")
@@ -73,8 +73,8 @@ def _draw(rng: Random, options: Sequence[T], count: int) -> list[T]:
 
 
 def _setting(rng: Random) -> dict[str, str]:
-    weather = WEATHER[_pick(rng, ("cloudy", "sunny"))]
-    return {"w": _pick(rng, weather), "s": _pick(rng, SEASONS), "d": _pick(rng, PARTS_OF_DAY), "day": _pick(rng, DAYS)}
+    weather = WEATHER[_pick(rng, ("cloudy", "sunny", "windy"))]
+    return {"w": _pick(rng, weather), "s": _pick(rng, SEASONS), "d": _pick(rng, PARTS_OF_DAY), "day": _pick(rng, DAYS[:5])}
 
 
 def _plan_portrait(rng: Random) -> Plan:
@@ -127,8 +127,10 @@ def _tell(voice: Voice, step: Step, join: str) -> None:
     for utterance in step.utterances:
         if utterance.kind:
             agents = {"plan": (speaker, hearer), "did": (hearer,), "can": (hearer,)}.get(utterance.kind, (speaker,))
-            pattern = voice.choose(SPEECH_PATTERNS[utterance.kind])[1]
             clause = Told(agents, voice.choose(utterance.phrases))
+            pattern = voice.choose(SPEECH_PATTERNS[utterance.kind])[1]
+            while not fits(pattern, (clause,)):
+                pattern = voice.choose(SPEECH_PATTERNS[utterance.kind])[1]
             said.append(Said(pattern[:-1], pattern[-1][1], agents, clause))
         else:
             said.append(Said(utterance.items, utterance.mark, (speaker,)))
