@@ -16,11 +16,20 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 from nanochat.common import base_dir, print0, write_json_atomic
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
+
+
+class Bf16(TypedDict):
+    """An answer of this file."""
+
+    speedup: float | None  # of bf16 products over float32 ones; None: they do not work
+    isa: str  # the limit that oneDNN must have for them; "" = none
+
 
 # float32 seconds / bfloat16 seconds of a product as a small model has it; best of many: noise must not decide
 PROBE = """
@@ -54,36 +63,47 @@ def try_bf16(environment: dict[str, str]) -> float | None:
         return None
 
 
-def measure_bf16() -> dict[str, float | str | None]:
-    """`{"speedup": bf16 over float32 or None, "isa": the limit oneDNN needs, "" = none}`, measured now."""
-    speedup, isa = try_bf16(dict(os.environ)), ""
+def measure_bf16(limit: str) -> Bf16:
+    """How bf16 products do, measured now: under this limit of oneDNN's if they work there, else without AMX."""
+    speedup = try_bf16(dict(os.environ))
     if speedup is None:
-        isa = ISA_WITHOUT_AMX
-        speedup = try_bf16({**os.environ, ISA_VARIABLE: isa})
-    return {"speedup": speedup, "isa": isa}
+        limit = ISA_WITHOUT_AMX
+        speedup = try_bf16({**os.environ, ISA_VARIABLE: limit})
+    return {"speedup": speedup, "isa": limit}
+
+
+def known_answers(path: Path) -> dict[str, Bf16]:
+    """What earlier processes measured; nothing where the file is absent or damaged."""
+    try:
+        answers = json.loads(path.read_text(encoding="utf-8"))
+        return {key: {"speedup": answer["speedup"], "isa": answer["isa"]} for key, answer in answers.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def prepare_bf16() -> float | None:
     """Make bf16 products safe in this process and return their speed-up over float32 (None: they do not work).
 
-    Measured once for each processor and torch version, then read from `<base folder>/cpu.json`. Must run before the
-    first product of the process.
+    Measured once for each processor, torch version and limit that the user sets, then read from
+    `<base folder>/cpu.json`. Must run before the first product of the process.
     """
     flags = cpu_flags()
     if not flags & {"avx512_bf16", "amx_bf16"}:
         return None
     from importlib.metadata import version
 
-    key = hashlib.sha256(f"{platform.node()} {sorted(flags)} {version('torch')}".encode()).hexdigest()[:16]
-    path = base_dir() / "cpu.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        answer = known[key]
-    except (OSError, ValueError, KeyError, TypeError):
+    def key(limit: str) -> str:
+        facts = f"{platform.node()} {sorted(flags)} {version('torch')} {limit}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    path, limit = base_dir() / "cpu.json", os.environ.get(ISA_VARIABLE, "")
+    answer = known_answers(path).get(key(limit))
+    if answer is None:
         print0("Trying bf16 matrix products on this processor (once) ...")
-        answer = measure_bf16()
-        write_json_atomic(path, {key: answer})
-    if answer["isa"] and ISA_VARIABLE not in os.environ:
+        answer = measure_bf16(limit)
+        # the second entry is for this process, and those it starts, when they ask again under the limit set below
+        write_json_atomic(path, {**known_answers(path), key(limit): answer, key(answer["isa"]): answer})
+    if answer["isa"]:
         os.environ[ISA_VARIABLE] = answer["isa"]
     return answer["speedup"]
 
