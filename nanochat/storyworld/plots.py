@@ -65,7 +65,7 @@ H+F *eat every crumb || H+F *carry {x.the} to the neighbors || H *give {F} the b
 = rain
 : H=walker F=walker P=out Q=in
 % cloudy
-H+F *walk/wander to {P} || H+F *set off for {P} ; H+F *sing on the way || H *meet {F} on the way to {P}
+H+F *walk to {P} || H+F *set off for {P} ; H+F *sing on the way || H *meet {F} on the way to {P}
 F>H "look at those clouds." || F>H "i think it will rain soon." || F>H "the sky is very dark."
 H>F "do not worry." "it is only a cloud." || H>F "i do not mind a little rain." || H>F "we will be back in time."
 ! big drops -*begin to fall || it -*begin to rain very hard || the rain -*pour down like a river
@@ -112,7 +112,7 @@ $ H+F *eat cake until [dusk] || H+F *dance to the music || F *put {x.the} on the
 : H=walker F=walker P=out x=food
 H -*be [very] [hungry] <- the cupboard *be empty || H -*have nothing to eat at home || H *wake up ; {H.his} stomach *growl
 H *look in every cupboard ~ there *be only a dry crust || H *search the kitchen ~ H -*find nothing but salt || H *turn over every pot ; H *sigh
-H *go/walk to {P} => *look for food || H *leave the house ; H *walk/wander to {P}
+H *go/walk to {P} => *look for food || H *leave the house ; H *walk to {P}
 F *sit near {P} with {x} & H *come closer || F *rest in the shade ; F *unpack {x} || H *meet {F} ; F *carry {x}
 H>F "that smells so good." || H>F "i have not eaten since yesterday." || H>F "is there enough for two?"
 ? F *look at {x.the} ; F *think for a moment || F -*be hungry too ~ F *smile
@@ -181,7 +181,7 @@ $ the fever -*go down || F -*be healthy again after three days || F *jump out of
 F>H "you are better than any medicine." || F>H "[thanks], my friend." || F>H plan *go for a walk
 = lostway
 : H=young F=walker
-H *walk/wander deep into the forest => *pick mushrooms || H *follow a butterfly into the forest || H *go into the forest alone ~ nobody *know it
+H *walk deep into the forest => *pick mushrooms || H *follow a butterfly into the forest || H *go into the forest alone ~ nobody *know it
 H *look at the flowers ; H -*forget the time || H *run after a squirrel ; H *leave the path || H *sing a song & the sun *sink
 ! H -*notice that the path *be gone || it -*become dark between the trees || a thick fog *cover the forest
 H *turn left and right ~ all the trees *look alike || H *sit down under a fir ; H *begin to cry || H *call for help ~ there *be no answer
@@ -254,7 +254,7 @@ H+F *dance until midnight || H+F *eat cake ; H+F *drink {y:drink} || H+F *play g
 $ H *keep {x.the} in a drawer || H *write an answer on the next day || H *go home with a full heart
 = owner
 : H=walker F=walker T=portable@F P=out
-H *walk/wander through the grass near {P} || H *rest on a bench {P.at} || H *collect leaves {P.at}
+H *walk through the grass near {P} || H *rest on a bench {P.at} || H *collect leaves {P.at}
 ! H *find {T} on the ground || H *see something strange in the grass || H *step on something hard
 H *pick it up ; H *clean it || H *look around ~ nobody *be there || H *hold it up to the light
 H *want to keep it ~ it *belong to someone else || H *think about the poor owner || H *like it very much ~ H *want to be honest
@@ -262,7 +262,7 @@ H *want to keep it ~ it *belong to someone else || H *think about the poor owner
 H *ask everyone on the road || H *go from door to door || H *meet {F} ; F *look [sad]
 H>F "why are you so [sad]?" || H>F "whose is this?" || H>F did *lose something
 F>H past -*lose {T} || F>H "i have looked for {T} all day." || F>H "i was so careless this morning."
-H>F "is it {T.color}?" || H>F "look what i found {P.at}." || H>F "then this must be yours."
+H>F "is this what you are looking for?" || H>F "look what i found {P.at}." || H>F "then this must be yours."
 F *jump up ; F *hug {H} || F *take {T} with shaking hands || F *laugh and cry at the same time
 F>H "[wow]!" "you have found {T}!" || F>H "[thanks]!" || F>H "you could have kept it, but you did not."
 $ F *give {H} {x:fruit} as a reward || F *invite {H} to tea || H *walk home with a light heart
@@ -357,12 +357,12 @@ $ H+F *share {x.the} ; H+F *walk home || H *keep the map above {H.his} bed || th
 % sunny
 H *want to see the stars ; H *ask {F} to come || H+F *climb to the top of the hill at dusk || H *take a blanket ; H *meet {F} near {P}
 H+F *lie down on their backs || H+F *wait until it *get dark || F *point at the first star
-F>H "there is the first one." || F>H "that bright one shows the way north." || H>F did *count them all
+F>H "there is the first one." || F>H "that bright one shows the way north." || F>H "nobody knows all their names."
 H>F "how many are there?" || H>F "are they far away?" || H>F "they look like spilled salt."
 F>H "nobody has ever counted them." || F>H "they are farther than any ship can sail." || F>H "more than all the leaves in the forest."
 ! a falling star *cross the sky || something bright *shoot across the dark || a long line of light *appear
 H>F "make a wish!" || F>H did *see it || F>H "quick, wish for something!"
-H *close {H.his} eyes ; H *make a wish || F *whisper a wish into the wind || H+F *be silent for a while
+H *close {H.his} eyes ; H *make a wish || F *send a wish into the wind || H+F *be silent for a while
 /
 F>H "what did you wish for?" || F>H "will you tell me your wish?" || F>H "i wished for nothing."
 H>F "i must not tell you." || H>F "i wished for another night like this." || H>F "if i tell you, it will not come true."

@@ -206,7 +206,7 @@ ENDINGS = """
 that night {A.sub} slept better than ever .
 {A.sub} never forgot that {d} .
 [ever] , {A.sub} and {B} were the best of friends .
-a friend who helps you is worth more than gold .
+a good friend is worth more than gold .
 it is good to have a friend like {B} .
 people in the [village] still talk about it .
 the stars came out one by one over the [village] .
@@ -228,7 +228,6 @@ the moon rose , and the [village] went to sleep .
 {A.sub} had learned something that {d} .
 {A.sub} thanked {B} once more before bedtime .
 since then , {A.sub} has often thought of that {d} .
-it is never too late to say sorry .
 the best days often begin badly .
 both of them laughed about it for weeks .
 some days are simply worth remembering .
@@ -239,7 +238,7 @@ WEATHER = {
     "windy": ("windy", "breezy", "stormy"),
     "cloudy": ("cloudy", "gray", "misty", "dull"),
     "sunny": ("sunny", "bright", "warm", "clear", "golden", "mild"),
-    "snowy": ("snowy", "icy", "frosty", "cold"),
+    "snowy": ("snowy", "icy", "cold"),
 }
 SEASONS = ("spring", "summer", "autumn", "winter")
 PARTS_OF_DAY = ("morning", "day", "afternoon")

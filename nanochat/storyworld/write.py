@@ -17,7 +17,7 @@ from nanochat.storyworld.world import CHARACTERS, DAYS, PLACES
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 _OPENINGS, _ENDINGS = lines(OPENINGS), lines(ENDINGS)
-_INTRODUCTIONS = ("home", "food", "hobby", "fear", "look", "trait", "friend", "thing")
+_INTRODUCTIONS = ("home", "food", "hobby", "fear", "look", "trait", "friend", "thing", "kind")
 
 
 @dataclass(frozen=True)
