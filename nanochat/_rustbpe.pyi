@@ -1,6 +1,14 @@
 """The Rust extension: byte-level BPE. Its sources are in rustbpe/."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, final
+
+class ArrowTexts(Protocol):
+    """An array of strings or bytes that exports itself by Arrow's C data interface, as a stream of arrays."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+Texts = Iterable[str] | Iterable[bytes] | ArrowTexts
 
 def train(
     texts: Iterable[str],
@@ -19,3 +27,45 @@ def train(
 
     Raises ValueError for a pattern that is not a regular expression, `vocab_size` under 256, and texts without words.
     """
+
+@final
+class Numbers:
+    """An array of integers; `numpy.asarray` looks at it without a copy."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+
+@final
+class Encoder:
+    r"""A vocabulary with its split pattern; text is never a special token. Safe to use from several threads at once.
+
+    >>> encoder = Encoder(r"\w+|\W", [bytes([b]) for b in range(256)] + [b"ab"], ["<|bos|>"])
+    >>> encoder.encode("ab c")
+    [256, 32, 99]
+    """
+
+    def __new__(cls, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> Encoder:
+        """`tokens` by id, all 256 single bytes among them; the special tokens have the ids that follow.
+
+        Raises ValueError for a bad pattern, a missing byte, or a token that is empty or there twice.
+        """
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The ids of one text. Bytes that are no UTF-8 are words of their own; a lone surrogate becomes U+FFFD."""
+
+    def encode_batch(self, texts: Texts, num_threads: int = 1) -> tuple[Numbers, Numbers]:
+        """The ids of all texts, one after another, and the offsets: text i has `ids[offsets[i]:offsets[i + 1]]`.
+
+        ids are uint16 for up to 65,536 tokens, else uint32; offsets, one more than texts, are int64.
+        Arrow arrays (string, large_string, binary, large_binary, without nulls) are read in place.
+        """
+
+    def encode_lists(self, texts: Texts, num_threads: int = 1) -> list[list[int]]:
+        """The ids of each text as a list."""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ids, special tokens by their names. Raises KeyError for an id that does not exist."""
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
+        """`decode_bytes` of each row."""

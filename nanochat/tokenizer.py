@@ -10,17 +10,19 @@ special token, whatever it says. `RustBPETokenizer` is trained by our Rust exten
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import tiktoken
+import numpy as np
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.conversation import Conversation, Span, render_turns
+from nanochat.encoders import encoder_class
 from nanochat.hugging_face_bpe import Progress, train_hugging_face
 
 # GPT-4's pattern, with numbers in groups of at most two digits: better than one or three for small vocabularies.
@@ -40,7 +42,7 @@ T = TypeVar("T", bound="Tokenizer")
 
 
 class Tokenizer:
-    """A trained vocabulary. Subclasses differ in how they train only."""
+    """A trained vocabulary. Subclasses differ in how they train only; all encode with what `encoder_class` finds."""
 
     def __init__(self, pattern: str, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
         """`ranks`: the bytes of every token but the special ones -> id. Raises UserError for parts that do not fit."""
@@ -49,8 +51,8 @@ class Tokenizer:
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(special_tokens)
         try:
-            self._encoding = tiktoken.Encoding(
-                "nanochat", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
+            self._encoder = encoder_class()(
+                pattern, list(self.ranks), sorted(special_tokens, key=special_tokens.__getitem__)
             )
         except ValueError as error:
             raise UserError(f"the split pattern {pattern!r} is no regular expression: {error}") from error
@@ -173,9 +175,18 @@ class Tokenizer:
         before = [] if prepend is None else [self.encode_special(prepend) if isinstance(prepend, str) else prepend]
         after = [] if append is None else [self.encode_special(append) if isinstance(append, str) else append]
         if isinstance(text, str):
-            return before + self._encoding.encode_ordinary(text) + after
-        rows = self._encoding.encode_ordinary_batch(text, num_threads=num_threads)
+            return before + self._encoder.encode(text) + after
+        rows = self._encoder.encode_lists(text, num_threads)
         return [before + row + after for row in rows] if before or after else rows
+
+    def encode_arrays(self, texts: Any, num_threads: int = 8) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, one after another, and offsets (N + 1,): text i has `ids[offsets[i]:offsets[i + 1]]`.
+
+        `texts`: strings, bytes, or an Arrow array of either, which is read in place. ids are uint16 for a vocabulary of
+        up to 65,536, else uint32; offsets are int64. Many times faster than lists.
+        """
+        ids, offsets = self._encoder.encode_batch(texts, num_threads)
+        return np.asarray(ids), np.asarray(offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -183,7 +194,18 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The raw bytes of ids, special tokens by their names. Raises KeyError for an id that does not exist."""
-        return self._encoding.decode_bytes(ids)
+        return self._encoder.decode_bytes(ids)
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """`decode` of each row."""
+        return [text.decode("utf-8", errors="replace") for text in self._encoder.decode_batch(rows)]
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text as the ids come in: at each what is whole characters by then, and at the end what is left."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            yield decoder.decode(self.decode_bytes([i]))
+        yield decoder.decode(b"", final=True)
 
     # Conversations
 

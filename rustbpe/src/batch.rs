@@ -14,7 +14,7 @@ const JOB: usize = 1 << 17;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Batch<I> {
     pub ids: Vec<I>,
-    pub offsets: Vec<u64>,
+    pub offsets: Vec<i64>,
 }
 
 /// Consecutive parts of texts: (number of the text, range of its bytes).
@@ -117,7 +117,7 @@ fn join<I: Id>(num_texts: usize, jobs: &[Job], done: &[Done<I>]) -> Batch<I> {
     for (job, (part, counts)) in jobs.iter().zip(done) {
         ids.extend_from_slice(part);
         for ((index, _), count) in job.iter().zip(counts) {
-            lengths[index + 1] += *count as u64;
+            lengths[index + 1] += *count as i64;
         }
     }
     let mut end = 0;

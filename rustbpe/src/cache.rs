@@ -1,14 +1,44 @@
 //! Words that a thread has seen before, with their ids. Bounded: a word takes the place of another.
 
-use crate::vocabulary::NONE;
 use crate::words::{self, Packed, QuickHasher};
 use std::hash::Hasher;
 
-/// Ids that a short word can have here; NONE fills up.
-pub type ShortIds = [u32; 4];
+/// Up to six ids of 21 bits, each plus one: three in the low half, three in the high half, 0 where there is none.
+#[derive(Clone, Copy)]
+pub struct ShortIds {
+    low: u64,
+    high: u64,
+}
 
-/// Places for short words, 32 bytes each: 2 MiB, which the second-level cache of a core can hold.
-const SHORT_PLACES: usize = 1 << 16;
+const ID_BITS: u32 = 21;
+const ID_MASK: u64 = (1 << ID_BITS) - 1;
+
+impl ShortIds {
+    fn new(ids: &[u32]) -> Option<Self> {
+        let half = |ids: &[u32]| ids.iter().rev().fold(0, |all, &id| all << ID_BITS | u64::from(id + 1));
+        (ids.len() <= 6).then(|| Self { low: half(&ids[..ids.len().min(3)]), high: half(&ids[ids.len().min(3)..]) })
+    }
+
+    /// The first id; every word has one.
+    #[inline(always)]
+    pub fn first(self) -> u32 {
+        (self.low & ID_MASK) as u32 - 1
+    }
+
+    /// The ids behind the first.
+    #[inline(always)]
+    pub fn others(self) -> impl Iterator<Item = u32> {
+        let mut rest = u128::from(self.high) << (2 * ID_BITS) | u128::from(self.low >> ID_BITS);
+        std::iter::from_fn(move || {
+            let id = rest as u64 & ID_MASK;
+            rest >>= ID_BITS;
+            (id != 0).then(|| id as u32 - 1)
+        })
+    }
+}
+
+/// Places for short words, 32 bytes each.
+const SHORT_PLACES: usize = 1 << 18;
 /// Longer words: their places, the longest that is kept, and the room for their bytes and ids.
 const LONG_PLACES: usize = 1 << 14;
 const LONGEST: usize = 256;
@@ -42,7 +72,7 @@ struct Long {
 impl Default for Cache {
     fn default() -> Self {
         Self {
-            short: vec![Short { low: 0, high: 0, ids: [NONE; 4] }; SHORT_PLACES],
+            short: vec![Short { low: 0, high: 0, ids: ShortIds { low: 0, high: 0 } }; SHORT_PLACES],
             long: vec![Long::default(); LONG_PLACES],
             bytes: Vec::new(),
             ids: Vec::new(),
@@ -58,17 +88,15 @@ impl Cache {
 
     /// The ids of a word, if it is here.
     #[inline(always)]
-    pub fn short(&self, word: Packed) -> Option<&ShortIds> {
+    pub fn short(&self, word: Packed) -> Option<ShortIds> {
         let place = &self.short[Self::place(word)];
-        (place.low == word as u64 && place.high == (word >> 64) as u64).then_some(&place.ids)
+        (place.low == word as u64 && place.high == (word >> 64) as u64).then_some(place.ids)
     }
 
     /// Keep a word, unless it has too many ids.
     pub fn keep_short(&mut self, word: Packed, ids: &[u32]) {
-        let mut kept = [NONE; 4];
-        if ids.len() <= kept.len() {
-            kept[..ids.len()].copy_from_slice(ids);
-            self.short[Self::place(word)] = Short { low: word as u64, high: (word >> 64) as u64, ids: kept };
+        if let Some(ids) = ShortIds::new(ids) {
+            self.short[Self::place(word)] = Short { low: word as u64, high: (word >> 64) as u64, ids };
         }
     }
 
@@ -109,5 +137,35 @@ impl Cache {
         };
         self.bytes.extend_from_slice(word);
         self.ids.extend_from_slice(ids);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn six_ids_in_one_place() {
+        let ids = [0, (1 << 21) - 2, 5, 0, 7, 1_000_000];
+        for length in 1..=6 {
+            let kept = ShortIds::new(&ids[..length]).unwrap();
+            let found: Vec<u32> = std::iter::once(kept.first()).chain(kept.others()).collect();
+            assert_eq!(found, ids[..length]);
+        }
+        assert!(ShortIds::new(&[1; 7]).is_none());
+    }
+
+    #[test]
+    fn long_words_are_forgotten_when_the_room_is_full() {
+        let mut cache = Cache::default();
+        let word = |number: u32| [number.to_le_bytes(); 20].concat();
+        for number in 0..100_000 {
+            cache.keep_long(&word(number), &[number]);
+            assert_eq!(cache.long(&word(number)), Some(&[number][..]));
+        }
+        assert!(cache.bytes.len() <= ROOM);
+        assert_eq!(cache.long(&word(0)), None);
+        cache.keep_long(&[1; LONGEST + 1], &[1]);
+        assert_eq!(cache.long(&[1; LONGEST + 1]), None);
     }
 }

@@ -95,26 +95,34 @@ impl Encoder {
 }
 
 impl Worker {
-    /// Append the ids of a text to `out`. Bytes that are no UTF-8 are words of their own.
+    /// Append the ids of a text to `out`. Neighbouring bytes that are no UTF-8 are a word of their own.
     pub fn encode_into<I: Id>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
         match text {
             Text::Str(text) => self.encode_str(encoder, text, out),
             Text::Bytes(bytes) => {
+                let (mut start, mut end) = (0, 0); // of the bytes that are no UTF-8
                 for chunk in bytes.utf8_chunks() {
-                    self.encode_str(encoder, chunk.valid(), out)?;
-                    if !chunk.invalid().is_empty() {
-                        merge_word(&encoder.vocabulary, chunk.invalid(), self.cleared());
-                        out.extend(self.scratch.iter().map(|&id| I::new(id)));
+                    if !chunk.valid().is_empty() {
+                        self.encode_invalid(encoder, &bytes[start..end], out);
+                        self.encode_str(encoder, chunk.valid(), out)?;
+                        start = end + chunk.valid().len();
+                        end = start;
                     }
+                    end += chunk.invalid().len();
                 }
+                self.encode_invalid(encoder, &bytes[start..end], out);
                 Ok(())
             }
         }
     }
 
-    fn cleared(&mut self) -> &mut Vec<u32> {
+    fn encode_invalid<I: Id>(&mut self, encoder: &Encoder, bytes: &[u8], out: &mut Vec<I>) {
         self.scratch.clear();
-        &mut self.scratch
+        match encoder.vocabulary.id_of(bytes) {
+            NONE => merge_word(&encoder.vocabulary, bytes, &mut self.scratch),
+            id => self.scratch.push(id),
+        }
+        out.extend(self.scratch.iter().map(|&id| I::new(id)));
     }
 
     fn encode_str<I: Id>(&mut self, encoder: &Encoder, text: &str, out: &mut Vec<I>) -> Result<(), Error> {
@@ -122,10 +130,8 @@ impl Worker {
         encoder.splitter.split(text, |start, end| match pack(bytes, start, end) {
             Some(word) => match self.cache.short(word) {
                 Some(ids) => {
-                    out.push(I::new(ids[0]));
-                    if ids[1] != NONE {
-                        out.extend(ids[1..].iter().take_while(|&&id| id != NONE).map(|&id| I::new(id)));
-                    }
+                    out.push(I::new(ids.first()));
+                    out.extend(ids.others().map(I::new));
                 }
                 None => self.new_short(&encoder.vocabulary, word, out),
             },

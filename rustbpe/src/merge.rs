@@ -1,27 +1,29 @@
 //! Merges the bytes of one word: always the pair with the lowest id, the leftmost of equals, until none is left.
 
 use crate::vocabulary::{Vocabulary, NONE};
+use crate::words::{QuickMap, SHORT};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-
-use crate::words::QuickMap;
 
 /// Up to this length the lowest pair is looked for by going through all of them, which is quadratic, but quick.
 const SCANNED: usize = 128;
 
 /// Append the ids of a word to `out`.
 pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
-    if word.len() <= SCANNED {
-        scan(vocabulary, word, out);
+    if word.len() <= SHORT {
+        scan::<SHORT>(vocabulary, word, out);
+    } else if word.len() <= SCANNED {
+        scan::<SCANNED>(vocabulary, word, out);
     } else {
         Buckets::new(vocabulary, word).merge_all(out);
     }
 }
 
-fn scan(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
-    let mut ids = [0; SCANNED];
+/// For words of at most `N` bytes.
+fn scan<const N: usize>(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+    let mut ids = [0; N];
     // ranks[i]: what ids[i] and ids[i + 1] make together
-    let mut ranks = [NONE; SCANNED];
+    let mut ranks = [NONE; N];
     let mut length = word.len();
     for (id, &byte) in ids.iter_mut().zip(word) {
         *id = vocabulary.of_byte(byte);
@@ -40,9 +42,11 @@ fn scan(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
             break;
         }
         ids[at] = lowest;
-        ids.copy_within(at + 2..length, at + 1);
-        ranks.copy_within(at + 1..length, at);
         length -= 1;
+        for i in at + 1..length {
+            ids[i] = ids[i + 1];
+            ranks[i - 1] = ranks[i];
+        }
         if at > 0 {
             ranks[at - 1] = vocabulary.of_pair(ids[at - 1], lowest);
         }
@@ -181,7 +185,7 @@ mod tests {
                 let word: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
                 let expected = slow(&vocabulary, &word);
                 let (mut scanned, mut bucketed) = (Vec::new(), Vec::new());
-                scan(&vocabulary, &word, &mut scanned);
+                scan::<SCANNED>(&vocabulary, &word, &mut scanned);
                 Buckets::new(&vocabulary, &word).merge_all(&mut bucketed);
                 assert_eq!(scanned, expected, "{word:?} {tokens:?}");
                 assert_eq!(bucketed, expected, "{word:?} {tokens:?}");

@@ -105,7 +105,7 @@ struct Numbers(Store);
 enum Store {
     U16(Vec<u16>),
     U32(Vec<u32>),
-    U64(Vec<u64>),
+    I64(Vec<i64>),
 }
 
 #[pymethods]
@@ -114,23 +114,23 @@ impl Numbers {
         match &self.0 {
             Store::U16(numbers) => numbers.len(),
             Store::U32(numbers) => numbers.len(),
-            Store::U64(numbers) => numbers.len(),
+            Store::I64(numbers) => numbers.len(),
         }
     }
 
     /// Numpy's array interface, version 3. The array that looks at this memory keeps this object alive.
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (size, address) = match &self.0 {
-            Store::U16(numbers) => (2, numbers.as_ptr() as usize),
-            Store::U32(numbers) => (4, numbers.as_ptr() as usize),
-            Store::U64(numbers) => (8, numbers.as_ptr() as usize),
+        let (kind, address) = match &self.0 {
+            Store::U16(numbers) => ("u2", numbers.as_ptr() as usize),
+            Store::U32(numbers) => ("u4", numbers.as_ptr() as usize),
+            Store::I64(numbers) => ("i8", numbers.as_ptr() as usize),
         };
         let order = if cfg!(target_endian = "little") { '<' } else { '>' };
         let interface = PyDict::new(py);
         interface.set_item("version", 3)?;
         interface.set_item("shape", (self.__len__(),))?;
-        interface.set_item("typestr", format!("{order}u{size}"))?;
+        interface.set_item("typestr", format!("{order}{kind}"))?;
         interface.set_item("data", (address, false))?;
         Ok(interface)
     }
@@ -241,7 +241,7 @@ impl PyEncoder {
                 encode_batch(&self.0, &texts, num_threads).map(|batch| (Store::U32(batch.ids), batch.offsets))
             }
         })?;
-        Ok((Numbers(ids), Numbers(Store::U64(offsets))))
+        Ok((Numbers(ids), Numbers(Store::I64(offsets))))
     }
 
     #[pyo3(signature = (texts, num_threads=1))]
@@ -254,7 +254,7 @@ impl PyEncoder {
         let source = Source::new(texts)?;
         let texts = source.texts()?;
         let batch = py.detach(|| encode_batch::<u32>(&self.0, &texts, num_threads))?;
-        let row = |range: &[u64]| PyList::new(py, &batch.ids[range[0] as usize..range[1] as usize]);
+        let row = |range: &[i64]| PyList::new(py, &batch.ids[range[0] as usize..range[1] as usize]);
         batch.offsets.windows(2).map(row).collect()
     }
 
@@ -262,6 +262,10 @@ impl PyEncoder {
         let mut bytes = Vec::new();
         self.0.vocabulary.decode(&ids, &mut bytes)?;
         Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn decode_batch<'py>(&self, py: Python<'py>, rows: Vec<Vec<i64>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        rows.into_iter().map(|ids| self.decode_bytes(py, ids)).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use crate::Error;
 /// No token.
 pub const NONE: u32 = u32::MAX;
 
-/// The most tokens: ids take 21 bits, so that a pair and what it makes fit into one number.
+/// The most tokens: ids, and ids plus one, take 21 bits, so that three of them fit into one number.
 const MAX_TOKENS: usize = (1 << 21) - 1;
 
 /// Tokens by id, the special ones last. An id is also a rank: of two possible merges the lower id comes first.

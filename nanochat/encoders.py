@@ -1,0 +1,68 @@
+"""What turns text into ids: the Rust extension, or tiktoken behind the same interface where that is not built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tiktoken
+
+if TYPE_CHECKING:
+    from nanochat._rustbpe import Encoder
+
+_NO_UTF8 = re.compile("([\udc80-\udcff]+)")  # how surrogateescape shows bytes that are no UTF-8
+
+
+def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:
+    """The Rust extension's Encoder, else its stand-in. The ids are the same."""
+    try:
+        from nanochat._rustbpe import Encoder
+    except ImportError:
+        return TiktokenEncoder
+    return Encoder
+
+
+class TiktokenEncoder:
+    """What `nanochat._rustbpe.Encoder` does (see there), by tiktoken: its independent twin in the tests as well."""
+
+    def __init__(self, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> None:
+        ranks = {token: rank for rank, token in enumerate(tokens)}
+        specials = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
+        self._encoding = tiktoken.Encoding("nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The ids of one text."""
+        if isinstance(text, str):
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        for i, part in enumerate(_NO_UTF8.split(text.decode("utf-8", "surrogateescape"))):
+            if i % 2:
+                ids += self._encoding._encode_single_piece(part.encode("utf-8", "surrogateescape"))
+            else:
+                ids += self._encoding.encode_ordinary(part)
+        return ids
+
+    def encode_lists(self, texts: Any, num_threads: int = 1) -> list[list[int]]:
+        """The ids of each text as a list."""
+        rows: Iterable[str | bytes] = texts.to_pylist() if hasattr(texts, "to_pylist") else texts
+        texts = list(rows)
+        if all(isinstance(text, str) for text in texts):
+            return self._encoding.encode_ordinary_batch(texts, num_threads=num_threads)
+        return [self.encode(text) for text in texts]
+
+    def encode_batch(self, texts: Any, num_threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, one after another, and the offsets."""
+        rows = self.encode_lists(texts, num_threads)
+        dtype = np.uint16 if self._encoding.n_vocab <= 1 << 16 else np.uint32
+        ids = np.fromiter((i for row in rows for i in row), dtype=dtype, count=sum(map(len, rows)))
+        return ids, np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ids."""
+        return self._encoding.decode_bytes(list(ids))
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
+        """The bytes of each row of ids."""
+        return [self.decode_bytes(ids) for ids in rows]
