@@ -43,7 +43,10 @@ def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axes.set_axis_off()
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing", category=UserWarning)  # a box is good enough
+        # A box in place of a letter, or letters that are not joined, are good enough.
+        warnings.filterwarnings(
+            "ignore", message=r"Glyph .* missing|.* does not support .* natively", category=UserWarning
+        )
         figure.savefig(aside, format="png", dpi=120, metadata={"Software": None})
     os.replace(aside, path)
 

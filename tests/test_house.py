@@ -46,9 +46,9 @@ UNREAD = {
     "core_metric_every": "can only be -1 so far, which __post_init__ checks",
 }
 
-# Distributions whose module has another name, and tools that are commands or plugins and never imported.
+# Distributions whose module has another name, and what is never imported: commands, plugins, what torch imports.
 MODULE_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "markdown-it-py": "markdown_it"}
-TOOLS = {"mypy", "ruff", "pytest-timeout"}
+TOOLS = {"mypy", "ruff", "pytest-timeout", "setuptools"}
 
 
 @dataclass(frozen=True)
