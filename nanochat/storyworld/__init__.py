@@ -1,4 +1,4 @@
-"""The embedded data: a small, consistent English world, a writer of endless distinct stories about it, and a checker."""
+"""The embedded data: a small, consistent English world, a writer of endless stories about it, and a checker."""
 
 from nanochat.storyworld.check import Verdict, check, share_sound
 from nanochat.storyworld.facts import Fact, facts, prompts

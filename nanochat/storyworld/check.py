@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from nanochat.storyworld import world
 from nanochat.storyworld.grammar import NAMES
 from nanochat.storyworld.judge import Context, Judge
-from nanochat.storyworld.parse import Parser, vocabulary
+from nanochat.storyworld.parse import Parser
+from nanochat.storyworld.patterns import vocabulary
 
 LONGEST = 90  # words and marks of a sentence
 _TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*|\n+|[^\S\n]+|.")
@@ -24,8 +25,10 @@ class Verdict:
     reason: str = ""
 
 
-def check(text: str) -> list[Verdict]:
+def check(text: str, *, cut: bool = False) -> list[Verdict]:
     """A verdict on every sentence of a text, in order; pronouns are understood from the sentences before.
+
+    `cut` says that the text may end in mid-sentence, as a sample cut by its length does: such an end is left out.
 
     >>> [verdict.ok for verdict in check("Rusty the fox lives in the old barn. Rusty lives in the mill.")]
     [True, False]
@@ -39,22 +42,19 @@ def check(text: str) -> list[Verdict]:
             context = trial
         else:
             verdicts.extend(_judge(piece, context) for piece in pieces)
+    if cut and verdicts and not verdicts[-1].sentence.rstrip('"').endswith(_ENDS):
+        verdicts.pop()
     return verdicts
 
 
-def share_sound(text: str, *, drop_last: bool = False) -> float:
-    """The share of sentences that are sound, 0 for a text without any.
-
-    `drop_last` leaves out the last sentence unless it is whole: a sample is often cut by its length.
-    """
-    verdicts = check(text)
-    if drop_last and verdicts and not text.rstrip().rstrip('"').endswith(_ENDS):
-        verdicts.pop()
+def share_sound(text: str, *, cut: bool = False) -> float:
+    """The share of sentences that are sound, 0 for a text without any; `cut` as in `check`."""
+    verdicts = check(text, cut=cut)
     return sum(verdict.ok for verdict in verdicts) / len(verdicts) if verdicts else 0.0
 
 
 def _sentences(text: str) -> Iterator[list[list[str]]]:
-    """Sentences as lists of tokens (blanks included). One that may be two, for a quotation ends in it, comes as two pieces."""
+    """Sentences as tokens, blanks included; one that may be two, for a quotation ends in it, comes in pieces."""
     pieces: list[list[str]] = [[]]
     quoted = False
     tokens = _TOKEN.findall(text)

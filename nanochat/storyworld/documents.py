@@ -8,7 +8,8 @@ from nanochat.storyworld.relations import RELATIONS
 from nanochat.storyworld.voice import Fact, Said, Told, Voice
 from nanochat.storyworld.world import CHARACTERS
 
-FRAME = {"A": "char", "B": "char", "P": "place", "T": "thing", "w": "weather", "s": "season", "d": "daypart", "day": "day"}
+FRAME = {"A": "char", "B": "char", "P": "place", "T": "thing"}
+FRAME |= {"w": "weather", "s": "season", "d": "daypart", "day": "day"}
 _HABIT_ROLES = {"H": "walker", "F": "walker"}
 Line = tuple[Item, ...]
 
@@ -32,7 +33,7 @@ HABITS = tuple(
     for text in expand_slashes(line)
 )
 HABIT_PATTERNS = lines(habits.HABIT_PATTERNS)
-PORTRAITS, THING_INTROS, PORTRAIT_ENDS = lines(habits.PORTRAITS), lines(habits.THING_INTROS), lines(habits.PORTRAIT_ENDS)
+PORTRAITS, PORTRAIT_ENDS, THING_INTROS = map(lines, (habits.PORTRAITS, habits.PORTRAIT_ENDS, habits.THING_INTROS))
 WALKS, STOPS, WALK_ENDS = lines(habits.WALKS), lines(habits.STOPS), lines(habits.WALK_ENDS)
 MEETINGS, CLASSROOM, BELLS = lines(habits.MEETINGS), lines(habits.CLASSROOM), lines(habits.BELLS)
 ANSWERS, QUESTIONS = utterances(habits.ANSWERS), utterances(habits.QUESTIONS)
@@ -96,7 +97,9 @@ def _about(voice: Voice, table: tuple[tuple[Said, ...], ...], fact: Fact) -> lis
     return [Said(said.items, said.mark, fact=fact) for said in voice.choose(table)]
 
 
-def _exchange(voice: Voice, asking: str, answering: str, facts: list[tuple[str, str]], pupils: tuple[str, ...] = ()) -> None:
+def _exchange(
+    voice: Voice, asking: str, answering: str, facts: list[tuple[str, str]], pupils: tuple[str, ...] = ()
+) -> None:
     for relation, subject in facts:
         if pupils:
             answering = voice.choose(pupils)

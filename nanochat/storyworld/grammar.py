@@ -12,10 +12,19 @@ A pattern is a line of text in which
 import itertools
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-from nanochat.storyworld.lexicon import CHOICES, FORMS, NOUNS, SUBJECT_GROUPS, VERB_SUBJECTS, WITH_GERUND, WITHOUT_PERFECT, inflect
+from nanochat.storyworld.lexicon import (
+    CHOICES,
+    FORMS,
+    NOUNS,
+    SUBJECT_GROUPS,
+    VERB_SUBJECTS,
+    WITH_GERUND,
+    WITHOUT_PERFECT,
+    inflect,
+)
 from nanochat.storyworld.world import CHARACTERS, PLACES, THING_CLASSES
 
 # ("w", word) ("cat", name) ("slot", role, type, mode) ("n"|"h"|"m"|"q"|"s", k) ("v"|"c", k, form)
@@ -58,7 +67,7 @@ def names_in(mask: int) -> list[str]:
     return [name for name in NAMES if mask & BIT[name]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def members(kind: str) -> tuple[str, ...]:
     """The values of a type: characters, things, places or nouns, in the order of their tables."""
     if kind in CHARACTER_CLASSES:
@@ -70,8 +79,8 @@ def members(kind: str) -> tuple[str, ...]:
 
 
 SORTS = (
-    {kind: "char" for kind in CHARACTER_CLASSES}
-    | {kind: "thing" for kind in THING_CLASSES}
+    dict.fromkeys(CHARACTER_CLASSES, "char")
+    | dict.fromkeys(THING_CLASSES, "thing")
     | {kind: "place" for place in PLACES.values() for kind in place.kinds | {"place"}}
     | {kind: "noun" for noun in NOUNS.values() for kind in noun.classes}
 )
@@ -84,7 +93,9 @@ def compile_pattern(text: str, roles: dict[str, str], form: str = "past") -> tup
         if token[0] == "{":
             name, _, mode = token[1:-1].partition(".")
             role, _, kind = name.partition(":")
-            assert bool(kind) != (role in roles), f"{token} in {text!r}: a role has its type from the plot, or else here"
+            assert bool(kind) != (role in roles), (
+                f"{token} in {text!r}: a role has its type from the plot, or else here"
+            )
             items.append(("slot", role, kind or roles[role], mode))
         elif token[0] == "[":
             assert token[1:-1] in CHOICES, f"no choices named {token} in {text!r}"

@@ -1,10 +1,11 @@
 """Tests what a parse found against the world: is the subject able to do this, whose is it, is it true?"""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from nanochat.storyworld import world
 from nanochat.storyworld.grammar import BIT, EVERYONE, NAMES, SEX, Phrase, names_in
-from nanochat.storyworld.parse import SPEECH_OWN, SPEECH_NUMBER, Finding
+from nanochat.storyworld.parse import SPEECH_NUMBER, SPEECH_OWN, Finding
 from nanochat.storyworld.relations import RELATIONS
 
 _KINDS = {c.kind: BIT[name] for name, c in world.CHARACTERS.items()}
@@ -36,7 +37,7 @@ class Context:
         for name in NAMES:
             if name + " " in line:
                 self.now |= BIT[name]
-        for word, after in zip(words, words[1:], strict=False):
+        for word, after in pairwise(words):
             if word == "the":
                 self.now |= _KINDS.get(after, 0)
         if "it" in words:
@@ -57,8 +58,11 @@ class Judge:
         self.resolved = 0  # whom the pronouns mean
         self.subjects: dict[int, tuple[int, bool]] = {}
         self.agent: tuple[int, bool] = (EVERYONE, False)
+        self.inside = False  # what is said
         self.kind = ""  # of the speech we are in
         self.mark = ""  # that closed the last speech
+        self.verb_mark = ""  # what the verb of saying wants
+        self.asked = False
         self.topic: object = None
         self.value: tuple[str, str] | None = None
         self.spoken = any(finding[0] == "saying" for finding in findings)
@@ -67,10 +71,9 @@ class Judge:
         """Why the sentence is wrong, or nothing."""
         try:
             self._subjects()
-            inside = False
             for finding in self.findings:
-                inside = finding[0] == "said" or (inside and finding[0] != "unsaid")
-                getattr(self, "_" + str(finding[0]))(*finding[1:], **({"inside": inside} if finding[0] in ("verb", "own") else {}))
+                self.inside = finding[0] == "said" or (self.inside and finding[0] != "unsaid")
+                getattr(self, f"_{finding[0]}")(*finding[1:])
             self._marks()
         except Wrong as wrong:
             return str(wrong)
@@ -106,9 +109,10 @@ class Judge:
     def _other(self, bits: int) -> None:
         self._who(bits)
 
-    def _verb(self, k: int, phrase: Phrase, number: str, inside: bool) -> None:
-        if inside:
-            who, plural = (self._speaker() if SPEECH_NUMBER.get(self.kind) == "s" else EVERYONE), SPEECH_NUMBER.get(self.kind) == "p"
+    def _verb(self, k: int, phrase: Phrase, number: str) -> None:
+        if self.inside:
+            plural = SPEECH_NUMBER[self.kind] == "p"
+            who = EVERYONE if plural else self._speaker()
         else:
             who, plural = self.subjects.get(k) or self.subjects.get(1) or (EVERYONE, False)
         if number and number != ("p" if plural else "s"):
@@ -120,8 +124,8 @@ class Judge:
     def _speaker(self) -> int:
         return self.subjects[1][0] if self.spoken and 1 in self.subjects else EVERYONE
 
-    def _own(self, word: str, inside: bool) -> None:
-        if inside and self.kind:
+    def _own(self, word: str) -> None:
+        if self.inside and self.kind:
             if word not in SPEECH_OWN[self.kind]:
                 raise Wrong(f"{word!r} does not fit the one who speaks")
             return
@@ -154,9 +158,9 @@ class Judge:
         self.kind, self.mark = kind, mark
         self.topic = self.value = None
         self.asked = False
-        if end + 1 < len(self.words) and self.words[end + 1] == "”" and mark == ".":
-            if (self.words[end] == ",") != (end + 2 < len(self.words)):
-                raise Wrong("wrong mark at the end of what is said")
+        closes = mark == "." and self.words[end + 1 : end + 2] == ["”"]
+        if closes and (self.words[end] == ",") != (end + 2 < len(self.words)):
+            raise Wrong("wrong mark at the end of what is said")
 
     def _unsaid(self) -> None:
         self.kind, self.topic, self.value = "", None, None
@@ -167,7 +171,7 @@ class Judge:
         self.asked = True
 
     def _marks(self) -> None:
-        if self.spoken and getattr(self, "verb_mark", self.mark) != self.mark:
+        if self.spoken and self.verb_mark != self.mark:
             raise Wrong("the verb of saying does not fit what is said")
 
     def _about(self, about: object) -> None:

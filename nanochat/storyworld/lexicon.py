@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a row of a table is one line)
 """The words of the embedded data: how verbs inflect, which nouns take which adjectives, which words may replace which."""
 
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ understand understood understood|weave wove woven|sew sewed sewn|show showed sho
 ring rang rung|lay laid laid|tie tied tied|lend lent lent|hurt hurt hurt|spin spun spun|leap leaped leaped|sink sank sunk
 tear tore torn|forgive forgave forgiven|learn learned learned|drive drove driven|grind ground ground|beat beat beaten|hit hit hit|shoot shot shot|kneel knelt knelt
 """
-_DOUBLED = set("stop clap drop grab hop hug knock nod pat plan rip rub skip slip step tap trip wag wrap chop beg hum stir chat "
-               "flap drip fit drum tug unwrap nap pop row trot plod jog snap zip spot dip mop scrub swap".split()) - {"knock", "row"}
+_DOUBLED = set(
+    "stop clap drop grab hop hug knock nod pat plan rip rub skip slip step tap trip wag wrap chop beg hum stir chat "
+    "flap drip fit drum tug unwrap nap pop row trot plod jog snap zip spot dip mop scrub swap".split()
+) - {"knock", "row"}
 _IRREGULAR_FORMS = {row.split()[0]: row.split() for row in _IRREGULAR.replace("\n", "|").strip("|").split("|")}
 _BE = {"past": "was", "pastp": "were", "base": "be", "s": "is", "p": "are", "ger": "being", "part": "been"}
 _MODALS = {"can": "could", "may": "might", "must": "must"}
@@ -77,8 +80,15 @@ WITHOUT_PERFECT = frozenset("grow wake fall drink shake fly throw choose blow te
 # Verbs that not everyone can do: the first verb of a phrase limits who may be its subject. All others are open to
 # everyone who can walk, that is, to all but the fish.
 VERB_SUBJECTS = {
-    "flap": "bird", "perch": "bird", "soar": "bird", "gallop": "horse donkey", "swim": "swimmer", "dive": "swimmer",
-    "float": "swimmer", "wag": "dog fox cow horse donkey", "purr": "cat",
+    "flap": "bird",
+    "perch": "bird",
+    "soar": "bird",
+    "gallop": "horse donkey",
+    "swim": "swimmer",
+    "dive": "swimmer",
+    "float": "swimmer",
+    "wag": "dog fox cow horse donkey",
+    "purr": "cat",
 }
 SUBJECT_GROUPS = {
     "bird": "owl duck crow robin swan",

@@ -1,10 +1,11 @@
-"""Reads the plots' notation (plots.py) into beats, and gathers every phrase, utterance and sentence that occurs."""
+"""Reads the plots' notation (troubles.py) into beats, and gathers every phrase, utterance and sentence that occurs."""
 
 import re
 from dataclasses import dataclass, field
 
-from nanochat.storyworld.grammar import CHARACTER_CLASSES, Item, Phrase, compile_pattern, expand_slashes, SORTS
-from nanochat.storyworld.plots import PLOTS
+from nanochat.storyworld.adventures import ADVENTURES
+from nanochat.storyworld.grammar import CHARACTER_CLASSES, SORTS, Item, Phrase, compile_pattern, expand_slashes
+from nanochat.storyworld.troubles import TROUBLES
 
 _JOIN_SIGNS = {";": "seq", "<-": "cause", "~": "but", "&": "while", "=>": "goal"}
 _SPEECH_KINDS = ("plan", "did", "past", "will", "can")
@@ -12,8 +13,8 @@ _SPEECH_KINDS = ("plan", "did", "past", "will", "can")
 
 # What one cannot decide or begin to do.
 _NOT_CHOSEN = frozenset(
-    "be bepl have see hear notice find know feel lose love like miss fall drop trip slip reach discover spot remember wake "
-    "want need forget learn win begin get live stay meet stand blush tremble shiver grow understand step".split()
+    "be bepl have see hear notice find know feel lose love like miss fall drop trip slip reach discover spot remember "
+    "wake want need forget learn win begin get live stay meet stand blush tremble shiver grow understand step".split()
 )
 
 
@@ -79,7 +80,7 @@ def _clause(text: str, plot: Plot, agents: tuple[str, ...] = ()) -> Clause:
     for agent in agents:
         subjects &= CHARACTER_CLASSES[plot.roles[agent][0]] if len(agents) == 1 else CHARACTER_CLASSES["walker"]
     for agent in agents:  # "his" is the subject's own
-        text = re.sub(r"\{%s\.(his|him)\}" % agent, r"{%s.own_\1}" % agent, text)
+        text = re.sub(rf"\{{{agent}\.(his|him)\}}", rf"{{{agent}.own_\1}}", text)
     expanded = expand_slashes(text.replace("-*", "*"))
     phrases = tuple(Phrase(one, plot.types, subjects, bool(agents), on_purpose) for one in expanded)
     return Clause(agents, phrases)
@@ -139,4 +140,4 @@ def _read(text: str) -> list[Plot]:
     return plots
 
 
-STORY_PLOTS = _read(PLOTS)
+STORY_PLOTS = _read(TROUBLES + ADVENTURES)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a row of a table is one line)
 """How clauses join into sentences, how speech is wrapped, how facts are worded. The notation is grammar.py's.
 
 Joins: `one` clause; two by the same subject in sequence (`same`) or by different ones (`seq`); `cause` (1 because of 2);

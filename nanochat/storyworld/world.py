@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a row of a table is one line)
 """The permanent world of the embedded data: who and what there is, and what is always true of it.
 
 Everything here is a table. A `Character` owns exactly one `Thing`, every animal is the only one of its kind
@@ -258,7 +259,7 @@ CHARACTERS: dict[str, Character] = {}
 THINGS: dict[str, Thing] = {}
 for _row in _rows(_CHARACTERS):
     _noun, _color, _material, _kept = _row[6].split(":")
-    CHARACTERS[_row[0]] = Character(*_row[:6], _noun, *_row[7:])
+    CHARACTERS[_row[0]] = Character(*[*_row[:6], _noun, *_row[7:]])
     THINGS[_noun] = Thing(_noun, _row[0], _color, _material, _kept)
 PLACES = {row[0]: Place(row[0], row[1], frozenset(row[2].split()), row[3], row[4]) for row in _rows(_PLACES)}
 SOUNDS = {row[0]: row[1] for row in _rows(_SPECIES)}
@@ -270,7 +271,7 @@ FOOD_COLORS = {row[0]: row[1] for row in _rows(_FOODS)}
 TASTES = {row[0]: row[2] for row in _rows(_FOODS)}
 ORIGINS = {row[0]: row[3] for row in _rows(_FOODS)}
 _pairs = [pair.split() for pair in _OPPOSITES.replace("\n", "|").strip("|").split("|")]
-OPPOSITES = {a: b for a, b in _pairs} | {b: a for a, b in _pairs}
+OPPOSITES = {pair[0]: pair[1] for pair in _pairs} | {pair[1]: pair[0] for pair in _pairs}
 DAYS = _DAYS.split()
 DAY_AFTER = {day: DAYS[(i + 1) % 7] for i, day in enumerate(DAYS)}
 SEASON_OF = {row[1]: row[0] for row in _rows(_SEASONS)}
