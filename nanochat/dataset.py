@@ -1,0 +1,290 @@
+"""Make the data set that everything trains on, in $NANOCHAT_BASE_DIR/base_data.
+
+python -m nanochat.dataset -n 8                              # 8 shards of web text, and its validation shard
+python -m nanochat.dataset --source storyworld -n 4          # the embedded data, without internet
+python -m nanochat.dataset --source FOLDER_OR_FILE           # your own txt, md, jsonl and parquet files
+
+A second call does only what is missing. A folder with another data set in it is left alone unless --overwrite is given.
+The hub is reached at $HF_ENDPOINT (default https://huggingface.co), after a look into $NANOCHAT_HUB_DIR.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from nanochat import report
+from nanochat.common import UserError, print0
+from nanochat.configurator import cli, setting
+from nanochat.download import download_all
+from nanochat.shards import (
+    Documents,
+    FileFacts,
+    Manifest,
+    default_data_dir,
+    describe_shard,
+    iter_documents,
+    load_manifest,
+    missing_files,
+    open_split,
+    read_manifest,
+    shard_paths,
+    write_dataset,
+    write_shards,
+)
+from nanochat.textfiles import TextFiles
+
+__all__ = [
+    "Documents",
+    "Manifest",
+    "iter_documents",
+    "load_manifest",
+    "open_split",
+    "shard_paths",
+    "write_dataset",
+    "write_shards",
+]
+
+HUB_REPOSITORY = "karpathy/fineweb-edu-100b-shuffle"
+HUB_SHARDS = 1823  # the last one is the validation shard
+_SHUFFLE_BYTES = 256_000_000  # text that is shuffled in memory at a time
+_HUB_NAME = re.compile(r"shard_\d{5}\.parquet(\.part|\.lock)?")
+_MADE_NAME = re.compile(r"shard_[0-9a-f]{8}_(\d{5}|val)\.parquet")
+
+
+@dataclass(frozen=True)
+class Config:
+    source: str = setting("hub", "hub, storyworld, or the path of a folder or file of txt, md, jsonl, parquet")
+    num_shards: int = setting(8, "training shards from the hub (-1 = all 1,822) or of the storyworld", short="n")
+    workers: int = setting(4, "downloads at the same time", short="w")
+    docs_per_shard: int = setting(8192, "documents in a shard that is written here (not downloaded)")
+    seed: int = setting(0, "of the storyworld, and of the order in which imported documents are shuffled")
+    shuffle: bool = setting(True, "shuffle imported training documents; false keeps the order of the files")
+    text_column: str = setting("text", "column of parquet and field of jsonl that holds the text")
+    max_chars: int = setting(100_000, "imported documents are cut at about this many characters (at least 100)")
+    overwrite: bool = setting(False, "replace the data set that is there")
+
+    def __post_init__(self) -> None:
+        if self.num_shards == 0 or self.num_shards < -1 or (self.num_shards == -1 and self.source != "hub"):
+            raise ValueError(f"--num_shards={self.num_shards}: at least 1 (or -1 for all of the hub's)")
+        if self.source == "hub" and self.num_shards >= HUB_SHARDS:
+            raise ValueError(f"--num_shards={self.num_shards}: the hub has {HUB_SHARDS - 1} training shards")
+        for name, least in (("workers", 1), ("docs_per_shard", 1), ("max_chars", 100), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name}={getattr(self, name)}: at least {least}")
+
+
+def main(config: Config) -> None:
+    """Make the data set, tell what it is, and note it for the report."""
+    start = time.monotonic()
+    manifest = prepare(config)
+    counts = [manifest.files[name].documents for name in manifest.train]
+    held_out = manifest.files[manifest.validation]
+    print0(f"{default_data_dir()}: {manifest.source}, {sum(counts):,} documents in {len(counts)} training shards")
+    print0(f"validation shard: {manifest.validation}, {held_out.documents:,} documents")
+    size = sum(facts.bytes for facts in manifest.files.values())
+    metrics = {"training documents": sum(counts), "validation documents": held_out.documents, "bytes on disk": size}
+    settings = {**asdict(config), "source": manifest.source, "validation shard": manifest.validation}
+    section = {"title": "Data", "seconds": time.monotonic() - start, "settings": settings, "metrics": metrics}
+    report.log_section("dataset", {**section, "headline": []})
+
+
+def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
+    """Bring the folder's data set to what the config asks for, and return its manifest.
+
+    One process at a time works on a folder. UserError if the source cannot be had, or another data set is in the way.
+    """
+    folder = data_dir or default_data_dir()
+    make = {"hub": _from_hub, "storyworld": _from_storyworld}.get(config.source, _from_files)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_writer(folder):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            old = None if config.overwrite and not _readable(folder) else read_manifest(folder)
+            manifest = make(config, folder, old)
+            if manifest != old:
+                _tidy(folder, old, manifest, config.overwrite)
+            return manifest
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}") from error
+
+
+def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
+    source = f"hub:{HUB_REPOSITORY}"
+    if old and old.source != source:
+        _must_overwrite(config, folder, old, source)
+        old = None
+    count = HUB_SHARDS - 1 if config.num_shards == -1 else config.num_shards
+    if old and not config.overwrite:
+        count = max(count, len(old.train))  # a second, smaller call takes nothing away
+    names = [f"shard_{number:05d}.parquet" for number in (HUB_SHARDS - 1, *range(count))]
+    cut_short = missing_files(old, folder) if old else []
+    for name in cut_short:
+        (folder / name).unlink(missing_ok=True)
+    known = {name: facts for name, facts in old.files.items() if name not in cut_short} if old else {}
+    wanted = [name for name in names if name not in known]
+    if wanted:
+        _copy_from_mirror(wanted, folder)
+        root = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/datasets/{HUB_REPOSITORY}/resolve/main"
+        print0(f"{len(wanted)} shards to bring from {root}")
+        found = download_all([(f"{root}/{name}", folder / name) for name in wanted], config.workers, _check_shard)
+        known.update(zip(wanted, found, strict=True))
+    manifest = Manifest(source, tuple(names[1:]), names[0], {name: known[name] for name in names}, {})
+    if manifest != old:
+        manifest.save(folder)
+    return manifest
+
+
+def _check_shard(path: Path) -> FileFacts:
+    try:
+        return describe_shard(path)
+    except UserError as error:
+        path.unlink()  # whole, and not what it should be: another call must ask for it again
+        raise UserError(f"the server sent something else than a shard as {path.name}: {error}") from error
+
+
+def _copy_from_mirror(names: Iterable[str], folder: Path) -> None:
+    mirror = os.environ.get("NANOCHAT_HUB_DIR")
+    for name in names if mirror else ():
+        stored = Path(str(mirror), HUB_REPOSITORY, name)
+        if stored.is_file() and not (folder / name).exists():
+            shutil.copyfile(stored, folder / f".{name}.tmp")
+            os.replace(folder / f".{name}.tmp", folder / name)
+
+
+def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Manifest:
+    from nanochat.storyworld import stories  # not needed, and so not loaded, for the other sources
+
+    def take(split: str, count: int) -> Iterator[str]:
+        return itertools.islice(stories(split, seed=config.seed), count)
+
+    if old and old.source != "storyworld":
+        _must_overwrite(config, folder, old, "storyworld")
+    count = config.num_shards * config.docs_per_shard
+    held_out = min(config.docs_per_shard, 2048)
+    settings = {"seed": config.seed, "documents": [count, held_out], "docs_per_shard": config.docs_per_shard}
+    recipe = _recipe(**settings, probe=[*take("train", 16), *take("val", 16)])  # the generator itself may change
+    if old and old.recipe == recipe and not missing_files(old, folder):
+        return old
+    written = tqdm(take("train", count), desc="writing stories", total=count, unit="", disable=None)
+    return _write(written, take("val", held_out), folder, "storyworld", recipe, config)
+
+
+def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
+    path = Path(config.source).expanduser().resolve()
+    if path.is_dir() and path in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"--source {config.source}: the data set is written below it, to {folder}; name another folder")
+    files = TextFiles(path, config.text_column, config.max_chars)
+    source = f"files:{path.name}"
+    settings = {name: getattr(config, name) for name in ("text_column", "max_chars", "docs_per_shard", "shuffle")}
+    recipe = _recipe(**settings, seed=config.seed, files=files.fingerprint())
+    if old and old.recipe == recipe and not missing_files(old, folder):
+        return old
+    if old and old.recipe != recipe:
+        same = old.source == source
+        _must_overwrite(config, folder, old, f"{source} with these files and settings" if same else source)
+    train, validation = files.split()
+    train = tqdm(train, desc="importing", unit=" documents", disable=None)
+    if config.shuffle:
+        train = shuffled(train, config.seed, 1 + files.text_bytes() // _SHUFFLE_BYTES, folder)
+    manifest = _write(train, validation, folder, source, recipe, config)
+    for notice in files.notices():
+        print0(f"notice: {notice}")
+    return manifest
+
+
+def _write(
+    train: Iterable[str], validation: Iterable[str], folder: Path, source: str, recipe: dict[str, Any], config: Config
+) -> Manifest:
+    """Write the shards under names of this recipe alone, so that those of the data set of before stay as they are."""
+    prefix = f"shard_{recipe['fingerprint'][:8]}"
+    per_shard = config.docs_per_shard
+    return write_dataset(
+        train, validation, folder, source=source, recipe=recipe, prefix=prefix, docs_per_shard=per_shard
+    )
+
+
+def _recipe(**settings: Any) -> dict[str, Any]:
+    """What was asked for, in short: equal recipes make equal data sets."""
+    return {"fingerprint": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
+
+
+def _must_overwrite(config: Config, folder: Path, old: Manifest, source: str) -> None:
+    if not config.overwrite:
+        raise UserError(
+            f"{folder} holds {old.source}, not {source}: --overwrite replaces it, another $NANOCHAT_BASE_DIR keeps both"
+        )
+
+
+def shuffled(documents: Iterable[str], seed: int, piles: int, scratch: Path) -> Iterator[str]:
+    """The documents in a random order that depends on the seed, with about 1/piles of them in memory at a time.
+
+    Each is thrown onto one of the piles, files in a folder below `scratch`; then pile after pile is shuffled.
+    """
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix=".shuffle_", suffix=".tmp", dir=scratch) as folder, ExitStack() as stack:
+        files = [
+            stack.enter_context(open(Path(folder, str(n)), "w+", encoding="utf-8")) for n in range(min(piles, 256))
+        ]
+        for text in documents:
+            chance.choice(files).write(json.dumps(text) + "\n")
+        for file in files:
+            file.seek(0)
+            pile = [json.loads(line) for line in file]
+            chance.shuffle(pile)
+            yield from pile
+
+
+def _tidy(folder: Path, old: Manifest | None, new: Manifest, overwrite: bool) -> None:
+    """Delete the shards that were replaced, and those that a stopped import left. What others put here stays."""
+
+    def ours(name: str) -> bool:
+        return bool(
+            _MADE_NAME.fullmatch(name) or (overwrite and _HUB_NAME.fullmatch(name)) or (old and name in old.files)
+        )
+
+    for path in list(folder.iterdir()):
+        if ours(path.name) and path.name not in new.files:
+            path.unlink()
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except UserError:
+        return False
+    return True
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print0(f"another process is writing to {folder}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+if __name__ == "__main__":
+    cli(Config, main, __doc__)
