@@ -97,6 +97,8 @@ def _words(tokens: list[str]) -> tuple[list[str], str]:
     """The words as the grammar writes them, or what is wrong with them."""
     if len(tokens) > LONGEST:
         return [], "too long"
+    if not any(token[0].isalpha() for token in tokens):
+        return [], "no words"
     words: list[str] = []
     start, quoted = True, False
     for i, token in enumerate(tokens):

@@ -129,5 +129,6 @@ def lesson(voice: Voice, facts: list[tuple[str, str]]) -> None:
     _line(voice, CLASSROOM)
     pupils = (voice.roles["B"], voice.roles["C"], voice.roles["D"])
     _exchange(voice, voice.roles["A"], pupils[0], facts, pupils)
+    voice.roles["B"] = voice.choose([pupil for pupil in pupils if pupil in voice.known])
     voice.paragraph()
     _line(voice, BELLS)

@@ -178,7 +178,7 @@ H *turn around ; H *stamp away || F *cross {F.his} arms ; F *say nothing || H+F 
 H *sit at the window ; H *feel lonely || F *play alone ~ it *be no fun || H *miss {F}
 H *go/walk back ; H *knock at {F}'s door || F *write a short note to {H} || H+F *meet in the middle of the road
 H>F "i am sorry." "i was selfish." || F>H "a friend is more important than {x}." || H>F "you can have it."
-F>H "i am sorry, too." || F>H "[no], you take it." || F>H plan *share it
+F>H "i am sorry, too." || F>H "no, you take it." || F>H plan *share it
 $ H+F *shake hands ; H+F *laugh || H+F *use {x.the} in turns || H+F *forget the quarrel within a minute
 = hill
 : H=walker F=walker T=heavy@F P=high
