@@ -72,7 +72,7 @@ def test_greedy_output_is_the_naive_generators_to_the_end_of_the_context(
     prompt = (PROMPT * 4)[:length]
     expected = list(model.generate(prompt, 1000, temperature=0))
     assert len(prompt) + len(expected) == model.config.sequence_len
-    assert len(set(expected)) > 3  # the model does not just repeat itself
+    assert len(set(expected)) >= min(4, len(expected))  # the model does not just repeat itself
     columns = list(Engine(model, TOKENIZER).generate(prompt, num_samples, temperature=0))
     assert columns == [([token] * num_samples, [1] * num_samples) for token in expected]
 
