@@ -179,8 +179,8 @@ def no_code_from_data(source: Source) -> Iterator[str]:
 
 
 def backward_in_two_files(source: Source) -> Iterator[str]:
-    """Only the loops train: the shared one and RL's; and the warm-up, which drops its gradients."""
-    if source.library and source.path not in ("nanochat/train.py", "scripts/chat_rl.py", "nanochat/stage.py"):
+    """Only the loops train: the shared one and RL's."""
+    if source.library and source.path not in ("nanochat/train.py", "scripts/chat_rl.py"):
         for name, call in calls(source.tree):
             if name.endswith(".backward"):
                 yield source.at(call, ".backward() belongs to nanochat/train.py and scripts/chat_rl.py")
@@ -553,7 +553,7 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
         for name, node in imports(source):
             root = name.split(".")[0]
             unused.discard(root)
-            if root not in {*sys.stdlib_module_names, *PACKAGES, *allowed, "tomllib"}:
+            if root not in {*sys.stdlib_module_names, *PACKAGES, *allowed, "tomllib", "tests"}:
                 yield source.at(node, f"{root} is not declared in pyproject.toml")
     yield from (f"pyproject.toml: nothing imports {name}" for name in sorted(unused))
 
