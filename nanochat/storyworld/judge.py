@@ -185,7 +185,7 @@ class Judge:
             self._true()
 
     def _true(self) -> None:
-        assert self.value is not None
+        assert self.value, "a truth is judged when a value was found"
         relation, value = self.value
         values = RELATIONS[relation].values
         if isinstance(self.topic, int):

@@ -127,7 +127,7 @@ def _read(text: str) -> list[Plot]:
             for part in line[2:].split():
                 role, spec = part.split("=")
                 kind, _, owner = spec.partition("@")
-                assert kind in SORTS, kind
+                assert kind in SORTS, f"no such type: {kind}"
                 plots[-1].roles[role] = (kind, owner)
         elif line.startswith("% "):
             plots[-1].weather = line[2:]
