@@ -1,12 +1,12 @@
 //! Merges the bytes of one word: always the pair with the lowest id, the leftmost of equals, until none is left.
 
 use crate::vocabulary::{Vocabulary, NONE};
-use crate::words::{QuickMap, SHORT};
+use crate::words::SHORT;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// Up to this length the lowest pair is looked for by going through all of them, which is quadratic, but quick.
-const SCANNED: usize = 128;
+const SCANNED: usize = 256;
 
 /// Append the ids of a word to `out`.
 pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
@@ -58,20 +58,29 @@ fn scan<const N: usize>(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>
 /// For long words: the places of all pairs that make the same token stand in one list, a heap knows the lowest token.
 ///
 /// A list is gone through from left to right, so that memory is read in order and the time is linear but for the heap,
-/// which holds each token once. The cells are as in `train.rs`: an id at both ends of its bytes.
+/// which holds each token once. There is a cell for each byte; the id of a token stands in the first and in the last
+/// of its cells, as in `train.rs`.
 struct Buckets<'v> {
     vocabulary: &'v Vocabulary,
+    /// An id in the first cell of a token; in the last one, if that is another, the id with the bit `END`.
     cells: Vec<u32>,
-    is_start: Vec<bool>,
-    places: QuickMap<u32, Bucket>,
+    buckets: Vec<Bucket>,
+    /// By id: the number of the token's bucket plus one, or 0.
+    bucket_of: Vec<u32>,
     lowest: BinaryHeap<Reverse<u32>>,
 }
+
+/// In a cell where no token starts.
+const END: u32 = 1 << 31;
+/// In a cell inside a token.
+const INSIDE: u32 = NONE;
 
 #[derive(Default)]
 struct Bucket {
     at: Vec<u32>,
     /// How many of them are done.
     done: usize,
+    is_unsorted: bool,
 }
 
 impl<'v> Buckets<'v> {
@@ -80,8 +89,8 @@ impl<'v> Buckets<'v> {
         let mut buckets = Self {
             vocabulary,
             cells: word.iter().map(|&byte| vocabulary.of_byte(byte)).collect(),
-            is_start: vec![true; word.len()],
-            places: QuickMap::default(),
+            buckets: Vec::new(),
+            bucket_of: vec![0; vocabulary.len()],
             lowest: BinaryHeap::new(),
         };
         for (at, pair) in word.windows(2).enumerate() {
@@ -90,25 +99,36 @@ impl<'v> Buckets<'v> {
         buckets
     }
 
+    /// The two tokens at `at` can make `made`.
     fn note(&mut self, made: u32, at: usize) {
         if made == NONE {
             return;
         }
-        let bucket = self.places.entry(made).or_default();
-        if bucket.at.is_empty() {
-            self.lowest.push(Reverse(made));
+        let number = &mut self.bucket_of[made as usize];
+        if *number == 0 {
+            self.buckets.push(Bucket::default());
+            *number = self.buckets.len() as u32;
+        }
+        let bucket = &mut self.buckets[*number as usize - 1];
+        match bucket.at.last() {
+            None => self.lowest.push(Reverse(made)),
+            Some(&last) => bucket.is_unsorted |= last > at as u32,
         }
         bucket.at.push(at as u32);
     }
 
     fn merge_all(mut self, out: &mut Vec<u32>) {
         while let Some(Reverse(made)) = self.lowest.pop() {
-            let mut bucket = self.places.remove(&made).expect("what is on the heap has a list");
-            bucket.at[bucket.done..].sort_unstable(); // sorted already, but for odd vocabularies
+            let number = self.bucket_of[made as usize] as usize - 1;
+            let mut bucket = std::mem::take(&mut self.buckets[number]);
+            if bucket.is_unsorted {
+                bucket.at[bucket.done..].sort_unstable(); // only for vocabularies that no training makes
+                bucket.is_unsorted = false;
+            }
             while bucket.done < bucket.at.len() {
                 if self.lowest.peek().is_some_and(|&Reverse(lower)| lower < made) {
                     self.lowest.push(Reverse(made)); // the lower one has just come up: it goes first
-                    self.places.insert(made, bucket);
+                    self.buckets[number] = bucket;
                     break;
                 }
                 let at = bucket.at[bucket.done] as usize;
@@ -125,21 +145,25 @@ impl<'v> Buckets<'v> {
 
     /// Merge at one place if its two tokens are still there: then, and only then, they have the bytes of `made`.
     fn merge_at(&mut self, at: usize, made: u32) {
-        let length = self.vocabulary.length(made);
-        let middle = at + self.vocabulary.length(self.cells[at]);
-        let end = at + length;
-        if !self.is_start[at] || middle >= end || middle + self.vocabulary.length(self.cells[middle]) != end {
+        let first = self.cells[at];
+        if first & END != 0 {
             return;
         }
-        self.is_start[middle] = false;
+        let middle = at + self.vocabulary.length(first);
+        let end = at + self.vocabulary.length(made);
+        if middle >= end || middle + self.vocabulary.length(self.cells[middle]) != end {
+            return;
+        }
+        self.cells[middle - 1] = INSIDE;
+        self.cells[middle] = INSIDE;
         self.cells[at] = made;
-        self.cells[end - 1] = made;
+        self.cells[end - 1] = made | END;
         if at > 0 {
-            let before = self.cells[at - 1];
+            let before = self.cells[at - 1] & !END;
             self.note(self.vocabulary.of_pair(before, made), at - self.vocabulary.length(before));
         }
-        if end < self.cells.len() {
-            self.note(self.vocabulary.of_pair(made, self.cells[end]), at);
+        if let Some(&after) = self.cells.get(end) {
+            self.note(self.vocabulary.of_pair(made, after), at);
         }
     }
 }
