@@ -90,13 +90,13 @@ def download_all(files: Sequence[tuple[str, Path]], workers: int, check: Callabl
 
 
 class _Download:
-    """One file on its way. `etag` and `size` are what the server said of the whole, once it has answered."""
+    """One file on its way. `etag` and `size` (-1: unknown) are what the server said of the whole, once it has."""
 
     def __init__(self, url: str, path: Path, stop: threading.Event, on_bytes: Callable[[int], Any]) -> None:
         self.url, self.path, self.stop, self.on_bytes = url, path, stop, on_bytes
         self.part = path.with_name(path.name + ".part")
         self.etag: str | None = None
-        self.size: int | None = None
+        self.size = -1
         self.own = False  # is the part from this process?
 
     def run(self) -> None:
@@ -110,7 +110,7 @@ class _Download:
                 failures = 1 if have > most else failures + 1
                 most = max(most, have)
                 if failures >= ATTEMPTS:
-                    hint = "run the same command again to continue" if have else "is this machine connected?"
+                    hint = "the same command tries again, and keeps what is there"
                     raise UserError(f"{self.url} failed {failures} times in a row: {error}; {hint}") from error
                 wait = FIRST_WAIT * 2 ** (failures - 1) if error.wait is None else error.wait
                 if self.stop.wait(min(wait, LONGEST_WAIT)):
@@ -150,12 +150,13 @@ class _Download:
         answers = [*response.history, response]
         linked = [answer for answer in answers if "X-Linked-ETag" in answer.headers]
         etag = (linked[-1].headers["X-Linked-ETag"] if linked else response.headers.get("ETag", "")) or None
-        size = linked[-1].headers.get("X-Linked-Size") if linked else None
+        announced = linked[-1].headers.get("X-Linked-Size") if linked else None
         total = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
-        if size is None:
-            size = total[2] if total else response.headers.get("Content-Length") if status == 200 else None
+        size = total[2] if total else response.headers.get("Content-Length") if status == 200 else None
+        if announced and size and int(announced) != int(size):
+            raise _Retry(f"{announced} bytes were announced, and {size} are offered")
         known, self.etag = self.etag, etag
-        self.size = int(size) if size else None
+        self.size = int(announced or size or -1)
         continues = self.sha256 is not None or (self.own and etag is not None and etag == known)
         starts_right = status != 206 or (total is not None and total[1] == str(have))
         fits = continues and starts_right and (status != 416 or have == self.size)
@@ -182,9 +183,9 @@ class _Download:
 
     def _verify(self) -> None:
         have = self._have()
-        if self.size is not None and have < self.size:
+        if have < self.size:
             raise _Retry(f"only {have:,} of {self.size:,} bytes came")
-        if self.size is not None and have > self.size:
+        if have > self.size >= 0:
             self._drop()
             raise _Retry(f"{have:,} bytes came where {self.size:,} were announced")
         if self.sha256 and (found := file_sha256(self.part)) != self.sha256:

@@ -98,7 +98,8 @@ class TextFiles:
         """The documents whose digest is below this go to validation: about one in 32, at least one, never all."""
         lowest, highest = 2**64, -1
         for text in self._documents(self.files):
-            lowest, highest = min(lowest, _digest(text)), max(highest, _digest(text))
+            digest = _digest(text)
+            lowest, highest = min(lowest, digest), max(highest, digest)
         if lowest >= highest:
             found = "no text" if highest < 0 else "a single document"
             raise UserError(f"{self.source} holds {found}: at least two are needed, to train on and to validate with")

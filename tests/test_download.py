@@ -1,0 +1,204 @@
+"""Downloads against a local server that breaks off, stalls, lies and refuses: whole files, or one clear message."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanochat import download as module
+from nanochat.common import UserError
+from nanochat.download import Stopped, download, download_all
+from tests.fileserver import FileServer, die_after, running, stall_after, status
+
+CONTENT = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(20_000))  # 640,000 bytes
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from nanochat.download import download
+download(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    with running(FileServer({"a": CONTENT})) as server:
+        yield server
+
+
+def _assert_nothing_else(folder: Path, *names: str) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+def test_brings_a_file_once(server: FileServer, tmp_path: Path) -> None:
+    counted: list[int] = []
+    for _ in range(2):
+        download(server.address("a"), tmp_path / "sub" / "a", on_bytes=counted.append)
+    assert (tmp_path / "sub" / "a").read_bytes() == CONTENT
+    assert server.log == [("a", "", len(CONTENT))]
+    assert sum(counted) == len(CONTENT)
+    _assert_nothing_else(tmp_path / "sub", "a")
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("fault", [die_after, stall_after])
+def test_continues_where_it_broke_off(server: FileServer, tmp_path: Path, fault: type, checksums: bool) -> None:
+    server.checksums = checksums
+    server.faults["a"] = [fault(300_000), fault(200_000)]
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    starts = [int(wanted.removeprefix("bytes=").removesuffix("-") or 0) for _, wanted, _ in server.log]
+    assert starts[0] == 0 < starts[1] <= 300_000 < starts[2] <= starts[1] + 200_000
+    assert server.log[-1][2] == len(CONTENT) - starts[2]  # only the rest was asked for, and came
+
+
+def test_continues_the_part_of_an_earlier_process(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(CONTENT[:123_457])
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert server.log == [("a", "bytes=123457-", len(CONTENT) - 123_457)]
+
+
+def test_without_a_checksum_the_part_of_an_earlier_process_is_not_trusted(server: FileServer, tmp_path: Path) -> None:
+    server.checksums = False
+    (tmp_path / "a.part").write_bytes(b"of an older file")
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("part", [b"x" * 1000, CONTENT, CONTENT + b"x", b"x" * len(CONTENT)])
+def test_a_part_that_is_wrong_or_already_whole(server: FileServer, tmp_path: Path, part: bytes) -> None:
+    (tmp_path / "a.part").write_bytes(part)
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    _assert_nothing_else(tmp_path, "a")
+
+
+def test_a_server_without_ranges(server: FileServer, tmp_path: Path) -> None:
+    server.ranges = False
+    server.faults["a"] = [die_after(300_000)]
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_progress_is_never_given_up(server: FileServer, tmp_path: Path) -> None:
+    """A line that breaks every 70,000 bytes breaks more often than ATTEMPTS."""
+    server.faults["a"] = [die_after(70_000)]
+    server.stuck = True
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert len(server.log) > module.ATTEMPTS
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_waits_as_long_as_the_server_wishes(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    waits: list[float] = []
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda seconds: bool(waits.append(seconds)))
+    server.faults["a"] = [status(code), status(code, Retry_After="7"), status(code, Retry_After="100000"), status(code)]
+    download(server.address("a"), tmp_path / "a", stop)
+    assert waits == [0.01, 7.0, module.LONGEST_WAIT, 0.08]
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("linked", "fault", "message"),
+    [
+        ({"X-Linked-ETag": f'"{"0" * 64}"'}, None, "SHA-256"),
+        ({"X-Linked-Size": str(len(CONTENT) + 1)}, None, "640001 bytes were announced, and 640000 are offered"),
+        ({"X-Linked-Size": str(len(CONTENT) - 1)}, None, "639999 bytes were announced, and 640000 are offered"),
+        ({}, status(503), "503"),
+        ({}, die_after(0), "broke"),
+        ({}, stall_after(0), "nothing came for 0.2 seconds"),
+    ],
+)
+def test_gives_up_with_one_message(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: dict, fault: object, message: str
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    server.linked, server.stuck = linked, True
+    server.faults["a"] = [fault] if fault else []
+    with pytest.raises(UserError, match=message) as caught:
+        download(server.address("a"), tmp_path / "a")
+    assert "6 times in a row" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 410])
+def test_no_second_attempt_where_it_cannot_help(server: FileServer, tmp_path: Path, code: int) -> None:
+    server.faults["a"] = [status(code)]
+    with pytest.raises(UserError, match=str(code)):
+        download(server.address("a"), tmp_path / "a")
+    assert len(server.log) == 1
+
+
+@pytest.mark.usefixtures("server")
+def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    with pytest.raises(UserError, match="2 times in a row: Connection refused;"):
+        download("http://127.0.0.1:9/a", tmp_path / "a")
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        download("not an address", tmp_path / "a")
+
+
+def test_several_at_once(server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.files = {str(number): CONTENT[: number * 1000] for number in range(1, 10)}
+    files = [(server.address(name), tmp_path / name) for name in server.files]
+    sizes = download_all(files, 4, lambda path: path.stat().st_size)
+    assert sizes == [number * 1000 for number in range(1, 10)]
+    assert capsys.readouterr().out.count(" of 9)") == 9
+
+
+def test_the_first_error_ends_the_others(server: FileServer, tmp_path: Path) -> None:
+    """The file without end is told to stop: its next attempt is not made, and what it has stays."""
+    server.faults["a"] = [stall_after(200_000)]
+    files = [(server.address("a"), tmp_path / "a"), (server.address("absent"), tmp_path / "absent")]
+    with pytest.raises(UserError, match="404"):
+        download_all(files, 2, lambda path: path)
+    assert (tmp_path / "a.part").stat().st_size <= 200_000
+    assert len(server.log) <= 1
+
+
+def test_stops(server: FileServer, tmp_path: Path) -> None:
+    stop = threading.Event()
+    with pytest.raises(Stopped):
+        download(server.address("a"), tmp_path / "a", stop, on_bytes=lambda _: stop.set())
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_two_processes_bring_it_once(server: FileServer, tmp_path: Path) -> None:
+    server.faults["a"] = [die_after(300_000)]
+    command = [sys.executable, "-c", PROGRAM, server.address("a"), str(tmp_path / "a")]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert len(server.log) == 2  # the one that broke, and its rest
+
+
+def test_killed_and_called_again(server: FileServer, tmp_path: Path) -> None:
+    server.faults["a"] = [stall_after(400_000)]
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, server.address("a"), str(tmp_path / "a")])
+    part = tmp_path / "a.part"
+    while not (part.exists() and part.stat().st_size > 100_000):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    have = part.stat().st_size
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert server.log[-1] == ("a", f"bytes={have}-", len(CONTENT) - have)
