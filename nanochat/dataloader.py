@@ -14,9 +14,11 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from array import array
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +29,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 
 TOKENIZE_CHARACTERS = 1 << 18  # tokenised at a time: enough for the threads to share
+EVAL_DOCUMENTS = 256  # tokenised at a time for an evaluation
 BATCHES_AHEAD = 4
 NUM_THREADS = min(8, os.cpu_count() or 1)
 
@@ -190,29 +193,18 @@ def train_batches(
 
 
 def eval_rows(documents: Documents, tokenizer: Tokenizer, sequence_len: int, max_tokens: int) -> tuple[Tensor, int]:
-    """The first rows of a split, (rows, T + 1) int64, at most one pass over it; and how many tokens they hold.
+    """The first rows of a split, (rows, T + 1) int64, at most one pass over it; and how many targets they hold.
 
     The last row may be padded, with its tail made of -1. Every process gets the same rows.
     """
-    tokens: list[int] = []
-    batch: list[str] = []
+    tokens = array("q")
     bos = tokenizer.get_bos_token_id()
-
-    def flush(texts: Sequence[str]) -> None:
-        for ids in tokenizer.encode(list(texts), prepend=bos, num_threads=NUM_THREADS):
+    texts = documents.iterate()
+    while len(tokens) <= max_tokens and (batch := list(islice(texts, EVAL_DOCUMENTS))):
+        for ids in tokenizer.encode(batch, prepend=bos, num_threads=NUM_THREADS):
             tokens.extend(ids)
-
-    for text in documents.iterate():
-        batch.append(text)
-        if len(batch) == 1024:
-            flush(batch)
-            batch = []
-            if len(tokens) > max_tokens:
-                break
-    flush(batch)
-    del tokens[max_tokens + 1 :]
-    count = len(tokens) - 1  # targets
-    rows = -(-count // sequence_len)
+    count = min(max_tokens, len(tokens) - 1)  # the first token is nobody's target
+    rows = max(1, -(-count // sequence_len))
     padded = torch.full((rows * sequence_len + 1,), -1)
-    padded[: len(tokens)] = torch.tensor(tokens)
+    padded[: count + 1] = torch.frombuffer(tokens, dtype=torch.int64)[: count + 1]
     return padded.unfold(0, sequence_len + 1, sequence_len), count

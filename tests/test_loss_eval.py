@@ -1,0 +1,171 @@
+"""Bits per byte against a loop over single tokens in float64.
+
+Run as a program, this file is one of two processes: `python tests/test_loss_eval.py RANK WORLD_SIZE FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nanochat.dataloader import eval_rows
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.loss_eval import bits_per_byte
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+# Two tokens of several bytes are no UTF-8 by themselves: a blank with the first byte of a snowman, and its other two.
+MERGES = [b"th", b"the", " \u2603".encode()[:2], "\u2603".encode()[1:]]
+RANKS = {token: i for i, token in enumerate([*(bytes([b]) for b in range(256)), *MERGES])}
+TOKENIZER = Tokenizer(SPLIT_PATTERN, RANKS, {name: len(RANKS) + i for i, name in enumerate(SPECIAL_TOKENS)})
+BYTES = torch.tensor(TOKENIZER.token_bytes())
+TEXTS = ["the thin \u2603 the other", "", "a", "\u2603\u2603 snow, the theme " * 3]
+
+
+class Texts:
+    """Documents in memory."""
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+    def iterate(self, start: int = 0) -> Iterator[str]:
+        return iter(TEXTS[start:])
+
+
+def tiny_model() -> GPT:
+    """A model whose predictions differ from token to token."""
+    model = GPT(GPTConfig(sequence_len=8, vocab_size=len(BYTES), n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
+    model.init_weights()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.randn(param.shape, generator=generator) * 0.3)
+    return model
+
+
+def runtime(rank: int = 0, world_size: int = 1) -> Runtime:
+    return Runtime(rank, rank, world_size, torch.device("cpu"), torch.float32, 0)
+
+
+def rows_of_texts(max_tokens: int = 10**6) -> Tensor:
+    return eval_rows(Texts(), TOKENIZER, 8, max_tokens)[0]
+
+
+def by_hand(model: nn.Module, rows: Tensor) -> float:
+    """The definition, a token at a time; a token's bytes are what the tokenizer decodes it to."""
+    nats, num_bytes = 0.0, 0
+    for row in rows.tolist():
+        for position in range(len(row) - 1):
+            target = row[position + 1]
+            if target == -1 or target >= len(RANKS):
+                continue
+            with torch.no_grad():
+                logits = model(torch.tensor([row[: position + 1]]))[0, -1].double()
+            nats -= float(logits.log_softmax(-1)[target])
+            num_bytes += len(TOKENIZER.decode_bytes([target]))
+    return nats / (math.log(2) * num_bytes)
+
+
+def test_equals_the_definition() -> None:
+    model, rows = tiny_model(), rows_of_texts()
+    assert (rows == -1).any()  # a padded row
+    assert all((rows == TOKENIZER.ranks[token]).any() for token in MERGES[1:])
+    assert bits_per_byte(model, rows, BYTES, 2, runtime()) == pytest.approx(by_hand(model, rows), rel=1e-6)
+
+
+def test_all_bytes_of_the_text_count() -> None:
+    """A model that finds all tokens alike pays log2(V) for each token that stands for text, shared by all its bytes."""
+    model, rows = tiny_model(), rows_of_texts()
+    with torch.no_grad():
+        model.head.weight.zero_()
+    num_tokens = sum(len(ids) for ids in TOKENIZER.encode(TEXTS))
+    num_bytes = sum(len(text.encode()) for text in TEXTS)
+    expected = num_tokens * math.log2(len(BYTES)) / num_bytes
+    assert bits_per_byte(model, rows, BYTES, 4, runtime()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+    model, rows = tiny_model(), rows_of_texts()
+    found = bits_per_byte(model, rows, BYTES, batch_size, runtime())
+    assert found == pytest.approx(bits_per_byte(model, rows, BYTES, 3, runtime()), rel=1e-6)
+
+
+def test_every_batch_has_one_shape() -> None:
+    """So that nothing is compiled again for the last one; and the padding rows do not count."""
+    shapes = []
+
+    class Watched(nn.Module):
+        def forward(self, inputs: Tensor, targets: Tensor, loss_reduction: str) -> Tensor:
+            assert loss_reduction == "none"
+            assert inputs.min() >= 0
+            shapes.append(tuple(inputs.shape))
+            return torch.full(targets.shape, math.log(2.0))  # a bit a token, whether it counts or not
+
+    rows = torch.zeros(5, 9, dtype=torch.int64)  # 40 targets of a byte each
+    assert bits_per_byte(Watched(), rows, BYTES, 2, runtime()) == pytest.approx(1.0)
+    assert shapes == [(2, 8)] * 3
+
+
+def test_special_tokens_do_not_count() -> None:
+    model, rows = tiny_model(), rows_of_texts()
+    special = rows.clone()
+    special[0, 3] = TOKENIZER.encode_special("<|user_end|>")
+    assert bits_per_byte(model, special, BYTES, 2, runtime()) == pytest.approx(by_hand(model, special), rel=1e-6)
+
+
+@pytest.mark.parametrize("token", [-1, len(RANKS)])
+def test_without_a_byte_it_is_infinite(token: int) -> None:
+    assert bits_per_byte(tiny_model(), torch.full((3, 9), token), BYTES, 2, runtime()) == math.inf
+
+
+def test_leaves_no_gradient() -> None:
+    model = tiny_model()
+    bits_per_byte(model, rows_of_texts(), BYTES, 2, runtime())
+    assert all(param.grad is None for param in model.parameters())
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Each scores every second row, of an odd number; both have the whole answer. One row: the second has none."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
+    processes = [
+        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=env, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not any(process.returncode for process in processes), "\n".join(errors)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    rows = rows_of_texts()
+    assert len(rows) % 2 == 1
+    expected = [bits_per_byte(tiny_model(), part, BYTES, 2, runtime()) for part in (rows, rows[:1])]
+    assert found[0] == found[1] == pytest.approx(expected, rel=1e-6)
+
+
+def _process(rank: int, world_size: int, folder: Path) -> None:
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    rows, here = rows_of_texts(), runtime(rank, world_size)
+    found = [bits_per_byte(tiny_model(), part, BYTES, 2, here) for part in (rows, rows[:1])]
+    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
