@@ -37,7 +37,6 @@ NAMES = tuple(CHARACTERS)
 EVERYONE = (1 << len(NAMES)) - 1
 BIT = {name: 1 << i for i, name in enumerate(NAMES)}
 SEX = {sex: sum(BIT[n] for n, c in CHARACTERS.items() if c.sex == sex) for sex in "mf"}
-PEOPLE = sum(BIT[n] for n, c in CHARACTERS.items() if c.kind in "girl boy" or " " in n)
 
 
 def _mask_of_kinds(kinds: str) -> int:
@@ -49,16 +48,9 @@ CHARACTER_CLASSES = {
     "char": EVERYONE,
     "walker": EVERYONE & ~_mask_of_kinds("fish"),
     "child": _mask_of_kinds("girl boy"),
-    "adult": PEOPLE & ~_mask_of_kinds("girl boy"),
-    "person": PEOPLE,
-    "animal": EVERYONE & ~PEOPLE & ~_mask_of_kinds("fish"),
     "bird": _mask_of_kinds("bird"),
     "swimmer": _mask_of_kinds("swimmer") & ~_mask_of_kinds("fish"),
     "young": _mask_of_kinds("girl boy mouse rabbit squirrel hedgehog robin mole frog"),
-    "owl": _mask_of_kinds("owl"),
-    "grocer": _mask_of_kinds("grocer"),
-    "doctor": _mask_of_kinds("doctor"),
-    "teacher": _mask_of_kinds("teacher"),
 }
 
 
