@@ -32,8 +32,8 @@ _MODALS = {"can": "could", "may": "might", "must": "must"}
 def inflect(lemma: str, form: str) -> str:
     """The form (one of FORMS) of a verb given by its base.
 
-    >>> inflect("carry", "past"), inflect("go", "part"), inflect("hop", "ger"), inflect("be", "pastp")
-    ('carried', 'gone', 'hopping', 'were')
+    >>> inflect("carry", "past"), inflect("go", "part"), inflect("hug", "ger"), inflect("be", "pastp")
+    ('carried', 'gone', 'hugging', 'were')
     """
     if lemma in _MODALS:
         return _MODALS[lemma] if form == "past" else lemma
