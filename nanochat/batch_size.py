@@ -37,12 +37,12 @@ def legal_batch_sizes(total_batch_size: int, sequence_len: int, world_size: int)
 def batch_size_of(
     asked: str, checkpoint: Checkpoint | None, model: GPT, total_batch_size: int, runtime: Runtime
 ) -> int:
-    """The device batch size: as found when the run began, else as asked for, which may be "auto"."""
+    """The device batch size: a number if one was asked for; for "auto" the one that was found when the run began."""
+    if asked != "auto":
+        return int(asked)
     if checkpoint and checkpoint.meta["world_size"] == runtime.world_size:
         return int(checkpoint.meta["device_batch_size"])
-    if asked == "auto":
-        return auto_batch_size(model, total_batch_size, model.config.sequence_len, runtime)
-    return int(asked)
+    return auto_batch_size(model, total_batch_size, model.config.sequence_len, runtime)
 
 
 def auto_batch_size(model: GPT, total_batch_size: int, sequence_len: int, runtime: Runtime) -> int:

@@ -6,7 +6,9 @@
         meta.json               format, arch, step, model config, settings, loop state, tokenizer and data hashes
 
 Everything is written into a hidden folder beside it, flushed to the disk and renamed; a kill in between leaves the last
-checkpoint as it was. Nothing is read by pickle.
+checkpoint as it was. Where a step is saved again, the old one is called `step_000400.old` until the new one stands.
+The last checkpoint is the one that was written last, which need not be that of the highest step: a run may have been
+begun anew in the same folder. Nothing is read by pickle.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ FOLDERS = {
     "sft": "chatsft_checkpoints",
     "rl": "chatrl_checkpoints",
 }
-STEP_FOLDER = re.compile(r"step_(\d{6,})")
+STEP_FOLDER = re.compile(r"step_(\d{6,})(\.old)?")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps taken."""
         return int(self.meta["step"])
+
+    @property
+    def serial(self) -> int:
+        """Which one it was of all that have been written into its folder: 1, 2, ..."""
+        return int(self.meta["serial"])
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights, on the CPU."""
@@ -69,10 +76,40 @@ def run_dir(source: str, tag: str) -> Path:
     return base_dir() / FOLDERS[source] / tag
 
 
-def list_steps(folder: Path) -> list[int]:
-    """Steps that have a whole checkpoint in this folder, in order; whatever else lies there is overlooked."""
-    found = (STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step_*") if (path / "meta.json").is_file())
-    return sorted(int(match.group(1)) for match in found if match)
+def list_steps(folder: Path) -> dict[int, Path]:
+    """Steps that have a whole checkpoint in this folder, in order, and where; what else lies there is overlooked."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("step_*"), reverse=True):  # step_000400 after step_000400.old, which it replaces
+        match = STEP_FOLDER.fullmatch(path.name)
+        if match and (path / "meta.json").is_file():
+            found[int(match.group(1))] = path
+    return dict(sorted(found.items()))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """meta.json of a checkpoint. Raises `UserError` if it is torn, or of a format that this version does not know."""
+    try:
+        meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        found = (meta["format"], meta["arch"])
+        if found == (FORMAT, ARCH):
+            int(meta["step"]), int(meta["serial"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / 'meta.json'} cannot be read ({error!r}): remove {path}") from error
+    if found != (FORMAT, ARCH):
+        raise UserError(f"{path} has format {found[0]}, arch {found[1]!r}; this version reads {FORMAT}, {ARCH!r}")
+    return meta
+
+
+def by_age(folder: Path, skip_unreadable: bool = False) -> list[Checkpoint]:
+    """All checkpoints of a run's folder, the one that was written last at the end."""
+    found = []
+    for path in list_steps(folder).values():
+        try:
+            found.append(Checkpoint(path, read_meta(path)))
+        except UserError:
+            if not skip_unreadable:
+                raise
+    return sorted(found, key=lambda checkpoint: checkpoint.serial)
 
 
 def list_tags(source: str) -> list[str]:
@@ -90,31 +127,60 @@ def save_checkpoint(
     meta: Mapping[str, Any],
     keep_last: int = -1,
 ) -> Path:
-    """Write the checkpoint of this step; keep only the `keep_last` newest ones (-1: all). Main process only."""
+    """Write the checkpoint of this step; keep only the `keep_last` newest ones (-1: all). Main process only.
+
+    Raises `UserError`, with the earlier checkpoints as they were, if the disk is full or refuses in another way.
+    """
     final = folder / f"step_{step:06d}"
     aside = folder / f".{final.name}.tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it saved
-        shutil.rmtree(leftover)
-    aside.mkdir()
-    write_tensors(aside / "model.safetensors", weights)
-    write_tensors(aside / "optimizer.safetensors", optimizer_state)
-    content = {"format": FORMAT, "arch": ARCH, "step": step, **meta}
-    with open(aside / "meta.json", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(aside)
-    replaced = folder / f".{final.name}.old.tmp"
-    if final.exists():  # the same step again: a folder cannot be renamed onto a full one
-        os.rename(final, replaced)
-    os.rename(aside, final)
-    sync_folder(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        remove_leftovers(folder)
+        earlier = by_age(folder, skip_unreadable=True)
+        serial = earlier[-1].serial + 1 if earlier else 1
+        aside.mkdir(parents=True)
+        write_tensors(aside / "model.safetensors", weights)
+        write_tensors(aside / "optimizer.safetensors", optimizer_state)
+        with open(aside / "meta.json", "w", encoding="utf-8") as file:
+            json.dump({"format": FORMAT, "arch": ARCH, "step": step, "serial": serial, **meta}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(aside)
+        put_in_place(aside, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint on a full disk is of no use
+        raise UserError(f"cannot save {final} ({error}); the checkpoints before it are as they were") from error
     if keep_last > 0:
-        for old in list_steps(folder)[:-keep_last]:
-            shutil.rmtree(folder / f"step_{old:06d}")
+        for old in by_age(folder, skip_unreadable=True)[:-keep_last]:
+            discard(old.path)
     return final
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed while it saved has left here, and nothing that is needed."""
+    for half in folder.glob(".step_*.tmp"):
+        shutil.rmtree(half)
+    for old in folder.glob("step_*.old"):
+        if old.with_suffix("").exists():
+            discard(old)
+
+
+def put_in_place(aside: Path, final: Path) -> None:
+    """Give a whole checkpoint its name. One that had it before is there, as `.old`, until the new one is."""
+    old = final.with_name(f"{final.name}.old")
+    if final.exists():  # a folder cannot be renamed onto a full one
+        discard(old)
+        os.rename(final, old)
+    os.rename(aside, final)
+    sync_folder(final.parent)
+    discard(old)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint, if it is there, so that a kill in between does not leave half of it under its name."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.tmp")
+        os.rename(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -147,17 +213,11 @@ def open_checkpoint(folder: Path, step: int = -1) -> Checkpoint:
     steps = list_steps(folder)
     if not steps:
         raise UserError(f"no checkpoint in {folder}: train one first, or name another run with --model_tag")
-    if step != -1 and step not in steps:
+    if step == -1:
+        return by_age(folder)[-1]
+    if step not in steps:
         raise UserError(f"no checkpoint of step {step} in {folder}: there are {', '.join(map(str, steps))}")
-    path = folder / f"step_{steps[-1] if step == -1 else step:06d}"
-    try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        found = (meta["format"], meta["arch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / 'meta.json'} cannot be read ({error!r}): remove {path}") from error
-    if found != (FORMAT, ARCH):
-        raise UserError(f"{path} has format {found[0]}, arch {found[1]!r}; this version reads {FORMAT}, {ARCH!r}")
-    return Checkpoint(path, meta)
+    return Checkpoint(steps[step], read_meta(steps[step]))
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:

@@ -15,6 +15,14 @@ class UserError(ValueError):
     """Something the user can mend: shown as one line, without a traceback, and exit code 2."""
 
 
+class Stopped(Exception):
+    """A signal asked the run to stop, and it has. The message says how to go on; the exit code is 128 + the signal."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def base_dir() -> Path:
     """The folder that holds everything a run makes: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. Creates nothing."""
     return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import signal
 import sys
 import types
 import typing
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanochat.common import UserError
+from nanochat.common import Stopped, UserError, print0
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,12 +81,22 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
 
 
 def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = None) -> None:
-    """Run a script: read its config, call `main(config)`; a UserError becomes one line on stderr and exit code 2."""
+    """Run a script: read its config, call `main(config)`; a UserError becomes one line on stderr and exit code 2.
+
+    A run that a signal has ended leaves with the code that a shell gives such a death: 130 for Ctrl-C, 143 for SIGTERM.
+    So a script of several stages does not go on to the next one.
+    """
     try:
         main(parse(config_class, None, doc))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except Stopped as stopped:
+        print0(stopped)
+        raise SystemExit(stopped.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,29 @@ def saver(
 
     def save(state: LoopState) -> Metrics:
         optimizer_state = optimizer.state_dict()  # gathered: every process takes part
+        failure = None
         if runtime.is_main:
             whole = {**meta, "world_size": runtime.world_size, "loop": asdict(state)}
-            path = save_checkpoint(folder, state.step, model.state_dict(), optimizer_state, whole, keep_last)
-            print0(f"Saved {path}")
-        runtime.barrier()
+            try:
+                path = save_checkpoint(folder, state.step, model.state_dict(), optimizer_state, whole, keep_last)
+                print0(f"Saved {path}")
+            except UserError as error:
+                failure = str(error)
+        failure = runtime.from_main(failure)  # the others wait here; they fail alike instead of waiting for ever
+        if failure:
+            raise UserError(failure)
         return {}
 
     return save
 
 
-def checkpoint_to_resume(folder: Path, step: int, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig) -> Checkpoint:
-    """The checkpoint of a step (-1: the last). UserError if tokenizer, data or model are not those it was made with."""
+def checkpoint_to_resume(
+    folder: Path, step: int, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig, config: Any
+) -> Checkpoint:
+    """The checkpoint of a step (-1: the last). UserError if tokenizer, data or model are not those it was made with.
+
+    Other settings may change, and the change is said: `config` is the script's.
+    """
     checkpoint = open_checkpoint(folder, step)
     check_tokenizer(checkpoint, tokenizer)
     if checkpoint.meta["data_hash"] != data_hash:
@@ -78,6 +90,8 @@ def checkpoint_to_resume(folder: Path, step: int, tokenizer: Tokenizer, data_has
     found, asked = checkpoint.meta["model_config"], asdict(shape)
     if changed := [f"{name} {found[name]} -> {asked[name]}" for name in found if found[name] != asked[name]]:
         raise UserError(f"{checkpoint.path} is another model ({', '.join(changed)}): resume with the settings it had")
+    for change in changed_settings(checkpoint.meta["settings"], config):
+        print0(f"Not as when {checkpoint.path.name} was written: {change}")
     return checkpoint
 
 
@@ -86,7 +100,7 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer) -> LoopState:
     step draws a number, and samples have seeds of their own.)"""
     optimizer.load_state_dict(checkpoint.optimizer_state())
     state = LoopState(**checkpoint.meta["loop"])
-    state.stopped = False
+    state.stopped = 0
     print0(f"Resuming {checkpoint.path}, {state.progress:.1%} of the run done")
     return state
 
@@ -147,7 +161,30 @@ def report_training(
     )
 
 
-def resume_command(module: str) -> str:
-    """The command line that continues this run."""
-    flags = [word for word in sys.argv[1:] if not word.replace("-", "_").startswith("__resume")]
-    return " ".join(["python -m", module, *flags, "--resume"])
+def resume_command(module: str, config: Any) -> str:
+    """The command line that continues this run, with the settings it had; under torchrun a torchrun line."""
+    flags = [
+        f"--{field.name}={value}"
+        for field in fields(config)
+        if (value := getattr(config, field.name)) != field.default and not field.name.startswith("resume")
+    ]
+    words = ["python"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        nodes, here = int(os.environ["GROUP_WORLD_SIZE"]), os.environ["LOCAL_WORLD_SIZE"]
+        # Several nodes meet at an address that only the one who started them knows: "..." stands for it.
+        words = [
+            "torchrun",
+            *(["--standalone"] if nodes == 1 else [f"--nnodes={nodes}", "..."]),
+            f"--nproc_per_node={here}",
+        ]
+    return shlex.join([*words, "-m", module, *(["--"] if len(words) > 1 else []), *flags, "--resume"])
+
+
+def changed_settings(before: Mapping[str, Any], config: Any) -> list[str]:
+    """`name: old -> new` for each setting that is not as it was when the checkpoint was written."""
+    now = asdict(config)
+    return [
+        f"{name}: {before[name]} -> {now[name]}"
+        for name in now
+        if name in before and before[name] != now[name] and not name.startswith("resume")
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,8 @@ class LoopState:
     seconds: float = 0.0  # spent in steps, earlier sessions included
     cursor: dict[str, int] | None = None  # where the data goes on
     history: list[dict[str, float]] = field(default_factory=list)  # what is plotted: {"step": ..., name: value, ...}
-    stopped: bool = False  # asked to stop before the end
+    recent: list[float] = field(default_factory=list)  # losses of the steps since the history's last point
+    stopped: int = 0  # the signal that asked for an end before the end, 0 = none
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,19 @@ class Rates:
 class Event:
     """Work for once in a while: every `every` steps (-1: never on the way), and after the last step if `at_end`.
 
-    `on_stop`: also when the run is asked to stop early. `run` returns metrics to log; it may not steer the loop.
+    `saves`: it writes the checkpoint. It comes first in the list, and runs also when the run is asked to stop early;
+    then the others wait until the run is resumed. `run` returns metrics to log; it may not steer the loop.
     """
 
     every: int
     run: Callable[[LoopState], Mapping[str, Any]]
     at_end: bool = True
-    on_stop: bool = False
+    saves: bool = False
 
     def due(self, state: LoopState, ended: bool) -> bool:
         """Whether it is time, after a step; `ended`: no step follows."""
         if state.stopped:
-            return self.on_stop
+            return self.saves
         return (ended and self.at_end) or (self.every > 0 and state.step % self.every == 0)
 
 
@@ -79,7 +82,17 @@ def train(
     """
     with stop_requests() as stop:
         upcoming = list(islice(batches, num_micro_steps))
-        while upcoming and not state.stopped:
+        # A checkpoint is older than the other events of its step: a run that starts from one begins with those.
+        waiting = [event for event in events if state.step and not event.saves]
+        while True:
+            for event in waiting:
+                if event.due(state, ended=not upcoming):
+                    log(state, dict(event.run(state)))
+                    if not upcoming and not state.stopped:  # no step will ask again
+                        asked = stop()
+                        state.stopped = agreed_stop(asked, optimizer.runtime.any(asked > 0))
+            if state.stopped or not upcoming:
+                return state
             start = time.perf_counter()
             rates = schedule(upcoming[0].progress)
             loss, norm, state.stopped = step(model, optimizer, upcoming, rates, stop)
@@ -89,12 +102,8 @@ def train(
             state.progress = upcoming[0].progress if upcoming else 1.0
             elapsed = time.perf_counter() - start
             state.seconds += elapsed
-            state.stopped &= bool(upcoming)  # a stop at the end is the end
             log(state, {"loss": loss, "grad_norm": norm, "lr_scale": rates.lr_scale, "step_seconds": elapsed})
-            for event in events:
-                if event.due(state, ended=not upcoming):
-                    log(state, dict(event.run(state)))
-    return state
+            waiting = list(events)
 
 
 def step(
@@ -102,9 +111,9 @@ def step(
     optimizer: Optimizer,
     micro_batches: Sequence[Batch],
     rates: Rates,
-    stop: Callable[[], bool],
-) -> tuple[float, float, bool]:
-    """One optimizer step. Returns its loss, the gradient's norm, and whether any process was asked to stop."""
+    stop: Callable[[], int],
+) -> tuple[float, float, int]:
+    """One optimizer step. Returns its loss, the gradient's norm, and the signal that asked a process to stop, or 0."""
     runtime = optimizer.runtime
     device = runtime.device
     trained = runtime.sum(torch.stack([(batch.targets != -1).sum() for batch in micro_batches]).sum())
@@ -115,10 +124,11 @@ def step(
         (loss * scale).backward()
         total += loss.detach()
     # One reduction carries the loss and the wish to stop: all processes stop after the same step.
-    total, stops = runtime.sum(torch.stack([total, torch.tensor(float(stop()), device=device)]))
+    asked = stop()
+    total, stops = runtime.sum(torch.stack([total, torch.tensor(float(asked), device=device)]))
     norm = optimizer.step(rates.lr_scale, rates.momentum, rates.weight_decay_scale)
     optimizer.zero_grad()
-    return (total / trained.clamp(min=1)).item(), norm.item(), bool(stops)
+    return (total / trained.clamp(min=1)).item(), norm.item(), agreed_stop(asked, stops.item() > 0)
 
 
 def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) -> None:
@@ -128,19 +138,29 @@ def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) ->
     model.zero_grad(set_to_none=True)
 
 
+def agreed_stop(mine: int, any_process: bool) -> int:
+    """The signal to stop for, if any process was asked to: this one's own, else what a launcher sends."""
+    return (mine or signal.SIGTERM) if any_process else 0
+
+
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within it SIGINT and SIGTERM only make the function it yields return True; a second SIGINT interrupts."""
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Within it SIGINT and SIGTERM only change what the function it yields returns: 0, then the first that came.
+
+    A second SIGINT interrupts at once.
+    """
     received: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        if received.count(signal.SIGINT) and number == signal.SIGINT:
+        if signal.SIGINT in received and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not received and os.environ.get("RANK", "0") == "0":  # print is not safe here: it may be interrupted itself
+            os.write(2, b"\nStopping soon, with a checkpoint. Ctrl-C again stops at once, without.\n")
         received.append(number)
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else 0
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

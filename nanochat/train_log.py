@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +23,7 @@ HISTORY_POINTS = 500  # of each curve at most: a point is the mean of the steps 
 SECONDS_BETWEEN_LINES = 5.0
 NO_RUN = "dummy"  # the name of a run that wandb does not hear of
 
-# Dense bf16 matrix products, FLOP/s, from the makers' data sheets; the first name that the device's own contains
+# Dense bf16 matrix products, FLOP/s, from the makers' data sheets; the first name that is in the device's own, as words
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -42,11 +44,13 @@ def peak_flops(runtime: Runtime) -> float | None:
     if runtime.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(runtime.device)
-    return next((peak * runtime.world_size for key, peak in PEAK_FLOPS.items() if key in name), None)
+    whole = r"\b{}\b(?! Laptop| D\b)"  # an L40 is no L4, and an RTX 4090 Laptop GPU no RTX 4090
+    found = (peak for key, peak in PEAK_FLOPS.items() if re.search(whole.format(key), name))
+    return next((peak * runtime.world_size for peak in found), None)
 
 
 class TrainLog:
-    """Call it with the state and the metrics of a step or an event; every process calls it, the main one speaks."""
+    """Call it with the state and the metrics of a step or an event, in every process alike."""
 
     def __init__(self, runtime: Runtime, state: LoopState, num_steps: int, tokens_per_step: int, model: GPT) -> None:
         self.num_steps, self.tokens_per_step, self.flops_per_token = num_steps, tokens_per_step, model.estimate_flops()
@@ -54,8 +58,7 @@ class TrainLog:
         print0(f"{model.num_params():,} parameters, {num_steps} steps of {tokens_per_step:,} tokens")
         print0(f"{runtime.world_size} process(es) on {runtime.device.type}, computing in {runtime.dtype_name}")
         self.peak = peak_flops(runtime)
-        self.every = max(1, num_steps // HISTORY_POINTS)
-        self.recent: list[float] = []  # losses that are not in the history yet
+        self.every = math.ceil(num_steps / HISTORY_POINTS)
         self.last_line = float("-inf")
         self.wandb: Any = None
         on_terminal = self.speaks and sys.stderr.isatty()
@@ -72,8 +75,11 @@ class TrainLog:
         self.wandb = wandb.init(project="nanochat", name=run, config=asdict(config))
 
     def __call__(self, state: LoopState, metrics: Mapping[str, float]) -> None:
-        """Tell of a step (its metrics have a "loss") or of an event (whatever it returns)."""
-        if not self.speaks or not metrics:
+        """Tell of a step (its metrics have a "loss") or of an event (whatever it returns).
+
+        Every process keeps the history, which is the same in all; the main one speaks.
+        """
+        if not metrics:
             return
         if "loss" in metrics:
             self._step(state, metrics)
@@ -87,19 +93,18 @@ class TrainLog:
         told = {**metrics, "tokens_per_second": rate}
         if self.peak:
             told["mfu"] = rate * self.flops_per_token / self.peak
-        self.recent.append(metrics["loss"])
-        ended = state.progress >= 1 or state.stopped
-        if state.step % self.every == 0 or ended:
-            mean = sum(self.recent) / len(self.recent)
+        state.recent.append(metrics["loss"])
+        if state.step % self.every == 0 or state.progress >= 1:
+            mean = sum(state.recent) / len(state.recent)
             lr_scale = metrics["lr_scale"]
             state.history.append({"step": state.step, "loss": mean, "lr_scale": lr_scale, "tokens_per_second": rate})
-            self.recent.clear()
+            state.recent.clear()
         left = state.seconds / state.step * (self.num_steps - state.step)
         shown = f"loss {metrics['loss']:.4f}  {rate:,.0f} tok/s" + (f"  MFU {told['mfu']:.1%}" if self.peak else "")
         if self.bar is not None:
             self.bar.set_postfix_str(shown, refresh=False)
             self.bar.update()
-        elif ended or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+        elif state.progress >= 1 or state.stopped or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             self._say(
                 f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}  {shown}  "

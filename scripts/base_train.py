@@ -21,7 +21,7 @@ from itertools import takewhile
 from nanochat import schedule
 from nanochat.batch_size import batch_size_of, check_batch
 from nanochat.checkpoint_manager import build_model, describe_model, restore_model, run_dir
-from nanochat.common import UserError, print0
+from nanochat.common import Stopped, UserError
 from nanochat.configurator import cli, setting
 from nanochat.dataloader import train_batches
 from nanochat.gpt import GPT, GPTConfig
@@ -134,14 +134,14 @@ class Config:
 
 
 def main(config: Config) -> LoopState:
-    """Train, and return where the run ended."""
+    """Train, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
     runtime = Runtime.start(config.seed, config.device)
     tokenizer, manifest, documents = get_tokenizer(), load_manifest(), open_split("train")
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
     checkpoint = None
     if config.resume or config.resume_from_step != -1:
-        checkpoint = checkpoint_to_resume(folder, config.resume_from_step, tokenizer, manifest.hash(), shape)
+        checkpoint = checkpoint_to_resume(folder, config.resume_from_step, tokenizer, manifest.hash(), shape, config)
     model = restore_model(checkpoint, runtime) if checkpoint else build_model(shape, runtime)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     optimizer = build_optimizer(model, runtime, config.optim_settings())
@@ -161,7 +161,7 @@ def main(config: Config) -> LoopState:
             takewhile(lambda batch: batch.progress < 1, loader),
             schedule=partial(config.rates, num_steps=num_steps),
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
-                Event(config.save_every, save, on_stop=True),
+                Event(config.save_every, save, saves=True),
                 Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
                 Event(config.sample_every, sampler(model, tokenizer, runtime), at_end=config.sample_every != -1),
             ],
@@ -170,9 +170,10 @@ def main(config: Config) -> LoopState:
             state=state,
         )
     if state.stopped:
-        print0(f"Stopped at step {state.step} of {num_steps}. To go on: {resume_command('scripts.base_train')}")
-    else:
-        report_training("base_train", "Pretraining", config, model, runtime, state, horizon)
+        runtime.finish()
+        go_on = resume_command("scripts.base_train", config)
+        raise Stopped(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
+    report_training("base_train", "Pretraining", config, model, runtime, state, horizon)
     runtime.finish()
     return state
 
