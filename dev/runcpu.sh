@@ -6,7 +6,8 @@
 #     bash dev/runcpu.sh --num_iterations=50   # every other option goes to scripts.base_train
 #
 # A second run skips the stages that were done with the same settings on the same data. All that a run makes is in one folder:
-# $NANOCHAT_BASE_DIR, else ~/.cache/nanochat/cpu-NAME, with the name of the data.
+# ~/.cache/nanochat/cpu-NAME, with the name of the data; or $NANOCHAT_BASE_DIR, where other data is replaced only if --overwrite
+# says so.
 set -euo pipefail
 
 # The settings of the demonstration.
@@ -14,14 +15,17 @@ tokenizer=(--vocab_size=2048)
 model=(--depth=4 --head_dim=64 --max_seq_len=256)
 training=(--device_batch_size=32 --total_batch_size=8192 --num_iterations=1000 --eval_every=250 --eval_tokens=131072)
 
-source=storyworld
-contents=
+data=(--source storyworld)
+name=storyworld
+overwrite=no
 for option in "$@"; do
     case $option in
         --data=*)
-            source=$(cd "${option#--data=}" 2>/dev/null && pwd) || { echo "error: $option: no such folder" >&2; exit 2; }
-            contents=$(find "$source" -type f -exec cksum {} + | sort)
+            folder=$(cd "${option#--data=}" 2>/dev/null && pwd) || { echo "error: $option: no such folder" >&2; exit 2; }
+            data=(--source "$folder")
+            name=$(basename "$folder")
             ;;
+        --overwrite) overwrite=yes ;;
         *) training+=("$option") ;;
     esac
 done
@@ -29,13 +33,15 @@ done
 cd "$(dirname "$0")/.."
 bash dev/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
-export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat/cpu-$(basename "$source")}"
+if [ -z "${NANOCHAT_BASE_DIR:-}" ]; then
+    export NANOCHAT_BASE_DIR="$HOME/.cache/nanochat/cpu-$name"
+    overwrite=yes # nothing but this script writes there
+fi
+[ $overwrite = no ] || data+=(--overwrite)
 mkdir -p "$NANOCHAT_BASE_DIR/done"
 echo "runcpu: everything goes to $NANOCHAT_BASE_DIR"
 
-key=$(echo "$contents" | cksum)
-
-stage() { # stage NAME RESULT COMMAND...: runs the command, unless RESULT is there and was made by it from the same stages before
+stage() { # stage NAME RESULT COMMAND...: runs the command, unless RESULT is there and was made by it after the same stages
     local mark=$NANOCHAT_BASE_DIR/done/$1 result=$NANOCHAT_BASE_DIR/$2
     echo
     echo "== $1"
@@ -51,7 +57,10 @@ stage() { # stage NAME RESULT COMMAND...: runs the command, unless RESULT is the
     echo "$key" >"$mark"
 }
 
-stage data base_data/manifest.json python -m nanochat.dataset --source "$source"
+# The data depends on the files that it is made from; all that follows depends on what it became.
+key=$(find "${folder:-nanochat/storyworld}" -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum)
+stage data base_data/manifest.json python -m nanochat.dataset "${data[@]}"
+key=$(cksum <"$NANOCHAT_BASE_DIR/base_data/manifest.json")
 stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train "${tokenizer[@]}"
 stage tok_eval report/tok_eval.json python -m scripts.tok_eval
 stage base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${training[@]}"

@@ -31,7 +31,7 @@ case "$*" in
     *) exit 0 ;;
 esac
 mkdir -p "$(dirname "$NANOCHAT_BASE_DIR/$file")"
-touch "$NANOCHAT_BASE_DIR/$file"
+echo "$RESULT" >"$NANOCHAT_BASE_DIR/$file"
 """
 STAGES = ["nanochat.dataset", "scripts.tok_train", "scripts.tok_eval", "scripts.base_train", "scripts.base_loss"]
 
@@ -77,6 +77,7 @@ class Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     """A checkout that is set up, with programs that only note how they were called."""
     made = Checkout(tmp_path)
+    (made.folder / "nanochat/storyworld").mkdir(parents=True)
     program(made.folder / "dev/setup.sh", "")
     program(made.folder / ".venv/bin/python", FAKE_PYTHON)
     program(made.folder / ".venv/bin/torchrun", FAKE_PYTHON)
@@ -92,7 +93,7 @@ def modules(calls: list[str]) -> list[str]:
 def test_runcpu_does_each_stage_once(checkout: Checkout) -> None:
     printed, calls = checkout.run("dev/runcpu.sh")
     assert modules(calls) == STAGES
-    assert calls[0] == "python -m nanochat.dataset --source storyworld"
+    assert calls[0] == "python -m nanochat.dataset --source storyworld --overwrite"
     assert calls[-1] == "python -m nanochat.report"
     assert f"{checkout.environment['HOME']}/.cache/nanochat/cpu-storyworld" in printed
 
@@ -113,10 +114,12 @@ def test_runcpu_redoes_what_changed(checkout: Checkout, tmp_path: Path) -> None:
     assert modules(calls) == STAGES[3:]
     assert calls[0].endswith(" --depth=2")
 
-    (data / "a.txt").write_text("two", encoding="utf-8")  # the data: everything
+    (data / "a.txt").write_text("two", encoding="utf-8")  # the data: everything that it reaches
     _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)
-    assert modules(calls) == STAGES
-    assert calls[0] == f"python -m nanochat.dataset --source {data.resolve()}"
+    assert modules(calls) == STAGES[:1]
+    assert calls[0] == f"python -m nanochat.dataset --source {data.resolve()} --overwrite"
+    (data / "a.txt").write_text("three", encoding="utf-8")
+    assert modules(checkout.run("dev/runcpu.sh", "--depth=2", option, RESULT="other")[1]) == STAGES
 
     (tmp_path / "home/.cache/nanochat/cpu-my text/tokenizer/tokenizer.json").unlink()  # a result that is gone
     assert modules(checkout.run("dev/runcpu.sh", "--depth=2", option)[1]) == STAGES[1:2]
@@ -129,9 +132,14 @@ def test_runcpu_goes_on_where_it_failed(checkout: Checkout) -> None:
 
 
 def test_runcpu_keeps_to_the_base_folder(checkout: Checkout, tmp_path: Path) -> None:
-    checkout.run("dev/runcpu.sh", NANOCHAT_BASE_DIR=str(tmp_path / "here"))
+    here = {"NANOCHAT_BASE_DIR": str(tmp_path / "here")}
+    _, calls = checkout.run("dev/runcpu.sh", **here)
+    assert "--overwrite" not in calls[0]  # a folder of the user's
     assert (tmp_path / "here/base_data/manifest.json").exists()
     assert not (tmp_path / "home").exists()
+    _, calls = checkout.run("dev/runcpu.sh", "--overwrite", **here)
+    assert modules(calls) == STAGES[:1]
+    assert "--overwrite" in calls[0]
 
 
 def test_runcpu_needs_a_folder(checkout: Checkout) -> None:
