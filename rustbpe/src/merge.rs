@@ -93,17 +93,19 @@ impl<'v> Buckets<'v> {
             bucket_of: vec![0; vocabulary.len()],
             lowest: BinaryHeap::new(),
         };
-        for (at, pair) in word.windows(2).enumerate() {
-            buckets.note(vocabulary.of_byte_pair(pair[0], pair[1]), at);
+        // Once to count, once to note: no list has to grow.
+        let made = |pair: &[u8]| vocabulary.of_byte_pair(pair[0], pair[1]);
+        let mut counts = vec![0_usize; vocabulary.len()];
+        word.windows(2).map(made).filter(|&made| made != NONE).for_each(|made| counts[made as usize] += 1);
+        for (at, made) in word.windows(2).map(made).enumerate().filter(|&(_, made)| made != NONE) {
+            let count = std::mem::take(&mut counts[made as usize]);
+            buckets.note(made, at).reserve_exact(count.saturating_sub(1));
         }
         buckets
     }
 
-    /// The two tokens at `at` can make `made`.
-    fn note(&mut self, made: u32, at: usize) {
-        if made == NONE {
-            return;
-        }
+    /// The two tokens at `at` can make `made`. Gives the list in which that stands now.
+    fn note(&mut self, made: u32, at: usize) -> &mut Vec<u32> {
         let number = &mut self.bucket_of[made as usize];
         if *number == 0 {
             self.buckets.push(Bucket::default());
@@ -115,6 +117,15 @@ impl<'v> Buckets<'v> {
             Some(&last) => bucket.is_unsorted |= last > at as u32,
         }
         bucket.at.push(at as u32);
+        &mut bucket.at
+    }
+
+    /// If `left`, which stands at `at`, and `right` behind it can be merged, note it.
+    fn note_pair(&mut self, left: u32, right: u32, at: usize) {
+        let made = self.vocabulary.of_pair(left, right);
+        if made != NONE {
+            self.note(made, at);
+        }
     }
 
     fn merge_all(mut self, out: &mut Vec<u32>) {
@@ -160,10 +171,10 @@ impl<'v> Buckets<'v> {
         self.cells[end - 1] = made | END;
         if at > 0 {
             let before = self.cells[at - 1] & !END;
-            self.note(self.vocabulary.of_pair(before, made), at - self.vocabulary.length(before));
+            self.note_pair(before, made, at - self.vocabulary.length(before));
         }
         if let Some(&after) = self.cells.get(end) {
-            self.note(self.vocabulary.of_pair(made, after), at);
+            self.note_pair(made, after, at);
         }
     }
 }

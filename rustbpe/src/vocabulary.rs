@@ -79,10 +79,14 @@ impl Vocabulary {
 
     /// Every way to cut a token into two tokens, not only the one by which it was made: a merge depends on bytes alone.
     fn find_pairs(&mut self) {
+        let ordinary = 0..self.num_ordinary as u32;
+        let longest = ordinary.clone().map(|id| self.length(id)).max().unwrap_or(0);
+        let mut is_length = vec![false; longest + 1]; // is there a token of that length? Spares long tokens most cuts
+        ordinary.clone().for_each(|id| is_length[self.length(id)] = true);
         let mut found = Vec::new();
-        for id in 0..self.num_ordinary as u32 {
+        for id in ordinary {
             let token = self.token(id);
-            for cut in 1..token.len() {
+            for cut in (1..token.len()).filter(|&cut| is_length[cut] && is_length[token.len() - cut]) {
                 let (left, right) = (self.id_of(&token[..cut]), self.id_of(&token[cut..]));
                 if left != NONE && right != NONE {
                     found.push((left, right, id));
