@@ -119,14 +119,15 @@ def set_up_cpu(local_world_size: int) -> None:
     """Reproducible and quick: deterministic algorithms, the cores shared out among processes, pages kept."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
-    if local_world_size > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
+    if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # 1 is torchrun's; more is the user's
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local_world_size))
     keep_freed_memory()
 
 
 def choose_dtype(runtime: Runtime) -> torch.dtype:
     """The dtype of matrix products: `$NANOCHAT_DTYPE`, else bf16 where it is the faster one. Equal on all ranks."""
-    asked = os.environ.get("NANOCHAT_DTYPE", "auto")
+    asked = os.environ.get("NANOCHAT_DTYPE") or "auto"
     if asked not in ("auto", *DTYPES):
         raise UserError(f"NANOCHAT_DTYPE is {asked!r}: choose auto, float32 or bfloat16")
     if runtime.device.type == "cuda":

@@ -1,0 +1,250 @@
+"""Device and dtype as chosen, refused and overruled; one process alone, and two together.
+
+Run as a program, this file is one of the two: `python tests/test_runtime.py FOLDER` with torchrun's variables set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat import runtime as runtime_module
+from nanochat.common import UserError
+from nanochat.runtime import Runtime, choose_dtype, find_device, set_up_cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+ALONE = Runtime(rank=0, local_rank=0, world_size=1, device=CPU, compute_dtype=torch.float32, seed=42)
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No torchrun, no dtype asked for, no probing; what a runtime sets in this process is taken back."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NANOCHAT_DTYPE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: None)
+    monkeypatch.setattr(runtime_module, "keep_freed_memory", lambda: None)  # there is no way back from it
+    settings = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory, torch.get_num_threads()
+    yield
+    if torch.are_deterministic_algorithms_enabled() != before[0]:  # setting it imports half of torch
+        torch.use_deterministic_algorithms(before[0])
+    settings.fill_uninitialized_memory = before[1]
+    torch.set_num_threads(before[2])
+
+
+def put_devices(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"),
+    [(True, True, "cuda:3"), (True, False, "cuda:3"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_best_device_there_is(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str
+) -> None:
+    put_devices(monkeypatch, cuda=cuda, mps=mps)
+    assert find_device("auto", 3) == torch.device(device)
+
+
+def test_a_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_devices(monkeypatch, cuda=True, mps=True)
+    assert find_device("cpu", 1) == CPU
+    assert find_device("cuda", 1) == torch.device("cuda:1")
+    assert find_device("mps", 1) == torch.device("mps")
+
+
+def test_an_absent_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_devices(monkeypatch)
+    with pytest.raises(UserError, match=r"'cuda' is not on this machine: choose one of auto, cpu$"):
+        Runtime.start(device="cuda")
+    put_devices(monkeypatch, cuda=True)
+    with pytest.raises(UserError, match=r"'mps' is not on this machine: choose one of auto, cpu, cuda$"):
+        find_device("mps", 0)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:1", ""])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is not known: choose auto, cpu, cuda or mps"):
+        Runtime.start(device=name)
+
+
+# Dtypes
+
+
+@pytest.mark.parametrize(
+    ("asked", "speedup", "dtype"),
+    [
+        (None, None, torch.float32),
+        (None, 0.9, torch.float32),
+        (None, 1.1, torch.bfloat16),
+        ("", 1.1, torch.bfloat16),
+        ("auto", 1.1, torch.bfloat16),
+        ("float32", 9.0, torch.float32),
+        ("bfloat16", 0.1, torch.bfloat16),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_faster_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, speedup: float | None, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: speedup)
+    if asked is not None:
+        monkeypatch.setenv("NANOCHAT_DTYPE", asked)
+    assert choose_dtype(ALONE) == dtype
+
+
+def test_float32_needs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: pytest.fail("the processor was asked"))
+    assert choose_dtype(ALONE) == torch.float32
+
+
+@pytest.mark.parametrize("asked", ["bf16", "float64", "FLOAT32"])
+def test_an_unknown_dtype_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("NANOCHAT_DTYPE", asked)
+    with pytest.raises(UserError, match=f"NANOCHAT_DTYPE is '{asked}': choose auto, float32 or"):
+        Runtime.start(device="cpu")
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_computes_in_bfloat16_if_it_really_can(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
+) -> None:
+    def is_bf16_supported(including_emulation: bool) -> bool:
+        return supported or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    gpu = Runtime(0, 0, 1, torch.device("cuda:0"), torch.float32, 42)
+    assert choose_dtype(gpu) == dtype
+
+
+def test_a_checkpoints_dtype_is_taken_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared = []
+    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: prepared.append(1))
+    assert ALONE.with_dtype("float32") == ALONE
+    assert capsys.readouterr().out == ""
+    other = ALONE.with_dtype("bfloat16")
+    assert (other.compute_dtype, other.dtype_name, ALONE.dtype_name) == (torch.bfloat16, "bfloat16", "float32")
+    assert "Computing in bfloat16" in capsys.readouterr().out
+    assert prepared == [1]
+
+
+# One process
+
+
+def test_one_process_alone() -> None:
+    runtime = Runtime.start(seed=7, device="cpu")
+    drawn = torch.rand(3)
+    assert runtime == Runtime(0, 0, 1, CPU, torch.float32, 7)
+    assert runtime.is_main
+    assert torch.are_deterministic_algorithms_enabled()
+    Runtime.start(seed=7, device="cpu")
+    assert torch.equal(torch.rand(3), drawn)
+    value, box = torch.tensor([1.5]), object()
+    assert runtime.sum(value) is value
+    assert value.item() == 1.5
+    assert runtime.from_main(box) is box
+    assert runtime.any(True)
+    assert not runtime.any(False)
+    runtime.barrier()
+    runtime.finish()
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "expected"), [("1", 2, 4), (None, 3, 2), ("1", 100, 1), ("5", 2, 3), ("1", 1, 3)]
+)
+def test_processes_share_the_cores_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None, processes: int, expected: int
+) -> None:
+    """8 cores, and 3 threads before."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    torch.set_num_threads(3)
+    set_up_cpu(processes)
+    assert torch.get_num_threads() == expected
+
+
+# Two processes
+
+
+def test_two_processes_together(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environment = {**os.environ, **torchrun, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        answers = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], answers
+    first, second = (json.loads(out) for out, _ in answers)
+    assert (first.pop("rank"), second.pop("rank")) == (0, 1)
+    assert first == second
+    assert first == {
+        "sum": [3.0, 30.0],
+        "any": [True, True, False],
+        "from_main": {"rank": 0},
+        "dtype": "bfloat16",  # as the main process measured
+        "left": True,
+    }
+
+
+def one_of_two(folder: Path) -> None:
+    """Use every collective; the main process is slow to measure, and the other one would measure something else."""
+
+    def measure() -> float:
+        answer = folder / "answer"
+        if os.environ["RANK"] == "0":
+            time.sleep(0.5)
+            answer.touch()
+            return 2.0
+        assert answer.exists(), "asked before the main process had measured"
+        return 0.5
+
+    runtime_module.prepare_bf16 = measure
+    runtime = Runtime.start(device="cpu")
+    rank = runtime.rank
+    assert runtime.is_main == (rank == 0)
+    found = {
+        "rank": rank,
+        "sum": runtime.sum(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
+        "any": [runtime.any(rank == 0), runtime.any(rank == 1), runtime.any(False)],
+        "from_main": runtime.from_main({"rank": rank}),
+        "dtype": runtime.dtype_name,
+    }
+    runtime.barrier()
+    runtime.finish()
+    found["left"] = not torch.distributed.is_initialized()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    one_of_two(Path(sys.argv[1]))
