@@ -85,6 +85,19 @@ fn by_hand_equals_the_regex() {
 }
 
 #[test]
+#[ignore = "ten million strings: minutes"]
+fn by_hand_equals_the_regex_at_length() {
+    let splitters: Vec<_> =
+        FAMILY.iter().map(|pattern| (Splitter::new(pattern).unwrap(), Splitter::by_regex(pattern).unwrap())).collect();
+    let mut rng = Rng(20_261_121);
+    for round in 0..10_000_000 {
+        let text = rng.text();
+        let (fast, slow) = &splitters[round % FAMILY.len()];
+        assert_eq!(words(fast, &text), words(slow, &text), "{} on {text:?}", FAMILY[round % FAMILY.len()]);
+    }
+}
+
+#[test]
 fn cuts_change_no_word() {
     let mut rng = Rng(7);
     let splitter = Splitter::new(OURS).unwrap();
