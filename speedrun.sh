@@ -11,14 +11,15 @@ shards=${SHARDS:-240} # of 250M characters: 20 tokens a parameter x 4.8 characte
 
 # A virtual environment with all dependencies.
 bash dev/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" WANDB_RUN="${WANDB_RUN:-dummy}"
+export PATH="$PWD/.venv/bin:$PATH" WANDB_RUN="${WANDB_RUN:-dummy}"
 gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 if [ "$gpus" = 0 ]; then
     echo "speedrun: no CUDA GPU here, so the small story on the CPU: dev/runcpu.sh"
     exec bash dev/runcpu.sh "$@"
 fi
 on_all_gpus=(torchrun --standalone --nproc_per_node="${NPROC_PER_NODE:-$gpus}" -m)
-python -m nanochat.report reset
+export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
+source dev/stage.sh # a second run skips what is done, and goes on with what was stopped
 
 # Text. The first shards are enough for the tokenizer; the others arrive while it trains.
 python -m nanochat.dataset -n 8
@@ -27,13 +28,14 @@ download=$!
 trap 'kill $download 2>/dev/null || true' EXIT
 
 # The tokenizer: 65,536 tokens from 2 billion characters, and how well it packs English, code and other scripts.
-python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
-python -m scripts.tok_eval
+stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
+stage tok_eval report/tok_eval.json python -m scripts.tok_eval
 
 # The base model, 20 tokens for each parameter, and its bits per byte on training and validation text.
 wait $download
-"${on_all_gpus[@]}" scripts.base_train -- --depth="$depth" --target_param_data_ratio=20 --run="$WANDB_RUN" "$@"
-"${on_all_gpus[@]}" scripts.base_loss
+stage base_train report/base_train.json "${on_all_gpus[@]}" scripts.base_train -- \
+    --depth="$depth" --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run="$WANDB_RUN" "$@"
+stage base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
 
 # What happened, with curves, samples, time and cost.
 python -m nanochat.report

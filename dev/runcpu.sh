@@ -13,9 +13,10 @@ set -euo pipefail
 # The settings of the demonstration.
 tokenizer=(--vocab_size=2048)
 model=(--depth=4 --head_dim=64 --max_seq_len=256)
-training=(--device_batch_size=32 --total_batch_size=8192 --num_iterations=1000 --eval_every=250 --eval_tokens=131072)
+training=(--total_batch_size=8192 --num_iterations=400 --warmdown=0.5 --eval_every=100 --eval_tokens=65536 --sample_every=100)
+keeping=(--save_every=100 --keep_last=1)
 
-data=(--source storyworld)
+data=(--source storyworld -n 3)
 name=storyworld
 overwrite=no
 for option in "$@"; do
@@ -38,24 +39,9 @@ if [ -z "${NANOCHAT_BASE_DIR:-}" ]; then
     overwrite=yes # nothing but this script writes there
 fi
 [ $overwrite = no ] || data+=(--overwrite)
-mkdir -p "$NANOCHAT_BASE_DIR/done"
 echo "runcpu: everything goes to $NANOCHAT_BASE_DIR"
 
-stage() { # stage NAME RESULT COMMAND...: runs the command, unless RESULT is there and was made by it after the same stages
-    local mark=$NANOCHAT_BASE_DIR/done/$1 result=$NANOCHAT_BASE_DIR/$2
-    echo
-    echo "== $1"
-    shift 2
-    key=$(echo "$key $*" | cksum)
-    if [ -e "$result" ] && [ "$(cat "$mark" 2>/dev/null)" = "$key" ]; then
-        echo "done already, with the same settings on the same data"
-        return
-    fi
-    echo "$*"
-    rm -f "$mark"
-    "$@"
-    echo "$key" >"$mark"
-}
+source dev/stage.sh
 
 # The data depends on the files that it is made from; all that follows depends on what it became.
 key=$(find "${folder:-nanochat/storyworld}" -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum)
@@ -63,7 +49,7 @@ stage data base_data/manifest.json python -m nanochat.dataset "${data[@]}"
 key=$(cksum <"$NANOCHAT_BASE_DIR/base_data/manifest.json")
 stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train "${tokenizer[@]}"
 stage tok_eval report/tok_eval.json python -m scripts.tok_eval
-stage base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${training[@]}"
+stage base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${keeping[@]}" "${training[@]}"
 stage base_loss report/base_loss.json python -m scripts.base_loss
 
 echo

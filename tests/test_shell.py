@@ -20,6 +20,7 @@ FAKE_PYTHON = """#!/bin/bash
 case "$*" in
     *device_count*) echo "${GPUS:-0}"; exit ;;
 esac
+[ "${GPUS:-0}" != 0 ] || [ -z "${OMP_NUM_THREADS:-}" ] || { echo "held to $OMP_NUM_THREADS threads"; exit 4; }
 echo "$(basename "$0") $*" >>"$CALLS"
 [ -z "$FAIL" ] || case "$*" in *"$FAIL"*) exit 3 ;; esac
 case "$*" in
@@ -50,7 +51,7 @@ class Checkout:
         self.folder = folder / "checkout"
         self.calls = folder / "calls"
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "CALLS": str(self.calls)}
-        for name in ("speedrun.sh", "run1000.sh", "dev/runcpu.sh", "dev/setup.sh"):
+        for name in ("speedrun.sh", "run1000.sh", "dev/runcpu.sh", "dev/stage.sh", "dev/setup.sh"):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
 
@@ -93,7 +94,7 @@ def modules(calls: list[str]) -> list[str]:
 def test_runcpu_does_each_stage_once(checkout: Checkout) -> None:
     printed, calls = checkout.run("dev/runcpu.sh")
     assert modules(calls) == STAGES
-    assert calls[0] == "python -m nanochat.dataset --source storyworld --overwrite"
+    assert calls[0] == "python -m nanochat.dataset --source storyworld -n 3 --overwrite"
     assert calls[-1] == "python -m nanochat.report"
     assert f"{checkout.environment['HOME']}/.cache/nanochat/cpu-storyworld" in printed
 
@@ -131,6 +132,24 @@ def test_runcpu_goes_on_where_it_failed(checkout: Checkout) -> None:
     assert modules(checkout.run("dev/runcpu.sh")[1]) == STAGES[3:]
 
 
+def test_runcpu_resumes_what_was_stopped(checkout: Checkout, tmp_path: Path) -> None:
+    base = tmp_path / "home/.cache/nanochat/cpu-storyworld"
+    (base / "base_checkpoints/d4/step_000900").mkdir(parents=True)  # of a run before, with other settings
+    os.utime(base / "base_checkpoints/d4/step_000900", (1, 1))
+    checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
+    _, calls = checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
+    assert not calls[-1].endswith(" --resume")  # nothing was saved since that run began
+
+    (base / "base_checkpoints/d4/step_000100").mkdir()
+    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", code=3, FAIL="base_train")
+    assert not calls[-1].endswith(" --resume")  # other settings: another run
+    (base / "base_checkpoints/d4/step_000200").mkdir()
+    _, calls = checkout.run("dev/runcpu.sh", "--depth=2")
+    assert calls[0].endswith(" --resume")
+    assert modules(calls) == STAGES[3:]
+    assert modules(checkout.run("dev/runcpu.sh", "--depth=2")[1]) == []
+
+
 def test_runcpu_keeps_to_the_base_folder(checkout: Checkout, tmp_path: Path) -> None:
     here = {"NANOCHAT_BASE_DIR": str(tmp_path / "here")}
     _, calls = checkout.run("dev/runcpu.sh", **here)
@@ -158,15 +177,18 @@ def test_speedrun_without_a_gpu(checkout: Checkout) -> None:
 @pytest.mark.parametrize(("script", "depth", "shards"), [("speedrun.sh", 20, 240), ("run1000.sh", 32, 800)])
 def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, depth: int, shards: int) -> None:
     _, calls = checkout.run(script, "--seed=1", GPUS="2", NANOCHAT_BASE_DIR=str(tmp_path / "base"), WANDB_RUN="mine")
-    assert calls[:2] == ["python -m nanochat.report reset", "python -m nanochat.dataset -n 8"]
-    assert f"python -m nanochat.dataset -n {shards}" in calls[2:]
+    assert calls[0] == "python -m nanochat.dataset -n 8"
+    assert f"python -m nanochat.dataset -n {shards}" in calls[1:]
     assert set(modules(calls)) == set(STAGES)
     trained = [call for call in calls if "base_train" in call]
     assert trained == [
         "torchrun --standalone --nproc_per_node=2 -m scripts.base_train -- "
-        f"--depth={depth} --target_param_data_ratio=20 --run=mine --seed=1"
+        f"--depth={depth} --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run=mine --seed=1"
     ]
     assert calls[-1] == "python -m nanochat.report"
+
+    again = {"GPUS": "2", "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "WANDB_RUN": "mine"}
+    assert set(modules(checkout.run(script, "--seed=1", **again)[1])) == {"nanochat.dataset"}  # which skips by itself
 
 
 def test_speedrun_stops_when_the_download_fails(checkout: Checkout, tmp_path: Path) -> None:
