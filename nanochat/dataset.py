@@ -142,7 +142,7 @@ def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     if wanted:
         _copy_from_mirror(wanted, folder)
         root = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/datasets/{HUB_REPOSITORY}/resolve/main"
-        print0(f"{len(wanted)} shards to bring from {root}")
+        print0(f"{len(wanted)} shards to bring from {root} (without internet: --source storyworld)")
         found = download_all([(f"{root}/{name}", folder / name) for name in wanted], config.workers, _check_shard)
         known.update(zip(wanted, found, strict=True))
     manifest = Manifest(source, tuple(names[1:]), names[0], {name: known[name] for name in names}, {})
