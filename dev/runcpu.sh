@@ -13,7 +13,8 @@ set -euo pipefail
 # The settings of the demonstration.
 tokenizer=(--vocab_size=2048)
 model=(--depth=4 --head_dim=64 --max_seq_len=256)
-training=(--total_batch_size=8192 --num_iterations=400 --warmdown=0.5 --eval_every=100 --eval_tokens=65536 --sample_every=100)
+training=(--total_batch_size=8192 --num_iterations=400 --warmdown=0.5 --eval_every=100 --sample_every=100)
+measuring=(--eval_tokens=65536)
 keeping=(--save_every=100 --keep_last=1)
 
 data=(--source storyworld -n 3)
@@ -49,8 +50,8 @@ stage data base_data/manifest.json python -m nanochat.dataset "${data[@]}"
 key=$(cksum <"$NANOCHAT_BASE_DIR/base_data/manifest.json")
 stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train "${tokenizer[@]}"
 stage tok_eval report/tok_eval.json python -m scripts.tok_eval
-stage base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${keeping[@]}" "${training[@]}"
-stage base_loss report/base_loss.json python -m scripts.base_loss
+stage base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${measuring[@]}" "${keeping[@]}" "${training[@]}"
+stage base_loss report/base_loss.json python -m scripts.base_loss "${measuring[@]}"
 
 echo
 echo "== report"

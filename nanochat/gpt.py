@@ -181,7 +181,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, kv_cache: KVCache | None) -> Tensor:
         x = x + self.attn(rms_norm(x), cos, sin, kv_cache)
-        return x + self.mlp(rms_norm(x))
+        out: Tensor = x + self.mlp(rms_norm(x))
+        return out
 
 
 class GPT(nn.Module):
@@ -229,13 +230,11 @@ class GPT(nn.Module):
 
     def param_groups(self) -> list[ParamGroup]:
         """Which parameters are matrices (Muon), embeddings and head (AdamW)."""
-        named = dict(self.named_parameters())
-        outside = {"embedding": "embed.weight", "head": "head.weight"}
-        matrices = [(name, param) for name, param in named.items() if name not in outside.values()]
-        return [
-            ParamGroup("matrix", matrices),
-            *(ParamGroup(kind, [(name, named[name])]) for kind, name in outside.items()),
-        ]
+        kinds = {"embed.weight": "embedding", "head.weight": "head"}
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": []}
+        for name, param in self.named_parameters():
+            groups[kinds.get(name, "matrix")].append((name, param))
+        return [ParamGroup(kind, params) for kind, params in groups.items()]
 
     def hidden(self, idx: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Token ids (B, T) -> the normalised last hidden state (B, T, C), in the compute dtype."""
@@ -255,11 +254,7 @@ class GPT(nn.Module):
         return SOFTCAP * torch.tanh(raw / SOFTCAP)
 
     def forward(
-        self,
-        idx: Tensor,
-        targets: Tensor | None = None,
-        kv_cache: KVCache | None = None,
-        loss_reduction: str = "mean",
+        self, idx: Tensor, targets: Tensor | None = None, kv_cache: KVCache | None = None, loss_reduction: str = "mean"
     ) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with `targets` (B, T; -1 = ignored) the cross-entropy in nats instead.
 
@@ -281,9 +276,8 @@ class GPT(nn.Module):
 
     def estimate_flops(self) -> int:
         """FLOPs of a token, forward and backward: 6 per matrix weight, 12 T C per layer (arXiv 2204.02311, app. B)."""
-        config = self.config
-        weights = sum(param.numel() for param in self.parameters()) - self.embed.weight.numel()
-        return 6 * weights + 12 * config.n_layer * config.n_embd * config.sequence_len
+        weights = self.num_params() - self.embed.weight.numel()
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.sequence_len
 
     def num_params(self) -> int:
         """Number of parameters."""

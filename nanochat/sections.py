@@ -71,6 +71,22 @@ def log_section(stage: str, section: dict[str, Any]) -> Path:
     return path
 
 
+def share(count: int, total: int) -> Section:
+    """`count` of `total` as a metric, with Wilson's 95% interval (J. Am. Stat. Assoc. 22, 1927, 209-212).
+
+    >>> share(8, 10)
+    {'value': 0.8, 'n': 10, 'interval': [0.4901..., 0.9433...]}
+    """
+    if not total:
+        return {"value": 0.0, "n": 0, "interval": [0.0, 1.0]}
+    z, p = 1.959964, count / total
+    middle = p + z * z / (2 * total)
+    margin = z * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2)
+    scale = 1 + z * z / total
+    low, high = max(0.0, (middle - margin) / scale), min(1.0, (middle + margin) / scale)
+    return {"value": p, "n": total, "interval": [low, high]}
+
+
 def read_sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
     """A report folder's sections, stage -> section in the stages' order, and one line for each file that is unfit."""
     sections: dict[str, Section] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from nanochat.loss_eval import bits_per_byte
 from nanochat.optim import Optimizer
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.samples import PROMPTS, write_samples
+from nanochat.samples import write_samples
 from nanochat.shards import open_split
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Forward, LoopState, Metrics, warm_up
@@ -116,13 +116,15 @@ def bpb_evaluator(
     return lambda _: {"val_bpb": bits_per_byte(model, rows, token_bytes, batch_size, runtime)}
 
 
-def sampler(model: GPT, tokenizer: Tokenizer, runtime: Runtime) -> Callable[[LoopState], Metrics]:
-    """An event's `run` that prints what the model writes after a few prompts."""
+def sampler(
+    model: GPT, tokenizer: Tokenizer, runtime: Runtime, prompts: Sequence[str]
+) -> Callable[[LoopState], Metrics]:
+    """An event's `run` that prints what the model writes after these prompts, always the likeliest token."""
 
     def show(_: LoopState) -> Metrics:
         if runtime.is_main:
-            for sample in write_samples(model, tokenizer, PROMPTS, max_tokens=32):
-                print0(f"  {sample['prompt']} | {sample['text']!r}")
+            for sample in write_samples(model, tokenizer, prompts, max_tokens=48):
+                print0(f"  {sample['prompt']} | {' '.join(sample['text'].split())}")
         return {}
 
     return show

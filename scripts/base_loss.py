@@ -25,7 +25,8 @@ from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.samples import PROMPTS, write_samples
+from nanochat.samples import prompts_for, write_samples
+from nanochat.sections import share
 from nanochat.shards import load_manifest, open_split
 from nanochat.tokenizer import Tokenizer
 
@@ -54,21 +55,19 @@ class Config:
 
 def sample_and_judge(model: GPT, tokenizer: Tokenizer, config: Config, source: str) -> tuple[list[Any], dict[str, Any]]:
     """Samples for the report, and the checker's count over all their sentences where it knows the world."""
-    in_world = source == "storyworld"
-    prompts = storyworld.prompts(config.num_samples, config.seed) if in_world else [*PROMPTS] * config.num_samples
-    samples = write_samples(
-        model, tokenizer, prompts[: config.num_samples], config.max_sample_tokens, config.temperature, config.seed
-    )
-    if not in_world:
+    prompts = prompts_for(source, config.num_samples, config.seed)
+    samples = write_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
+    if source != "storyworld":
         return samples, {}
     sound = total = 0
     for sample in samples:
-        verdicts = storyworld.check(sample["prompt"] + sample["text"], cut=not sample["whole"])
+        given = len(storyworld.check(sample["prompt"], cut=True))  # whole sentences of the prompt are not the model's
+        verdicts = storyworld.check(sample["prompt"] + sample["text"], cut=not sample["whole"])[given:]
         sample["verdicts"] = [{"sentence": v.sentence, "sound": v.ok, "reason": v.reason} for v in verdicts]
         if verdicts:
             sample["share_sound"] = sum(v.ok for v in verdicts) / len(verdicts)
         sound, total = sound + sum(v.ok for v in verdicts), total + len(verdicts)
-    return samples, {"sound sentences in samples": {"value": sound / max(1, total), "n": total}}
+    return samples, {"sound sentences in samples": share(sound, total)}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -79,8 +78,8 @@ def main(config: Config) -> dict[str, Any]:
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     token_bytes = torch.tensor(tokenizer.token_bytes())
     metrics: dict[str, Any] = {}
-    for split, name in (("train", "training"), ("val", "validation")):
-        rows, _ = eval_rows(open_split(split), tokenizer, model.config.sequence_len, config.eval_tokens)
+    for name, documents in (("training", open_split("train")), ("validation", open_split("val"))):
+        rows, _ = eval_rows(documents, tokenizer, model.config.sequence_len, config.eval_tokens)
         metrics[f"{name} bits per byte"] = bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
         print0(f"{name} bits per byte: {metrics[f'{name} bits per byte']:.4f}")
     samples, judged = (
@@ -89,7 +88,8 @@ def main(config: Config) -> dict[str, Any]:
     for sample in samples[:3]:
         print0(f"\n{sample['prompt']} |{sample['text']}")
     for name, found in judged.items():
-        print0(f"\n{name}: {found['value']:.1%} of {found['n']}")
+        low, high = found["interval"]
+        print0(f"\n{name}: {found['value']:.1%} of {found['n']} (95% interval {low:.1%} to {high:.1%})")
     log_section(
         "base_loss",
         {

@@ -27,6 +27,7 @@ from nanochat.dataloader import train_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
+from nanochat.samples import prompts_for
 from nanochat.shards import load_manifest, open_split
 from nanochat.stage import (
     bpb_evaluator,
@@ -41,6 +42,8 @@ from nanochat.stage import (
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Rates, train
 from nanochat.train_log import NO_RUN, TrainLog
+
+NUM_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -135,13 +138,13 @@ class Config:
 
 def main(config: Config) -> LoopState:
     """Train, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
-    runtime = Runtime.start(config.seed, config.device)
     tokenizer, manifest, documents = get_tokenizer(), load_manifest(), open_split("train")
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
     checkpoint = None
     if config.resume or config.resume_from_step != -1:
         checkpoint = checkpoint_to_resume(folder, config.resume_from_step, tokenizer, manifest.hash(), shape, config)
+    runtime = Runtime.start(config.seed, config.device)
     model = restore_model(checkpoint, runtime) if checkpoint else build_model(shape, runtime)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     optimizer = build_optimizer(model, runtime, config.optim_settings())
@@ -153,6 +156,7 @@ def main(config: Config) -> LoopState:
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
     save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
     horizon = num_steps * config.total_batch_size
+    prompts = prompts_for(manifest.source, NUM_SAMPLES, config.seed)
     loader = train_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
     with closing(loader), closing(log):
         train(
@@ -163,7 +167,9 @@ def main(config: Config) -> LoopState:
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
                 Event(config.save_every, save, saves=True),
                 Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
-                Event(config.sample_every, sampler(model, tokenizer, runtime), at_end=config.sample_every != -1),
+                Event(
+                    config.sample_every, sampler(model, tokenizer, runtime, prompts), at_end=config.sample_every != -1
+                ),
             ],
             num_micro_steps=check_batch(config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size),
             log=log,
