@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat import dataset, download, shards
+from nanochat import dataset, download, shards, textfiles
 from nanochat.common import UserError
 from nanochat.dataset import Config, iter_documents, load_manifest, open_split, prepare, shard_paths, write_dataset
 from nanochat.shards import write_shard
@@ -241,6 +241,17 @@ def test_a_single_book_is_divided(tmp_path: Path, name: str, size: int) -> None:
     assert "".join(text for _, text in positions) == book
     assert train == [text for _, text in positions if text in set(train)]  # in the order of the book
     assert len(val) == 1 or 0.005 < sum(map(len, val)) / size < 0.12
+
+
+@pytest.mark.parametrize(("share", "train_count"), [(0.0, 8), (1.0, 1)])
+def test_neither_split_is_ever_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, train_count: int
+) -> None:
+    """Whatever the hashes of a few documents happen to be."""
+    monkeypatch.setattr(textfiles, "VALIDATION_SHARE", share)
+    texts = _texts(9)
+    train, val = _import(_files(tmp_path / "s", **{f"t{n}__txt": text for n, text in enumerate(texts)}), tmp_path / "d")
+    assert (len(train), sorted(train + val)) == (train_count, sorted(texts))
 
 
 def test_one_short_text_is_too_little(tmp_path: Path) -> None:
