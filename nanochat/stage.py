@@ -6,18 +6,25 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, open_checkpoint, save_checkpoint
+from nanochat.checkpoint_manager import (
+    Checkpoint,
+    build_model,
+    check_tokenizer,
+    open_checkpoint,
+    restore_model,
+    save_checkpoint,
+)
 from nanochat.common import UserError, print0
 from nanochat.dataloader import eval_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import bits_per_byte
-from nanochat.optim import Optimizer
+from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.samples import write_samples
@@ -77,13 +84,14 @@ def saver(
 
 
 def checkpoint_to_resume(
-    folder: Path, step: int, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig, config: Any
+    folder: Path, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig, config: Any
 ) -> Checkpoint:
-    """The checkpoint of a step (-1: the last). UserError if tokenizer, data or model are not those it was made with.
+    """The checkpoint of the step `config.resume_from_step` (-1: the last).
 
+    UserError if tokenizer, data or model are not those it was made with.
     Other settings may change, and the change is said: `config` is the script's.
     """
-    checkpoint = open_checkpoint(folder, step)
+    checkpoint = open_checkpoint(folder, config.resume_from_step)
     check_tokenizer(checkpoint, tokenizer)
     if checkpoint.meta["data_hash"] != data_hash:
         raise UserError(f"{checkpoint.path} was trained on other data than what is here now: put that back to resume")
@@ -95,14 +103,21 @@ def checkpoint_to_resume(
     return checkpoint
 
 
-def restore(checkpoint: Checkpoint, optimizer: Optimizer) -> LoopState:
-    """Put a checkpoint's optimizer state in place and return where its run stood. (Nothing else of it is random: no
-    step draws a number, and samples have seeds of their own.)"""
+def begin(
+    checkpoint: Checkpoint | None, shape: GPTConfig, settings: OptimSettings, runtime: Runtime
+) -> tuple[GPT, Optimizer, LoopState]:
+    """Model, optimizer and loop state of a checkpoint, or new ones of this shape.
+
+    The optimizer's runtime has the model's dtype. Nothing else of a run is random: no step draws a number, and samples have seeds of their own.
+    """
+    model = restore_model(checkpoint, runtime) if checkpoint else build_model(shape, runtime)
+    optimizer = build_optimizer(model, replace(runtime, compute_dtype=model.compute_dtype), settings)
+    if checkpoint is None:
+        return model, optimizer, LoopState()
     optimizer.load_state_dict(checkpoint.optimizer_state())
-    state = LoopState(**checkpoint.meta["loop"])
-    state.stopped = 0
+    state = LoopState(**checkpoint.meta["loop"] | {"stopped": 0})
     print0(f"Resuming {checkpoint.path}, {state.progress:.1%} of the run done")
-    return state
+    return model, optimizer, state
 
 
 def bpb_evaluator(

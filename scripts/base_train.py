@@ -6,35 +6,35 @@
     python -m scripts.base_train my.toml --depth=32                                       # a settings file, then flags
     python -m scripts.base_train --depth=12 --resume                                      # go on after a stop
 
-The last but one line but for its settings is what a laptop runs. Ctrl-C and SIGTERM save a checkpoint before they end
-the run, and the message tells how to go on.
+The third line is a laptop's. Ctrl-C and SIGTERM save a checkpoint before they end the run, and the message tells how
+to go on.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 
 from nanochat import schedule
 from nanochat.batch_size import batch_size_of, check_batch
-from nanochat.checkpoint_manager import build_model, describe_model, restore_model, run_dir
+from nanochat.checkpoint_manager import describe_model, run_dir
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import cli, setting
 from nanochat.dataloader import train_batches
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.optim import OptimSettings
 from nanochat.runtime import Runtime
 from nanochat.samples import prompts_for
 from nanochat.shards import load_manifest, open_split
 from nanochat.stage import (
+    begin,
     bpb_evaluator,
     checkpoint_to_resume,
     compile_model,
     report_training,
-    restore,
     resume_command,
     sampler,
     saver,
@@ -141,22 +141,19 @@ def main(config: Config) -> LoopState:
     tokenizer, manifest, documents = get_tokenizer(), load_manifest(), open_split("train")
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
-    checkpoint = None
-    if config.resume or config.resume_from_step != -1:
-        checkpoint = checkpoint_to_resume(folder, config.resume_from_step, tokenizer, manifest.hash(), shape, config)
+    resuming = config.resume or config.resume_from_step != -1
+    checkpoint = checkpoint_to_resume(folder, tokenizer, manifest.hash(), shape, config) if resuming else None
     runtime = Runtime.start(config.seed, config.device)
-    model = restore_model(checkpoint, runtime) if checkpoint else build_model(shape, runtime)
-    runtime = replace(runtime, compute_dtype=model.compute_dtype)
-    optimizer = build_optimizer(model, runtime, config.optim_settings())
-    state = restore(checkpoint, optimizer) if checkpoint else LoopState()
+    model, optimizer, state = begin(checkpoint, shape, config.optim_settings(), runtime)
+    runtime = optimizer.runtime
     num_steps = config.num_steps(model)
+    horizon = num_steps * config.total_batch_size  # in tokens
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.start_wandb(config.run, config)
     batch_size = batch_size_of(config.device_batch_size, checkpoint, model, config.total_batch_size, runtime)
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
     save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
-    horizon = num_steps * config.total_batch_size
-    prompts = prompts_for(manifest.source, NUM_SAMPLES, config.seed)
+    show_samples = sampler(model, tokenizer, runtime, prompts_for(manifest.source, NUM_SAMPLES, config.seed))
     loader = train_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
     with closing(loader), closing(log):
         train(
@@ -167,20 +164,17 @@ def main(config: Config) -> LoopState:
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
                 Event(config.save_every, save, saves=True),
                 Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
-                Event(
-                    config.sample_every, sampler(model, tokenizer, runtime, prompts), at_end=config.sample_every != -1
-                ),
+                Event(config.sample_every, show_samples, at_end=config.sample_every != -1),
             ],
             num_micro_steps=check_batch(config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size),
             log=log,
             state=state,
         )
+    runtime.finish()
     if state.stopped:
-        runtime.finish()
         go_on = resume_command("scripts.base_train", config)
         raise Stopped(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
     report_training("base_train", "Pretraining", config, model, runtime, state, horizon)
-    runtime.finish()
     return state
 
 
