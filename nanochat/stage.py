@@ -108,7 +108,8 @@ def begin(
 ) -> tuple[GPT, Optimizer, LoopState]:
     """Model, optimizer and loop state of a checkpoint, or new ones of this shape.
 
-    The optimizer's runtime has the model's dtype. Nothing else of a run is random: no step draws a number, and samples have seeds of their own.
+    The optimizer's runtime has the model's dtype. Nothing else of a run is random: no step draws a number, and
+    samples have seeds of their own.
     """
     model = restore_model(checkpoint, runtime) if checkpoint else build_model(shape, runtime)
     optimizer = build_optimizer(model, replace(runtime, compute_dtype=model.compute_dtype), settings)
