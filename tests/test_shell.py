@@ -65,7 +65,7 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=500,
         )
         assert done.returncode == code, done.stdout
         return done.stdout, self.calls.read_text(encoding="utf-8").splitlines()
@@ -293,6 +293,7 @@ def test_setup_without_a_python(bare: Checkout, tmp_path: Path) -> None:
 # --- for real ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)
 def test_runcpu_for_real(tmp_path: Path) -> None:
     """The stages understand what the script says to them: a minute model on a minute text."""
     made = Checkout(tmp_path)
