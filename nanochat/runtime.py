@@ -117,7 +117,7 @@ def find_device(name: str, local_rank: int) -> torch.device:
 
 def set_up_cpu(local_world_size: int) -> None:
     """Reproducible and quick: deterministic algorithms, the cores shared out among processes, pages kept."""
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without its import of the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
     if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # 1 is torchrun's; more is the user's
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
