@@ -54,3 +54,22 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     if forbidden.exists():
         shutil.rmtree(forbidden)
         pytest.fail("this test wrote to the base folder without the `base_dir` fixture")
+
+
+@pytest.fixture
+def run_here(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The base folder of a test that runs whole training scripts in this process: float32 on one thread of the CPU.
+
+    What a run sets in torch for all that follows is put back.
+    """
+    import torch
+
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield base_dir
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill

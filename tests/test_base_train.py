@@ -1,0 +1,253 @@
+"""base_train's command line: what it lists, what it refuses and how; and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.configurator import cli, parse
+from nanochat.gpt import GPT
+from nanochat.shards import write_dataset
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from scripts import base_train
+from scripts.base_train import Config, main
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSE = "the cat sat on the mat and the dog sat by the door; "
+TINY = ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=256", "--sample_every=-1")
+
+
+def prepare(folder: Path, texts: Sequence[str] = (VERSE * 20,) * 20) -> None:
+    """A tokenizer of bytes and a data set in a base folder."""
+    ranks = {bytes([b]): b for b in range(256)}
+    special = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
+    Tokenizer(SPLIT_PATTERN, ranks, special).save(folder / "tokenizer")
+    write_dataset(texts, texts[:1], folder / "base_data", source="verse")
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """What the command line says when it refuses these flags: one line on stderr, with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["base_train", *flags])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        cli(Config, main, base_train.__doc__)
+    error = capsys.readouterr().err
+    assert left.value.code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    return error
+
+
+@pytest.fixture
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if a device is touched."""
+
+    def start(*_: object) -> None:
+        pytest.fail("a device was touched before the settings were checked")
+
+    monkeypatch.setattr(base_train.Runtime, "start", start)
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what it is, its default and its choices."""
+    monkeypatch.setattr(sys, "argv", ["base_train", "--help"])
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as left:
+        cli(Config, main, base_train.__doc__)
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert "torchrun --standalone --nproc_per_node=8 -m scripts.base_train" in out
+    entries = (" ".join(entry.split()) for entry in re.split(r"\n  (?=--)", out)[1:])
+    lines = {entry.split()[0]: entry for entry in entries}
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    assert lines.keys() == {f"--{name}" for name in fields}
+    for name, field in fields.items():
+        default = str(field.default)
+        if field.default is None or isinstance(field.default, bool):
+            default = default.lower()
+        assert len(field.metadata["help"]) > 10
+        assert f"{field.metadata['help']} (default: {default})" in lines[f"--{name}"]
+        for choice in field.metadata["choices"] or ():
+            assert choice in lines[f"--{name}"]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_device")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--depth=four"], ["depth", "four", "int"]),
+        (["--matrix_lr=fast"], ["matrix_lr", "fast", "float"]),
+        (["--resume=perhaps"], ["resume", "perhaps", "true|false"]),
+        (["--dept=4"], ["--dept=4", "--depth"]),
+        (["--total_batch=512"], ["--total_batch=512", "--total_batch_size"]),
+        (["--colour=red"], ["--colour=red", "--help"]),
+        (["nonsense"], ["nonsense", "--help"]),
+        (["absent.toml"], ["absent.toml"]),
+        (["--depth"], ["--depth", "--help"]),
+        (["--depth=0"], ["depth is 0", "at least 1"]),
+        (["--max_seq_len=0"], ["max_seq_len is 0"]),
+        (["--eval_tokens=-5"], ["eval_tokens is -5"]),
+        (["--eval_every=0"], ["eval_every is 0", "-1"]),
+        (["--save_every=-2"], ["save_every is -2", "-1"]),
+        (["--resume_from_step=-2"], ["resume_from_step is -2"]),
+        (["--head_dim=33"], ["33", "even"]),
+        (["--head_dim=0"], ["head_dim 0", "at least 2"]),
+        (["--depth=4", "--head_dim=64", "--n_kv_head=3"], ["n_kv_head 3", "n_head 4", "[1, 2, 4]"]),
+        (["--n_kv_head=0"], ["n_kv_head is 0"]),
+        (["--warmdown=1.5"], ["warmdown is 1.5", "0 to 1"]),
+        (["--matrix_lr=-1"], ["matrix_lr is -1.0"]),
+        (["--grad_clip=inf"], ["grad_clip is inf"]),
+        (["--device_batch_size=0"], ["device_batch_size is '0'", "auto"]),
+        (["--device_batch_size=many"], ["device_batch_size is 'many'", "auto"]),
+        (
+            ["--total_batch_size=1000", "--max_seq_len=64", "--device_batch_size=4"],
+            ["1000", "device_batch_size 4 x max_seq_len 64 x 1 processes = 256", "choose 768 or 1024"],
+        ),
+        (["--total_batch_size=100", "--max_seq_len=256"], ["100", "choose 256"]),
+        (["--target_param_data_ratio=-1"], ["num_iterations", "target_flops", "target_param_data_ratio"]),
+        (["--num_iterations=0"], ["num_iterations is 0"]),
+        (["--core_metric_every=10"], ["core_metric_every is 10"]),
+        (["--device=tpu"], ["tpu", "auto, cpu, cuda, mps"]),
+        (["--compile=maybe"], ["maybe", "auto, on, off"]),
+        (["--arch=modern"], ["modern", "classic"]),
+    ],
+    ids=lambda part: " ".join(part) if part[0].startswith("-") else None,
+)
+def test_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+) -> None:
+    error = refusal(monkeypatch, capsys, *flags)
+    assert [word for word in words if word not in error] == []
+
+
+def test_the_batch_must_divide_by_the_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    error = refusal(monkeypatch, capsys, "--total_batch_size=8192", "--max_seq_len=512", "--device_batch_size=4")
+    assert "x 3 processes = 6144: choose 6144 or 12288" in error
+
+
+@pytest.mark.usefixtures("no_device")
+def test_without_a_tokenizer(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refusal(monkeypatch, capsys, *TINY)
+    assert f"no tokenizer at {base_dir / 'tokenizer'}" in error
+    assert "scripts.tok_train" in error
+
+
+@pytest.mark.usefixtures("no_device")
+def test_without_data(base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(base_dir)
+    (base_dir / "base_data" / "manifest.json").unlink()
+    error = refusal(monkeypatch, capsys, *TINY)
+    assert f"no data set in {base_dir / 'base_data'}" in error
+    assert "nanochat.dataset" in error
+
+
+def test_a_device_that_is_not_here(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(base_dir)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "'cuda' is not on this machine" in refusal(monkeypatch, capsys, *TINY, "--device=cuda")
+
+
+def test_another_tokenizer_or_model_than_the_checkpoint_has(
+    run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run goes on with the tokenizer and the shape that it began with, or not at all."""
+    prepare(run_here)
+    resume = [*TINY, "--num_iterations=2", "--resume", "--device=cpu"]
+    assert "no checkpoint in" in refusal(monkeypatch, capsys, *resume)
+    main(parse(Config, [*resume[:-2], "--device=cpu"]))
+    assert "n_kv_head 2 -> 1" in refusal(monkeypatch, capsys, *resume, "--n_kv_head=1")
+    ranks = {bytes([b]): b for b in range(256)} | {b"th": 256}
+    special = {name: 257 + i for i, name in enumerate(SPECIAL_TOKENS)}
+    Tokenizer(SPLIT_PATTERN, ranks, special).save(run_here / "tokenizer")
+    assert "trained with another tokenizer" in refusal(monkeypatch, capsys, *resume)
+
+
+@pytest.mark.parametrize("flag", ["--depth=0", "--dept=4"])
+def test_refused_by_a_real_process(tmp_path: Path, flag: str) -> None:
+    env = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-m", "scripts.base_train", flag]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# --- the horizon ------------------------------------------------------------------------------------------------------
+
+
+def test_horizons() -> None:
+    """The first that is set decides: iterations, then FLOPs, then tokens for each parameter."""
+    settings: dict[str, Any] = {"depth": 2, "head_dim": 64, "max_seq_len": 128, "total_batch_size": 1024}
+    with torch.device("meta"):
+        model = GPT(Config(**settings).model_config(vocab_size=1000))
+    num_params = 2 * 12 * 128 * 128 + 2 * 1024 * 128  # blocks; embedding and head, padded to 64s
+    flops_per_token = 6 * (num_params - 1024 * 128) + 12 * 2 * 128 * 128
+    assert (model.num_params(), model.estimate_flops()) == (num_params, flops_per_token)
+    assert Config(**settings).num_steps(model) == round(20 * num_params / 1024)
+    assert Config(**settings, target_param_data_ratio=0.5).num_steps(model) == round(0.5 * num_params / 1024)
+    flops = 77 * 1024 * flops_per_token
+    assert Config(**settings, target_flops=float(flops)).num_steps(model) == 77
+    assert Config(**settings, target_flops=1.0).num_steps(model) == 1
+    assert Config(**settings, target_flops=float(flops), num_iterations=5).num_steps(model) == 5
+    assert Config(**settings, target_param_data_ratio=-1.0, num_iterations=5).num_steps(model) == 5
+
+
+def test_rates() -> None:
+    config = Config(warmup=0.1, warmdown=0.5, final_lr=0.2)
+    assert [config.rates(p, 100).lr_scale for p in (0, 0.05, 0.3, 0.75, 1)] == pytest.approx([0, 0.5, 1, 0.6, 0.2])
+    assert config.rates(0, 100).momentum == 0.85
+    assert config.rates(0.1, 100).momentum == pytest.approx(0.95)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_learns(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A verse that repeats: from 8 bits a byte to under 0.5 in 60 steps; a checkpoint and a section of the report."""
+    prepare(run_here)
+    flags = ["--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=512", "--num_iterations=60"]
+    monkeypatch.setattr(
+        sys, "argv", ["base_train", *flags, "--eval_every=30", "--eval_tokens=512", "--save_every=40", "--device=cpu"]
+    )
+    cli(Config, main, base_train.__doc__)
+    assert (run_here / "base_checkpoints" / "d1" / "step_000040" / "meta.json").is_file()
+    meta = json.loads((run_here / "base_checkpoints" / "d1" / "step_000060" / "meta.json").read_text(encoding="utf-8"))
+    assert meta["loop"]["cursor"]["tokens"] == 60 * 512
+    section = json.loads((run_here / "report" / "base_train.json").read_text(encoding="utf-8"))
+    found = section["metrics"]
+    assert found["validation bits per byte"] < 0.5
+    assert found["training tokens"] == 60 * 512
+    assert section["settings"]["num_iterations"] == 60
+    assert section["curves"]["validation"]["x"] == [30, 60]
+    assert section["curves"]["validation"]["y"][-1] == found["validation bits per byte"]
+    losses = section["curves"]["training loss"]["y"]
+    assert losses[0] == pytest.approx(5.58, abs=0.01)  # ln 265: the untrained model finds all tokens alike
+    assert len(losses) == 60
+    out = capsys.readouterr().out
+    assert "step 60: val_bpb" in out
+    assert "Once upon a tim" in out  # a prompt, as much as half of the context holds

@@ -1,0 +1,203 @@
+"""What a run tells: lines, a bar on a terminal, wandb, the curves of the report."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.common import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime
+from nanochat.train import LoopState
+from nanochat.train_log import HISTORY_POINTS, NO_RUN, TrainLog, curves, peak_flops
+
+TOKENS = 1000
+
+
+@dataclass(frozen=True)
+class Config:
+    depth: int = 3
+
+
+def runtime(rank: int = 0, world_size: int = 1, device: str = "cpu") -> Runtime:
+    return Runtime(rank, rank, world_size, torch.device(device), torch.float32, 0)
+
+
+def log_of(num_steps: int, where: Runtime | None = None, state: LoopState | None = None) -> TrainLog:
+    with torch.device("meta"):
+        model = GPT(GPTConfig(sequence_len=8, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
+    return TrainLog(where or runtime(), state or LoopState(), num_steps, TOKENS, model)
+
+
+def tell_step(log: TrainLog, state: LoopState, loss: float = 2.0, seconds: float = 0.5) -> None:
+    state.step += 1
+    state.seconds += seconds
+    state.progress = state.step / log.num_steps
+    log(state, {"loss": loss, "grad_norm": 0.25, "lr_scale": 0.75, "step_seconds": seconds})
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first step, the last one, every event; not each step of a fast run. What they say is right."""
+    state = LoopState()
+    log = log_of(200)
+    for _ in range(100):
+        tell_step(log, state)
+    log(state, {"val_bpb": 1.23456})
+    log(state, {})
+    for _ in range(100):
+        tell_step(log, state, loss=1.5)
+    log.close()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[1] == "1 process(es) on cpu, computing in float32"
+    assert lines[2] == "step   1/200  loss 2.0000  2,000 tok/s  lr x0.75  norm 0.250  1m 40s left"
+    assert "step 100: val_bpb 1.2346" in lines
+    assert lines[-1].startswith("step 200/200  loss 1.5000  2,000 tok/s")
+    assert len(lines) == 5
+    assert err == ""
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    state = LoopState(step=3)
+    log = log_of(10, state=state)
+    assert log.bar is not None
+    tell_step(log, state)
+    log(state, {"val_bpb": 1.5})
+    assert log.bar.n == 4
+    log.close()
+    out, err = capsys.readouterr()
+    assert "4/10" in err
+    assert "loss 2.0000" in err
+    assert "step 4: val_bpb 1.5000" in out
+    assert "loss" not in out
+
+
+def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The history is kept in all: each may write the checkpoint."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    state = LoopState()
+    log = log_of(1, runtime(rank=1, world_size=2))
+    log.start_wandb("some-run", Config())
+    tell_step(log, state)
+    log(state, {"val_bpb": 1.5})
+    log.close()
+    assert capsys.readouterr() == ("", "")
+    assert [sorted(row) for row in state.history] == [
+        ["loss", "lr_scale", "step", "tokens_per_second"],
+        ["step", "val_bpb"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_mfu_needs_a_known_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, teraflops: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    where = runtime(world_size=2, device="cuda")
+    assert peak_flops(where) == (teraflops and 2e12 * teraflops)
+    log = log_of(1, where)
+    tell_step(log, LoopState(), seconds=1e-6)
+    line = capsys.readouterr().out.splitlines()[-1]
+    if teraflops:
+        expected = TOKENS / 1e-6 * log.flops_per_token / (2e12 * teraflops)
+        assert f"MFU {expected:.1%}" in line
+    else:
+        assert "MFU" not in line
+
+
+def test_no_peak_without_cuda() -> None:
+    assert peak_flops(runtime()) is None
+
+
+@pytest.mark.parametrize("num_steps", [1, 499, 500, 501, 999, 1000, 1203])
+def test_history_is_thinned(num_steps: int) -> None:
+    """At most so many points; each the mean of the steps since the one before it, so that none is forgotten."""
+    state = LoopState()
+    log = log_of(num_steps)
+    losses = [float(i * i % 7) for i in range(num_steps)]
+    for loss in losses:
+        tell_step(log, state, loss)
+    points = [0, *(int(row["step"]) for row in state.history)]
+    assert len(state.history) <= HISTORY_POINTS
+    assert len(state.history) > HISTORY_POINTS / 3 or len(state.history) == num_steps
+    assert points[-1] == num_steps
+    for row, (start, end) in zip(state.history, itertools.pairwise(points), strict=True):
+        assert row["loss"] == pytest.approx(sum(losses[start:end]) / (end - start))
+
+
+def test_curves() -> None:
+    state = LoopState()
+    log = log_of(3)
+    for loss in (3.0, 2.0, 1.0):
+        tell_step(log, state, loss)
+        if loss != 2:
+            log(state, {"val_bpb": loss / 2})
+    found = curves(state.history)
+    assert found["training loss"] == {"x": [1, 2, 3], "y": [3, 2, 1], "xlabel": "step", "ylabel": "nats per token"}
+    assert found["validation"] == {"x": [1, 3], "y": [1.5, 0.5], "xlabel": "step", "ylabel": "bits per byte"}
+    assert found["speed"]["y"] == [2000.0] * 3
+    assert curves([]) == {}
+
+
+def test_wandb_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"--run=mine needs wandb: pip install wandb"):
+        log_of(1).start_wandb("mine", Config())
+    log_of(1).start_wandb(NO_RUN, Config())
+
+
+def test_wandb_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name and settings of the run; every step, and every event at its step."""
+    calls: list[Any] = []
+
+    class Run:
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            calls.append((step, metrics))
+
+        def finish(self) -> None:
+            calls.append("finished")
+
+    def init(**arguments: Any) -> Run:
+        calls.append(arguments)
+        return Run()
+
+    fake = ModuleType("wandb")
+    fake.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    log, state = log_of(2), LoopState()
+    log.start_wandb("mine", Config())
+    tell_step(log, state)
+    log(state, {"val_bpb": 1.5})
+    tell_step(log, state)
+    log.close()
+    told = {"loss": 2.0, "grad_norm": 0.25, "lr_scale": 0.75, "step_seconds": 0.5, "tokens_per_second": 2000.0}
+    assert calls == [
+        {"project": "nanochat", "name": "mine", "config": {"depth": 3}},
+        (1, told),
+        (1, {"val_bpb": 1.5}),
+        (2, told),
+        "finished",
+    ]
