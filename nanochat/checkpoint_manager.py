@@ -244,7 +244,10 @@ def restore_model(checkpoint: Checkpoint, runtime: Runtime) -> GPT:
     with torch.device("meta"):
         model = GPT(GPTConfig(**checkpoint.meta["model_config"]), runtime.compute_dtype)
     model.to_empty(device=runtime.device)
-    model.load_state_dict(checkpoint.weights())
+    try:
+        model.load_state_dict(checkpoint.weights())
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint.path} does not hold the weights that its meta.json describes") from error
     model.init_rope()
     return model
 

@@ -306,7 +306,7 @@ def reference(pool: Pool, prepared: Path, tmp_path_factory: pytest.TempPathFacto
         key = (world_size, *sorted(settings.items()))
         if key not in done:
             base = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("reference") / "base"))
-            told = pool.run(base, world_size, save_every=3, **settings)
+            told = pool.run(base, world_size, **{"save_every": 3, **settings})
             assert [one["code"] for one in told] == [0] * world_size, told[0]["err"]
             done[key] = Reference(base, told)
         return done[key]
@@ -668,7 +668,7 @@ def test_a_disk_that_is_full(pool: Pool, base: Path, reference: Any, world_size:
 def test_command_line(base: Path, reference: Any, launcher: str, signal_number: int, processes: int) -> None:
     """A user's way: start, Ctrl-C (or a launcher's SIGTERM), paste the command that was printed."""
     long_run = {"num_iterations": 300, "eval_every": -1}
-    whole = reference(processes, **long_run)
+    whole = reference(processes, save_every=-1, **long_run)
     environment = {
         **os.environ, "NANOCHAT_BASE_DIR": str(base), "NANOCHAT_DTYPE": "float32", "COLUMNS": "80",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
