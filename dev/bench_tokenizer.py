@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import glob
-import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tiktoken
 
 from nanochat.configurator import cli, setting
 from nanochat.tokenizer import SPLIT_PATTERN
@@ -65,7 +65,9 @@ def train_nanochat(texts: list[str], vocab_size: int, threads: int) -> list[byte
 
 
 def train_rustbpe(texts: list[str], vocab_size: int, _threads: int) -> list[bytes]:
-    tokenizer = importlib.import_module("rustbpe").Tokenizer()
+    from rustbpe import Tokenizer  # type: ignore[attr-defined]  # mypy takes our folder of that name for it
+
+    tokenizer = Tokenizer()
     tokenizer.train_from_iterator(iter(texts), vocab_size, pattern=SPLIT_PATTERN)
     return [bytes(token) for token, _ in sorted(tokenizer.get_mergeable_ranks(), key=lambda item: item[1])]
 
@@ -77,11 +79,15 @@ def train_tokenizers(texts: list[str], vocab_size: int, _threads: int) -> None:
 
 
 def train_bpeasy(texts: list[str], vocab_size: int, _threads: int) -> None:
-    importlib.import_module("bpeasy").train_bpe(iter(texts), SPLIT_PATTERN, 128, vocab_size)
+    import bpeasy
+
+    bpeasy.train_bpe(iter(texts), SPLIT_PATTERN, 128, vocab_size)
 
 
 def train_gigatoken(texts: list[str], vocab_size: int, _threads: int) -> None:
-    importlib.import_module("gigatoken").train_bpe("\0".join(texts).encode(), vocab_size, [], separator=b"\0")
+    import gigatoken
+
+    gigatoken.train_bpe("\0".join(texts).encode(), vocab_size, [], separator=b"\0")
 
 
 TRAINERS: dict[str, Callable[[list[str], int, int], list[bytes] | None]] = {
@@ -105,9 +111,7 @@ def encode_nanochat(column: Any, tokens: list[bytes], threads: int, pattern: str
 
 def encode_tiktoken(column: Any, tokens: list[bytes], threads: int, pattern: str) -> Any:
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    encoding = importlib.import_module("tiktoken").Encoding(
-        "bench", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-    )
+    encoding = tiktoken.Encoding("bench", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     texts = column.to_pylist()
     return lambda: encoding.encode_ordinary_batch(texts, num_threads=threads)
 
@@ -119,21 +123,26 @@ def rank_file(tokens: list[bytes]) -> str:
 
 
 def encode_fastokens(column: Any, tokens: list[bytes], _threads: int, pattern: str) -> Any:
-    tokenizer = importlib.import_module("fastokens").Tokenizer.from_tiktoken(rank_file(tokens), pattern=pattern)
+    import fastokens
+
+    tokenizer = fastokens.Tokenizer.from_tiktoken(rank_file(tokens), pattern=pattern)
     texts = column.to_pylist()
     return lambda: np.frombuffer(tokenizer.encode_batch_flat(texts)[0], np.uint32)
 
 
 def encode_gigatoken(column: Any, tokens: list[bytes], threads: int, _pattern: str) -> Any:
-    tokenizer = importlib.import_module("gigatoken").Tokenizer.from_tiktoken(rank_file(tokens), pretokenizer="cl100k")
+    import gigatoken
+
+    tokenizer = gigatoken.Tokenizer.from_tiktoken(rank_file(tokens), pretokenizer="cl100k")
     texts = column.to_pylist()
     return lambda: tokenizer.encode_batch(texts, parallel=threads > 1)
 
 
 def encode_tokenizers(column: Any, tokens: list[bytes], _threads: int, pattern: str) -> Any:
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
     from nanochat.hugging_face_bpe import byte_level_alphabet
 
-    package: Any = importlib.import_module("tokenizers")
     alphabet = byte_level_alphabet()
     names = ["".join(alphabet[byte] for byte in token) for token in tokens]
     ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -144,10 +153,10 @@ def encode_tokenizers(column: Any, tokens: list[bytes], _threads: int, pattern: 
             _, i = min((ranks.get(parts[i] + parts[i + 1], len(ranks)), i) for i in range(len(parts) - 1))
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
         merges.append((names[ranks[parts[0]]], names[ranks[parts[1]]]))
-    model = package.Tokenizer(package.models.BPE({name: i for i, name in enumerate(names)}, merges))
-    split = package.pre_tokenizers.Split(package.Regex(pattern), behavior="isolated")
-    byte_level = package.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    model.pre_tokenizer = package.pre_tokenizers.Sequence([split, byte_level])
+    model = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     texts = column.to_pylist()
     return lambda: [i for row in model.encode_batch_fast(texts) for i in row.ids]
 
