@@ -82,7 +82,7 @@ class TokenStream:
 
     def _refill(self) -> None:
         texts, size = [], 0
-        while size < TOKENIZE_CHARACTERS:
+        while size < TOKENIZE_CHARACTERS and len(texts) < len(self.documents):  # at most one epoch of a tiny data set
             texts.append(next(self._texts))
             size += len(texts[-1]) + 1
         bos = self.tokenizer.get_bos_token_id()
