@@ -4,6 +4,7 @@
 # The settings are for 8 x H100. Fewer or smaller GPUs give the same model, later: the batch is cut to what fits, and gradients are
 # accumulated. WANDB_RUN=NAME logs to wandb. Without a CUDA GPU, dev/runcpu.sh tells the same story in small.
 set -euo pipefail
+{ # bash reads to the closing brace before it begins: the file may be edited while it runs
 cd "$(dirname "$0")"
 
 depth=${DEPTH:-20}    # d20: 561M parameters
@@ -39,3 +40,5 @@ stage base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
 
 # What happened, with curves, samples, time and cost.
 python -m nanochat.report
+exit
+}

@@ -9,6 +9,7 @@
 # ~/.cache/nanochat/cpu-NAME, with the name of the data; or $NANOCHAT_BASE_DIR, where other data is replaced only if --overwrite
 # says so.
 set -euo pipefail
+{ # bash reads to the closing brace before it begins: the file may be edited while it runs
 
 # The settings of the demonstration.
 tokenizer=(--vocab_size=2048)
@@ -56,3 +57,5 @@ stage base_loss report/base_loss.json python -m scripts.base_loss "${measuring[@
 echo
 echo "== report"
 python -m nanochat.report
+exit
+}
