@@ -1,0 +1,48 @@
+"""The benchmark runs, and what it prints belongs together. How fast it is, no test says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dev import bench_train
+from nanochat.common import UserError
+
+
+@pytest.mark.usefixtures("run_here")
+def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
+    config = bench_train.Config(
+        device="cpu",
+        depth=1,
+        head_dim=32,
+        vocab_size=300,
+        max_seq_len=16,
+        device_batch_size=2,
+        total_batch_size=64,
+        compile="off",
+        steps=3,
+        products=64,
+    )
+    found = bench_train.main(config)
+    flops_per_token = 6 * (12 * 64 * 64 + 320 * 64) + 12 * 64 * 16
+    assert found["flops_per_second"] == pytest.approx(found["tokens_per_second"] * flops_per_token)
+    assert all(value > 0 for value in found.values())
+    assert found["forward_backward"] + found["optimizer"] < 1.5
+    assert found["forward_backward_fraction"] > found["fraction"]
+    out = capsys.readouterr().out
+    for words in ("tokens/s", "GFLOP/s", "training / products", "forward + backward", "optimizer", "rest", "float32"):
+        assert words in out
+
+
+def test_impossible_settings() -> None:
+    with pytest.raises(UserError, match="choose 4096 or 8192"):
+        bench_train.Config(total_batch_size=5000)
+    with pytest.raises(UserError, match="steps is 0"):
+        bench_train.Config(steps=0)
+
+
+def test_it_is_run_from_the_root() -> None:
+    """As its docstring says."""
+    assert Path(bench_train.__file__).parent.name == "dev"
+    assert "python -m dev.bench_train" in (bench_train.__doc__ or "")
