@@ -43,7 +43,7 @@ RUN = {
     "compile": "off",
     "device": "cpu",
 }
-LIMIT = 100  # seconds: what takes longer hangs
+LIMIT = 150  # seconds: what takes longer hangs
 
 
 # --- a process of the pool -------------------------------------------------------------------------------------------
@@ -339,9 +339,11 @@ def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in history]
 
 
-def assert_same_end(base: Path, other: Path, step: int = STEPS) -> None:
+def assert_same_end(base: Path, other: Path, step: int = STEPS, history: bool = True) -> None:
     """Weights, optimizer and loop state after a step are the same, bit for bit."""
     ours, theirs = contents(base, step), contents(other, step)
+    if not history:
+        del ours[2]["history"], theirs[2]["history"]
     assert ours[2] == theirs[2]
     for mine, twin in zip(ours[:2], theirs[:2], strict=True):
         assert mine.keys() == twin.keys()
@@ -458,7 +460,7 @@ def test_another_number_of_processes(pool: Pool, base: Path, reference: Any, pro
     """Written by 2 processes, resumed by 1 and by 3: no document skipped or repeated, losses equal to rounding.
 
     Sums of losses and gradients are taken in another order, so float32 rounds differently: by 6e-8 of a number, which
-    five more steps at high learning rates amplify. 1e-5 of the loss is allowed; XX is seen.
+    five more steps at high learning rates amplify. 1e-6 of a loss is allowed; 1.2e-7, its last bit, was seen.
     """
     whole = reference(2)
     first = pool.run(base, [{"signals": {"2": [signal.SIGTERM]}}] * 2)
@@ -468,7 +470,7 @@ def test_another_number_of_processes(pool: Pool, base: Path, reference: Any, pro
         found = step_rows(first, step) if step < 3 else step_rows(second, step - 3)
         assert found == sorted(map(tuple, expected[step].tolist()))
     for one in second:
-        np.testing.assert_allclose(one["losses"], whole.told[0]["losses"][3:], rtol=1e-5)
+        np.testing.assert_allclose(one["losses"], whole.told[0]["losses"][3:], rtol=1e-6)
     ours, theirs = contents(base, STEPS), contents(whole.base, STEPS)
     assert {key: ours[2][key] for key in ("step", "cursor", "progress")} == {
         key: theirs[2][key] for key in ("step", "cursor", "progress")
@@ -682,9 +684,9 @@ def test_command_line(base: Path, reference: Any, launcher: str, signal_number: 
     with popen(command) as run:
         seen = ""
         for line in run.stdout or []:
-            seen += line
-            if line.startswith("step ") and "Stopped" not in seen and run.poll() is None:
+            if line.startswith("step ") and "\nstep " not in seen:  # the first: the second signal would be another wish
                 run.send_signal(signal_number)
+            seen += line
     assert run.returncode == (130 if processes == 1 else 1), seen  # torchrun's own code
     [said] = [line for line in seen.splitlines() if "To go on: " in line]
     again = said.split("To go on: ")[1]
@@ -692,7 +694,7 @@ def test_command_line(base: Path, reference: Any, launcher: str, signal_number: 
     with popen(again) as run:
         output = run.communicate(timeout=LIMIT)[0]
     assert run.returncode == 0, output
-    assert_same_end(base, whole.base, 300)
+    assert_same_end(base, whole.base, 300, history=False)  # the pool's has fewer points
 
 
 if __name__ == "__main__":
