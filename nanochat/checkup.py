@@ -19,8 +19,8 @@ from nanochat.common import UserError, base_dir
 OK, NOTICE, FAIL = "ok", "notice", "FAIL"
 Finding = tuple[str, str]  # how grave, and what
 LIBRARIES = (
-    *("huggingface-hub", "matplotlib", "numpy", "psutil", "pyarrow", "pyyaml", "regex", "requests"),
-    *("safetensors", "tiktoken", "tokenizers", "tqdm"),
+    *("filelock", "matplotlib", "numpy", "psutil", "pyarrow", "regex", "requests"),
+    *("safetensors", "setuptools", "tiktoken", "tokenizers", "tqdm"),
 )
 MIN_TORCH = (2, 9)
 GB = 1e9
