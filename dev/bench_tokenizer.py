@@ -130,8 +130,10 @@ def encode_fastokens(column: Any, tokens: list[bytes], _threads: int, pattern: s
     return lambda: np.frombuffer(tokenizer.encode_batch_flat(texts)[0], np.uint32)
 
 
-def encode_gigatoken(column: Any, tokens: list[bytes], threads: int, _pattern: str) -> Any:
+def encode_gigatoken(column: Any, tokens: list[bytes], threads: int, pattern: str) -> Any:
     import gigatoken
+
+    assert pattern == GPT4_PATTERN, "the only one of ours that gigatoken has"
 
     tokenizer = gigatoken.Tokenizer.from_tiktoken(rank_file(tokens), pretokenizer="cl100k")
     texts = column.to_pylist()

@@ -39,44 +39,26 @@ impl ShortIds {
 
 /// Places for short words, 32 bytes each.
 const SHORT_PLACES: usize = 1 << 18;
-/// Longer words: their places, the longest that is kept, and the room for their bytes and ids.
-const LONG_PLACES: usize = 1 << 14;
+/// Longer words (sentences, where there are no spaces): their places, the longest that is kept, and the room for their
+/// bytes and for their ids.
+const LONG_PLACES: usize = 1 << 17;
 const LONGEST: usize = 256;
-const ROOM: usize = 1 << 20;
+const BYTES_ROOM: usize = 1 << 22;
+const IDS_ROOM: usize = 1 << 20;
 
-/// One thread's memory.
+/// One thread's memory. Its tables are arrays of numbers, which the system gives out as zeros without writing them first.
 pub struct Cache {
-    short: Vec<Short>,
-    long: Vec<Long>,
+    /// The word (0: empty) and its ids.
+    short: Vec<[u64; 4]>,
+    /// The hash of the word; where its bytes begin; where its ids begin; the number of the bytes (0: empty) and of the ids.
+    long: Vec<[u64; 3]>,
     bytes: Vec<u8>,
     ids: Vec<u32>,
 }
 
-#[derive(Clone, Copy)]
-#[repr(align(32))]
-struct Short {
-    low: u64,
-    high: u64, // 0: empty
-    ids: ShortIds,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Long {
-    hash: u64,
-    bytes: u32,
-    ids: u32,
-    num_bytes: u16, // 0: empty
-    num_ids: u16,
-}
-
 impl Default for Cache {
     fn default() -> Self {
-        Self {
-            short: vec![Short { low: 0, high: 0, ids: ShortIds { low: 0, high: 0 } }; SHORT_PLACES],
-            long: vec![Long::default(); LONG_PLACES],
-            bytes: Vec::new(),
-            ids: Vec::new(),
-        }
+        Self { short: vec![[0; 4]; SHORT_PLACES], long: vec![[0; 3]; LONG_PLACES], bytes: Vec::new(), ids: Vec::new() }
     }
 }
 
@@ -89,14 +71,14 @@ impl Cache {
     /// The ids of a word, if it is here.
     #[inline(always)]
     pub fn short(&self, word: Packed) -> Option<ShortIds> {
-        let place = &self.short[Self::place(word)];
-        (place.low == word as u64 && place.high == (word >> 64) as u64).then_some(place.ids)
+        let [low, high, first, second] = self.short[Self::place(word)];
+        (low == word as u64 && high == (word >> 64) as u64).then_some(ShortIds { low: first, high: second })
     }
 
     /// Keep a word, unless it has too many ids.
     pub fn keep_short(&mut self, word: Packed, ids: &[u32]) {
         if let Some(ids) = ShortIds::new(ids) {
-            self.short[Self::place(word)] = Short { low: word as u64, high: (word >> 64) as u64, ids };
+            self.short[Self::place(word)] = [word as u64, (word >> 64) as u64, ids.low, ids.high];
         }
     }
 
@@ -109,12 +91,11 @@ impl Cache {
     /// The ids of a word that cannot be packed, if it is here.
     pub fn long(&self, word: &[u8]) -> Option<&[u32]> {
         let hash = Self::hash_long(word);
-        let place = self.long[hash as usize & (LONG_PLACES - 1)];
-        let start = place.bytes as usize;
-        let same = place.hash == hash
-            && usize::from(place.num_bytes) == word.len()
-            && self.bytes[start..start + word.len()] == *word;
-        same.then(|| &self.ids[place.ids as usize..place.ids as usize + usize::from(place.num_ids)])
+        let [seen, begins, numbers] = self.long[hash as usize & (LONG_PLACES - 1)];
+        let (bytes, ids) = (begins as u32 as usize, (begins >> 32) as usize);
+        let (num_bytes, num_ids) = (numbers as u32 as usize, (numbers >> 32) as usize);
+        let same = seen == hash && num_bytes == word.len() && self.bytes[bytes..bytes + num_bytes] == *word;
+        same.then(|| &self.ids[ids..ids + num_ids])
     }
 
     /// Keep a word that cannot be packed, unless it is very long.
@@ -122,19 +103,15 @@ impl Cache {
         if word.len() > LONGEST {
             return;
         }
-        if self.bytes.len() + word.len() > ROOM {
-            self.long.fill(Long::default());
+        if self.bytes.len() + word.len() > BYTES_ROOM || self.ids.len() + ids.len() > IDS_ROOM {
+            self.long.fill([0; 3]);
             self.bytes.clear();
             self.ids.clear();
         }
         let hash = Self::hash_long(word);
-        self.long[hash as usize & (LONG_PLACES - 1)] = Long {
-            hash,
-            bytes: self.bytes.len() as u32,
-            ids: self.ids.len() as u32,
-            num_bytes: word.len() as u16,
-            num_ids: ids.len() as u16,
-        };
+        let both = |low: usize, high: usize| (high as u64) << 32 | low as u64;
+        self.long[hash as usize & (LONG_PLACES - 1)] =
+            [hash, both(self.bytes.len(), self.ids.len()), both(word.len(), ids.len())];
         self.bytes.extend_from_slice(word);
         self.ids.extend_from_slice(ids);
     }
@@ -163,7 +140,7 @@ mod tests {
             cache.keep_long(&word(number), &[number]);
             assert_eq!(cache.long(&word(number)), Some(&[number][..]));
         }
-        assert!(cache.bytes.len() <= ROOM);
+        assert!(cache.bytes.len() <= BYTES_ROOM && cache.ids.len() <= IDS_ROOM);
         assert_eq!(cache.long(&word(0)), None);
         cache.keep_long(&[1; LONGEST + 1], &[1]);
         assert_eq!(cache.long(&[1; LONGEST + 1]), None);
