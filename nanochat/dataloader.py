@@ -81,7 +81,8 @@ class TokenStream:
             start = 0
 
     def _refill(self) -> None:
-        texts, size = [], 0
+        texts: list[str] = []
+        size = 0
         while size < TOKENIZE_CHARACTERS and len(texts) < len(self.documents):  # at most one epoch of a tiny data set
             texts.append(next(self._texts))
             size += len(texts[-1]) + 1
