@@ -194,12 +194,12 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
-        self.embed = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        table = torch.empty(config.padded_vocab_size, config.n_embd)  # else it draws one: on meta, slow imports
+        self.embed = nn.Embedding(config.padded_vocab_size, config.n_embd, _weight=table)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.head = Linear(config.n_embd, config.padded_vocab_size)
-        table = (config.sequence_len, config.head_dim // 2)
         for name in ("rope_cos", "rope_sin"):  # filled by init_rope: a value set under the meta device would be lost
-            self.register_buffer(name, torch.empty(table), persistent=False)
+            self.register_buffer(name, torch.empty(config.sequence_len, config.head_dim // 2), persistent=False)
 
     @property
     def device(self) -> torch.device:
