@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanochat import train_log
 from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -42,8 +43,9 @@ def tell_step(log: TrainLog, state: LoopState, loss: float = 2.0, seconds: float
     log(state, {"loss": loss, "grad_norm": 0.25, "lr_scale": 0.75, "step_seconds": seconds})
 
 
-def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The first step, the last one, every event; not each step of a fast run. What they say is right."""
+    monkeypatch.setattr(train_log, "SECONDS_BETWEEN_LINES", 1e9)
     state = LoopState()
     log = log_of(200)
     for _ in range(100):
@@ -61,6 +63,15 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1].startswith("step 200/200  loss 1.5000  2,000 tok/s")
     assert len(lines) == 5
     assert err == ""
+
+
+def test_every_step_of_a_slow_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(train_log, "SECONDS_BETWEEN_LINES", -1.0)
+    state = LoopState()
+    log = log_of(7)
+    for _ in range(7):
+        tell_step(log, state)
+    assert [line[:8] for line in capsys.readouterr().out.splitlines()[2:]] == [f"step {i}/7" for i in range(1, 8)]
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
