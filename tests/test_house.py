@@ -29,12 +29,12 @@ PACKAGES = ("nanochat", "tasks", "scripts")
 FLOORS = (
     {"common", "configurator", "cpu", "environment", "markdown"},
     {
-        *("tokenizer", "conversation", "encoders", "hugging_face_bpe"),
+        *("tokenizer", "conversation", "encoders", "hugging_face_bpe", "hf_tokenizer"),
         *("dataset", "download", "shards", "textfiles", "storyworld"),
         *("report", "sections", "plots"),
     },
     {"runtime", "gpt", "sampling", "muon", "adamw", "optim", "schedule", "dataloader", "loss_eval"},
-    {"checkpoint_manager", "engine", "samples", "checkup"},
+    {"checkpoint_manager", "engine", "samples", "checkup", "hf_model"},
     {"train", "stage", "batch_size", "train_log"},
 )
 
