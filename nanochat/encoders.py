@@ -60,8 +60,11 @@ class TiktokenEncoder:
         return ids, np.cumsum([0, *map(len, rows)], dtype=np.int64)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids."""
-        return self._encoding.decode_bytes(list(ids))
+        """The bytes of ids. Raises KeyError for an id that does not exist."""
+        try:
+            return self._encoding.decode_bytes(list(ids))
+        except OverflowError as error:  # below 0, or beyond 32 bits
+            raise KeyError(f"no token has one of these ids: {ids}") from error
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
         """The bytes of each row of ids."""

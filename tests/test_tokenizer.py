@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import regex
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from nanochat import tokenizer as module
 from nanochat.common import UserError
+from nanochat.encoders import TiktokenEncoder
 from nanochat.tokenizer import (
     MIN_VOCAB_SIZE,
     SPECIAL_TOKENS,
@@ -158,6 +161,46 @@ def test_bytes_that_are_no_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode_bytes(e_acute[:1]) == b"\xc3"
     assert tokenizer.decode(e_acute[:1]) == "\ufffd"
     assert tokenizer.decode(e_acute) == "é"
+
+
+@given(st.text(max_size=30))
+@settings(deadline=None)
+def test_a_stream_never_cuts_a_character(tokenizer: Tokenizer, text: str) -> None:
+    pieces = list(tokenizer.decode_stream(iter(tokenizer.encode(text))))
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_stream_that_ends_within_a_character(tokenizer: Tokenizer) -> None:
+    assert list(tokenizer.decode_stream([0x61, 0xC3])) == ["a", "", "\ufffd"]
+
+
+def test_arrays_and_batches(tokenizer: Tokenizer) -> None:
+    texts = ["the cat", "", "Привет"]
+    ids, offsets = tokenizer.encode_arrays(texts)
+    rows = [ids[start:end].tolist() for start, end in pairwise(offsets)]
+    assert rows == tokenizer.encode(texts)
+    assert tokenizer.decode_batch(rows) == texts
+    assert (ids.dtype, offsets.dtype) == (np.uint16, np.int64)
+    arrow_ids, arrow_offsets = tokenizer.encode_arrays(pa.array(texts))
+    assert (arrow_ids.tolist(), arrow_offsets.tolist()) == (ids.tolist(), offsets.tolist())
+
+
+def test_the_ids_are_the_same_without_the_extension(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nanochat._rustbpe", None)
+    twin = Tokenizer(tokenizer.pattern, tokenizer.ranks, tokenizer.special_tokens)
+    assert isinstance(twin._encoder, TiktokenEncoder)
+    assert twin.hash() == tokenizer.hash()
+    rows = twin.encode(TEXTS, prepend="<|bos|>")
+    assert rows == tokenizer.encode(TEXTS, prepend="<|bos|>")
+    assert twin.decode_batch(rows) == tokenizer.decode_batch(rows)
+    assert [ids.tolist() for ids in twin.encode_arrays(TEXTS)] == [a.tolist() for a in tokenizer.encode_arrays(TEXTS)]
+
+
+@pytest.mark.parametrize("ids", [[300], [-1], [0, 1 << 40]])
+def test_an_id_that_does_not_exist(tokenizer: Tokenizer, ids: list[int]) -> None:
+    with pytest.raises(KeyError):
+        tokenizer.decode_bytes(ids)
 
 
 def test_token_bytes_counts_raw_bytes(tokenizer: Tokenizer) -> None:
