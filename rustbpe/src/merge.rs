@@ -215,8 +215,8 @@ mod tests {
                 }
             }
             let vocabulary = Vocabulary::new(&tokens, &[]).unwrap();
-            for _ in 0..20 {
-                let length = 1 + below(&mut state, SCANNED as u64);
+            for _ in 0..8 {
+                let length = 1 + below(&mut state, 100);
                 let word: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
                 let expected = slow(&vocabulary, &word);
                 let (mut scanned, mut bucketed) = (Vec::new(), Vec::new());
