@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 
 class UserError(ValueError):
     """Something the user can mend: shown as one line, without a traceback, and exit code 2."""
@@ -29,9 +31,10 @@ def base_dir() -> Path:
 
 
 def print0(*args: object, **kwargs: Any) -> None:
-    """`print` on the first process only, flushed, so that a log shows each line once and at once."""
+    """`print` on the first process only, flushed and above progress bars: a log shows each line once and at once."""
     if os.environ.get("RANK", "0") == "0":
-        print(*args, **{"flush": True, **kwargs})
+        with tqdm.external_write_mode():
+            print(*args, **{"flush": True, **kwargs})
 
 
 def write_text_atomic(path: Path, text: str) -> None:

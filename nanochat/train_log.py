@@ -85,7 +85,7 @@ class TrainLog:
             self._step(state, metrics)
         else:
             state.history.append({"step": state.step, **metrics})
-            self._say(f"step {state.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            print0(f"step {state.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
             self._send(state, metrics)
 
     def _step(self, state: LoopState, metrics: Mapping[str, float]) -> None:
@@ -106,17 +106,11 @@ class TrainLog:
             self.bar.update()
         elif state.progress >= 1 or state.stopped or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            self._say(
+            print0(
                 f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}  {shown}  "
                 f"lr x{metrics['lr_scale']:.2f}  norm {metrics['grad_norm']:.3f}  {duration(left)} left"
             )
         self._send(state, told)
-
-    def _say(self, line: str) -> None:
-        if self.bar is not None:
-            self.bar.write(line)
-        else:
-            print0(line)
 
     def _send(self, state: LoopState, metrics: Mapping[str, float]) -> None:
         if self.wandb is not None:
