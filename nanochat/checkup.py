@@ -19,7 +19,7 @@ from nanochat.common import UserError, base_dir
 OK, NOTICE, FAIL = "ok", "notice", "FAIL"
 Finding = tuple[str, str]  # how grave, and what
 LIBRARIES = (
-    *("filelock", "matplotlib", "numpy", "psutil", "pyarrow", "regex", "requests"),
+    *("filelock", "huggingface-hub", "matplotlib", "numpy", "psutil", "pyarrow", "regex", "requests"),
     *("safetensors", "setuptools", "tiktoken", "tokenizers", "tqdm"),
 )
 MIN_TORCH = (2, 9)
