@@ -81,7 +81,8 @@ def _die_at(moment: int, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in MOMENTS and str(arguments[0]).startswith(str(folder)):
+        path = str(arguments[0])  # rmtree goes through a folder by names alone
+        if event in MOMENTS and (path.startswith(str(folder)) or not os.path.isabs(path)):
             point()
 
     plain = checkpoint_manager.save_file
@@ -119,7 +120,7 @@ def _serve(folder: Path) -> None:
             at_four = value_of(folder, 4)[1] if 4 in list_steps(folder) else None
             save(folder, 8, 3.0)
             told.setdefault(name, []).append([code, left, at_four, value_of(folder), names(folder)])
-            if code == 0:
+            if code != -signal.SIGKILL:
                 break
     print(json.dumps(told))
 
