@@ -158,7 +158,8 @@ def test_greedy_text(name: str, exported: dict[str, tuple[GPT, Path]]) -> None:
     engine.end_ids = set()
     ours = [engine.generate_batch(p, max_tokens=64, temperature=0)[0][0] for p in prompts]
     assert all(len(o) == len(p) + 64 for o, p in zip(ours, prompts, strict=True))
-    options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": -1}
+    other.generation_config.eos_token_id = None  # 64 tokens, whatever they are
+    options = {"max_new_tokens": 64, "do_sample": False}
     for cached in (True, False):
         ids = torch.tensor([prompts[1]])
         found = other.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **options)
@@ -268,6 +269,9 @@ def test_ids_when_the_order_of_merges_matters() -> None:
         ours = Tokenizer(SPLIT_PATTERN, ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
         assert merged_pair(b"xyz", ranks) is None
         other = fast(ours)
+        for token in words:  # a word that is a token is that token
+            assert other.encode(token.decode(), add_special_tokens=False).ids == ours.encode(token.decode())
+        assert ours.encode("xyz") == [ranks[b"xyz"]]
         generator = torch.Generator().manual_seed(0)
         for length in range(1, 200):
             word = "".join("abcdxyz"[i] for i in torch.randint(0, 7, (length % 12 + 1,), generator=generator))
