@@ -85,6 +85,7 @@ def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
 
     def step(model: Any, optimizer: Any, micro_batches: Any, rates: Any, stop: Any) -> Any:
         told = plain_step(model, optimizer, micro_batches, rates, stop)
+        time.sleep(job.get("pause", 0))
         if len(found["losses"]) < 100:
             found["losses"].append(told[0])
             found["rows"].append(
@@ -195,6 +196,7 @@ class Process:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
         self.answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.busy = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -207,6 +209,7 @@ class Process:
         assert self.popen.stdin is not None
         self.popen.stdin.write(json.dumps(job) + "\n")
         self.popen.stdin.flush()
+        self.busy = True
 
     def answer(self) -> dict[str, Any]:
         try:
@@ -214,6 +217,7 @@ class Process:
         except queue.Empty:
             found = {"dead": True}
         assert "dead" not in found, f"hangs or died: {self.log.read_text(encoding='utf-8')[-3000:]}"
+        self.busy = "step" in found
         return found
 
     def close(self) -> None:
@@ -233,8 +237,8 @@ class Pool:
     processes: dict[str, Process] = field(default_factory=dict)
 
     def get(self, name: str) -> Process:
-        if name in self.processes and self.processes[name].popen.poll() is not None:
-            self.processes.pop(name).close()
+        if name in self.processes and (self.processes[name].popen.poll() is not None or self.processes[name].busy):
+            self.processes.pop(name).close()  # dead, or left behind by a test that has failed
         if name not in self.processes:
             self.processes[name] = Process(self.folder, name)
         return self.processes[name]
@@ -510,7 +514,8 @@ def test_signals_of_two_processes(
 @pytest.mark.parametrize("delay", [0.0, 0.03])
 def test_signals_from_outside(pool: Pool, base: Path, delay: float) -> None:
     """SIGTERM as a launcher sends it, to one process and then to the other, somewhere in a step."""
-    processes = pool.start(base, {"num_iterations": 100_000, "eval_every": -1}, [{"tell_step": 2}] * 2)
+    jobs = [{"tell_step": 2, "pause": 0.1}] * 2  # the pause follows the question whether to stop: none comes too late
+    processes = pool.start(base, {"num_iterations": 100_000, "eval_every": -1}, jobs)
     assert [process.answer() for process in processes] == [{"step": 2}] * 2
     for process in reversed(processes):
         process.popen.send_signal(signal.SIGTERM)
