@@ -34,6 +34,7 @@ from nanochat.train import Forward, LoopState, Metrics, warm_up
 from nanochat.train_log import curves
 
 MIN_COMPILED_STEPS = 100  # a shorter run ends before compiling has paid
+MANY_PASSES = 8  # over the training text: beyond about four, repeated text teaches less (arXiv 2305.16264)
 
 
 def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime) -> Forward:
@@ -154,10 +155,18 @@ def report_training(
     def last(name: str) -> float:
         return next(row[name] for row in reversed(state.history) if name in row)
 
+    notes = []
+    if (passes := (state.cursor or {}).get("epoch", 0)) >= MANY_PASSES:
+        notes.append(
+            f"The run read its training text {passes} times: with so little text a model learns it by heart, and the "
+            "validation curve says from when on. More text, or fewer steps, would serve it better."
+        )
+        print0(notes[0])
     log_section(
         stage,
         {
             "title": title,
+            "notes": notes,
             "settings": settings,
             "environment": {
                 "device": str(runtime.device),

@@ -318,3 +318,15 @@ def test_report(base_dir: Path, model: GPT) -> None:
     assert metrics["training FLOPs"] == 1000 * model.estimate_flops()
     assert section["settings"]["depth"] == 4
     assert {(curve["x"][-1], curve["y"][-1]) for curve in section["curves"].values()} >= {(2, 2.5), (2, 1.5), (2, 0.5)}
+
+
+def test_a_run_that_reads_its_text_too_often_is_told(
+    base_dir: Path, model: GPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = [{"step": 1, "loss": 1.0, "val_bpb": 2.0}]
+    for passes, told in ((7, False), (8, True)):
+        state = LoopState(seconds=1.0, history=history, cursor={"epoch": passes})
+        stage.report_training("base_train", "T", Config(), model, CPU, state, 1000)
+        section = json.loads((base_dir / "report/base_train.json").read_text(encoding="utf-8"))
+        assert bool(section.get("notes")) is told
+        assert ("8 times" in capsys.readouterr().out) is told
