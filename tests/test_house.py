@@ -68,7 +68,7 @@ class Source:
         return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     @property
-    def library(self) -> bool:
+    def is_ours(self) -> bool:
         return self.path.split("/")[0] in PACKAGES
 
     def at(self, node: ast.AST, complaint: str) -> str:
@@ -118,7 +118,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 def too_long(source: Source) -> Iterator[tuple[str, str]]:
     """What exceeds the guide: its name in LONG, and the complaint. A function's docstring does not count."""
-    if not source.library:
+    if not source.is_ours:
         return
     limit = 200 if source.path.startswith("scripts/") else 300
     lines = source.text.count("\n")
@@ -144,7 +144,7 @@ def lengths(source: Source) -> Iterator[str]:
 
 def own_command_lines(source: Source) -> Iterator[str]:
     """Whatever can be run opens with a docstring that shows how."""
-    script = source.library and re.search(r"^if __name__ == ", source.text, re.MULTILINE)
+    script = source.is_ours and re.search(r"^if __name__ == ", source.text, re.MULTILINE)
     if script and f"python -m {source.module.removesuffix('.__main__')}" not in (ast.get_docstring(source.tree) or ""):
         yield f"{source.path}: the docstring does not show `python -m {source.module}`"
 
@@ -180,7 +180,7 @@ def no_code_from_data(source: Source) -> Iterator[str]:
 
 def backward_in_two_files(source: Source) -> Iterator[str]:
     """Only the loops train: the shared one and RL's."""
-    if source.library and source.path not in ("nanochat/train.py", "scripts/chat_rl.py"):
+    if source.is_ours and source.path not in ("nanochat/train.py", "scripts/chat_rl.py"):
         for name, call in calls(source.tree):
             if name.endswith(".backward"):
                 yield source.at(call, ".backward() belongs to nanochat/train.py and scripts/chat_rl.py")
@@ -212,7 +212,7 @@ def public(name: str) -> bool:
 
 
 def asserts_say_why(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree) if source.library else ():
+    for node in ast.walk(source.tree) if source.is_ours else ():
         if isinstance(node, ast.Assert) and node.msg is None:
             yield source.at(node, "assert without a message")
 
@@ -320,7 +320,7 @@ def own_imports(files: Iterable[Source]) -> dict[str, dict[str, ast.AST]]:
 
 def upward_imports(files: Iterable[Source]) -> Iterator[str]:
     """A file imports its own floor and the floors below; scripts import no scripts; nothing is without a floor."""
-    files = [source for source in files if source.library]
+    files = [source for source in files if source.is_ours]
     graph = own_imports(files)
     for source in files:
         here = floor_of(source.module)
@@ -335,7 +335,7 @@ def upward_imports(files: Iterable[Source]) -> Iterator[str]:
 
 def circles(files: Iterable[Source]) -> Iterator[str]:
     """Import circles, each once, from its first module by name."""
-    graph = own_imports([source for source in files if source.library])
+    graph = own_imports([source for source in files if source.is_ours])
 
     def paths(module: str, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for target in graph.get(module, {}):
@@ -407,12 +407,12 @@ def import_all(modules: Iterable[str], home: Path, path: Path = ROOT) -> str:
 
 
 def test_importing_does_nothing(tmp_path: Path) -> None:
-    modules = [source.module for source in sources() if source.library and not source.module.endswith("__main__")]
+    modules = [source.module for source in sources() if source.is_ours and not source.module.endswith("__main__")]
     assert import_all(modules, tmp_path) in ("True\n", "False\n")
 
 
 def test_the_lower_floors_start_without_torch(tmp_path: Path) -> None:
-    modules = [source.module for source in sources() if source.library and floor_of(source.module) in (0, 1, 1.5)]
+    modules = [source.module for source in sources() if source.is_ours and floor_of(source.module) in (0, 1, 1.5)]
     assert import_all(modules, tmp_path) == "False\n"
 
 
@@ -507,7 +507,7 @@ def wrong_commands(name: str, text: str, files: Iterable[Source]) -> Iterator[st
 def test_written_commands_exist() -> None:
     written = [
         *((name, text) for name, text in texts().items() if name.endswith((".md", ".sh"))),
-        *((source.path, ast.get_docstring(source.tree) or "") for source in sources() if source.library),
+        *((source.path, ast.get_docstring(source.tree) or "") for source in sources() if source.is_ours),
     ]
     complaints = [complaint for name, text in written for complaint in wrong_commands(name, text, sources())]
     assert not complaints, "\n" + "\n".join(complaints)
@@ -549,7 +549,7 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
     everything = library.union(*(modules(extra) for extra in extras.values()))
     unused = set(everything)
     for source in files:
-        allowed = library | modules(extras.get("wandb", [])) if source.library else everything
+        allowed = library | modules(extras.get("wandb", [])) if source.is_ours else everything
         for name, node in imports(source):
             root = name.split(".")[0]
             unused.discard(root)
@@ -599,6 +599,6 @@ def test_one_list_of_versions() -> None:
 
 def test_the_map_of_the_house_is_complete() -> None:
     readme = texts()["README.md"]
-    files = {name for source in sources() if source.library for name in [source.path] if name.count("/") == 1}
+    files = {name for source in sources() if source.is_ours for name in [source.path] if name.count("/") == 1}
     missing = sorted(name for name in files if not name.endswith("__init__.py") and Path(name).name not in readme)
     assert not missing, f"README.md does not say what is in {missing}"
