@@ -45,7 +45,7 @@ def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtim
     if mode == "off" or (mode == "auto" and (runtime.device.type == "mps" or num_steps < MIN_COMPILED_STEPS)):
         return model
     if runtime.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        print0("No C++ compiler: training runs uncompiled, about a third slower.")
+        print0("No C++ compiler: training runs uncompiled, about a quarter slower.")
         return model
     print0("Compiling the model (the first time takes up to a minute) ...")
     compiled: Forward = torch.compile(model, dynamic=False)
