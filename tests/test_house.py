@@ -27,14 +27,14 @@ PACKAGES = ("nanochat", "tasks", "scripts")
 
 # A file may import its own floor and the floors below. Floors 0 and 1 start at once: torch is imported in functions.
 FLOORS = (
-    {"common", "configurator", "cpu", "environment", "markdown"},
+    {"common", "configurator", "cpu", "environment", "markdown", "calculator", "execution"},
     {
         *("tokenizer", "conversation", "encoders", "hugging_face_bpe", "hf_tokenizer"),
         *("dataset", "download", "shards", "textfiles", "storyworld"),
         *("report", "sections", "plots"),
     },
     {"runtime", "gpt", "sampling", "muon", "adamw", "optim", "schedule", "dataloader", "loss_eval"},
-    {"checkpoint_manager", "engine", "samples", "checkup", "hf_model"},
+    {"checkpoint_manager", "engine", "samples", "checkup", "hf_model", "chat"},
     {"train", "stage", "batch_size", "train_log"},
 )
 
