@@ -1,0 +1,141 @@
+"""Facts of the embedded world: asked for in words (Facts), or as multiple choice (FactChoice).
+
+The test asks only for facts that no training conversation asks for. The base text states them all: what is measured is
+whether what was read can be told.
+"""
+
+import re
+from functools import cache
+
+from nanochat.conversation import Conversation
+from nanochat.storyworld import Fact
+from nanochat.storyworld.relations import RELATIONS
+from nanochat.storyworld.world import CHARACTERS, THINGS
+from tasks.common import chat, multiple_choice
+from tasks.world import WorldTask, facts_of, framed, number_of, pick, shuffled
+
+class Facts(WorldTask):
+    """Questions that are answered with a sentence.
+
+    The test asks for every held-out fact in every wording; its first 1,000 questions ask for each fact two or three times.
+    """
+
+    name = "Facts"
+    sizes = {"train": 10_000, "test": 1_000}
+
+    def get_example(self, index: int) -> Conversation:
+        """A question, and a sentence that answers it; `property` and `subject` say what it is about."""
+        rng = self.random(index)
+        if self.split == "train":
+            known = facts_of("train")
+            fact = known[index % len(known)]
+            question = pick(rng, framed(pick(rng, fact.questions)))
+        else:
+            fact, question = _test_questions()[index]
+        return chat(question, pick(rng, fact.sentences), property=fact.property, subject=fact.subject)
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        """Whether the completion states the value that was asked for and no other value of that property."""
+        return states(conversation["property"], conversation["subject"], completion)
+
+
+class FactChoice(WorldTask):
+    """Questions with four answers to choose from; the wrong ones are true of someone or something else."""
+
+    name = "FactChoice"
+    eval_type = "categorical"
+
+    def get_example(self, index: int) -> Conversation:
+        """A question with its choices; the answer is a letter, and every letter is as frequent as the others."""
+        known = facts_of(self.split)
+        turn, place = divmod(index, len(known))
+        fact = known[place]
+        rng = self.random(index)
+        # The right letter moves on from turn to turn: in four turns each fact has each letter once.
+        right = (place + turn + turn // 4) % 4
+        wrong = shuffled(rng, sorted(set(RELATIONS[fact.property].values.values()) - {fact.value}))
+        choices = [*wrong[:right], fact.value, *wrong[right:3]]
+        asked = multiple_choice(pick(rng, fact.questions), choices, right)
+        return {**asked, "property": fact.property, "subject": fact.subject}
+
+
+@cache
+def _test_questions() -> list[tuple[Fact, str]]:
+    """Every held-out fact in every wording and frame, so ordered that the first ones ask for as many facts as they can."""
+    items = []
+    for fact in facts_of("test"):
+        asked = [question for wording in fact.questions for question in framed(wording)]
+        asked.sort(key=number_of)
+        items += [(turn, number_of(question), fact, question) for turn, question in enumerate(asked)]
+    items.sort(key=lambda item: item[:2])
+    return [(fact, question) for _, _, fact, question in items]
+
+
+_NEGATIONS = frozenset("not no never nobody nothing neither nor".split())
+
+
+def states(relation: str, subject: str, text: str) -> bool:
+    """Whether a text states the value of a fact, and names no other value that the relation has.
+
+    >>> states("home", "Rusty", "Rusty lives in the old barn."), states("home", "Rusty", "In the mill or the old barn.")
+    (True, False)
+    """
+    words = _words(text)
+    told = [_words(sentence) for sentence in _sentences(relation, subject)]
+    exact = any(_find(words, sentence) >= 0 for sentence in told)
+    if not exact and _NEGATIONS & set(words):
+        return False
+    return _named(relation, subject, words) == {_value(RELATIONS[relation].values[subject])}
+
+
+@cache
+def _sentences(relation: str, subject: str) -> tuple[str, ...]:
+    return next(
+        fact.sentences
+        for fact in (*facts_of("train"), *facts_of("test"))
+        if (fact.property, fact.subject) == (relation, subject)
+    )
+
+
+def _words(text: str) -> list[str]:
+    """The words in small letters, without articles."""
+    words: list[str] = re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
+    return [word for word in words if word not in ("a", "an", "the")]
+
+
+@cache
+def _value(value: str) -> tuple[str, ...]:
+    return tuple(_words(value))
+
+
+def _find(words: list[str], part: list[str] | tuple[str, ...]) -> int:
+    """Where `part` begins in `words`, or -1."""
+    size = len(part)
+    return next((i for i in range(len(words) - size + 1) if words[i : i + size] == list(part)), -1)
+
+
+@cache
+def _names(subject: str) -> frozenset[tuple[str, ...]]:
+    """What the one that is spoken of may be called."""
+    owner = THINGS[subject].owner if subject in THINGS else subject
+    kind = [f"{owner} the {CHARACTERS[owner].kind}"] if owner in CHARACTERS else []
+    return frozenset(_value(name) for name in (subject, owner, f"{owner}'s", *kind))
+
+
+@cache
+def _values(relation: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(_value(value) for value in RELATIONS[relation].values.values())
+
+
+def _named(relation: str, subject: str, words: list[str]) -> set[tuple[str, ...]]:
+    """The values that are named: of "dark red" and "red" only the longer, and not the green of "Mrs Green"."""
+    names, values = _names(subject), _values(relation)
+    longest = max(map(len, names | values))
+    found, place = set(), 0
+    while place < len(words):
+        parts = (tuple(words[place : place + size]) for size in range(longest, 0, -1))
+        part = next((part for part in parts if part in names or part in values), ())
+        if part and part not in names:
+            found.add(part)
+        place += len(part) or 1
+    return found
