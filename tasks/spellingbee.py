@@ -1,0 +1,168 @@
+"""Letters, which a model that reads tokens cannot see: spell a word, count a letter in it with the calculator.
+
+    How many r are in "strawberry"?
+    s t r a w b e r r y
+    <|python_start|>"strawberry".count("r")<|python_end|><|output_start|>3<|output_end|>
+    #### 3
+
+The spelling comes first: it is the way from the tokens of the question to those of the call, which are others even for
+the same word (` strawberry` begins with a space, `"strawberry` with a quote). The call has double quotes, because the
+tokenizer splits `'strawberry` after the s, as it does in "it's". No word is both in train and in test (tasks/words.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nanochat.conversation import Conversation
+from tasks.common import Task, chat, row_random, said, same_number, text, tool_call
+from tasks.words import words
+
+Parts = list[dict[str, str]]
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+ABSENT = 0.1  # the share of questions for any letter of the alphabet, which the word may not have
+
+# {L} and {W}: the letter and the word, each with its quotes if it has any.
+COUNTING = """
+How many {L} are in {W}?
+How many {L} are in the word {W}?
+How many {L} are there in {W}?
+How many {L} are there in the word {W}?
+How many {L} does {W} have?
+How many {L} does the word {W} have?
+How many {L} does the word {W} contain?
+How many {L} can you find in {W}?
+How many times does {L} occur in {W}?
+How many times does {L} appear in the word {W}?
+How many times does the letter {L} occur in the word {W}?
+How often is {L} in {W}?
+How often does the letter {L} appear in {W}?
+Count the {L} in {W}.
+Count the letter {L} in the word {W}.
+Count how many {L} are in {W}.
+Count how many times {L} is in the word {W}.
+Tell me how many {L} are in {W}.
+Tell me how many times the letter {L} is in the word {W}.
+What is the number of {L} in {W}?
+In the word {W}, how many {L} are there?
+In {W}, how often does {L} occur?
+The word is {W}. How many {L} does it have?
+Please count the {L} in {W}.
+Please tell me how many {L} the word {W} has.
+Do you know how many {L} are in {W}?
+Can you count the {L} in the word {W}?
+""".strip().split("\n")
+
+SPELLING = """
+Spell {W}.
+Spell the word {W}.
+Spell the word {W}
+Please spell {W}.
+Please spell the word {W}.
+How do you spell {W}?
+How is the word {W} spelled?
+How do you write {W}, letter by letter?
+Can you spell {W}?
+Can you spell the word {W} for me?
+What are the letters of {W}?
+Which letters does the word {W} have?
+Say the letters of the word {W}.
+Write {W} letter by letter.
+Write the word {W} with a space after each letter.
+Spell it out: {W}
+""".strip().split("\n")
+
+
+def spelled(word: str) -> str:
+    """`apple` -> `a p p l e`: each letter is a token of its own."""
+    return " ".join(word)
+
+
+def _count(sequence: str, letter: str) -> Parts:
+    return tool_call(f'"{sequence}".count("{letter}")', str(sequence.count(letter)))
+
+
+# How a question is worked out, by name: (word, letter) -> the parts before the result.
+STYLES: dict[str, Callable[[str, str], Parts]] = {
+    "word": lambda word, letter: [text(f"{spelled(word)}\n"), *_count(word, letter)],
+    "letters": lambda word, letter: [text(f"{spelled(word)}\n"), *_count(spelled(word), letter)],
+    "call": lambda word, letter: _count(word, letter),
+}
+STYLE = "word"
+
+
+class _OfWords(Task):
+    """A question about each word in turn, in a random order that is the same again in every round."""
+
+    def __init__(
+        self,
+        split: str = "test",
+        *,
+        size: int = 1000,
+        quoted: bool | None = None,
+        word_list: str | Path | None = None,
+        **rows: Any,
+    ) -> None:
+        """`size` rows; the word in quotes, or not, or in half of them (None); `word_list`: a file (tasks/words.py)."""
+        super().__init__(**rows)
+        self.split, self.size, self.quoted = split, size, quoted
+        self.word_list = Path(word_list) if word_list else None
+
+    @functools.cached_property
+    def words(self) -> list[str]:
+        """The words of the split, in the order in which they are asked."""
+        found = list(words(self.split, self.word_list))
+        row_random(self.name, self.split).shuffle(found)
+        return found
+
+    def num_examples(self) -> int:
+        return self.size
+
+    def _mark(self, generator: random.Random) -> str:
+        """What stands around the word: a quotation mark or nothing."""
+        quoted = generator.random() < 0.5 if self.quoted is None else self.quoted
+        return generator.choice("\"'") if quoted else ""
+
+
+class SpellingBee(_OfWords):
+    """How many of a letter are in a word; right is the number after `####`."""
+
+    name = "SpellingBee"
+
+    def __init__(self, split: str = "test", *, style: str = STYLE, **options: Any) -> None:
+        """`style`: one of STYLES; `options`: size, quoted, word_list, start, stop, step, shuffle."""
+        super().__init__(split, **options)
+        self.style = style
+
+    def get_example(self, index: int) -> Conversation:
+        generator = row_random(self.name, self.split, index)
+        word = self.words[index % len(self.words)]
+        letter = generator.choice(ALPHABET if generator.random() < ABSENT else word)
+        mark = self._mark(generator)
+        around = mark if generator.random() < 0.5 else ""
+        question = generator.choice(COUNTING).format(L=f"{around}{letter}{around}", W=f"{mark}{word}{mark}")
+        answer = [*STYLES[self.style](word, letter), text(f"\n#### {word.count(letter)}")]
+        return chat(question, answer, word=word, letter=letter)
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return same_number(conversation, completion)
+
+
+class SimpleSpelling(_OfWords):
+    """Spell a word; right is each letter, with spaces between them."""
+
+    name = "SimpleSpelling"
+
+    def get_example(self, index: int) -> Conversation:
+        generator = row_random(self.name, self.split, index)
+        word = self.words[index % len(self.words)]
+        mark = self._mark(generator)
+        return chat(generator.choice(SPELLING).format(W=f"{mark}{word}{mark}"), spelled(word), word=word)
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return completion.strip() == said(conversation)
