@@ -1,8 +1,8 @@
 """What the tasks of the embedded world share: which facts are kept for the test, and a generator for every example.
 
 A fact is a pair (property, subject). 40% of the pairs of every property are held out: the base text states them, but no
-training conversation ever asks for one. Two pairs that answer each other ("the best friend of Mia is Tom" and the other way
-round, hot and cold) are held out together.
+training conversation ever asks for one. Two pairs that answer each other ("the best friend of Mia is Tom" and the
+other way round, hot and cold) are held out together.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ SPLITS = ("train", "test")
 
 
 class WorldTask(Task):
-    """A task in two splits, "train" and "test", without end: `size` says how many examples of the split there are to be.
+    """A task in two splits, "train" and "test", without end; `size` says how many examples there are to be.
 
     An example depends on the split, the seed and its index only. Raises UserError for another split or a size under 1.
     """
 
-    sizes = {"train": 10_000, "test": 1_000}
+    train_size = 10_000  # unless `size` says otherwise
+    test_size = 1_000
 
     def __init__(self, split: str = "test", size: int | None = None, seed: int = 0, **rows: int | None) -> None:
         super().__init__(**rows)
@@ -39,7 +40,7 @@ class WorldTask(Task):
         if size is not None and size < 1:
             raise UserError(f"{self.name}: size is {size}; it must be at least 1")
         self.split, self.seed = split, seed
-        self.num = self.sizes[split] if size is None else size
+        self.num = (self.train_size if split == "train" else self.test_size) if size is None else size
 
     def num_examples(self) -> int:
         """As many as were asked for."""
@@ -88,7 +89,7 @@ def facts_of(split: str) -> tuple[Fact, ...]:
     return tuple(fact for fact in facts() if ((fact.property, fact.subject) in held) == (split == "test"))
 
 
-# A question may be asked as it stands, or with something before it. Those with a comma or colon go on with a small letter.
+# A question may be asked as it stands, or with something before it; after a comma or colon it begins with a small letter.
 FRAMES = (
     "{}",
     "Hello! {}",

@@ -14,14 +14,14 @@ from nanochat.storyworld.world import CHARACTERS, THINGS
 from tasks.common import chat, multiple_choice
 from tasks.world import WorldTask, facts_of, framed, number_of, pick, shuffled
 
+
 class Facts(WorldTask):
     """Questions that are answered with a sentence.
 
-    The test asks for every held-out fact in every wording; its first 1,000 questions ask for each fact two or three times.
+    The first 1,000 test questions ask for each held-out fact two or three times, in different words.
     """
 
     name = "Facts"
-    sizes = {"train": 10_000, "test": 1_000}
 
     def get_example(self, index: int) -> Conversation:
         """A question, and a sentence that answers it; `property` and `subject` say what it is about."""
@@ -61,7 +61,7 @@ class FactChoice(WorldTask):
 
 @cache
 def _test_questions() -> list[tuple[Fact, str]]:
-    """Every held-out fact in every wording and frame, so ordered that the first ones ask for as many facts as they can."""
+    """Every held-out fact in every wording and frame; first come those that ask for a fact for the first time."""
     items = []
     for fact in facts_of("test"):
         asked = [question for wording in fact.questions for question in framed(wording)]

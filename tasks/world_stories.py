@@ -1,0 +1,264 @@
+"""Little stories with numbers in the embedded world, and how what they ask for is worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from nanochat.storyworld.world import CHARACTERS
+from tasks import world_sentences as tables
+from tasks.world import number_of, pick, shuffled
+
+LARGEST = 20  # number in a story
+LARGEST_RESULT = 99
+_PRONOUNS = {"m": ("he", "him"), "f": ("she", "her")}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a solution: `left` (+, -, *, /) `right` = `result`."""
+
+    left: int
+    sign: str
+    right: int
+    result: int
+
+    @property
+    def expression(self) -> str:
+        """As the calculator is asked for it."""
+        return f"{self.left}{self.sign}{self.right}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story that ends in a question; its numbers in the order of their appearance; the steps to the answer."""
+
+    text: str
+    numbers: tuple[int, ...]
+    steps: tuple[Step, ...]
+    things: tuple[str, str]  # one, many
+
+    @property
+    def answer(self) -> int:
+        """What the last step gives."""
+        return self.steps[-1].result
+
+
+class NoFit(Exception):
+    """These draws do not fit together: draw again."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What one person has, step by step. `kinds` are keys of SENTENCES; a chain begins with "start" or "of"."""
+
+    kinds: tuple[str, ...]
+    numbers: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def result(self) -> int:
+        """How many there are at the end."""
+        return self.steps[-1].result if self.steps else self.numbers[0]
+
+
+def draw_chain(rng: Random, length: int, signs: str = "+-*/") -> Chain:
+    """A chain of `length` steps with results of 1 to 99. Raises NoFit."""
+    groups = "*" in signs and length > 0 and rng.random() < 0.2
+    kinds = ["of" if groups else "start", *(pick(rng, signs) for _ in range(length - groups))]
+    if groups:
+        many, each = _number(rng, 2, 9), _number(rng, 2, LARGEST)
+        total = _checked(many * each)
+        numbers, steps = [many, each], [Step(many, "*", each, total)]
+    else:
+        total = _number(rng, 1, LARGEST)
+        numbers, steps = [total], []
+    for sign in kinds[1:]:
+        number = _operand(rng, sign, total)
+        result = {"+": total + number, "-": total - number, "*": total * number, "/": total // number}[sign]
+        steps.append(Step(total, sign, number, _checked(result)))
+        numbers.append(number)
+        total = result
+    return Chain(tuple(kinds), tuple(numbers), tuple(steps))
+
+
+def _number(rng: Random, least: int, most: int) -> int:
+    if most < least:
+        raise NoFit
+    return least + int(rng.random() * (most - least + 1))
+
+
+def _checked(result: int) -> int:
+    if not 1 <= result <= LARGEST_RESULT:
+        raise NoFit
+    return result
+
+
+def _operand(rng: Random, sign: str, total: int) -> int:
+    if sign == "+":
+        return _number(rng, 1, LARGEST)
+    if sign == "-":
+        return _number(rng, 1, min(LARGEST, total - 1))
+    if sign == "*":
+        return _number(rng, 2, 5)
+    fitting = [number for number in range(2, 10) if total % number == 0]
+    if not fitting:
+        raise NoFit
+    return pick(rng, fitting)
+
+
+def in_split(numbers: Sequence[int], split: str) -> bool:
+    """Whether stories with these numbers, in this order, belong to a split; one tuple in five is for the test."""
+    return (number_of(*numbers) % 5 == 0) == (split == "test")
+
+
+def fitting(rng: Random, split: str, draw: Callable[[Random], Story]) -> Story:
+    """The first story drawn that fits and belongs to the split."""
+    while True:
+        try:
+            story = draw(rng)
+        except NoFit:
+            continue
+        if in_split(story.numbers, split):
+            return story
+
+
+class Teller:
+    """Words sentences about people and things; says "she" for who was spoken of, where it can mean no one else."""
+
+    def __init__(self, rng: Random, people: int = 1) -> None:
+        self.rng = rng
+        names = shuffled(rng, tables.PEOPLE)
+        self.people, self.others = names[:people], names[people:]
+        self.things = pick(rng, tables.THINGS)
+        self.spoken_of = ""  # who a pronoun would mean
+
+    def count(self, number: int) -> str:
+        """A number of the things."""
+        return f"{number} {self.things[number != 1]}"
+
+    def say(self, table: Sequence[str], who: str, numbers: Sequence[int] = (), other: str = "") -> str:
+        """A sentence of a table about `who`, with the numbers in its places for them."""
+        wording = pick(self.rng, table)
+        sex = CHARACTERS[who].sex
+        friend = other or pick(self.rng, self.others)
+        clash = "{F}" in wording and CHARACTERS[friend].sex == sex
+        he, him = (who, who) if clash else _PRONOUNS[sex]
+        short = self.spoken_of == who and wording.startswith("{A}") and not clash and self.rng.random() < 0.6
+        if self.spoken_of != who:
+            he, him = who, who
+        last, first = numbers[-1] if numbers else 0, numbers[0] if numbers else 0
+        sentence = wording.format(
+            A=he.capitalize() if short else who,
+            a=he,
+            him=him,
+            F=friend,
+            B=other,
+            n=self.count(last),
+            k=first,
+            g=f"{first} {pick(self.rng, tables.HOLDERS)}",
+            x=self.things[1],
+            **{"is": "is" if last == 1 else "are", "are": "is" if first == 1 else "are"},
+        )
+        self.spoken_of = "" if clash else who
+        return sentence
+
+    def chain(self, who: str, chain: Chain) -> Iterator[str]:
+        """What happens to what `who` has."""
+        self.spoken_of = ""
+        numbers = list(chain.numbers)
+        for kind in chain.kinds:
+            taken, numbers = numbers[: 1 + (kind == "of")], numbers[1 + (kind == "of") :]
+            yield self.say(tables.SENTENCES[kind], who, taken)
+
+    def ask(self, table: Sequence[str], who: str, other: str = "") -> str:
+        """A question about `who`, always by name."""
+        self.spoken_of = ""
+        return self.say(table, who, other=other)
+
+
+def steps_story(rng: Random, length: int) -> Story:
+    """One person, `length` steps."""
+    chain, teller = draw_chain(rng, length), Teller(rng)
+    who = teller.people[0]
+    sentences = [*teller.chain(who, chain), teller.ask(tables.ASKED, who)]
+    return Story(" ".join(sentences), chain.numbers, chain.steps, teller.things)
+
+
+def _two(rng: Random, table: Sequence[str], sign: str) -> Story:
+    first, second, teller = draw_chain(rng, 1), draw_chain(rng, 1), Teller(rng, 2)
+    one, two = teller.people
+    sentences = [*teller.chain(one, first), *teller.chain(two, second)]
+    a, b = first.result, second.result
+    if sign == "-" and a < b:
+        one, two, a, b = two, one, b, a
+    result = _checked(a + b if sign == "+" else a - b)
+    steps = (*first.steps, *second.steps, Step(a, sign, b, result))
+    sentences.append(teller.ask(table, one, two))
+    return Story(" ".join(sentences), first.numbers + second.numbers, steps, teller.things)
+
+
+def compare_story(rng: Random) -> Story:
+    """Two people, a step each: how many more has one of them?"""
+    return _two(rng, tables.COMPARED, "-")
+
+
+def together_story(rng: Random) -> Story:
+    """Two people, a step each: how many have they together?"""
+    return _two(rng, tables.TOGETHER, "+")
+
+
+def more_than_story(rng: Random) -> Story:
+    """One has so many more than the other: how many have they together?"""
+    chain, teller = draw_chain(rng, 0), Teller(rng, 2)
+    one, two = teller.people
+    first, more = chain.numbers[0], _number(rng, 1, LARGEST)
+    second = _checked(first + more)
+    steps = (Step(first, "+", more, second), Step(first, "+", second, _checked(first + second)))
+    sentences = [*teller.chain(one, chain)]
+    teller.spoken_of = ""
+    sentences += [teller.say(tables.MORE, one, (more,), two), teller.ask(tables.TOGETHER, one, two)]
+    return Story(" ".join(sentences), (first, more), steps, teller.things)
+
+
+def before_story(rng: Random) -> Story:
+    """What happened and what there is now are told: how many were there at first?"""
+    chain, teller = draw_chain(rng, 1, "+-"), Teller(rng)
+    who, step = teller.people[0], chain.steps[0]
+    sentences = [
+        teller.say(tables.SOME, who),
+        teller.say(tables.SENTENCES[step.sign], who, (step.right,)),
+        teller.say(tables.NOW, who, (step.result,)),
+        teller.ask(tables.AT_FIRST, who),
+    ]
+    steps = (Step(step.result, "-" if step.sign == "+" else "+", step.right, step.left),)
+    return Story(" ".join(sentences), (step.right, step.result), steps, teller.things)
+
+
+def distractor_story(rng: Random) -> Story:
+    """One person, two steps, and a number that does not matter."""
+    chain, teller = draw_chain(rng, 2), Teller(rng)
+    who, needless = teller.people[0], _number(rng, 2, LARGEST)
+    place = 1 + int(rng.random() * len(chain.kinds[1:]))  # of the sentence with the needless number
+    sentences = []
+    for sentence in teller.chain(who, chain):
+        sentences.append(sentence)
+        if len(sentences) == place:
+            sentences.append(teller.say(tables.ASIDES, who, (needless,)))
+            teller.spoken_of = ""
+    sentences.append(teller.ask(tables.ASKED, who))
+    before = place + (chain.kinds[0] == "of")
+    numbers = (*chain.numbers[:before], needless, *chain.numbers[before:])
+    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
+
+
+SHAPES: dict[str, Callable[[Random], Story]] = {
+    "four_steps": lambda rng: steps_story(rng, 4),
+    "five_steps": lambda rng: steps_story(rng, 5),
+    "compare": compare_story,
+    "together": together_story,
+    "more_than": more_than_story,
+    "before": before_story,
+    "distractor": distractor_story,
+}
