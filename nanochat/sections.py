@@ -7,7 +7,10 @@ A section is a dictionary with any of these keys; a key that is absent, or None,
     settings     dict   name -> value, or the stage's config (a dataclass); None is shown as "not set"
     environment  dict   what only the stage knows: {"device": "cuda", "compute dtype": "bfloat16", "processes": 8}
     metrics      dict   name -> number, or {"value": number, "n": examples, "interval": [low, high]} (95%);
-                        the unit stands in the name, unless it is a share
+                        the unit stands in the name, unless it is a share. An accuracy also has "chance": number,
+                        what guessing gives, and stands in the table of accuracies by stage
+    answers      dict   accuracy's name -> {"problems": hash of them, "correct": "0110..."}, an entry for each problem:
+                        two stages that have met the same problems are compared problem by problem
     headline     list   names of the metrics for the table at the top; default: all of them
     model        str    column of that table: base, mid, sft or rl; default: told by the stage's name, if at all
     curves       dict   name -> {"x": [...], "y": [...], "xlabel": str, "ylabel": str};
@@ -36,14 +39,15 @@ from nanochat import environment
 from nanochat.common import base_dir, write_json_atomic
 
 FORMAT = 1
+Z95 = 1.959964  # standard deviations on both sides of a mean that hold 95% of a normal distribution
 STAGES = (
-    *("dataset", "tok_train", "tok_eval", "base_train", "base_loss", "base_eval"),
+    *("dataset", "tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "chat_eval_base"),
     *("mid_train", "chat_eval_mid", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl", "chat_eval"),
 )
 Section = dict[str, Any]
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("stage", "time", "title", "model"), str),
-    **dict.fromkeys(("settings", "environment", "metrics", "curves"), dict),
+    **dict.fromkeys(("settings", "environment", "metrics", "answers", "curves"), dict),
     **dict.fromkeys(("headline", "samples", "notes"), list),
     "format": int,
     "seconds": (int, float),
@@ -79,7 +83,7 @@ def share(count: int, total: int) -> Section:
     """
     if not total:
         return {"value": 0.0, "n": 0, "interval": [0.0, 1.0]}
-    z, p = 1.959964, count / total
+    z, p = Z95, count / total
     middle = p + z * z / (2 * total)
     margin = z * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2)
     scale = 1 + z * z / total
@@ -135,6 +139,8 @@ def _check(section: Section) -> None:
     _require(section.get("format", FORMAT) == FORMAT, f"format {section.get('format')}; this version reads {FORMAT}")
     for name, metric in (section.get("metrics") or {}).items():
         _require(_is_metric(metric), f"metric {name} is neither a number nor {{value, n, interval: [low, high]}}")
+    for name, answers in (section.get("answers") or {}).items():
+        _require(_is_answers(answers), f"answers {name} need problems, a text, and correct, a text of 0 and 1")
     for name, curve in (section.get("curves") or {}).items():
         _require(_is_curve(curve), f"curve {name} needs x and y, equally long lists of numbers, and xlabel and ylabel")
     for sample in section.get("samples") or []:
@@ -158,7 +164,13 @@ def _is_metric(metric: Any) -> bool:
         return _is_number(metric)
     interval = metric.get("interval") or [0, 0]
     pair = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
-    return pair and _is_number(metric.get("value"))
+    return pair and _is_number(metric.get("value")) and _is_number(metric.get("chance"))
+
+
+def _is_answers(answers: Any) -> bool:
+    if not (isinstance(answers, dict) and all(isinstance(answers.get(key), str) for key in ("problems", "correct"))):
+        return False
+    return set(answers["correct"]) <= {"0", "1"}
 
 
 def _is_curve(curve: Any) -> bool:

@@ -1,0 +1,162 @@
+"""Score a chat model on the tasks: accuracy with its interval, beside what guessing gives.
+
+    torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -- -i sft       # eight GPUs
+    python -m scripts.chat_eval -i sft                                            # one GPU, or a laptop
+    python -m scripts.chat_eval -i rl -a "GSM8K|MMLU" -x 200                      # some tasks, 200 problems of each
+
+A problem that is answered in writing counts as right if any of its `-n` samples is. What is right and what is wrong
+goes to `chat_eval/STAGE_TAG.json` in the base folder, so that two models can be compared problem by problem.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nanochat.chat_eval import CHAT_CORE, TaskScore, chat_core, evaluate
+from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
+from nanochat.common import UserError, base_dir, print0, write_json_atomic
+from nanochat.configurator import cli, setting
+from nanochat.engine import Engine
+from nanochat.markdown import duration
+from nanochat.report import log_section
+from nanochat.runtime import Runtime
+from nanochat.sampling import check_sampling
+from nanochat.shards import load_manifest
+from tasks.catalogue import TASKS, get_task
+from tasks.common import Task
+
+WORLD = ("Facts", "FactChoice", "SpellingBee-quoted", "SpellingBee-unquoted", "WordProblems", "HardProblems")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SpellingBee-quoted": ("SpellingBee", {"quoted": True}),
+    "SpellingBee-unquoted": ("SpellingBee", {"quoted": False}),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    source: str = setting("sft", "the stage whose model is scored", short="i", choices=tuple(FOLDERS))
+    tasks: str | None = setting(
+        None, 'tasks, with | between them, such as "GSM8K|MMLU"; default: those for the data that is here', short="a"
+    )
+    max_problems: int = setting(-1, "problems of each task, evenly spaced; -1 = all", short="x")
+    batch_size: int = setting(64, "answers written, or prompts scored, at once on one device", short="b")
+    max_new_tokens: int = setting(512, "longest answer, in tokens", short="m")
+    temperature: float = setting(0.0, "of answers in writing; 0 = always the likeliest token", short="t")
+    top_k: int | None = setting(None, "choose among the k likeliest tokens; none = among all", short="k")
+    num_samples: int = setting(1, "answers to each problem, of which one must be right", short="n")
+    model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest model", short="g")
+    step: int = setting(-1, "checkpoint to score; -1 = the last", short="s")
+    device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
+    seed: int = setting(42, "of the answers, where the temperature is above 0")
+
+    def __post_init__(self) -> None:
+        if self.max_problems < 1 and self.max_problems != -1:
+            raise UserError(f"max_problems is {self.max_problems}: it must be at least 1, or -1 for all")
+        check_sampling(self.temperature, self.top_k)
+        known = (*TASKS, *VARIANTS)
+        for name in self.tasks.split("|") if self.tasks is not None else ():
+            if name.strip() not in known:
+                raise UserError(f"no task {name.strip()!r}: choose among {', '.join(known)}")
+
+
+def names_of(config: Config) -> list[str]:
+    """The tasks that were asked for, or those that go with the data in the base folder."""
+    if config.tasks is not None:
+        return list(dict.fromkeys(name.strip() for name in config.tasks.split("|")))
+    try:
+        source = load_manifest().source
+    except UserError:  # a model may be brought along without the text that it was trained on
+        return list(CHAT_CORE)
+    return list(WORLD if source == "storyworld" else CHAT_CORE)
+
+
+def open_task(name: str) -> Task:
+    """The test split of a task or a variant of one."""
+    task, options = VARIANTS.get(name, (name, {}))
+    return get_task(task, split="test", **options)
+
+
+def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, config: Config) -> list[TaskScore]:
+    """Score one task after the other, and print a row of the table for each as it comes."""
+    print0(f"{'task':28} right   95% interval       problems  chance  centred  calls      time")
+    scores = []
+    for name, task in tasks.items():
+        score = evaluate(
+            task,
+            engine,
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+            runtime=runtime,
+            num_samples=config.num_samples,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            max_problems=None if config.max_problems == -1 else config.max_problems,
+            seed=config.seed,
+        )
+        scores.append(replace(score, name=name))
+        print0(row(scores[-1]))
+    return scores
+
+
+def row(score: TaskScore) -> str:
+    """A row of the table at the terminal."""
+    low, high = score.interval
+    name = score.name + (f", pass@{score.num_samples}" if score.num_samples > 1 else "")
+    calls = f"{score.tool_share:.0%}" if score.tool_calls else ""
+    return (
+        f"{name:28} {score.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {score.num:9,} {score.chance:7.1%} "
+        f"{score.centred:8.3f} {calls:>6} {duration(score.seconds):>9}"
+    )
+
+
+def write_results(config: Config, tag: str, scores: list[TaskScore], section: dict[str, Any]) -> None:
+    """The report's section, and the file with the result of each problem."""
+    core, value = chat_core(scores)
+    answers = {score.name: score.answers for score in scores}
+    calls = {f"{s.name}: answers with a calculator's result": s.tool_share for s in scores if s.tool_calls}
+    accuracies = {score.name: score.metric for score in scores}
+    log_section(
+        f"chat_eval_{config.source}",
+        {
+            "title": f"Evaluation of the {config.source} model",
+            "model": config.source,
+            "settings": config,
+            "metrics": {**accuracies, core: value, **calls},
+            "headline": [*accuracies, core],
+            "answers": answers,
+            **section,
+        },
+    )
+    write_json_atomic(base_dir() / "chat_eval" / f"{config.source}_{tag}.json", answers)
+
+
+def main(config: Config) -> list[TaskScore]:
+    """Score, print the table, write the report's section and the result of each problem."""
+    start = time.monotonic()
+    tasks = {name: open_task(name) for name in names_of(config)}  # what cannot be had is said before a model is loaded
+    runtime = Runtime.start(config.seed, config.device)
+    tag = config.model_tag or "".join(list_tags(config.source)[-1:])
+    model, tokenizer, meta = load_model(config.source, runtime, model_tag=tag or None, step=config.step)
+    runtime = replace(runtime, compute_dtype=model.compute_dtype)
+    scores = evaluate_all(tasks, Engine(model, tokenizer), runtime, config)
+    core, value = chat_core(scores)
+    low, high = value["interval"]
+    print0(f"{core}: {value['value']:.4f} [{low:.4f}, {high:.4f}]")
+    notes = [f"Checkpoint {tag} of step {meta['step']}, computing in {runtime.dtype_name}."]
+    for score in scores:
+        if score.num_cut:
+            notes.append(
+                f"{score.name}: {score.num_cut} of {score.num} prompts were too long for the context and lost their "
+                "beginning."
+            )
+            print0(notes[-1])
+    if runtime.is_main:
+        write_results(config, tag, scores, {"notes": notes, "seconds": time.monotonic() - start})
+    runtime.finish()
+    return scores
+
+
+if __name__ == "__main__":
+    cli(Config, main, __doc__)
