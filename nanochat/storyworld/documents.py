@@ -1,4 +1,4 @@
-"""The kinds of document besides stories: portraits, walks, talks and lessons. Each states facts of the world."""
+"""The kinds of document besides stories: portraits, walks, talks, lessons and notes. Each states facts of the world."""
 
 import re
 
@@ -132,3 +132,12 @@ def lesson(voice: Voice, facts: list[tuple[str, str]]) -> None:
     voice.roles["B"] = voice.choose([pupil for pupil in pupils if pupil in voice.known])
     voice.paragraph()
     _line(voice, BELLS)
+
+
+def notes(voice: Voice, facts: list[tuple[str, str]]) -> None:
+    """One fact after another, as a pupil would write them down: most of what a small model knows comes from here."""
+    voice.tense, voice.plain = "present", True
+    for index, (relation, subject) in enumerate(facts):
+        if index and voice.random() < 0.2:
+            voice.paragraph()
+        state(voice, relation, subject)

@@ -1,4 +1,4 @@
-"""Plans documents and tells them: stories, portraits, talks and lessons. The plan alone decides the split."""
+"""Plans documents and tells them: stories, portraits, walks, talks, lessons and notes. The plan alone decides the split."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from nanochat.storyworld.documents import lesson, lines, portrait, state, talk, walk
+from nanochat.storyworld.documents import lesson, lines, notes, portrait, state, talk, walk
 from nanochat.storyworld.grammar import NAMES, SORTS, members
 from nanochat.storyworld.relations import GENERAL, OF_PLACES, OF_THINGS, PERSONAL, RELATIONS
 from nanochat.storyworld.script import STORY_PLOTS, Plot, Step
@@ -119,10 +119,21 @@ def _plan_lesson(rng: Random) -> Plan:
     return Plan("lesson", tuple(sorted(roles.items())), tuple(_draw(rng, _TAUGHT, 4 + int(rng.random() * 4))))
 
 
+def _plan_notes(rng: Random) -> Plan:
+    return Plan("notes", (), tuple(_draw(rng, _TALKED + _TAUGHT, 8 + int(rng.random() * 9))))
+
+
 _TALKED = [(r, subject) for r in PERSONAL + OF_THINGS + OF_PLACES for subject in RELATIONS[r].values]
 _TAUGHT = [(r, subject) for r in GENERAL for subject in RELATIONS[r].values]
-_PLANNERS = (*[_plan_story] * 11, *[_plan_portrait] * 3, _plan_walk, *[_plan_talk] * 3, *[_plan_lesson] * 3)
-_TELLERS = {"portrait": portrait, "walk": walk, "talk": talk, "lesson": lesson}
+_PLANNERS = (
+    *[_plan_story] * 11,
+    *[_plan_portrait] * 3,
+    _plan_walk,
+    *[_plan_talk] * 3,
+    *[_plan_lesson] * 3,
+    *[_plan_notes] * 10,
+)
+_TELLERS = {"portrait": portrait, "walk": walk, "talk": talk, "lesson": lesson, "notes": notes}
 
 
 def plan(rng: Random) -> Plan:
