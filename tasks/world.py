@@ -89,7 +89,7 @@ def facts_of(split: str) -> tuple[Fact, ...]:
     return tuple(fact for fact in facts() if ((fact.property, fact.subject) in held) == (split == "test"))
 
 
-# A question may be asked as it stands, or with something before it; after a comma or colon it begins with a small letter.
+# A question is asked as it stands, or with something before it; after a comma or colon it begins with a small letter.
 FRAMES = (
     "{}",
     "Hello! {}",

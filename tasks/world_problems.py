@@ -55,7 +55,7 @@ class WordProblems(WorldTask):
 
 
 class HardProblems(WorldTask):
-    """Stories of a `shape` (a key of SHAPES) that WordProblems do not have: the question and the number, no solution."""
+    """Stories of a `shape` (a key of SHAPES) that WordProblems do not have: the question and the number only."""
 
     name = "HardProblems"
 
