@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -112,7 +113,7 @@ def evaluate(
     max_problems: int | None = None,
     seed: int = 42,
 ) -> TaskScore:
-    """Score the model on a task, or on `max_problems` of it, evenly spaced; every process gets the same score.
+    """Score the model on a task, or on `max_problems` of it, chosen at random; every process gets the same score.
 
     `batch_size`: answers that are written, or prompts that are scored, at once on a device. `num_samples`,
     `temperature`, `top_k` and `max_new_tokens` are for answers in writing. A prompt that is too long loses its
@@ -124,22 +125,22 @@ def evaluate(
     context = engine.model.config.sequence_len
     # An answer in writing needs room, but in a short context the question needs it more.
     longest = context if by_letter else context - min(max_new_tokens, context // 4)
-    places = spread(len(task), max_problems)
+    rows = choose_rows(len(task), max_problems)
     mine = [
-        _problem(place, task[places[place]], engine.tokenizer, longest)
-        for place in range(runtime.rank, len(places), runtime.world_size)
+        _problem(place, task[rows[place]], engine.tokenizer, longest)
+        for place in range(runtime.rank, len(rows), runtime.world_size)
     ]
     mine.sort(key=lambda problem: len(problem.prompt))  # prompts of one length in a batch: little padding
     if by_letter:
         num_samples, scored = 1, _choose(mine, task, engine, batch_size)
     else:
-        sampling = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k}
-        ask = partial(engine.answers, max_tokens=max_new_tokens, batch_size=batch_size, **sampling)
+        ask = partial(engine.answers, num_samples=num_samples, max_tokens=max_new_tokens, batch_size=batch_size)
+        ask = partial(ask, temperature=temperature, top_k=top_k)
         scored = _write(mine, task, engine.tokenizer, ask, max(1, batch_size // num_samples), seed)
     with tqdm(total=len(mine), desc=task.name, leave=False, disable=None if runtime.is_main else True) as bar:
         for count in scored:
             bar.update(count)
-    facts = _gather(mine, len(places), runtime)
+    facts = _gather(mine, len(rows), runtime)
     return TaskScore(name=task.name, num_samples=num_samples, **facts, seconds=time.monotonic() - start)
 
 
@@ -155,15 +156,14 @@ def chat_core(scores: Sequence[TaskScore]) -> tuple[str, Section]:
     )
 
 
-def spread(length: int, most: int | None) -> Sequence[int]:
-    """At most `most` (None: all) of `length` indices, evenly spaced: rows are often sorted by subject.
+def choose_rows(length: int, most: int | None) -> Sequence[int]:
+    """At most `most` (None: all) of `length` rows: always the same ones, and a smaller choice is part of a larger.
 
-    >>> spread(10, 4)
-    [0, 2, 5, 7]
+    A random choice, because the first rows may be of one subject, and every third of one kind.
     """
     if most is None or most >= length:
         return range(length)
-    return [index * length // most for index in range(most)]
+    return sorted(np.random.default_rng(0).permutation(length)[:most].tolist())
 
 
 def _check(
@@ -199,7 +199,6 @@ def _choose(problems: Sequence[_Problem], task: Task, engine: Engine, batch_size
     """Score by letters: of each problem's own, the likeliest first token of the answer. Yields the batches' sizes."""
     model, tokenizer = engine.model, engine.tokenizer
     ids = letter_ids(tokenizer, {letter for problem in problems for letter in problem.conversation["letters"]})
-    columns = {letter: column for column, letter in enumerate(ids)}
     for first in range(0, len(problems), batch_size):
         batch = problems[first : first + batch_size]
         lengths = torch.tensor([len(problem.prompt) for problem in batch], device=model.device)
@@ -211,7 +210,8 @@ def _choose(problems: Sequence[_Problem], task: Task, engine: Engine, batch_size
         # In float32: bf16's steps are so coarse that letters would often draw.
         logits = model.logits(last.float())[:, list(ids.values())].tolist()  # (B, V), of which the letters
         for problem, row in zip(batch, logits, strict=True):
-            letter = max(problem.conversation["letters"], key=lambda letter, row=row: row[columns[letter]])
+            likely = dict(zip(ids, row, strict=True))
+            letter = max(problem.conversation["letters"], key=likely.__getitem__)
             problem.right = int(task.evaluate(problem.conversation, letter))
         yield len(batch)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from nanochat.sections import Z95, Section
 
@@ -27,7 +28,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     for i in range(1, min(lost, won) + 1):
         term = term * (total - i + 1) // i
         ways += term
-    return min(1.0, 2 * ways / 2**total)
+    return min(1.0, float(Fraction(2 * ways, 1 << total)))
 
 
 def paired_gain(before: Sequence[bool], after: Sequence[bool]) -> Section:

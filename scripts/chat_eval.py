@@ -40,7 +40,7 @@ class Config:
     tasks: str | None = setting(
         None, 'tasks, with | between them, such as "GSM8K|MMLU"; default: those for the data that is here', short="a"
     )
-    max_problems: int = setting(-1, "problems of each task, evenly spaced; -1 = all", short="x")
+    max_problems: int = setting(-1, "problems of each task, always the same random choice; -1 = all", short="x")
     batch_size: int = setting(64, "answers written, or prompts scored, at once on one device", short="b")
     max_new_tokens: int = setting(512, "longest answer, in tokens", short="m")
     temperature: float = setting(0.0, "of answers in writing; 0 = always the likeliest token", short="t")
