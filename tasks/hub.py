@@ -21,7 +21,7 @@ class Unavailable(UserError):
 
 
 class HubTask(Task):
-    """A task whose rows are those of a data set on the hub. It is loaded at once, so that what is missing shows early."""
+    """A task whose rows are those of a data set. It is loaded at once, so that what is missing shows early."""
 
     repository: str
     columns: tuple[str, ...]
@@ -36,8 +36,7 @@ class HubTask(Task):
 
     def row(self, index: int) -> dict[str, Any]:
         """A row of the data set, by column."""
-        found: dict[str, Any] = self._table.slice(index, 1).to_pylist()[0]
-        return found
+        return {name: self._table[name][index].as_py() for name in self.columns}
 
 
 def load_table(repository: str, configuration: str, split: str, columns: Sequence[str]) -> Any:

@@ -11,7 +11,7 @@ from tasks.hub import HubTask
 
 
 class MMLU(HubTask):
-    """Splits: test, validation and dev of all subjects, and auxiliary_train, which is made of other sets of questions."""
+    """Splits: test, validation and dev of all subjects; train (auxiliary_train), which is made of other data sets."""
 
     name = "MMLU"
     eval_type = "categorical"

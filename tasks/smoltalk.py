@@ -1,0 +1,40 @@
+"""SmolTalk: general conversations, of which the smaller, simpler selection is used (`HuggingFaceTB/smol-smoltalk`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nanochat.common import UserError
+from nanochat.conversation import Conversation, render_turns
+from tasks.common import row_random
+from tasks.hub import HubTask
+from tasks.system_messages import with_system
+
+SYSTEM_SHARE = 0.15
+
+
+class SmolTalk(HubTask):
+    """Splits: train (460K rows on the hub) and test (24K).
+
+    Conversations without a system message get one of ours in 15% of the cases, chosen by the row. A row that is no
+    conversation (roles out of turn, no text) gives the next one that is instead, and is noted in `invalid`.
+    """
+
+    name = "SmolTalk"
+    repository = "HuggingFaceTB/smol-smoltalk"
+    columns = ("messages",)
+
+    def __init__(self, split: str = "test", **rows: Any) -> None:
+        super().__init__("data", split, **rows)
+        self.invalid: set[int] = set()
+
+    def get_example(self, index: int) -> Conversation:
+        for row in (*range(index, self.num_examples()), *range(index)):
+            conversation = {"messages": self.row(row)["messages"]}
+            try:
+                render_turns(conversation)
+            except UserError:
+                self.invalid.add(row)
+                continue
+            return with_system(conversation, row_random(self.name, row), SYSTEM_SHARE)
+        raise UserError(f"{self.repository} ({self.split}) has no conversation")
