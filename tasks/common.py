@@ -204,5 +204,5 @@ def said(conversation: Conversation) -> str:
 
 
 def row_random(*key: object) -> random.Random:
-    """Random numbers that depend on the key only (a name, a seed, a row): the same in every process and version."""
+    """Random numbers that depend on the key only (a name, a seed, a row): the same in every process."""
     return random.Random(":".join(map(str, key)))

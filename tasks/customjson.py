@@ -27,9 +27,9 @@ class Conversations(Task):
         super().__init__(**rows)
         if split not in ("train", "test", "all"):
             raise UserError(f"{self.name} has no split {split!r}: train, test and all are there")
-        chosen = {"train": lambda row: row % EVERY < EVERY - 1, "test": lambda row: row % EVERY == EVERY - 1}
-        keep = chosen.get(split, lambda _: True)
-        self._conversations = [conversation for row, conversation in enumerate(conversations) if keep(row)]
+        for_test = [row % EVERY == EVERY - 1 for row in range(len(conversations))]
+        chosen = zip(conversations, for_test, strict=True)
+        self._conversations = [one for one, test in chosen if split == "all" or test == (split == "test")]
 
     def num_examples(self) -> int:
         return len(self._conversations)

@@ -1,8 +1,8 @@
-"""Who the model says it is. **Change WHO, and perhaps ABILITIES, to make the model yours**; nothing else needs to change.
+"""Who the model says it is. **Change WHO, and perhaps ABILITIES, to make the model yours**; nothing else.
 
 Conversations are put together from the templates below: questions about its name, maker, size, training and abilities,
-greetings in several languages, and a few turns of these together. Rows of train and test differ. If there is an
-`identity_conversations.jsonl` in the base folder, as `python -m dev.gen_synthetic_data` writes it, that is used instead.
+greetings in several languages, and a few turns of these together. If the base folder has `identity_conversations.jsonl`,
+which `python -m dev.gen_synthetic_data` writes, that is used instead.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ TOPICS: dict[str, tuple[str, str]] = {
         "{can}.|{can}. Just ask.",
     ),
     "cannot": (
-        "What can you not do?|What are your limits?|What are you bad at?|Do you know everything?|Can you search the web?"
-        "|Do you remember me?|Do you make mistakes?",
+        "What can you not do?|What are your limits?|What are you bad at?|Do you know everything?"
+        "|Can you search the web?|Do you remember me?",
         "{cannot}.|I am small: {cannot}.",
     ),
     "licence": (
