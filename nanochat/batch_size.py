@@ -35,14 +35,22 @@ def legal_batch_sizes(total_batch_size: int, sequence_len: int, world_size: int)
 
 
 def batch_size_of(
-    asked: str, checkpoint: Checkpoint | None, model: GPT, total_batch_size: int, runtime: Runtime
+    asked: str,
+    checkpoint: Checkpoint | None,
+    model: GPT,
+    total_batch_size: int,
+    runtime: Runtime,
+    sequence_len: int | None = None,
 ) -> int:
-    """The device batch size: a number if one was asked for; for "auto" the one that was found when the run began."""
+    """The device batch size: a number if one was asked for; for "auto" the one that was found when the run began.
+
+    `sequence_len`: tokens of a row, if not the whole context.
+    """
     if asked != "auto":
         return int(asked)
     if checkpoint and checkpoint.meta["world_size"] == runtime.world_size:
         return int(checkpoint.meta["device_batch_size"])
-    return auto_batch_size(model, total_batch_size, model.config.sequence_len, runtime)
+    return auto_batch_size(model, total_batch_size, sequence_len or model.config.sequence_len, runtime)
 
 
 def auto_batch_size(model: GPT, total_batch_size: int, sequence_len: int, runtime: Runtime) -> int:

@@ -1,4 +1,4 @@
-"""Bits per byte: cross-entropy that does not depend on the tokenizer."""
+"""Bits per byte: cross-entropy that does not depend on the tokenizer. And nats per token, of what is trained on."""
 
 from __future__ import annotations
 
@@ -39,3 +39,17 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
 def pad_rows(rows: Tensor, count: int) -> Tensor:
     """(R, W) -> (count, W), the new rows all -1."""
     return torch.cat([rows, rows.new_full((count - len(rows), rows.size(1)), -1)])
+
+
+@torch.no_grad()
+def nats_per_token(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime) -> float:
+    """Mean loss over all targets that are not -1. Rows (R, T) equal on all processes, each scores every N-th."""
+    wide = torch.float64 if runtime.device.type != "mps" else torch.float32
+    total = torch.zeros(2, dtype=wide, device=runtime.device)  # nats, targets
+    mine = slice(runtime.rank, None, runtime.world_size)
+    for idx, wanted in zip(inputs[mine].split(batch_size), targets[mine].split(batch_size), strict=True):
+        padded = pad_rows(wanted, batch_size).to(runtime.device)  # one shape, so that nothing is compiled again
+        losses = model(pad_rows(idx, batch_size).clamp(min=0).to(runtime.device), padded, loss_reduction="none")
+        total += torch.stack([losses.sum(dtype=wide), (padded != -1).sum().to(wide)])
+    nats, count = runtime.sum(total).tolist()
+    return float(nats / max(1.0, count))

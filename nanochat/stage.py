@@ -37,10 +37,12 @@ MIN_COMPILED_STEPS = 100  # a shorter run ends before compiling has paid
 MANY_PASSES = 8  # over the training text: beyond about four, repeated text teaches less (arXiv 2305.16264)
 
 
-def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime) -> Forward:
+def compile_model(
+    model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime, sequence_len: int | None = None
+) -> Forward:
     """The compiled model, or the model itself where compiling is off, does not pay, or fails (with a notice).
 
-    `mode`: auto, on or off. All processes decide alike.
+    `mode`: auto, on or off. `sequence_len`: tokens of a row, if not the whole context. All processes decide alike.
     """
     if mode == "off" or (mode == "auto" and (runtime.device.type == "mps" or num_steps < MIN_COMPILED_STEPS)):
         return model
@@ -50,7 +52,7 @@ def compile_model(model: GPT, mode: str, num_steps: int, batch_size: int, runtim
     print0("Compiling the model (the first time takes up to a minute) ...")
     compiled: Forward = torch.compile(model, dynamic=False)
     try:
-        warm_up(compiled, model, batch_size, model.config.sequence_len)
+        warm_up(compiled, model, batch_size, sequence_len or model.config.sequence_len)
         failure = None
     except Exception as error:  # whatever a compiler may raise
         failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -85,18 +87,19 @@ def saver(
 
 
 def checkpoint_to_resume(
-    folder: Path, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig, config: Any
+    folder: Path, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig | None, config: Any
 ) -> Checkpoint:
     """The checkpoint of the step `config.resume_from_step` (-1: the last).
 
-    UserError if tokenizer, data or model are not those it was made with.
+    UserError if tokenizer, data or model (its shape, where the settings tell it) are not those it was made with.
     Other settings may change, and the change is said: `config` is the script's.
     """
     checkpoint = open_checkpoint(folder, config.resume_from_step)
     check_tokenizer(checkpoint, tokenizer)
     if checkpoint.meta["data_hash"] != data_hash:
         raise UserError(f"{checkpoint.path} was trained on other data than what is here now: put that back to resume")
-    found, asked = checkpoint.meta["model_config"], asdict(shape)
+    found = checkpoint.meta["model_config"]
+    asked = asdict(shape) if shape else found
     if changed := [f"{name} {found[name]} -> {asked[name]}" for name in found if found[name] != asked[name]]:
         raise UserError(f"{checkpoint.path} is another model ({', '.join(changed)}): resume with the settings it had")
     for change in changed_settings(checkpoint.meta["settings"], config):
@@ -105,14 +108,16 @@ def checkpoint_to_resume(
 
 
 def begin(
-    checkpoint: Checkpoint | None, shape: GPTConfig, settings: OptimSettings, runtime: Runtime
+    checkpoint: Checkpoint | None, first: GPTConfig | Checkpoint, settings: OptimSettings, runtime: Runtime
 ) -> tuple[GPT, Optimizer, LoopState]:
-    """Model, optimizer and loop state of a checkpoint, or new ones of this shape.
+    """Model, optimizer and loop state of a checkpoint; without one, a new model of a shape, or one of another stage.
 
+    Of another stage's checkpoint nothing but the weights is taken over: its learning rate has come down to 0.
     The optimizer's runtime has the model's dtype. Nothing else of a run is random: no step draws a number, and
     samples have seeds of their own.
     """
-    model = restore_model(checkpoint, runtime) if checkpoint else build_model(shape, runtime)
+    origin = checkpoint or first
+    model = build_model(origin, runtime) if isinstance(origin, GPTConfig) else restore_model(origin, runtime)
     optimizer = build_optimizer(model, replace(runtime, compute_dtype=model.compute_dtype), settings)
     if checkpoint is None:
         return model, optimizer, LoopState()

@@ -99,7 +99,7 @@ class TrainLog:
             lr_scale = metrics["lr_scale"]
             state.history.append({"step": state.step, "loss": mean, "lr_scale": lr_scale, "tokens_per_second": rate})
             state.recent.clear()
-        left = state.seconds / state.step * (self.num_steps - state.step)
+        left = state.seconds / max(state.progress, 1e-9) * (1 - state.progress)
         shown = f"loss {metrics['loss']:.4f}  {rate:,.0f} tok/s" + (f"  MFU {told['mfu']:.1%}" if self.peak else "")
         if self.bar is not None:
             self.bar.set_postfix_str(shown, refresh=False)
@@ -128,6 +128,7 @@ def curves(history: list[Metrics]) -> dict[str, dict[str, Any]]:
     """The history as the report draws it: one curve for each metric, by step."""
     labels = {
         "loss": ("training loss", "nats per token"),
+        "val_loss": ("held-out loss", "nats per token"),
         "val_bpb": ("validation", "bits per byte"),
         "lr_scale": ("learning rate", "share of the peak"),
         "tokens_per_second": ("speed", "tokens per second"),

@@ -33,9 +33,21 @@ FLOORS = (
         *("dataset", "download", "shards", "textfiles", "storyworld"),
         *("report", "sections", "plots", "comparison"),
     },
-    {"runtime", "gpt", "kv_cache", "sampling", "muon", "adamw", "optim", "schedule", "dataloader", "loss_eval"},
+    {
+        "runtime",
+        "gpt",
+        "kv_cache",
+        "sampling",
+        "muon",
+        "adamw",
+        "optim",
+        "schedule",
+        "dataloader",
+        "packing",
+        "loss_eval",
+    },
     {"checkpoint_manager", "engine", "chat_eval", "samples", "checkup", "hf_model", "chat"},
-    {"train", "stage", "batch_size", "train_log"},
+    {"train", "stage", "finetune", "finetune_settings", "batch_size", "train_log"},
 )
 
 # What is longer than the guide (300 lines a library file, 200 a script, 40 a function), and why a reader accepts it.

@@ -1,0 +1,230 @@
+"""Midtraining and supervised fine-tuning: a run on conversations, around the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from nanochat.batch_size import batch_size_of, check_batch
+from nanochat.checkpoint_manager import (
+    Checkpoint,
+    check_tokenizer,
+    describe_model,
+    list_tags,
+    open_checkpoint,
+    run_dir,
+)
+from nanochat.common import Stopped, UserError, print0
+from nanochat.dataloader import Batch
+from nanochat.finetune_settings import FineTuning
+from nanochat.gpt import GPT
+from nanochat.loss_eval import nats_per_token
+from nanochat.packing import Conversations, conversation_batches, count_rows, eval_rows
+from nanochat.report import log_section
+from nanochat.runtime import Runtime
+from nanochat.shards import load_manifest
+from nanochat.stage import begin, checkpoint_to_resume, compile_model, resume_command, saver
+from nanochat.tokenizer import Tokenizer, get_tokenizer
+from nanochat.train import Event, LoopState, Metrics, train
+from nanochat.train_log import TrainLog, curves
+from tasks.mixture import training_mixture
+
+HELD_OUT = "held-out loss (nats per trained token)"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Which of the two it is."""
+
+    script: str  # mid_train or chat_sft: also the name of the report's section
+    title: str
+    model: str  # what it makes: mid or sft
+
+
+@dataclass(frozen=True)
+class Data:
+    """The conversations of a run: to train on, held out, and what they are made of."""
+
+    train: Conversations
+    held_out: Conversations
+    parts: list[dict[str, Any]]
+
+    def hash(self, tokenizer: Tokenizer) -> str:
+        """Tells other data from this: its parts, and some conversations from all over it."""
+        count = len(self.train)
+        some = [tokenizer.render_conversation(self.train[index * count // 64])[0] for index in range(min(count, 64))]
+        return hashlib.sha256(json.dumps([count, self.parts, some], default=str).encode("utf-8")).hexdigest()
+
+
+def load_data(stage: Stage, config: FineTuning) -> Data:
+    """The mixture that the settings ask for. Raises `UserError` for what cannot be had, or holds nothing."""
+    kind = config.kind
+    if kind == "auto":
+        try:
+            kind = "world" if load_manifest().source == "storyworld" else "web"
+        except UserError:  # a model that came without its text
+            kind = "web"
+    data = Data(
+        *training_mixture(
+            stage.model,
+            kind,
+            conversations=config.conversations,
+            mixture_file=config.mixture,
+            allow_missing=config.allow_missing,
+        )
+    )
+    if not len(data.train):
+        raise UserError("the mixture holds no conversations")
+    return data
+
+
+def model_to_train(stage: Stage, config: FineTuning, tokenizer: Tokenizer) -> Checkpoint:
+    """The checkpoint that a run begins with: that of the stage before or, if it resumes, its own."""
+    origin, step = (stage.model, config.resume_from_step) if config.resuming else (config.source, config.source_step)
+    if config.model_tag is None and not list_tags(origin):
+        raise UserError(f"no {origin} checkpoint in {run_dir(origin, '')}: run that stage first")
+    checkpoint = open_checkpoint(run_dir(origin, config.model_tag or list_tags(origin)[-1]), step)
+    check_tokenizer(checkpoint, tokenizer)
+    return checkpoint
+
+
+def settled(config: FineTuning, origin: Checkpoint) -> FineTuning:
+    """The settings with what they leave open decided by the model that the run begins with."""
+    context = int(origin.meta["model_config"]["sequence_len"])
+    before: dict[str, Any] = origin.meta["settings"]
+    sequence_len = config.max_seq_len if config.max_seq_len != -1 else context
+    if config.resuming:
+        sequence_len = before["max_seq_len"] if config.max_seq_len == -1 else sequence_len
+        for name, value in (("max_seq_len", sequence_len), ("seed", config.seed)):
+            if value != before[name]:  # other rows: no conversation could be told from one that was trained on
+                raise UserError(f"{name} is {value}, but {origin.path} had {before[name]}: resume with that")
+    if sequence_len > context:
+        raise UserError(f"max_seq_len is {sequence_len}, but the model's context holds {context} tokens")
+    total = config.total_batch_size if config.total_batch_size != -1 else before.get("total_batch_size", 524288)
+    rows = 1 if config.device_batch_size == "auto" else int(config.device_batch_size)
+    check_batch(total, rows, sequence_len, int(os.environ.get("WORLD_SIZE", "1")))
+    return replace(config, model_tag=origin.path.parent.name, max_seq_len=sequence_len, total_batch_size=total)
+
+
+def loss_evaluator(
+    model: GPT, data: Data, tokenizer: Tokenizer, runtime: Runtime, config: FineTuning, batch_size: int
+) -> Callable[[LoopState], Metrics]:
+    """An event's `run` that measures the loss on held-out conversations."""
+    inputs, targets = eval_rows(data.held_out, tokenizer, config.max_seq_len, config.eval_tokens)
+    if not len(inputs):
+        print0("No conversations are held out: their loss is not measured")
+        return lambda _: {}
+    return lambda _: {"val_loss": nats_per_token(model, inputs, targets, batch_size, runtime)}
+
+
+def steps_of(data: Data, tokenizer: Tokenizer, config: FineTuning) -> int:
+    """Steps of the run: as many as asked for, or as the passes take, which for large data is an estimate."""
+    if config.num_iterations > 0:
+        return config.num_iterations
+    rows = count_rows(data.train, tokenizer, config.max_seq_len) * config.num_epochs
+    return math.ceil(rows * config.max_seq_len / config.total_batch_size)
+
+
+def batches(
+    data: Data, tokenizer: Tokenizer, runtime: Runtime, config: FineTuning, batch_size: int, state: LoopState
+) -> Generator[Batch, None, None]:
+    """The micro-batches of the run that are left."""
+    num_rows = None  # the passes decide
+    if config.num_iterations > 0:
+        num_rows = config.num_iterations * config.total_batch_size // config.max_seq_len
+    return conversation_batches(
+        data.train,
+        tokenizer,
+        runtime,
+        batch_size,
+        config.max_seq_len,
+        num_epochs=config.num_epochs,
+        num_rows=num_rows,
+        cursor=state.cursor,
+    )
+
+
+def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
+    """Train, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
+    tokenizer = get_tokenizer()
+    origin = model_to_train(stage, config, tokenizer)
+    config = settled(config, origin)
+    data = load_data(stage, config)
+    data_hash, folder = data.hash(tokenizer), run_dir(stage.model, origin.path.parent.name)
+    checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if config.resuming else None
+    runtime = Runtime.start(config.seed, config.device)
+    model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), runtime)
+    print0(f"{len(data.train):,} conversations, for the model of {origin.path}")
+    runtime, size, sequence_len = optimizer.runtime, config.total_batch_size, config.max_seq_len
+    num_steps = steps_of(data, tokenizer, config)
+    log = TrainLog(runtime, state, num_steps, size, model)
+    log.start_wandb(config.run, config)
+    batch_size = batch_size_of(config.device_batch_size, checkpoint, model, size, runtime, sequence_len)
+    facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": data_hash}
+    save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
+    loader = batches(data, tokenizer, runtime, config, batch_size, state)
+    with closing(loader), closing(log):
+        train(
+            compile_model(model, config.compile, num_steps, batch_size, runtime, sequence_len),
+            optimizer,
+            loader,
+            schedule=partial(config.rates, num_steps=num_steps),
+            events=[  # the checkpoint first: an evaluation that fails must not cost the run
+                Event(config.save_every, save, saves=True),
+                Event(config.eval_every, loss_evaluator(model, data, tokenizer, runtime, config, batch_size)),
+            ],
+            num_micro_steps=check_batch(size, batch_size, sequence_len, runtime.world_size),
+            log=log,
+            state=state,
+        )
+    runtime.finish()
+    if state.stopped:
+        go_on = resume_command(f"scripts.{stage.script}", config)
+        raise Stopped(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
+    report(stage, config, data, model, runtime, state)
+    return state
+
+
+def report(stage: Stage, config: FineTuning, data: Data, model: GPT, runtime: Runtime, state: LoopState) -> None:
+    """Write the stage's section of the report."""
+    used = state.cursor or {}
+    notes = ["Mixture: " + "; ".join(", ".join(f"{key} {value}" for key, value in part.items()) for part in data.parts)]
+    if used["left_out"]:
+        notes.append(
+            f"{used['left_out']:,} conversations held nothing to learn that fits into a row, and were left out."
+        )
+    latest = {name: value for row in state.history for name, value in row.items()}
+    log_section(
+        stage.script,
+        {
+            "title": stage.title,
+            "model": stage.model,
+            "notes": notes,
+            "settings": config,
+            "environment": {
+                "device": str(runtime.device),
+                "compute dtype": runtime.dtype_name,
+                "processes": runtime.world_size,
+            },
+            "metrics": {
+                "parameters": model.num_params(),
+                "conversations": len(data.train),
+                "tokens": used["tokens"],
+                "trained tokens": used["trained"],
+                "padding": 1 - used["tokens"] / (used["rows"] * (config.max_seq_len + 1)),
+                "training loss (nats per trained token)": latest["loss"],
+                HELD_OUT: latest.get("val_loss"),
+                "tokens per second": used["tokens"] / state.seconds,
+            },
+            "headline": [HELD_OUT],
+            "curves": curves(state.history),
+            "seconds": state.seconds,
+        },
+    )
