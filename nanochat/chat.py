@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.common import UserError
+from nanochat.checkpoint_manager import list_tags
+from nanochat.common import UserError, base_dir
 from nanochat.conversation import render_turns
 from nanochat.engine import Engine
 from nanochat.tokenizer import Tokenizer
@@ -20,6 +21,7 @@ from nanochat.tokenizer import Tokenizer
 Message = Mapping[str, Any]
 Content = str | list[dict[str, str]]
 
+STAGES = ("rl", "sft", "mid")  # with whose models one can talk, the last one first
 OPENING = {"<|python_start|>": "python", "<|output_start|>": "python_output"}
 
 
@@ -32,6 +34,18 @@ class Piece:
 
     kind: str
     text: str
+
+
+def last_stage(model_tag: str | None = None) -> str:
+    """The last stage that has a model to talk to (with this tag). Raises `UserError` if none has."""
+    for stage in STAGES:
+        tags = list_tags(stage)
+        if model_tag in tags or (model_tag is None and tags):
+            return stage
+    called = "" if model_tag is None else f" called {model_tag}"
+    raise UserError(
+        f"no model{called} to talk to in {base_dir()}: train one with scripts.mid_train and scripts.chat_sft"
+    )
 
 
 def fit_messages(
@@ -106,6 +120,12 @@ def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[Piece]:
                 yield Piece(kind, "")
     if rest := decoder.decode(b"", final=True):
         yield Piece(kind, rest)
+
+
+def has_ended(tokenizer: Tokenizer, tokens: Sequence[int]) -> bool:
+    """Whether the model ended the answer that has these tokens; if not, there was no more room."""
+    ends = (tokenizer.encode_special("<|assistant_end|>"), tokenizer.get_bos_token_id())
+    return bool(tokens) and tokens[-1] in ends
 
 
 def join(pieces: Iterable[Piece]) -> Content:
