@@ -43,19 +43,27 @@ def _make(name: str, *arguments: Any, **options: Any) -> Task:
 TASKS: Mapping[str, Callable[..., Task]] = {name: functools.partial(_make, name) for name in _CLASSES}
 
 
-def get_task(name: str, split: str = "test", **options: Any) -> Task:
-    """The task of that name (small and capital letters are alike). `options` are those of its constructor.
-
-    Raises UserError for an unknown name, split or option.
-    """
+def known_name(name: str) -> str:
+    """The name as the catalogue spells it; small and capital letters are alike. Raises UserError with the nearest."""
     by_small_name = {known.lower(): known for known in TASKS}
     if name.lower() not in by_small_name:
         near = difflib.get_close_matches(name.lower(), by_small_name, n=3)
-        hint = f"did you mean {' or '.join(by_small_name[small] for small in near)}?" if near else "these are known: "
-        raise UserError(f"no task {name!r}; {hint}{'' if near else ', '.join(TASKS)}")
-    name = by_small_name[name.lower()]
+        raise UserError(
+            f"no task {name!r}; did you mean {' or '.join(by_small_name[small] for small in near)}?"
+            if near
+            else f"no task {name!r}; known are {', '.join(TASKS)}"
+        )
+    return by_small_name[name.lower()]
+
+
+def get_task(name: str, split: str = "test", **options: Any) -> Task:
+    """The task of that name, in any letters. `options` are those of its constructor.
+
+    Raises UserError for an unknown name, split or option.
+    """
+    name = known_name(name)
     try:
         return TASKS[name](split, **options)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise UserError(f"{name} cannot be made with {given}: {error}") from error
+        raise UserError(f"{name} cannot be made with {given or 'no options'}: {error}") from error

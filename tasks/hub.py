@@ -6,8 +6,12 @@ one configuration have `data` in its place. The hub's files are kept by the `dat
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,10 +83,12 @@ def _read(files: list[Path]) -> Any:
 
 
 def _from_hub(repository: str, configuration: str, split: str, mirror: str | None) -> Any:
+    name = None if configuration == "data" else configuration
+    if not _hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # else it tries for 40 seconds; what it has kept from before still loads
     try:
         import datasets
 
-        name = None if configuration == "data" else configuration
         return datasets.load_dataset(repository, name, split=split).data.table
     except Exception as error:  # the library raises whatever its many layers do: no network, no such data set, no disk
         where = f"not under $NANOCHAT_HUB_DIR ({mirror})" if mirror else "$NANOCHAT_HUB_DIR is not set"
@@ -91,6 +97,19 @@ def _from_hub(repository: str, configuration: str, split: str, mirror: str | Non
             f"{repository} ({configuration}, {split}) cannot be had: {where}, and the hub gave: {reason}. "
             f"Go online, or set NANOCHAT_HUB_DIR to a folder with {repository}/{configuration}/{split}-*.parquet"
         ) from error
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether there is a way to the hub: its machine answers, or a proxy stands between."""
+    if urllib.request.getproxies():
+        return True
+    address = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_struct(kind: Any) -> bool:

@@ -1,8 +1,8 @@
 """Who the model says it is. **Change WHO, and perhaps ABILITIES, to make the model yours**; nothing else.
 
 Conversations are put together from the templates below: questions about its name, maker, size, training and abilities,
-greetings in several languages, and a few turns of these together. If the base folder has `identity_conversations.jsonl`,
-which `python -m dev.gen_synthetic_data` writes, that is used instead.
+greetings in several languages, and a few turns of these together. Where the base folder has
+`identity_conversations.jsonl`, which `python -m dev.gen_synthetic_data` writes, that is used instead.
 """
 
 from __future__ import annotations

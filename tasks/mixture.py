@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, print0
-from tasks.catalogue import ENDLESS, get_task
+from tasks.catalogue import ENDLESS, get_task, known_name
 from tasks.common import Task, TaskMixture
 from tasks.customjson import fingerprint
 from tasks.hub import Unavailable
@@ -40,7 +40,7 @@ FIRST_ROW = {"mid": 0, "sft": 1_000_000}  # of the tasks without end
 
 @dataclass(frozen=True)
 class Entry:
-    """Rows of one task, each as often as `epochs` says."""
+    """Rows of one task, each as often as `epochs` says; `where` begins what is said of its mistakes."""
 
     task: str
     rows: int | None = None
@@ -48,6 +48,7 @@ class Entry:
     split: str = "train"
     val_split: str = "test"
     options: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
 
 
 MIXTURES: dict[tuple[str, str], tuple[Entry, ...]] = {
@@ -102,8 +103,8 @@ def training_mixture(
     """What to train on in a stage, "mid" or "sft", what to validate on, and a description for report and data hash.
 
     `kind` is "world" for a model of the embedded data, else "web". `conversations` is a JSONL file to add,
-    `mixture_file` a TOML file to use instead of the table. A data set that cannot be had is left out if `allow_missing`.
-    The description has for each entry its name, split, rows, epochs and validation rows, and the hash of its file.
+    `mixture_file` a TOML file to use instead of the table. With `allow_missing` a data set that cannot be had is left
+    out. The description has for each entry its name, split, rows, epochs and validation rows, and the hash of its file.
     Raises UserError for whatever is wrong with the files, and for a data set that cannot be had.
     """
     entries = list(read_mixture(Path(mixture_file)) if mixture_file else MIXTURES[stage, kind])
@@ -112,16 +113,18 @@ def training_mixture(
     train, val, description = [], [], []
     for number, entry in enumerate(entries):
         entry = _complete(entry, kind)
-        if entry.task == "Identity" and kind == "web" and "path" not in entry.options:
+        if entry.task == "Identity" and kind == "web" and "path" not in entry.options and not mixture_file:
             print0(f"No {base_dir() / IDENTITY_FILE}: left out. `python -m dev.gen_synthetic_data` writes one.")
             continue
         try:
             chosen, checked = _tasks(entry, FIRST_ROW[stage], seed + number)
         except Unavailable as error:
             if not allow_missing:
-                raise UserError(f"{entry.task}: {error}. --allow_missing goes on without it") from error
+                raise UserError(f"{entry.where}{error}. --allow_missing goes on without {entry.task}") from error
             print0(f"{entry.task} is left out: {error}")
             continue
+        except UserError as error:
+            raise UserError(f"{entry.where}{error}") from error
         train += [chosen] * entry.epochs
         val += [checked] if checked else []
         description.append(_described(entry, len(chosen), len(checked or [])))
@@ -145,31 +148,36 @@ def read_mixture(path: Path) -> list[Entry]:
     if content or not isinstance(blocks, list) or not blocks:
         extra = f"; {next(iter(content))!r} is unknown" if content else ""
         raise UserError(f"mixture {path}: it must have [[entry]] blocks and nothing else{extra}")
-    return [_entry(block, f"mixture {path}, entry {number}") for number, block in enumerate(blocks, 1)]
+    return [_entry(block, f"mixture {path}, entry {number}: ") for number, block in enumerate(blocks, 1)]
 
 
-_KINDS = {"task": str, "rows": int, "epochs": int, "split": str, "val_split": str, "options": dict}
+_KEYS: dict[str, tuple[type, str]] = {
+    "task": (str, "text"),
+    "rows": (int, "a whole number"),
+    "epochs": (int, "a whole number"),
+    "split": (str, "text"),
+    "val_split": (str, "text"),
+    "options": (dict, "a table"),
+}
 
 
 def _entry(block: Any, where: str) -> Entry:
     if not isinstance(block, dict) or "task" not in block:
-        raise UserError(f'{where}: it must name its task = "..."')
-    where = f"{where} ({block['task']})"
+        raise UserError(f'{where}it must name its task = "..."')
     for key, value in block.items():
-        if key not in _KINDS:
-            raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(_KINDS)}")
-        if type(value) is not _KINDS[key]:
-            raise UserError(f"{where}: {key} = {value!r} must be {_KINDS[key].__name__}")
-        if _KINDS[key] is int and value < 1:
-            raise UserError(f"{where}: {key} = {value} must be at least 1")
-    entry = Entry(**block)
-    if entry.task in ENDLESS and entry.rows is None:
-        raise UserError(f"{where}: this task has no end, so rows = must say how many")
+        if key not in _KEYS:
+            raise UserError(f"{where}unknown key {key!r}; known are {', '.join(_KEYS)}")
+        kind, called = _KEYS[key]
+        if type(value) is not kind:
+            raise UserError(f"{where}{key} = {value!r} must be {called}")
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{where}{key} = {value} must be at least 1")
     try:
-        if entry.task in ENDLESS or entry.task in ("Identity", "CustomJSON"):
-            get_task(entry.task, entry.split, **entry.options)
+        entry = Entry(**{**block, "task": known_name(block["task"])}, where=where)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}{error}") from error
+    if entry.task in ENDLESS and entry.rows is None:
+        raise UserError(f"{where}{entry.task} has no end, so rows = must say how many")
     return entry
 
 
@@ -203,7 +211,7 @@ def _described(entry: Entry, rows: int, val_rows: int) -> dict[str, Any]:
     found["val_rows"] = val_rows
     if path := entry.options.get("path"):
         found |= {"file": Path(path).name, "sha256": fingerprint(Path(path))}
-    if options := {key: value for key, value in entry.options.items() if key not in ("path", "kind")}:
+    if options := {key: value for key, value in entry.options.items() if key != "path"}:
         found["options"] = dict(options)
     return found
 
@@ -214,5 +222,5 @@ def names(description: Sequence[Mapping[str, Any]]) -> str:
     >>> names([{"name": "GSM8K", "rows": 7473, "epochs": 1}, {"name": "Identity", "rows": 1000, "epochs": 2}])
     'GSM8K 7,473, Identity 2 x 1,000'
     """
-    several = {entry["name"]: f"{entry['epochs']} x " if entry["epochs"] > 1 else "" for entry in description}
-    return ", ".join(f"{entry['name']} {several[entry['name']]}{entry['rows']:,}" for entry in description)
+    times = [f"{entry['epochs']} x " if entry["epochs"] > 1 else "" for entry in description]
+    return ", ".join(f"{entry['name']} {n}{entry['rows']:,}" for entry, n in zip(description, times, strict=True))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nanochat.common import UserError
 from nanochat.conversation import Conversation
 from tasks.common import Task, chat, row_random, said, same_number, text, tool_call
 from tasks.words import words
@@ -110,6 +111,8 @@ class _OfWords(Task):
     ) -> None:
         """`size` rows; the word in quotes, or not, or in half of them (None); `word_list`: a file (tasks/words.py)."""
         super().__init__(**rows)
+        if split not in ("train", "test") or size < 1:
+            raise UserError(f"{self.name}: split is {split!r}, train and test are there; size is {size}, at least 1")
         self.split, self.size, self.quoted = split, size, quoted
         self.word_list = Path(word_list) if word_list else None
 
@@ -137,6 +140,8 @@ class SpellingBee(_OfWords):
     def __init__(self, split: str = "test", *, style: str = STYLE, **options: Any) -> None:
         """`style`: one of STYLES; `options`: size, quoted, word_list, start, stop, step, shuffle."""
         super().__init__(split, **options)
+        if style not in STYLES:
+            raise UserError(f"{self.name}: style is {style!r}; it must be one of {', '.join(STYLES)}")
         self.style = style
 
     def get_example(self, index: int) -> Conversation:
