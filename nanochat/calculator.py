@@ -1,7 +1,8 @@
 """The model's calculator: arithmetic and counting letters, walked as a syntax tree and never evaluated as Python.
 
-What it takes: numbers (`1,200` and `.5` too) with + - * / // % ** and parentheses; texts in quotes with `.count`, `.find`,
-`.index`, `.lower`, `.upper` and `len(...)`. Everything else gives no result: what is not on these lists is out of reach.
+What it takes: numbers (`1,200` and `.5` too) with + - * / // % ** and parentheses; texts in quotes with `.count`,
+`.find`, `.index`, `.lower`, `.upper` and `len(...)`. Everything else gives no result:
+what is not on these lists is out of reach.
 
 Numbers are exact fractions, so 0.1 + 0.2 is 0.3. A result is written as a person would: a whole number without a point;
 a decimal of at most 12 places in full; anything else rounded, half to even, to 6 significant digits, but never to fewer

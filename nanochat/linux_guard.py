@@ -1,0 +1,154 @@
+"""Two of Linux's fences around the calling process and what it starts: Landlock (files) and seccomp (system calls).
+
+Both are asked of the kernel directly, need no privileges, and cannot be taken down again. A fence that this kernel or
+this processor does not have raises OSError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from collections.abc import Iterator
+
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 38, 22, 24, 28
+
+
+def libc(name: str, *arguments: int | bytes | None) -> int:
+    """Call a function of the C library; raises OSError where it gives -1."""
+    wide = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
+    result = int(getattr(ctypes.CDLL(None, use_errno=True), name)(*wide))
+    if result == -1:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def drop_privileges() -> None:
+    """No program that this process becomes gains anything, and root's is no more than another user's."""
+    libc("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.geteuid() == 0:
+        for capability in range(64):
+            try:
+                libc("prctl", _PR_CAPBSET_DROP, capability)
+            except OSError:
+                break  # the kernel's last one is behind us
+        libc("prctl", _PR_SET_SECUREBITS, 0b11)  # user 0 is nobody special, for good
+
+
+# --- Landlock: which files --------------------------------------------------------------------------------------------
+
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15  # and truncating, and ioctl on devices
+_FIRST_WHOLE_ABI = 3  # before it, a file could be emptied without the right to write
+
+
+def restrict_files(readable: list[str], writable: list[str]) -> None:
+    """Only what lies under `readable` can be read and run, only `writable` written; no TCP, no signals to others.
+
+    The latter two from Linux 6.7 and 6.12 on. Files that are open already stay open.
+    """
+    abi = libc("syscall", 444, None, 0, 1)
+    if abi < _FIRST_WHOLE_ABI:
+        raise OSError(0, f"Landlock's version is {abi}, not {_FIRST_WHOLE_ABI}")
+    everything = (1 << (16 if abi >= 5 else 15)) - 1
+    attributes = struct.pack("=QQQ", everything, 0b11, 0b11)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    ruleset = libc("syscall", 444, attributes, len(attributes), 0)
+    rules = [(path, _EXECUTE | _READ_FILE | _READ_DIR) for path in readable]
+    for path, rights in [*rules, *((path, everything) for path in writable)]:
+        try:
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        rights &= everything if os.path.isdir(path) else _OF_FILES
+        libc("syscall", 445, ruleset, 1, struct.pack("=Qi", rights, place), 0)
+        os.close(place)
+    libc("syscall", 446, ruleset, 0)
+    os.close(ruleset)
+
+
+# --- seccomp: which system calls --------------------------------------------------------------------------------------
+
+# Machine -> its audit number, and which column of the tables below is its own.
+_MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv64": (0xC00000F3, 1)}
+_CLONE, _CLONE3, _KILL, _TGKILL, _PRLIMIT, _FCNTL = (56, 220), (435, 435), (62, 129), (234, 131), (302, 261), (72, 25)
+_DENIED = {
+    "new processes": ((57, None), (58, None)),  # fork, vfork; clone is looked into
+    "signals": ((200, 130), (129, 138), (297, 240), (424, 424)),  # tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_...
+    # ptrace, process_vm_readv, process_vm_writev, kcmp, pidfd_open, pidfd_getfd, process_madvise
+    "other processes": ((101, 117), (310, 270), (311, 271), (312, 272), (434, 434), (438, 438), (440, 440)),
+    # setpriority, sched_setparam, sched_setscheduler, sched_setaffinity, ioprio_set, migrate_pages, move_pages,
+    # sched_setattr
+    "their speed": (*((141, 140), (142, 118), (144, 119), (203, 122), (251, 30), (256, 238), (279, 239), (314, 274)),),
+    "sockets": ((41, 198), (425, 425)),  # socket, io_uring_setup, which makes them as well
+    # memfd_create, memfd_secret, shmget, msgget, semget, mq_open: memory outside of the address space
+    "hidden memory": ((319, 279), (447, 447), (29, 194), (68, 186), (64, 190), (240, 180)),
+    # chmod, fchmod, fchmodat, fchmodat2, chown, fchown, lchown, fchownat, utime, utimes, futimesat, utimensat,
+    # setxattr, lsetxattr, fsetxattr, setxattrat, removexattr, lremovexattr, fremovexattr, removexattrat: these pass
+    # Landlock
+    "files' properties": (
+        *((90, None), (91, 52), (268, 53), (452, 452), (92, None), (93, 55), (94, None), (260, 54)),
+        *((132, None), (235, None), (261, None), (280, 88)),
+        *((188, 5), (189, 6), (190, 7), (463, 463), (197, 14), (198, 15), (199, 16), (466, 466)),
+    ),
+    # mount, umount2, pivot_root, chroot, unshare, setns, open_tree, move_mount, fsopen, fsconfig, fsmount, fspick,
+    # mount_setattr, open_by_handle_at, mknod, mknodat
+    "name spaces": (
+        *((165, 40), (166, 39), (155, 41), (161, 51), (272, 97), (308, 268), (428, 428), (429, 429), (430, 430)),
+        *((431, 431), (432, 432), (433, 433), (442, 442), (304, 265), (133, None), (259, 33)),
+    ),
+    # add_key, request_key, keyctl, perf_event_open, bpf, userfaultfd, fanotify_init, quotactl, personality, acct,
+    # swapon, reboot, init_module, finit_module, kexec_load, settimeofday, clock_settime, adjtimex, clock_adjtime
+    "the kernel": (
+        *((248, 217), (249, 218), (250, 219), (298, 241), (321, 280), (323, 282), (300, 262), (179, 60), (135, 92)),
+        *((163, 89), (167, 224), (169, 142), (175, 105), (313, 273), (246, 104)),
+        *((164, 170), (227, 112), (159, 171), (305, 266)),
+    ),
+}
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _KILL_PROCESS, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_AT, _SECOND_AT = 0, 4, 16, 24  # in struct seccomp_data, low halves
+_CLONE_THREAD = 0x10000
+
+
+def restrict_calls() -> None:
+    """No new processes (threads are), sockets, shared memory, mounts; no signal to another process than this one."""
+    if os.uname().sysname != "Linux" or platform.machine() not in _MACHINES or struct.calcsize("P") != 8:
+        raise OSError(0, f"no filter is written for {platform.machine()}")
+    program = b"".join(_filter(*_MACHINES[platform.machine()], os.getpid()))
+    code = ctypes.create_string_buffer(program)
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code)))
+    libc("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc("prctl", _PR_SET_SECCOMP, 2, ctypes.addressof(header))
+
+
+def _filter(architecture: int, column: int, process: int) -> Iterator[bytes]:
+    """The filter as instructions of Linux's packet filter, each (code, jump if true, jump if false, operand)."""
+
+    def step(code: int, operand: int, true: int = 0, false: int = 0) -> bytes:
+        return struct.pack("=HBBI", code, true, false, operand)
+
+    def looked_into(numbers: tuple[int, int], *inside: bytes) -> Iterator[bytes]:
+        yield step(_EQUAL, numbers[column], 0, len(inside))
+        yield from inside
+
+    yield step(_LOAD, _ARCHITECTURE_AT)
+    yield step(_EQUAL, architecture, 1, 0)
+    yield step(_RETURN, _KILL_PROCESS)
+    yield step(_LOAD, _NUMBER_AT)
+    yield step(_AT_LEAST, 0x40000000, 0, 1)  # the same calls by other numbers
+    yield step(_RETURN, _EPERM)
+    for numbers in (pair[column] for group in _DENIED.values() for pair in group):
+        if numbers is not None:
+            yield step(_EQUAL, numbers, 0, 1)
+            yield step(_RETURN, _EPERM)
+    yield from looked_into(_CLONE3, step(_RETURN, _ENOSYS))  # its flags are out of sight: libraries then use clone
+    allow, deny = step(_RETURN, _ALLOW), step(_RETURN, _EPERM)
+    first, second = step(_LOAD, _FIRST_AT), step(_LOAD, _SECOND_AT)
+    yield from looked_into(_CLONE, first, step(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, deny)
+    for call in (_KILL, _TGKILL):
+        yield from looked_into(call, first, step(_EQUAL, process, 0, 1), allow, deny)
+    yield from looked_into(_PRLIMIT, first, step(_EQUAL, 0, 0, 1), allow, deny)
+    # F_SETOWN and F_SETOWN_EX name another process to be signalled when a file is ready.
+    yield from looked_into(_FCNTL, second, step(_EQUAL, 8, 1, 0), step(_EQUAL, 15, 0, 1), deny, allow)
+    yield allow
