@@ -1,0 +1,56 @@
+"""pass@k: how often at least one of k answers to a problem is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+
+from nanochat.chat_eval import evaluate
+from nanochat.common import print0
+from nanochat.engine import Engine
+from nanochat.rl import Asking
+from nanochat.runtime import Runtime
+from tasks.common import Task
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """The chance that one of k answers is right, unbiased from `num_samples` >= k of them (arXiv 2107.03374).
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
+    (0.25, 0.5, 1.0)
+    """
+    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def ks_of(num_samples: int) -> list[int]:
+    """For which k pass@k is told: the powers of two up to the number of samples, and that number."""
+    return sorted({2**i for i in range(num_samples.bit_length())} | {num_samples})
+
+
+def measure(engine: Engine, tasks: Mapping[str, Task], asking: Asking, seed: int, runtime: Runtime) -> dict[str, float]:
+    """pass@k on all problems of each task, and the share of answers that use the tool. Printed, too.
+
+    A task of letters has one answer a problem, the likeliest letter.
+    """
+    told: dict[str, float] = {}
+    for name, task in tasks.items():
+        score = evaluate(
+            task,
+            engine,
+            batch_size=asking.batch_size,
+            max_new_tokens=asking.max_tokens,
+            runtime=runtime,
+            num_samples=1 if task.eval_type == "categorical" else asking.num_samples,
+            temperature=asking.temperature,
+            top_k=asking.top_k,
+            seed=seed,
+        )
+        found = {
+            f"pass@{k}": fmean(pass_at_k(score.num_samples, right, k) for right in score.right)
+            for k in ks_of(score.num_samples)
+        }
+        found["tool"] = score.tool_share
+        print0(f"  {name}: {', '.join(f'{key} {value:.3f}' for key, value in found.items())}")
+        told |= {f"{name} {key}": value for key, value in found.items()}
+    return told

@@ -1,0 +1,156 @@
+"""A run of reinforcement learning: where it begins, its loop, what it tells, and its section of the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, list_tags, open_checkpoint, run_dir
+from nanochat.common import UserError, print0
+from nanochat.markdown import duration
+from nanochat.rl import Group
+from nanochat.runtime import Runtime
+from nanochat.sections import log_section, share
+from nanochat.shards import Manifest
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests
+from nanochat.train_log import SECONDS_BETWEEN_LINES, TrainLog
+
+WEB_TASKS = "GSM8K"
+WORLD_TASKS = "HardProblems:0.5|WordProblems:0.25|SpellingBee:0.25"  # some of the old, so that it is not unlearnt
+
+CURVES = {  # figure of a step -> name and unit of its curve
+    "signal": ("groups with better and worse answers", "share of groups"),
+    "tool": ("answers in which the tool was used", "share of answers"),
+    "ended": ("answers that ended", "share of answers"),
+    "length": ("answers", "tokens"),
+    "entropy": ("surprise at its own tokens", "nats per token"),
+}
+
+
+def default_tasks(manifest: Manifest | None) -> str:
+    """The problems that suit a model which was pretrained on this data set."""
+    return WORLD_TASKS if manifest is not None and manifest.source == "storyworld" else WEB_TASKS
+
+
+def find_checkpoint(source: str, step: int, tag: str | None, tokenizer: Tokenizer) -> Checkpoint:
+    """The checkpoint of a stage; step -1 = the last, tag None = the deepest model. UserError if there is none."""
+    tags = list_tags(source)
+    if tag is None and not tags:
+        raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
+    checkpoint = open_checkpoint(run_dir(source, tag or tags[-1]), step)
+    check_tokenizer(checkpoint, tokenizer)
+    return checkpoint
+
+
+def reinforce(
+    play: Callable[[int], list[Group]],
+    learn: Callable[[list[Group], Rates, Callable[[], int]], tuple[Metrics, int]],
+    runtime: Runtime,
+    *,
+    schedule: Callable[[float], Rates],
+    events: Sequence[Event],
+    num_steps: int,
+    log: Callable[[LoopState, Metrics], None],
+    state: LoopState,
+) -> LoopState:
+    """Take steps until they are done, or SIGINT or SIGTERM asks for a stop: `play(step)` gives what is learnt from.
+
+    The conventions are those of `train.train`, save that events which do not save also run before the first step:
+    what is to be improved is measured. Returns the state, which is also updated in place.
+    """
+    with stop_requests() as stop:
+        waiting = [event for event in events if not event.saves]
+        while True:
+            ended = state.step >= num_steps
+            for event in waiting:
+                if event.due(state, ended):
+                    log(state, dict(event.run(state)))
+                    if ended and not state.stopped:  # no step will ask again
+                        asked = stop()
+                        state.stopped = agreed_stop(asked, runtime.any(asked > 0))
+            if state.stopped or ended:
+                return state
+            start = time.perf_counter()
+            rates = schedule(state.progress)
+            groups = play(state.step)
+            answered = time.perf_counter() - start
+            metrics, state.stopped = learn(groups, rates, stop)
+            state.step += 1
+            state.progress = state.step / num_steps
+            elapsed = time.perf_counter() - start
+            state.seconds += elapsed
+            log(state, {**metrics, "rollout_seconds": answered, "step_seconds": elapsed})
+            waiting = list(events)
+
+
+class RLLog(TrainLog):
+    """A TrainLog for steps that have a reward, and no loss that would mean anything."""
+
+    def __call__(self, state: LoopState, metrics: Mapping[str, float]) -> None:
+        """Tell of a step (its metrics have a "reward"), or keep what an event has measured and printed."""
+        if not metrics:
+            return
+        state.history.append({"step": state.step, **metrics})
+        self._send(state, metrics)
+        if "reward" not in metrics:
+            return
+        told = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "signal", "tool", "ended"))
+        told += f"  length {metrics['length']:.0f}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(told, refresh=False)
+            self.bar.update()
+        elif state.progress >= 1 or state.stopped or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            left = state.seconds / state.step * (self.num_steps - state.step)
+            print0(
+                f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}  {told}  "
+                f"lr x{metrics['lr_scale']:.4f}  norm {metrics['grad_norm']:.3f}  "
+                f"{metrics['step_seconds']:.1f} s ({metrics['rollout_seconds']:.1f} to answer)  {duration(left)} left"
+            )
+
+
+def rl_curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The history as the report draws it: one curve for each figure, by step."""
+    labels = {f"{name} reward": (name, "mean reward") for name in names}
+    labels |= {f"{name} pass@1": (f"{name}, held out", "pass@1") for name in names} | CURVES
+    found = {}
+    for key, (label, unit) in labels.items():
+        if rows := [row for row in history if key in row]:
+            xs, ys = [row["step"] for row in rows], [row[key] for row in rows]
+            found[label] = {"x": xs, "y": ys, "xlabel": "step", "ylabel": unit}
+    return found
+
+
+def report_rl(config: Any, runtime: Runtime, state: LoopState, held_out: Mapping[str, int]) -> None:
+    """Write the stage's section of the report. `held_out`: the tasks, and how many problems of each were measured."""
+    first, *_, last = 2 * [row for row in state.history if any(f"{name} pass@1" in row for name in held_out)]
+    metrics: dict[str, Any] = {"steps": state.step, "seconds per step": state.seconds / state.step}
+    notes = []
+    for name, count in held_out.items():
+        for key in [key for key in last if key.startswith(f"{name} pass@")]:
+            # As if each problem had been answered once: the interval is no narrower than it should be.
+            metrics[key] = share(round(last[key] * count), count) | {"value": last[key]}
+        metrics[f"{name}, answers that use the tool"] = last[f"{name} tool"]
+        if first["step"] != last["step"]:
+            told = (f"{row[f'{name} pass@1']:.3f} after step {row['step']}" for row in (first, last))
+            notes.append(f"{name}: pass@1 {', '.join(told)}.")
+    log_section(
+        "chat_rl",
+        {
+            "title": "Reinforcement learning",
+            "model": "rl",
+            "notes": notes,
+            "settings": config,
+            "environment": {
+                "device": str(runtime.device),
+                "compute dtype": runtime.dtype_name,
+                "processes": runtime.world_size,
+            },
+            "metrics": metrics,
+            "headline": [],  # the accuracies are chat_eval's to tell
+            "curves": rl_curves(state.history, list(held_out)),
+            "seconds": state.seconds,
+        },
+    )

@@ -1,0 +1,199 @@
+"""Reinforce a fine-tuned model: problems are answered many times each, and right answers are made likelier.
+
+    torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl -- --source=sft           # eight GPUs
+    python -m scripts.chat_rl                                                             # one GPU
+    python -m scripts.chat_rl --tasks="HardProblems:3|SpellingBee" --num_iterations=100   # a laptop
+    python -m scripts.chat_rl --resume                                                    # go on after a stop
+
+Ctrl-C and SIGTERM save a checkpoint before they end the run, and the message tells how to go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+
+from nanochat import schedule
+from nanochat.checkpoint_manager import describe_model, run_dir
+from nanochat.common import Stopped, UserError
+from nanochat.configurator import cli, setting
+from nanochat.engine import Engine
+from nanochat.gpt import GPT
+from nanochat.optim import Optimizer, OptimSettings
+from nanochat.pass_at_k import measure
+from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, parse_weights, tally
+from nanochat.rl_run import RLLog, default_tasks, find_checkpoint, reinforce, report_rl
+from nanochat.runtime import Runtime
+from nanochat.shards import default_data_dir, read_manifest
+from nanochat.stage import begin, checkpoint_to_resume, resume_command, saver
+from nanochat.tokenizer import get_tokenizer
+from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
+from nanochat.train_log import NO_RUN
+from tasks.catalogue import get_task
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing")
+    source: str = setting("sft", "stage whose model is trained on", choices=("sft", "mid", "rl"))
+    model_tag: str | None = setting(None, "which model, as d20; it keeps its tag; default the deepest")
+    source_step: int = setting(-1, "step of the model that is trained on; -1 = its last checkpoint")
+    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
+    seed: int = setting(42, "of the problems' order and of the answers")
+    tasks: str | None = setting(None, "NAME or NAME:WEIGHT, joined by |; default as the base data is, web or world")
+    num_problems: int = setting(16, "problems of a step, over all processes")
+    num_samples: int = setting(16, "answers to each problem, which are compared: at least 2")
+    temperature: float = setting(1.0, "of the answers; the gradient is that of 1")
+    top_k: int = setting(-1, "answer with the k likeliest tokens only; -1 = with all, as the gradient supposes")
+    max_new_tokens: int = setting(256, "tokens of an answer at most")
+    num_iterations: int = setting(-1, "optimizer steps; -1 = as the next setting says")
+    num_epochs: float = setting(1.0, "how many times each problem is asked, on average over the tasks")
+    device_batch_size: int = setting(16, "rows of a micro-batch on one device; changes speed and memory only")
+    rollout_batch_size: int = setting(256, "answers that one device writes at once; changes speed and memory only")
+    lr_scale: float = setting(0.05, "factor on the three learning rates that follow")
+    embedding_lr: float = setting(0.2, "AdamW's learning rate for the embedding, at width 768")
+    head_lr: float = setting(0.004, "AdamW's learning rate for the head, at width 768")
+    matrix_lr: float = setting(0.02, "Muon's learning rate for the matrices")
+    weight_decay: float = setting(0.0, "AdamW's weight decay")
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 = not clipped")
+    warmup: float = setting(0.0, "share of the run in which the learning rate rises")
+    warmdown: float = setting(1.0, "share of the run in which the learning rate falls")
+    final_lr: float = setting(0.0, "share of the learning rate that is left at the end")
+    eval_every: int = setting(60, "steps between measurements of pass@k, with one at the start; -1 = only at the end")
+    eval_problems: int = setting(400, "held-out problems of each task in a measurement")
+    eval_samples: int = setting(8, "answers to each of them: pass@k is told for k up to this")
+    save_every: int = setting(-1, "steps between checkpoints; -1 = only at the end, or when the run is stopped")
+    keep_last: int = setting(-1, "checkpoints to keep; -1 = all")
+    resume: bool = setting(False, "go on from the last checkpoint of this model tag")
+    resume_from_step: int = setting(-1, "go on from the checkpoint of this step; -1 = do not")
+
+    def __post_init__(self) -> None:
+        at_least = {"num_samples": 2, "source_step": -1, "resume_from_step": -1}
+        counts = ("num_problems", "max_new_tokens", "device_batch_size", "rollout_batch_size")
+        for name, least in (dict.fromkeys((*counts, "eval_problems", "eval_samples"), 1) | at_least).items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least} (see --help)")
+        for name in ("num_iterations", "top_k", "eval_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1, or -1 (see --help)")
+        for name in ("warmup", "warmdown", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
+        for name in ("temperature", "num_epochs", "lr_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be a number above 0")
+        parse_weights(self.tasks or default_tasks(None))
+        self.optim_settings()
+
+    def optim_settings(self) -> OptimSettings:
+        """The optimizer's share of the settings."""
+        rates = {name: getattr(self, name) * self.lr_scale for name in ("matrix_lr", "embedding_lr", "head_lr")}
+        return OptimSettings(**rates, weight_decay=self.weight_decay, grad_clip=self.grad_clip)
+
+    def asking(self, num_samples: int) -> Asking:
+        """How problems are answered."""
+        top_k = None if self.top_k == -1 else self.top_k
+        return Asking(num_samples, self.max_new_tokens, self.temperature, top_k, self.rollout_batch_size)
+
+    def rates(self, progress: float, num_steps: int) -> Rates:
+        """What the schedule sets at this progress."""
+        scale = schedule.lr_scale(progress, self.warmup, self.warmdown, self.final_lr)
+        return Rates(lr_scale=scale, momentum=schedule.muon_momentum(progress, num_steps))
+
+    def num_steps(self, problems: Problems) -> int:
+        """The horizon in steps."""
+        if self.num_iterations > 0:
+            return self.num_iterations
+        return math.ceil(self.num_epochs * sum(map(len, problems.tasks.values())) / self.num_problems)
+
+
+def step(
+    model: GPT,
+    optimizer: Optimizer,
+    groups: Sequence[Group],
+    rates: Rates,
+    stop: Callable[[], int],
+    names: Sequence[str],
+    batch_size: int,
+) -> tuple[Metrics, int]:
+    """One optimizer step on this process's groups. Returns its metrics, and the signal that asked for a stop, or 0.
+
+    `names`: of all tasks. Where no group of any process has a signal there is nothing to learn: the weights stay, and
+    the momentum waits.
+    """
+    runtime = optimizer.runtime
+    counts = tally(groups, names, runtime)
+    scale = runtime.world_size / max(1.0, counts["sampled"])  # the optimizer takes the mean over the processes
+    surprise = torch.zeros(2, device=runtime.device)  # at the answers that are trained on, and their sampled tokens
+    for batch in micro_batches(groups, batch_size, runtime.device):
+        losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
+        ((batch.advantages[:, None] * losses).sum() * scale).backward()
+        surprise[0] += (batch.copies[:, None] * losses.detach()).sum()
+        surprise[1] += (batch.copies[:, None] * (batch.targets != -1)).sum()
+    asked = stop()
+    total, tokens, stops = runtime.sum(torch.cat([surprise, surprise.new_tensor([float(asked)])])).tolist()
+    metrics = {**figures(counts, names), "lr_scale": rates.lr_scale, "grad_norm": 0.0}
+    if counts["signal"]:
+        for param in model.parameters():
+            if param.grad is None:  # only other processes have something to learn
+                param.grad = torch.zeros_like(param)
+        metrics["entropy"] = total / max(1.0, tokens)
+        metrics["grad_norm"] = optimizer.step(rates.lr_scale, rates.momentum, rates.weight_decay_scale).item()
+        optimizer.zero_grad()
+    return metrics, agreed_stop(asked, stops > 0)
+
+
+def main(config: Config) -> LoopState:
+    """Reinforce, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
+    tokenizer = get_tokenizer()
+    resuming = config.resume or config.resume_from_step != -1
+    source = ("rl", config.resume_from_step) if resuming else (config.source, config.source_step)
+    origin = find_checkpoint(*source, config.model_tag, tokenizer)
+    folder = run_dir("rl", origin.path.parent.name)
+    weights = parse_weights(config.tasks or default_tasks(read_manifest(default_data_dir())))
+    problems = Problems({name: get_task(name, split="train") for name in weights}, weights, tokenizer, config.seed)
+    held_out = {name: get_task(name, split="test", stop=config.eval_problems) for name in weights}
+    data_hash = problems.hash()
+    checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if resuming else None
+    runtime = Runtime.start(config.seed, config.device)
+    model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), runtime)
+    runtime = optimizer.runtime
+    num_steps = config.num_steps(problems)
+    log = RLLog(runtime, state, num_steps, config.num_problems * config.num_samples, model)
+    log.start_wandb(config.run, config)
+    facts = {"settings": asdict(config), "data_hash": data_hash}
+    save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
+
+    def play(number: int) -> list[Group]:
+        mine = problems.of_step(number, config.num_problems, runtime)
+        return ask(Engine(model, tokenizer), mine, config.asking(config.num_samples), problems.reward)
+
+    def evaluate(_: LoopState) -> Metrics:
+        return measure(Engine(model, tokenizer), held_out, config.asking(config.eval_samples), config.seed, runtime)
+
+    with closing(log):
+        reinforce(
+            play,
+            partial(step, model, optimizer, names=list(weights), batch_size=config.device_batch_size),
+            runtime,
+            schedule=partial(config.rates, num_steps=num_steps),
+            events=[Event(config.save_every, save, saves=True), Event(config.eval_every, evaluate)],
+            num_steps=num_steps,
+            log=log,
+            state=state,
+        )
+    runtime.finish()
+    if state.stopped:
+        go_on = resume_command("scripts.chat_rl", config)
+        raise Stopped(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
+    report_rl(config, runtime, state, {name: len(task) for name, task in held_out.items()})
+    return state
+
+
+if __name__ == "__main__":
+    cli(Config, main, __doc__)
