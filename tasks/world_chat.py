@@ -1,6 +1,7 @@
-"""Conversations about the embedded world: what someone is like, a story, hello and goodbye; some with a system message.
+"""Conversations about the embedded world: what someone is like, a story, hello and goodbye.
 
-They ask only for facts that are not held out, and tell stories that state none of those. To learn from: there is no score.
+They ask only for facts that are not held out, and their stories state no others. One learns from them: they have no
+score.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ _PRONOUNS = {"m": ("he", "him"), "f": ("she", "her")}
 
 
 class WorldChat(WorldTask):
-    """Conversations of one to five turns."""
+    """Conversations of one to five turns, one in five with a system message."""
 
     name = "WorldChat"
 

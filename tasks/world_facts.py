@@ -23,6 +23,10 @@ class Facts(WorldTask):
 
     name = "Facts"
 
+    def num_examples(self) -> int:
+        """As many as were asked for; of the test, no more than there are."""
+        return self.num if self.split == "train" else min(self.num, len(_test_questions()))
+
     def get_example(self, index: int) -> Conversation:
         """A question, and a sentence that answers it; `property` and `subject` say what it is about."""
         rng = self.random(index)

@@ -9,7 +9,7 @@ from nanochat.storyworld.write import plan, tell_story
 
 @dataclass(frozen=True)
 class ShortStory:
-    """A story as `stories` tells them, whom it is about, and the (property, subject) pairs that it states by the way."""
+    """A story, whom it is about, and the facts that it states by the way, as pairs (property, subject)."""
 
     text: str
     hero: str
