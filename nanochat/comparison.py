@@ -1,4 +1,4 @@
-"""What a stage brought: two models compared on the same problems, problem by problem.
+"""What a stage brought: models compared on the same problems, problem by problem, and the report's tables of that.
 
 Two accuracies with overlapping intervals may still differ for certain: both models met the same easy and the same hard
 problems. Only those that one solved and the other did not say anything about which is better.
@@ -6,11 +6,13 @@ problems. Only those that one solved and the other did not say anything about wh
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from nanochat.sections import Z95, Section
+from nanochat.markdown import table
+from nanochat.sections import MODELS, Z95, Section, is_accuracy, model_of
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
@@ -73,3 +75,95 @@ def _discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int
     """How many problems only the first solved, and only the second."""
     pairs = list(zip(before, after, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
+# Accuracies of all stages, as the report has them.
+
+
+def accuracies(sections: Mapping[str, Section]) -> dict[str, dict[str, Section]]:
+    """Every metric that says what guessing gives, by task and model in the order of the stages; later sections win."""
+    found: dict[str, dict[str, Section]] = {}
+    for stage, section in sections.items():
+        model = model_of(stage, section)
+        for name, metric in section.get("metrics", {}).items() if model else ():
+            if is_accuracy(metric):
+                known = (section.get("answers") or {}).get(name)
+                found.setdefault(name, {})[str(model)] = {**metric, "answers": known}
+    return {task: {model: by[model] for model in MODELS if model in by} for task, by in found.items()}
+
+
+def gains(by_model: Mapping[str, Section]) -> dict[str, Section]:
+    """For each model but the first, its gain over the one before: paired, with "p", if both met the same problems."""
+    found = {}
+    for earlier, later in itertools.pairwise(by_model):
+        before, after = by_model[earlier], by_model[later]
+        a, b = (metric.get("answers") or {"problems": None, "correct": ""} for metric in (before, after))
+        if a["problems"] == b["problems"] and len(a["correct"]) == len(b["correct"]) > 0:
+            gain = paired_gain([mark == "1" for mark in a["correct"]], [mark == "1" for mark in b["correct"]])
+        else:
+            gain = unpaired_gain(before, after)
+        found[later] = {**gain, "over": earlier}
+    return found
+
+
+def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[str]:
+    """The report's blocks on accuracy by stage, and on what each stage brought; none where nothing was scored."""
+    found = accuracies(sections)
+    if not found:
+        return
+    models = [model for model in MODELS if any(model in row for row in found.values())]
+    yield "### Accuracy by stage"
+    yield "In percent, with 95% intervals, beside what guessing gives and the number of problems."
+    yield table(
+        ["task", "chance", *models, "problems"],
+        [
+            [task, _chance(by_model), *(_percent(by_model.get(model)) for model in models), _counts(by_model)]
+            for task, by_model in found.items()
+        ],
+    )
+    steps = list(itertools.pairwise(models))
+    if steps:
+        yield "### What each stage brought"
+        yield (
+            "In percentage points over the stage before, with 95% intervals. p is that of the exact McNemar test, "
+            "problem by problem: of twenty stages that bring nothing, one falls below 0.05."
+        )
+        changes = {task: gains(by_model) for task, by_model in found.items()}
+        yield table(
+            ["task", *(f"{later} over {earlier}" for earlier, later in steps)],
+            [[task, *(_gain(change.get(b), a) for a, b in steps)] for task, change in changes.items()],
+        )
+    yield f"![accuracy by stage]({picture})"
+
+
+def _chance(by_model: Mapping[str, Section]) -> str:
+    """What guessing gives, of the last model's problems."""
+    return f"{100 * list(by_model.values())[-1]['chance']:.1f}"
+
+
+def _counts(by_model: Mapping[str, Section]) -> str:
+    """The number of problems; several, where the models did not have equally many."""
+    counts = [metric["n"] for metric in by_model.values() if isinstance(metric.get("n"), int)]
+    return " / ".join(f"{count:,}" for count in dict.fromkeys(counts))
+
+
+def _percent(metric: Section | None) -> str:
+    """An accuracy: `41.2 [39.1, 43.3]`."""
+    if metric is None:
+        return ""
+    low, high = metric["interval"]
+    return f"{100 * metric['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _gain(gain: Section | None, expected: str) -> str:
+    """A gain: `+3.1 [+1.0, +5.2], p = 0.004`; and over which stage, if not over the one that is expected."""
+    if gain is None:
+        return ""
+    low, high = gain["interval"]
+    text = f"{100 * gain['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    text += f", {_p_value(gain['p'])}" if "p" in gain else ", other problems"
+    return text if gain["over"] == expected else f"{text}, over {gain['over']}"
+
+
+def _p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

@@ -1,4 +1,4 @@
-"""Curves as one picture a stage: curves with the same axes share a panel, panels stand two abreast."""
+"""Pictures: the curves of a stage, those with the same axes in one panel; and accuracies by stage, a panel a task."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat.sections import MODELS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Dark ink on an opaque pale sheet: reads the same on a light and on a dark page, which a transparent picture does not.
 _SHEET, _INK, _FAINT = "#ffffff", "#24292f", "#d0d7de"
 _COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 _PANEL_INCHES = (5.6, 3.3)
+_SMALL_INCHES = (3.7, 2.6)
 _LARGEST = 1e30  # beyond this the axes' own arithmetic overflows, and no curve of ours has a meaning
 _MANY = 120  # points from which a noisy curve is drawn faint, with its running mean over it
 
@@ -41,6 +45,51 @@ def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         _panel(axes, members, xlabel, ylabel)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
+    _save(figure, path)
+
+
+def draw_accuracies(accuracies: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+    """Write accuracies by stage to `path` as PNG: a panel a task, 95% intervals as bars, guessing as a broken line.
+
+    `accuracies`: task -> model, in the order of the stages -> {"value", "interval": [low, high], "chance"}.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = min(3, len(accuracies))
+    rows = math.ceil(len(accuracies) / columns)
+    size = (_SMALL_INCHES[0] * columns, _SMALL_INCHES[1] * rows)
+    figure = Figure(size, facecolor=_SHEET, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    models = list(dict.fromkeys(model for by_model in accuracies.values() for model in by_model))
+    for axes, (task, by_model) in zip(grid, accuracies.items(), strict=False):
+        _stages(axes, by_model, sorted(models, key=MODELS.index))
+        axes.set_title(_label(task), color=_INK, fontsize=11, loc="left", parse_math=False)
+    for axes in grid[len(accuracies) :]:
+        axes.set_axis_off()
+    _save(figure, path)
+
+
+def _stages(axes: Axes, by_model: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> None:
+    """The accuracies of one task, in percent."""
+    places = [models.index(model) for model in by_model]
+    values = [100 * metric["value"] for metric in by_model.values()]
+    ends = [[100 * end for end in metric["interval"]] for metric in by_model.values()]
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
+    chance = 100 * list(by_model.values())[-1]["chance"]
+    axes.axhline(chance, color=_COLOURS[1], linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.errorbar(
+        places, values, yerr=[below, above], color=_COLOURS[0], linewidth=1.6, marker="o", markersize=5, capsize=4
+    )
+    axes.set_xticks(range(len(models)), models)
+    axes.set_xlim(-0.5, len(models) - 0.5)
+    axes.set_ylim(-4, 104)
+    _dress(axes)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with warnings.catch_warnings():
         # A box in place of a letter, or letters that are not joined, are good enough.
@@ -55,7 +104,6 @@ def _panel(axes: Axes, members: Mapping[str, Mapping[str, Any]], xlabel: str, yl
     """One pair of axes with the curves that share them."""
     from matplotlib.ticker import FuncFormatter
 
-    axes.set_facecolor(_SHEET)
     names = []
     for index, (name, curve) in enumerate(members.items()):
         averaged = _line(axes, _finite(curve["x"]), _finite(curve["y"]), _COLOURS[index % len(_COLOURS)])
@@ -65,14 +113,20 @@ def _panel(axes: Axes, members: Mapping[str, Mapping[str, Any]], xlabel: str, yl
     axes.set_ylabel(ylabel, color=_INK, parse_math=False)
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    _dress(axes)
+    if len(names) > 1:
+        _legend(axes, names)
+
+
+def _dress(axes: Axes) -> None:
+    """What all our axes look like."""
+    axes.set_facecolor(_SHEET)
     axes.tick_params(colors=_INK, labelsize=9)
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_color(_FAINT)
         spine.set_visible(side in ("left", "bottom"))
-    if len(names) > 1:
-        _legend(axes, names)
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> bool:

@@ -12,18 +12,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
+from nanochat.comparison import accuracies, accuracy_tables
 from nanochat.configurator import cli, setting
 from nanochat.markdown import duration, escape, fence, number, table, wrapped
-from nanochat.sections import Section, log_section, read_sections
+from nanochat.sections import MODELS, Section, is_accuracy, log_section, model_of, read_sections
 
 __all__ = ["log_section", "main", "read_sections", "render"]
-_MODELS = ("base", "mid", "sft", "rl")  # the columns of the table of metrics
+_ACCURACIES = "accuracies.png"  # no stage's name ends like this
 _WIDTH = 100  # of text, in the report and at the terminal
 Sections = Mapping[str, Section]
 
@@ -33,7 +34,7 @@ def render(base: Path | None = None) -> Path:
 
     A file that is no section is left out, with a line that names it. Raises UserError if there is no section at all.
     """
-    from nanochat.plots import draw  # slow to import, and only needed here
+    from nanochat.plots import draw, draw_accuracies  # slow to import, and only needed here
 
     folder = (base or base_dir()) / "report"
     sections, faults = read_sections(folder)
@@ -46,8 +47,12 @@ def render(base: Path | None = None) -> Path:
     pictures = {stage: f"{stage}.png" for stage, section in sections.items() if section.get("curves")}
     for stage, section in sections.items():
         blocks += _stage(stage, section, pictures.get(stage))
+    blocks += _conversations(sections)
     for stage, name in pictures.items():
         draw(sections[stage]["curves"], folder / name)
+    if found := accuracies(sections):
+        draw_accuracies(found, folder / _ACCURACIES)
+        pictures[""] = _ACCURACIES
     write_text_atomic(folder / "report.md", "\n\n".join(blocks) + "\n")
     for stale in set(folder.glob("*.png")) - {folder / name for name in pictures.values()}:
         stale.unlink()
@@ -72,15 +77,18 @@ def _setting(value: Any) -> str:
 
 
 def _headline(sections: Sections) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The table of metrics by stage: its columns (models), and metric -> {model: text}; later stages beat earlier."""
+    """The table of metrics by stage: its columns (models), and metric -> {model: text}; later stages beat earlier.
+
+    Accuracies have a table of their own.
+    """
     cells: dict[str, dict[str, str]] = {}
     for stage, section in sections.items():
-        model = section.get("model") or next((name for name in _MODELS if name in stage.split("_")), None)
-        metrics: dict[str, Any] = section.get("metrics", {}) if model in _MODELS else {}
+        model = model_of(stage, section)
+        metrics: dict[str, Any] = section.get("metrics", {}) if model else {}
         for name in section.get("headline", list(metrics)):
-            if name in metrics:
+            if name in metrics and not is_accuracy(metrics[name]):
                 cells.setdefault(name, {})[str(model)] = _metric(metrics[name])
-    return [model for model in _MODELS if any(model in row for row in cells.values())], cells
+    return [model for model in MODELS if any(model in row for row in cells.values())], cells
 
 
 def _seconds(sections: Sections) -> dict[str, float]:
@@ -108,8 +116,10 @@ def _summary(sections: Sections) -> Iterator[str]:
     models, cells = _headline(sections)
     if models:
         yield table(["metric", *models], [[name, *(row.get(m, "") for m in models)] for name, row in cells.items()])
+    yield from accuracy_tables(sections, _ACCURACIES)
     seconds = _seconds(sections)
     total = math.fsum(seconds.values())
+    yield "### Time and cost"
     if seconds:
         rows = [[stage, sections[stage].get("time", ""), duration(spent)] for stage, spent in seconds.items()]
         yield table(["stage", "finished", "time"], [*rows, ["total", "", duration(total)]])
@@ -142,7 +152,8 @@ def _stage(stage: str, section: Section, picture: str | None) -> Iterator[str]:
     if picture:
         yield f"![{escape(', '.join(section['curves']))}]({picture})"
     for sample in section.get("samples", []):
-        yield from _sample(sample)
+        if "messages" not in sample:
+            yield from _sample(sample)
     if section.get("settings"):
         yield "<details><summary>Settings</summary>"
         yield table(["setting", "value"], [[name, _setting(value)] for name, value in section["settings"].items()])
@@ -163,6 +174,47 @@ def _sample(sample: Section) -> Iterator[str]:
             + (f" ({escape(str(verdict['reason']))})" if verdict.get("reason") else "")
             for verdict in unsound
         )
+
+
+def _conversations(sections: Sections) -> Iterator[str]:
+    """What was talked with each model: the end of the report."""
+    for stage, sample in _talks(sections):
+        yield f"## A conversation with the {escape(model_of(stage, sections[stage]) or stage)} model"
+        yield fence(_script(sample["messages"]), _WIDTH)
+
+
+def _talks(sections: Sections) -> list[tuple[str, Section]]:
+    """The samples that are conversations, with their stages."""
+    return [
+        (stage, sample)
+        for stage, section in sections.items()
+        for sample in section.get("samples", [])
+        if "messages" in sample
+    ]
+
+
+def _script(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as in a play; a call of the calculator stands in brackets with its result.
+
+    >>> call = [{"type": "python", "text": "2+2"}, {"type": "python_output", "text": "4"}]
+    >>> answer = {"role": "assistant", "content": [*call, {"type": "text", "text": " Four."}]}
+    >>> print(_script([{"role": "user", "content": "2 + 2?"}, answer]))
+    user: 2 + 2?
+    <BLANKLINE>
+    assistant: [2+2 = 4] Four.
+    """
+    turns = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        said = ""
+        for part in parts:
+            if part["type"] == "python_output" and said.endswith("]"):
+                said = f"{said[:-1]} = {part['text']}]"
+            else:
+                said += part["text"] if part["type"] == "text" else f"[{part['text']}]"
+        turns.append(f"{message['role']}: {said}")
+    return "\n\n".join(turns)
 
 
 def _print_summary(sections: Sections) -> None:

@@ -16,7 +16,8 @@ A section is a dictionary with any of these keys; a key that is absent, or None,
     curves       dict   name -> {"x": [...], "y": [...], "xlabel": str, "ylabel": str};
                         curves with the same labels share one pair of axes
     samples      list   of {"prompt": str, "text": str (what follows the prompt)} and, where a checker exists,
-                        "share_sound": number in [0, 1], "verdicts": [{"sentence": str, "sound": bool, "reason": str}]
+                        "share_sound": number in [0, 1], "verdicts": [{"sentence": str, "sound": bool, "reason": str}];
+                        or of conversations, {"messages": [...]} as in nanochat/conversation.py, which end the report
     notes        list   of str: what a reader should know
 
 Stages are named as their scripts are; chat_eval runs once for each model: chat_eval_mid, chat_eval_sft, chat_eval_rl.
@@ -36,7 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import environment
-from nanochat.common import base_dir, write_json_atomic
+from nanochat.common import UserError, base_dir, write_json_atomic
+from nanochat.conversation import render_turns
 
 FORMAT = 1
 Z95 = 1.959964  # standard deviations on both sides of a mean that hold 95% of a normal distribution
@@ -44,6 +46,7 @@ STAGES = (
     *("dataset", "tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "chat_eval_base"),
     *("mid_train", "chat_eval_mid", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl", "chat_eval"),
 )
+MODELS = ("base", "mid", "sft", "rl")  # the columns of the tables by stage
 Section = dict[str, Any]
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("stage", "time", "title", "model"), str),
@@ -89,6 +92,19 @@ def share(count: int, total: int) -> Section:
     scale = 1 + z * z / total
     low, high = max(0.0, (middle - margin) / scale), min(1.0, (middle + margin) / scale)
     return {"value": p, "n": total, "interval": [low, high]}
+
+
+def model_of(stage: str, section: Section) -> str | None:
+    """The model that a section is about: what it says itself, or what its stage's name says; None for neither."""
+    model = section.get("model") or next((name for name in MODELS if name in stage.split("_")), None)
+    return model if model in MODELS else None
+
+
+def is_accuracy(metric: Any) -> bool:
+    """Whether a metric is an accuracy: it knows its interval, and what guessing gives."""
+    if not isinstance(metric, dict):
+        return False
+    return None not in (metric.get("value"), metric.get("chance"), *(metric.get("interval") or [None]))
 
 
 def read_sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
@@ -144,7 +160,9 @@ def _check(section: Section) -> None:
     for name, curve in (section.get("curves") or {}).items():
         _require(_is_curve(curve), f"curve {name} needs x and y, equally long lists of numbers, and xlabel and ylabel")
     for sample in section.get("samples") or []:
-        _require(_is_sample(sample), "a sample has the texts prompt and text; share_sound is a number, verdicts a list")
+        _require(
+            _is_sample(sample), "a sample is a conversation, or has the texts prompt and text, share_sound a number"
+        )
     for key in ("notes", "headline"):
         _require(all(isinstance(text, str) for text in section.get(key) or []), f"{key} is a list of texts")
 
@@ -181,6 +199,11 @@ def _is_curve(curve: Any) -> bool:
 
 
 def _is_sample(sample: Any) -> bool:
+    if isinstance(sample, dict) and "messages" in sample:
+        try:
+            return bool(render_turns(sample))
+        except UserError:
+            return False
     if not (isinstance(sample, dict) and all(isinstance(sample.get(key), str) for key in ("prompt", "text"))):
         return False
     verdicts = sample.get("verdicts") or []

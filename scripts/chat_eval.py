@@ -24,7 +24,7 @@ from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.sampling import check_sampling
 from nanochat.shards import load_manifest
-from tasks.catalogue import TASKS, get_task
+from tasks.catalogue import get_task, known_name
 from tasks.common import Task
 
 WORLD = ("Facts", "FactChoice", "SpellingBee-quoted", "SpellingBee-unquoted", "WordProblems", "HardProblems")
@@ -55,16 +55,19 @@ class Config:
         if self.max_problems < 1 and self.max_problems != -1:
             raise UserError(f"max_problems is {self.max_problems}: it must be at least 1, or -1 for all")
         check_sampling(self.temperature, self.top_k)
-        known = (*TASKS, *VARIANTS)
-        for name in self.tasks.split("|") if self.tasks is not None else ():
-            if name.strip() not in known:
-                raise UserError(f"no task {name.strip()!r}: choose among {', '.join(known)}")
+        self.chosen()
+
+    def chosen(self) -> list[str]:
+        """The tasks that were named, each once, as the catalogue spells them."""
+        variants = {name.lower(): name for name in VARIANTS}
+        names = [name.strip() for name in (self.tasks or "").split("|") if self.tasks is not None]
+        return list(dict.fromkeys(variants.get(name.lower()) or known_name(name) for name in names))
 
 
 def names_of(config: Config) -> list[str]:
     """The tasks that were asked for, or those that go with the data in the base folder."""
     if config.tasks is not None:
-        return list(dict.fromkeys(name.strip() for name in config.tasks.split("|")))
+        return config.chosen()
     try:
         source = load_manifest().source
     except UserError:  # a model may be brought along without the text that it was trained on
@@ -74,8 +77,11 @@ def names_of(config: Config) -> list[str]:
 
 def open_task(name: str) -> Task:
     """The test split of a task or a variant of one."""
-    task, options = VARIANTS.get(name, (name, {}))
-    return get_task(task, split="test", **options)
+    known, options = VARIANTS.get(name, (name, {}))
+    task = get_task(known, split="test", **options)
+    if task.eval_type == "generative" and type(task).evaluate is Task.evaluate:
+        raise UserError(f"{name} is to learn from: its answers are not right or wrong, so it has no score")
+    return task
 
 
 def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, config: Config) -> list[TaskScore]:
