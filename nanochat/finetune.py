@@ -78,6 +78,7 @@ def load_data(stage: Stage, config: FineTuning) -> Data:
             conversations=config.conversations,
             mixture_file=config.mixture,
             allow_missing=config.allow_missing,
+            seed=config.seed,
         )
     )
     if not len(data.train):

@@ -457,6 +457,17 @@ def settings(source: Source) -> dict[str, tuple[ast.AnnAssign, set[str]]]:
     return found
 
 
+def all_flags(source: Source, modules: dict[str, Source]) -> set[str]:
+    """The flags of a file's config classes, with those that they inherit from other files."""
+    bases = {ast.unparse(base) for node in source.tree.body if isinstance(node, ast.ClassDef) for base in node.bases}
+    from_files = [node for node in source.tree.body if isinstance(node, ast.ImportFrom)]
+    above = [node.module for node in from_files if bases.intersection(alias.name for alias in node.names)]
+    return set().union(
+        *(flags for _, flags in settings(source).values()),
+        *(all_flags(modules[name], modules) for name in above if name in modules),
+    )
+
+
 def unread_settings(files: Iterable[Source]) -> Iterator[str]:
     """A setting that nothing reads; a check in `__post_init__` is no use of it."""
     files = [source for source in files if not source.path.startswith("tests/")]
@@ -506,7 +517,7 @@ def wrong_commands(name: str, text: str, files: Iterable[Source]) -> Iterator[st
         if source is None or '__name__ == "__main__"' not in source.text:
             yield f"{name}: there is no command python -m {module}"
             continue
-        known = {"--help", "-h"}.union(*(names for _, names in settings(source).values()))
+        known = {"--help", "-h"} | all_flags(source, modules)
         for flag in flags:
             if (f"--{flag[2:].replace('-', '_')}" if flag.startswith("--") else flag) not in known:
                 yield f"{name}: {module} has no {flag}"
@@ -523,7 +534,13 @@ def test_written_commands_exist() -> None:
 
 def test_wrong_commands_are_found() -> None:
     text = 'class Config:\n    max_chars: int = setting(1, "x", short="c")\nif __name__ == "__main__":\n    pass'
-    files = [Source("scripts/tok.py", text)]
+    files = [
+        Source("scripts/tok.py", text),
+        Source("nanochat/shared.py", "class Base:\n    lr: int = setting(1, 'x')"),
+        Source("scripts/heir.py", f"from nanochat.shared import Base\n{text.replace('Config', 'Config(Base)')}"),
+    ]
+    assert not list(wrong_commands("x", "python -m scripts.heir --max_chars=2 --lr=1", files))
+    assert list(wrong_commands("x", "python -m scripts.heir --rl=1", files))
     for good in (
         "tok --max_chars=2 -c 3",
         "tok --max-chars 2 | head -n 3",
