@@ -58,7 +58,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     found = []
     for number, line in lines:
         try:
-            found.append(_conversation(line))
+            found.append(parse_conversation(line))
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
     if not found:
@@ -71,7 +71,8 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _conversation(line: bytes) -> Conversation:
+def parse_conversation(line: bytes) -> Conversation:
+    """The conversation of one line of JSON, in UTF-8. Raises UserError that says what is wrong with it."""
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
