@@ -126,7 +126,7 @@ def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[s
         yield "### What each stage brought"
         yield (
             "In percentage points over the stage before, with 95% intervals. p is that of the exact McNemar test, "
-            "problem by problem: of twenty stages that bring nothing, one falls below 0.05."
+            "problem by problem: where nothing has changed, it falls below 0.05 once in twenty times."
         )
         changes = {task: gains(by_model) for task, by_model in found.items()}
         yield table(
@@ -134,6 +134,31 @@ def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[s
             [[task, *(_gain(change.get(b), a) for a, b in steps)] for task, change in changes.items()],
         )
     yield f"![accuracy by stage]({picture})"
+    yield "Bars are 95% intervals; the broken line is what guessing gives."
+
+
+def accuracy_lines(sections: Mapping[str, Section]) -> Iterator[str]:
+    """Accuracy by stage as a table for the terminal; none where nothing was scored."""
+    found = accuracies(sections)
+    models = [model for model in MODELS if any(model in row for row in found.values())]
+    width = max(map(len, found), default=0)
+    if found:
+        yield f"{'right, in %':{width}}  guessing" + "".join(f"{model:>14}" for model in models)
+    for task, by_model in found.items():
+        cells = [f"{_short(by_model[model]) if model in by_model else '':>12}  " for model in models]
+        change = gains(by_model)
+        for place, model in enumerate(models):
+            if change.get(model, {}).get("p", 1) < 0.05:
+                cells[place] = f"{cells[place].rstrip():>12} {'*' if change[model]['value'] > 0 else '!'}"
+        yield f"{task:{width}} {_chance(by_model):>9}{''.join(cells)}".rstrip()
+    if any("p" in gain for by_model in found.values() for gain in gains(by_model).values()):
+        yield "±: half of the 95% interval. *: better than the stage before on the same problems (p < 0.05), !: worse."
+
+
+def _short(metric: Section) -> str:
+    """An accuracy: `41.2 ±2.1`."""
+    low, high = metric["interval"]
+    return f"{100 * metric['value']:.1f} ±{50 * (high - low):.1f}"
 
 
 def _chance(by_model: Mapping[str, Section]) -> str:

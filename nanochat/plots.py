@@ -65,6 +65,7 @@ def draw_accuracies(accuracies: Mapping[str, Mapping[str, Mapping[str, Any]]], p
     for axes, (task, by_model) in zip(grid, accuracies.items(), strict=False):
         _stages(axes, by_model, sorted(models, key=MODELS.index))
         axes.set_title(_label(task), color=_INK, fontsize=11, loc="left", parse_math=False)
+        axes.set_ylabel("right (%)", color=_INK)
     for axes in grid[len(accuracies) :]:
         axes.set_axis_off()
     _save(figure, path)
@@ -82,6 +83,8 @@ def _stages(axes: Axes, by_model: Mapping[str, Mapping[str, Any]], models: Seque
     axes.errorbar(
         places, values, yerr=[below, above], color=_COLOURS[0], linewidth=1.6, marker="o", markersize=5, capsize=4
     )
+    if chance > 0:
+        axes.text(len(models) - 0.55, chance + 2, "guessing", color=_COLOURS[1], fontsize=8, ha="right")
     axes.set_xticks(range(len(models)), models)
     axes.set_xlim(-0.5, len(models) - 0.5)
     axes.set_ylim(-4, 104)

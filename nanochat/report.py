@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.comparison import accuracies, accuracy_tables
+from nanochat.comparison import accuracies, accuracy_lines, accuracy_tables
 from nanochat.configurator import cli, setting
 from nanochat.markdown import duration, escape, fence, number, table, wrapped
 from nanochat.sections import MODELS, Section, is_accuracy, log_section, model_of, read_sections
@@ -221,6 +221,8 @@ def _print_summary(sections: Sections) -> None:
     """What a person at the terminal wants to see at the end of a run."""
     for stage, section in sections.items():
         for sample in section.get("samples", []):
+            if "messages" in sample:
+                continue
             share = sample.get("share_sound")
             print0(f"--- {stage}" + (f": {share:.0%} of the sentences sound" if share is not None else ""))
             print0(wrapped(sample["prompt"] + sample["text"], _WIDTH).strip("\n"))
@@ -228,11 +230,17 @@ def _print_summary(sections: Sections) -> None:
     models, cells = _headline(sections)
     for name, row in cells.items():
         print0(wrapped(f"{name}: " + ", ".join(f"{row[m]} ({m})" for m in models if m in row), _WIDTH))
+    for line in accuracy_lines(sections):
+        print0(line)
     seconds = _seconds(sections)
     total = math.fsum(seconds.values())
     for stage, spent in [*seconds.items(), ("total", total)]:
         print0(f"{duration(spent):>8}  {stage}")
     print0(f"cost: {_cost(total)}")
+    for stage, sample in _talks(sections)[-1:]:
+        print0(f"--- a conversation with the {model_of(stage, sections[stage]) or stage} model")
+        print0(wrapped(_script(sample["messages"]), _WIDTH))
+        print0("---")
 
 
 @dataclass(frozen=True)
