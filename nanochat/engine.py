@@ -1,77 +1,115 @@
-"""Writes text with a model: a cache of keys and values, several samples at once.
+"""Writes text with a model: a cache of keys and values, many answers at once, a calculator at their hand.
 
-Letters in shape comments: B batch (samples still being written), T new tokens, S tokens in the cache, N samples asked
-for, K key-value heads, D head size, C width, V vocabulary.
+Letters in shape comments: B rows (answers still being written), P prompts, T new tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nanochat.common import UserError
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.sampling import check_sampling, sample_next
+from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache
+from nanochat.sampling import check_sampling, numbers, sample_at, sample_next, streams
 from nanochat.tokenizer import Tokenizer
+from nanochat.tool_use import Tool, Writer
 
-CACHE_CHUNK = 256  # positions that the cache grows by, so that a short answer does not pay for the whole context
+PREFILL_TOKENS = 16_384  # at most, padding included, of prompts in one pass (a longer prompt goes alone)
 
 Column = tuple[list[int], list[int]]  # the tokens of one step, one per sample, and their masks
 
 
-class KVCache:
-    """Keys and values of every position so far, in each layer: allocated ahead, filled in place."""
+@dataclass(frozen=True)
+class Answer:
+    """What was written after a prompt. `mask`: 1 = the model chose the token, 0 = the tool did.
 
-    def __init__(self, config: GPTConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        empty = torch.empty(2, rows, config.n_kv_head, 0, config.head_dim, dtype=dtype, device=device)
-        self.layers = [empty] * config.n_layer  # each (2, B, K, capacity, D): keys, values
-        self.limit = config.sequence_len
-        self._pos = 0
+    `ended`: the model ended it, and the end token is the last; else there was no more room.
+    """
 
-    @property
-    def pos(self) -> int:
-        """Positions filled: moves on when the last layer has inserted."""
-        return self._pos
+    tokens: list[int]
+    mask: list[int]
+    ended: bool
 
-    def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, K, T, D) keys and values of one layer; return views of all of them so far, (B, K, S, D)."""
-        end = self._pos + k.size(2)
-        assert end <= self.limit, f"the cache has {self._pos} of {self.limit} positions: {k.size(2)} more do not fit"
-        if end > self.layers[layer].size(3):
-            self._grow(layer, end)
-        keys, values = self.layers[layer]
-        keys[:, :, self._pos : end] = k
-        values[:, :, self._pos : end] = v
-        if layer == len(self.layers) - 1:
-            self._pos = end
-        return keys[:, :, :end], values[:, :, :end]
 
-    def _grow(self, layer: int, needed: int) -> None:
-        old = self.layers[layer]
-        capacity = min(self.limit, math.ceil(needed / CACHE_CHUNK) * CACHE_CHUNK)
-        new = old.new_empty(*old.shape[:3], capacity, old.size(4))
-        new[:, :, :, : self._pos] = old[:, :, :, : self._pos]
-        self.layers[layer] = new
+class Batch:
+    """Answers that are being written together, a row each: those that are done leave, and cost nothing from then on.
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order; a row named twice is copied. `rows`: int64, (B_new,)."""
-        for layer, old in enumerate(self.layers):
-            self.layers[layer] = old.index_select(1, rows)
+    A step is `write`, with a token for each row of `logits`, then `advance`, which makes the next logits. (No pass
+    is made for what nobody reads on from; and what is written can be shown before the next step is computed.)
+    """
+
+    def __init__(self, model: GPT, prompts: Sequence[list[int]], writers: Sequence[Sequence[Writer]]) -> None:
+        """`writers`: for each prompt those that continue it, at least one. Each prompt is read once."""
+        self.model = model
+        self.rows = [writer for group in writers for writer in group]
+        copies = [len(group) for group in writers]
+        lengths = [len(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
+        self.cache = KVCache(model.config, len(self.rows), model.compute_dtype, model.device)
+        self.cache.hold(lengths)
+        logits, row = [], 0
+        for group in _groups(prompts):
+            part, hidden = self._read(prompts[group])
+            for source, count in enumerate(copies[group]):
+                self.cache.load(row, count, part, source)
+                row += count
+            logits.append(model.logits(hidden).repeat_interleave(torch.tensor(copies[group], device=model.device), 0))
+        self.logits = torch.cat(logits)  # (B, V): the answers to a prompt part at their first draw
+
+    def _read(self, prompts: Sequence[list[int]]) -> tuple[KVCache, Tensor]:
+        """A pass over whole prompts, padded on the right, where no token sees it; the last hidden states, (P, C)."""
+        device, lengths = self.model.device, [len(prompt) for prompt in prompts]
+        padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
+        cache = KVCache(self.model.config, len(prompts), self.model.compute_dtype, device)
+        hidden = self.model.hidden(torch.tensor(padded, device=device), cache)  # (P, T) -> (P, T, C)
+        last = torch.tensor(lengths, device=device) - 1
+        return cache, hidden[torch.arange(len(prompts), device=device), last]
+
+    def write(self, drawn: list[int]) -> None:
+        """Give each row the token that was drawn for it."""
+        for writer, token in zip(self.rows, drawn, strict=True):
+            writer.write(token)
+
+    def advance(self) -> bool:
+        """Let go of the rows that are done and make the logits of the others; false if there are none."""
+        done = [row for row, writer in enumerate(self.rows) if writer.done]
+        if len(done) == len(self.rows):
+            return False
+        if done:
+            self.rows = [self.rows[row] for row in self.cache.drop(done)]
+        last = torch.tensor([writer.tokens[-1:] for writer in self.rows], device=self.model.device)
+        self.logits = self.model.logits(self.model.hidden(last, self.cache)[:, -1])  # (B, 1) -> (B, C) -> (B, V)
+        return True
+
+
+def _groups(prompts: Sequence[list[int]]) -> Iterator[slice]:
+    """The prompts in order, as many to a group as PREFILL_TOKENS allows, at least one."""
+    start, longest = 0, 0
+    for end, prompt in enumerate(prompts):
+        longest = max(longest, len(prompt))
+        if end > start and longest * (end + 1 - start) > PREFILL_TOKENS:
+            yield slice(start, end)
+            start, longest = end, len(prompt)
+    yield slice(start, len(prompts))
 
 
 class Engine:
     """Generates with a model, to `<|assistant_end|>` or `<|bos|>` (where a base model would begin another document).
+
+    What the model writes between `<|python_start|>` and `<|python_end|>` goes to the calculator, and the result is
+    forced into the answer (`tool_use.py`), a token a step, while others go on.
 
     Where the compute dtype is not float32 the weights are converted once, here: after a training step, make a new
     Engine. Numbers do not change by that. Give it the plain model, not a compiled one.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = with_compute_weights(model), tokenizer
-        self.end_ids = {tokenizer.encode_special("<|assistant_end|>"), tokenizer.get_bos_token_id()}
+        self.model, self.tokenizer, self.tool = with_compute_weights(model), tokenizer, Tool(tokenizer)
+        self.end_ids = self.tool.end_ids
 
     def generate(
         self,
@@ -84,52 +122,91 @@ class Engine:
     ) -> Iterator[Column]:
         """Continue `tokens`, `num_samples` times: yields one `(token_column, token_masks)` a step, an entry per sample.
 
-        Mask 1: the model chose this token, the end token included. When a sample has ended before the others its entry
-        repeats its end token with mask 0. Ends when all samples have, after `max_tokens`, or when the context is full
-        (prompt + answer = `sequence_len`; at once, if the prompt fills it).
+        Mask 1: the model chose this token, the end token included; 0: the tool did. When a sample has ended before the
+        others its entry repeats its end token with mask 0. Ends when all samples have, after `max_tokens`, or when the
+        context is full (prompt + answer = `sequence_len`; at once, if the prompt fills it), be it amid a tool's output.
         Raises `UserError`, before the first step, for settings that mean nothing and for a prompt that does not fit.
         """
+        room = self._check([tokens], num_samples, max_tokens, temperature, top_k)[0]
+        writers = [Writer(self.tool, room) for _ in range(num_samples)]
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        return self._columns(tokens, writers, lambda logits: sample_next(logits, temperature, top_k, generator))
+
+    @torch.inference_mode()
+    def _columns(self, tokens: list[int], writers: list[Writer], draw: Callable[[Tensor], Tensor]) -> Iterator[Column]:
+        if writers[0].done:
+            return
+        batch = Batch(self.model, [tokens], [writers])
+        step, going = 0, True
+        while going:
+            batch.write(draw(batch.logits).tolist())
+            step += 1
+            masks = [writer.mask[-1] if len(writer.tokens) == step else 0 for writer in writers]
+            yield [writer.tokens[-1] for writer in writers], masks
+            going = batch.advance()
+
+    @torch.inference_mode()
+    def answers(
+        self,
+        prompts: Sequence[list[int]],
+        num_samples: int = 1,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 42,
+        batch_size: int = 256,
+    ) -> list[list[Answer]]:
+        """Continue each prompt `num_samples` times, `batch_size` answers at once: for each prompt its answers.
+
+        The prompts may have different lengths. An answer depends on its prompt, its place among all answers, the seed
+        and the other settings, but, save for rounding, not on `batch_size` and not on what it is written beside.
+        Raises `UserError` as `generate` does.
+        """
+        rooms = self._check(prompts, num_samples, max_tokens, temperature, top_k)
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: it must be at least 1")
+        writers = [[Writer(self.tool, room) for _ in range(num_samples)] for room in rooms]
+        keys = streams(seed, len(prompts) * num_samples)
+        place = {id(writer): i for i, writer in enumerate(writer for group in writers for writer in group)}
+        by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # what needs most memory comes first
+        jobs = [(i, sample) for i in by_length if rooms[i] for sample in range(num_samples)]
+        for start in range(0, len(jobs), batch_size):
+            together: dict[int, list[Writer]] = {}
+            for i, sample in jobs[start : start + batch_size]:
+                together.setdefault(i, []).append(writers[i][sample])
+            batch = Batch(self.model, [prompts[i] for i in together], list(together.values()))
+            going = True
+            while going:
+                own = keys[[place[id(writer)] for writer in batch.rows]]
+                where = torch.from_numpy(numbers(own, np.array([len(writer.tokens) for writer in batch.rows])))
+                drawn = sample_at(batch.logits, temperature, top_k, where.to(self.model.device))
+                batch.write(drawn.tolist())
+                going = batch.advance()
+        return [[Answer(writer.tokens, writer.mask, writer.ended) for writer in group] for group in writers]
+
+    def _check(
+        self,
+        prompts: Sequence[list[int]],
+        num_samples: int,
+        max_tokens: int | None,
+        temperature: float,
+        top_k: int | None,
+    ) -> list[int]:
+        """How many tokens may follow each prompt. Raises `UserError`."""
         check_sampling(temperature, top_k)
-        context = self.model.config.sequence_len
-        if not tokens:
-            raise UserError("the prompt is empty: give at least one token, such as <|bos|>")
-        if len(tokens) > context:
-            raise UserError(f"the prompt has {len(tokens)} tokens, but the context of this model is {context}: cut it")
         if num_samples < 1:
             raise UserError(f"num_samples is {num_samples}: it must be at least 1")
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}: it must be at least 1; leave it out to fill the context")
-        num_steps = min(context - len(tokens), context if max_tokens is None else max_tokens)
-        return self._steps(tokens, num_samples, num_steps, temperature, top_k, seed)
-
-    @torch.inference_mode()
-    def _steps(
-        self, tokens: list[int], num_samples: int, num_steps: int, temperature: float, top_k: int | None, seed: int
-    ) -> Iterator[Column]:
-        if num_steps == 0:
-            return
-        model, device = self.model, self.model.device
-        generator = torch.Generator(device).manual_seed(seed)
-        cache = KVCache(model.config, 1, model.compute_dtype, device)
-        hidden = model.hidden(torch.tensor([tokens], device=device), cache)[:, -1]  # (1, T) -> (1, C)
-        cache.select(torch.zeros(num_samples, dtype=torch.int64, device=device))
-        logits = model.logits(hidden).expand(num_samples, -1)  # (1, V) -> (N, V): the samples part at the first draw
-        alive = list(range(num_samples))  # which sample each row of the batch is
-        column = [0] * num_samples
-        for step in range(1, num_steps + 1):
-            drawn = sample_next(logits, temperature, top_k, generator)  # (B, V) -> (B,)
-            masks = [0] * num_samples
-            for sample, token in zip(alive, drawn.tolist(), strict=True):
-                column[sample], masks[sample] = token, 1
-            yield column.copy(), masks
-            rows = [row for row, sample in enumerate(alive) if column[sample] not in self.end_ids]
-            if not rows or step == num_steps:
-                return
-            if len(rows) < len(alive):  # the finished leave the batch, and cost nothing from here
-                kept = torch.tensor(rows, device=device)
-                cache.select(kept)
-                drawn, alive = drawn[kept], [alive[row] for row in rows]
-            logits = model.logits(model.hidden(drawn[:, None], cache)[:, -1])  # (B, 1) -> (B, C) -> (B, V)
+        context = self.model.config.sequence_len
+        for tokens in prompts:
+            if not tokens:
+                raise UserError("the prompt is empty: give at least one token, such as <|bos|>")
+            if len(tokens) > context:
+                raise UserError(
+                    f"the prompt has {len(tokens)} tokens, but the context of this model is {context}: cut it"
+                )
+        return [min(context - len(tokens), context if max_tokens is None else max_tokens) for tokens in prompts]
 
     def generate_batch(
         self,

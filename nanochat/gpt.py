@@ -84,13 +84,12 @@ class GPTConfig:
 class KVCache(Protocol):
     """What attention needs of a cache: the engine has one, training has none."""
 
-    @property
-    def pos(self) -> int:
-        """Tokens already in the cache: the position of the first new one."""
+    def positions(self, count: int) -> slice | Tensor:
+        """Where the next `count` tokens stand: in every row alike, or (B, 1, T)."""
         ...
 
-    def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, K, T, D) keys and values of one layer; return all of them so far, (B, K, S, D)."""
+    def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add (B, K, T, D) of one layer; return all so far, (B, K, S, D), and which of S each of T sees: (.., T, S)."""
         ...
 
 
@@ -108,7 +107,7 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864), halves: (B, H, T, D) with (T, D/2) tables."""
+    """Rotary positions (arXiv 2104.09864), halves: (B, H, T, D) with (T, D/2) or (B, 1, T, D/2) tables."""
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
@@ -142,20 +141,21 @@ class Attention(nn.Module):
 
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
         q, k = rms_norm(rotate(q, cos, sin)), rms_norm(rotate(k, cos, sin))
+        seen = None
         if kv_cache is not None:
-            k, v = kv_cache.insert(self.layer, k, v)  # (B, K, T, D) -> (B, K, S, D)
-        y = causal_attention(q, k, v, self.grouped)
+            k, v, seen = kv_cache.insert(self.layer, k, v)  # (B, K, T, D) -> (B, K, S, D)
+        y = causal_attention(q, k, v, seen, self.grouped)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
         return out
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tensor:
-    """Attention of the T last positions, (B, H, T, D), on all S, (B, K, S, D): each sees itself and those before."""
-    t, s = q.size(2), k.size(2)
-    if t == s or t == 1:  # nothing cached, or one token that may see everything
-        return F.scaled_dot_product_attention(q, k, v, is_causal=t == s, enable_gqa=grouped)
-    seen = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, grouped: bool) -> Tensor:
+    """Attention of the T last positions, (B, H, T, D), on all S, (B, K, S, D): each sees itself and those before.
+
+    `seen` says otherwise, as `KVCache.insert` gives it; it must where 1 < T < S.
+    """
+    is_causal = seen is None and q.size(2) == k.size(2)  # else it is one token, which sees everything
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=is_causal, enable_gqa=grouped)
 
 
 class MLP(nn.Module):
@@ -238,11 +238,10 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Token ids (B, T) -> the normalised last hidden state (B, T, C), in the compute dtype."""
-        start = 0 if kv_cache is None else kv_cache.pos
-        end = start + idx.size(1)
-        assert end <= self.config.sequence_len, f"{end} positions, but the context holds {self.config.sequence_len}"
-        dtype = self.compute_dtype
-        cos, sin = self.rope_cos[start:end].to(dtype), self.rope_sin[start:end].to(dtype)
+        t, dtype = idx.size(1), self.compute_dtype
+        assert t <= self.config.sequence_len, f"{t} positions, but the context holds {self.config.sequence_len}"
+        where = slice(t) if kv_cache is None else kv_cache.positions(t)
+        cos, sin = self.rope_cos[where].to(dtype), self.rope_sin[where].to(dtype)
         x = rms_norm(self.embed(idx).to(dtype))  # (B, T) -> (B, T, C)
         for block in self.blocks:
             x = block(x, cos, sin, kv_cache)

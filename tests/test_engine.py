@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from nanochat import engine as engine_module
+from nanochat import kv_cache
 from nanochat.common import UserError
-from nanochat.engine import Engine, KVCache, with_compute_weights
+from nanochat.engine import Engine, with_compute_weights
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -51,7 +52,7 @@ def random_model(config: GPTConfig, end_bias: float = 0.0) -> GPT:
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the cache of these small models grow several times."""
-    monkeypatch.setattr(engine_module, "CACHE_CHUNK", 4)
+    monkeypatch.setattr(kv_cache, "CACHE_CHUNK", 4)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -88,7 +89,7 @@ def test_one_sample_is_the_naive_generators_at_a_temperature_too(model: GPT) -> 
 @pytest.mark.parametrize("cuts", [[], [1], [5, 6], [3, 9, 10, 15]])
 def test_chunks_through_the_cache_give_the_logits_of_one_pass(model: GPT, cuts: list[int]) -> None:
     idx = torch.randint(265, (3, 17), generator=torch.Generator().manual_seed(3))
-    cache = KVCache(model.config, 3, torch.float32, torch.device("cpu"))
+    cache = kv_cache.KVCache(model.config, 3, torch.float32, torch.device("cpu"))
     logits = [model(idx[:, start:end], kv_cache=cache) for start, end in zip([0, *cuts], [*cuts, 17], strict=True)]
     torch.testing.assert_close(torch.cat(logits, 1), model(idx), rtol=0, atol=1e-5)
     assert cache.pos == 17
@@ -265,32 +266,6 @@ def test_settings_that_mean_nothing_are_refused_before_the_first_step(options: d
         engine.generate(**settings)  # not even iterated over
     with pytest.raises(UserError, match=words):
         engine.generate_batch(**settings)
-
-
-# The cache
-
-
-def test_the_cache_knows_its_bounds() -> None:
-    cache = KVCache(CONFIGS["one key-value head"], 1, torch.float32, torch.device("cpu"))
-    cache.insert(0, torch.zeros(1, 1, 15, 14), torch.zeros(1, 1, 15, 14))
-    with pytest.raises(AssertionError, match="15 of 17 positions: 3 more"):
-        cache.insert(0, torch.zeros(1, 1, 3, 14), torch.zeros(1, 1, 3, 14))
-
-
-def test_the_cache_grows_by_chunks_and_keeps_what_it_holds() -> None:
-    config = CONFIGS["grouped"]  # 3 layers, 2 key-value heads of 10, a context of 23
-    cache = KVCache(config, 2, torch.float64, torch.device("cpu"))
-    keys, values = torch.randn(2, 3, 2, 2, 23, 10, dtype=torch.float64)
-    capacities = []
-    for t in range(23):
-        for layer in range(3):
-            k, v = cache.insert(layer, keys[layer, :, :, t : t + 1], values[layer, :, :, t : t + 1])
-            assert torch.equal(k, keys[layer, :, :, : t + 1])
-            assert torch.equal(v, values[layer, :, :, : t + 1])
-        capacities.append(cache.layers[0].size(3))
-    assert capacities == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 4 + [20] * 4 + [23] * 3
-    cache.select(torch.tensor([1, 1, 0]))
-    assert torch.equal(cache.layers[2][0], keys[2, [1, 1, 0]])
 
 
 # Precision
