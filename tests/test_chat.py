@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,56 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.chat import Piece, answer_room, fit_messages, join, pieces, reply
+from nanochat.chat import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces, reply
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-
-# Bytes, and some merges: a character of several bytes, one that is cut across tokens, words.
-MERGES = (b"\xe2\x82", b" t", b" th", b" the", b"an", b"12", b"\xf0\x9f", b"\x99\x82")
-TOKENIZER = Tokenizer(
-    SPLIT_PATTERN,
-    {token: i for i, token in enumerate([*(bytes([i]) for i in range(256)), *MERGES])},
-    {name: 256 + len(MERGES) + i for i, name in enumerate(SPECIAL_TOKENS)},
-)
-SPECIAL = TOKENIZER.special_tokens
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def assistant(content: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
-
-
-class Scripted:
-    """An engine that says what it was told to, and remembers what it was asked."""
-
-    def __init__(self, answers: Sequence[Sequence[int]], context: int = 256) -> None:
-        self.tokenizer, self.answers = TOKENIZER, iter(answers)
-        self.model = SimpleNamespace(config=SimpleNamespace(sequence_len=context))
-        self.asked: list[tuple[Any, ...]] = []
-        self.said = 0
-
-    def generate(self, tokens: list[int], *settings: Any) -> Iterator[tuple[list[int], list[int]]]:
-        self.asked.append((tokens, *settings))
-        answer = next(self.answers)
-
-        def run() -> Iterator[tuple[list[int], list[int]]]:
-            for token in answer:
-                self.said += 1
-                yield [token], [1]
-
-        return run()
-
-
-def answer_ids(content: Any) -> list[int]:
-    """The tokens of an assistant's turn as the model would say them: from after its start, with its end."""
-    ids, _ = TOKENIZER.render_conversation({"messages": [user("?"), assistant(content)]})
-    return ids[ids.index(SPECIAL["<|assistant_start|>"]) + 1 :]
-
+from tests.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, user
 
 # Fitting
 
@@ -212,12 +167,20 @@ def test_whatever_a_model_says_can_stand_in_the_history(ids: list[int]) -> None:
     assert fit_messages(TOKENIZER, messages, 10_000, 1)[1] == 0
 
 
+def test_whether_the_model_ended_it() -> None:
+    for name, ended in {"<|assistant_end|>": True, "<|bos|>": True, "<|user_end|>": False}.items():
+        assert has_ended(TOKENIZER, [97, SPECIAL[name]]) == ended
+    assert not has_ended(TOKENIZER, [SPECIAL["<|bos|>"], 97])
+    assert not has_ended(TOKENIZER, [])
+
+
 # Replies
 
 
 def test_a_conversation_of_two_turns() -> None:
     call = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, {"type": "text", "text": "2."}]
-    engine = Scripted([answer_ids(call), answer_ids("Yes.")])
+    answers = iter([answer_ids(call), answer_ids("Yes.")])
+    engine = Scripted(lambda _: next(answers))
     messages = [user("1+1?")]
     messages.append(assistant(join(reply(engine, messages, 50, 0.5, 7, 9))))  # type: ignore[arg-type]
     messages.append(user("Sure?"))
@@ -229,15 +192,15 @@ def test_a_conversation_of_two_turns() -> None:
 
 
 def test_a_reply_that_is_closed_stops_the_model() -> None:
-    engine = Scripted([answer_ids("abcdef")])
+    engine = Scripted(lambda _: answer_ids("abcdef"))
     stream = reply(engine, [user("?")])  # type: ignore[arg-type]
     assert next(stream).text == "a"
     stream.close()  # type: ignore[attr-defined]
-    assert engine.said == 1
+    assert (engine.said, engine.closed) == (1, 1)
 
 
 def test_mistakes_are_told_before_the_first_piece() -> None:
-    engine = Scripted([[]], context=20)
+    engine = Scripted(lambda _: [], context=20)
     with pytest.raises(UserError, match="the message is too long"):
         reply(engine, [user("x" * 40)])  # type: ignore[arg-type]
 
@@ -254,3 +217,28 @@ def test_a_real_engine_answers() -> None:
     assert first
     assert first == list(reply(engine, [user("?")], 8, temperature=1.0, seed=3))
     assert first != list(reply(engine, [user("?")], 8, temperature=1.0, seed=4))
+
+
+# Which model
+
+
+def test_the_last_stage_that_can_talk(base_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"no model to talk to in .*: train one with scripts.mid_train"):
+        last_stage()
+
+    def make(folder: str) -> None:
+        path = base_dir / folder / "step_000001"
+        path.mkdir(parents=True)
+        (path / "meta.json").write_text("{}", encoding="utf-8")
+
+    make("base_checkpoints/d4")
+    with pytest.raises(UserError, match="no model to talk to"):
+        last_stage()
+    make("mid_checkpoints/d4")
+    assert last_stage() == "mid"
+    make("chatsft_checkpoints/d4")
+    assert last_stage() == "sft"
+    make("chatrl_checkpoints/d2")
+    assert (last_stage(), last_stage("d4"), last_stage("d2")) == ("rl", "sft", "rl")
+    with pytest.raises(UserError, match="no model called d7 to talk to"):
+        last_stage("d7")
