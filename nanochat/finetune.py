@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,8 +25,8 @@ from nanochat.common import Stopped, UserError, print0
 from nanochat.dataloader import Batch
 from nanochat.finetune_settings import FineTuning
 from nanochat.gpt import GPT
-from nanochat.loss_eval import nats_per_token
-from nanochat.packing import Conversations, conversation_batches, count_rows, eval_rows
+from nanochat.loss_eval import nats_and_tokens
+from nanochat.packing import conversation_batches, count_rows, eval_rows
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.shards import load_manifest
@@ -34,9 +34,11 @@ from nanochat.stage import begin, checkpoint_to_resume, compile_model, resume_co
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
 from nanochat.train_log import TrainLog, curves
-from tasks.mixture import training_mixture
+from tasks.common import Task, TaskSequence
+from tasks.mixture import names, training_mixture
 
 HELD_OUT = "held-out loss (nats per trained token)"
+PART = "val_loss/"  # and a task's name: the metric of that part of the mixture
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Data:
-    """The conversations of a run: to train on, held out, and what they are made of."""
+    """The conversations of a run: to train on, held out of each part of the mixture, and what the parts are."""
 
-    train: Conversations
-    held_out: Conversations
+    train: Task
+    held_out: Sequence[Task]
     parts: list[dict[str, Any]]
 
     def hash(self, tokenizer: Tokenizer) -> str:
@@ -71,19 +73,16 @@ def load_data(stage: Stage, config: FineTuning) -> Data:
             kind = "world" if load_manifest().source == "storyworld" else "web"
         except UserError:  # a model that came without its text
             kind = "web"
-    data = Data(
-        *training_mixture(
-            stage.model,
-            kind,
-            conversations=config.conversations,
-            mixture_file=config.mixture,
-            allow_missing=config.allow_missing,
-            seed=config.seed,
-        )
+    train, held_out, parts = training_mixture(
+        stage.model,
+        kind,
+        conversations=config.conversations,
+        mixture_file=config.mixture,
+        allow_missing=config.allow_missing,
+        seed=config.seed,
     )
-    if not len(data.train):
-        raise UserError("the mixture holds no conversations")
-    return data
+    print0(f"{len(train):,} conversations: {names(parts)}")
+    return Data(train, held_out.tasks if isinstance(held_out, TaskSequence) else [held_out], parts)
 
 
 def model_to_train(stage: Stage, config: FineTuning, tokenizer: Tokenizer) -> Checkpoint:
@@ -117,12 +116,23 @@ def settled(config: FineTuning, origin: Checkpoint) -> FineTuning:
 def loss_evaluator(
     model: GPT, data: Data, tokenizer: Tokenizer, runtime: Runtime, config: FineTuning, batch_size: int
 ) -> Callable[[LoopState], Metrics]:
-    """An event's `run` that measures the loss on held-out conversations."""
-    inputs, targets = eval_rows(data.held_out, tokenizer, config.max_seq_len, config.eval_tokens)
-    if not len(inputs):
-        print0("No conversations are held out: their loss is not measured")
-        return lambda _: {}
-    return lambda _: {"val_loss": nats_per_token(model, inputs, targets, batch_size, runtime)}
+    """An event's `run` that measures the loss on held-out conversations, in all and of each part of the mixture."""
+    count = sum(map(len, data.held_out))
+    rows = [
+        (task.name, *eval_rows(task, tokenizer, config.max_seq_len, config.eval_tokens * len(task) // count))
+        for task in data.held_out
+    ]
+
+    def measure(_: LoopState) -> Metrics:
+        nats: dict[str, float] = {}
+        tokens: dict[str, int] = {}
+        for name, inputs, targets in rows:
+            loss, number = nats_and_tokens(model, inputs, targets, batch_size, runtime)
+            nats[name], tokens[name] = nats.get(name, 0.0) + loss, tokens.get(name, 0) + number
+        total = sum(nats.values()) / max(1, sum(tokens.values()))
+        return {"val_loss": total} | {f"{PART}{name}": nats[name] / tokens[name] for name in nats if tokens[name]}
+
+    return measure
 
 
 def steps_of(data: Data, tokenizer: Tokenizer, config: FineTuning) -> int:
@@ -162,7 +172,6 @@ def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
     checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if config.resuming else None
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), runtime)
-    print0(f"{len(data.train):,} conversations, for the model of {origin.path}")
     runtime, size, sequence_len = optimizer.runtime, config.total_batch_size, config.max_seq_len
     num_steps = steps_of(data, tokenizer, config)
     log = TrainLog(runtime, state, num_steps, size, model)
@@ -196,12 +205,12 @@ def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
 def report(stage: Stage, config: FineTuning, data: Data, model: GPT, runtime: Runtime, state: LoopState) -> None:
     """Write the stage's section of the report."""
     used = state.cursor or {}
-    notes = ["Mixture: " + "; ".join(", ".join(f"{key} {value}" for key, value in part.items()) for part in data.parts)]
+    notes = [f"Mixture: {names(data.parts)}."]
+    notes += [f"{part['name']} is {part['file']} (SHA-256 {part['sha256']})." for part in data.parts if "file" in part]
     if used["left_out"]:
-        notes.append(
-            f"{used['left_out']:,} conversations held nothing to learn that fits into a row, and were left out."
-        )
+        notes.append(f"{used['left_out']:,} conversations had no answer that fits into a row, and were left out.")
     latest = {name: value for row in state.history for name, value in row.items()}
+    parts = {name.removeprefix(PART): value for name, value in latest.items() if name.startswith(PART)}
     log_section(
         stage.script,
         {
@@ -221,7 +230,8 @@ def report(stage: Stage, config: FineTuning, data: Data, model: GPT, runtime: Ru
                 "trained tokens": used["trained"],
                 "padding": 1 - used["tokens"] / (used["rows"] * (config.max_seq_len + 1)),
                 "training loss (nats per trained token)": latest["loss"],
-                HELD_OUT: latest.get("val_loss"),
+                HELD_OUT: latest["val_loss"],
+                **{f"held-out loss of {name}": value for name, value in parts.items()},
                 "tokens per second": used["tokens"] / state.seconds,
             },
             "headline": [HELD_OUT],

@@ -1,4 +1,4 @@
-"""Bits per byte: cross-entropy that does not depend on the tokenizer. And nats per token, of what is trained on."""
+"""Bits per byte: cross-entropy that does not depend on the tokenizer. And nats, where tokens are chosen."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ def pad_rows(rows: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def nats_per_token(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime) -> float:
-    """Mean loss over all targets that are not -1. Rows (R, T) equal on all processes, each scores every N-th."""
+def nats_and_tokens(
+    model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime
+) -> tuple[float, int]:
+    """Sum of the losses over all targets that are not -1, and their number.
+
+    Rows (R, T) equal on all processes, each of which scores every N-th.
+    """
     wide = torch.float64 if runtime.device.type != "mps" else torch.float32
-    total = torch.zeros(2, dtype=wide, device=runtime.device)  # nats, targets
+    nats = torch.zeros((), dtype=wide, device=runtime.device)
     mine = slice(runtime.rank, None, runtime.world_size)
-    for idx, wanted in zip(inputs[mine].split(batch_size), targets[mine].split(batch_size), strict=True):
-        padded = pad_rows(wanted, batch_size).to(runtime.device)  # one shape, so that nothing is compiled again
-        losses = model(pad_rows(idx, batch_size).clamp(min=0).to(runtime.device), padded, loss_reduction="none")
-        total += torch.stack([losses.sum(dtype=wide), (padded != -1).sum().to(wide)])
-    nats, count = runtime.sum(total).tolist()
-    return float(nats / max(1.0, count))
+    for start in range(0, len(inputs[mine]), batch_size):
+        idx, wanted = (rows[mine][start : start + batch_size].to(runtime.device) for rows in (inputs, targets))
+        nats += model(idx, wanted, loss_reduction="none").sum(dtype=wide)
+    return runtime.sum(nats).item(), int((targets != -1).sum())
