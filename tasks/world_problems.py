@@ -5,6 +5,8 @@ No test problem has the numbers of a training problem: the tuple of its numbers 
 
 from __future__ import annotations
 
+from functools import partial
+
 from nanochat.common import UserError
 from nanochat.conversation import Conversation
 from tasks.common import chat, same_number, text, tool_call
@@ -36,7 +38,7 @@ class WordProblems(WorldTask):
     def story(self, index: int) -> Story:
         """The story of an example, with its solution."""
         length = self.level or LEVELS[index % len(LEVELS)]
-        return fitting(self.random(index), self.split, lambda rng: steps_story(rng, length))
+        return fitting(self.random(index), self.split, partial(steps_story, length=length))
 
     def get_example(self, index: int) -> Conversation:
         """A story and its solution, step by step."""

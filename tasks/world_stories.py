@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from nanochat.storyworld.world import CHARACTERS
 from tasks import world_sentences as tables
-from tasks.world import number_of, pick, shuffled
+from tasks.world import number_of, pick
 
 LARGEST = 20  # number in a story
 LARGEST_RESULT = 99
@@ -32,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Story:
-    """A story that ends in a question; its numbers in the order of their appearance; the steps to the answer."""
+    """A story that ends in a question; its numbers, in no particular order; the steps to the answer."""
 
     text: str
     numbers: tuple[int, ...]
@@ -109,19 +110,23 @@ def _operand(rng: Random, sign: str, total: int) -> int:
 
 
 def in_split(numbers: Sequence[int], split: str) -> bool:
-    """Whether stories with these numbers, in this order, belong to a split; one tuple in five is for the test."""
-    return (number_of(*numbers) % 5 == 0) == (split == "test")
+    """Whether stories with these numbers, in any order, belong to a split; one in five is for the test."""
+    return (number_of(*sorted(numbers)) % 5 == 0) == (split == "test")
 
 
-def fitting(rng: Random, split: str, draw: Callable[[Random], Story]) -> Story:
-    """The first story drawn that fits and belongs to the split."""
+def _kept(numbers: tuple[int, ...], split: str) -> tuple[int, ...]:
+    if not in_split(numbers, split):
+        raise NoFit
+    return numbers
+
+
+def fitting(rng: Random, split: str, draw: Callable[[Random, str], Story]) -> Story:
+    """The first story of a split for which the draws fit together."""
     while True:
         try:
-            story = draw(rng)
+            return draw(rng, split)
         except NoFit:
             continue
-        if in_split(story.numbers, split):
-            return story
 
 
 class Teller:
@@ -129,8 +134,8 @@ class Teller:
 
     def __init__(self, rng: Random, people: int = 1) -> None:
         self.rng = rng
-        names = shuffled(rng, tables.PEOPLE)
-        self.people, self.others = names[:people], names[people:]
+        self.others = list(tables.PEOPLE)
+        self.people = [self.others.pop(int(rng.random() * len(self.others))) for _ in range(people)]
         self.things = pick(rng, tables.THINGS)
         self.spoken_of = ""  # who a pronoun would mean
 
@@ -178,16 +183,18 @@ class Teller:
         return self.say(table, who, other=other)
 
 
-def steps_story(rng: Random, length: int) -> Story:
+def steps_story(rng: Random, split: str, length: int) -> Story:
     """One person, `length` steps."""
-    chain, teller = draw_chain(rng, length), Teller(rng)
+    chain = draw_chain(rng, length)
+    numbers, teller = _kept(chain.numbers, split), Teller(rng)
     who = teller.people[0]
     sentences = [*teller.chain(who, chain), teller.ask(tables.ASKED, who)]
-    return Story(" ".join(sentences), chain.numbers, chain.steps, teller.things)
+    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
 
 
-def _two(rng: Random, table: Sequence[str], sign: str) -> Story:
-    first, second, teller = draw_chain(rng, 1), draw_chain(rng, 1), Teller(rng, 2)
+def _two(rng: Random, split: str, table: Sequence[str], sign: str) -> Story:
+    first, second = draw_chain(rng, 1), draw_chain(rng, 1)
+    numbers, teller = _kept(first.numbers + second.numbers, split), Teller(rng, 2)
     one, two = teller.people
     sentences = [*teller.chain(one, first), *teller.chain(two, second)]
     a, b = first.result, second.result
@@ -196,36 +203,38 @@ def _two(rng: Random, table: Sequence[str], sign: str) -> Story:
     result = _checked(a + b if sign == "+" else a - b)
     steps = (*first.steps, *second.steps, Step(a, sign, b, result))
     sentences.append(teller.ask(table, one, two))
-    return Story(" ".join(sentences), first.numbers + second.numbers, steps, teller.things)
+    return Story(" ".join(sentences), numbers, steps, teller.things)
 
 
-def compare_story(rng: Random) -> Story:
+def compare_story(rng: Random, split: str) -> Story:
     """Two people, a step each: how many more has one of them?"""
-    return _two(rng, tables.COMPARED, "-")
+    return _two(rng, split, tables.COMPARED, "-")
 
 
-def together_story(rng: Random) -> Story:
+def together_story(rng: Random, split: str) -> Story:
     """Two people, a step each: how many have they together?"""
-    return _two(rng, tables.TOGETHER, "+")
+    return _two(rng, split, tables.TOGETHER, "+")
 
 
-def more_than_story(rng: Random) -> Story:
+def more_than_story(rng: Random, split: str) -> Story:
     """One has so many more than the other: how many have they together?"""
-    chain, teller = draw_chain(rng, 0), Teller(rng, 2)
-    one, two = teller.people
-    first, more = chain.numbers[0], _number(rng, 1, LARGEST)
+    chain, more = draw_chain(rng, 0), _number(rng, 2, LARGEST)
+    first = chain.result
     second = _checked(first + more)
+    numbers, teller = _kept((first, more), split), Teller(rng, 2)
+    one, two = teller.people
     steps = (Step(first, "+", more, second), Step(first, "+", second, _checked(first + second)))
     sentences = [*teller.chain(one, chain)]
     teller.spoken_of = ""
     sentences += [teller.say(tables.MORE, one, (more,), two), teller.ask(tables.TOGETHER, one, two)]
-    return Story(" ".join(sentences), (first, more), steps, teller.things)
+    return Story(" ".join(sentences), numbers, steps, teller.things)
 
 
-def before_story(rng: Random) -> Story:
+def before_story(rng: Random, split: str) -> Story:
     """What happened and what there is now are told: how many were there at first?"""
-    chain, teller = draw_chain(rng, 1, "+-"), Teller(rng)
-    who, step = teller.people[0], chain.steps[0]
+    step = draw_chain(rng, 1, "+-").steps[0]
+    numbers, teller = _kept((step.right, step.result), split), Teller(rng)
+    who = teller.people[0]
     sentences = [
         teller.say(tables.SOME, who),
         teller.say(tables.SENTENCES[step.sign], who, (step.right,)),
@@ -233,13 +242,14 @@ def before_story(rng: Random) -> Story:
         teller.ask(tables.AT_FIRST, who),
     ]
     steps = (Step(step.result, "-" if step.sign == "+" else "+", step.right, step.left),)
-    return Story(" ".join(sentences), (step.right, step.result), steps, teller.things)
+    return Story(" ".join(sentences), numbers, steps, teller.things)
 
 
-def distractor_story(rng: Random) -> Story:
+def distractor_story(rng: Random, split: str) -> Story:
     """One person, two steps, and a number that does not matter."""
-    chain, teller = draw_chain(rng, 2), Teller(rng)
-    who, needless = teller.people[0], _number(rng, 2, LARGEST)
+    chain, needless = draw_chain(rng, 2), _number(rng, 2, LARGEST)
+    numbers, teller = _kept((*chain.numbers, needless), split), Teller(rng)
+    who = teller.people[0]
     place = 1 + int(rng.random() * len(chain.kinds[1:]))  # of the sentence with the needless number
     sentences = []
     for sentence in teller.chain(who, chain):
@@ -248,14 +258,12 @@ def distractor_story(rng: Random) -> Story:
             sentences.append(teller.say(tables.ASIDES, who, (needless,)))
             teller.spoken_of = ""
     sentences.append(teller.ask(tables.ASKED, who))
-    before = place + (chain.kinds[0] == "of")
-    numbers = (*chain.numbers[:before], needless, *chain.numbers[before:])
     return Story(" ".join(sentences), numbers, chain.steps, teller.things)
 
 
-SHAPES: dict[str, Callable[[Random], Story]] = {
-    "four_steps": lambda rng: steps_story(rng, 4),
-    "five_steps": lambda rng: steps_story(rng, 5),
+SHAPES: dict[str, Callable[[Random, str], Story]] = {
+    "four_steps": partial(steps_story, length=4),
+    "five_steps": partial(steps_story, length=5),
     "compare": compare_story,
     "together": together_story,
     "more_than": more_than_story,
