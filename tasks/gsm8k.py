@@ -14,7 +14,7 @@ from nanochat.conversation import Conversation
 from tasks.common import chat, final_number, same_number, text, tool_call
 from tasks.hub import HubTask
 
-_CALL = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
+_CALL = re.compile(r"<<([^<>]+)=([^<>=]+)>>")
 
 
 class GSM8K(HubTask):
