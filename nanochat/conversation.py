@@ -6,6 +6,7 @@
                   ...]}
 
 User and assistant alternate, the user first. A system message goes before the first user message, with a blank line.
+In a mixture, `{"text": str}` may stand among conversations: a document as in pretraining, of which all is learnt.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ _PARTS: dict[str, tuple[str | None, str | None, tuple[bool, bool, bool]]] = {
     "python": ("<|python_start|>", "<|python_end|>", (True, True, True)),
     "python_output": ("<|output_start|>", "<|output_end|>", (False, False, False)),
 }
+
+
+def document_of(conversation: Conversation) -> str | None:
+    """The text of a document; None for a conversation. Raises UserError for what is both, or no text."""
+    if not isinstance(conversation, Mapping) or "text" not in conversation:
+        return None
+    if "messages" in conversation or not isinstance(conversation["text"], str):
+        raise UserError('a document must be {"text": str}, without messages')
+    return conversation["text"]
 
 
 def render_turns(conversation: Conversation) -> list[list[Span]]:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.conversation import Conversation, Span, render_turns
+from nanochat.conversation import Conversation, Span, document_of, render_turns
 from nanochat.encoders import encoder_class
 from nanochat.hugging_face_bpe import Progress, train_hugging_face
 
@@ -216,9 +216,12 @@ class Tokenizer:
 
         One that is too long ends after the last answer that fits whole. If not even the first does, that answer is cut.
         If nothing of that fits, or there is no answer, nothing is to be learnt: ([], []), which the caller leaves out.
-        A question after the last answer is left out.
+        A question after the last answer is left out. Of a document all is learnt that fits.
         Raises UserError that names the message for what is no conversation.
         """
+        if (text := document_of(conversation)) is not None:
+            ids = self.encode(text, prepend=self.get_bos_token_id())[:max_tokens]
+            return (ids, [0] + [1] * (len(ids) - 1)) if len(ids) > 1 else ([], [])
         ids, mask = [self.get_bos_token_id()], [0]
         end = 0  # of the last answer that fits
         for turn in render_turns(conversation):

@@ -27,10 +27,11 @@ _CLASSES = {
     "WordProblems": "tasks.world_problems:WordProblems",
     "HardProblems": "tasks.world_problems:HardProblems",
     "WorldChat": "tasks.world_chat:WorldChat",
+    "WorldNotes": "tasks.world_notes:WorldNotes",
 }
 
 # These are generated: they have as many rows as `size` asks for, and other rows further on.
-ENDLESS = ("SpellingBee", "SimpleSpelling", "Facts", "FactChoice", "WordProblems", "HardProblems", "WorldChat")
+ENDLESS = ("SpellingBee", "SimpleSpelling", "Facts", "FactChoice", "WordProblems", "HardProblems", "WorldChat", "WorldNotes")
 
 
 def _make(name: str, *arguments: Any, **options: Any) -> Task:

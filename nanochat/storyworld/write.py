@@ -223,3 +223,12 @@ def stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
         seen.add(mark)
         if len(seen) > start:
             yield text
+
+
+def write_notes(rng: Random, split: str) -> str:
+    """One more document of notes, of this split."""
+    while (drawn := _plan_notes(rng)).split() != split:
+        pass
+    voice = Voice(rng, {})
+    notes(voice, list(drawn.facts))
+    return voice.text()

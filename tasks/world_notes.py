@@ -1,0 +1,17 @@
+"""Notes of the embedded world as in its base text: facts one after another, so that later stages do not forget them."""
+
+from __future__ import annotations
+
+from nanochat.conversation import Conversation
+from nanochat.storyworld.write import write_notes
+from tasks.world import WorldTask
+
+
+class WorldNotes(WorldTask):
+    """Documents, not conversations: `{"text": ...}`. Nothing is asked in them, and all pairs may occur."""
+
+    name = "WorldNotes"
+
+    def get_example(self, index: int) -> Conversation:
+        """A document."""
+        return {"text": write_notes(self.random(index), "train" if self.split == "train" else "val")}
