@@ -153,20 +153,22 @@ class Engine:
         max_tokens: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
-        seed: int = 42,
+        seed: int | Sequence[int] = 42,
         batch_size: int = 256,
     ) -> list[list[Answer]]:
         """Continue each prompt `num_samples` times, `batch_size` answers at once: for each prompt its answers.
 
         The prompts may have different lengths. An answer depends on its prompt, its place among all answers, the seed
-        and the other settings, but, save for rounding, not on `batch_size` and not on what it is written beside.
+        and the other settings, but, save for rounding, not on `batch_size` and not on what it is written beside. With a
+        seed for each prompt its place among the answers to its own prompt counts, and the other prompts do not.
         Raises `UserError` as `generate` does.
         """
         rooms = self._check(prompts, num_samples, max_tokens, temperature, top_k)
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1")
         writers = [[Writer(self.tool, room) for _ in range(num_samples)] for room in rooms]
-        keys = streams(seed, len(prompts) * num_samples)
+        seeds, count = ([seed], len(prompts) * num_samples) if isinstance(seed, int) else (seed, num_samples)
+        keys = np.concatenate([streams(own, count) for own in seeds])
         place = {id(writer): i for i, writer in enumerate(writer for group in writers for writer in group)}
         by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # what needs most memory comes first
         jobs = [(i, sample) for i in by_length if rooms[i] for sample in range(num_samples)]

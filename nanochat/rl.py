@@ -164,24 +164,22 @@ class Group:
 def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scorer) -> list[Group]:
     """Have each problem answered `asking.num_samples` times and score the answers. In the problems' order.
 
-    A problem that fills the context has no answers, which is said.
+    What is answered to one does not depend on the others. A problem that fills the context has no answers, and is said.
     """
     context = engine.model.config.sequence_len
+    fitting = [problem for problem in problems if len(problem.prompt) < context]
+    for problem in problems:
+        if len(problem.prompt) >= context:
+            print0(f"A problem of {problem.task} has {len(problem.prompt)} tokens, the context {context}: left out")
+    prompts = [problem.prompt for problem in fitting]
+    seeds = [problem.seed for problem in fitting] or 0
+    written = engine.answers(
+        prompts, asking.num_samples, asking.max_tokens, asking.temperature, asking.top_k, seeds, asking.batch_size
+    )
+    found = dict(zip(map(id, fitting), written, strict=True))
     groups = []
     for problem in problems:
-        answers: list[Answer] = []
-        if len(problem.prompt) < context:
-            answers = engine.answers(
-                [problem.prompt],
-                asking.num_samples,
-                asking.max_tokens,
-                asking.temperature,
-                asking.top_k,
-                seed=problem.seed,
-                batch_size=asking.batch_size,
-            )[0]
-        else:
-            print0(f"A problem of {problem.task} has {len(problem.prompt)} tokens, the context {context}: left out")
+        answers = found.get(id(problem), [])
         texts = [text_of(answer, engine.tokenizer) for answer in answers]
         groups.append(Group(problem, answers, [score(problem, text) for text in texts]))
     return groups
