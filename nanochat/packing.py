@@ -87,10 +87,22 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def render(conversations: Iterable[Conversation], tokenizer: Tokenizer, sequence_len: int) -> list[Rendered]:
-    """Ids and mask of the conversations, at most T + 1 tokens each; those with nothing to learn from are left out."""
-    rendered = (tokenizer.render_conversation(each, max_tokens=sequence_len + 1) for each in conversations)
-    return [(ids, mask) for ids, mask in rendered if ids]
+def render(
+    conversations: Conversations, chosen: Iterable[int], tokenizer: Tokenizer, sequence_len: int
+) -> list[Rendered]:
+    """Ids and mask of the chosen ones, at most T + 1 tokens each; those with nothing to learn from are left out.
+
+    Raises `UserError`, with its number, for one that is no conversation.
+    """
+    rendered = []
+    for index in chosen:
+        try:
+            ids, mask = tokenizer.render_conversation(conversations[index], max_tokens=sequence_len + 1)
+        except UserError as error:
+            raise UserError(f"conversation {index}: {error}") from error
+        if ids:
+            rendered.append((ids, mask))
+    return rendered
 
 
 def pack(rendered: Sequence[Rendered], sequence_len: int, rng: np.random.Generator) -> list[list[Rendered]]:
@@ -131,7 +143,7 @@ def packed_rows(
         empty = not first
         for chunk in range(first, math.ceil(count / CHUNK)):
             chosen = order[chunk * CHUNK : (chunk + 1) * CHUNK]
-            rendered = render((conversations[index] for index in chosen), tokenizer, sequence_len)
+            rendered = render(conversations, chosen, tokenizer, sequence_len)
             rows = pack(rendered, sequence_len, np.random.default_rng((seed, epoch, chunk)))
             left_out += 0 if skip else len(chosen) - len(rendered)
             empty = empty and not rows
@@ -153,12 +165,12 @@ def packed_rows(
 
 
 def count_rows(conversations: Conversations, tokenizer: Tokenizer, sequence_len: int) -> int:
-    """Rows of the first epoch; of a large data set an estimate from conversations all over it."""
+    """Rows of the first epoch; of a large data set an estimate from some of its conversations."""
     count = len(conversations)
-    chosen = range(count) if count <= COUNTED else [index * count // SAMPLED for index in range(SAMPLED)]
+    chosen = range(count) if count <= COUNTED else np.random.default_rng(0).choice(count, SAMPLED).tolist()
     rows = 0
     for start in range(0, len(chosen), CHUNK):
-        rendered = render((conversations[index] for index in chosen[start : start + CHUNK]), tokenizer, sequence_len)
+        rendered = render(conversations, chosen[start : start + CHUNK], tokenizer, sequence_len)
         rows += len(best_fit([len(ids) for ids, _ in rendered], sequence_len + 1))
     return round(rows * count / max(1, len(chosen)))
 

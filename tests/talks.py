@@ -1,0 +1,49 @@
+"""Conversations for tests, and a tokenizer in which each of their bytes is a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+
+SPECIAL = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
+BOS = SPECIAL["<|bos|>"]
+TOKENIZER = Tokenizer(SPLIT_PATTERN, {bytes([b]): b for b in range(256)}, SPECIAL)
+
+Talk = dict[str, Any]
+
+
+def talk(*contents: Any, system: str | None = None) -> Talk:
+    """User and assistant in turn; a pair (expression, result) is an answer that is a tool call and nothing else."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    for index, content in enumerate(contents):
+        if isinstance(content, tuple):
+            content = [{"type": "python", "text": content[0]}, {"type": "python_output", "text": content[1]}]
+        messages.append({"role": ("user", "assistant")[index % 2], "content": content})
+    return {"messages": messages}
+
+
+def sums(count: int, first: int = 0) -> list[Talk]:
+    """Questions of one to three turns about numbers; no two alike."""
+    talks = []
+    for i in range(first, first + count):
+        turns = [part for turn in range(1 + i % 3) for part in (f"{i}+{turn}?", f"{i + turn}")]
+        talks.append(talk(*turns, system="Be brief." if i % 5 == 0 else None))
+    return talks
+
+
+_TEXT = st.one_of(st.text("ab c", max_size=6), st.text("xyz", max_size=40), st.integers(1, 700).map("w".__mul__))
+_ANSWER = st.one_of(_TEXT, st.tuples(st.text("0123+", max_size=9), st.text("45", max_size=9)))
+
+
+@st.composite
+def any_talk(draw: st.DrawFn) -> Talk:
+    """Short and over-long, without an answer, empty, or only a tool call."""
+    turns = draw(st.lists(st.tuples(_TEXT, _ANSWER), min_size=1, max_size=4))
+    contents = [part for turn in turns for part in turn]
+    return talk(*contents[: len(contents) - draw(st.integers(0, 1))], system=draw(st.none() | st.text("s", max_size=9)))
+
+
+MIXTURES = st.lists(any_talk(), min_size=1, max_size=40)
