@@ -13,14 +13,13 @@ import resource
 import signal
 import struct
 import sys
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
 from nanochat.linux_guard import drop_privileges, libc, restrict_calls, restrict_files
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG = 1
 _NEW_SPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000  # mnt uts ipc user pid net
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 _MOUNT_SETATTR, _HERE, _RECURSIVE, _ATTR_READ_ONLY, _ATTR_NOSUID, _ATTR_NODEV = 442, -100, 0x8000, 1, 2, 4
@@ -28,6 +27,7 @@ _HOME = "/sandbox"
 _NOBODY = 1000  # the program's user id inside its name space, with no capabilities
 _MNT_DETACH = 2
 _DEVICES = ("/dev/null", "/dev/urandom")
+_PROCESSES = 64
 _FILE_BYTES = 16 << 20
 _FOLDER_BYTES = 64 << 20
 
@@ -46,7 +46,6 @@ def main() -> NoReturn:
     try:
         if sys.platform == "linux":
             libc("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM)
-            libc("prctl", _PR_SET_CHILD_SUBREAPER, 1)
         spaces = "name spaces" not in order["without"] and _enter_spaces()
         signal.setitimer(signal.ITIMER_REAL, order["timeout"])
         child = os.fork()
@@ -81,35 +80,16 @@ def _wait_for(child: int) -> int:
 
 
 def _end_all(child: int) -> None:
-    """Kill the child, its group, and whoever was left to us by a parent that has ended."""
+    """Kill the child and its group. There are no others: a name space ends with its first, elsewhere none start."""
     for kill in (os.killpg, os.kill) if child else ():
         try:
             kill(child, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             continue
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0]:
-                continue
-        except ChildProcessError:
-            return
-        for orphan in _children():
-            os.kill(orphan, signal.SIGKILL)
-        time.sleep(0.001)
-
-
-def _children() -> list[int]:
-    """This process's children, dead ones too; empty where there is no /proc. Those of the killed become ours."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else []):
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                parent = int(file.read().rpartition(b")")[2].split()[1])
-        except (OSError, IndexError):
-            continue  # it has just ended
-        if parent == os.getpid():
-            found.append(int(name))
-    return found
+    try:
+        os.wait()
+    except ChildProcessError:
+        pass  # it had ended before
 
 
 # --- name spaces ------------------------------------------------------------------------------------------------------
@@ -220,7 +200,7 @@ def _program(order: dict[str, Any], layers: set[str]) -> NoReturn:
             _try("seccomp", order, layers, restrict_calls)
         if "seccomp" not in layers and "name spaces" not in layers and os.geteuid() == 0:
             raise OSError(0, "no limit on processes holds for root here; run as another user")
-        _limit(order, processes="seccomp" in layers)
+        _limit(order, layers)
         _tell(order, layers=sorted(layers))
         environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", **order["environment"]}
         os.execve(order["python"][0], [*order["python"], "program.py"], environment)
@@ -238,7 +218,7 @@ def _try(layer: str, order: dict[str, Any], layers: set[str], put_up: Callable[[
             pass  # not on this machine; execution.layers() says so
 
 
-def _limit(order: dict[str, Any], processes: bool) -> None:
+def _limit(order: dict[str, Any], layers: set[str]) -> None:
     """Resource limits, of this process and of each that it could start. macOS does not know all of them."""
     limits = {
         "AS": order["memory_bytes"],
@@ -248,8 +228,8 @@ def _limit(order: dict[str, Any], processes: bool) -> None:
         "CORE": 0,
         "MEMLOCK": 0,
     }
-    if not processes:
-        limits["NPROC"] = 0  # threads count as well, on Linux
+    if "seccomp" not in layers:  # which lets threads start and nothing else; here threads count as well, on Linux
+        limits["NPROC"] = _PROCESSES if "name spaces" in layers else 0
     for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
