@@ -120,7 +120,7 @@ def evaluate(
     beginning. Raises `UserError` for settings that mean nothing, and for letters that are no single tokens.
     """
     start = time.monotonic()
-    _check(batch_size, num_samples, max_new_tokens, temperature, top_k, max_problems)
+    check_settings(batch_size, num_samples, max_new_tokens, temperature, top_k, max_problems)
     by_letter = task.eval_type == "categorical"
     context = engine.model.config.sequence_len
     # An answer in writing needs room, but in a short context the question needs it more.
@@ -166,7 +166,7 @@ def choose_rows(length: int, most: int | None) -> Sequence[int]:
     return sorted(np.random.default_rng(0).permutation(length)[:most].tolist())
 
 
-def _check(
+def check_settings(
     batch_size: int,
     num_samples: int,
     max_new_tokens: int,

@@ -160,9 +160,7 @@ def _check(section: Section) -> None:
     for name, curve in (section.get("curves") or {}).items():
         _require(_is_curve(curve), f"curve {name} needs x and y, equally long lists of numbers, and xlabel and ylabel")
     for sample in section.get("samples") or []:
-        _require(
-            _is_sample(sample), "a sample is a conversation, or has the texts prompt and text, share_sound a number"
-        )
+        _require(_is_sample(sample), "a sample has the texts prompt and text, or messages; share_sound is a number")
     for key in ("notes", "headline"):
         _require(all(isinstance(text, str) for text in section.get(key) or []), f"{key} is a list of texts")
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat.chat_eval import CHAT_CORE, TaskScore, chat_core, evaluate
+from nanochat.chat_eval import CHAT_CORE, TaskScore, chat_core, check_settings, evaluate
 from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import cli, setting
@@ -22,7 +22,6 @@ from nanochat.engine import Engine
 from nanochat.markdown import duration
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.sampling import check_sampling
 from nanochat.shards import load_manifest
 from tasks.catalogue import get_task, known_name
 from tasks.common import Task
@@ -52,10 +51,14 @@ class Config:
     seed: int = setting(42, "of the answers, where the temperature is above 0")
 
     def __post_init__(self) -> None:
-        if self.max_problems < 1 and self.max_problems != -1:
-            raise UserError(f"max_problems is {self.max_problems}: it must be at least 1, or -1 for all")
-        check_sampling(self.temperature, self.top_k)
+        sampling = (self.num_samples, self.max_new_tokens, self.temperature, self.top_k)
+        check_settings(self.batch_size, *sampling, self.most)
         self.chosen()
+
+    @property
+    def most(self) -> int | None:
+        """Problems of each task; None for all."""
+        return None if self.max_problems == -1 else self.max_problems
 
     def chosen(self) -> list[str]:
         """The tasks that were named, each once, as the catalogue spells them."""
@@ -98,7 +101,7 @@ def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, confi
             num_samples=config.num_samples,
             temperature=config.temperature,
             top_k=config.top_k,
-            max_problems=None if config.max_problems == -1 else config.max_problems,
+            max_problems=config.most,
             seed=config.seed,
         )
         scores.append(replace(score, name=name))

@@ -110,7 +110,11 @@ def test_only_the_first_process_writes(base_dir: Path, monkeypatch: pytest.Monke
         ({"metrics": {"a": {"value": 1, "interval": [1]}}}, "metric a is neither"),
         ({"curves": {"loss": {**CURVE, "y": [1.0]}}}, "curve loss needs"),
         ({"curves": {"loss": {"x": [1], "y": [1.0]}}}, "curve loss needs"),
+        ({"metrics": {"a": {"value": 1, "chance": "none"}}}, "metric a is neither"),
+        ({"answers": {"a": {"problems": "x", "correct": "012"}}}, "answers a need problems"),
+        ({"answers": {"a": {"correct": "01"}}}, "answers a need problems"),
         ({"samples": [{"text": "no prompt"}]}, "a sample has"),
+        ({"samples": [{"messages": [{"role": "assistant", "content": "I begin."}]}]}, "a sample has"),
         ({"notes": [1]}, "notes is a list of texts"),
         ({"format": 2}, "format 2; this version reads 1"),
     ],
@@ -140,7 +144,8 @@ def test_stages_stand_in_the_order_of_the_run() -> None:
         log_section(stage, {})
     log_section("base_loss", {"title": "Bits per byte"})
     assert headings(rendered()) == [
-        *("nanochat report", "Summary", "Environment", "dataset", "tok_train", "base_train", "Bits per byte"),
+        *("nanochat report", "Summary", "Time and cost", "Environment"),
+        *("dataset", "tok_train", "base_train", "Bits per byte"),
         *("mid_train", "chat_sft", "chat_eval_sft", "another", "zoo"),
     ]
 
@@ -248,8 +253,21 @@ TEXTS = st.one_of(
     st.text(st.characters(), max_size=12), st.sampled_from(["```", "a|b\n# c", "<details>", "\ud800", "~~~"])
 )
 NUMBERS = st.one_of(st.integers(-(2**63), 2**63), st.floats(), st.none())
+INTERVALS = st.none() | st.lists(NUMBERS, min_size=2, max_size=2)
 METRICS = st.one_of(
-    NUMBERS, st.fixed_dictionaries({"value": NUMBERS, "n": st.none() | st.integers(0, 99), "interval": st.none()})
+    NUMBERS,
+    st.fixed_dictionaries(
+        {"value": NUMBERS, "n": st.none() | st.integers(0, 99), "interval": INTERVALS, "chance": NUMBERS}
+    ),
+)
+TALKS = st.builds(
+    lambda question, answer, call: {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}, {"type": "python", "text": call}]},
+        ]
+    },
+    *(TEXTS, TEXTS, TEXTS),
 )
 
 
@@ -260,7 +278,7 @@ METRICS = st.one_of(
             "title": TEXTS,
             "settings": st.dictionaries(TEXTS, TEXTS | NUMBERS | st.lists(NUMBERS), max_size=3),
             "metrics": st.dictionaries(TEXTS, METRICS, max_size=3),
-            "samples": st.lists(st.fixed_dictionaries({"prompt": TEXTS, "text": TEXTS}), max_size=2),
+            "samples": st.lists(st.fixed_dictionaries({"prompt": TEXTS, "text": TEXTS}) | TALKS, max_size=2),
             "notes": st.lists(TEXTS, max_size=2),
         }
     )
@@ -274,8 +292,10 @@ def test_no_section_breaks_the_report(section: dict[str, Any]) -> None:
         assert render().read_bytes() == first
     text = first.decode("utf-8")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    assert headings(text)[:3] == ["nanochat report", "Summary", "Environment"]
-    assert headings(text)[4:] == ["the end"]
+    talks = ["A conversation with the base model"] * sum("messages" in sample for sample in section["samples"])
+    found = [name for name in headings(text) if name not in ("Accuracy by stage", "What each stage brought")]
+    assert found[:4] == ["nanochat report", "Summary", "Time and cost", "Environment"]
+    assert found[5:] == ["the end", *talks]
     assert sum(token.type == "fence" for token in tokens) == len(section["samples"])
     assert sum(token.type == "html_block" for token in tokens) == 2 * bool(section["settings"])
     assert {token.type for token in tokens}.isdisjoint({"code_block", "hr", "ordered_list_open", "blockquote_open"})

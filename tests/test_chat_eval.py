@@ -1,0 +1,445 @@
+"""Scores of tasks: models whose answers are known, the real data, any batch size, one process and two.
+
+Run as a program, this file is one of two processes: `python tests/test_chat_eval.py RANK WORLD_SIZE FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat import storyworld
+from nanochat.chat_eval import CHAT_CORE, TaskScore, chat_core, choose_rows, evaluate, letter_ids
+from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
+from nanochat.common import UserError
+from nanochat.configurator import parse
+from nanochat.conversation import Conversation
+from nanochat.engine import Answer, Engine
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime
+from nanochat.sections import share
+from nanochat.shards import write_dataset
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from scripts import chat_eval as script
+from scripts.chat_eval import Config
+from tasks.common import Task, chat, multiple_choice
+
+ROOT = Path(__file__).resolve().parent.parent
+RANKS = {bytes([b]): b for b in range(256)}
+TOKENIZER = Tokenizer(SPLIT_PATTERN, RANKS, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)})
+RUNTIME = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
+
+
+def model(context: int = 128, says: str | None = None) -> GPT:
+    """A model with random weights; or one that finds a certain token likeliest, whatever stands before."""
+    vocab_size = TOKENIZER.get_vocab_size()
+    built = GPT(GPTConfig(sequence_len=context, vocab_size=vocab_size, n_layer=1, n_head=2, n_kv_head=2, n_embd=16))
+    built.init_weights()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for param in built.parameters():
+            param.copy_(torch.randn(param.shape, generator=generator))
+        if says is not None:
+            for name, param in built.named_parameters():  # every position has the same state, and only one logit is > 0
+                param.fill_(1.0 if name == "embed.weight" else 0.0)
+            token = TOKENIZER.special_tokens.get(says, says.encode()[0])
+            built.head.weight[token] = 1.0
+    return built
+
+
+class Listed(Task):
+    """Conversations that were given; right is what is in `right` (default: what the conversation says)."""
+
+    def __init__(self, conversations: Sequence[Conversation], right: str | None = None) -> None:
+        super().__init__()
+        self.conversations, self.right = list(conversations), right
+        self.heard: list[tuple[str, str]] = []
+        self.name = "Listed"
+        self.eval_type = "categorical" if conversations and "letters" in conversations[0] else "generative"
+
+    def num_examples(self) -> int:
+        return len(self.conversations)
+
+    def get_example(self, index: int) -> Conversation:
+        return self.conversations[index]
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        self.heard.append((conversation["messages"][0]["content"], completion))
+        return completion == (self.right or conversation["messages"][-1]["content"])
+
+
+def choices(num: int, seed: int = 0) -> Listed:
+    """Multiple choice with three to five letters, and questions of all lengths that fit."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(num):
+        options = ["yes", "no", "may", "be", "so"][: rng.randint(3, 5)]
+        rows.append(multiple_choice(f"{i}" * rng.randint(1, 12), options, rng.randrange(len(options))))
+    return Listed(rows)
+
+
+def questions(num: int) -> Listed:
+    return Listed([chat("?" * (1 + 7 * i % 20), "BBBB") for i in range(num)])
+
+
+def score(task: Task, gpt: GPT, **options: Any) -> TaskScore:
+    settings = {"batch_size": 8, "max_new_tokens": 4, "runtime": RUNTIME, **options}
+    return evaluate(task, Engine(gpt, TOKENIZER), **settings)
+
+
+# --- by letters -------------------------------------------------------------------------------------------------------
+
+
+def test_the_likeliest_of_a_problems_own_letters_is_chosen() -> None:
+    """Against a pass over each whole prompt by itself."""
+    task, gpt = choices(40), model()
+    with torch.inference_mode():
+        expected = []
+        for conversation in task:
+            ids = TOKENIZER.render_for_completion(conversation)
+            logits: Tensor = gpt(torch.tensor([ids]))[0, -1]
+            likeliest = max(conversation["letters"], key=lambda letter, row=logits: float(row[ord(letter)]))
+            expected.append(int(likeliest == conversation["messages"][-1]["content"]))
+    found = score(task, gpt)
+    assert found.right == expected
+    assert 5 < sum(expected) < 35
+    letters = [len(conversation["letters"]) for conversation in task]
+    assert set(letters) == {3, 4, 5}
+    assert found.chance == pytest.approx(sum(1 / count for count in letters) / 40)
+
+
+def test_a_letter_that_a_problem_does_not_have_cannot_be_chosen() -> None:
+    """A model that wants to say E: where there is no E, the others are alike and the first is taken."""
+    found = score(choices(40), model(says="E"))
+    answers = [c["messages"][-1]["content"] for c in choices(40)]
+    assert found.right == [
+        int(answer == ("E" if "E" in c["letters"] else "A")) for answer, c in zip(answers, choices(40), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+    gpt = model()
+    assert score(choices(30), gpt, batch_size=batch_size).right == score(choices(30), gpt).right
+    texts: list[list[Any]] = []
+    for size in (batch_size, 8):
+        task = Listed([chat("?" * i, "") for i in range(1, 12)])
+        score(task, gpt, batch_size=size)
+        texts.append(sorted(task.heard))
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 11
+    assert len({text for _, text in texts[0]}) > 3, "the answers differ, so a mix-up would be seen"
+
+
+def test_random_weights_are_near_chance() -> None:
+    found = score(choices(600, seed=5), model())
+    low, high = found.interval
+    assert low - 0.05 < found.chance < high + 0.05
+
+
+def test_letters_must_be_single_tokens() -> None:
+    assert letter_ids(TOKENIZER, {"B", "A"}) == {"A": 65, "B": 66}
+    task = Listed([{**chat("1 or 10?", "10"), "letters": ("1", "10")}])
+    with pytest.raises(UserError, match="'10' is 2 tokens"):
+        score(task, model())
+
+
+# --- in writing -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_scored() -> None:
+    """BBBB: four tokens, of which there are no more; and answers that end at once are empty, without the end token."""
+    found = score(questions(5), model(says="B"))
+    assert (found.right, found.accuracy, found.num) == ([1] * 5, 1.0, 5)
+    assert found.chance == 0
+    assert score(questions(5), model(says="B"), max_new_tokens=3).right == [0] * 5
+    assert score(Listed([chat("?", "")] * 3), model(says="<|assistant_end|>")).right == [1] * 3
+
+
+class Scripted(Engine):
+    """Gives prepared answers, in turn, to each prompt."""
+
+    def __init__(self, answers: list[Answer]) -> None:
+        super().__init__(model(), TOKENIZER)
+        self.prepared = answers
+        self.calls: list[dict[str, Any]] = []
+        self.lengths: list[int] = []
+
+    def answers(self, prompts: Any, num_samples: int = 1, **settings: Any) -> list[list[Answer]]:  # type: ignore
+        self.lengths += map(len, prompts)
+        self.calls.append({"prompts": len(prompts), "num_samples": num_samples, **settings})
+        return [[self.prepared.pop(0) for _ in range(num_samples)] for _ in prompts]
+
+
+def written(text: str, ended: bool = True, forced: bool = False) -> Answer:
+    ids = TOKENIZER.encode(text)
+    if forced:
+        ids = [TOKENIZER.encode_special("<|output_start|>"), *ids]
+    end = [TOKENIZER.encode_special("<|assistant_end|>")] if ended else []
+    return Answer(tokens=ids + end, mask=[int(not forced), *[1] * (len(ids) - 1 + len(end))], ended=ended)
+
+
+def test_several_samples_and_calls() -> None:
+    """A problem is solved by any of its samples; a call counts if the calculator gave a result."""
+    sampled_by_the_model = replace(written("x", forced=True), mask=[1, 1, 1])
+    prepared = [written("no"), written("yes"), written("yes"), written("yes", ended=False)]
+    prepared += [written("no", forced=True), sampled_by_the_model, *[written("no")] * 4]
+    engine = Scripted(prepared)
+    task = Listed([chat("?", "yes")] * 5)
+    found = evaluate(
+        task, engine, batch_size=4, max_new_tokens=7, runtime=RUNTIME, num_samples=2, temperature=0.5, top_k=9
+    )
+    assert found.right == [1, 2, 0, 0, 0]
+    assert found.correct == [True, True, False, False, False]
+    assert (found.accuracy, found.num, found.num_samples) == (0.4, 5, 2)
+    assert (found.tool_calls, found.tool_share) == (1, 0.1)
+    assert found.interval == tuple(share(2, 5)["interval"])
+    assert [call["prompts"] for call in engine.calls] == [2, 2, 1], "four answers at once"
+    assert len({call["seed"] for call in engine.calls}) == 3, "no two draw the same numbers"
+    asked = dict(prompts=2, num_samples=2, max_tokens=7, temperature=0.5, top_k=9, batch_size=4)  # noqa: C408
+    assert {name: value for name, value in engine.calls[0].items() if name != "seed"} == asked
+
+
+def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By letters the prompt may fill the context; an answer in writing keeps what it needs, up to a quarter."""
+    prompts: list[list[int]] = []
+    long, short = multiple_choice("z" * 300, ["a", "b"], 0), multiple_choice("z", ["a", "b"], 0)
+    whole = TOKENIZER.render_for_completion(long)
+
+    def hidden(_: GPT, ids: Tensor) -> Tensor:
+        prompts.extend(ids.tolist())
+        return torch.zeros(*ids.shape, 16)
+
+    monkeypatch.setattr(GPT, "hidden", hidden)
+    found = score(Listed([long, short]), model(), batch_size=1)
+    assert found.num_cut == 1
+    assert prompts[1] == [whole[0], *whole[-127:]]
+    monkeypatch.undo()
+    for max_new_tokens, room in ((4, 4), (1000, 32)):
+        engine = Scripted([written("")] * 3)
+        task = Listed([chat("z" * count, "yes") for count in (1, 128 - room - 4, 128 - room - 3)])
+        cut = evaluate(task, engine, batch_size=4, max_new_tokens=max_new_tokens, runtime=RUNTIME)
+        assert engine.lengths == [5, 128 - room, 128 - room]
+        assert cut.num_cut == 1
+
+
+# --- which problems ---------------------------------------------------------------------------------------------------
+
+
+def test_fewer_problems_are_a_part_of_more() -> None:
+    some, more = choose_rows(1000, 30), choose_rows(1000, 100)
+    assert len(set(some)) == 30
+    assert set(some) < set(more) < set(range(1000))
+    assert list(some) == sorted(some)
+    assert all(0 < sum(row % 3 == kind for row in more) < 60 for kind in range(3))
+    assert list(choose_rows(5, 7)) == list(choose_rows(5, None)) == list(range(5))
+
+
+def test_the_hash_is_of_the_problems() -> None:
+    gpt, other = model(), model(says="B")
+    first = score(choices(20), gpt)
+    assert first.problems == score(choices(20), other).problems
+    assert first.problems != score(choices(20, seed=1), gpt).problems
+    assert first.problems != score(choices(20), gpt, max_problems=19).problems
+    assert score(choices(20), gpt, max_problems=7).num == 7
+
+
+def test_a_task_without_problems() -> None:
+    for task in (Listed([]), choices(0)):
+        found = score(task, model())
+        assert (found.num, found.accuracy, found.interval, found.tool_share) == (0, 0.0, (0.0, 1.0), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"max_problems": 0}, "max_problems is 0"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"num_samples": 2}, "at temperature 0, where all samples are the same"),
+    ],
+)
+def test_settings_that_mean_nothing(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        score(questions(2), model(), **settings)
+
+
+# --- ChatCORE ---------------------------------------------------------------------------------------------------------
+
+
+def scored(name: str, solved: int, num: int, chance: float) -> TaskScore:
+    right = [1] * solved + [0] * (num - solved)
+    return TaskScore(name, right, num_samples=1, chance=chance, tool_calls=0, num_cut=0, problems="", seconds=0.0)
+
+
+def test_chat_core_is_the_mean_of_six_centred_accuracies() -> None:
+    chances = (0.25, 0.25, 0.25, 0.0, 0.0, 0.0)
+    scores = [scored(name, 55, 100, chance) for name, chance in zip(CHAT_CORE, chances, strict=True)]
+    name, metric = chat_core([*scores, scored("Facts", 1, 100, 0.0)])
+    assert name == "ChatCORE"
+    assert metric["value"] == pytest.approx((3 * 0.4 + 3 * 0.55) / 6)
+    assert metric["interval"][0] < metric["value"] < metric["interval"][1]
+    name, metric = chat_core(scores[:2])
+    assert (name, metric["value"]) == ("mean of centred accuracies over 2 tasks", pytest.approx(0.4))
+    low, high = share(55, 100)["interval"]
+    assert chat_core(scores[:1])[1]["interval"] == pytest.approx([(low - 0.25) / 0.75, (high - 0.25) / 0.75])
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+
+def facts(runtime: Runtime) -> list[dict[str, Any]]:
+    """Scores of tasks with an odd number of problems, and with one, of which the second process has none."""
+    tasks = (choices(7), choices(1), questions(5))
+    found = [
+        score(task, model(says=None if task.eval_type == "categorical" else "B"), runtime=runtime) for task in tasks
+    ]
+    return [{**vars(one), "seconds": 0} for one in found]
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
+    processes = [
+        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=env, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not any(process.returncode for process in processes), "\n".join(errors)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    assert found[0] == found[1] == facts(RUNTIME)
+
+
+def _process(rank: int, world_size: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    found = facts(replace(RUNTIME, rank=rank, world_size=world_size))
+    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+# --- the script -------------------------------------------------------------------------------------------------------
+
+
+def save(stage: str, gpt: GPT) -> None:
+    """A checkpoint of a stage in the base folder."""
+    TOKENIZER.save(run_dir(stage, "").parent / "tokenizer")
+    save_checkpoint(run_dir(stage, "d1"), 5, gpt.state_dict(), {}, describe_model(gpt, RUNTIME, TOKENIZER))
+
+
+@pytest.mark.shared_data
+def test_a_model_that_prefers_b_scores_the_share_of_b(
+    run_here: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ARC and MMLU from the data on the disk to the report, against a count of the answers in that data."""
+    hub = shared_data / "hub"
+    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(hub))
+    save("sft", model(context=512, says="B"))
+    found = script.main(Config(tasks="ARC-Easy|arc-challenge|MMLU", max_problems=200, device="cpu"))
+    assert [one.name for one in found] == ["ARC-Easy", "ARC-Challenge", "MMLU"]
+    for one, files in zip(found, ("ai2_arc/ARC-Easy", "ai2_arc/ARC-Challenge", "mmlu/all"), strict=True):
+        answers: list[Any] = []
+        for path in sorted(hub.glob(f"*/{files}/test*.parquet")):
+            answers += pq.read_table(path).column("answerKey" if "arc" in files else "answer").to_pylist()
+        is_b = [answer in ("B", "2", 1) for answer in answers]
+        assert len(is_b) > 1000
+        rows = choose_rows(len(is_b), 200)
+        assert one.correct == [is_b[row] for row in rows]
+        assert 0.24 < one.chance < 0.26
+    section = json.loads((run_here / "report" / "chat_eval_sft.json").read_text(encoding="utf-8"))
+    assert section["metrics"]["MMLU"] == found[2].metric
+    assert section["headline"] == ["ARC-Easy", "ARC-Challenge", "MMLU", "mean of centred accuracies over 3 tasks"]
+    assert any("prompts were too long" in note for note in section["notes"])
+
+
+def test_the_embedded_world(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tasks are the default where it is the data; the report and the file with the results."""
+    write_dataset(*(list(islice(storyworld.stories(split, 1), 2)) for split in ("train", "val")), source="storyworld")
+    save("mid", model(context=128, says="C"))
+    found = script.main(Config(source="mid", max_problems=12, batch_size=16, max_new_tokens=6, device="cpu"))
+    out = capsys.readouterr().out
+    assert [one.name for one in found] == list(script.WORLD)
+    choice = next(one for one in found if one.name == "FactChoice")
+    assert choice.accuracy == sum(c["messages"][-1]["content"] == "C" for c in _rows("FactChoice", 12)) / 12
+    section = json.loads((run_here / "report" / "chat_eval_mid.json").read_text(encoding="utf-8"))
+    assert section["model"] == "mid"
+    assert section["answers"]["FactChoice"] == {"problems": choice.problems, "correct": choice.answers["correct"]}
+    assert section["metrics"]["FactChoice"] == choice.metric
+    saved = json.loads((run_here / "chat_eval" / "mid_d1.json").read_text(encoding="utf-8"))
+    assert saved == section["answers"]
+    lines = out.splitlines()
+    assert sum(line.startswith(f"{name} ") for line in lines for name in script.WORLD) == 6
+    assert "mean of centred accuracies over 6 tasks" in section["metrics"]
+    assert any(line.startswith("mean of centred accuracies over 6 tasks: ") for line in lines)
+
+
+def _rows(name: str, most: int) -> list[Conversation]:
+    task = script.open_task(name)
+    return [task[row] for row in choose_rows(len(task), most)]
+
+
+def test_without_the_worlds_data_the_tasks_are_chat_cores(base_dir: Path) -> None:
+    assert script.names_of(Config()) == list(CHAT_CORE)
+    assert script.names_of(Config(tasks="MMLU | gsm8k|MMLU")) == ["MMLU", "GSM8K"]
+    assert not list(base_dir.iterdir())
+
+
+def test_quoted_and_unquoted_words_are_apart() -> None:
+    quoted, unquoted = (
+        [c["messages"][0]["content"] for c in islice(script.open_task(f"SpellingBee-{kind}"), 50)]
+        for kind in ("quoted", "unquoted")
+    )
+    assert all("'" in text or '"' in text for text in quoted)
+    assert not any('"' in text for text in unquoted)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["-a", "GSM8"], "no task 'GSM8'"),
+        (["-a", ""], "no task ''"),
+        (["-a", "GSM8K|"], "no task ''"),
+        (["-x", "0"], "max_problems is 0"),
+        (["-b", "0"], "batch_size is 0"),
+        (["-m", "0"], "max_new_tokens is 0"),
+        (["-n", "0"], "num_samples is 0"),
+        (["-n", "2"], "at temperature 0"),
+        (["-t", "-1"], "temperature is -1"),
+        (["-k", "0"], "top_k is 0"),
+        (["-i", "chat"], "choose from base, mid, sft, rl"),
+    ],
+)
+def test_a_bad_command_line(words: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        parse(Config, words)
+
+
+def test_a_task_to_learn_from_has_no_score(base_dir: Path) -> None:
+    with pytest.raises(UserError, match="WorldChat is to learn from"):
+        script.main(Config(tasks="WorldChat", device="cpu"))
+    assert not list(base_dir.iterdir())
+
+
+if __name__ == "__main__":
+    _process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
