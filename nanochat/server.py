@@ -175,6 +175,7 @@ class EventStream(StreamingResponse):
         async def lines() -> AsyncIterator[str]:
             async for event in events:
                 yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+                await asyncio.sleep(0)  # where many events are ready, let the others and a closed connection be seen
 
         self.events = events
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy may hold it back

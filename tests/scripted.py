@@ -77,12 +77,30 @@ class Scripted:
             self.closed += not finished
 
 
+class Gated(Scripted):
+    """Says "a" for ever: each time a permit is given, or, when it is `free`, by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(self._tokens, 4096)
+        self.permits, self.free = threading.Semaphore(0), False
+
+    def _tokens(self, _: list[int]) -> Iterator[int]:
+        while True:
+            while not self.permits.acquire(timeout=0.005) and not self.free:
+                pass
+            yield 97
+
+
 @contextmanager
 def serving(*engines: Any, defaults: Sampling | None = None) -> Iterator[tuple[str, Service]]:
     """The server with these copies of the model, and its address."""
     service = Service(engines, "scripted", defaults or Sampling())
     with serving_app(create_app(lambda: service)) as address:
-        yield address, service
+        try:
+            yield address, service
+        finally:
+            for engine in engines:
+                engine.free = True
 
 
 @contextmanager
