@@ -1,0 +1,155 @@
+"""What of a conversation is trained on, in the batch that the model sees; and what becomes of odd conversations."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.common import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.packing import conversation_batches, packed_rows
+from nanochat.runtime import Runtime
+from tests.talks import SPECIAL, TOKENIZER, Talk, talk
+
+CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
+T = 100
+BOS, USER, USER_END = "<|bos|>", "<|user_start|>", "<|user_end|>"
+SAYS, END = "<|assistant_start|>", "<|assistant_end|>"
+CALL, CALL_END, OUT, OUT_END = "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"
+
+
+def batch_of(*talks: Talk, sequence_len: int = T) -> list[list[tuple[str, str | None]]]:
+    """Each row of a batch: the input tokens by name, and what each is to be followed by; None = not trained on."""
+    loader = conversation_batches(list(talks), TOKENIZER, CPU, batch_size=2, sequence_len=sequence_len)
+    batch = next(loader)
+    loader.close()
+
+    def name(token: int) -> str | None:
+        return None if token == -1 else TOKENIZER.decode([token])
+
+    return [
+        [(str(name(i)), name(t)) for i, t in zip(inputs, targets, strict=True)]
+        for inputs, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True)
+    ]
+
+
+def learnt(*talks: Talk, sequence_len: int = T) -> str:
+    """All targets of the first row, one after the other."""
+    return "".join(target for _, target in batch_of(*talks, sequence_len=sequence_len)[0] if target)
+
+
+def test_every_token_of_a_batch() -> None:
+    """System message, several turns, tool calls: each input and its target. The other row is padding."""
+    answer = [
+        {"type": "text", "text": "So"},
+        {"type": "python", "text": "2*3"},
+        {"type": "python_output", "text": "6"},
+        {"type": "text", "text": "!"},
+    ]
+    one = talk("a", answer, "<|bos|>b", "ok", system="S")
+    row, padding = batch_of(one)
+    expected: list[tuple[str, str | None]] = [
+        *[(BOS, None), (USER, None), ("S", None), ("\n", None), ("\n", None), ("a", None), (USER_END, None)],
+        *[(SAYS, "S"), ("S", "o"), ("o", CALL)],
+        *[(CALL, "2"), ("2", "*"), ("*", "3"), ("3", CALL_END), (CALL_END, None)],
+        *[(OUT, None), ("6", None), (OUT_END, "!")],
+        *[("!", END), (END, None)],
+        *[(USER, None), *((letter, None) for letter in "<|bos|>b"), (USER_END, None)],
+        *[(SAYS, "o"), ("o", "k"), ("k", END), (END, None)],
+    ]
+    assert row == [*expected, *[(BOS, None)] * (T - len(expected))]
+    assert padding == [(BOS, None)] * T
+
+
+def test_two_conversations_in_a_row() -> None:
+    """Neither learns to begin the other."""
+    row, _ = batch_of(talk("a", "b"), talk("c", "d"))
+    first = [(BOS, None), (USER, None), ("x", None), (USER_END, None), (SAYS, "y"), ("y", END), (END, None)]
+    orders = []
+    for pairs in (("ab", "cd"), ("cd", "ab")):
+        names = ({"x": pair[0], "y": pair[1]} for pair in pairs)
+        orders.append([(n.get(i, i), n.get(str(t), t)) for n in names for i, t in first])
+    assert row[:14] in orders
+    assert row[14:] == [(BOS, None)] * (T - 14)
+
+
+def test_a_full_row_has_its_last_target() -> None:
+    """T + 1 tokens fit: the last is a target only."""
+    one = talk("a", "b" * 10)
+    ids, _ = TOKENIZER.render_conversation(one)
+    assert learnt(one, sequence_len=len(ids) - 1) == "b" * 10 + END
+    assert batch_of(one, sequence_len=len(ids) - 1)[0][-1] == ("b", END)
+
+
+# For rows of 16 + 1 tokens: <|bos|>, two around each turn, and what is said.
+ODD: dict[str, tuple[Any, str]] = {
+    "single turn": (talk("q", "a"), "a" + END),
+    "over-long, cut at a turn": (talk("q", "a", "q", "much longer"), "a" + END),
+    "over-long by one token": (talk("q", "abc", "q", "four"), "abc" + END),
+    "as long as a row": (talk("q", "abc", "q", "led"), "abc" + END + "led" + END),
+    "over-long in the first answer": (talk("q", "0123456789abcdef"), "0123456789ab"),
+    "its last question is not answered": (talk("q", "a", "q"), "a" + END),
+    "only a tool call": (talk("q", ("1+1", "2")), CALL + "1+1" + CALL_END + END),
+    "only a tool's output": (talk("q", [{"type": "python_output", "text": "2"}]), END),
+    "an empty answer": (talk("q", ""), END),
+    "an answer of no parts": (talk("q", []), END),
+    "an empty question": (talk("", "a"), "a" + END),
+    "an empty system message": (talk("q", "a", system=""), "a" + END),
+    "no answer": (talk("q"), ""),
+    "over-long in the first question": (talk("q" * 16, "a"), ""),
+    "a system message that is over-long": (talk("q", "a", system="s" * 16), ""),
+    "user twice": ({"messages": [{"role": "user", "content": "a"}] * 2}, "message 2: role 'user'"),
+    "the model first": ({"messages": [{"role": "assistant", "content": "a"}]}, "message 1: role 'assistant'"),
+    "the model twice": (
+        {"messages": [*talk("q", "a")["messages"], {"role": "assistant", "content": "a"}]},
+        "message 3: role 'assistant'",
+    ),
+    "a system message later": (
+        {"messages": [*talk("q", "a")["messages"], {"role": "system", "content": "s"}]},
+        "message 3: role 'system'",
+    ),
+    "only a system message": ({"messages": [{"role": "system", "content": "s"}]}, "message 1: a system message"),
+    "no message": ({"messages": []}, "at least one message"),
+    "nothing": ({}, "a conversation must be"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_conversations(name: str) -> None:
+    """What is learnt from each, beside an ordinary one; nothing: it is left out; an error: it names the place."""
+    one, expected = ODD[name]
+    ordinary = talk("p", "z")
+    if expected and not expected.startswith(("message", "at least", "a conversation")):
+        rows = list(packed_rows([ordinary, one], TOKENIZER, 16, 0, num_epochs=1))
+        targets = [TOKENIZER.decode(row.targets[row.targets != -1].tolist()) for row in rows]
+        assert sorted(targets) in (sorted(["z" + END, expected]), ["z" + END + expected], [expected + "z" + END])
+        assert rows[-1].cursor.left_out == 0
+    elif not expected:
+        [row] = packed_rows([ordinary, one], TOKENIZER, 16, 0, num_epochs=1)
+        assert TOKENIZER.decode(row.targets[row.targets != -1].tolist()) == "z" + END
+        assert row.cursor.left_out == 1
+    else:
+        with pytest.raises(UserError, match=f"conversation 1: .*{expected}"):
+            list(packed_rows([ordinary, one], TOKENIZER, 16, 0, num_epochs=1))
+
+
+def test_what_is_not_trained_on_has_no_gradient() -> None:
+    """Of all logits, those before a trained token alone have one."""
+    model = GPT(GPTConfig(sequence_len=T, vocab_size=265, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
+    model.init_weights()
+    loader = conversation_batches([talk("a", ("1+1", "2"), "b", "c", system="S")], TOKENIZER, CPU, 1, T)
+    batch = next(loader)
+    loader.close()
+    logits = model(batch.inputs).detach().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(logits[0], batch.targets[0], ignore_index=-1, reduction="sum")
+    losses.backward()
+    assert logits.grad is not None
+    moved = logits.grad[0].abs().sum(-1) > 0
+    after = dict(itertools.pairwise(batch.inputs[0].tolist()))
+    assert moved.tolist() == (batch.targets[0] != -1).tolist()
+    assert int(moved.sum()) == 8
+    assert after[SPECIAL[OUT]] == ord("2")  # what the tool says is there to be read
+    assert losses.item() == pytest.approx(model(batch.inputs, batch.targets, loss_reduction="sum").item())
