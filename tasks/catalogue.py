@@ -31,7 +31,16 @@ _CLASSES = {
 }
 
 # These are generated: they have as many rows as `size` asks for, and other rows further on.
-ENDLESS = ("SpellingBee", "SimpleSpelling", "Facts", "FactChoice", "WordProblems", "HardProblems", "WorldChat", "WorldNotes")
+ENDLESS = (
+    "SpellingBee",
+    "SimpleSpelling",
+    "Facts",
+    "FactChoice",
+    "WordProblems",
+    "HardProblems",
+    "WorldChat",
+    "WorldNotes",
+)
 
 
 def _make(name: str, *arguments: Any, **options: Any) -> Task:

@@ -89,6 +89,18 @@ def facts_of(split: str) -> tuple[Fact, ...]:
     return tuple(fact for fact in facts() if ((fact.property, fact.subject) in held) == (split == "test"))
 
 
+@cache
+def answers(fact: Fact) -> tuple[str, ...]:
+    """The sentences of a fact that name the value last, where there are any.
+
+    "The flute is made of silver" goes on as the base text does; "Silver is what the flute is made of" asks a small
+    model for the value before it has said what it speaks of.
+    """
+    subject, value = fact.subject.lower(), fact.value.lower()
+    ordered = [text for text in fact.sentences if text.lower().rfind(value) > text.lower().find(subject)]
+    return tuple(ordered) or fact.sentences
+
+
 # A question is asked as it stands, or with something before it; after a comma or colon it begins with a small letter.
 FRAMES = (
     "{}",

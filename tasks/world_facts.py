@@ -12,7 +12,7 @@ from nanochat.storyworld import Fact
 from nanochat.storyworld.relations import RELATIONS
 from nanochat.storyworld.world import CHARACTERS, THINGS
 from tasks.common import chat, multiple_choice
-from tasks.world import WorldTask, facts_of, framed, number_of, pick, shuffled
+from tasks.world import WorldTask, answers, facts_of, framed, number_of, pick, shuffled
 
 
 class Facts(WorldTask):
@@ -36,7 +36,7 @@ class Facts(WorldTask):
             question = pick(rng, framed(pick(rng, fact.questions)))
         else:
             fact, question = _test_questions()[index]
-        return chat(question, pick(rng, fact.sentences), property=fact.property, subject=fact.subject)
+        return chat(question, pick(rng, answers(fact)), property=fact.property, subject=fact.subject)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether the completion states the value that was asked for and no other value of that property."""

@@ -32,18 +32,40 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of a solution: what is said, and the number that follows, worked out by a step or taken from the story."""
+
+    words: str
+    result: int
+    step: Step | None = None
+
+
+_LEADS = {"+": "That makes", "-": "That leaves", "*": "That makes", "/": "One share is"}
+
+
+def _lines(steps: Sequence[Step], words: str = "") -> list[Line]:
+    """A line for each step, with the same words, or the words of its sign."""
+    return [Line(words or _LEADS[step.sign], step.result, step) for step in steps]
+
+
+@dataclass(frozen=True)
 class Story:
-    """A story that ends in a question; its numbers, in no particular order; the steps to the answer."""
+    """A story that ends in a question; its numbers, in no particular order; the way to the answer."""
 
     text: str
     numbers: tuple[int, ...]
-    steps: tuple[Step, ...]
+    solution: tuple[Line, ...]
     things: tuple[str, str]  # one, many
 
     @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the solution, without what is only said."""
+        return tuple(line.step for line in self.solution if line.step)
+
+    @property
     def answer(self) -> int:
-        """What the last step gives."""
-        return self.steps[-1].result
+        """What the last line gives."""
+        return self.solution[-1].result
 
 
 class NoFit(Exception):
@@ -189,31 +211,29 @@ def steps_story(rng: Random, split: str, length: int) -> Story:
     numbers, teller = _kept(chain.numbers, split), Teller(rng)
     who = teller.people[0]
     sentences = [*teller.chain(who, chain), teller.ask(tables.ASKED, who)]
-    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
+    return Story(" ".join(sentences), numbers, (*_lines(chain.steps),), teller.things)
 
 
-def _two(rng: Random, split: str, table: Sequence[str], sign: str) -> Story:
-    first, second = draw_chain(rng, 1), draw_chain(rng, 1)
+def pair_story(rng: Random, split: str, lengths: tuple[int, int], sign: str = "") -> Story:
+    """Two people, so many steps each: how many have they together ("+"), or how many more has one of them ("-")?"""
+    sign = sign or pick(rng, "+-")
+    first, second = draw_chain(rng, lengths[0]), draw_chain(rng, lengths[1])
     numbers, teller = _kept(first.numbers + second.numbers, split), Teller(rng, 2)
     one, two = teller.people
     sentences = [*teller.chain(one, first), *teller.chain(two, second)]
+    said = [
+        line
+        for who, chain in ((one, first), (two, second))
+        for line in _lines(chain.steps, f"{who} has") or [Line(f"{who} has", chain.result)]
+    ]
     a, b = first.result, second.result
     if sign == "-" and a < b:
         one, two, a, b = two, one, b, a
     result = _checked(a + b if sign == "+" else a - b)
-    steps = (*first.steps, *second.steps, Step(a, sign, b, result))
-    sentences.append(teller.ask(table, one, two))
-    return Story(" ".join(sentences), numbers, steps, teller.things)
-
-
-def compare_story(rng: Random, split: str) -> Story:
-    """Two people, a step each: how many more has one of them?"""
-    return _two(rng, split, tables.COMPARED, "-")
-
-
-def together_story(rng: Random, split: str) -> Story:
-    """Two people, a step each: how many have they together?"""
-    return _two(rng, split, tables.TOGETHER, "+")
+    sentences.append(teller.ask(tables.TOGETHER if sign == "+" else tables.COMPARED, one, two))
+    words = "Together they have" if sign == "+" else "The difference is"
+    solution = (*said, Line(words, result, Step(a, sign, b, result)))
+    return Story(" ".join(sentences), numbers, solution, teller.things)
 
 
 def more_than_story(rng: Random, split: str) -> Story:
@@ -227,7 +247,7 @@ def more_than_story(rng: Random, split: str) -> Story:
     sentences = [*teller.chain(one, chain)]
     teller.spoken_of = ""
     sentences += [teller.say(tables.MORE, one, (more,), two), teller.ask(tables.TOGETHER, one, two)]
-    return Story(" ".join(sentences), numbers, steps, teller.things)
+    return Story(" ".join(sentences), numbers, (*_lines(steps),), teller.things)
 
 
 def before_story(rng: Random, split: str) -> Story:
@@ -242,7 +262,7 @@ def before_story(rng: Random, split: str) -> Story:
         teller.ask(tables.AT_FIRST, who),
     ]
     steps = (Step(step.result, "-" if step.sign == "+" else "+", step.right, step.left),)
-    return Story(" ".join(sentences), numbers, steps, teller.things)
+    return Story(" ".join(sentences), numbers, (*_lines(steps),), teller.things)
 
 
 def distractor_story(rng: Random, split: str) -> Story:
@@ -258,14 +278,18 @@ def distractor_story(rng: Random, split: str) -> Story:
             sentences.append(teller.say(tables.ASIDES, who, (needless,)))
             teller.spoken_of = ""
     sentences.append(teller.ask(tables.ASKED, who))
-    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
+    return Story(" ".join(sentences), numbers, (*_lines(chain.steps),), teller.things)
 
 
+# Shapes that WordProblems do not have: there it is one person with up to three steps, or two of whom one has no step.
 SHAPES: dict[str, Callable[[Random, str], Story]] = {
     "four_steps": partial(steps_story, length=4),
     "five_steps": partial(steps_story, length=5),
-    "compare": compare_story,
-    "together": together_story,
+    "compare": partial(pair_story, lengths=(1, 1), sign="-"),
+    "together": partial(pair_story, lengths=(1, 1), sign="+"),
+    "pair": partial(pair_story, lengths=(1, 1)),
+    "pair_2_1": partial(pair_story, lengths=(2, 1)),
+    "pair_2_2": partial(pair_story, lengths=(2, 2)),
     "more_than": more_than_story,
     "before": before_story,
     "distractor": distractor_story,

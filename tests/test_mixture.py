@@ -1,0 +1,257 @@
+"""What midtraining and fine-tuning learn from."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nanochat.common import UserError
+from nanochat.conversation import Conversation
+from tasks.catalogue import ENDLESS, get_task
+from tasks.common import Task, TaskMixture
+from tasks.mixture import MIXTURES, VAL_ROWS, names, read_mixture, training_mixture
+
+STAGES = ("mid", "sft")
+
+
+def key(conversation: Conversation) -> str:
+    return json.dumps(conversation["messages"])
+
+
+def keys(task: Task) -> Counter[str]:
+    return Counter(key(conversation) for conversation in task)
+
+
+def jsonl(path: Path, count: int, mark: str = "own") -> Path:
+    rows = [[{"role": "user", "content": f"{mark} {i}"}, {"role": "assistant", "content": "A"}] for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mixture.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+SMALL = """
+[[entry]]
+task = "SpellingBee"
+rows = 30
+options = {quoted = true}
+
+[[entry]]
+task = "identity"
+rows = 40
+epochs = 2
+"""
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("base_dir")
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_world_mixture_needs_nothing(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
+    monkeypatch.setattr("tasks.hub._from_hub", None)
+    train, val, description = training_mixture(stage, "world")
+    expected = {entry.task: entry for entry in MIXTURES[stage, "world"]}
+    assert [entry["name"] for entry in description] == list(expected)
+    for entry in description:
+        assert entry["rows"] >= 0.95 * (expected[entry["name"]].rows or 0)
+        assert 0 < entry["val_rows"] <= VAL_ROWS
+    assert len(train) == sum(entry["rows"] * entry["epochs"] for entry in description)
+    assert len(val) == sum(entry["val_rows"] for entry in description)
+    assert "HardProblems" not in expected, "RL is to find out how to solve these"
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_stages_do_not_repeat_each_other() -> None:
+    asked = {}
+    for stage in STAGES:
+        train = training_mixture(stage, "world")[0]
+        assert isinstance(train, TaskMixture)
+        asked[stage] = {task.name: {key(task[i]) for i in range(300)} for task in train.tasks if task.name in ENDLESS}
+    assert set(asked["mid"]) & set(asked["sft"]) >= {"WordProblems", "SpellingBee", "Facts"}
+    for name in ("WordProblems", "SpellingBee", "Facts"):
+        assert len(asked["mid"][name] & asked["sft"][name]) < 20, name
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_the_web_mixture_is_the_specified_one(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
+    asked = {stage: {entry.task: (entry.rows, entry.epochs) for entry in MIXTURES[stage, "web"]} for stage in STAGES}
+    assert asked["mid"] == {
+        "SmolTalk": (460_000, 1), "MMLU": (100_000, 1), "GSM8K": (None, 1), "Identity": (None, 2),
+        "SimpleSpelling": (200_000, 1), "SpellingBee": (80_000, 1),
+    }  # fmt: skip
+    assert asked["sft"] == {
+        "ARC-Easy": (None, 1), "ARC-Challenge": (None, 1), "GSM8K": (None, 1), "SmolTalk": (10_000, 1),
+        "Identity": (1_000, 1), "SimpleSpelling": (300, 1), "SpellingBee": (300, 1),
+    }  # fmt: skip
+    _, _, mid = training_mixture("mid", "web")
+    rows = {entry["name"]: entry["rows"] for entry in mid}
+    assert rows == {
+        "SmolTalk": 14_728, "MMLU": 6_175, "GSM8K": 7_473, "SimpleSpelling": 200_000, "SpellingBee": 80_000
+    }  # fmt: skip
+    train, val, sft = training_mixture("sft", "web")
+    rows = {entry["name"]: entry["rows"] for entry in sft}
+    assert rows == {
+        "ARC-Easy": 2_251, "ARC-Challenge": 1_119, "GSM8K": 7_473, "SmolTalk": 10_000, "SimpleSpelling": 300,
+        "SpellingBee": 300,
+    }  # fmt: skip
+    assert len(train) == sum(rows.values())
+    assert len(val) == sum(entry["val_rows"] for entry in sft)
+
+
+def test_identity_counts_twice_in_midtraining(
+    base_dir: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
+    _, _, description = training_mixture("sft", "web")
+    assert "Identity" not in [entry["name"] for entry in description]
+    assert "identity_conversations.jsonl: left out" in capsys.readouterr().out
+    jsonl(base_dir / "identity_conversations.jsonl", 40, "who")
+    train, val, description = training_mixture("mid", "web")
+    entry = next(entry for entry in description if entry["name"] == "Identity")
+    assert (entry["rows"], entry["epochs"], entry["val_rows"]) == (38, 2, 1)
+    assert entry["file"] == "identity_conversations.jsonl"
+    assert isinstance(train, TaskMixture)
+    mine = [keys(task) for task in train.tasks if task.name == "Identity"]
+    assert len(mine) == 2
+    assert mine[0] == mine[1]
+    assert len(mine[0]) == 38
+    assert isinstance(val, TaskMixture)
+    assert not mine[0] & keys(next(task for task in val.tasks if task.name == "Identity"))
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_what_cannot_be_had_is_left_out_only_if_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tasks.hub._hub_answers", lambda: True)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
+    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"allenai/ai2_arc .*cannot be had.*NANOCHAT_HUB_DIR.*--allow_missing.*ARC-Easy"
+    ):
+        training_mixture("sft", "web")
+    train, _, description = training_mixture("sft", "web", allow_missing=True)
+    assert names(description) == "SimpleSpelling 300, SpellingBee 300"
+    assert len(train) == 600
+    said = capsys.readouterr().out
+    for name in ("ARC-Easy", "ARC-Challenge", "GSM8K", "SmolTalk"):
+        assert f"{name} is left out" in said
+
+
+def test_nothing_left_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.hub._hub_answers", lambda: True)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
+    with pytest.raises(UserError, match="nothing to train on"):
+        training_mixture("mid", "web", mixture_file=toml(tmp_path, '[[entry]]\ntask = "GSM8K"'), allow_missing=True)
+
+
+# --- a user's own -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_own_conversations_are_added(tmp_path: Path) -> None:
+    mine = jsonl(tmp_path / "mine.jsonl", 60)
+    without, _, plain = training_mixture("sft", "world")
+    train, val, description = training_mixture("sft", "world", conversations=mine)
+    assert description[:-1] == plain
+    entry = description[-1]
+    assert (entry["name"], entry["rows"], entry["val_rows"], entry["file"]) == ("CustomJSON", 57, 2, "mine.jsonl")
+    assert len(train) == len(without) + 57
+    assert isinstance(train, TaskMixture)
+    kept = set(keys(train.tasks[-1]))
+    held = {row for row in keys(val) if '"own ' in row}
+    assert (len(kept), len(held)) == (57, 2)
+    assert not kept & held
+    jsonl(mine, 60, "another")
+    assert training_mixture("sft", "world", conversations=mine)[2][-1]["sha256"] != entry["sha256"]
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_a_mixture_file_replaces_the_table(tmp_path: Path) -> None:
+    file = toml(tmp_path, SMALL)
+    train, val, description = training_mixture("mid", "web", mixture_file=file)
+    assert description == [
+        {"name": "SpellingBee", "split": "train", "rows": 30, "epochs": 1, "val_rows": 1, "options": {"quoted": True}},
+        {"name": "Identity", "split": "train", "rows": 40, "epochs": 2, "val_rows": 2, "options": {"kind": "web"}},
+    ]
+    assert len(train) == 30 + 2 * 40
+    assert len(val) == 3
+    assert names(description) == "SpellingBee 30, Identity 2 x 40"
+    again, *_ = training_mixture("mid", "web", mixture_file=file)
+    assert list(map(key, again)) == list(map(key, train))
+    other, *_ = training_mixture("mid", "web", mixture_file=file, seed=1)
+    assert list(map(key, other)) != list(map(key, train))
+
+
+def test_few_conversations_are_validated_on_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = jsonl(tmp_path / "one.jsonl", 1)
+    file = toml(tmp_path, f'[[entry]]\ntask = "CustomJSON"\noptions = {{path = "{mine}"}}')
+    train, val, _ = training_mixture("sft", "world", mixture_file=file)
+    assert keys(train) == keys(val)
+    assert len(train) == 1
+    assert "validation is on those" in capsys.readouterr().out
+
+
+ENTRY = '[[entry]]\ntask = "Identity"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"must have \[\[entry\]\] blocks"),
+        ("entry = 3", r"must have \[\[entry\]\] blocks"),
+        ("entry = []", r"must have \[\[entry\]\] blocks"),
+        ("entry = [3]", "entry 1: it must name its task"),
+        (ENTRY + "[more]\nx = 1", "'more' is unknown"),
+        ("[[entry]\n", "mixture.toml: .*line 1"),
+        (ENTRY + "[[entry]]\nrows = 3", "entry 2: it must name its task"),
+        (ENTRY + '[[entry]]\ntask = "Spellingbe"\nrows = 3', "entry 2: no task 'Spellingbe'; did you mean SpellingBee"),
+        (ENTRY + "row = 3", "entry 1: unknown key 'row'; known are task, rows"),
+        (ENTRY + "rows = 0", "entry 1: rows = 0 must be at least 1"),
+        (ENTRY + "epochs = -1", "entry 1: epochs = -1 must be at least 1"),
+        (ENTRY + "rows = 1.5", "entry 1: rows = 1.5 must be a whole number"),
+        (ENTRY + "rows = true", "entry 1: rows = True must be a whole number"),
+        (ENTRY + 'options = "x"', "entry 1: options = 'x' must be a table"),
+        ("[[entry]]\ntask = 3", "entry 1: task = 3 must be text"),
+        ('[[entry]]\ntask = "spellingbee"', "entry 1: SpellingBee has no end, so rows = must say how many"),
+        (ENTRY + 'split = "best"', "entry 1: Identity has no split 'best'"),
+        (ENTRY + "options = {colour = 3}", "entry 1: Identity cannot be made with.*colour=3"),
+        (ENTRY + '[[entry]]\ntask = "CustomJSON"\noptions = {path = "none.jsonl"}', "entry 2: none.jsonl: No such"),
+        (ENTRY + '[[entry]]\ntask = "CustomJSON"', "entry 2: CustomJSON cannot be made.*path"),
+    ],
+)
+def test_a_mistake_in_a_mixture_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = toml(tmp_path, text)
+    with pytest.raises(UserError, match=rf"^mixture {re.escape(str(tmp_path))}.*{message}"):
+        training_mixture("sft", "web", mixture_file=path)
+
+
+def test_a_mixture_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        read_mixture(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9")
+    with pytest.raises(UserError, match=r"latin\.toml"):
+        read_mixture(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_tasks_without_end_take_a_size(name: str) -> None:
+    options: dict[str, Any] = {"size": 1_000_003, "start": 1_000_000}
+    assert len(get_task(name, "train", **options)) == 3

@@ -1,0 +1,143 @@
+"""A user's own conversations: whatever is wrong is named by file and line, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nanochat.common import UserError
+from nanochat.conversation import render_turns
+from tasks.customjson import CustomJSON, fingerprint, parse_conversation, read_conversations
+
+QUESTION = {"role": "user", "content": "Q"}
+ANSWER = {"role": "assistant", "content": "A"}
+GOOD = json.dumps([QUESTION, ANSWER])
+
+
+def written(tmp_path: Path, *lines: str | bytes, end: bytes = b"\n") -> Path:
+    path = tmp_path / "my.jsonl"
+    path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + end for line in lines))
+    return path
+
+
+def test_both_forms_are_read(tmp_path: Path) -> None:
+    parts = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]
+    with_tool = [{"role": "system", "content": "S"}, QUESTION, {"role": "assistant", "content": parts}]
+    path = written(tmp_path, GOOD, json.dumps({"messages": with_tool, "id": 7}))
+    assert read_conversations(path) == [{"messages": [QUESTION, ANSWER]}, {"messages": with_tool}]
+    assert len(CustomJSON("all", path=path)) == 2
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_blank_lines_bom_and_line_ends(end: bytes, tmp_path: Path) -> None:
+    path = written(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), "", "  \t", GOOD, " " + GOOD + " ", end=end)
+    assert len(read_conversations(path)) == 3
+    path.write_bytes(path.read_bytes().rstrip())
+    assert len(read_conversations(path)) == 3
+
+
+def test_a_huge_line_is_read(tmp_path: Path) -> None:
+    long = "word\u2028 " * 500_000
+    path = written(tmp_path, json.dumps([QUESTION, {**ANSWER, "content": long}], ensure_ascii=False), GOOD)
+    assert read_conversations(path)[0]["messages"][1]["content"] == long
+
+
+BAD: list[tuple[str | bytes, str]] = [
+    ("{", "not JSON"),
+    ("[" * 200_000, "not JSON"),
+    ("[" + "9" * 5000 + "]", "not JSON|message 1"),
+    (b'["\xff"]', "not UTF-8"),
+    (b"\xff\xfe[\x00]\x00", "not UTF-8"),
+    ("null", "a conversation must be"),
+    ("[]", "at least one message"),
+    ("{}", "a conversation must be"),
+    ('"text"', "a conversation must be"),
+    ('{"messages": {}}', "a conversation must be"),
+    (json.dumps([[QUESTION, ANSWER]]), "message 1: must have a role"),
+    (json.dumps([QUESTION]), "nothing to learn"),
+    (json.dumps([{"role": "system", "content": "S"}, QUESTION]), "nothing to learn"),
+    (json.dumps([ANSWER]), "message 1: role 'assistant' where 'user' is due"),
+    (json.dumps([QUESTION, QUESTION]), "message 2: role 'user' where"),
+    (json.dumps([QUESTION, {"role": "assistant"}]), "message 2: must have"),
+    (json.dumps([QUESTION, {"role": "assistant", "content": 5}]), "message 2: .* int"),
+    (
+        json.dumps([QUESTION, {"role": "assistant", "content": [{"type": "bash", "text": ""}]}]),
+        "message 2: a part must be",
+    ),
+    (json.dumps([QUESTION, {"role": ["assistant"], "content": "A"}]), "message 2"),
+    (json.dumps([{**QUESTION, "content": "\ud83d"}, ANSWER]), r"half a character, \\ud83d"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD, ids=lambda value: str(value)[:30])
+def test_what_is_wrong_is_named_by_file_and_line(line: str | bytes, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, "", line, GOOD)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}, line 3: .*(?:{message})"):
+        CustomJSON(path=path)
+
+
+def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jsonl: No such file"):
+        CustomJSON(path=tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"Is a directory|Permission"):
+        CustomJSON(path=tmp_path)
+    with pytest.raises(UserError, match="has no conversations"):
+        CustomJSON(path=written(tmp_path, "", " "))
+    with pytest.raises(UserError, match="no split 'val'"):
+        CustomJSON("val", path=written(tmp_path, GOOD))
+
+
+def test_every_twentieth_is_held_out(tmp_path: Path) -> None:
+    lines = [json.dumps([{**QUESTION, "content": str(i)}, ANSWER]) for i in range(45)]
+    path = written(tmp_path, *lines)
+    rows = {
+        split: [int(row["messages"][0]["content"]) for row in CustomJSON(split, path=path)]
+        for split in ("train", "test")
+    }
+    assert rows["test"] == [19, 39]
+    assert sorted(rows["train"] + rows["test"]) == list(range(45))
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    first = fingerprint(written(tmp_path, GOOD))
+    assert first == fingerprint(written(tmp_path, GOOD))
+    assert first != fingerprint(written(tmp_path, GOOD, GOOD))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type"]), inner),
+    max_leaves=6,
+)
+messages = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "user", "assistant"]) | json_values,
+        "content": st.text(max_size=5) | json_values,
+    }
+)
+
+
+@given(st.lists(messages | json_values, max_size=4))
+@example([QUESTION, ANSWER])
+def test_a_line_is_a_conversation_or_a_user_error(value: list[Any]) -> None:
+    try:
+        conversation = parse_conversation(json.dumps(value).encode())
+    except UserError:
+        return
+    spans = [span for turn in render_turns(conversation) for span in turn]
+    assert any(span.trained for span in spans)
+    assert all(span.text.encode() is not None for span in spans)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_break_it(line: bytes) -> None:
+    try:
+        parse_conversation(line)
+    except UserError:
+        pass
