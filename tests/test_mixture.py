@@ -22,7 +22,7 @@ STAGES = ("mid", "sft")
 
 
 def key(conversation: Conversation) -> str:
-    return json.dumps(conversation["messages"])
+    return json.dumps(conversation.get("messages") or conversation["text"])
 
 
 def keys(task: Task) -> Counter[str]:
