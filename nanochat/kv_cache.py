@@ -86,9 +86,10 @@ class KVCache:
         self.starts = [self._pos - length for length in lengths]
         self._tables()
         for layer, empty in enumerate(self.layers):
-            self.layers[layer] = empty.new_zeros(  # not `new_empty`: what nobody sees must still be finite
-                2, empty.size(1), empty.size(2), self._capacity(self._pos), empty.size(4)
-            )
+            rows = empty.new_empty(*empty.shape[:3], self._capacity(self._pos), empty.size(4))
+            if any(self.starts):
+                rows[:, :, :, : self._pos] = 0  # what nobody sees must still be finite
+            self.layers[layer] = rows
 
     def load(self, row: int, count: int, source: KVCache, source_row: int) -> None:
         """Fill `count` rows from `row` on, of equal length, with the first columns of a row of another cache."""

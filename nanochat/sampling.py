@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,14 +61,15 @@ def _shares(logits: Tensor, temperature: float, top_k: int | None) -> tuple[Tens
 
 def streams(seed: int, count: int) -> Words:
     """`count` random streams for `numbers`, uint64 (count,): the first ones are the same whatever the count."""
-    start = _scramble(np.array([seed % 2**64], dtype=np.uint64))
-    return _scramble(start + np.arange(count, dtype=np.uint64))
+    start: Words = _scramble(np.array([seed % 2**64], np.uint64))
+    return _scramble(start + np.arange(count).astype(np.uint64))
 
 
-def numbers(streams: Words, steps: np.ndarray) -> np.ndarray:
+def numbers(streams: Words, steps: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Each stream's number at its step, both (B,): float32 in [0, 1), multiples of 2^-23."""
     bits = _scramble(streams + steps.astype(np.uint64)) >> np.uint64(41)
-    return (bits * 2**-23).astype(np.float32)
+    share: npt.NDArray[np.float32] = bits.astype(np.float32) * np.float32(2**-23)
+    return share
 
 
 def _scramble(x: Words) -> Words:
@@ -75,4 +77,5 @@ def _scramble(x: Words) -> Words:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(31))
+    return x
