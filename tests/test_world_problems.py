@@ -94,6 +94,24 @@ def answer_of(task: Task, index: int) -> int:
     return int(said(task[index]).rpartition("#### ")[2])
 
 
+def solve(text: str) -> int:
+    """The answer of a problem about one person or two."""
+    text, _ = _ASIDE.subn("", text)
+    story, question = asked(text)
+    names = sorted(people(question), key=question.index)
+    if len(names) == 1:
+        return read(story)
+    parts = {name: part for part in two_stories(story, names) for name in names if re.search(rf"\b{name}\b", part)}
+    first, second = (read(parts[name]) for name in names)
+    together = re.search(r"together|in all", question)
+    assert bool(together) != bool(re.search(r"more|ahead", question)), question
+    return first + second if together else first - second
+
+
+def people(text: str) -> list[str]:
+    return [name for name in CHARACTERS if re.search(rf"\b{name}\b", text)]
+
+
 def asked(text: str) -> tuple[str, str]:
     """The story, and the question with what belongs to it."""
     sentences = re.split(r"(?<=[.?]) ", text)
@@ -105,30 +123,24 @@ def asked(text: str) -> tuple[str, str]:
 def test_the_answer_of_a_word_problem_follows_from_its_text(split: str) -> None:
     task = problems(split)
     for index, row in enumerate(task):
-        assert read(question_of(row)) == answer_of(task, index), question_of(row)
+        assert solve(question_of(row)) == answer_of(task, index), question_of(row)
 
 
-@pytest.mark.parametrize("shape", ["four_steps", "five_steps", "distractor"])
+def test_the_answers_are_not_those_of_another_reading() -> None:
+    """The reader can fail: other texts have other answers."""
+    rows = [question_of(row) for row in islice(problems("test"), 100)]
+    assert sum(solve(text) == answer_of(problems("test"), index + 1) for index, text in enumerate(rows)) < 20
+    for text in ("Mia has 3 nuts. The wind sings 4 songs. How many nuts does Mia have?", "Mia has 3 nuts. Then 2."):
+        with pytest.raises(AssertionError):
+            read(text)
+
+
+@pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"more_than", "before"}))
 def test_the_answer_of_a_hard_problem_follows_from_its_text(shape: str) -> None:
     task = hard(shape)
     for index, row in enumerate(task):
-        text, needless = _ASIDE.subn("", question_of(row))
-        assert needless == (shape == "distractor"), question_of(row)
-        assert read(text) == answer_of(task, index), question_of(row)
-
-
-@pytest.mark.parametrize("shape", ["compare", "together"])
-def test_the_answers_about_two_people_follow_from_the_text(shape: str) -> None:
-    task = hard(shape)
-    for index, row in enumerate(task):
-        text, question = asked(question_of(row))
-        names = [name for name in CHARACTERS if re.search(rf"\b{name}\b", question)]
-        assert len(names) == 2
-        parts = {name: part for part in two_stories(text, names) for name in names if name in part}
-        has = {name: read(part) for name, part in parts.items()}
-        first, second = sorted(names, key=question.index)
-        expected = has[first] - has[second] if shape == "compare" else has[first] + has[second]
-        assert expected == answer_of(task, index), question_of(row)
+        assert len(_ASIDE.findall(question_of(row))) == (shape == "distractor"), question_of(row)
+        assert solve(question_of(row)) == answer_of(task, index), question_of(row)
 
 
 def test_the_answers_of_more_than_follow_from_the_text() -> None:
@@ -162,8 +174,9 @@ def test_each_call_of_the_calculator_gives_what_stands_there_and_uses_known_numb
             assert set(re.findall(r"\d+", call)) <= set(known), row
             known.append(result)
         assert said(row).endswith(f"#### {results[-1]}")
-        # Each result but the last is used by the next call: the question asks for the running total.
-        assert all(re.match(rf"{result}\D", call) for result, call in zip(results, calls[1:], strict=False))
+        # Each result is used by the next call, or by the last: the question asks for a running total.
+        for place, result in enumerate(results[:-1], 1):
+            assert any(result in re.findall(r"\d+", call) for call in (calls[place], calls[-1])), row
 
 
 def test_numbers_stay_small() -> None:
@@ -251,10 +264,11 @@ def test_a_pronoun_means_who_was_spoken_of() -> None:
         for before, sentence in pairwise(sentences):
             if match := re.match(r"(He|She)\b", sentence):
                 sex = {"He": "m", "She": "f"}[match[1]]
-                hero = next(name for name in CHARACTERS if re.search(rf"\b{name}\b", sentences[-1]))
-                named = {name for name in CHARACTERS if re.search(rf"\b{name}\b", before)}
-                assert CHARACTERS[hero].sex == sex
-                assert not {name for name in named - {hero} if CHARACTERS[name].sex == sex}, question_of(row)
+                heroes = people(asked(question_of(row))[1])
+                named = {name for name in people(before) if CHARACTERS[name].sex == sex}
+                assert named <= set(heroes), question_of(row)
+                assert len(named) <= 1, question_of(row)
+                assert sex in {CHARACTERS[hero].sex for hero in heroes}
 
 
 # --- right and wrong
