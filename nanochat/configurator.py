@@ -67,7 +67,8 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--"]:  # left over from `torchrun ... -m scripts.x -- --depth=20`
         del words[0]
-    from_file = _read_toml(config_class, Path(words.pop(0))) if words and words[0].endswith(".toml") else {}
+    has_file = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")  # --mixture=x.toml is none
+    from_file = _read_toml(config_class, Path(words.pop(0))) if has_file else {}
     arguments, unknown = _parser(config_class, doc).parse_known_args([_underscored(word) for word in words])
     if unknown:
         raise UserError(f"unknown argument {unknown[0]}{_suggestion(config_class, unknown[0])}")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
 
+from nanochat.checkpoint_manager import build_model, describe_model, run_dir
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.optim import build_optimizer
+from nanochat.runtime import Runtime
+from nanochat.stage import saver
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.train import LoopState
 
 SPECIAL = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
 BOS = SPECIAL["<|bos|>"]
@@ -47,3 +57,30 @@ def any_talk(draw: st.DrawFn) -> Talk:
 
 
 MIXTURES = st.lists(any_talk(), min_size=1, max_size=40)
+
+
+def write_talks(path: Path, talks: Sequence[Talk]) -> Path:
+    """A file of conversations, one a line."""
+    path.write_text("".join(json.dumps(one) + "\n" for one in talks), encoding="utf-8")
+    return path
+
+
+def write_mixture(path: Path, *blocks: str) -> Path:
+    """A mixture file of these entries, each the inside of a TOML block."""
+    path.write_text("".join(f"[[entry]]\n{block}\n" for block in blocks), encoding="utf-8")
+    return path
+
+
+def save_model(folder: Path, source: str = "base", tag: str = "d1", step: int = 7, context: int = 64) -> GPT:
+    """The tokenizer, and a tiny model that has learnt nothing, with an optimizer state that is poison."""
+    TOKENIZER.save(folder / "tokenizer")
+    runtime = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 3)
+    shape = GPTConfig(sequence_len=context, vocab_size=265, n_layer=1, n_head=2, n_kv_head=2, n_embd=32)
+    model = build_model(shape, runtime)
+    optimizer = build_optimizer(model, runtime)
+    poison = {name: value * torch.nan for name, value in optimizer.state_dict().items()}
+    optimizer.load_state_dict(poison | {"step": torch.tensor(step)})
+    settings = {"max_seq_len": context, "total_batch_size": 4 * context}
+    meta = {"settings": settings, "data_hash": "0", "device_batch_size": 2, **describe_model(model, runtime, TOKENIZER)}
+    saver(run_dir(source, tag), model, optimizer, meta, -1)(LoopState(step=step, progress=1.0))
+    return model

@@ -94,6 +94,10 @@ def test_mistakes_are_one_helpful_line(argv: list[str], words: list[str]) -> Non
         assert word in message
 
 
+def test_a_flag_is_no_file() -> None:
+    assert parse(Config, ["--data=my.toml"]).data == Path("my.toml")
+
+
 def test_file_then_flags(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text(
