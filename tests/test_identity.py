@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import threading
@@ -13,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from dev import gen_synthetic_data
-from dev.gen_synthetic_data import Config, main, reworded
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.shards import FileFacts, Manifest
 from tasks.customjson import read_conversations
 from tasks.identity import ABILITIES, GREETINGS, SYSTEM_SHARE, TOPICS, WHO, Identity, generate
+
+gen_synthetic_data: Any = importlib.import_module("dev.gen_synthetic_data")  # a command, not a package
+Config, main, reworded = gen_synthetic_data.Config, gen_synthetic_data.main, gen_synthetic_data.reworded
 
 
 def test_it_is_the_same_for_the_same_seed() -> None:
@@ -135,7 +137,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.join()
 
 
-def config_for(server: Server, **settings: Any) -> Config:
+def config_for(server: Server, **settings: Any) -> Any:
     return replace(Config(num=12, kind="web", endpoint=server.address, model="m", workers=3), **settings)
 
 

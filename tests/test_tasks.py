@@ -406,7 +406,9 @@ def test_every_task_renders(
         monkeypatch.setenv(OFFLINE, str(hub))
     options: dict[str, Any] = {"size": 20} if name in ENDLESS else {"stop": 20}
     if name == "CustomJSON":
-        (tmp_path / "my.jsonl").write_text('[{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]\n' * 20)
+        (tmp_path / "my.jsonl").write_text(
+            '[{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]\n' * 20, "utf-8"
+        )
         options = {"path": tmp_path / "my.jsonl"}
     task = get_task(name.upper(), **options)
     assert task.name == name
