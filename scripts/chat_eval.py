@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nanochat.chat import join, reply
 from nanochat.chat_eval import CHAT_CORE, TaskScore, chat_core, check_settings, evaluate
 from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
@@ -27,6 +28,7 @@ from tasks.catalogue import get_task, known_name
 from tasks.common import Task
 
 WORLD = ("Facts", "FactChoice", "SpellingBee-quoted", "SpellingBee-unquoted", "WordProblems", "HardProblems")
+QUESTIONS = ("Hello! Who are you?", "What is the capital of France?", 'How many r are in "strawberry"?')
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "SpellingBee-quoted": ("SpellingBee", {"quoted": True}),
     "SpellingBee-unquoted": ("SpellingBee", {"quoted": False}),
@@ -67,15 +69,19 @@ class Config:
         return list(dict.fromkeys(variants.get(name.lower()) or known_name(name) for name in names))
 
 
+def is_world() -> bool:
+    """Whether the data in the base folder is the embedded world."""
+    try:
+        return load_manifest().source == "storyworld"
+    except UserError:  # a model may be brought along without the text that it was trained on
+        return False
+
+
 def names_of(config: Config) -> list[str]:
     """The tasks that were asked for, or those that go with the data in the base folder."""
     if config.tasks is not None:
         return config.chosen()
-    try:
-        source = load_manifest().source
-    except UserError:  # a model may be brought along without the text that it was trained on
-        return list(CHAT_CORE)
-    return list(WORLD if source == "storyworld" else CHAT_CORE)
+    return list(WORLD if is_world() else CHAT_CORE)
 
 
 def open_task(name: str) -> Task:
@@ -120,7 +126,24 @@ def row(score: TaskScore) -> str:
     )
 
 
-def write_results(config: Config, tag: str, scores: list[TaskScore], section: dict[str, Any]) -> None:
+def talk(engine: Engine, max_tokens: int) -> list[dict[str, Any]]:
+    """A conversation for the report: who are you, and a question of each kind; what does not fit is not asked."""
+    questions = list(QUESTIONS)
+    if is_world():
+        tasks = map(open_task, ("Facts", "SpellingBee-quoted", "WordProblems"))
+        questions[1:] = [task[0]["messages"][-2]["content"] for task in tasks]
+    messages: list[dict[str, Any]] = []
+    for question in questions:
+        asked = [*messages, {"role": "user", "content": question}]
+        try:
+            answer = join(reply(engine, asked, max_tokens=max_tokens, temperature=0.0))
+        except UserError:  # the context of this model is shorter than the question
+            continue
+        messages = [*asked, {"role": "assistant", "content": answer}]
+    return [{"messages": messages}] if messages else []
+
+
+def write_results(config: Config, tag: str, scores: list[TaskScore], **section: Any) -> None:
     """The report's section, and the file with the result of each problem."""
     core, value = chat_core(scores)
     answers = {score.name: score.answers for score in scores}
@@ -149,7 +172,8 @@ def main(config: Config) -> list[TaskScore]:
     tag = config.model_tag or "".join(list_tags(config.source)[-1:])
     model, tokenizer, meta = load_model(config.source, runtime, model_tag=tag or None, step=config.step)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
-    scores = evaluate_all(tasks, Engine(model, tokenizer), runtime, config)
+    engine = Engine(model, tokenizer)
+    scores = evaluate_all(tasks, engine, runtime, config)
     core, value = chat_core(scores)
     low, high = value["interval"]
     print0(f"{core}: {value['value']:.4f} [{low:.4f}, {high:.4f}]")
@@ -162,7 +186,8 @@ def main(config: Config) -> list[TaskScore]:
             )
             print0(notes[-1])
     if runtime.is_main:
-        write_results(config, tag, scores, {"notes": notes, "seconds": time.monotonic() - start})
+        samples = talk(engine, min(128, config.max_new_tokens)) if config.source != "base" else []
+        write_results(config, tag, scores, notes=notes, samples=samples, seconds=time.monotonic() - start)
     runtime.finish()
     return scores
 

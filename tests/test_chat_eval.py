@@ -356,6 +356,7 @@ def test_a_model_that_prefers_b_scores_the_share_of_b(
     hub = shared_data / "hub"
     monkeypatch.setenv("NANOCHAT_HUB_DIR", str(hub))
     save("sft", model(context=512, says="B"))
+    monkeypatch.setattr(script, "QUESTIONS", ("?" * 600, "?" * 600))  # too long to be asked: that is no failure
     found = script.main(Config(tasks="ARC-Easy|arc-challenge|MMLU", max_problems=200, device="cpu"))
     assert [one.name for one in found] == ["ARC-Easy", "ARC-Challenge", "MMLU"]
     for one, files in zip(found, ("ai2_arc/ARC-Easy", "ai2_arc/ARC-Challenge", "mmlu/all"), strict=True):
@@ -370,6 +371,7 @@ def test_a_model_that_prefers_b_scores_the_share_of_b(
     section = json.loads((run_here / "report" / "chat_eval_sft.json").read_text(encoding="utf-8"))
     assert section["metrics"]["MMLU"] == found[2].metric
     assert section["headline"] == ["ARC-Easy", "ARC-Challenge", "MMLU", "mean of centred accuracies over 3 tasks"]
+    assert section["samples"] == []
     assert any("prompts were too long" in note for note in section["notes"])
 
 
@@ -388,6 +390,10 @@ def test_the_embedded_world(run_here: Path, capsys: pytest.CaptureFixture[str]) 
     assert section["metrics"]["FactChoice"] == choice.metric
     saved = json.loads((run_here / "chat_eval" / "mid_d1.json").read_text(encoding="utf-8"))
     assert saved == section["answers"]
+    [sample] = section["samples"]
+    assert sample["messages"][0] == {"role": "user", "content": "Hello! Who are you?"}
+    assert {m["content"] for m in sample["messages"][1::2]} == {"CCCCCC"}
+    assert len(sample["messages"]) > 2
     lines = out.splitlines()
     assert sum(line.startswith(f"{name} ") for line in lines for name in script.WORLD) == 6
     assert "mean of centred accuracies over 6 tasks" in section["metrics"]

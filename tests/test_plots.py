@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nanochat.plots import draw, running_mean
+from nanochat.plots import draw, draw_accuracies, running_mean
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,6 +91,43 @@ def test_the_same_curves_give_the_same_file(tmp_path: Path) -> None:
     draw(curves, tmp_path / "first.png")
     draw(curves, tmp_path / "second.png")
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def accuracy(value: float, chance: float = 0.0) -> dict[str, Any]:
+    return {"value": value, "interval": [max(0.0, value - 0.05), min(1.0, value + 0.05)], "chance": chance}
+
+
+def accuracy_pixels(accuracies: dict[str, Any], folder: Path) -> np.ndarray:
+    draw_accuracies(accuracies, folder / "a.png")
+    assert [file.name for file in folder.iterdir()] == ["a.png"]
+    with Image.open(folder / "a.png") as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_accuracies_rise_from_stage_to_stage_above_the_line_of_guessing(tmp_path: Path) -> None:
+    picture = accuracy_pixels({"FactChoice": {"base": accuracy(0.3, 0.25), "sft": accuracy(0.9, 0.25)}}, tmp_path)
+    rows, columns = np.nonzero(abs(picture - [9, 105, 218]).max(axis=-1) < 40)
+    left, right = rows[columns < columns.min() + 5], rows[columns > columns.max() - 5]
+    assert left.mean() > rows.mean() > right.mean()
+    assert np.ptp(left) > 5, "the interval is a bar"
+    guessing, _ = np.nonzero(abs(picture - [188, 76, 0]).max(axis=-1) < 40)
+    assert left.mean() < np.median(guessing) < left.mean() + 0.2 * len(picture)
+
+
+def test_accuracies_have_a_panel_a_task_three_abreast(tmp_path: Path) -> None:
+    one, two, three, four = (
+        accuracy_pixels({str(i): {"mid": accuracy(0.5)} for i in range(count)}, tmp_path).shape
+        for count in (1, 2, 3, 4)
+    )
+    assert two == (one[0], 2 * one[1], 3)
+    assert three == (one[0], 3 * one[1], 3)
+    assert four == (2 * one[0], 3 * one[1], 3)
+
+
+def test_odd_accuracies_are_drawn(tmp_path: Path) -> None:
+    outside = {"value": 2.0, "interval": [3.0, -1.0], "chance": -5}
+    picture = accuracy_pixels({"$x^": {"base": outside, "rl": accuracy(0.0)}, "_b": {"mid": accuracy(1.0)}}, tmp_path)
+    assert blue(picture) > 20
 
 
 LABELS = st.one_of(
