@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from nanochat.common import UserError
@@ -29,7 +30,7 @@ class SmolTalk(HubTask):
         self.invalid: set[int] = set()
 
     def get_example(self, index: int) -> Conversation:
-        for row in (*range(index, self.num_examples()), *range(index)):
+        for row in itertools.chain(range(index, self.num_examples()), range(index)):
             conversation = {"messages": self.row(row)["messages"]}
             try:
                 render_turns(conversation)
