@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,14 +27,17 @@ from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from tasks.catalogue import get_task
 from tasks.common import Task
+
+_LABEL = re.compile(r"(?P<name>[\w-]+)(\((?P<options>[^()]*)\))?")
 
 
 def parse_weights(text: str) -> dict[str, float]:
     """Tasks and their shares, which are scaled to add up to 1.
 
-    >>> parse_weights("HardProblems:3|SpellingBee")
-    {'HardProblems': 0.75, 'SpellingBee': 0.25}
+    >>> parse_weights("HardProblems(shape=pair_2_1):3|SpellingBee")
+    {'HardProblems(shape=pair_2_1)': 0.75, 'SpellingBee': 0.25}
     """
     weights: dict[str, float] = {}
     for entry in text.split("|"):
@@ -42,11 +46,25 @@ def parse_weights(text: str) -> dict[str, float]:
             weight = float(number or 1)
         except ValueError:
             weight = math.nan
-        if not name or name in weights or not 0 < weight < math.inf:
-            raise UserError(f"tasks is {text!r}: {entry!r} is not NAME or NAME:WEIGHT, each name once, each weight > 0")
+        if not _LABEL.fullmatch(name) or name in weights or not 0 < weight < math.inf:
+            raise UserError(
+                f"tasks is {text!r}: {entry!r} is not NAME, NAME:WEIGHT or NAME(OPTION=VALUE):WEIGHT, "
+                "each once, each weight above 0"
+            )
         weights[name] = weight
     total = math.fsum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
+
+
+def open_task(label: str, split: str, **rows: int) -> Task:
+    """The task of a label such as `HardProblems(shape=pair_2_1)`; `rows`: more of its options."""
+    match = _LABEL.fullmatch(label)
+    assert match, f"{label} is no label of a task"
+    options: dict[str, int | str] = dict(rows)
+    for option in (match["options"] or "").split(",") if match["options"] else ():
+        name, _, value = option.partition("=")
+        options[name.strip()] = int(value) if value.strip().isdecimal() else value.strip()
+    return get_task(match["name"], split, **options)
 
 
 def seed_of(*key: int | str) -> int:

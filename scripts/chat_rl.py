@@ -26,7 +26,7 @@ from nanochat.engine import Engine
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, OptimSettings
 from nanochat.pass_at_k import measure
-from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, parse_weights, tally
+from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, open_task, parse_weights, tally
 from nanochat.rl_run import RLLog, default_tasks, find_checkpoint, reinforce, report_rl
 from nanochat.runtime import Runtime
 from nanochat.shards import default_data_dir, read_manifest
@@ -34,7 +34,6 @@ from nanochat.stage import begin, checkpoint_to_resume, resume_command, saver
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
 from nanochat.train_log import NO_RUN
-from tasks.catalogue import get_task
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Config:
     source_step: int = setting(-1, "step of the model that is trained on; -1 = its last checkpoint")
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = setting(42, "of the problems' order and of the answers")
-    tasks: str | None = setting(None, "NAME or NAME:WEIGHT, joined by |; default as the base data is, web or world")
+    tasks: str | None = setting(None, "NAME:WEIGHT|NAME(OPTION=VALUE):WEIGHT ...; default: as suits the base data")
     num_problems: int = setting(16, "problems of a step, over all processes")
     num_samples: int = setting(16, "answers to each problem, which are compared: at least 2")
     temperature: float = setting(1.0, "of the answers; the gradient is that of 1")
@@ -156,8 +155,8 @@ def main(config: Config) -> LoopState:
     origin = find_checkpoint(*source, config.model_tag, tokenizer)
     folder = run_dir("rl", origin.path.parent.name)
     weights = parse_weights(config.tasks or default_tasks(read_manifest(default_data_dir())))
-    problems = Problems({name: get_task(name, split="train") for name in weights}, weights, tokenizer, config.seed)
-    held_out = {name: get_task(name, split="test", stop=config.eval_problems) for name in weights}
+    problems = Problems({name: open_task(name, split="train") for name in weights}, weights, tokenizer, config.seed)
+    held_out = {name: open_task(name, split="test", stop=config.eval_problems) for name in weights}
     data_hash = problems.hash()
     checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if resuming else None
     runtime = Runtime.start(config.seed, config.device)

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanochat import rl
 from nanochat.checkpoint_manager import build_model, describe_model, load_model, open_checkpoint, save_checkpoint
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import parse
@@ -123,7 +124,7 @@ def prepare(folder: Path) -> None:
 def run(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Call the script, with other settings than RUN's where given."""
     prepare(run_here)
-    monkeypatch.setattr(chat_rl, "get_task", get_task)
+    monkeypatch.setattr(rl, "get_task", get_task)
     return lambda **changes: main(Config(**{**RUN, **changes}))
 
 
@@ -433,6 +434,14 @@ def test_weights(text: str, weights: dict[str, float]) -> None:
     assert parse_weights(text) == weights
 
 
+def test_options_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, dict[str, Any]]] = []
+    monkeypatch.setattr(rl, "get_task", lambda name, split, **options: asked.append((name, split, options)))
+    rl.open_task("Hard(shape=pair_2_1, seed=3)", "test", stop=5)
+    rl.open_task("Hard", "train")
+    assert asked == [("Hard", "test", {"shape": "pair_2_1", "seed": 3, "stop": 5}), ("Hard", "train", {})]
+
+
 # --- pass@k -----------------------------------------------------------------------------------------------------------
 
 
@@ -467,10 +476,11 @@ def test_ks() -> None:
         ("--save_every=0", "save_every is 0"),
         ("--source=base", "base"),
         ("--source_step=-2", "source_step is -2"),
-        ("--tasks=GSM8K:none", "'GSM8K:none' is not NAME or NAME:WEIGHT"),
+        ("--tasks=GSM8K:none", "'GSM8K:none' is not NAME, NAME:WEIGHT"),
         ("--tasks=GSM8K:0", "'GSM8K:0' is not"),
-        ("--tasks=A|A", "each name once"),
+        ("--tasks=A|A", "each once"),
         ("--tasks=A||B", "'' is not NAME"),
+        ("--tasks=A(b=1", "'A(b=1' is not NAME"),
     ],
 )
 def test_refused(flag: str, words: str) -> None:
@@ -502,7 +512,7 @@ def one_process(folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Optimizer, "step", spy)
-        patch.setattr(chat_rl, "get_task", lambda *_, **__: Halves())
+        patch.setattr(rl, "get_task", lambda *_, **__: Halves())
         state = main(Config(**{**RUN, "num_samples": 5, "num_iterations": 2, "max_new_tokens": 4, "num_problems": 3}))
     if int(os.environ.get("RANK", "0")) == 0:
         history = [without_times(row) for row in state.history]
@@ -529,7 +539,7 @@ def test_two_processes_take_the_same_step(run_here: Path, tmp_path: Path) -> Non
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=250)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     two = torch.load(tmp_path / "result.pt", weights_only=True)
     prepare(run_here)
