@@ -61,8 +61,9 @@ def _shares(logits: Tensor, temperature: float, top_k: int | None) -> tuple[Tens
 
 def streams(seed: int, count: int) -> Words:
     """`count` random streams for `numbers`, uint64 (count,): the first ones are the same whatever the count."""
-    start: Words = _scramble(np.array([seed % 2**64], np.uint64))
-    return _scramble(start + np.arange(count).astype(np.uint64))
+    start = _scramble(np.array([seed % 2**64], np.uint64))
+    found: Words = _scramble(start + np.arange(count).astype(np.uint64))
+    return found
 
 
 def numbers(streams: Words, steps: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -72,10 +73,9 @@ def numbers(streams: Words, steps: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return share
 
 
-def _scramble(x: Words) -> Words:
+def _scramble(x: Any) -> Any:
     """The output function of SplitMix64 (Steele, Lea, Flood 2014): as good as random, and nothing to carry along."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x = x ^ (x >> np.uint64(31))
-    return x
+    return x ^ (x >> np.uint64(31))

@@ -40,7 +40,18 @@ FLOORS = (
         *("runtime", "gpt", "kv_cache", "sampling", "muon", "adamw", "optim"),
         *("schedule", "dataloader", "packing", "loss_eval"),
     },
-    {"checkpoint_manager", "engine", "chat_eval", "samples", "checkup", "hf_model", "chat", "rl", "pass_at_k"},
+    {
+        "checkpoint_manager",
+        "engine",
+        "chat_eval",
+        "samples",
+        "checkup",
+        "hf_model",
+        "chat",
+        "terminal",
+        "rl",
+        "pass_at_k",
+    },
     {"train", "stage", "finetune", "finetune_settings", "batch_size", "train_log", "rl_run", "server"},
 )
 
