@@ -41,16 +41,8 @@ FLOORS = (
         *("schedule", "dataloader", "packing", "loss_eval"),
     },
     {
-        "checkpoint_manager",
-        "engine",
-        "chat_eval",
-        "samples",
-        "checkup",
-        "hf_model",
-        "chat",
-        "terminal",
-        "rl",
-        "pass_at_k",
+        *("checkpoint_manager", "engine", "samples", "checkup", "hf_model"),
+        *("chat", "terminal", "chat_eval", "rl", "pass_at_k"),
     },
     {"train", "stage", "finetune", "finetune_settings", "batch_size", "train_log", "rl_run", "server"},
 )
