@@ -77,7 +77,7 @@ MIXTURES: dict[tuple[str, str], tuple[Entry, ...]] = {
         Entry("WordProblems", 6_000),
         Entry("SimpleSpelling", 4_000),
         Entry("SpellingBee", 4_000),
-        Entry("Identity", 1_000),
+        Entry("Identity"),
     ),
     ("sft", "world"): (
         Entry("WorldChat", 500),

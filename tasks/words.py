@@ -1,7 +1,7 @@
 """Words to spell: a list of the user's, else those of the embedded world with others made up of their pieces.
 
 Whether a word is for training or for testing depends on nothing but its letters, so the two never share one, whatever
-list they come from and however it grows.
+list they come from and however it grows. `python -m dev.list_words` makes a list of the base data's words.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from nanochat.calculator import calculate
 from nanochat.common import UserError
+from nanochat.shards import Manifest, write_shard
 from nanochat.tokenizer import SPLIT_PATTERN
 from tasks.spellingbee import ABSENT, COUNTING, SPELLING, STYLES, SimpleSpelling, SpellingBee
 from tasks.words import for_testing, made_up, words, world_words
@@ -175,3 +177,21 @@ def test_a_bad_list_is_named(content: bytes | None, message: str, tmp_path: Path
 def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match="SpellingBee"):
         SpellingBee(**options)  # type: ignore[arg-type]
+
+
+def test_a_list_is_made_of_the_base_data(base_dir: Path, tmp_path: Path) -> None:
+    list_words = importlib.import_module("dev.list_words")
+    text = "Anna saw lanterns and a red-hot lantern; the lantern isn't hers. " * 3 + "once Upon"
+    folder = base_dir / "base_data"
+    folder.mkdir()
+    files = {name: write_shard([text] * 20, folder / name) for name in ("a.parquet", "b.parquet")}
+    Manifest("my/folder", ("a.parquet",), "b.parquet", files, {}).save(folder)
+    path = list_words.main(list_words.Config(min_count=40))
+    assert path == base_dir / "words.txt"
+    assert path.read_text(encoding="utf-8").split() == ["lantern", *"saw lanterns and the hers".split()]
+    assert set(words("train")) | set(words("test")) == set(path.read_text(encoding="utf-8").split())
+    assert len(list_words.main(list_words.Config(num=2, out=tmp_path / "w")).read_text(encoding="utf-8").split()) == 2
+    with pytest.raises(UserError, match="no word occurs 999 times"):
+        list_words.main(list_words.Config(min_count=999))
+    with pytest.raises(UserError, match="at least 1"):
+        list_words.Config(num=0)

@@ -1,0 +1,56 @@
+"""Words to spell and to count letters in, from the base data: the most frequent ones, written to `words.txt`.
+
+    python -m dev.list_words                                              # 50,000 from 50 million characters
+    python -m dev.list_words --num=10000 --min_count=20
+
+Without such a list the words are those of the embedded world (tasks/words.py), too few for a large model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.common import UserError, base_dir, print0, write_text_atomic
+from nanochat.configurator import cli, setting
+from nanochat.shards import iter_documents
+from tasks.words import FILE_NAME, LENGTHS
+
+# In small letters as it is written, so that most names and all halves of "don't" are left out.
+_WORD = re.compile(rf"(?<![\w'’-])[a-z]{{{LENGTHS.start},{LENGTHS.stop - 1}}}(?![\w'’-])")
+
+
+@dataclass(frozen=True)
+class Config:
+    num: int = setting(50_000, "how many words", short="n")
+    max_chars: int = setting(50_000_000, "characters of training text to read")
+    min_count: int = setting(5, "how often a word must occur there")
+    out: Path | None = setting(None, "the file to write; none is words.txt in the base folder")
+
+    def __post_init__(self) -> None:
+        if min(self.num, self.max_chars, self.min_count) < 1:
+            raise UserError("num, max_chars and min_count must be at least 1")
+
+
+def main(config: Config) -> Path:
+    """Write the list, the most frequent word first, and return its path."""
+    counts: Counter[str] = Counter()
+    left = config.max_chars
+    for document in iter_documents("train"):
+        counts.update(_WORD.findall(document[:left]))
+        left -= len(document)
+        if left <= 0:
+            break
+    found = [word for word, count in counts.most_common(config.num) if count >= config.min_count]
+    if not found:
+        raise UserError(f"no word occurs {config.min_count} times in the base data")
+    out = config.out or base_dir() / FILE_NAME
+    write_text_atomic(out, "\n".join(found) + "\n")
+    print0(f"{out}: {len(found):,} words")
+    return out
+
+
+if __name__ == "__main__":
+    cli(Config, main, __doc__)
