@@ -10,18 +10,15 @@ from functools import partial
 from nanochat.common import UserError
 from nanochat.conversation import Conversation
 from tasks.common import chat, same_number, text, tool_call
-from tasks.world import WorldTask, pick
-from tasks.world_stories import SHAPES, Story, fitting, pair_story, steps_story
+from tasks.world import WorldTask
+from tasks.world_stories import SHAPES, Story, fitting, steps_story
 
 LEVELS = (1, 2, 3)
-PAIRS = 0.3  # share of problems about two people
+_LEADS = {"+": "That makes ", "-": "That leaves ", "*": "That makes ", "/": "One share is "}
 
 
 class WordProblems(WorldTask):
-    """Stories with numbers, of `level` steps (1, 2, 3; None: as many of each), solved by calls of the calculator.
-
-    They are about one person; or about two, of whom at most one has steps, and the last step puts both together.
-    """
+    """Stories with numbers, of `level` steps (1, 2, 3; None: as many of each), solved by calls of the calculator."""
 
     name = "WordProblems"
 
@@ -41,21 +38,15 @@ class WordProblems(WorldTask):
     def story(self, index: int) -> Story:
         """The story of an example, with its solution."""
         length = self.level or LEVELS[index % len(LEVELS)]
-        rng = self.random(index)
-        if rng.random() >= PAIRS:
-            return fitting(rng, self.split, partial(steps_story, length=length))
-        return fitting(rng, self.split, partial(pair_story, lengths=pick(rng, ((length - 1, 0), (0, length - 1)))))
+        return fitting(self.random(index), self.split, partial(steps_story, length=length))
 
     def get_example(self, index: int) -> Conversation:
         """A story and its solution, step by step."""
         story = self.story(index)
         parts, words = [], ""
-        for line in story.solution:
-            words += f"{line.words} "
-            if line.step:
-                parts += [text(words), *tool_call(line.step.expression, str(line.result))]
-                words = ""
-            words += f"{line.result} {story.things[line.result != 1]}.\n"
+        for step in story.steps:
+            parts += [text(words + _LEADS[step.sign]), *tool_call(step.expression, str(step.result))]
+            words = f"{step.result} {story.things[step.result != 1]}.\n"
         return chat(story.text, [*parts, text(f"{words}#### {story.answer}")])
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:

@@ -4,7 +4,7 @@
 {A}  who has them: the name or "she" at the beginning, elsewhere {a} "she", {him} "her"
 {F}  someone else
 {n}  a number of things, "3 apples"; {is} goes with it
-{k}  a number alone; {are} goes with it
+{k}  a number alone; {are} goes with it, and {s} with its verb
 {g}  a number of bags or the like, "4 bags"
 {x}  the things
 """
@@ -106,6 +106,39 @@ They are divided equally among {k} people, and {a} is one.
 {A} splits them into {k} equal piles and keeps the first pile.
 {F} puts them equally into {g} and gives {him} one of these.
 """
+# The same in words that no worked solution has: HardProblems are told in these.
+NEW_GAINS = """
+{F} hands {him} {k}.
+A bird brings {k}.
+Then {k} fall{s} out of a tree.
+{A} wins {k} in a race.
+Grandmother sends {k}.
+{F} leaves {k} at the door for {him}.
+By the river, {a} discovers {k}.
+With the post come{s} {k}.
+"""
+NEW_LOSSES = """
+A mouse nibbles {k}.
+Then {k} roll{s} down the hill.
+{A} lends {k} to {F}.
+{F} hides {k}.
+{A} throws {k} into the well.
+A crow flies off with {k}.
+In the fire, {a} burns {k}.
+In the lake, {k} sink{s}.
+"""
+NEW_TIMES = """
+The heap grows to {k} times its size.
+A fairy waves her wand, and each is now {k}.
+{A} dreams of {k} for each, and wakes up with them.
+{F} copies them until there are {k} of each.
+"""
+NEW_SHARES = """
+A fair judge cuts the heap into {k}, and {a} takes one part.
+One part in {k} is all that stays.
+With {k} at the table, {a} takes only a fair part.
+{A} may keep one of every {k}.
+"""
 HOLDERS = tuple("bags boxes baskets bowls sacks buckets plates jars".split())
 QUESTIONS = """
 How many {x} does {A} have now?
@@ -117,6 +150,10 @@ Tell me how many {x} {A} has now.
 SENTENCES = {
     name: tuple(table.strip().splitlines())
     for name, table in {"start": STARTS, "+": GAINS, "-": LOSSES, "*": TIMES, "of": GROUPS, "/": SHARES}.items()
+}
+NEW_SENTENCES = {
+    name: tuple(table.strip().splitlines())
+    for name, table in {"start": STARTS, "+": NEW_GAINS, "-": NEW_LOSSES, "*": NEW_TIMES, "/": NEW_SHARES}.items()
 }
 ASKED = tuple(QUESTIONS.strip().splitlines())
 

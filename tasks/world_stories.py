@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -32,40 +32,18 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of a solution: what is said, and the number that follows, worked out by a step or taken from the story."""
-
-    words: str
-    result: int
-    step: Step | None = None
-
-
-_LEADS = {"+": "That makes", "-": "That leaves", "*": "That makes", "/": "One share is"}
-
-
-def _lines(steps: Sequence[Step], words: str = "") -> list[Line]:
-    """A line for each step, with the same words, or the words of its sign."""
-    return [Line(words or _LEADS[step.sign], step.result, step) for step in steps]
-
-
-@dataclass(frozen=True)
 class Story:
-    """A story that ends in a question; its numbers, in no particular order; the way to the answer."""
+    """A story that ends in a question; its numbers, in no particular order; the steps to the answer."""
 
     text: str
     numbers: tuple[int, ...]
-    solution: tuple[Line, ...]
+    steps: tuple[Step, ...]
     things: tuple[str, str]  # one, many
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        """The steps of the solution, without what is only said."""
-        return tuple(line.step for line in self.solution if line.step)
-
-    @property
     def answer(self) -> int:
-        """What the last line gives."""
-        return self.solution[-1].result
+        """What the last step gives."""
+        return self.steps[-1].result
 
 
 class NoFit(Exception):
@@ -86,9 +64,9 @@ class Chain:
         return self.steps[-1].result if self.steps else self.numbers[0]
 
 
-def draw_chain(rng: Random, length: int, signs: str = "+-*/") -> Chain:
-    """A chain of `length` steps with results of 1 to 99. Raises NoFit."""
-    groups = "*" in signs and length > 0 and rng.random() < 0.2
+def draw_chain(rng: Random, length: int, signs: str = "+-*/", groups_share: float = 0.2) -> Chain:
+    """A chain of `length` steps with results of 1 to 99; some begin with groups of things. Raises NoFit."""
+    groups = length > 0 and rng.random() < groups_share
     kinds = ["of" if groups else "start", *(pick(rng, signs) for _ in range(length - groups))]
     if groups:
         many, each = _number(rng, 2, 9), _number(rng, 2, LARGEST)
@@ -186,18 +164,19 @@ class Teller:
             k=first,
             g=f"{first} {pick(self.rng, tables.HOLDERS)}",
             x=self.things[1],
+            s="s" if first == 1 else "",
             **{"is": "is" if last == 1 else "are", "are": "is" if first == 1 else "are"},
         )
         self.spoken_of = "" if clash else who
         return sentence
 
-    def chain(self, who: str, chain: Chain) -> Iterator[str]:
+    def chain(self, who: str, chain: Chain, wordings: Mapping[str, Sequence[str]] = tables.SENTENCES) -> Iterator[str]:
         """What happens to what `who` has."""
         self.spoken_of = ""
         numbers = list(chain.numbers)
         for kind in chain.kinds:
             taken, numbers = numbers[: 1 + (kind == "of")], numbers[1 + (kind == "of") :]
-            yield self.say(tables.SENTENCES[kind], who, taken)
+            yield self.say(wordings[kind], who, taken)
 
     def ask(self, table: Sequence[str], who: str, other: str = "") -> str:
         """A question about `who`, always by name."""
@@ -211,7 +190,7 @@ def steps_story(rng: Random, split: str, length: int) -> Story:
     numbers, teller = _kept(chain.numbers, split), Teller(rng)
     who = teller.people[0]
     sentences = [*teller.chain(who, chain), teller.ask(tables.ASKED, who)]
-    return Story(" ".join(sentences), numbers, (*_lines(chain.steps),), teller.things)
+    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
 
 
 def pair_story(rng: Random, split: str, lengths: tuple[int, int], sign: str = "") -> Story:
@@ -221,19 +200,13 @@ def pair_story(rng: Random, split: str, lengths: tuple[int, int], sign: str = ""
     numbers, teller = _kept(first.numbers + second.numbers, split), Teller(rng, 2)
     one, two = teller.people
     sentences = [*teller.chain(one, first), *teller.chain(two, second)]
-    said = [
-        line
-        for who, chain in ((one, first), (two, second))
-        for line in _lines(chain.steps, f"{who} has") or [Line(f"{who} has", chain.result)]
-    ]
     a, b = first.result, second.result
     if sign == "-" and a < b:
         one, two, a, b = two, one, b, a
     result = _checked(a + b if sign == "+" else a - b)
     sentences.append(teller.ask(tables.TOGETHER if sign == "+" else tables.COMPARED, one, two))
-    words = "Together they have" if sign == "+" else "The difference is"
-    solution = (*said, Line(words, result, Step(a, sign, b, result)))
-    return Story(" ".join(sentences), numbers, solution, teller.things)
+    steps = (*first.steps, *second.steps, Step(a, sign, b, result))
+    return Story(" ".join(sentences), numbers, steps, teller.things)
 
 
 def more_than_story(rng: Random, split: str) -> Story:
@@ -247,12 +220,12 @@ def more_than_story(rng: Random, split: str) -> Story:
     sentences = [*teller.chain(one, chain)]
     teller.spoken_of = ""
     sentences += [teller.say(tables.MORE, one, (more,), two), teller.ask(tables.TOGETHER, one, two)]
-    return Story(" ".join(sentences), numbers, (*_lines(steps),), teller.things)
+    return Story(" ".join(sentences), numbers, steps, teller.things)
 
 
 def before_story(rng: Random, split: str) -> Story:
     """What happened and what there is now are told: how many were there at first?"""
-    step = draw_chain(rng, 1, "+-").steps[0]
+    step = draw_chain(rng, 1, "+-", 0).steps[0]
     numbers, teller = _kept((step.right, step.result), split), Teller(rng)
     who = teller.people[0]
     sentences = [
@@ -262,7 +235,7 @@ def before_story(rng: Random, split: str) -> Story:
         teller.ask(tables.AT_FIRST, who),
     ]
     steps = (Step(step.result, "-" if step.sign == "+" else "+", step.right, step.left),)
-    return Story(" ".join(sentences), numbers, (*_lines(steps),), teller.things)
+    return Story(" ".join(sentences), numbers, steps, teller.things)
 
 
 def distractor_story(rng: Random, split: str) -> Story:
@@ -278,11 +251,24 @@ def distractor_story(rng: Random, split: str) -> Story:
             sentences.append(teller.say(tables.ASIDES, who, (needless,)))
             teller.spoken_of = ""
     sentences.append(teller.ask(tables.ASKED, who))
-    return Story(" ".join(sentences), numbers, (*_lines(chain.steps),), teller.things)
+    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
 
 
-# Shapes that WordProblems do not have: there it is one person with up to three steps, or two of whom one has no step.
+def new_words_story(rng: Random, split: str, length: int, signs: str = "+-*/") -> Story:
+    """One person, `length` steps, in words that no worked solution has."""
+    chain = draw_chain(rng, length, signs, 0)
+    numbers, teller = _kept(chain.numbers, split), Teller(rng)
+    who = teller.people[0]
+    sentences = [*teller.chain(who, chain, tables.NEW_SENTENCES), teller.ask(tables.ASKED, who)]
+    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
+
+
+# What WordProblems do not have: there it is one person, up to three steps, and other words.
 SHAPES: dict[str, Callable[[Random, str], Story]] = {
+    "new_words": partial(new_words_story, length=2),
+    "new_words_1": partial(new_words_story, length=1),
+    "new_words_3": partial(new_words_story, length=3),
+    "new_verbs": partial(new_words_story, length=2, signs="+-"),
     "four_steps": partial(steps_story, length=4),
     "five_steps": partial(steps_story, length=5),
     "compare": partial(pair_story, lengths=(1, 1), sign="-"),
