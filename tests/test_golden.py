@@ -11,6 +11,8 @@ The tolerance of 1e-4 leaves room for machines that were not seen; a change that
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ from nanochat.checkpoint_manager import build_model, open_checkpoint
 from nanochat.runtime import Runtime
 from nanochat.shards import write_dataset
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from scripts import base_train
+from scripts import base_train, chat_sft, mid_train
+from tests.talks import save_model, sums, talk, write_mixture, write_talks
 
 LOSSES = [5.5797305, 4.7115970, 3.3075283, 2.3225455, 1.8917420]  # nats per token
 VAL_BPB = 2.5492262
@@ -72,3 +75,35 @@ def test_base_train(run_here: Path) -> None:
     assert losses == pytest.approx(LOSSES, rel=1e-4)
     assert val_bpb == pytest.approx(VAL_BPB, rel=1e-4)
     assert updates == pytest.approx(UPDATES, rel=1e-4)
+
+
+CONVERSATIONS = {  # nats per trained token
+    "mid": {"losses": [5.5797300, 5.3775835, 5.1629558, 4.7544255, 4.3903565], "val_loss": 3.8884477},
+    "sft": {"losses": [5.5797300, 5.3775835, 5.2253098, 5.0109797, 4.9531922], "val_loss": 4.6544993},
+}
+
+
+@pytest.mark.parametrize("stage", [mid_train, chat_sft], ids=lambda script: script.STAGE.script)
+def test_conversations(run_here: Path, tmp_path: Path, stage: ModuleType) -> None:
+    """Five steps of midtraining, and of SFT, on packed conversations; the last step is not full."""
+    save_model(run_here, "base" if stage is mid_train else "mid")
+    talks = write_talks(
+        tmp_path / "sums.jsonl", [*sums(40), *[talk(f"{n} x 9?", (f"{n}*9", f"{9 * n}")) for n in range(6)]]
+    )
+    entry = f"task = 'CustomJSON'\noptions = {{path = '{talks}'}}"
+    config = stage.Config(
+        mixture=str(write_mixture(tmp_path / "mixture.toml", entry)),
+        device_batch_size="2",
+        total_batch_size=256,
+        lr_scale=0.5,
+        device="cpu",
+        compile="off",
+    )
+    state = stage.main(config)
+    found: dict[str, Any] = {
+        "losses": [row["loss"] for row in state.history if "loss" in row],
+        "val_loss": state.history[-1]["val_loss"],
+    }
+    print(found)
+    assert (state.step, (state.cursor or {})["rows"]) == (5, 18)
+    assert found == {key: pytest.approx(value, rel=1e-4) for key, value in CONVERSATIONS[stage.STAGE.model].items()}
