@@ -11,6 +11,7 @@ from typing import Any
 from nanochat.common import UserError
 from tasks.common import Task
 
+# Where each stands: imported when it is asked for, since some need much.
 _CLASSES = {
     "ARC-Easy": "tasks.arc:ARC",
     "ARC-Challenge": "tasks.arc:ARC",
