@@ -266,6 +266,7 @@ def new_words_story(rng: Random, split: str, length: int, signs: str = "+-*/") -
 # What WordProblems do not have: there it is one person, up to three steps, and other words.
 SHAPES: dict[str, Callable[[Random, str], Story]] = {
     "new_words": partial(new_words_story, length=2),
+    "new_words_mixed": lambda rng, split: new_words_story(rng, split, pick(rng, (1, 2, 3))),
     "new_words_1": partial(new_words_story, length=1),
     "new_words_3": partial(new_words_story, length=3),
     "new_verbs": partial(new_words_story, length=2, signs="+-"),
