@@ -1,4 +1,4 @@
-"""Bits per byte against a loop over single tokens in float64.
+"""Bits per byte, and nats, against a loop over single tokens in float64.
 
 Run as a program, this file is one of two processes: `python tests/test_loss_eval.py RANK WORLD_SIZE FOLDER`.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nanochat.dataloader import eval_rows
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.loss_eval import bits_per_byte
+from nanochat.loss_eval import bits_per_byte, nats_and_tokens
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -130,9 +130,31 @@ def test_without_a_byte_it_is_infinite(token: int) -> None:
     assert bits_per_byte(tiny_model(), torch.full((3, 9), token), BYTES, 2, runtime()) == math.inf
 
 
+def some_targets() -> tuple[Tensor, Tensor]:
+    """Rows of which about half is trained on, of one row nothing."""
+    rows = rows_of_texts()[:7].clamp(min=0)
+    chosen = torch.randint(2, (7, 8), generator=torch.Generator().manual_seed(3)) * (torch.arange(7) != 4)[:, None]
+    return rows[:, :-1], torch.where(chosen == 1, rows[:, 1:], -1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_nats_and_tokens(batch_size: int) -> None:
+    """The sum of -log p over the chosen targets, whatever they are; no rows: nothing."""
+    model, (inputs, targets) = tiny_model(), some_targets()
+    expected = 0.0
+    for row, wanted in zip(inputs, targets, strict=True):
+        with torch.no_grad():
+            logs = model(row[None])[0].double().log_softmax(-1)
+        expected -= sum(float(logs[i, t]) for i, t in enumerate(wanted.tolist()) if t != -1)
+    count = int((targets != -1).sum())
+    assert nats_and_tokens(model, inputs, targets, batch_size, runtime()) == (pytest.approx(expected, rel=1e-6), count)
+    assert nats_and_tokens(model, inputs[:0], targets[:0], batch_size, runtime()) == (0.0, 0)
+
+
 def test_leaves_no_gradient() -> None:
     model = tiny_model()
     bits_per_byte(model, rows_of_texts(), BYTES, 2, runtime())
+    nats_and_tokens(model, *some_targets(), 2, runtime())
     assert all(param.grad is None for param in model.parameters())
 
 
@@ -155,6 +177,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     rows = rows_of_texts()
     assert len(rows) % 2 == 1
     expected = [bits_per_byte(tiny_model(), part, BYTES, 2, runtime()) for part in (rows, rows[:1])]
+    expected += nats_and_tokens(tiny_model(), *some_targets(), 2, runtime())
     assert found[0] == found[1] == pytest.approx(expected, rel=1e-6)
 
 
@@ -163,6 +186,7 @@ def _process(rank: int, world_size: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     rows, here = rows_of_texts(), runtime(rank, world_size)
     found = [bits_per_byte(tiny_model(), part, BYTES, 2, here) for part in (rows, rows[:1])]
+    found += nats_and_tokens(tiny_model(), *some_targets(), 2, here)
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
