@@ -1,0 +1,314 @@
+"""The chat in the terminal: the conversation with a scripted model, and a real process behind a real terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.chat import Piece
+from nanochat.checkpoint_manager import run_dir, save_checkpoint
+from nanochat.common import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.terminal import Screen, printable
+from scripts import chat_cli
+from scripts.chat_cli import Chat, Config, main, talk
+from tests.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, question, user
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def echo(prompt: list[int]) -> list[int]:
+    """Says what it was asked, and how many questions it sees."""
+    return answer_ids(f"{question(prompt)} {prompt.count(SPECIAL['<|user_start|>'])}")
+
+
+def conversation(script: Callable[[list[int]], Iterable[int]] = echo, context: int = 256, **settings: Any) -> Chat:
+    return Chat(Scripted(script, context), Config(**settings), Screen(sys.stdout))  # type: ignore[arg-type]
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
+    """What the user types; at its end the input ends."""
+    typed = iter([*lines, EOFError])
+
+    def read() -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(chat_cli, "read_message", read)
+
+
+def talked(monkeypatch: pytest.MonkeyPatch, chat: Chat, *lines: str | type[BaseException]) -> None:
+    type_in(monkeypatch, *lines)
+    talk(chat, chat.screen)
+
+
+# A conversation
+
+
+def test_history_is_kept_until_it_is_cleared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = conversation()
+    talked(monkeypatch, chat, "one", "", "  two ", "/clear", "three")
+    assert capsys.readouterr().out.split("\n") == [
+        *("one 1", "", "two 2", ""),
+        *("(forgotten: a new conversation begins)", "three 1", "", "", ""),
+    ]
+    assert chat.messages == [user("three"), assistant("three 1")]
+
+
+def test_the_model_is_shown_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, {"type": "text", "text": "!"}]
+    chat = conversation(lambda _: answer_ids(content), temperature=0.3, top_k=7, max_tokens=99, seed=5)
+    talked(monkeypatch, chat, "a", "b")
+    messages = [user("a"), assistant(content), user("b"), assistant("")]
+    scripted: Any = chat.engine
+    assert scripted.asked == [
+        (TOKENIZER.render_for_completion({"messages": messages[:2]}), 1, 99, 0.3, 7, 5),
+        (TOKENIZER.render_for_completion({"messages": messages}), 1, 99, 0.3, 7, 6),
+    ]
+    assert chat.messages[-1] == assistant(content)
+
+
+def test_a_long_history_is_cut_at_a_turn_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = conversation(context=120)
+    talked(monkeypatch, chat, *(f"{i}" * 20 for i in range(4)))
+    shown = [line for line in capsys.readouterr().out.split("\n") if line]
+    assert shown == [
+        f"{'0' * 20} 1",
+        f"{'1' * 20} 2",
+        "(the oldest 2 messages no longer fit: forgotten)",
+        f"{'2' * 20} 2",
+        "(the oldest 2 messages no longer fit: forgotten)",
+        f"{'3' * 20} 2",
+    ]
+    assert [message["content"][0] for message in chat.messages] == ["2", "2", "3", "3"]
+
+
+def test_a_wall_of_text_is_refused_in_a_line_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = conversation()
+    talked(monkeypatch, chat, "a", "x\n" * 500, "b")
+    lines = [line for line in capsys.readouterr().out.split("\n") if line]
+    assert lines[0] == "a 1"
+    assert lines[1].startswith("(the message is too long: it takes 1003 tokens, and 192 fit")
+    assert lines[2:] == ["b 2"]
+
+
+@pytest.mark.parametrize("said", [0, 3])
+def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(
+    said: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script(prompt: list[int]) -> Iterator[int]:
+        yield from TOKENIZER.encode("abc")[:said]
+        if question(prompt) == "go":
+            raise KeyboardInterrupt
+        yield from answer_ids("")
+
+    chat = conversation(script)
+    talked(monkeypatch, chat, "go", "on")
+    assert capsys.readouterr().out.split("\n")[:2] == ["abc"[:said], "(stopped)"]
+    first = [user("go"), assistant("abc")] if said else []  # a question without an answer is forgotten
+    assert chat.messages == ([*first, user("on"), assistant("abc")] if said else [])
+
+
+def test_an_answer_without_more_room_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talked(monkeypatch, conversation(lambda _: answer_ids("abcdef"), max_tokens=3), "q")
+    assert capsys.readouterr().out.split("\n")[:2] == ["abc", "(cut off: the answer has no more room)"]
+
+
+def test_commands_and_what_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = conversation()
+    talked(monkeypatch, chat, "/help", "/nothing", "/", "/usr/bin is what?", "/quit", "never asked")
+    out = capsys.readouterr().out
+    assert "/clear   forget" in out
+    assert "(/nothing is no command; /help lists them)" in out
+    assert "(/ is no command" in out
+    assert "/usr/bin is what? 1" in out
+    assert "never" not in out
+
+
+def test_ctrl_c_at_the_prompt_leaves_the_second_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = KeyboardInterrupt
+    talked(monkeypatch, conversation(), stop, "a", stop, stop, "never asked")
+    out = capsys.readouterr().out
+    assert out.count("(Ctrl-C again, Ctrl-D or /quit leaves)") == 2
+    assert "a 1" in out
+    assert "never" not in out
+
+
+# What is shown
+
+
+def shown(capsys: pytest.CaptureFixture[str], *pieces: tuple[str, str]) -> str:
+    screen = Screen(io.StringIO())
+    for kind, text in pieces:
+        screen.show(Piece(kind, text))
+    screen.end()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        ([("text", "a"), ("text", "b")], "ab\n"),
+        ([("text", "so "), ("python", ""), ("python", "6*"), ("python", "7"), ("python_output", "")], "so [6*7 = ]\n"),
+        ([("text", "so"), ("python", ""), ("python", "1"), ("text", "go")], "so [1] go\n"),
+        (
+            [
+                ("python", ""),
+                ("python", "1"),
+                ("python_output", ""),
+                ("python_output", "1"),
+                ("text", "."),
+                ("text", "2"),
+            ],
+            "[1 = 1].2\n",
+        ),
+        ([("python", ""), ("python", "1"), ("python", ""), ("python", "2")], "[1] [2]\n"),
+        ([("text", "a\n"), ("python_output", ""), ("python_output", "1"), ("text", "b")], "a\n[= 1] b\n"),
+    ],
+)
+def test_a_call_stands_in_brackets(
+    pieces: list[tuple[str, str]], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(capsys, *pieces) == text
+
+
+def test_the_model_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable("a\x1b[2J\tb\r\n\x9b1m\x07é🙂") == "a\ufffd[2J\tb\ufffd\n\ufffd1m\ufffdé🙂"
+    assert "\x1b" not in shown(capsys, ("text", "\x1b[0m"), ("python", ""), ("python", "\x1b"))
+
+
+# The settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"prompt": " "}, "the prompt is empty"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Config(**settings)
+
+
+# A real model
+
+
+def save_model(folder: Path, stage: str, likely: str = "", context: int = 64) -> None:
+    """A tiny checkpoint that says any byte, an end now and then, or almost always the bytes of `likely`."""
+    TOKENIZER.save(folder / "tokenizer")
+    vocab_size = TOKENIZER.get_vocab_size()
+    model = GPT(GPTConfig(sequence_len=context, vocab_size=vocab_size, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
+    model.init_weights()
+    with torch.no_grad():
+        # One direction of every embedding is the same, so that the head can make a token likely wherever it stands.
+        model.embed.weight[:, 0] = 30
+        model.head.weight[TOKENIZER.encode(likely), 0] = 4
+    meta = {
+        "model_config": asdict(model.config),
+        "compute_dtype": "float32",
+        "tokenizer_hash": TOKENIZER.hash(),
+        "step": 7,
+    }
+    save_checkpoint(run_dir(stage, "d1"), 7, model.state_dict(), {}, meta)
+
+
+def test_one_question(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(run_here, "sft", "z")
+    main(Config(prompt="hello", max_tokens=5, temperature=0, device="cpu"))
+    out, err = capsys.readouterr()
+    assert out == "zzzzz\n"  # nothing but the answer
+    assert "(cut off" in err
+    assert "chatsft_checkpoints" in err
+    with pytest.raises(UserError, match="the message is too long"):
+        main(Config(prompt="hello" * 50, device="cpu"))
+    with pytest.raises(UserError, match="no rl checkpoint"):
+        main(Config(prompt="hello", source="rl", device="cpu"))
+
+
+@pytest.mark.usefixtures("run_here")
+def test_without_a_model_it_says_what_to_train() -> None:
+    with pytest.raises(UserError, match=r"no model to talk to .* train one"):
+        main(Config(device="cpu"))
+
+
+def test_the_last_stage_is_the_one(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage, letter in (("mid", "m"), ("sft", "s"), ("rl", "r")):
+        save_model(run_here, stage, letter)
+        main(Config(prompt="?", max_tokens=1, temperature=0, device="cpu"))
+        assert capsys.readouterr().out == f"{letter}\n"
+
+
+def test_without_a_terminal_a_line_is_a_question(
+    run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(run_here, "sft", "z")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    main(Config(max_tokens=3, temperature=0, device="cpu"))
+    out = capsys.readouterr().out
+    assert out.count("zzz") == 2
+    assert "> " not in out
+    assert "\x1b" not in out
+
+
+def test_in_a_real_terminal(base_dir: Path) -> None:
+    """Three turns, /clear, Ctrl-C in mid-answer, a wall of text pasted both ways, and Ctrl-D."""
+    pexpect = pytest.importorskip("pexpect", reason="needs a terminal of this kind")
+    save_model(base_dir, "sft", "z", context=4000)
+    environment = {**os.environ, "NANOCHAT_DTYPE": "float32", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    command = ["-m", "scripts.chat_cli", "-t", "0", "--device=cpu"]
+    chat = pexpect.spawn(sys.executable, command, env=environment, cwd=str(ROOT), encoding="utf-8", timeout=120)
+    chat.setwinsize(50, 120)
+    prompt = r"\r\n(\x1b\[\?2004h)?> "  # readline tells the terminal to mark what is pasted
+    chat.expect("sft d1, step 7")
+    chat.expect(prompt)
+    for turn in range(3):
+        chat.sendline(f"hello {turn}")
+        chat.expect("zzzz")
+        chat.sendintr()  # it would go on for thousands of tokens
+        chat.expect(r"\(stopped\)")
+        chat.expect(prompt)
+    chat.sendline("/clear")
+    chat.expect("a new conversation begins")
+    chat.expect(prompt)
+    wall = "\n".join(f"line {i} of what was pasted" for i in range(200))
+    chat.send(f"\x1b[200~{wall}\x1b[201~")
+    chat.sendline("")
+    chat.expect(r"the message is too long: it takes \d+ tokens")
+    chat.expect(prompt)
+    chat.sendline("first line\nsecond line")  # pasted where nothing marks it: still one message
+    chat.expect("zzzz")
+    chat.sendintr()
+    chat.expect(r"\(stopped\)")
+    chat.expect(prompt)
+    chat.sendintr()
+    chat.expect("Ctrl-C again")
+    chat.expect(prompt)
+    chat.sendeof()
+    chat.expect(pexpect.EOF)
+    assert "Traceback" not in chat.before
+    chat.close()
+    assert chat.exitstatus == 0
