@@ -7,6 +7,13 @@ cd "$(dirname "$0")/.."
 bash dev/setup.sh || exit 1
 export PATH="$PWD/.venv/bin:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
+# The browser tests drive Debian's Chromium. Where it cannot be had they are skipped, and say so.
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "== installing Chromium for the browser tests (log: .venv/chromium.log)"
+    { timeout 300 apt-get update; DEBIAN_FRONTEND=noninteractive timeout 900 apt-get install -y --no-install-recommends chromium; } \
+        >.venv/chromium.log 2>&1 </dev/null || echo "not installed: $(tail -n 1 .venv/chromium.log)"
+fi
+
 summary=()
 failed=0
 

@@ -52,7 +52,7 @@ class Stats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[str, float] = dict.fromkeys(
+        self._counts: dict[str, int] = dict.fromkeys(
             # stopped: by a closed connection. seconds_writing: over all copies of the model
             ("requests", "refused", "answered", "stopped", "failed", "waiting", "in_flight", "tokens"),
             0,
