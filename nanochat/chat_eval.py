@@ -157,13 +157,15 @@ def chat_core(scores: Sequence[TaskScore]) -> tuple[str, Section]:
 
 
 def choose_rows(length: int, most: int | None) -> Sequence[int]:
-    """At most `most` (None: all) of `length` rows: always the same ones, and a smaller choice is part of a larger.
+    """At most `most` (None: all) of `length` rows, always the same ones: one at random from each of `most` sections.
 
-    A random choice, because the first rows may be of one subject, and every third of one kind.
+    So no subject is left out where rows are sorted by it, and no kind is preferred where every third is of that kind.
     """
     if most is None or most >= length:
         return range(length)
-    return sorted(np.random.default_rng(0).permutation(length)[:most].tolist())
+    ends = [index * length // most for index in range(most + 1)]
+    rows: list[int] = np.random.default_rng(42).integers(ends[:-1], ends[1:]).tolist()
+    return rows
 
 
 def check_settings(

@@ -141,9 +141,10 @@ def accuracy_lines(sections: Mapping[str, Section]) -> Iterator[str]:
     """Accuracy by stage as a table for the terminal; none where nothing was scored."""
     found = accuracies(sections)
     models = [model for model in MODELS if any(model in row for row in found.values())]
-    width = max(map(len, found), default=0)
+    title = "right, in %"
+    width = max(map(len, [title, *found]))
     if found:
-        yield f"{'right, in %':{width}}  guessing" + "".join(f"{model:>14}" for model in models)
+        yield f"{title:{width}}  guessing" + "".join(f"{model:>14}" for model in models)
     for task, by_model in found.items():
         cells = [f"{_short(by_model[model]) if model in by_model else '':>12}  " for model in models]
         change = gains(by_model)

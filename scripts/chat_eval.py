@@ -110,7 +110,8 @@ def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, confi
             max_problems=config.most,
             seed=config.seed,
         )
-        scores.append(replace(score, name=name))
+        asked = f" pass@{score.num_samples}" if score.num_samples > 1 else ""  # another measure: under another name
+        scores.append(replace(score, name=name + asked))
         print0(row(scores[-1]))
     return scores
 
@@ -118,10 +119,9 @@ def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, confi
 def row(score: TaskScore) -> str:
     """A row of the table at the terminal."""
     low, high = score.interval
-    name = score.name + (f", pass@{score.num_samples}" if score.num_samples > 1 else "")
     calls = f"{score.tool_share:.0%}" if score.tool_calls else ""
     return (
-        f"{name:28} {score.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {score.num:9,} {score.chance:7.1%} "
+        f"{score.name:28} {score.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {score.num:9,} {score.chance:7.1%} "
         f"{score.centred:8.3f} {calls:>6} {duration(score.seconds):>9}"
     )
 

@@ -240,13 +240,16 @@ def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> N
 # --- which problems ---------------------------------------------------------------------------------------------------
 
 
-def test_fewer_problems_are_a_part_of_more() -> None:
-    some, more = choose_rows(1000, 30), choose_rows(1000, 100)
-    assert len(set(some)) == 30
-    assert set(some) < set(more) < set(range(1000))
-    assert list(some) == sorted(some)
-    assert all(0 < sum(row % 3 == kind for row in more) < 60 for kind in range(3))
-    assert list(choose_rows(5, 7)) == list(choose_rows(5, None)) == list(range(5))
+def test_fewer_problems_come_from_everywhere() -> None:
+    """One of each section of the rows, and as many of every kind where kinds take turns."""
+    for length, most in ((1000, 333), (1000, 300), (1172, 1171), (7, 3), (5, 1)):
+        rows = list(choose_rows(length, most))
+        assert len(set(rows)) == most
+        assert [row for row in rows if not 0 <= row < length] == []
+        assert all(abs(row - (i + 0.5) * length / most) <= length / most + 1 for i, row in enumerate(rows))
+        assert rows == list(choose_rows(length, most))
+    assert all(80 < sum(row % 3 == kind for row in choose_rows(1000, 333)) < 142 for kind in range(3))
+    assert list(choose_rows(5, 7)) == list(choose_rows(5, 5)) == list(choose_rows(5, None)) == list(range(5))
 
 
 def test_the_hash_is_of_the_problems() -> None:
@@ -403,6 +406,14 @@ def test_the_embedded_world(run_here: Path, capsys: pytest.CaptureFixture[str]) 
 def _rows(name: str, most: int) -> list[Conversation]:
     task = script.open_task(name)
     return [task[row] for row in choose_rows(len(task), most)]
+
+
+def test_several_samples_are_another_measure(run_here: Path) -> None:
+    save("rl", model(context=128, says="C"))
+    config = Config(source="rl", tasks="SpellingBee", max_problems=3, num_samples=2, temperature=1.0, max_new_tokens=2)
+    [found] = script.main(config)
+    assert (found.name, found.num_samples) == ("SpellingBee pass@2", 2)
+    assert "SpellingBee pass@2" in json.loads((run_here / "chat_eval" / "rl_d1.json").read_text(encoding="utf-8"))
 
 
 def test_without_the_worlds_data_the_tasks_are_chat_cores(base_dir: Path) -> None:

@@ -24,6 +24,7 @@ from markdown_it import MarkdownIt
 from nanochat import report
 from nanochat.common import UserError
 from nanochat.report import log_section, read_sections, render
+from nanochat.sections import share
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE = {"x": [0, 1, 2], "y": [3.0, math.nan, 1.0], "xlabel": "step", "ylabel": "loss (nats per token)"}
@@ -319,6 +320,47 @@ def test_the_summary_at_the_terminal(base_dir: Path, capsys: pytest.CaptureFixtu
     assert lines[-1] == f"report: {base_dir / 'report' / 'report.md'}"
     assert max(map(len, lines[:-1])) <= 100
     assert "\x1b" not in "".join(lines)
+
+
+def evaluation(model: str, correct: str, answer: str) -> None:
+    """What chat_eval writes of a model: an accuracy, and a conversation with a call of the calculator."""
+    call = [
+        {"type": "python", "text": "6*7"},
+        {"type": "python_output", "text": "42"},
+        {"type": "text", "text": answer},
+    ]
+    talk = {"messages": [{"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": call}]}
+    metrics = {"Facts": {**share(correct.count("1"), len(correct)), "chance": 0.25}, "ChatCORE": 0.5}
+    answers = {"Facts": {"problems": "x", "correct": correct}}
+    log_section(f"chat_eval_{model}", {"model": model, "metrics": metrics, "answers": answers, "samples": [talk]})
+
+
+def test_accuracies_gains_and_conversations(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation("mid", "0" * 80 + "1" * 20, " is it.")
+    evaluation("sft", "0" * 10 + "1" * 90, " it is.")
+    report.main(report.Config())
+    text = (base_dir / "report" / "report.md").read_text(encoding="utf-8")
+    found = tables(text)
+    assert found[0] == [["metric", "mid", "sft"], ["ChatCORE", "0.5000", "0.5000"]], "accuracies stand apart"
+    assert found[1] == [
+        ["task", "chance", "mid", "sft", "problems"],
+        ["Facts", "25.0", "20.0 [13.3, 28.9]", "90.0 [82.6, 94.5]", "100"],
+    ]
+    assert found[2][1][1].startswith("+70.0 [")
+    assert found[2][1][1].endswith("p < 0.001")
+    assert "![accuracy by stage](accuracies.png)" in text
+    assert (base_dir / "report" / "accuracies.png").read_bytes().startswith(b"\x89PNG")
+    assert headings(text)[-2:] == ["A conversation with the mid model", "A conversation with the sft model"]
+    assert text.endswith("```text\nuser: 6 x 7?\n\nassistant: [6*7 = 42] it is.\n```\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert "Facts            25.0   20.0 ±7.8     90.0 ±6.0 *" in lines
+    end = lines.index("--- a conversation with the sft model")
+    assert lines[end + 1 : -2] == ["user: 6 x 7?", "", "assistant: [6*7 = 42] it is."]
+    (base_dir / "report" / "chat_eval_mid.json").unlink()
+    (base_dir / "report" / "chat_eval_sft.json").unlink()
+    log_section("base_train", {})
+    render()
+    assert not (base_dir / "report" / "accuracies.png").exists()
 
 
 def test_the_command_line(base_dir: Path) -> None:
