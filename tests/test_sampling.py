@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from nanochat.common import UserError
-from nanochat.sampling import check_sampling, sample_next
+from nanochat.sampling import check_sampling, numbers, sample_at, sample_next, streams
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.0], [0.0, -1.0, 2.0, 4.0, 1.0]])
 
@@ -75,3 +76,63 @@ def test_an_impossible_top_k_is_refused(top_k: int) -> None:
 def test_what_makes_sense_is_accepted() -> None:
     for temperature, top_k in [(0, None), (0.0, 1), (2, 10**9)]:
         check_sampling(temperature, top_k)
+
+
+# Numbers instead of a generator
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 3), (1.0, 1), (1.0, 100)])
+def test_a_number_draws_the_id_at_its_place(temperature: float, top_k: int | None) -> None:
+    """Evenly spaced numbers draw each id as often as its share says, to one draw."""
+    number = 10_000
+    where = torch.arange(number) / number
+    drawn = sample_at(LOGITS[:1].expand(number, -1), temperature, top_k, where)
+    assert drawn.shape == (number,)
+    odds = [math.exp(logit / temperature) for logit in LOGITS[0].tolist()]
+    least = sorted(odds, reverse=True)[: top_k or 5][-1]
+    total = sum(odd for odd in odds if odd >= least)
+    for token, odd in enumerate(odds):
+        expected = number * odd / total if odd >= least else 0
+        assert abs(int((drawn == token).sum()) - expected) <= 1.5
+
+
+def test_what_has_no_share_is_never_drawn() -> None:
+    """Neither by 0 nor by the largest number under 1, however the sum is rounded."""
+    logits = torch.randn(500, 300, generator=torch.Generator().manual_seed(1))
+    logits[:, [0, 150, 299]] = -1e9
+    for where in (0.0, 1 - 2**-23):
+        drawn = sample_at(logits, 1.0, None, torch.full((500,), where))
+        assert torch.equal(drawn, torch.full((500,), 1 if where == 0 else 298))
+
+
+def test_a_row_is_drawn_by_its_own_number() -> None:
+    logits = torch.randn(40, 100, generator=torch.Generator().manual_seed(1))
+    where = torch.rand(40, generator=torch.Generator().manual_seed(2))
+    whole = sample_at(logits, 1.0, 20, where)
+    assert [int(sample_at(logits[i : i + 1], 1.0, 20, where[i : i + 1])) for i in range(40)] == whole.tolist()
+    assert torch.equal(sample_at(logits, 0.0, None, where), logits.argmax(-1))
+
+
+def test_streams_are_the_same_whatever_their_count_and_differ_by_seed() -> None:
+    assert streams(5, 3).tolist() == streams(5, 1000)[:3].tolist()
+    seen = {key for seed in (-1, 0, 1, 2, 42, 2**63) for key in streams(seed, 1000).tolist()}
+    assert len(seen) == 6000
+
+
+def test_numbers_are_those_of_splitmix64() -> None:
+    """The first of SplitMix64 from 0 are published: 0xe220a8397b1dcdaf, 0x6e789e6aa1b965f4, 0x06c45d188009454f."""
+    golden = 0x9E3779B97F4A7C15
+    keys = np.array([0, golden, 2 * golden % 2**64], dtype=np.uint64)
+    first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert numbers(keys, np.zeros(3, dtype=np.int64)).tolist() == [(word >> 41) / 2**23 for word in first]
+
+
+def test_numbers_are_even_and_know_nothing_of_each_other() -> None:
+    table = np.stack([numbers(streams(7, 400), np.full(400, step)) for step in range(300)])  # (steps, streams)
+    assert table.dtype == np.float32
+    assert 0 <= table.min() < 1e-4
+    assert 1 - 1e-4 < table.max() < 1
+    counts = np.histogram(table, bins=100, range=(0, 1))[0]
+    assert 50 < ((counts - 1200) ** 2 / 1200).sum() < 170  # chi-square, 99 degrees of freedom
+    for one, other in ((table[:-1], table[1:]), (table[:, :-1], table[:, 1:])):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.015
