@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole story, from nothing to a trained model, on one machine with NVIDIA GPUs: bash speedrun.sh [options of base_train]
+# The whole story, from nothing to a chat model, on one machine with NVIDIA GPUs: bash speedrun.sh [options of base_train]
 #
 # The settings are for 8 x H100. Fewer or smaller GPUs give the same model, later: the batch is cut to what fits, and gradients are
 # accumulated. WANDB_RUN=NAME logs to wandb. Without a CUDA GPU, dev/runcpu.sh tells the same story in small.
@@ -38,7 +38,21 @@ stage base_train report/base_train.json "${on_all_gpus[@]}" scripts.base_train -
     --depth="$depth" --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run="$WANDB_RUN" "$@"
 stage base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
 
+# Conversations: their form, multiple choice, tool use. Who the model says it is comes from templates: tasks/identity.py.
+python -m dev.gen_synthetic_data
+stage mid_train report/mid_train.json "${on_all_gpus[@]}" scripts.mid_train -- --run="$WANDB_RUN"
+stage chat_eval_mid report/chat_eval_mid.json "${on_all_gpus[@]}" scripts.chat_eval -- -i mid
+
+# Fine-tuning on fewer and better ones.
+stage chat_sft report/chat_sft.json "${on_all_gpus[@]}" scripts.chat_sft -- --source=mid --run="$WANDB_RUN"
+stage chat_eval_sft report/chat_eval_sft.json "${on_all_gpus[@]}" scripts.chat_eval -- -i sft
+
+# Reinforcement on problems whose answers can be checked.
+stage chat_rl report/chat_rl.json "${on_all_gpus[@]}" scripts.chat_rl -- --source=sft --run="$WANDB_RUN"
+stage chat_eval_rl report/chat_eval_rl.json "${on_all_gpus[@]}" scripts.chat_eval -- -i rl
+
 # What happened, with curves, samples, time and cost.
 python -m nanochat.report
+echo "speedrun: talk to it with: source .venv/bin/activate && python -m scripts.chat_web"
 exit
 }

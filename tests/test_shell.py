@@ -29,12 +29,19 @@ case "$*" in
     *tok_eval*) file=report/tok_eval.json ;;
     *base_train*) file=report/base_train.json ;;
     *base_loss*) file=report/base_loss.json ;;
+    *mid_train*) file=report/mid_train.json ;;
+    *chat_sft*) file=report/chat_sft.json ;;
+    *chat_rl*) file=report/chat_rl.json ;;
+    *chat_eval*mid*) file=report/chat_eval_mid.json ;;
+    *chat_eval*sft*) file=report/chat_eval_sft.json ;;
+    *chat_eval*rl*) file=report/chat_eval_rl.json ;;
     *) exit 0 ;;
 esac
 mkdir -p "$(dirname "$NANOCHAT_BASE_DIR/$file")"
 echo "$RESULT" >"$NANOCHAT_BASE_DIR/$file"
 """
 STAGES = ["nanochat.dataset", "scripts.tok_train", "scripts.tok_eval", "scripts.base_train", "scripts.base_loss"]
+STAGES += [f"scripts.{name}" for stage in ("mid_train", "chat_sft", "chat_rl") for name in (stage, "chat_eval")]
 
 
 def program(path: Path, text: str) -> None:
@@ -51,7 +58,7 @@ class Checkout:
         self.folder = folder / "checkout"
         self.calls = folder / "calls"
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "CALLS": str(self.calls)}
-        for name in ("speedrun.sh", "run1000.sh", "dev/runcpu.sh", "dev/stage.sh", "dev/setup.sh"):
+        for name in ("speedrun.sh", "run1000.sh", "dev/runcpu.sh", "dev/own_text.toml", "dev/stage.sh", "dev/setup.sh"):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
 
@@ -100,7 +107,7 @@ def test_runcpu_does_each_stage_once(checkout: Checkout) -> None:
 
     printed, calls = checkout.run("dev/runcpu.sh")
     assert calls == ["python -m nanochat.report"]
-    assert printed.count("done already") == 5
+    assert printed.count("done already") == len(STAGES)
 
 
 def test_runcpu_redoes_what_changed(checkout: Checkout, tmp_path: Path) -> None:
@@ -114,6 +121,11 @@ def test_runcpu_redoes_what_changed(checkout: Checkout, tmp_path: Path) -> None:
     _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)  # the model: its stages
     assert modules(calls) == STAGES[3:]
     assert calls[0].endswith(" --depth=2")
+
+    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", "--rl.num_samples=4", option)  # a later stage
+    assert modules(calls) == STAGES[-2:]
+    assert calls[0].split()[-3:] == ["--num_samples=4", "--save_every=100", "--keep_last=1"]
+    checkout.run("dev/runcpu.sh", "--depth=2", option)
 
     (data / "a.txt").write_text("two", encoding="utf-8")  # the data: everything that it reaches
     _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)
@@ -179,7 +191,8 @@ def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, dep
     _, calls = checkout.run(script, "--seed=1", GPUS="2", NANOCHAT_BASE_DIR=str(tmp_path / "base"), WANDB_RUN="mine")
     assert calls[0] == "python -m nanochat.dataset -n 8"
     assert f"python -m nanochat.dataset -n {shards}" in calls[1:]
-    assert set(modules(calls)) == set(STAGES)
+    assert set(modules(calls)) == {*STAGES, "dev.gen_synthetic_data"}
+    assert [name for name in modules(calls) if name in STAGES[5:]] == STAGES[5:]
     trained = [call for call in calls if "base_train" in call]
     assert trained == [
         "torchrun --standalone --nproc_per_node=2 -m scripts.base_train -- "
@@ -188,7 +201,8 @@ def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, dep
     assert calls[-1] == "python -m nanochat.report"
 
     again = {"GPUS": "2", "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "WANDB_RUN": "mine"}
-    assert set(modules(checkout.run(script, "--seed=1", **again)[1])) == {"nanochat.dataset"}  # which skips by itself
+    _, calls = checkout.run(script, "--seed=1", **again)
+    assert set(modules(calls)) == {"nanochat.dataset", "dev.gen_synthetic_data"}  # the first skips by itself
 
 
 def test_speedrun_stops_when_the_download_fails(checkout: Checkout, tmp_path: Path) -> None:
@@ -304,11 +318,15 @@ def test_runcpu_for_real(tmp_path: Path) -> None:
     for number in range(40):
         story = f"Story {number}. The fox saw {number} hens by the river, and the hens saw the fox. " * 30
         (text / f"{number}.txt").write_text(story, encoding="utf-8")
-    small = ["--depth=1", "--max_seq_len=32", "--device_batch_size=2", "--total_batch_size=64", "--num_iterations=3"]
+    small = ["--depth=1", "--max_seq_len=256", "--device_batch_size=2", "--total_batch_size=512", "--num_iterations=3"]
+    for stage in ("mid", "sft"):
+        small += [f"--{stage}.total_batch_size=512", f"--{stage}.num_iterations=2", f"--{stage}.compile=off"]
+    small += ["--rl.num_iterations=1", "--rl.num_problems=2", "--rl.num_samples=2", "--rl.eval_problems=2"]
+    small += ["--rl.max_new_tokens=8", "--eval.max_new_tokens=8", "--eval.max_problems=2"]
     environment = {"PYTHONPATH": str(ROOT), "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "OMP_NUM_THREADS": "1"}
     command = ["dev/runcpu.sh", f"--data={text}", *small, "--eval_tokens=64", "--sample_every=-1", "--compile=off"]
     printed, _ = made.run(*command, **environment)
     assert "bits per byte" in printed
     assert str(tmp_path / "base/report/report.md") in printed
     assert (tmp_path / "base/report/report.md").exists()
-    assert made.run(*command, **environment)[0].count("done already") == 5
+    assert made.run(*command, **environment)[0].count("done already") == len(STAGES)
