@@ -1,8 +1,9 @@
 """What the tasks of the embedded world share: which facts are kept for the test, and a generator for every example.
 
-A fact is a pair (property, subject). 40% of the pairs of every property are held out: the base text states them, but no
-training conversation ever asks for one. Two pairs that answer each other ("the best friend of Mia is Tom" and the
-other way round, hot and cold) are held out together.
+A fact is a pair (property, subject). Of what is true of a subject up to half is held out, 342 pairs in all: the base
+text states them, but no training conversation ever asks for one. About every subject something is asked in training;
+so of a subject with a single property, as a word with its opposite, nothing is held out. Two pairs that answer each
+other ("the best friend of Mia is Tom" and the other way round) are held out together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from tasks.common import Task, row_random
 
 T = TypeVar("T")
 Pair = tuple[str, str]  # property, subject
-HELD_OUT_SHARE = 0.4
 SPLITS = ("train", "test")
 
 
@@ -56,10 +56,10 @@ def pick(rng: Random, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
-def shuffled(rng: Random, options: Sequence[T]) -> list[T]:
-    """The options in a random order."""
+def shuffled(rng: Random, options: Sequence[T], count: int | None = None) -> list[T]:
+    """The options in a random order, or the first `count` of them."""
     left = list(options)
-    return [left.pop(int(rng.random() * len(left))) for _ in options]
+    return [left.pop(int(rng.random() * len(left))) for _ in options[:count]]
 
 
 def number_of(*key: object) -> int:
@@ -70,16 +70,25 @@ def number_of(*key: object) -> int:
 @cache
 def held_out_pairs() -> frozenset[Pair]:
     """The (property, subject) pairs that no training conversation asks for."""
-    held: set[Pair] = set()
+    properties: dict[str, list[str]] = {}
     for relation in RELATIONS.values():
-        values = relation.values
-        groups = {tuple(sorted({s, v} if values.get(v) == s else {s})) for s, v in values.items()}
-        left = round(HELD_OUT_SHARE * len(values))
-        for group in sorted(groups, key=lambda group: number_of(relation.name, group)):
-            if len(group) <= left:
-                held.update((relation.name, subject) for subject in group)
-                left -= len(group)
+        for subject in relation.values:
+            properties.setdefault(subject, []).append(relation.name)
+    held: set[Pair] = set()
+    for subject, names in properties.items():
+        quota = len(names) // 2
+        mutual = {name: group for name in names if (group := _mutual(name, subject))}
+        chosen = [name for name, group in mutual.items() if number_of(name, group) % len(names) < quota]
+        rest = sorted(set(names) - set(mutual), key=lambda name: number_of(name, subject))
+        held.update((name, subject) for name in [*chosen, *rest][:quota])
     return frozenset(held)
+
+
+def _mutual(relation: str, subject: str) -> tuple[str, ...]:
+    """The two subjects of which each is the other's value, sorted; nothing if they are not."""
+    values = RELATIONS[relation].values
+    value = values[subject]
+    return tuple(sorted((subject, value))) if values.get(value) == subject else ()
 
 
 @cache
@@ -89,16 +98,14 @@ def facts_of(split: str) -> tuple[Fact, ...]:
     return tuple(fact for fact in facts() if ((fact.property, fact.subject) in held) == (split == "test"))
 
 
-@cache
-def answers(fact: Fact) -> tuple[str, ...]:
-    """The sentences of a fact that name the value last, where there are any.
+# Which of a fact's sentences answers a question. They name the value last, after the subject, as most of the base text
+# does; and before the value stand words that belong to this property alone ("Mia has" could be about hair or kite).
+_ANSWERS = {"food": 3, "look": 1, "trait": 2, "origin": 1}  # otherwise the first
 
-    "The flute is made of silver" goes on as the base text does; "Silver is what the flute is made of" asks a small
-    model for the value before it has said what it speaks of.
-    """
-    subject, value = fact.subject.lower(), fact.value.lower()
-    ordered = [text for text in fact.sentences if text.lower().rfind(value) > text.lower().find(subject)]
-    return tuple(ordered) or fact.sentences
+
+def answer(fact: Fact) -> str:
+    """The sentence that answers every question for a fact."""
+    return fact.sentences[_ANSWERS.get(fact.property, 0)]
 
 
 # A question is asked as it stands, or with something before it; after a comma or colon it begins with a small letter.

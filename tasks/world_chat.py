@@ -14,7 +14,7 @@ from nanochat.storyworld import Fact
 from nanochat.storyworld.relations import OF_THINGS
 from nanochat.storyworld.short import short_story
 from nanochat.storyworld.world import CHARACTERS
-from tasks.world import WorldTask, answers, facts_of, framed, held_out_pairs, pick, shuffled
+from tasks.world import WorldTask, answer, facts_of, framed, held_out_pairs, pick, shuffled
 
 LONGEST_STORY = 620  # characters: about 150 tokens
 Turn = tuple[str, str]  # what the user says, and the answer
@@ -117,12 +117,12 @@ def _about_something(rng: Random) -> list[Turn]:
     turns = [_asked(rng, owned)]
     for fact in shuffled(rng, own)[:2]:
         question = pick(rng, fact.questions).replace(f"{owned.subject}'s {owned.value}", "it")
-        turns.append((question.replace("color of it", "color of that"), pick(rng, answers(fact))))
+        turns.append((question.replace("color of it", "color of that"), answer(fact)))
     return _end(rng, turns)
 
 
 def _asked(rng: Random, fact: Fact) -> Turn:
-    return pick(rng, framed(pick(rng, fact.questions))), pick(rng, answers(fact))
+    return pick(rng, framed(pick(rng, fact.questions))), answer(fact)
 
 
 def _follow_up(rng: Random, fact: Fact, who: str) -> str:
@@ -139,7 +139,7 @@ def _follow_up(rng: Random, fact: Fact, who: str) -> str:
 
 def _short(rng: Random, fact: Fact, who: str) -> str:
     """A statement about someone just spoken of."""
-    sentence = pick(rng, answers(fact))
+    sentence = answer(fact)
     if sentence.startswith(f"{who} ") and rng.random() < 0.5:
         return f"{_PRONOUNS[CHARACTERS[who].sex][0].capitalize()}{sentence[len(who) :]}"
     return sentence

@@ -12,7 +12,7 @@ from nanochat.storyworld import Fact
 from nanochat.storyworld.relations import RELATIONS
 from nanochat.storyworld.world import CHARACTERS, THINGS
 from tasks.common import chat, multiple_choice
-from tasks.world import WorldTask, answers, facts_of, framed, number_of, pick, shuffled
+from tasks.world import WorldTask, answer, facts_of, framed, number_of, pick, shuffled
 
 
 class Facts(WorldTask):
@@ -36,7 +36,7 @@ class Facts(WorldTask):
             question = pick(rng, framed(pick(rng, fact.questions)))
         else:
             fact, question = _test_questions()[index]
-        return chat(question, pick(rng, answers(fact)), property=fact.property, subject=fact.subject)
+        return chat(question, answer(fact), property=fact.property, subject=fact.subject)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether the completion states the value that was asked for and no other value of that property."""
@@ -44,10 +44,19 @@ class Facts(WorldTask):
 
 
 class FactChoice(WorldTask):
-    """Questions with four answers to choose from; the wrong ones are true of someone or something else."""
+    """Questions with four answers to choose from. The wrong ones are true of others; with `far`, of other properties.
+
+    For "Where does Mia live?" there are three other homes; far, there may be a food, a color and a fear.
+    """
 
     name = "FactChoice"
     eval_type = "categorical"
+
+    def __init__(
+        self, split: str = "test", size: int | None = None, seed: int = 0, far: bool = False, **rows: int | None
+    ) -> None:
+        super().__init__(split, size, seed, **rows)
+        self.far = far
 
     def get_example(self, index: int) -> Conversation:
         """A question with its choices; the answer is a letter, and every letter is as frequent as the others."""
@@ -57,10 +66,18 @@ class FactChoice(WorldTask):
         rng = self.random(index)
         # The right letter moves on from turn to turn: in four turns each fact has each letter once.
         right = (place + turn + turn // 4) % 4
-        wrong = shuffled(rng, sorted(set(RELATIONS[fact.property].values.values()) - {fact.value}))
-        choices = [*wrong[:right], fact.value, *wrong[right:3]]
+        wrong = shuffled(rng, [value for value in _choices(fact.property, self.far) if value != fact.value], 3)
+        choices = [*wrong[:right], fact.value, *wrong[right:]]
         asked = multiple_choice(pick(rng, fact.questions), choices, right)
         return {**asked, "property": fact.property, "subject": fact.subject}
+
+
+@cache
+def _choices(relation: str, far: bool) -> list[str]:
+    """The values of a relation; far: those of all others."""
+    near = set(RELATIONS[relation].values.values())
+    every = {value for other in RELATIONS.values() for value in other.values.values()}
+    return sorted(every - near if far else near)
 
 
 @cache
