@@ -101,10 +101,11 @@ def model_of(stage: str, section: Section) -> str | None:
 
 
 def is_accuracy(metric: Any) -> bool:
-    """Whether a metric is an accuracy: it knows its interval, and what guessing gives."""
+    """Whether a metric is an accuracy: a share that knows its interval, and what guessing gives."""
     if not isinstance(metric, dict):
         return False
-    return None not in (metric.get("value"), metric.get("chance"), *(metric.get("interval") or [None]))
+    shares = [metric.get("value"), metric.get("chance"), *(metric.get("interval") or [None])]
+    return all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares)
 
 
 def read_sections(folder: Path) -> tuple[dict[str, Section], list[str]]:

@@ -89,7 +89,8 @@ def section(model: str, problems: str = "p", chance: float = 0.0, **correct: str
 
 
 def test_accuracies_stand_in_the_order_of_the_stages() -> None:
-    plain = {"metrics": {"loss": 1.0, "sound": share(1, 2)}}
+    odd = {"value": 3.0, "interval": [0.0, 1.0], "chance": 0.0}
+    plain = {"metrics": {"loss": 1.0, "sound": share(1, 2), "odd": odd, "no interval": {"value": 1.0, "chance": 0.0}}}
     found = accuracies(
         {"x": section("rl", A="11"), "y": section("base", A="10"), "base_train": plain, "dataset": plain}
     )

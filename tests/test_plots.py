@@ -125,7 +125,7 @@ def test_accuracies_have_a_panel_a_task_three_abreast(tmp_path: Path) -> None:
 
 
 def test_odd_accuracies_are_drawn(tmp_path: Path) -> None:
-    outside = {"value": 2.0, "interval": [3.0, -1.0], "chance": -5}
+    outside = {"value": 1.0, "interval": [1.0, 0.0], "chance": 1}
     picture = accuracy_pixels({"$x^": {"base": outside, "rl": accuracy(0.0)}, "_b": {"mid": accuracy(1.0)}}, tmp_path)
     assert blue(picture) > 20
 
