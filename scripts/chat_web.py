@@ -113,7 +113,8 @@ def main(config: Config) -> None:
         try:
             Server(settings, service).run(sockets=[server_socket])
         except KeyboardInterrupt:
-            print0("\nStopped.")
+            pass  # uvicorn raises it again when all is closed
+        print0("Stopped.")
 
 
 def load_from_environment() -> Service:
