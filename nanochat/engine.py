@@ -52,7 +52,7 @@ class Batch:
         self.cache = KVCache(model.config, len(self.rows), model.compute_dtype, model.device)
         self.cache.hold(lengths)
         logits, row = [], 0
-        for group in _groups(prompts):
+        for group in groups(prompts, PREFILL_TOKENS):
             part, hidden = self._read(prompts[group])
             for source, count in enumerate(copies[group]):
                 self.cache.load(row, count, part, source)
@@ -86,12 +86,12 @@ class Batch:
         return True
 
 
-def _groups(prompts: Sequence[list[int]]) -> Iterator[slice]:
-    """The prompts in order, as many to a group as PREFILL_TOKENS allows, at least one."""
+def groups(prompts: Sequence[list[int]], tokens: int) -> Iterator[slice]:
+    """The prompts in order, as many to a group as make up to `tokens` tokens with their padding, at least one."""
     start, longest = 0, 0
     for end, prompt in enumerate(prompts):
         longest = max(longest, len(prompt))
-        if end > start and longest * (end + 1 - start) > PREFILL_TOKENS:
+        if end > start and longest * (end + 1 - start) > tokens:
             yield slice(start, end)
             start, longest = end, len(prompt)
     yield slice(start, len(prompts))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat import engine as engine_module
@@ -147,6 +150,17 @@ def test_max_tokens_holds_for_each_answer(model: GPT, max_tokens: int) -> None:
     prompts = random_prompts(20, model.config.sequence_len)
     answers = Engine(model, TOKENIZER).answers(prompts, 1, max_tokens, temperature=0)
     assert answers == [[plain_answer(model, prompt, max_tokens)] for prompt in prompts]
+
+
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=30))
+def test_prompts_are_read_in_passes_of_a_bounded_size(lengths: list[int]) -> None:
+    prompts = [[BOS] * length for length in lengths]
+    groups = [prompts[group] for group in engine_module.groups(prompts, 100)]
+    assert [prompt for group in groups for prompt in group] == prompts
+    for group, following in itertools.zip_longest(groups, groups[1:]):
+        assert len(group) == 1 or len(group) * max(map(len, group)) <= 100
+        if following:  # one more would have been too many
+            assert (len(group) + 1) * max(map(len, [*group, following[0]])) > 100
 
 
 # Random draws
