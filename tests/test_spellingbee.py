@@ -30,9 +30,9 @@ def answer_of(task: SpellingBee, index: int) -> dict[str, str]:
 def test_train_and_test_share_no_word() -> None:
     asked = {}
     for split in ("train", "test"):
-        tasks = (SpellingBee(split, size=6000), SimpleSpelling(split, size=6000))
-        asked[split] = {conversation["word"] for task in tasks for conversation in task}
-        assert asked[split] == set(words(split)), "6,000 rows ask for every word"
+        for task in (SpellingBee(split, size=6000), SimpleSpelling(split, size=6000)):
+            asked[split] = {conversation["word"] for conversation in task}
+            assert asked[split] == set(words(split)), "6,000 rows ask for every word"
     assert not asked["train"] & asked["test"]
     assert len(asked["test"]) >= 900
     assert len(asked["train"]) >= 4000
