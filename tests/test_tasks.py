@@ -206,13 +206,14 @@ def mirror(folder: Path, path: str, table: pa.Table, monkeypatch: pytest.MonkeyP
 def test_arc_calls_numbered_choices_by_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"question": "Q", "choices": {"text": ["p", "q", "r"], "label": ["1", "2", "3"]}, "answerKey": "3"},
-        {"question": "Q", "choices": {"text": ["p", "q"], "label": ["A", "B"]}, "answerKey": "A"},
+        {"question": "Q", "choices": {"text": ["p", "q"], "label": ["B", "D"]}, "answerKey": "D"},
     ]
     mirror(tmp_path, "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet", pa.Table.from_pylist(rows), monkeypatch)
     task = ARC("ARC-Easy")
     assert task[0]["letters"] == ("A", "B", "C")
     assert task[0]["messages"][-1]["content"] == "C"
-    assert task[1]["letters"] == ("A", "B")
+    assert task[1]["letters"] == ("B", "D")
+    assert task[1]["messages"][-1]["content"] == "D"
     assert task.chance == (1 / 3 + 1 / 2) / 2
 
 
