@@ -157,7 +157,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "asks": ("fails", "input('? ')"),
     # what it may see
     "secrets": ("ok", "assert 'NANOCHAT_TEST_SECRET' not in os.environ and '$token' not in str(dict(os.environ)), os.environ"),
-    "open files": ("refused", "attempt(*(lambda n=n: os.read(n, 100) for n in range(3, 64)))"),
+    "open files": ("refused", "attempt(*(lambda n=n: os.fstat(n) for n in range(3, 64)))"),
     "input": ("ok", "assert sys.stdin.read() == ''"),
     "our code": ("refused", "attempt(lambda: __import__('nanochat'), lambda: __import__('torch'), lambda: __import__('pytest'))"),
     "attribute walk": (

@@ -273,6 +273,13 @@ def test_a_caller_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
             assert bool(alive()) != ends
 
 
+def test_a_program_cannot_read_its_callers_input() -> None:
+    code = "from nanochat.execution import run_program\nprint(run_program('print([input()])', 30.0).error)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, input=TOKEN, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("exit code 1: EOFError: EOF when reading a line\n", "")
+
+
 def test_an_interrupted_caller_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = f"import os; os.execv('/bin/sleep', ['{MARK}', '1000'])"
