@@ -119,7 +119,7 @@ def loss_evaluator(
     """An event's `run` that measures the loss on held-out conversations, in all and of each part of the mixture."""
     count = sum(map(len, data.held_out))
     rows = [
-        (task.name, *eval_rows(task, tokenizer, config.max_seq_len, config.eval_tokens * len(task) // count))
+        (task.name, *eval_rows(task, tokenizer, config.max_seq_len, config.eval_tokens * len(task) // max(1, count)))
         for task in data.held_out
     ]
 

@@ -219,11 +219,18 @@ def conversation_batches(
 def eval_rows(
     conversations: Conversations, tokenizer: Tokenizer, sequence_len: int, max_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, (rows, T) each, of the first rows, `max_tokens` positions at most. Equal in all processes."""
-    count = max(1, max_tokens // sequence_len)
-    rows: list[Row] = []
-    if len(conversations):
-        rows = list(itertools.islice(packed_rows(conversations, tokenizer, sequence_len, 0, num_epochs=1), count))
-    tokens = np.stack([row.tokens for row in rows]) if rows else np.zeros((0, sequence_len + 1), dtype=np.int64)
-    targets = np.stack([row.targets for row in rows]) if rows else np.zeros((0, sequence_len), dtype=np.int64)
+    """Inputs and targets, (rows, T) each, of the first rows, `max_tokens` positions at most but one row at least.
+
+    The same in every process; no rows if there is nothing to learn.
+    """
+    bos, count = tokenizer.get_bos_token_id(), max(1, max_tokens // sequence_len)
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, len(conversations), CHUNK):
+        if len(rows) < count:
+            chosen = range(start, min(start + CHUNK, len(conversations)))
+            rendered = render(conversations, chosen, tokenizer, sequence_len)
+            packed = pack(rendered, sequence_len, np.random.default_rng(start))
+            rows += [lay_out(row, sequence_len, bos) for row in packed]
+    tokens = np.array([tokens for tokens, _ in rows[:count]], dtype=np.int64).reshape(-1, sequence_len + 1)
+    targets = np.array([targets for _, targets in rows[:count]], dtype=np.int64).reshape(-1, sequence_len)
     return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets)

@@ -260,8 +260,20 @@ def test_eval_rows() -> None:
     few, few_targets = eval_rows(talks, TOKENIZER, 64, 3 * 64 + 63)
     assert few.equal(inputs[:3])
     assert few_targets.equal(targets[:3])
-    nothing, none = eval_rows([], TOKENIZER, 64, 10**6)
-    assert nothing.shape == none.shape == (0, 64)
+    for empty in ([], [talk("no answer"), talk("q" * 99, "out of reach")]):
+        nothing, none = eval_rows(empty, TOKENIZER, 64, 10**6)
+        assert nothing.shape == none.shape == (0, 64)
+
+
+def test_eval_rows_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From as many chunks as it takes, and no more."""
+    monkeypatch.setattr(packing, "CHUNK", 10)
+    talks = sums(60)
+    inputs, _ = eval_rows(talks, TOKENIZER, 64, 10**6)
+    assert len(inputs) == count_rows(talks, TOKENIZER, 64)
+    per_chunk = count_rows(talks[:10], TOKENIZER, 64)
+    few, _ = eval_rows([*talks[:20], {}], TOKENIZER, 64, (per_chunk + 1) * 64)
+    assert few.equal(inputs[: per_chunk + 1])
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
