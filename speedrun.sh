@@ -40,6 +40,7 @@ stage base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
 
 # Conversations: their form, multiple choice, tool use. Who the model says it is comes from templates: tasks/identity.py.
 python -m dev.gen_synthetic_data
+python -m dev.list_words # to spell: those of the text
 stage mid_train report/mid_train.json "${on_all_gpus[@]}" scripts.mid_train -- --run="$WANDB_RUN"
 stage chat_eval_mid report/chat_eval_mid.json "${on_all_gpus[@]}" scripts.chat_eval -- -i mid
 

@@ -71,22 +71,24 @@ MIXTURES: dict[tuple[str, str], tuple[Entry, ...]] = {
     ),
     # The embedded data. Facts and FactChoice never ask for what is held out; of HardProblems nothing is shown.
     ("mid", "world"): (
-        Entry("WorldChat", 3_000),
-        Entry("Facts", 3_000),
-        Entry("FactChoice", 3_000),
-        Entry("WordProblems", 6_000),
-        Entry("SimpleSpelling", 4_000),
-        Entry("SpellingBee", 4_000),
-        Entry("Identity"),
+        Entry("WorldChat", 1_000),
+        Entry("WorldNotes", 2_500),  # what later stages should not forget
+        Entry("Facts", 4_000),
+        Entry("FactChoice", 1_000),
+        Entry("WordProblems", 5_000),
+        Entry("SimpleSpelling", 14_000),
+        Entry("SpellingBee", 5_000),
+        Entry("Identity", 500),
     ),
     ("sft", "world"): (
         Entry("WorldChat", 500),
-        Entry("Facts", 500),
-        Entry("FactChoice", 500),
-        Entry("WordProblems", 2_000),
-        Entry("SimpleSpelling", 300),
-        Entry("SpellingBee", 1_000),
-        Entry("Identity", 500),
+        Entry("WorldNotes", 2_000),
+        Entry("Facts", 800),
+        Entry("FactChoice", 300),
+        Entry("WordProblems", 3_500),
+        Entry("SimpleSpelling", 1_000),
+        Entry("SpellingBee", 3_500),
+        Entry("Identity", 300),
     ),
 }
 

@@ -2,12 +2,13 @@
 
     How many r are in "strawberry"?
     s t r a w b e r r y
-    <|python_start|>"strawberry".count("r")<|python_end|><|output_start|>3<|output_end|>
+    <|python_start|>"s t r a w b e r r y".count("r")<|python_end|><|output_start|>3<|output_end|>
     #### 3
 
-The spelling comes first: it is the way from the tokens of the question to those of the call, which are others even for
-the same word (` strawberry` begins with a space, `"strawberry` with a quote). The call has double quotes, because the
-tokenizer splits `'strawberry` after the s, as it does in "it's". No word is both in train and in test (tasks/words.py).
+The spelling comes first, a token a letter, and the call counts in it: so the model copies letters. A word it would
+have to put together from other tokens than those of the question (` strawberry` begins with a space, `"strawberry`
+with a quote), which small models do worse (dev/LOG.md). The call has double quotes, because the tokenizer splits
+`'strawberry` after the s, as it does in "it's". No word is both in train and in test (tasks/words.py).
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ STYLES: dict[str, Callable[[str, str], Parts]] = {
     "letters": lambda word, letter: [text(f"{spelled(word)}\n"), *_count(spelled(word), letter)],
     "call": lambda word, letter: _count(word, letter),
 }
-STYLE = "word"
+STYLE = "letters"
 
 
 class _OfWords(Task):

@@ -191,7 +191,7 @@ def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, dep
     _, calls = checkout.run(script, "--seed=1", GPUS="2", NANOCHAT_BASE_DIR=str(tmp_path / "base"), WANDB_RUN="mine")
     assert calls[0] == "python -m nanochat.dataset -n 8"
     assert f"python -m nanochat.dataset -n {shards}" in calls[1:]
-    assert set(modules(calls)) == {*STAGES, "dev.gen_synthetic_data"}
+    assert set(modules(calls)) == {*STAGES, "dev.gen_synthetic_data", "dev.list_words"}
     assert [name for name in modules(calls) if name in STAGES[5:]] == STAGES[5:]
     trained = [call for call in calls if "base_train" in call]
     assert trained == [
@@ -202,7 +202,11 @@ def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, dep
 
     again = {"GPUS": "2", "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "WANDB_RUN": "mine"}
     _, calls = checkout.run(script, "--seed=1", **again)
-    assert set(modules(calls)) == {"nanochat.dataset", "dev.gen_synthetic_data"}  # the first skips by itself
+    assert set(modules(calls)) == {
+        "nanochat.dataset",
+        "dev.gen_synthetic_data",
+        "dev.list_words",
+    }  # the first skips by itself
 
 
 def test_speedrun_stops_when_the_download_fails(checkout: Checkout, tmp_path: Path) -> None:

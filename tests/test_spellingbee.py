@@ -87,10 +87,11 @@ def test_the_worked_answer_is_right(style: str, split: str) -> None:
         assert letter in question
 
 
-def test_the_plain_style_calls_count_on_the_word() -> None:
+def test_what_the_call_counts_in() -> None:
     task = SpellingBee("train", size=1)
     word, letter = task[0]["word"], task[0]["letter"]
-    assert answer_of(task, 0)["python"] == f'"{word}".count("{letter}")'
+    assert answer_of(task, 0)["python"] == f'"{" ".join(word)}".count("{letter}")'
+    assert answer_of(SpellingBee("train", size=1, style="word"), 0)["python"] == f'"{word}".count("{letter}")'
 
 
 def test_double_quotes_leave_a_word_whole() -> None:
