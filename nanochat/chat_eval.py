@@ -151,9 +151,10 @@ def chat_core(scores: Sequence[TaskScore]) -> tuple[str, Section]:
         name, chosen = "ChatCORE", [by_name[name] for name in CHAT_CORE]
     else:
         name, chosen = f"mean of centred accuracies over {len(scores)} tasks", list(scores)
-    return name, mean_of(
+    mean = mean_of(
         [{"value": score.centred, "interval": [score.centre(end) for end in score.interval]} for score in chosen]
     )
+    return name, {**mean, "n": sum(score.num for score in chosen)}
 
 
 def choose_rows(length: int, most: int | None) -> Sequence[int]:
