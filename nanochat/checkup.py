@@ -19,8 +19,8 @@ from nanochat.common import UserError, base_dir
 OK, NOTICE, FAIL = "ok", "notice", "FAIL"
 Finding = tuple[str, str]  # how grave, and what
 LIBRARIES = (
-    *("datasets", "fastapi", "filelock", "huggingface-hub", "matplotlib", "numpy", "psutil", "pyarrow", "regex"),
-    *("requests", "safetensors", "setuptools", "tiktoken", "tokenizers", "tqdm", "uvicorn"),
+    *("datasets", "fastapi", "filelock", "huggingface-hub", "matplotlib", "numpy", "psutil", "pyarrow"),
+    *("pyyaml", "regex", "requests", "safetensors", "setuptools", "tiktoken", "tokenizers", "tqdm", "uvicorn"),
 )
 MIN_TORCH = (2, 9)
 GB = 1e9

@@ -20,8 +20,10 @@ from nanochat.checkpoint_manager import (
     restore_model,
     save_checkpoint,
 )
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, base_dir, print0
+from nanochat.core_eval import ModelScorer, core, core_name, evaluate_task
 from nanochat.dataloader import eval_rows
+from nanochat.eval_bundle import find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import bits_per_byte
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
@@ -30,7 +32,7 @@ from nanochat.runtime import Runtime
 from nanochat.samples import write_samples
 from nanochat.shards import open_split
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import Forward, LoopState, Metrics, warm_up
+from nanochat.train import Event, Forward, LoopState, Metrics, warm_up
 from nanochat.train_log import curves
 
 MIN_COMPILED_STEPS = 100  # a shorter run ends before compiling has paid
@@ -136,6 +138,30 @@ def bpb_evaluator(
         print0(f"The validation shard has {num_tokens:,} tokens: --eval_tokens={max_tokens:,} are not there")
     token_bytes = torch.tensor(tokenizer.token_bytes())
     return lambda _: {"val_bpb": bits_per_byte(model, rows, token_bytes, batch_size, runtime)}
+
+
+def core_events(every: int, model: GPT, tokenizer: Tokenizer, runtime: Runtime, max_per_task: int = -1) -> list[Event]:
+    """The event that measures CORE every so many steps and at the end: none if `every` is -1, or without a bundle.
+
+    `max_per_task`: examples of each task; -1 = all.
+    """
+    path = find_bundle() if every != -1 else None
+    if path is None:
+        if every != -1:
+            print0(f"No evaluation bundle at {base_dir() / 'eval_bundle'}: CORE is not measured.")
+        return []
+    bundle, scorer = read_bundle(path), ModelScorer(model)
+    context, most = model.config.sequence_len, None if max_per_task == -1 else max_per_task
+
+    def measure(_: LoopState) -> Metrics:
+        found, error, floor = core(
+            [evaluate_task(task, scorer, tokenizer, context, runtime, most) for task in bundle.tasks]
+        )
+        score = f"{found['value']:.4f}, standard error {error:.4f}; guessing alone gives {floor:.4f}"
+        print0(f"{core_name(bundle)}: {score}")
+        return {"core": found["value"]}
+
+    return [Event(every, measure)]
 
 
 def sampler(

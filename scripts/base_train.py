@@ -34,6 +34,7 @@ from nanochat.stage import (
     bpb_evaluator,
     checkpoint_to_resume,
     compile_model,
+    core_events,
     report_training,
     resume_command,
     sampler,
@@ -75,7 +76,8 @@ class Config:
         10485760, "validation tokens of a measurement; at most one pass over the validation shard"
     )
     sample_every: int = setting(2000, "steps between samples of text; -1 = none, not even at the end")
-    core_metric_every: int = setting(-1, "steps between CORE evaluations; only -1 (none) is possible so far")
+    core_metric_every: int = setting(2000, "steps between CORE evaluations; -1 = none, not even at the end")
+    core_metric_max_per_task: int = setting(500, "examples of each of CORE's tasks; -1 = all")
     save_every: int = setting(-1, "steps between checkpoints; -1 = only at the end, or when the run is stopped")
     keep_last: int = setting(-1, "checkpoints to keep; -1 = all")
     resume: bool = setting(False, "go on from the last checkpoint of this model tag")
@@ -86,7 +88,8 @@ class Config:
         for name in ("depth", "max_seq_len", "total_batch_size", "eval_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("num_iterations", "eval_every", "sample_every", "save_every", "keep_last", "n_kv_head"):
+        every = ("eval_every", "sample_every", "core_metric_every", "core_metric_max_per_task", "save_every")
+        for name in (*every, "num_iterations", "keep_last", "n_kv_head"):
             if getattr(self, name) < 1 and getattr(self, name) != -1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1, or -1 (see --help)")
         for name in ("warmup", "warmdown", "final_lr"):
@@ -96,8 +99,6 @@ class Config:
             self.device_batch_size.isdecimal() and int(self.device_batch_size)
         ):
             raise UserError(f"device_batch_size is {self.device_batch_size!r}: it must be auto or a number, at least 1")
-        if self.core_metric_every != -1:
-            raise UserError(f"core_metric_every is {self.core_metric_every}: CORE is not built yet, leave it at -1")
         if max(self.num_iterations, self.target_flops, self.target_param_data_ratio) <= 0:
             raise UserError("no horizon: set num_iterations, target_flops or target_param_data_ratio above 0")
         if self.resume_from_step < -1:
@@ -154,6 +155,7 @@ def main(config: Config) -> LoopState:
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
     save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
     show_samples = sampler(model, tokenizer, runtime, prompts_for(manifest.source, NUM_SAMPLES, config.seed))
+    measure_core = core_events(config.core_metric_every, model, tokenizer, runtime, config.core_metric_max_per_task)
     loader = train_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
     with closing(loader), closing(log):
         train(
@@ -165,6 +167,7 @@ def main(config: Config) -> LoopState:
                 Event(config.save_every, save, saves=True),
                 Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
                 Event(config.sample_every, show_samples, at_end=config.sample_every != -1),
+                *measure_core,
             ],
             num_micro_steps=check_batch(config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size),
             log=log,

@@ -123,7 +123,7 @@ def test_help_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["--total_batch_size=100", "--max_seq_len=256"], ["100", "choose 256"]),
         (["--target_param_data_ratio=-1"], ["num_iterations", "target_flops", "target_param_data_ratio"]),
         (["--num_iterations=0"], ["num_iterations is 0"]),
-        (["--core_metric_every=10"], ["core_metric_every is 10"]),
+        (["--core_metric_every=0"], ["core_metric_every is 0", "-1"]),
         (["--device=tpu"], ["tpu", "auto, cpu, cuda, mps"]),
         (["--compile=maybe"], ["maybe", "auto, on, off"]),
         (["--arch=modern"], ["modern", "classic"]),

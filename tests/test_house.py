@@ -34,7 +34,7 @@ FLOORS = (
     {
         *("tokenizer", "tool_use", "conversation", "encoders", "hugging_face_bpe", "hf_tokenizer"),
         *("dataset", "download", "shards", "textfiles", "storyworld"),
-        *("chat_request", "report", "sections", "plots", "comparison"),
+        *("chat_request", "report", "sections", "plots", "comparison", "eval_bundle"),
     },
     {
         *("runtime", "gpt", "kv_cache", "sampling", "muon", "adamw", "optim"),
@@ -42,7 +42,7 @@ FLOORS = (
     },
     {
         *("checkpoint_manager", "engine", "samples", "checkup", "hf_model"),
-        *("chat", "terminal", "chat_eval", "rl", "pass_at_k"),
+        *("chat", "terminal", "chat_eval", "core_eval", "rl", "pass_at_k"),
     },
     {"train", "stage", "finetune", "finetune_settings", "batch_size", "train_log", "rl_run", "server"},
 )
@@ -55,7 +55,6 @@ LONG: dict[str, str] = {
 # Settings that nothing reads yet, and why.
 UNREAD = {
     "arch": "has one value so far, which its choices check",
-    "core_metric_every": "can only be -1 so far, which __post_init__ checks",
 }
 
 # Distributions whose module has another name, and what is never imported: commands, plugins, what torch imports.

@@ -1,0 +1,279 @@
+"""CORE: how far a base model is above guessing, on average over the tasks of a bundle (DCLM, arXiv 2406.11794).
+
+Many prompts are scored at once, of like length; what the options of an example share is computed once; the head is
+applied only where a continuation is predicted.
+
+Letters in shape comments: E examples of a batch, B their options, P tokens that an example's options share, T tokens
+after these, N predicted tokens, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from nanochat.chat_eval import choose_rows
+from nanochat.eval_bundle import Bundle, CoreTask
+from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache
+from nanochat.runtime import Runtime
+from nanochat.sections import Z95, Section, share
+from nanochat.tokenizer import Tokenizer
+
+BATCH_TOKENS = 16384  # positions of a forward pass, padding and what is cached included
+HEAD_ROWS = 1024  # logits of so many tokens at a time
+TIE = 1e-5  # nats: losses as close as this differ by rounding, and the first option has it
+
+
+@dataclass
+class Prompt:
+    """An example as token ids: `options` are its (ids, how many of the last ones are the continuation)."""
+
+    place: int  # among all that are scored
+    options: list[tuple[list[int], int]]
+    is_cut: bool
+
+    @cached_property
+    def shared(self) -> int:
+        """How many tokens all options begin with, up to the last one before a continuation."""
+        if len(self.options) == 1:
+            return 0
+        first = [ids[: len(ids) - count - 1] for ids, count in self.options]
+        columns = enumerate(zip(*first, strict=False))
+        return next((place for place, column in columns if len(set(column)) > 1), min(map(len, first)))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest option that the model reads: the last one is only predicted."""
+        return max(len(ids) for ids, _ in self.options) - 1
+
+
+@dataclass(frozen=True)
+class OptionScore:
+    """`loss`: mean over the tokens of the continuation, in nats; `exact`: each of them was the likeliest."""
+
+    loss: float
+    exact: bool
+
+
+Scorer = Callable[[Sequence[Prompt]], Iterator[tuple[Prompt, list[OptionScore]]]]  # in any order
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a model made of a task."""
+
+    label: str
+    correct: list[bool]
+    guessing: list[float]  # how likely a guess is right, for each example
+    baseline: float  # the accuracy that counts as 0
+    num_cut: int  # examples that did not fit into the context
+    examples: str  # hash of the examples: results with the same one can be compared one by one
+    seconds: float
+
+    @property
+    def num(self) -> int:
+        """Number of examples."""
+        return len(self.correct)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples that are right."""
+        return sum(self.correct) / self.num
+
+    @property
+    def guess(self) -> float:
+        """The accuracy of guessing, from the numbers of options."""
+        return math.fsum(self.guessing) / self.num
+
+    @property
+    def metric(self) -> Section:
+        """The accuracy as a metric of the report, with its 95% interval."""
+        return {**share(sum(self.correct), self.num), "chance": self.guess}
+
+    @property
+    def answers(self) -> Section:
+        """What was right, one by one, as the report has it."""
+        return {"problems": self.examples, "correct": "".join(str(int(right)) for right in self.correct)}
+
+    @property
+    def standard_error(self) -> float:
+        """Of the centred accuracy."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num) / (1 - self.baseline)
+
+    def centre(self, accuracy: float) -> float:
+        """An accuracy on the scale on which the baseline is 0 and everything right is 1."""
+        return (accuracy - self.baseline) / (1 - self.baseline)
+
+
+def core(results: Sequence[TaskResult]) -> tuple[Section, float, float]:
+    """CORE as a metric of the report, its standard error, and the CORE of guessing, which need not be 0."""
+    count = len(results)
+    value = math.fsum(result.centre(result.accuracy) for result in results) / count
+    error = math.hypot(*(result.standard_error for result in results)) / count
+    floor = math.fsum(result.centre(result.guess) for result in results) / count
+    interval = [value - Z95 * error, value + Z95 * error]
+    return {"value": value, "n": sum(result.num for result in results), "interval": interval}, error, floor
+
+
+def core_name(bundle: Bundle) -> str:
+    """`CORE`, or over how many tasks of how many."""
+    count = len(bundle.tasks)
+    return f"CORE over {count} of {count + len(bundle.missing)}" if bundle.missing else "CORE"
+
+
+def evaluate_task(
+    task: CoreTask,
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    context: int,
+    runtime: Runtime,
+    max_examples: int | None = None,
+    seed: int = 42,
+) -> TaskResult:
+    """Score all examples of a task, or `max_examples` of it, always the same ones; all processes get the same result.
+
+    `context`: tokens that the model can read. `seed`: of the choice of solved examples in a prompt.
+    """
+    start = time.monotonic()
+    rows = choose_rows(len(task.examples), max_examples)
+    mine = [
+        tokenize(task.prompts(rows[place], seed), tokenizer, context, place)
+        for place in range(runtime.rank, len(rows), runtime.world_size)
+    ]
+    table = torch.zeros(2, len(rows), dtype=torch.int64)  # each process fills in its own examples: the sum is all
+    with tqdm(total=len(mine), desc=task.label, leave=False, disable=None if runtime.is_main else True) as bar:
+        for prompt, scores in scorer(mine):
+            right = decide(task.kind, scores, task.examples[rows[prompt.place]].gold)
+            table[:, prompt.place] = torch.tensor([right, prompt.is_cut])
+            bar.update()
+    correct, cut = runtime.sum(table.to(runtime.device)).tolist()
+    chosen = [task.examples[row] for row in rows]
+    guessing = task.guessing
+    return TaskResult(
+        label=task.label,
+        correct=[bool(right) for right in correct],
+        guessing=[guessing[row] for row in rows],
+        baseline=task.baseline,
+        num_cut=sum(cut),
+        examples=hashlib.sha256(repr(chosen).encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        seconds=time.monotonic() - start,
+    )
+
+
+def decide(kind: str, scores: Sequence[OptionScore], gold: int) -> bool:
+    """Whether an example is right: the gold option has the lowest loss (the first one, in a tie), or is exact."""
+    if kind == "language_modeling":
+        return scores[0].exact
+    lowest = min(score.loss for score in scores)
+    return next(place for place, score in enumerate(scores) if score.loss <= lowest + TIE) == gold
+
+
+def tokenize(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, context: int, place: int) -> Prompt:
+    """Token ids of an example's options, behind `<|bos|>`.
+
+    If the longest does not fit, all lose as many tokens after `<|bos|>`; a continuation that does not fit by itself
+    is scored by its end.
+    """
+    heads = dict.fromkeys(head for head, _ in texts)
+    encoded = dict(zip(heads, tokenizer.encode(list(heads)), strict=True))
+    pairs = [(encoded[head], tokenizer.encode(end)) for head, end in texts]
+    over = max(len(head) + len(end) for head, end in pairs) - context  # with <|bos|>, without the last token
+    options = []
+    for head, end in pairs:
+        end = end[-context:]
+        options.append(([tokenizer.get_bos_token_id(), *head[max(0, over) :], *end], len(end)))
+    return Prompt(place, options, over > 0)
+
+
+@dataclass(frozen=True)
+class ModelScorer:
+    """Scores prompts with our model, at most `batch_tokens` positions at a time (but at least one example)."""
+
+    model: GPT
+    batch_tokens: int = BATCH_TOKENS
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
+        """Scores of each prompt's options, the longest prompts first: what does not fit into memory fails at once."""
+        for batch in self._batches(sorted(prompts, key=lambda prompt: -prompt.longest)):
+            scores = iter(self._score(batch))
+            for prompt in batch:
+                yield prompt, [next(scores) for _ in prompt.options]
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+        """Prompts that fit into the context side by side, where each takes the most columns of any."""
+        batch: list[Prompt] = []
+        shared = rest = rows = 0
+        for prompt in prompts:
+            new_shared, new_rest = max(shared, prompt.shared), max(rest, prompt.longest - prompt.shared)
+            new_rows, width = rows + len(prompt.options), new_shared + new_rest
+            too_many = new_rows * width + (len(batch) + 1) * new_shared > self.batch_tokens
+            if batch and (too_many or width > self.model.config.sequence_len):
+                yield batch
+                batch, rows = [], 0
+                new_shared, new_rest = prompt.shared, prompt.longest - prompt.shared
+                new_rows = len(prompt.options)
+            batch.append(prompt)
+            shared, rest, rows = new_shared, new_rest, new_rows
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _score(self, batch: Sequence[Prompt]) -> list[OptionScore]:
+        """Scores of all options of a batch, one prompt after the other."""
+        shared = [prompt.shared for prompt in batch]
+        options = [
+            (ids[skip:], count) for prompt, skip in zip(batch, shared, strict=True) for ids, count in prompt.options
+        ]
+        cache = self._read_shared(batch, shared) if any(shared) else None
+        hidden = self.model.hidden(self._rows([ids[:-1] for ids, _ in options]), cache)  # (B, T) -> (B, T, C)
+        rows = [row for row, (_, count) in enumerate(options) for _ in range(count)]
+        columns = [column - 1 for ids, count in options for column in range(len(ids) - count, len(ids))]
+        targets = torch.tensor(
+            [ids[column + 1] for ids, column in zip((options[r][0] for r in rows), columns, strict=True)]
+        )
+        losses, exact = self._predict(hidden[rows, columns], targets.to(hidden.device))  # (N, C), (N,) -> (N,), (N,)
+        counts = [count for _, count in options]
+        return [
+            OptionScore(loss.mean().item(), bool(hits.all()))
+            for loss, hits in zip(losses.split(counts), exact.split(counts), strict=True)
+        ]
+
+    def _read_shared(self, batch: Sequence[Prompt], shared: Sequence[int]) -> KVCache:
+        """A cache with what each example's options share, once for each option."""
+        model = self.model
+        once = KVCache(model.config, len(batch), model.compute_dtype, model.device)
+        begins = [prompt.options[0][0][:skip] for prompt, skip in zip(batch, shared, strict=True)]
+        model.hidden(self._rows(begins), once)  # (E, P)
+        counts = [len(prompt.options) for prompt in batch]
+        cache = KVCache(model.config, sum(counts), model.compute_dtype, model.device)
+        cache.hold([skip for skip, count in zip(shared, counts, strict=True) for _ in range(count)])
+        row = 0
+        for place, count in enumerate(counts):
+            cache.load(row, count, once, place)
+            row += count
+        return cache
+
+    def _rows(self, rows: Sequence[list[int]]) -> Tensor:
+        """Ids as a tensor. On the right of a row may stand anything: attention looks back only."""
+        width = max(map(len, rows))
+        return torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=self.model.device)
+
+    def _predict(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each target, (N,) on the CPU, and whether it is the likeliest token."""
+        losses, exact = [], []
+        for first in range(0, len(targets), HEAD_ROWS):
+            some, wanted = hidden[first : first + HEAD_ROWS], targets[first : first + HEAD_ROWS]
+            logits = self.model.logits(some.float())  # in float32: bf16's steps are so coarse that options would draw
+            losses.append(F.cross_entropy(logits, wanted, reduction="none").cpu())
+            exact.append((logits.argmax(-1) == wanted).cpu())
+        return torch.cat(losses), torch.cat(exact)
