@@ -54,9 +54,9 @@ class CoreTask:
 
     def shots(self, index: int, seed: int) -> list[Example]:
         """Solved examples that stand before this one: others of the task, always the same for a seed."""
-        others = [*range(index), *range(index + 1, len(self.examples))]
-        chosen = random.Random(f"{seed} {self.label} {index}").sample(others, min(self.num_fewshot, len(others)))
-        return [self.examples[other] for other in chosen]
+        count = len(self.examples) - 1  # the others
+        chosen = random.Random(f"{seed} {self.label} {index}").sample(range(count), min(self.num_fewshot, count))
+        return [self.examples[other + (other >= index)] for other in chosen]
 
     def prompts(self, index: int, seed: int) -> list[tuple[str, str]]:
         """For each option of an example the text before the continuation, and the continuation.
@@ -114,9 +114,8 @@ def read_bundle(path: Path) -> Bundle:
                 continue
             examples = tuple(_read_examples(file, kind))
             if len(examples) <= fewshot:
-                print0(
-                    f"{label}: {fewshot} examples belong into a prompt, and only {len(examples) - 1} others are there"
-                )
+                others = len(examples) - 1
+                print0(f"{label}: its prompts should have {fewshot} examples, but only {others} others exist")
             delimiter = entry.get("continuation_delimiter", " ")
             tasks.append(CoreTask(label, kind, fewshot, delimiter, baselines[label], examples))
     except (OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]

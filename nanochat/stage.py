@@ -140,7 +140,7 @@ def bpb_evaluator(
     return lambda _: {"val_bpb": bits_per_byte(model, rows, token_bytes, batch_size, runtime)}
 
 
-def core_events(every: int, model: GPT, tokenizer: Tokenizer, runtime: Runtime, max_per_task: int = -1) -> list[Event]:
+def core_events(every: int, max_per_task: int, model: GPT, tokenizer: Tokenizer, runtime: Runtime) -> list[Event]:
     """The event that measures CORE every so many steps and at the end: none if `every` is -1, or without a bundle.
 
     `max_per_task`: examples of each task; -1 = all.

@@ -155,7 +155,6 @@ def main(config: Config) -> LoopState:
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
     save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
     show_samples = sampler(model, tokenizer, runtime, prompts_for(manifest.source, NUM_SAMPLES, config.seed))
-    measure_core = core_events(config.core_metric_every, model, tokenizer, runtime, config.core_metric_max_per_task)
     loader = train_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
     with closing(loader), closing(log):
         train(
@@ -167,7 +166,7 @@ def main(config: Config) -> LoopState:
                 Event(config.save_every, save, saves=True),
                 Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
                 Event(config.sample_every, show_samples, at_end=config.sample_every != -1),
-                *measure_core,
+                *core_events(config.core_metric_every, config.core_metric_max_per_task, model, tokenizer, runtime),
             ],
             num_micro_steps=check_batch(config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size),
             log=log,
