@@ -26,10 +26,9 @@ from nanochat.engine import Engine
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, OptimSettings
 from nanochat.pass_at_k import measure
-from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, open_task, parse_weights, tally
-from nanochat.rl_run import RLLog, default_tasks, find_checkpoint, reinforce, report_rl
+from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, parse_weights, tally
+from nanochat.rl_run import WEB_TASKS, RLLog, find_checkpoint, find_problems, reinforce, report_rl
 from nanochat.runtime import Runtime
-from nanochat.shards import default_data_dir, read_manifest
 from nanochat.stage import begin, checkpoint_to_resume, resume_command, saver
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
@@ -54,7 +53,7 @@ class Config:
     num_epochs: float = setting(1.0, "how many times each problem is asked, on average over the tasks")
     device_batch_size: int = setting(16, "rows of a micro-batch on one device; changes speed and memory only")
     rollout_batch_size: int = setting(256, "answers that one device writes at once; changes speed and memory only")
-    lr_scale: float = setting(0.05, "factor on the three learning rates that follow")
+    lr_scale: float = setting(0.1, "factor on the three learning rates that follow")
     embedding_lr: float = setting(0.2, "AdamW's learning rate for the embedding, at width 768")
     head_lr: float = setting(0.004, "AdamW's learning rate for the head, at width 768")
     matrix_lr: float = setting(0.02, "Muon's learning rate for the matrices")
@@ -86,7 +85,7 @@ class Config:
         for name in ("temperature", "num_epochs", "lr_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be a number above 0")
-        parse_weights(self.tasks or default_tasks(None))
+        parse_weights(self.tasks or WEB_TASKS)
         self.optim_settings()
 
     def optim_settings(self) -> OptimSettings:
@@ -150,13 +149,9 @@ def step(
 def main(config: Config) -> LoopState:
     """Reinforce, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
     tokenizer = get_tokenizer()
-    resuming = config.resume or config.resume_from_step != -1
-    source = ("rl", config.resume_from_step) if resuming else (config.source, config.source_step)
-    origin = find_checkpoint(*source, config.model_tag, tokenizer)
+    origin, resuming = find_checkpoint(config, tokenizer)
     folder = run_dir("rl", origin.path.parent.name)
-    weights = parse_weights(config.tasks or default_tasks(read_manifest(default_data_dir())))
-    problems = Problems({name: open_task(name, split="train") for name in weights}, weights, tokenizer, config.seed)
-    held_out = {name: open_task(name, split="test", stop=config.eval_problems) for name in weights}
+    problems, held_out = find_problems(config, tokenizer)
     data_hash = problems.hash()
     checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if resuming else None
     runtime = Runtime.start(config.seed, config.device)
@@ -178,7 +173,7 @@ def main(config: Config) -> LoopState:
     with closing(log):
         reinforce(
             play,
-            partial(step, model, optimizer, names=list(weights), batch_size=config.device_batch_size),
+            partial(step, model, optimizer, names=list(held_out), batch_size=config.device_batch_size),
             runtime,
             schedule=partial(config.rates, num_steps=num_steps),
             events=[Event(config.save_every, save, saves=True), Event(config.eval_every, evaluate)],

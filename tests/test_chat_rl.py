@@ -471,7 +471,7 @@ def test_ks() -> None:
         ("--top_k=0", "top_k is 0"),
         ("--temperature=0", "temperature is 0.0"),
         ("--lr_scale=inf", "lr_scale is inf"),
-        ("--matrix_lr=-1", "matrix_lr is -0.05"),
+        ("--matrix_lr=-1", "matrix_lr is -0.1"),
         ("--warmdown=2", "warmdown is 2.0"),
         ("--save_every=0", "save_every is 0"),
         ("--source=base", "base"),
