@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, list_tags, open_checkpoint, run_dir
 from nanochat.common import UserError, print0
 from nanochat.markdown import duration
-from nanochat.rl import Group, Problems, open_task, parse_weights
+from nanochat.replay import Replay
+from nanochat.rl import Problems, open_task, parse_weights
 from nanochat.runtime import Runtime
 from nanochat.sections import log_section, share
 from nanochat.shards import default_data_dir, read_manifest
@@ -17,9 +18,12 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests
 from nanochat.train_log import SECONDS_BETWEEN_LINES, TrainLog
 from tasks.common import Task
+from tasks.mixture import training_mixture
+
+Played = TypeVar("Played")  # what a step learns from
 
 WEB_TASKS = "GSM8K"
-WORLD_TASKS = "HardProblems:0.5|WordProblems:0.25|SpellingBee:0.25"  # some of the old, so that it is not unlearnt
+WORLD_TASKS = "HardProblems:0.6|WordProblems:0.4"
 
 CURVES = {  # figure of a step -> name and unit of its curve
     "signal": ("groups with better and worse answers", "share of groups"),
@@ -54,9 +58,19 @@ def find_problems(config: Any, tokenizer: Tokenizer) -> tuple[Problems, dict[str
     return problems, {name: open_task(name, "test", stop=config.eval_problems) for name in weights}
 
 
+def find_replay(config: Any, tokenizer: Tokenizer, sequence_len: int) -> Replay:
+    """The worked conversations that are not to be unlearnt: those of fine-tuning; `config` is the script's."""
+    if not config.replay:
+        return Replay([], [], 0, tokenizer, sequence_len)
+    manifest = read_manifest(default_data_dir())
+    kind = "world" if manifest is not None and manifest.source == "storyworld" else "web"
+    conversations, _, description = training_mixture("sft", kind, mixture_file=config.mixture, seed=config.seed)
+    return Replay(conversations, description, config.replay, tokenizer, sequence_len)
+
+
 def reinforce(
-    play: Callable[[int], list[Group]],
-    learn: Callable[[list[Group], Rates, Callable[[], int]], tuple[Metrics, int]],
+    play: Callable[[int], Played],
+    learn: Callable[[Played, Rates, Callable[[], int]], tuple[Metrics, int]],
     runtime: Runtime,
     *,
     schedule: Callable[[float], Rates],
