@@ -38,6 +38,8 @@ stage base_train report/base_train.json "${on_all_gpus[@]}" scripts.base_train -
     --depth="$depth" --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run="$WANDB_RUN" "$@"
 stage base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
 
+stage chat_eval_base report/chat_eval_base.json "${on_all_gpus[@]}" scripts.chat_eval -- -i base --max_new_tokens=64
+
 # Conversations: their form, multiple choice, tool use. Who the model says it is comes from templates: tasks/identity.py.
 python -m dev.gen_synthetic_data
 python -m dev.list_words # to spell: those of the text

@@ -18,13 +18,13 @@ set -euo pipefail
 # The settings of the demonstration.
 tokenizer=(--vocab_size=1024)
 model=(--depth=4 --head_dim=64 --max_seq_len=256)
-training=(--total_batch_size=8192 --num_iterations=420 --warmdown=0.5 --eval_every=100 --sample_every=100)
+training=(--total_batch_size=8192 --num_iterations=480 --warmdown=0.5 --eval_every=100 --sample_every=100)
 measuring=(--eval_tokens=65536)
 keeping=(--save_every=100 --keep_last=1)
-mid=(--total_batch_size=8192 --eval_every=50 --eval_tokens=65536)
-sft=(--source=mid --total_batch_size=8192 --lr_scale=0.5 --warmdown=1 --eval_every=50 --eval_tokens=65536)
-rl=(--num_problems=16 --num_samples=16 --max_new_tokens=128 --num_iterations=30)
-asking=(--batch_size=256 --max_new_tokens=128)
+mid=(--total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --warmdown=0 --eval_every=100 --eval_tokens=65536)
+sft=(--source=mid --total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --lr_scale=0.6 --eval_every=50 --eval_tokens=65536)
+rl=(--num_problems=16 --num_samples=16 --max_new_tokens=100 --num_iterations=80 --lr_scale=0.05 --replay=32 --eval_every=-1 --eval_problems=50 --eval_samples=4)
+asking=(--batch_size=250 --max_new_tokens=100)
 
 data=(--source storyworld -n 3)
 name=storyworld
@@ -37,7 +37,7 @@ for option in "$@"; do
             name=$(basename "$folder")
             mid=(--mixture=dev/own_text.toml "${mid[@]}")
             sft=(--mixture=dev/own_text.toml "${sft[@]}")
-            rl=(--tasks="WordProblems|SpellingBee" "${rl[@]}")
+            rl=(--mixture=dev/own_text.toml --tasks="WordProblems|SpellingBee" "${rl[@]}")
             asking=(--tasks="WordProblems|SpellingBee" "${asking[@]}")
             ;;
         --overwrite) overwrite=yes ;;
@@ -72,6 +72,7 @@ stage base_train report/base_train.json python -m scripts.base_train "${model[@]
 stage base_loss report/base_loss.json python -m scripts.base_loss "${measuring[@]}"
 
 # Conversations: what they look like, what the calculator is for; then the same more carefully; then what trying it out teaches.
+stage chat_eval_base report/chat_eval_base.json python -m scripts.chat_eval -i base "${asking[@]}" --max_new_tokens=32
 stage mid_train report/mid_train.json python -m scripts.mid_train "${mid[@]}" "${keeping[@]}"
 stage chat_eval_mid report/chat_eval_mid.json python -m scripts.chat_eval -i mid "${asking[@]}"
 stage chat_sft report/chat_sft.json python -m scripts.chat_sft "${sft[@]}" "${keeping[@]}"

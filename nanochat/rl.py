@@ -25,6 +25,7 @@ from torch import Tensor
 from nanochat.common import UserError, print0
 from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
+from nanochat.packing import Rendered
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from tasks.catalogue import get_task
@@ -213,7 +214,10 @@ def text_of(answer: Answer, tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one process. A row stands for all answers that say the same: `advantages` are their sums."""
+    """Rows of one process. A row stands for all answers that say the same: `advantages` are their sums.
+
+    A worked conversation is a row as well, with its weight for an advantage and 0 copies.
+    """
 
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, -1 = prompt, tool output or padding: not trained on
@@ -221,26 +225,32 @@ class MicroBatch:
     copies: Tensor  # (B,) float32, the number of those answers
 
 
-def micro_batches(groups: Sequence[Group], batch_size: int, device: torch.device) -> Iterator[MicroBatch]:
-    """The answers of groups with signal, `batch_size` rows at a time, of similar length; none is left out."""
-    rows: dict[tuple[tuple[int, ...], ...], list[float]] = {}
+def micro_batches(
+    groups: Sequence[Group], worked: Sequence[Rendered], weight: float, batch_size: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """The answers of groups with signal, and worked conversations, each token of which counts `weight`.
+
+    `batch_size` rows at a time, of similar length; none is left out.
+    """
+    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
     for group in groups:
         if group.has_signal:
+            prompt = group.problem.prompt
             for answer, advantage in zip(group.answers, group.advantages(), strict=True):
-                key = tuple(group.problem.prompt), tuple(answer.tokens), tuple(answer.mask)
-                rows.setdefault(key, []).append(advantage)
-    ordered = sorted(rows.items(), key=lambda row: len(row[0][0]) + len(row[0][1]))  # similar lengths: little padding
-    for start in range(0, len(ordered), batch_size):
-        part = ordered[start : start + batch_size]
-        length = max(len(prompt) + len(tokens) for (prompt, tokens, _), _ in part) - 1
+                key = (*prompt, *answer.tokens), (0,) * len(prompt) + tuple(answer.mask)
+                answers.setdefault(key, []).append(advantage)
+    rows = [(ids, mask, math.fsum(parts), float(len(parts))) for (ids, mask), parts in answers.items()]
+    rows += [(tuple(ids), tuple(mask), weight, 0.0) for ids, mask in worked]
+    rows.sort(key=lambda row: len(row[0]))  # similar lengths: little padding
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        length = max(len(ids) for ids, *_ in part) - 1
         inputs, targets = torch.zeros(len(part), length, dtype=torch.int64), torch.full((len(part), length), -1)
-        for row, ((prompt, tokens, mask), _) in enumerate(part):
-            ids = torch.tensor(prompt + tokens)
-            trained = torch.tensor((0,) * len(prompt) + mask, dtype=torch.bool)
+        for row, (tokens, mask, *_) in enumerate(part):
+            ids = torch.tensor(tokens)
             inputs[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = torch.where(trained, ids, -1)[1:]
-        advantages = torch.tensor([math.fsum(weights) for _, weights in part])
-        copies = torch.tensor([float(len(weights)) for _, weights in part])
+            targets[row, : len(ids) - 1] = torch.where(torch.tensor(mask, dtype=torch.bool), ids, -1)[1:]
+        advantages, copies = (torch.tensor([row[place] for row in part]) for place in (2, 3))
         yield MicroBatch(*(tensor.to(device) for tensor in (inputs, targets, advantages, copies)))
 
 

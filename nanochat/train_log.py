@@ -52,10 +52,12 @@ def peak_flops(runtime: Runtime) -> float | None:
 class TrainLog:
     """Call it with the state and the metrics of a step or an event, in every process alike."""
 
+    unit = "tokens"  # what a step is told to consist of
+
     def __init__(self, runtime: Runtime, state: LoopState, num_steps: int, tokens_per_step: int, model: GPT) -> None:
         self.num_steps, self.tokens_per_step, self.flops_per_token = num_steps, tokens_per_step, model.estimate_flops()
         self.speaks = runtime.is_main
-        print0(f"{model.num_params():,} parameters, {num_steps} steps of {tokens_per_step:,} tokens")
+        print0(f"{model.num_params():,} parameters, {num_steps} steps of {tokens_per_step:,} {self.unit}")
         print0(f"{runtime.world_size} process(es) on {runtime.device.type}, computing in {runtime.dtype_name}")
         self.peak = peak_flops(runtime)
         self.every = math.ceil(num_steps / HISTORY_POINTS)

@@ -26,10 +26,10 @@ from nanochat.engine import Engine
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, OptimSettings
 from nanochat.pass_at_k import measure
-from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, open_task, parse_weights, tally
-from nanochat.rl_run import RLLog, default_tasks, find_checkpoint, reinforce, report_rl
+from nanochat.replay import Worked
+from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, parse_weights, tally
+from nanochat.rl_run import WEB_TASKS, RLLog, find_checkpoint, find_problems, find_replay, reinforce, report_rl
 from nanochat.runtime import Runtime
-from nanochat.shards import default_data_dir, read_manifest
 from nanochat.stage import begin, checkpoint_to_resume, resume_command, saver
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
@@ -54,7 +54,9 @@ class Config:
     num_epochs: float = setting(1.0, "how many times each problem is asked, on average over the tasks")
     device_batch_size: int = setting(16, "rows of a micro-batch on one device; changes speed and memory only")
     rollout_batch_size: int = setting(256, "answers that one device writes at once; changes speed and memory only")
-    lr_scale: float = setting(0.05, "factor on the three learning rates that follow")
+    replay: int = setting(0, "conversations of the SFT mixture in each step, so that they are not unlearnt; 0 = none")
+    mixture: str | None = setting(None, "a TOML file that they come from instead, as in chat_sft")
+    lr_scale: float = setting(0.1, "factor on the three learning rates that follow")
     embedding_lr: float = setting(0.2, "AdamW's learning rate for the embedding, at width 768")
     head_lr: float = setting(0.004, "AdamW's learning rate for the head, at width 768")
     matrix_lr: float = setting(0.02, "Muon's learning rate for the matrices")
@@ -72,7 +74,7 @@ class Config:
     resume_from_step: int = setting(-1, "go on from the checkpoint of this step; -1 = do not")
 
     def __post_init__(self) -> None:
-        at_least = {"num_samples": 2, "source_step": -1, "resume_from_step": -1}
+        at_least = {"num_samples": 2, "source_step": -1, "resume_from_step": -1, "replay": 0}
         counts = ("num_problems", "max_new_tokens", "device_batch_size", "rollout_batch_size")
         for name, least in (dict.fromkeys((*counts, "eval_problems", "eval_samples"), 1) | at_least).items():
             if getattr(self, name) < least:
@@ -86,7 +88,7 @@ class Config:
         for name in ("temperature", "num_epochs", "lr_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be a number above 0")
-        parse_weights(self.tasks or default_tasks(None))
+        parse_weights(self.tasks or WEB_TASKS)
         self.optim_settings()
 
     def optim_settings(self) -> OptimSettings:
@@ -114,7 +116,7 @@ class Config:
 def step(
     model: GPT,
     optimizer: Optimizer,
-    groups: Sequence[Group],
+    played: tuple[Sequence[Group], Worked],
     rates: Rates,
     stop: Callable[[], int],
     names: Sequence[str],
@@ -122,14 +124,16 @@ def step(
 ) -> tuple[Metrics, int]:
     """One optimizer step on this process's groups. Returns its metrics, and the signal that asked for a stop, or 0.
 
-    `names`: of all tasks. Where no group of any process has a signal there is nothing to learn: the weights stay, and
-    the momentum waits.
+    `names`: of all tasks. Where no group of any process has a signal, and none has a worked conversation, there is
+    nothing to learn: the weights stay, and the momentum waits.
     """
+    groups, worked = played
     runtime = optimizer.runtime
     counts = tally(groups, names, runtime)
     scale = runtime.world_size / max(1.0, counts["sampled"])  # the optimizer takes the mean over the processes
     surprise = torch.zeros(2, device=runtime.device)  # at the answers that are trained on, and their sampled tokens
-    for batch in micro_batches(groups, batch_size, runtime.device):
+    weight = counts["sampled"] / max(1, worked.num_tokens)  # their mean, whatever the answers' number
+    for batch in micro_batches(groups, worked.rows, weight, batch_size, runtime.device):
         losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
         ((batch.advantages[:, None] * losses).sum() * scale).backward()
         surprise[0] += (batch.copies[:, None] * losses.detach()).sum()
@@ -137,7 +141,7 @@ def step(
     asked = stop()
     total, tokens, stops = runtime.sum(torch.cat([surprise, surprise.new_tensor([float(asked)])])).tolist()
     metrics = {**figures(counts, names), "lr_scale": rates.lr_scale, "grad_norm": 0.0}
-    if counts["signal"]:
+    if counts["signal"] or worked.num_tokens:
         for param in model.parameters():
             if param.grad is None:  # only other processes have something to learn
                 param.grad = torch.zeros_like(param)
@@ -150,14 +154,11 @@ def step(
 def main(config: Config) -> LoopState:
     """Reinforce, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
     tokenizer = get_tokenizer()
-    resuming = config.resume or config.resume_from_step != -1
-    source = ("rl", config.resume_from_step) if resuming else (config.source, config.source_step)
-    origin = find_checkpoint(*source, config.model_tag, tokenizer)
+    origin, resuming = find_checkpoint(config, tokenizer)
     folder = run_dir("rl", origin.path.parent.name)
-    weights = parse_weights(config.tasks or default_tasks(read_manifest(default_data_dir())))
-    problems = Problems({name: open_task(name, split="train") for name in weights}, weights, tokenizer, config.seed)
-    held_out = {name: open_task(name, split="test", stop=config.eval_problems) for name in weights}
-    data_hash = problems.hash()
+    problems, held_out = find_problems(config, tokenizer)
+    replay = find_replay(config, tokenizer, origin.meta["model_config"]["sequence_len"])
+    data_hash = problems.hash() + replay.hash()
     checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if resuming else None
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), runtime)
@@ -168,9 +169,10 @@ def main(config: Config) -> LoopState:
     facts = {"settings": asdict(config), "data_hash": data_hash}
     save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
 
-    def play(number: int) -> list[Group]:
+    def play(number: int) -> tuple[list[Group], Worked]:
         mine = problems.of_step(number, config.num_problems, runtime)
-        return ask(Engine(model, tokenizer), mine, config.asking(config.num_samples), problems.reward)
+        answered = ask(Engine(model, tokenizer), mine, config.asking(config.num_samples), problems.reward)
+        return answered, replay.of_step(number, runtime)
 
     def evaluate(_: LoopState) -> Metrics:
         return measure(Engine(model, tokenizer), held_out, config.asking(config.eval_samples), config.seed, runtime)
@@ -178,7 +180,7 @@ def main(config: Config) -> LoopState:
     with closing(log):
         reinforce(
             play,
-            partial(step, model, optimizer, names=list(weights), batch_size=config.device_batch_size),
+            partial(step, model, optimizer, names=list(held_out), batch_size=config.device_batch_size),
             runtime,
             schedule=partial(config.rates, num_steps=num_steps),
             events=[Event(config.save_every, save, saves=True), Event(config.eval_every, evaluate)],

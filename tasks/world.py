@@ -99,8 +99,9 @@ def facts_of(split: str) -> tuple[Fact, ...]:
 
 
 # Which of a fact's sentences answers a question. They name the value last, after the subject, as most of the base text
-# does; and before the value stand words that belong to this property alone ("Mia has" could be about hair or kite).
-_ANSWERS = {"food": 3, "look": 1, "trait": 2, "origin": 1}  # otherwise the first
+# does; and they begin as no answer about another property of the same subject: "Mia has" leaves open, hair or kite?
+# The subject stands as in the question: a small model that reads "lemons" does not find "Lemons" to begin with.
+_ANSWERS = {"food": 2, "trait": 1, "fear": 2, "color": 1, "kept": 1, "sight": 1}  # otherwise the first
 
 
 def answer(fact: Fact) -> str:

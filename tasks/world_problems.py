@@ -64,7 +64,7 @@ class HardProblems(WorldTask):
         split: str = "test",
         size: int | None = None,
         seed: int = 0,
-        shape: str = "four_steps",
+        shape: str = "distractor",
         **rows: int | None,
     ) -> None:
         super().__init__(split, size, seed, **rows)

@@ -239,11 +239,11 @@ def before_story(rng: Random, split: str) -> Story:
 
 
 def distractor_story(rng: Random, split: str) -> Story:
-    """One person, two steps, and a number that does not matter."""
-    chain, needless = draw_chain(rng, 2), _number(rng, 2, LARGEST)
+    """One person, one to three steps, and a number that does not matter: counting the sentences does not find it."""
+    chain, needless = draw_chain(rng, pick(rng, (1, 2, 3)), groups_share=0.0), _number(rng, 2, LARGEST)
     numbers, teller = _kept((*chain.numbers, needless), split), Teller(rng)
     who = teller.people[0]
-    place = 1 + int(rng.random() * len(chain.kinds[1:]))  # of the sentence with the needless number
+    place = 1 + int(rng.random() * len(chain.kinds))  # of the sentence with the needless number
     sentences = []
     for sentence in teller.chain(who, chain):
         sentences.append(sentence)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,6 +34,7 @@ from nanochat.engine import Answer, Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.pass_at_k import ks_of, pass_at_k
+from nanochat.replay import Replay, Worked
 from nanochat.rl import Asking, Group, Problem, Problems, ask, micro_batches, parse_weights, tally
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
@@ -42,6 +44,7 @@ from scripts.chat_rl import Config, main, step
 from tasks.common import Task, chat, said
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTHING = Worked([], 0)
 CPU = torch.device("cpu")
 ALONE = Runtime(rank=0, local_rank=0, world_size=1, device=CPU, compute_dtype=torch.float32, seed=0)
 TOKENIZER = Tokenizer(
@@ -217,9 +220,9 @@ def test_momentum_waits_for_a_signal() -> None:
     model = tiny_model()
     optimizer = build_optimizer(model, ALONE)
     rates = Rates(1.0, 0.9)
-    step(model, optimizer, GROUPS, rates, lambda: 0, ["A", "B"], 4)
+    step(model, optimizer, (GROUPS, NOTHING), rates, lambda: 0, ["A", "B"], 4)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    metrics, _ = step(model, optimizer, [GROUPS[1]], rates, lambda: 0, ["A", "B"], 4)
+    metrics, _ = step(model, optimizer, ([GROUPS[1]], NOTHING), rates, lambda: 0, ["A", "B"], 4)
     assert same(dict(model.state_dict()), before)
     assert metrics["signal"] == 0
 
@@ -271,7 +274,9 @@ def gradient_by_hand(model: GPT, groups: Sequence[Group]) -> dict[str, Tensor]:
     return dict(zip(names, torch.autograd.grad(total / count, params), strict=True))
 
 
-def gradient_of_step(model: GPT, groups: Sequence[Group], batch_size: int) -> dict[str, Tensor]:
+def gradient_of_step(
+    model: GPT, groups: Sequence[Group], batch_size: int, worked: Worked = NOTHING
+) -> dict[str, Tensor]:
     """What `step` hands to the optimizer."""
     optimizer, seen = build_optimizer(model, ALONE), {}
 
@@ -280,7 +285,7 @@ def gradient_of_step(model: GPT, groups: Sequence[Group], batch_size: int) -> di
         return torch.zeros(())
 
     optimizer.step = spy  # type: ignore[method-assign,assignment]
-    step(model, optimizer, groups, Rates(1.0, 0.9), lambda: 0, ["A", "B"], batch_size)
+    step(model, optimizer, (groups, worked), Rates(1.0, 0.9), lambda: 0, ["A", "B"], batch_size)
     return seen
 
 
@@ -293,6 +298,39 @@ def test_the_gradient_is_the_formula(batch_size: int) -> None:
     for name in expected:
         assert expected[name].abs().max() > 1e-4
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_worked_conversations_add_their_mean_loss(batch_size: int) -> None:
+    model = tiny_model()
+    conversations = [chat("x", "bbbb"), chat("y", [{"type": "python", "text": "1"}, {"type": "text", "text": "c"}])]
+    rows = [TOKENIZER.render_conversation(conversation) for conversation in conversations]
+    total, count = torch.zeros(()), 0
+    for ids, mask in rows:
+        for place in range(1, len(ids)):
+            if mask[place]:
+                total = total - torch.log_softmax(model(torch.tensor([ids[:place]]))[0, -1], dim=-1)[ids[place]]
+                count += 1
+    names, params = zip(*model.named_parameters(), strict=True)
+    supervised = dict(zip(names, torch.autograd.grad(total / count, params), strict=True))
+    expected = gradient_by_hand(model, GROUPS)
+    found = gradient_of_step(model, GROUPS, batch_size, Worked(rows, count))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name] + supervised[name], rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_replayed_in_a_step() -> None:
+    conversations = [chat("x", letter * 3) for letter in "abcde"] + [chat("x" * 40, "b")]  # the last does not fit
+    replay = Replay(conversations, [], 4, TOKENIZER, 20)
+    said = [[chr(ids[-2]) for ids, _ in replay.of_step(number, ALONE).rows] for number in range(4)]
+    assert said == [["a", "b", "c", "d"], ["e", "a", "b"], ["c", "d", "e"], ["a", "b", "c", "d"]]
+    ranks = [replace(ALONE, rank=rank, world_size=2) for rank in range(2)]
+    shares = [replay.of_step(0, runtime) for runtime in ranks]
+    whole = replay.of_step(0, ALONE)
+    assert [share.num_tokens for share in shares] == [whole.num_tokens] * 2 == [16, 16]
+    assert sorted(shares[0].rows + shares[1].rows) == sorted(whole.rows)
+    assert Replay([], [], 0, TOKENIZER, 20).of_step(3, ALONE) == NOTHING
+    assert replay.hash() != Replay(conversations, [], 5, TOKENIZER, 20).hash()
 
 
 def test_groups_without_a_signal_count() -> None:
@@ -308,7 +346,7 @@ def test_groups_without_a_signal_count() -> None:
 
 def test_what_is_trained_on() -> None:
     """Every target, by name: what was sampled, the end included; not the prompt, the tool's output, or padding."""
-    (batch,) = micro_batches([group_of("A", "hi", [("abXYc.", 1.0), ("d.", 0.0)])], 4, CPU)
+    (batch,) = micro_batches([group_of("A", "hi", [("abXYc.", 1.0), ("d.", 0.0)])], [], 0.0, 4, CPU)
     prompt = [TOKENIZER.encode_special(name) for name in ("<|bos|>", "<|user_start|>", "<|user_end|>")]
     start = TOKENIZER.encode_special("<|assistant_start|>")
     inputs = [*prompt[:2], ord("h"), ord("i"), prompt[2], start]
@@ -350,7 +388,7 @@ def test_none_is_lost() -> None:
     assert [len(set(map(str, group.answers))) for group in groups] == [5, 5, 5]
     groups = [Group(group.problem, group.answers, [1.0, 0, 0, 0, 0]) for group in groups]
     for batch_size in (1, 4, 15, 16):
-        batches = list(micro_batches(groups, batch_size, CPU))
+        batches = list(micro_batches(groups, [], 0.0, batch_size, CPU))
         assert sum(batch.copies.sum().item() for batch in batches) == 15
         assert sum((batch.targets != -1).sum().item() for batch in batches) == sum(
             sum(answer.mask) for group in groups for answer in group.answers
@@ -373,7 +411,7 @@ def test_a_problem_that_fills_the_context(capsys: pytest.CaptureFixture[str]) ->
     assert [len(group.answers) for group in groups] == [0, 2]
     assert "A has 44 tokens, the context 32" in capsys.readouterr().out
     assert tally(groups, ["A"], ALONE)["answers"] == 2
-    assert not list(micro_batches(groups, 2, CPU))
+    assert not list(micro_batches(groups, [], 0.0, 2, CPU))
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------
@@ -471,7 +509,7 @@ def test_ks() -> None:
         ("--top_k=0", "top_k is 0"),
         ("--temperature=0", "temperature is 0.0"),
         ("--lr_scale=inf", "lr_scale is inf"),
-        ("--matrix_lr=-1", "matrix_lr is -0.05"),
+        ("--matrix_lr=-1", "matrix_lr is -0.1"),
         ("--warmdown=2", "warmdown is 2.0"),
         ("--save_every=0", "save_every is 0"),
         ("--source=base", "base"),

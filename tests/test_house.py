@@ -42,7 +42,7 @@ FLOORS = (
     },
     {
         *("checkpoint_manager", "engine", "samples", "checkup", "hf_model"),
-        *("chat", "terminal", "chat_eval", "core_eval", "rl", "pass_at_k"),
+        *("chat", "terminal", "chat_eval", "core_eval", "rl", "replay", "pass_at_k"),
     },
     {"train", "stage", "finetune", "finetune_settings", "batch_size", "train_log", "rl_run", "server"},
 )

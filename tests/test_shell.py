@@ -32,6 +32,7 @@ case "$*" in
     *mid_train*) file=report/mid_train.json ;;
     *chat_sft*) file=report/chat_sft.json ;;
     *chat_rl*) file=report/chat_rl.json ;;
+    *chat_eval*base*) file=report/chat_eval_base.json ;;
     *chat_eval*mid*) file=report/chat_eval_mid.json ;;
     *chat_eval*sft*) file=report/chat_eval_sft.json ;;
     *chat_eval*rl*) file=report/chat_eval_rl.json ;;
@@ -41,6 +42,7 @@ mkdir -p "$(dirname "$NANOCHAT_BASE_DIR/$file")"
 echo "$RESULT" >"$NANOCHAT_BASE_DIR/$file"
 """
 STAGES = ["nanochat.dataset", "scripts.tok_train", "scripts.tok_eval", "scripts.base_train", "scripts.base_loss"]
+STAGES += ["scripts.chat_eval"]  # of the base model
 STAGES += [f"scripts.{name}" for stage in ("mid_train", "chat_sft", "chat_rl") for name in (stage, "chat_eval")]
 
 

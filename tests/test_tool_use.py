@@ -76,6 +76,11 @@ def written(draws: str, room: int = 1000) -> tuple[str, str, Writer]:
             "11100011",
         ),
         ("[python_start]1/0[python_end]2[python_end]b", "[python_start]1/0[python_end]2[python_end]b", "11111111"),
+        (
+            "[python_start]'x[python_end]'.count('x')[python_end]b",  # from the first start on it would be a call: of 1
+            "[python_start]'x[python_end]'.count('x')[python_end]b",
+            "1" * 18,
+        ),
         # a call within a call: the inner one counts
         (
             "[python_start]1+[python_start]2[python_end]...b",

@@ -167,17 +167,17 @@ def test_a_test_has_a_thousand_different_questions_about_every_held_out_fact(tas
 
 
 def test_an_answer_names_the_value_last_and_begins_as_no_answer_about_another_property() -> None:
-    """So that "Mia has" does not leave open whether her hair or her kite is meant."""
-    before: dict[tuple[str, str], set[str]] = {}
+    """To the word after the subject: "Mia has" would leave open whether her hair or her kite is meant."""
+    begins: dict[tuple[str, str], set[str]] = {}
     for fact in ALL:
-        place = answer(fact).lower().rfind(fact.value.lower())
-        assert states(fact.property, fact.subject, answer(fact))
+        words = answer(fact).lower()
+        assert states(fact.property, fact.subject, words)
         if fact.property != "season":
-            assert place > answer(fact).lower().find(fact.subject.lower())
-            before.setdefault((fact.subject, re.sub(r" an?$", "", answer(fact)[:place].strip())), set()).add(
-                fact.property
-            )
-    assert not {start: properties for start, properties in before.items() if len(properties) > 1}
+            end = words.find(fact.subject.lower()) + len(fact.subject)
+            assert words.rfind(fact.value.lower()) >= end
+            following = words[end:].split()[0]
+            begins.setdefault((fact.subject, f"{words[:end]} {following}"), set()).add(fact.property)
+    assert not {start: properties for start, properties in begins.items() if len(properties) > 1}
 
 
 def test_there_are_no_more_test_questions_than_there_are() -> None:

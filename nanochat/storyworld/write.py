@@ -1,4 +1,4 @@
-"""Plans documents and tells them: stories, portraits, walks, talks, lessons and notes. The plan alone decides the split."""
+"""Plans documents and tells them: stories, portraits, walks, talks, lessons, notes. The plan decides the split."""
 
 import zlib
 from collections.abc import Iterator, Sequence
