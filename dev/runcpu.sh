@@ -23,7 +23,7 @@ measuring=(--eval_tokens=65536)
 keeping=(--save_every=100 --keep_last=1)
 mid=(--total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --warmdown=0 --eval_every=100 --eval_tokens=65536)
 sft=(--source=mid --total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --lr_scale=0.6 --eval_every=50 --eval_tokens=65536)
-rl=(--num_problems=16 --num_samples=16 --max_new_tokens=100 --num_iterations=80 --lr_scale=0.05 --replay=32 --eval_every=-1 --eval_problems=50 --eval_samples=4)
+rl=(--num_problems=16 --num_samples=16 --max_new_tokens=100 --num_iterations=90 --lr_scale=0.05 --replay=64 --eval_every=-1 --eval_problems=50 --eval_samples=4)
 asking=(--batch_size=250 --max_new_tokens=100)
 
 data=(--source storyworld -n 3)
