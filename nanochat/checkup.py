@@ -20,7 +20,8 @@ OK, NOTICE, FAIL = "ok", "notice", "FAIL"
 Finding = tuple[str, str]  # how grave, and what
 LIBRARIES = (
     *("datasets", "fastapi", "filelock", "huggingface-hub", "matplotlib", "numpy", "psutil", "pyarrow"),
-    *("pyyaml", "regex", "requests", "safetensors", "setuptools", "tiktoken", "tokenizers", "tqdm", "uvicorn"),
+    *("pyyaml", "regex", "requests", "safetensors", "setuptools", "starlette", "tiktoken", "tokenizers", "tqdm"),
+    "uvicorn",
 )
 MIN_TORCH = (2, 9)
 GB = 1e9
