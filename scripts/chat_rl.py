@@ -155,19 +155,18 @@ def main(config: Config) -> LoopState:
     """Reinforce, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
     tokenizer = get_tokenizer()
     origin, resuming = find_checkpoint(config, tokenizer)
-    folder = run_dir("rl", origin.path.parent.name)
     problems, held_out = find_problems(config, tokenizer)
     replay = find_replay(config, tokenizer, origin.meta["model_config"]["sequence_len"])
     data_hash = problems.hash() + replay.hash()
-    checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if resuming else None
+    checkpoint = checkpoint_to_resume(origin.path.parent, tokenizer, data_hash, None, config) if resuming else None
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), runtime)
     runtime = optimizer.runtime
     num_steps = config.num_steps(problems)
     log = RLLog(runtime, state, num_steps, config.num_problems * config.num_samples, model)
     log.start_wandb(config.run, config)
-    facts = {"settings": asdict(config), "data_hash": data_hash}
-    save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
+    meta = {**describe_model(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
+    save = saver(run_dir("rl", origin.path.parent.name), model, optimizer, meta, config.keep_last)
 
     def play(number: int) -> tuple[list[Group], Worked]:
         mine = problems.of_step(number, config.num_problems, runtime)
