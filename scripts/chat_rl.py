@@ -159,10 +159,9 @@ def main(config: Config) -> LoopState:
     replay = find_replay(config, tokenizer, origin.meta["model_config"]["sequence_len"])
     data_hash = problems.hash() + replay.hash()
     checkpoint = checkpoint_to_resume(origin.path.parent, tokenizer, data_hash, None, config) if resuming else None
-    runtime = Runtime.start(config.seed, config.device)
-    model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), runtime)
-    runtime = optimizer.runtime
-    num_steps = config.num_steps(problems)
+    started = Runtime.start(config.seed, config.device)
+    model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), started)
+    runtime, num_steps = optimizer.runtime, config.num_steps(problems)
     log = RLLog(runtime, state, num_steps, config.num_problems * config.num_samples, model)
     log.start_wandb(config.run, config)
     meta = {**describe_model(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
@@ -170,8 +169,8 @@ def main(config: Config) -> LoopState:
 
     def play(number: int) -> tuple[list[Group], Worked]:
         mine = problems.of_step(number, config.num_problems, runtime)
-        answered = ask(Engine(model, tokenizer), mine, config.asking(config.num_samples), problems.reward)
-        return answered, replay.of_step(number, runtime)
+        groups = ask(Engine(model, tokenizer), mine, config.asking(config.num_samples), problems.reward)
+        return groups, replay.of_step(number, runtime)
 
     def evaluate(_: LoopState) -> Metrics:
         return measure(Engine(model, tokenizer), held_out, config.asking(config.eval_samples), config.seed, runtime)
@@ -189,8 +188,8 @@ def main(config: Config) -> LoopState:
         )
     runtime.finish()
     if state.stopped:
-        go_on = resume_command("scripts.chat_rl", config)
-        raise Stopped(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
+        told = f"Stopped at step {state.step} of {num_steps}. To go on: "
+        raise Stopped(state.stopped, told + resume_command("scripts.chat_rl", config))
     report_rl(config, runtime, state, {name: len(task) for name, task in held_out.items()})
     return state
 
