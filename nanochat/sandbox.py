@@ -37,7 +37,7 @@ class _Ended(BaseException):
 
 
 def main() -> NoReturn:
-    """Run `folder/work/program.py` as the JSON in the first argument says; tell the outcome on the status pipe."""
+    """Run the program in the folder as the JSON in the first argument says; tell the outcome on the status pipe."""
     order = json.loads(sys.argv[1])
     os.set_inheritable(order["status"], False)
     signal.signal(signal.SIGALRM, _end)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -22,7 +23,7 @@ from nanochat.conversation import Conversation
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
-class Task:
+class Task(ABC):
     """Conversations, by index: `len(task)`, `task[i]`, iteration.
 
     `start`, `stop` and `step` choose among the rows as a slice of a list does. `shuffle`, a seed, first puts the rows
@@ -39,13 +40,13 @@ class Task:
         self._slice = slice(start, stop, step)
         self._shuffle = shuffle
 
+    @abstractmethod
     def num_examples(self) -> int:
         """Number of rows before slicing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_example(self, index: int) -> Conversation:
         """The conversation of a row, 0 <= index < num_examples()."""
-        raise NotImplementedError
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether `completion` answers the conversation's last question rightly.

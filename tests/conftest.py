@@ -23,20 +23,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `shared_data`, or uses the fixture of that name, where the data is absent."""
-    if _DATA.is_dir():
-        return
-    for item in items:
-        if item.get_closest_marker("shared_data") or "shared_data" in getattr(item, "fixturenames", ()):
-            item.add_marker(
-                pytest.mark.skip(reason=f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another place)")
-            )
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data that stands beside a checkout; its files are only read."""
+    """The folder of real data that stands beside a checkout; its files are only read. Where it is absent, skips."""
+    if not _DATA.is_dir():
+        pytest.skip(f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another place)")
     return _DATA
 
 

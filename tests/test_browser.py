@@ -20,7 +20,8 @@ from nanochat.server import Service
 from tests.scripted import Gated, Scripted, answer_ids, question, serving
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
+ADVICE = "`apt install chromium` (Debian), or name another browser of its kind in $CHROMIUM"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium on the PATH: {ADVICE}")
 
 PATIENCE = 60  # seconds that anything may take on a busy machine
 
@@ -68,7 +69,7 @@ def browser() -> Iterator[Browser]:
         try:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         except Error as error:
-            pytest.skip(f"{CHROMIUM} does not start: {error.message.splitlines()[0]}")
+            pytest.skip(f"{CHROMIUM} does not start ({error.message.splitlines()[0]}): {ADVICE}")
         expect.set_options(timeout=PATIENCE * 1000)
         yield browser
         browser.close()

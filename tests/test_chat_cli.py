@@ -276,7 +276,7 @@ def test_without_a_terminal_a_line_is_a_question(
 
 def test_in_a_real_terminal(base_dir: Path) -> None:
     """Three turns, /clear, Ctrl-C in mid-answer, a wall of text pasted both ways, and Ctrl-D."""
-    pexpect = pytest.importorskip("pexpect", reason="needs a terminal of this kind")
+    pexpect = pytest.importorskip("pexpect", reason="no pexpect: `uv pip install pexpect` (Linux and macOS)")
     save_model(base_dir, "sft", "z", context=4000)
     environment = {**os.environ, "NANOCHAT_DTYPE": "float32", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     command = ["-m", "scripts.chat_cli", "-t", "0", "--device=cpu"]

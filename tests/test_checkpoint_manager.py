@@ -125,7 +125,7 @@ def _serve(folder: Path) -> None:
     print(json.dumps(told))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork: Linux and macOS do")
 def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
     """Before, the old checkpoint is there, whole; after, the new one; and the next save removes what was left."""
     command = [sys.executable, __file__, str(tmp_path / "d4")]

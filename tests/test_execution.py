@@ -22,7 +22,14 @@ from nanochat.common import UserError
 from nanochat.execution import LAYERS, ProgramResult, layers, run_program
 from tests.hostile_programs import PREAMBLE, PROGRAMS, STARTING
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs run on Linux and macOS")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs run on Linux and macOS, not on Windows")
+
+LACKING = {  # layer -> why it cannot be shown here, and where it can
+    "name spaces": "no name spaces here (Linux has them; a container only where users may make some: --privileged)",
+    "mounts": "no mounts here (they come with name spaces)",
+    "landlock": "no Landlock here (Linux 6.2 or later has it, unless it is switched off)",
+    "seccomp": "no seccomp filter for this machine (there is one for Linux on x86-64, arm64 and riscv64)",
+}
 
 MARK = f"nanochat-survivor-{os.getpid()}"
 TOKEN = "a-secret-that-stays"
@@ -130,7 +137,7 @@ def without(configuration: str, grounds: Grounds) -> tuple[str, ...]:
         "only name spaces": (("mounts", "landlock", "seccomp"), {"name spaces"}),
     }[configuration]
     if lacking := {layer for layer in needed if not grounds.active[layer]}:
-        pytest.skip(f"this machine has no {' and no '.join(sorted(lacking))}")
+        pytest.skip("; ".join(sorted(LACKING[layer] for layer in lacking)))
     return missing
 
 
