@@ -25,8 +25,8 @@ from torch import Tensor
 
 from nanochat.batch_size import check_batch
 from nanochat.checkpoint_manager import build_model
-from nanochat.common import UserError, print0
-from nanochat.configurator import cli, setting
+from nanochat.common import print0
+from nanochat.configurator import Settings, cli, setting
 from nanochat.dataloader import Batch, prefetch
 from nanochat.gpt import GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
@@ -39,22 +39,20 @@ WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     device: str = setting("auto", "where to measure", choices=("auto", "cpu", "cuda", "mps"))
     depth: int = setting(4, "layers of the model")
     head_dim: int = setting(64, "size of an attention head")
     vocab_size: int = setting(2048, "tokens of the vocabulary")
     max_seq_len: int = setting(256, "tokens of context")
-    device_batch_size: int = setting(32, "rows of a micro-batch")
+    device_batch_size: int = setting(32, "rows of a micro-batch", at_least=1)
     total_batch_size: int = setting(8192, "tokens of an optimizer step")
     compile: str = setting("on", "compile the model", choices=("on", "off"))
-    steps: int = setting(20, "steps to measure")
-    products: int = setting(2048, "rows and columns of the matrices that are multiplied")
+    steps: int = setting(20, "steps to measure", at_least=1)
+    products: int = setting(2048, "rows and columns of the matrices that are multiplied", at_least=1)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "products", "device_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        super().__post_init__()
         self.shape()
         check_batch(self.total_batch_size, self.device_batch_size, self.max_seq_len, 1)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.encoders import TiktokenEncoder
 from nanochat.tokenizer import SPLIT_PATTERN
 from rustbpe import Tokenizer as Peer  # type: ignore[attr-defined]  # mypy takes our folder of that name for it
@@ -39,8 +39,8 @@ COMMON = (
 
 
 @dataclass(frozen=True)
-class Config:
-    strings: int = setting(10_000_000, "how many strings")
+class Config(Settings):
+    strings: int = setting(10_000_000, "how many strings", at_least=1)
     seed: int = setting(1, "of the random numbers")
 
 

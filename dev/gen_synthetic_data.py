@@ -26,11 +26,11 @@ import requests
 from tqdm import tqdm
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.conversation import Conversation
-from nanochat.shards import read_manifest
 from tasks.customjson import parse_conversation
 from tasks.identity import ABILITIES, FILE_NAME, WHO, generate
+from tasks.mixture import kind_of_base_data
 
 ORDER = """Below is a conversation between a user and a chat model, as a JSON list of messages. Write another like it.
 Keep every fact and the order of the topics. Change the wording, and how formal or playful the user is. Be brief.
@@ -44,8 +44,8 @@ _TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
-class Config:
-    num: int = setting(1000, "how many conversations", short="n")
+class Config(Settings):
+    num: int = setting(1000, "how many conversations", short="n", at_least=1)
     kind: str = setting(
         "auto", "what the model was trained on; auto: as the base data says", choices=["auto", *ABILITIES]
     )
@@ -54,20 +54,19 @@ class Config:
     endpoint: str | None = setting(None, "address of an API that speaks OpenAI's protocol, up to /v1")
     model: str | None = setting(None, "the model to ask there")
     key_env: str = setting("OPENAI_API_KEY", "the environment variable that holds the key; it may be unset")
-    workers: int = setting(8, "requests at a time")
-    attempts: int = setting(4, "how often a request is made before its conversation is dropped")
-    timeout: float = setting(60.0, "seconds to wait for an answer")
+    workers: int = setting(8, "requests at a time", at_least=1)
+    attempts: int = setting(4, "how often a request is made before its conversation is dropped", at_least=1)
+    timeout: float = setting(60.0, "seconds to wait for an answer", above=0)
 
     def __post_init__(self) -> None:
-        if min(self.num, self.workers, self.attempts) < 1 or self.timeout <= 0:
-            raise UserError("num, workers and attempts must be at least 1, and timeout more than 0")
+        super().__post_init__()
         if (self.endpoint is None) != (self.model is None):
             raise UserError("--endpoint and --model go together")
 
 
 def main(config: Config) -> Path:
     """Write the file and return its path."""
-    kind = kind_of_base_data() if config.kind == "auto" else config.kind
+    kind = kind_of_base_data(if_none="world") if config.kind == "auto" else config.kind
     conversations = generate(config.num, kind, config.seed)
     if config.endpoint:
         conversations = reworded(config, conversations)
@@ -76,12 +75,6 @@ def main(config: Config) -> Path:
     write_text_atomic(out, "".join(lines))
     print0(f"{out}: {len(lines):,} conversations")
     return out
-
-
-def kind_of_base_data() -> str:
-    """`world` if the base folder has the embedded data or none yet, else `web`."""
-    manifest = read_manifest(base_dir() / "base_data")
-    return "world" if manifest is None or manifest.source == "storyworld" else "web"
 
 
 def reworded(config: Config, conversations: Sequence[Conversation]) -> list[Conversation]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.shards import iter_documents
 from tasks.words import FILE_NAME, LENGTHS
 
@@ -23,15 +23,11 @@ _WORD = re.compile(rf"(?<![\w'’-])[a-z]{{{LENGTHS.start},{LENGTHS.stop - 1}}}(
 
 
 @dataclass(frozen=True)
-class Config:
-    num: int = setting(50_000, "how many words", short="n")
-    max_chars: int = setting(50_000_000, "characters of training text to read")
-    min_count: int = setting(5, "how often a word must occur there")
+class Config(Settings):
+    num: int = setting(50_000, "how many words", short="n", at_least=1)
+    max_chars: int = setting(50_000_000, "characters of training text to read", at_least=1)
+    min_count: int = setting(5, "how often a word must occur there", at_least=1)
     out: Path | None = setting(None, "the file to write; none is words.txt in the base folder")
-
-    def __post_init__(self) -> None:
-        if min(self.num, self.max_chars, self.min_count) < 1:
-            raise UserError("num, max_chars and min_count must be at least 1")
 
 
 def main(config: Config) -> Path:

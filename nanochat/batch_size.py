@@ -35,7 +35,7 @@ def legal_batch_sizes(total_batch_size: int, sequence_len: int, world_size: int)
 
 
 def batch_size_of(
-    asked: str,
+    asked: int | str,
     checkpoint: Checkpoint | None,
     model: GPT,
     total_batch_size: int,

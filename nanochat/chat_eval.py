@@ -9,9 +9,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ from tqdm import tqdm
 from nanochat.common import UserError
 from nanochat.comparison import mean_of
 from nanochat.conversation import Conversation
-from nanochat.engine import Engine
+from nanochat.engine import Answer, Engine
 from nanochat.runtime import Runtime
-from nanochat.sampling import check_sampling
 from nanochat.sections import Section, share
 from nanochat.tokenizer import Tokenizer
 from tasks.common import Task
@@ -90,6 +88,23 @@ class TaskScore:
         return self.tool_calls / max(1, self.num * self.num_samples)
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How problems are answered."""
+
+    num_samples: int  # answers to each
+    max_tokens: int  # of an answer in writing
+    temperature: float = 1.0
+    top_k: int | None = None
+    batch_size: int = 256  # answers that are written, or prompts that are scored, at once on a device
+
+    def answers(self, engine: Engine, prompts: Sequence[list[int]], seed: int | Sequence[int]) -> list[list[Answer]]:
+        """For each prompt its answers. Raises `UserError` as the engine does."""
+        return engine.answers(
+            prompts, self.num_samples, self.max_tokens, self.temperature, self.top_k, seed, self.batch_size
+        )
+
+
 @dataclass
 class _Problem:
     place: int  # among all that are evaluated
@@ -103,44 +118,33 @@ class _Problem:
 def evaluate(
     task: Task,
     engine: Engine,
-    *,
-    batch_size: int,
-    max_new_tokens: int,
+    asking: Asking,
     runtime: Runtime,
-    num_samples: int = 1,
-    temperature: float = 0.0,
-    top_k: int | None = None,
     max_problems: int | None = None,
     seed: int = 42,
 ) -> TaskScore:
     """Score the model on a task, or on `max_problems` of it, chosen at random; every process gets the same score.
 
-    `batch_size`: answers that are written, or prompts that are scored, at once on a device. `num_samples`,
-    `temperature`, `top_k` and `max_new_tokens` are for answers in writing. A prompt that is too long loses its
-    beginning. Raises `UserError` for settings that mean nothing, and for letters that are no single tokens.
+    A categorical task has one answer a problem, the likeliest letter. A prompt that is too long loses its beginning.
+    Raises `UserError` for letters that are no single tokens.
     """
     start = time.monotonic()
-    check_settings(batch_size, num_samples, max_new_tokens, temperature, top_k, max_problems)
     by_letter = task.eval_type == "categorical"
     context = engine.model.config.sequence_len
     # An answer in writing needs room, but in a short context the question needs it more.
-    longest = context if by_letter else context - min(max_new_tokens, context // 4)
+    longest = context if by_letter else context - min(asking.max_tokens, context // 4)
     rows = choose_rows(len(task), max_problems)
     mine = [
         _problem(place, task[rows[place]], engine.tokenizer, longest)
         for place in range(runtime.rank, len(rows), runtime.world_size)
     ]
     mine.sort(key=lambda problem: len(problem.prompt))  # prompts of one length in a batch: little padding
-    if by_letter:
-        num_samples, scored = 1, _choose(mine, task, engine, batch_size)
-    else:
-        ask = partial(engine.answers, num_samples=num_samples, max_tokens=max_new_tokens, batch_size=batch_size)
-        ask = partial(ask, temperature=temperature, top_k=top_k)
-        scored = _write(mine, task, engine.tokenizer, ask, max(1, batch_size // num_samples), seed)
+    scored = _choose(mine, task, engine, asking.batch_size) if by_letter else _write(mine, task, engine, asking, seed)
     with tqdm(total=len(mine), desc=task.name, leave=False, disable=None if runtime.is_main else True) as bar:
         for count in scored:
             bar.update(count)
     facts = _gather(mine, len(rows), runtime)
+    num_samples = 1 if by_letter else asking.num_samples
     return TaskScore(name=task.name, num_samples=num_samples, **facts, seconds=time.monotonic() - start)
 
 
@@ -167,27 +171,6 @@ def choose_rows(length: int, most: int | None) -> Sequence[int]:
     ends = [index * length // most for index in range(most + 1)]
     rows: list[int] = np.random.default_rng(42).integers(ends[:-1], ends[1:]).tolist()
     return rows
-
-
-def check_settings(
-    batch_size: int,
-    num_samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    max_problems: int | None,
-) -> None:
-    """Raise `UserError` for settings that mean nothing."""
-    check_sampling(temperature, top_k)
-    counts = {"batch_size": batch_size, "num_samples": num_samples, "max_new_tokens": max_new_tokens}
-    for name, value in {**counts, "max_problems": 1 if max_problems is None else max_problems}.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}: it must be at least 1")
-    if num_samples > 1 and temperature == 0:
-        raise UserError(
-            f"num_samples is {num_samples} at temperature 0, where all samples are the same: set a temperature, such "
-            "as 0.8, or take one sample"
-        )
 
 
 def _problem(place: int, conversation: Conversation, tokenizer: Tokenizer, longest: int) -> _Problem:
@@ -233,22 +216,27 @@ def letter_ids(tokenizer: Tokenizer, letters: set[str]) -> dict[str, int]:
     return found
 
 
-def _write(
-    problems: Sequence[_Problem], task: Task, tokenizer: Tokenizer, ask: Callable[..., Any], chunk: int, seed: int
-) -> Iterator[int]:
-    """Score by what is written, `chunk` problems at a time. Yields the chunks' sizes."""
-    output_start = tokenizer.encode_special("<|output_start|>")
+def _write(problems: Sequence[_Problem], task: Task, engine: Engine, asking: Asking, seed: int) -> Iterator[int]:
+    """Score by what is written, some problems at a time. Yields their numbers."""
+    chunk = max(1, asking.batch_size // asking.num_samples)
+    output_start = engine.tokenizer.encode_special("<|output_start|>")
     for first in range(0, len(problems), chunk):
         batch = problems[first : first + chunk]
         prompts = [problem.prompt for problem in batch]
-        asked = ask(prompts, seed=seed + batch[0].place)  # no two chunks, nor processes, draw the same numbers
-        for problem, answers in zip(batch, asked, strict=True):
+        written = asking.answers(
+            engine, prompts, seed + batch[0].place
+        )  # no two chunks, nor processes, draw the same numbers
+        for problem, answers in zip(batch, written, strict=True):
             for answer in answers:
-                text = tokenizer.decode(answer.tokens[:-1] if answer.ended else answer.tokens)
-                problem.right += task.evaluate(problem.conversation, text)
+                problem.right += task.evaluate(problem.conversation, text_of(answer, engine.tokenizer))
                 forced = zip(answer.tokens, answer.mask, strict=True)
                 problem.tool_calls += (output_start, 0) in forced  # a model could write that token itself
         yield len(batch)
+
+
+def text_of(answer: Answer, tokenizer: Tokenizer) -> str:
+    """What a task judges: the answer's text without the end token, special tokens by their names."""
+    return tokenizer.decode(answer.tokens[:-1] if answer.ended else answer.tokens)
 
 
 def _gather(mine: Sequence[_Problem], num: int, runtime: Runtime) -> dict[str, Any]:

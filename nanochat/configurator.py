@@ -3,8 +3,8 @@
 A script names each setting once, with its type, default and help text:
 
     @dataclass(frozen=True)
-    class Config:
-        depth: int = setting(20, "layers of the model; everything else follows from it")
+    class Config(Settings):
+        depth: int = setting(20, "layers of the model; everything else follows from it", at_least=1)
         run: str | None = setting(None, "name of the run; none keeps no log")
 
     if __name__ == "__main__":
@@ -12,7 +12,7 @@ A script names each setting once, with its type, default and help text:
 
 and is called as `python -m scripts.x [settings.toml] [--depth=4] [--run NAME]`. Dashes and underscores are alike,
 abbreviations are not accepted, a flag beats the file and the file beats the default. What is wrong with them is said in
-a `UserError` of one line.
+a `UserError` of one line; a value outside of its range also where a config is made without a command line.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import signal
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from nanochat.common import Stopped, UserError, print0
+from nanochat.values import READERS, from_text, from_toml, kind_name, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,16 +43,62 @@ C = TypeVar("C")
 _NOT_GIVEN = object()  # only flags that were given may override the file
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a config derives from: a value outside of its setting's range is refused wherever the config is made.
+
+    A `__post_init__` of the config's own calls `super().__post_init__()` first.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata["range"]
+            if rule and not rule.allows(value):
+                raise UserError(f"{field.name} is {value!r}: it must be {rule} ({field.metadata['help']})")
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Which finite numbers a setting takes, and which value besides. As a text, in words."""
+
+    at_least: float
+    above: float
+    at_most: float
+    also: Any
+
+    def allows(self, value: Any) -> bool:
+        if value is None or value == self.also:
+            return True
+        is_number = isinstance(value, (int, float)) and math.isfinite(value)
+        return is_number and self.at_least <= value <= self.at_most and value > self.above
+
+    def __str__(self) -> str:
+        least = f"above {self.above}" if self.above > -math.inf else f"at least {self.at_least}"
+        words = least if self.at_most == math.inf else f"from {self.at_least} to {self.at_most}"
+        return words if self.also is None else f"{words}, or {self.also}"
+
+
 def setting(
-    default: Any, help: str, *, short: str | None = None, choices: Sequence[Any] | None = None, positional: bool = False
+    default: Any,
+    help: str,
+    *,
+    short: str | None = None,
+    choices: Sequence[Any] | None = None,
+    positional: bool = False,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    also: Any = None,
 ) -> Any:
     """A dataclass field that is also a flag.
 
-    `short="i"` adds `-i`; `choices` are the only values allowed; `positional=True` makes it a bare word.
+    `short="i"` adds `-i`; `choices` are the only values allowed; `positional=True` makes it a bare word. A number's
+    range is `at_least` or `above` something, and perhaps `at_most`; `also` is allowed outside of it, and so is None.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "short": short, "choices": choices, "positional": positional}
-    )
+    has_range = max(at_least, above, -at_most) > -math.inf
+    rule = _Range(at_least, above, at_most, also) if has_range else None
+    metadata = {"help": help, "short": short, "choices": choices, "positional": positional, "range": rule}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | None = None) -> C:
@@ -117,20 +166,21 @@ def _parser(config_class: type[Any], doc: str | None) -> argparse.ArgumentParser
         allow_abbrev=False,
     )
     for field, kinds in _fields(config_class):
-        text = field.metadata.get("help", "").replace("%", "%%")
-        choices = field.metadata.get("choices")
+        text = field.metadata["help"].replace("%", "%%")
+        rule = f"; {field.metadata['range']}" if field.metadata["range"] else ""
+        choices = field.metadata["choices"]
         options: dict[str, Any] = {
             "default": _NOT_GIVEN,
-            "help": f"{text} (default: {_shown(field.default)})",
-            "metavar": "|".join(map(str, choices)) if choices else "|".join(map(_kind_name, kinds)).upper(),
+            "help": f"{text} (default: {shown(field.default)}{rule})",
+            "metavar": "|".join(map(str, choices)) if choices else "|".join(map(kind_name, kinds)).upper(),
             "type": _reader(field, kinds),
         }
-        if field.metadata.get("positional"):
+        if field.metadata["positional"]:
             parser.add_argument(field.name, nargs="?", **options)
             continue
         if bool in kinds:
             options.update(nargs="?", const=True)  # --flag, --flag=true, --flag=false
-        short = field.metadata.get("short")
+        short = field.metadata["short"]
         parser.add_argument(*([f"-{short}"] if short else []), f"--{field.name}", dest=field.name, **options)
     return parser
 
@@ -143,54 +193,15 @@ def _fields(config_class: type[Any]) -> list[tuple[dataclasses.Field[Any], tuple
         hint = hints[field.name]
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         kinds = typing.get_args(hint) if union else (hint,)
-        assert all(kind in _READERS for kind in kinds), (
+        assert all(kind in READERS for kind in kinds), (
             f"{config_class.__name__}.{field.name}: no flag can give a {hint}"
         )
         found.append((field, kinds))
     return found
 
 
-def _none(text: str) -> None:
-    if text.lower() != "none":
-        raise ValueError(text)
-
-
-def _bool(text: str) -> bool:
-    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if value != value:
-        raise ValueError("nan")
-    return value
-
-
-# In the order in which a text is tried when a setting allows several types: the narrowest first.
-_READERS: dict[Any, Callable[[str], Any]] = {
-    types.NoneType: _none,
-    bool: _bool,
-    int: int,
-    float: _float,
-    Path: Path,
-    str: str,
-}
-
-
-def _kind_name(kind: type) -> str:
-    return {types.NoneType: "none", bool: "true|false", str: "text"}.get(kind, kind.__name__)
-
-
-def _shown(value: object) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'
-
-
-def _expected(kinds: tuple[Any, ...]) -> str:
-    return f"expected {' or '.join(map(_kind_name, kinds))}"
-
-
 def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
-    choices = field.metadata.get("choices")
+    choices = field.metadata["choices"]
     if choices and value not in choices:
         raise TypeError(f"choose from {', '.join(map(str, choices))}")
 
@@ -198,23 +209,13 @@ def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
 def _reader(field: dataclasses.Field[Any], kinds: tuple[Any, ...]) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
-            value = _from_text(text, kinds)
+            value = from_text(text, kinds)
             _check_choice(field, value)
         except TypeError as error:
             raise argparse.ArgumentTypeError(f"{text}: {error}") from error
         return value
 
     return read
-
-
-def _from_text(text: str, kinds: tuple[Any, ...]) -> Any:
-    for kind, read in _READERS.items():
-        if kind in kinds:
-            try:
-                return read(text)
-            except (ValueError, KeyError):
-                continue  # the next type may fit
-    raise TypeError(_expected(kinds))
 
 
 def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
@@ -233,24 +234,11 @@ def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
             raise UserError(f"settings file {path}: unknown setting {key}{_suggestion(config_class, name)}")
         field, kinds = fields[name]
         try:
-            values[name] = _from_toml(value, kinds)
+            values[name] = from_toml(value, kinds)
             _check_choice(field, values[name])
         except TypeError as error:
             raise UserError(f"settings file {path}: {key} = {value!r}: {error}") from error
     return values
-
-
-def _from_toml(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """A TOML value has its type; what TOML cannot say (none, a path) is a string, and a whole number is a float too."""
-    if value == "none" and types.NoneType in kinds:
-        return None
-    if type(value) in kinds:
-        return value
-    if type(value) is int and float in kinds:
-        return float(value)
-    if isinstance(value, str) and Path in kinds:
-        return Path(value)
-    raise TypeError(_expected(kinds))
 
 
 def _underscored(word: str) -> str:

@@ -13,14 +13,7 @@ from functools import partial
 from typing import Any
 
 from nanochat.batch_size import batch_size_of, check_batch
-from nanochat.checkpoint_manager import (
-    Checkpoint,
-    check_tokenizer,
-    describe_model,
-    list_tags,
-    open_checkpoint,
-    run_dir,
-)
+from nanochat.checkpoint_manager import Checkpoint, describe_model, run_dir
 from nanochat.common import Stopped, UserError, print0
 from nanochat.dataloader import Batch
 from nanochat.finetune_settings import FineTuning
@@ -29,13 +22,12 @@ from nanochat.loss_eval import nats_and_tokens
 from nanochat.packing import conversation_batches, count_rows, eval_rows
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.shards import load_manifest
-from nanochat.stage import begin, checkpoint_to_resume, compile_model, resume_command, saver
+from nanochat.stage import begin, checkpoint_to_resume, compile_model, first_checkpoint, resume_command, saver
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
 from nanochat.train_log import TrainLog, curves
 from tasks.common import Task, TaskSequence
-from tasks.mixture import names, training_mixture
+from tasks.mixture import kind_of_base_data, names, training_mixture
 
 HELD_OUT = "held-out loss (nats per trained token)"
 PART = "val_loss/"  # and a task's name: the metric of that part of the mixture
@@ -67,15 +59,9 @@ class Data:
 
 def load_data(stage: Stage, config: FineTuning) -> Data:
     """The mixture that the settings ask for. Raises `UserError` for what cannot be had, or holds nothing."""
-    kind = config.kind
-    if kind == "auto":
-        try:
-            kind = "world" if load_manifest().source == "storyworld" else "web"
-        except UserError:  # a model that came without its text
-            kind = "web"
     train, held_out, parts = training_mixture(
         stage.model,
-        kind,
+        kind_of_base_data() if config.kind == "auto" else config.kind,
         conversations=config.conversations,
         mixture_file=config.mixture,
         allow_missing=config.allow_missing,
@@ -83,16 +69,6 @@ def load_data(stage: Stage, config: FineTuning) -> Data:
     )
     print0(f"{len(train):,} conversations: {names(parts)}")
     return Data(train, held_out.tasks if isinstance(held_out, TaskSequence) else [held_out], parts)
-
-
-def model_to_train(stage: Stage, config: FineTuning, tokenizer: Tokenizer) -> Checkpoint:
-    """The checkpoint that a run begins with: that of the stage before or, if it resumes, its own."""
-    origin, step = (stage.model, config.resume_from_step) if config.resuming else (config.source, config.source_step)
-    if config.model_tag is None and not list_tags(origin):
-        raise UserError(f"no {origin} checkpoint in {run_dir(origin, '')}: run that stage first")
-    checkpoint = open_checkpoint(run_dir(origin, config.model_tag or list_tags(origin)[-1]), step)
-    check_tokenizer(checkpoint, tokenizer)
-    return checkpoint
 
 
 def settled(config: FineTuning, origin: Checkpoint) -> FineTuning:
@@ -165,11 +141,11 @@ def batches(
 def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
     """Train, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
     tokenizer = get_tokenizer()
-    origin = model_to_train(stage, config, tokenizer)
+    origin = first_checkpoint(stage.model, config, tokenizer)
     config = settled(config, origin)
     data = load_data(stage, config)
     data_hash, folder = data.hash(tokenizer), run_dir(stage.model, origin.path.parent.name)
-    checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config) if config.resuming else None
+    checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config)
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), runtime)
     runtime, size, sequence_len = optimizer.runtime, config.total_batch_size, config.max_seq_len

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from statistics import fmean
 
-from nanochat.chat_eval import evaluate
+from nanochat.chat_eval import Asking, evaluate
 from nanochat.common import print0
 from nanochat.engine import Engine
-from nanochat.rl import Asking
 from nanochat.runtime import Runtime
 from tasks.common import Task
 
@@ -29,23 +28,10 @@ def ks_of(num_samples: int) -> list[int]:
 
 
 def measure(engine: Engine, tasks: Mapping[str, Task], asking: Asking, seed: int, runtime: Runtime) -> dict[str, float]:
-    """pass@k on all problems of each task, and the share of answers that use the tool. Printed, too.
-
-    A task of letters has one answer a problem, the likeliest letter.
-    """
+    """pass@k on all problems of each task, and the share of answers that use the tool. Printed, too."""
     told: dict[str, float] = {}
     for name, task in tasks.items():
-        score = evaluate(
-            task,
-            engine,
-            batch_size=asking.batch_size,
-            max_new_tokens=asking.max_tokens,
-            runtime=runtime,
-            num_samples=1 if task.eval_type == "categorical" else asking.num_samples,
-            temperature=asking.temperature,
-            top_k=asking.top_k,
-            seed=seed,
-        )
+        score = evaluate(task, engine, asking, runtime, seed=seed)
         found = {
             f"pass@{k}": fmean(pass_at_k(score.num_samples, right, k) for right in score.right)
             for k in ks_of(score.num_samples)

@@ -19,7 +19,7 @@ from typing import Any
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.comparison import accuracies, accuracy_lines, accuracy_tables
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.markdown import duration, escape, fence, number, table, wrapped
 from nanochat.sections import MODELS, Section, is_accuracy, log_section, model_of, read_sections
 
@@ -244,7 +244,7 @@ def _print_summary(sections: Sections) -> None:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """What to do with the report."""
 
     action: str = setting("generate", "render the report, or forget it", choices=("generate", "reset"), positional=True)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanochat.chat_eval import Asking, text_of
 from nanochat.common import UserError, print0
 from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
@@ -151,17 +152,6 @@ def make_problem(name: str, conversation: Conversation, tokenizer: Tokenizer, se
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How problems are answered."""
-
-    num_samples: int
-    max_tokens: int
-    temperature: float = 1.0
-    top_k: int | None = None
-    batch_size: int = 256  # answers that are written at once
-
-
-@dataclass(frozen=True)
 class Group:
     """The answers to one problem and their rewards."""
 
@@ -192,21 +182,13 @@ def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scor
             print0(f"A problem of {problem.task} has {len(problem.prompt)} tokens, the context {context}: left out")
     prompts = [problem.prompt for problem in fitting]
     seeds = [problem.seed for problem in fitting] or 0
-    written = engine.answers(
-        prompts, asking.num_samples, asking.max_tokens, asking.temperature, asking.top_k, seeds, asking.batch_size
-    )
-    found = dict(zip(map(id, fitting), written, strict=True))
+    found = dict(zip(map(id, fitting), asking.answers(engine, prompts, seeds), strict=True))
     groups = []
     for problem in problems:
         answers = found.get(id(problem), [])
         texts = [text_of(answer, engine.tokenizer) for answer in answers]
         groups.append(Group(problem, answers, [score(problem, text) for text in texts]))
     return groups
-
-
-def text_of(answer: Answer, tokenizer: Tokenizer) -> str:
-    """What a task judges: the answer's text without the end token, special tokens by their names."""
-    return tokenizer.decode(answer.tokens[:-1] if answer.ended else answer.tokens)
 
 
 # --- rows to train on -------------------------------------------------------------------------------------------------

@@ -6,19 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, list_tags, open_checkpoint, run_dir
-from nanochat.common import UserError, print0
+from nanochat.common import print0
 from nanochat.markdown import duration
 from nanochat.replay import Replay
 from nanochat.rl import Problems, open_task, parse_weights
 from nanochat.runtime import Runtime
 from nanochat.sections import log_section, share
-from nanochat.shards import default_data_dir, read_manifest
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests
 from nanochat.train_log import SECONDS_BETWEEN_LINES, TrainLog
 from tasks.common import Task
-from tasks.mixture import training_mixture
+from tasks.mixture import kind_of_base_data, training_mixture
 
 Played = TypeVar("Played")  # what a step learns from
 
@@ -34,26 +32,9 @@ CURVES = {  # figure of a step -> name and unit of its curve
 }
 
 
-def find_checkpoint(config: Any, tokenizer: Tokenizer) -> tuple[Checkpoint, bool]:
-    """The checkpoint that a run begins with, and whether it is its own, to go on from; `config` is the script's.
-
-    Without a model tag the deepest model is taken. Raises `UserError` if there is none.
-    """
-    resuming = config.resume or config.resume_from_step != -1
-    source, step = ("rl", config.resume_from_step) if resuming else (config.source, config.source_step)
-    tags = list_tags(source)
-    if config.model_tag is None and not tags:
-        raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
-    checkpoint = open_checkpoint(run_dir(source, config.model_tag or tags[-1]), step)
-    check_tokenizer(checkpoint, tokenizer)
-    return checkpoint, resuming
-
-
 def find_problems(config: Any, tokenizer: Tokenizer) -> tuple[Problems, dict[str, Task]]:
     """The problems to learn from, and for each of their tasks those that are held out; `config` is the script's."""
-    manifest = read_manifest(default_data_dir())
-    default = WORLD_TASKS if manifest is not None and manifest.source == "storyworld" else WEB_TASKS
-    weights = parse_weights(config.tasks or default)
+    weights = parse_weights(config.tasks or (WORLD_TASKS if kind_of_base_data() == "world" else WEB_TASKS))
     problems = Problems({name: open_task(name, "train") for name in weights}, weights, tokenizer, config.seed)
     return problems, {name: open_task(name, "test", stop=config.eval_problems) for name in weights}
 
@@ -62,9 +43,9 @@ def find_replay(config: Any, tokenizer: Tokenizer, sequence_len: int) -> Replay:
     """The worked conversations that are not to be unlearnt: those of fine-tuning; `config` is the script's."""
     if not config.replay:
         return Replay([], [], 0, tokenizer, sequence_len)
-    manifest = read_manifest(default_data_dir())
-    kind = "world" if manifest is not None and manifest.source == "storyworld" else "web"
-    conversations, _, description = training_mixture("sft", kind, mixture_file=config.mixture, seed=config.seed)
+    conversations, _, description = training_mixture(
+        "sft", kind_of_base_data(), mixture_file=config.mixture, seed=config.seed
+    )
     return Replay(conversations, description, config.replay, tokenizer, sequence_len)
 
 

@@ -16,8 +16,10 @@ from nanochat.checkpoint_manager import (
     Checkpoint,
     build_model,
     check_tokenizer,
+    list_tags,
     open_checkpoint,
     restore_model,
+    run_dir,
     save_checkpoint,
 )
 from nanochat.common import UserError, base_dir, print0
@@ -88,14 +90,30 @@ def saver(
     return save
 
 
+def first_checkpoint(made: str, config: Any, tokenizer: Tokenizer) -> Checkpoint:
+    """The checkpoint that a run begins with: that of `config.source` or, if it goes on, of the stage that it makes.
+
+    Without a model tag the deepest model is taken. Raises `UserError` if there is none. `config` is the script's.
+    """
+    source, step = (made, config.resume_from_step) if config.resuming else (config.source, config.source_step)
+    tags = list_tags(source)
+    if config.model_tag is None and not tags:
+        raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
+    checkpoint = open_checkpoint(run_dir(source, config.model_tag or tags[-1]), step)
+    check_tokenizer(checkpoint, tokenizer)
+    return checkpoint
+
+
 def checkpoint_to_resume(
     folder: Path, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig | None, config: Any
-) -> Checkpoint:
-    """The checkpoint of the step `config.resume_from_step` (-1: the last).
+) -> Checkpoint | None:
+    """The checkpoint of the step `config.resume_from_step` (-1: the last); None for a run that begins anew.
 
     UserError if tokenizer, data or model (its shape, where the settings tell it) are not those it was made with.
     Other settings may change, and the change is said: `config` is the script's.
     """
+    if not config.resuming:
+        return None
     checkpoint = open_checkpoint(folder, config.resume_from_step)
     check_tokenizer(checkpoint, tokenizer)
     if checkpoint.meta["data_hash"] != data_hash:

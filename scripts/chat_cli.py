@@ -22,10 +22,9 @@ from typing import Any
 from nanochat.chat import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
-from nanochat.sampling import check_sampling
 from nanochat.terminal import Screen, read_message, set_up_line_editing
 
 HELP = """/clear   forget what was said so far
@@ -35,23 +34,23 @@ Ctrl-C   stop an answer"""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     source: str | None = setting(
         None, "stage of the model; none = the last there is", short="i", choices=("mid", "sft", "rl")
     )
     prompt: str | None = setting(None, "answer this question and leave", short="p")
-    temperature: float = setting(0.6, "of the answers; 0 = always the likeliest token", short="t")
-    top_k: int = setting(50, "tokens to draw from", short="k")
-    max_tokens: int | None = setting(None, "longest answer, in tokens; none = what the context holds", short="m")
+    temperature: float = setting(0.6, "of the answers; 0 = always the likeliest token", short="t", at_least=0)
+    top_k: int = setting(50, "tokens to draw from", short="k", at_least=1)
+    max_tokens: int | None = setting(
+        None, "longest answer, in tokens; none = what the context holds", short="m", at_least=1
+    )
     seed: int | None = setting(None, "of the answers; none = others every time")
     model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint; -1 = the last", short="s")
+    step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, also=-1)
     device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.top_k)
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"max_tokens is {self.max_tokens}: it must be at least 1")
+        super().__post_init__()
         if self.prompt is not None and not self.prompt.strip():
             raise UserError("the prompt is empty: ask something")
 

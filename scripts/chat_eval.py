@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat.chat import join, reply
-from nanochat.chat_eval import CHAT_CORE, TaskScore, chat_core, check_settings, evaluate
+from nanochat.chat_eval import CHAT_CORE, Asking, TaskScore, chat_core, evaluate
 from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
 from nanochat.markdown import duration
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.shards import load_manifest
 from tasks.catalogue import get_task, known_name
 from tasks.common import Task
+from tasks.mixture import kind_of_base_data
 
 WORLD = ("Facts", "FactChoice", "SpellingBee-quoted", "SpellingBee-unquoted", "WordProblems", "HardProblems")
 QUESTIONS = ("Hello! Who are you?", "What is the capital of France?", 'How many r are in "strawberry"?')
@@ -36,26 +36,37 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     source: str = setting("sft", "the stage whose model is scored", short="i", choices=tuple(FOLDERS))
     tasks: str | None = setting(
         None, 'tasks, with | between them, such as "GSM8K|MMLU"; default: those for the data that is here', short="a"
     )
-    max_problems: int = setting(-1, "problems of each task, always the same random choice; -1 = all", short="x")
-    batch_size: int = setting(64, "answers written, or prompts scored, at once on one device", short="b")
-    max_new_tokens: int = setting(512, "longest answer, in tokens", short="m")
-    temperature: float = setting(0.0, "of answers in writing; 0 = always the likeliest token", short="t")
-    top_k: int | None = setting(None, "choose among the k likeliest tokens; none = among all", short="k")
-    num_samples: int = setting(1, "answers to each problem, of which one must be right", short="n")
+    max_problems: int = setting(
+        -1, "problems of each task, always the same random choice; -1 = all", short="x", at_least=1, also=-1
+    )
+    batch_size: int = setting(64, "answers written, or prompts scored, at once on one device", short="b", at_least=1)
+    max_new_tokens: int = setting(512, "longest answer, in tokens", short="m", at_least=1)
+    temperature: float = setting(0.0, "of answers in writing; 0 = always the likeliest token", short="t", at_least=0)
+    top_k: int | None = setting(None, "choose among the k likeliest tokens; none = among all", short="k", at_least=1)
+    num_samples: int = setting(1, "answers to each problem, of which one must be right", short="n", at_least=1)
     model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint to score; -1 = the last", short="s")
+    step: int = setting(-1, "checkpoint to score; -1 = the last", short="s", at_least=0, also=-1)
     device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = setting(42, "of the answers, where the temperature is above 0")
 
     def __post_init__(self) -> None:
-        sampling = (self.num_samples, self.max_new_tokens, self.temperature, self.top_k)
-        check_settings(self.batch_size, *sampling, self.most)
+        super().__post_init__()
+        if self.num_samples > 1 and self.temperature == 0:
+            raise UserError(
+                f"num_samples is {self.num_samples} at temperature 0, where all samples are the same: set a "
+                "temperature, such as 0.8, or take one sample"
+            )
         self.chosen()
+
+    @property
+    def asking(self) -> Asking:
+        """How the problems are answered."""
+        return Asking(self.num_samples, self.max_new_tokens, self.temperature, self.top_k, self.batch_size)
 
     @property
     def most(self) -> int | None:
@@ -69,19 +80,11 @@ class Config:
         return list(dict.fromkeys(variants.get(name.lower()) or known_name(name) for name in names))
 
 
-def is_world() -> bool:
-    """Whether the data in the base folder is the embedded world."""
-    try:
-        return load_manifest().source == "storyworld"
-    except UserError:  # a model may be brought along without the text that it was trained on
-        return False
-
-
 def names_of(config: Config) -> list[str]:
     """The tasks that were asked for, or those that go with the data in the base folder."""
     if config.tasks is not None:
         return config.chosen()
-    return list(WORLD if is_world() else CHAT_CORE)
+    return list(WORLD if kind_of_base_data() == "world" else CHAT_CORE)
 
 
 def open_task(name: str) -> Task:
@@ -98,18 +101,7 @@ def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, confi
     print0(f"{'task':28} right   95% interval       problems  chance  centred  calls      time")
     scores = []
     for name, task in tasks.items():
-        score = evaluate(
-            task,
-            engine,
-            batch_size=config.batch_size,
-            max_new_tokens=config.max_new_tokens,
-            runtime=runtime,
-            num_samples=config.num_samples,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            max_problems=config.most,
-            seed=config.seed,
-        )
+        score = evaluate(task, engine, config.asking, runtime, config.most, config.seed)
         asked = f" pass@{score.num_samples}" if score.num_samples > 1 else ""  # another measure: under another name
         scores.append(replace(score, name=name + asked))
         print0(row(scores[-1]))
@@ -129,7 +121,7 @@ def row(score: TaskScore) -> str:
 def talk(engine: Engine, max_tokens: int) -> list[dict[str, Any]]:
     """A conversation for the report: who are you, and a question of each kind; what does not fit is not asked."""
     questions = list(QUESTIONS)
-    if is_world():
+    if kind_of_base_data() == "world":
         tasks = map(open_task, ("Facts", "SpellingBee-quoted", "WordProblems"))
         questions[1:] = [task[0]["messages"][-2]["content"] for task in tasks]
     messages: list[dict[str, Any]] = []

@@ -18,93 +18,67 @@ from functools import partial
 
 import torch
 
-from nanochat import schedule
+from nanochat.chat_eval import Asking
 from nanochat.checkpoint_manager import describe_model, run_dir
-from nanochat.common import Stopped, UserError
+from nanochat.common import Stopped
 from nanochat.configurator import cli, setting
 from nanochat.engine import Engine
 from nanochat.gpt import GPT
-from nanochat.optim import Optimizer, OptimSettings
+from nanochat.optim import Optimizer
 from nanochat.pass_at_k import measure
 from nanochat.replay import Worked
-from nanochat.rl import Asking, Group, Problems, ask, figures, micro_batches, parse_weights, tally
-from nanochat.rl_run import WEB_TASKS, RLLog, find_checkpoint, find_problems, find_replay, reinforce, report_rl
+from nanochat.rl import Group, Problems, ask, figures, micro_batches, parse_weights, tally
+from nanochat.rl_run import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl
 from nanochat.runtime import Runtime
-from nanochat.stage import begin, checkpoint_to_resume, resume_command, saver
+from nanochat.stage import begin, checkpoint_to_resume, first_checkpoint, resume_command, saver
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
-from nanochat.train_log import NO_RUN
+from nanochat.train_settings import Training
 
 
 @dataclass(frozen=True)
-class Config:
-    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing")
+class Config(Training):
     source: str = setting("sft", "stage whose model is trained on", choices=("sft", "mid", "rl"))
-    model_tag: str | None = setting(None, "which model, as d20; it keeps its tag; default the deepest")
-    source_step: int = setting(-1, "step of the model that is trained on; -1 = its last checkpoint")
-    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
+    source_step: int = setting(
+        -1, "step of the model that is trained on; -1 = its last checkpoint", at_least=0, also=-1
+    )
     seed: int = setting(42, "of the problems' order and of the answers")
     tasks: str | None = setting(None, "NAME:WEIGHT|NAME(OPTION=VALUE):WEIGHT ...; default: as suits the base data")
-    num_problems: int = setting(16, "problems of a step, over all processes")
-    num_samples: int = setting(16, "answers to each problem, which are compared: at least 2")
-    temperature: float = setting(1.0, "of the answers; the gradient is that of 1")
-    top_k: int = setting(-1, "answer with the k likeliest tokens only; -1 = with all, as the gradient supposes")
-    max_new_tokens: int = setting(256, "tokens of an answer at most")
-    num_iterations: int = setting(-1, "optimizer steps; -1 = as the next setting says")
-    num_epochs: float = setting(1.0, "how many times each problem is asked, on average over the tasks")
-    device_batch_size: int = setting(16, "rows of a micro-batch on one device; changes speed and memory only")
-    rollout_batch_size: int = setting(256, "answers that one device writes at once; changes speed and memory only")
-    replay: int = setting(0, "conversations of the SFT mixture in each step, so that they are not unlearnt; 0 = none")
+    num_problems: int = setting(16, "problems of a step, over all processes", at_least=1)
+    num_samples: int = setting(16, "answers to each problem, which are compared", at_least=2)
+    temperature: float = setting(1.0, "of the answers; the gradient is that of 1", above=0)
+    top_k: int = setting(
+        -1, "answer with the k likeliest tokens only; -1 = with all, as the gradient supposes", at_least=1, also=-1
+    )
+    max_new_tokens: int = setting(256, "tokens of an answer at most", at_least=1)
+    num_iterations: int = setting(-1, "optimizer steps; -1 = as the next setting says", at_least=1, also=-1)
+    num_epochs: float = setting(1.0, "how many times each problem is asked, on average over the tasks", above=0)
+    device_batch_size: int = setting(
+        16, "rows of a micro-batch on one device; changes speed and memory only", at_least=1
+    )
+    rollout_batch_size: int = setting(
+        256, "answers that one device writes at once; changes speed and memory only", at_least=1
+    )
+    replay: int = setting(
+        0, "conversations of the SFT mixture in each step, so that they are not unlearnt; 0 = none", at_least=0
+    )
     mixture: str | None = setting(None, "a TOML file that they come from instead, as in chat_sft")
-    lr_scale: float = setting(0.1, "factor on the three learning rates that follow")
-    embedding_lr: float = setting(0.2, "AdamW's learning rate for the embedding, at width 768")
-    head_lr: float = setting(0.004, "AdamW's learning rate for the head, at width 768")
-    matrix_lr: float = setting(0.02, "Muon's learning rate for the matrices")
-    weight_decay: float = setting(0.0, "AdamW's weight decay")
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 = not clipped")
-    warmup: float = setting(0.0, "share of the run in which the learning rate rises")
-    warmdown: float = setting(1.0, "share of the run in which the learning rate falls")
-    final_lr: float = setting(0.0, "share of the learning rate that is left at the end")
-    eval_every: int = setting(60, "steps between measurements of pass@k, with one at the start; -1 = only at the end")
-    eval_problems: int = setting(400, "held-out problems of each task in a measurement")
-    eval_samples: int = setting(8, "answers to each of them: pass@k is told for k up to this")
-    save_every: int = setting(-1, "steps between checkpoints; -1 = only at the end, or when the run is stopped")
-    keep_last: int = setting(-1, "checkpoints to keep; -1 = all")
-    resume: bool = setting(False, "go on from the last checkpoint of this model tag")
-    resume_from_step: int = setting(-1, "go on from the checkpoint of this step; -1 = do not")
+    lr_scale: float = setting(0.1, "factor on the three learning rates that follow", above=0)
+    warmdown: float = setting(1.0, "share of the run in which the learning rate falls", at_least=0, at_most=1)
+    eval_every: int = setting(
+        60, "steps between measurements of pass@k, with one at the start; -1 = only at the end", at_least=1, also=-1
+    )
+    eval_problems: int = setting(400, "held-out problems of each task in a measurement", at_least=1)
+    eval_samples: int = setting(8, "answers to each of them: pass@k is told for k up to this", at_least=1)
 
     def __post_init__(self) -> None:
-        at_least = {"num_samples": 2, "source_step": -1, "resume_from_step": -1, "replay": 0}
-        counts = ("num_problems", "max_new_tokens", "device_batch_size", "rollout_batch_size")
-        for name, least in (dict.fromkeys((*counts, "eval_problems", "eval_samples"), 1) | at_least).items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least} (see --help)")
-        for name in ("num_iterations", "top_k", "eval_every", "save_every", "keep_last"):
-            if getattr(self, name) < 1 and getattr(self, name) != -1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1, or -1 (see --help)")
-        for name in ("warmup", "warmdown", "final_lr"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
-        for name in ("temperature", "num_epochs", "lr_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be a number above 0")
+        super().__post_init__()
         parse_weights(self.tasks or WEB_TASKS)
-        self.optim_settings()
-
-    def optim_settings(self) -> OptimSettings:
-        """The optimizer's share of the settings."""
-        rates = {name: getattr(self, name) * self.lr_scale for name in ("matrix_lr", "embedding_lr", "head_lr")}
-        return OptimSettings(**rates, weight_decay=self.weight_decay, grad_clip=self.grad_clip)
 
     def asking(self, num_samples: int) -> Asking:
         """How problems are answered."""
         top_k = None if self.top_k == -1 else self.top_k
         return Asking(num_samples, self.max_new_tokens, self.temperature, top_k, self.rollout_batch_size)
-
-    def rates(self, progress: float, num_steps: int) -> Rates:
-        """What the schedule sets at this progress."""
-        scale = schedule.lr_scale(progress, self.warmup, self.warmdown, self.final_lr)
-        return Rates(lr_scale=scale, momentum=schedule.muon_momentum(progress, num_steps))
 
     def num_steps(self, problems: Problems) -> int:
         """The horizon in steps."""
@@ -154,11 +128,11 @@ def step(
 def main(config: Config) -> LoopState:
     """Reinforce, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
     tokenizer = get_tokenizer()
-    origin, resuming = find_checkpoint(config, tokenizer)
+    origin = first_checkpoint("rl", config, tokenizer)
     problems, held_out = find_problems(config, tokenizer)
     replay = find_replay(config, tokenizer, origin.meta["model_config"]["sequence_len"])
     data_hash = problems.hash() + replay.hash()
-    checkpoint = checkpoint_to_resume(origin.path.parent, tokenizer, data_hash, None, config) if resuming else None
+    checkpoint = checkpoint_to_resume(origin.path.parent, tokenizer, data_hash, None, config)
     started = Runtime.start(config.seed, config.device)
     model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), started)
     runtime, num_steps = optimizer.runtime, config.num_steps(problems)

@@ -27,9 +27,11 @@ class Config(FineTuning):
     """What differs from midtraining: small steps that become smaller from the first to the last."""
 
     source: str = setting("mid", "stage whose model is trained on", choices=("base", "mid", "sft"))
-    total_batch_size: int = setting(32768, "tokens of a step, over all processes; -1 = as in the run before")
-    lr_scale: float = setting(0.02, "factor on the three learning rates that follow")
-    warmdown: float = setting(1.0, "share of the run in which the learning rate falls")
+    total_batch_size: int = setting(
+        32768, "tokens of a step, over all processes; -1 = as in the run before", at_least=1, also=-1
+    )
+    lr_scale: float = setting(0.02, "factor on the three learning rates that follow", above=0)
+    warmdown: float = setting(1.0, "share of the run in which the learning rate falls", at_least=0, at_most=1)
 
 
 def main(config: Config) -> LoopState:

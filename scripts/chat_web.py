@@ -24,7 +24,7 @@ from nanochat.chat import last_stage
 from nanochat.chat_request import Sampling, check_number
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0
-from nanochat.configurator import cli, parse, setting
+from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
 from nanochat.server import Service, create_app
@@ -33,27 +33,24 @@ STOP_SECONDS = 1  # that Ctrl-C waits for answers to end
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     source: str | None = setting(
         None, "stage of the model; none = the last there is", short="i", choices=("mid", "sft", "rl")
     )
     model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint; -1 = the last", short="s")
-    num_gpus: int = setting(1, "copies of the model, one on each GPU", short="n")
+    step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, also=-1)
+    num_gpus: int = setting(1, "copies of the model, one on each GPU", short="n", at_least=1)
     device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
     temperature: float = setting(0.6, "unless a request says otherwise; 0 = always the likeliest token", short="t")
     top_k: int = setting(50, "unless a request says otherwise: tokens to draw from", short="k")
     max_tokens: int = setting(512, "unless a request says otherwise: longest answer, in tokens", short="m")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = every one of this machine")
-    port: int = setting(8000, "port to listen on; 0 = any free one", short="p")
+    port: int = setting(8000, "port to listen on; 0 = any free one", short="p", at_least=0, at_most=65535)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("temperature", "top_k", "max_tokens"):
             check_number(name, getattr(self, name))
-        if self.num_gpus < 1:
-            raise UserError(f"num_gpus is {self.num_gpus}: it must be at least 1")
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"port is {self.port}: it must be from 0 to 65535")
 
 
 def load(config: Config) -> Service:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from nanochat.checkup import FAIL, checkup
 from nanochat.common import print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.markdown import wrapped
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """What to look at."""
 
     device: str = setting("auto", "the device to look at", choices=("auto", "cpu", "cuda", "mps"))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, print0
+from nanochat.shards import default_data_dir, read_manifest
 from tasks.catalogue import ENDLESS, get_task, known_name
 from tasks.common import Task, TaskMixture
 from tasks.customjson import fingerprint
@@ -136,6 +137,14 @@ def training_mixture(
         print0("Too few conversations to set any aside: validation is on those that are trained on.")
         val = train
     return TaskMixture(train, seed), TaskMixture(val, seed), description
+
+
+def kind_of_base_data(if_none: str = "web") -> str:
+    """Whose mixture fits the base folder's data: "world" for the embedded data, else "web"."""
+    manifest = read_manifest(default_data_dir())
+    if manifest is None:
+        return if_none
+    return "world" if manifest.source == "storyworld" else "web"
 
 
 def read_mixture(path: Path) -> list[Entry]:

@@ -80,7 +80,7 @@ def test_help_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         if field.default is None or isinstance(field.default, bool):
             default = default.lower()
         assert len(field.metadata["help"]) > 10
-        assert f"{field.metadata['help']} (default: {default})" in lines[f"--{name}"]
+        assert f"{field.metadata['help']} (default: {default}" in lines[f"--{name}"]
         for choice in field.metadata["choices"] or ():
             assert choice in lines[f"--{name}"]
 
@@ -101,20 +101,21 @@ def test_help_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["nonsense"], ["nonsense", "--help"]),
         (["absent.toml"], ["absent.toml"]),
         (["--depth"], ["--depth", "--help"]),
-        (["--depth=0"], ["depth is 0", "at least 1"]),
+        (["--depth=0"], ["depth is 0", "at least 1", "layers"]),
         (["--max_seq_len=0"], ["max_seq_len is 0"]),
         (["--eval_tokens=-5"], ["eval_tokens is -5"]),
         (["--eval_every=0"], ["eval_every is 0", "-1"]),
         (["--save_every=-2"], ["save_every is -2", "-1"]),
         (["--resume_from_step=-2"], ["resume_from_step is -2"]),
         (["--head_dim=33"], ["33", "even"]),
-        (["--head_dim=0"], ["head_dim 0", "at least 2"]),
+        (["--head_dim=0"], ["head_dim is 0", "at least 2"]),
         (["--depth=4", "--head_dim=64", "--n_kv_head=3"], ["n_kv_head 3", "n_head 4", "[1, 2, 4]"]),
         (["--n_kv_head=0"], ["n_kv_head is 0"]),
         (["--warmdown=1.5"], ["warmdown is 1.5", "0 to 1"]),
         (["--matrix_lr=-1"], ["matrix_lr is -1.0"]),
+        (["--target_flops=0"], ["target_flops is 0.0", "above 0, or -1"]),
         (["--grad_clip=inf"], ["grad_clip is inf"]),
-        (["--device_batch_size=0"], ["device_batch_size is '0'", "auto"]),
+        (["--device_batch_size=0"], ["device_batch_size is 0", "at least 1, or auto"]),
         (["--device_batch_size=many"], ["device_batch_size is 'many'", "auto"]),
         (
             ["--total_batch_size=1000", "--max_seq_len=64", "--device_batch_size=4"],

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.configurator import cli, parse, setting
+from nanochat.configurator import Settings, cli, parse, setting
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,71 @@ def test_mistakes_in_a_file(tmp_path: Path, text: str | bytes, words: list[str])
 def test_every_config_can_be_said_in_flags(config: Config) -> None:
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(config).items()]
     assert parse(Config, argv) == config
+
+
+@dataclass(frozen=True)
+class Ranged(Settings):
+    layers: int = setting(4, "how deep it is", at_least=1)
+    steps: int = setting(-1, "how far it goes; -1 = to the end", at_least=1, also=-1)
+    share: float = setting(0.5, "how much of it", at_least=0, at_most=1)
+    rate: float = setting(0.1, "how fast it goes", above=0)
+    rows: int | str = setting("auto", "how many at once", at_least=1, also="auto")
+    most: int | None = setting(None, "how many in all; none = any number", at_least=1)
+    free: float = setting(0.0, "anything")
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside", "rule"),
+    [
+        ("layers", [1, 10**9], [0, -1], "at least 1 (how deep it is)"),
+        ("steps", [1, -1], [0, -2], "at least 1, or -1 (how far it goes; -1 = to the end)"),
+        ("share", [0.0, 0.3, 1.0], [-0.001, 1.001, -INF, NAN], "from 0 to 1 (how much of it)"),
+        ("rate", [1e-9, 1e9], [0.0, -1.0, INF, NAN], "above 0 (how fast it goes)"),
+        ("rows", [1, 8, "auto"], [0, "all", "8 "], "at least 1, or auto (how many at once)"),
+        ("most", [1, None], [0], "at least 1 (how many in all; none = any number)"),
+        ("free", [-1.0, 0.0, INF], [], ""),
+    ],
+)
+def test_ranges(tmp_path: Path, name: str, inside: list[Any], outside: list[Any], rule: str) -> None:
+    """A config of a test's own, flags and a file are held to them alike; the message tells what the setting is."""
+    for value in inside:
+        assert getattr(Ranged(**{name: value}), name) == value
+        assert getattr(parse(Ranged, [f"--{name}={value}"]), name) == value
+    for value in outside:
+        with pytest.raises(UserError) as made:
+            Ranged(**{name: value})
+        assert str(made.value) == f"{name} is {value!r}: it must be {rule}"
+        if value == value and value != "8 ":  # a flag's nan is no number, and its spaces do not count
+            (tmp_path / "my.toml").write_text(f"{name} = {value!r}", encoding="utf-8")
+            for argv in ([f"--{name}={value}"], [str(tmp_path / "my.toml")]):
+                with pytest.raises(UserError) as parsed:
+                    parse(Ranged, argv)
+                assert str(parsed.value) == str(made.value)
+
+
+def test_ranges_are_inherited_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Heir(Ranged):
+        rate: float = setting(2.0, "how fast it goes, at least 1", at_least=1)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.layers > self.most:
+                raise UserError("deeper than most")
+
+    assert Heir(most=5).rate == 2
+    for wrong, words in (({"layers": 0}, "layers is 0"), ({"rate": 0.5}, "rate is 0.5"), ({"most": 3}, "deeper")):
+        with pytest.raises(UserError, match=words):
+            Heir(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit):
+        parse(Heir, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for shown in ("default: 4; at least 1)", "default: -1; at least 1, or -1)", "default: 0.5; from 0 to 1)"):
+        assert shown in text
+    assert "anything (default: 0.0)" in text
 
 
 def test_positional_word() -> None:

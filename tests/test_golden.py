@@ -56,7 +56,7 @@ def test_base_train(run_here: Path) -> None:
         depth=2,
         head_dim=32,
         max_seq_len=64,
-        device_batch_size="4",
+        device_batch_size=4,
         total_batch_size=512,
         num_iterations=5,
         eval_tokens=512,
@@ -93,7 +93,7 @@ def test_conversations(run_here: Path, tmp_path: Path, stage: ModuleType) -> Non
     entry = f"task = 'CustomJSON'\noptions = {{path = '{talks}'}}"
     config = stage.Config(
         mixture=str(write_mixture(tmp_path / "mixture.toml", entry)),
-        device_batch_size="2",
+        device_batch_size=2,
         total_batch_size=256,
         lr_scale=0.5,
         device="cpu",

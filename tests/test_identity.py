@@ -19,6 +19,7 @@ from nanochat.configurator import parse
 from nanochat.shards import FileFacts, Manifest
 from tasks.customjson import read_conversations
 from tasks.identity import ABILITIES, GREETINGS, SYSTEM_SHARE, TOPICS, WHO, Identity, generate
+from tasks.mixture import kind_of_base_data
 
 gen_synthetic_data: Any = importlib.import_module("dev.gen_synthetic_data")  # a command, not a package
 Config, main, reworded = gen_synthetic_data.Config, gen_synthetic_data.main, gen_synthetic_data.reworded
@@ -75,7 +76,8 @@ def test_a_file_goes_before_the_templates(base_dir: Path) -> None:
 def test_its_abilities_are_those_of_the_base_data(source: str | None, kind: str, base_dir: Path) -> None:
     if source:
         Manifest(source, (), "v", {"v": FileFacts(1, 1, "")}, {}).save(base_dir / "base_data")
-    assert gen_synthetic_data.kind_of_base_data() == kind
+    assert kind_of_base_data(if_none="world") == kind
+    assert kind_of_base_data() == (kind if source else "web")
     assert read_conversations(main(Config(num=20))) == generate(20, kind)
     assert read_conversations(main(Config(num=20, kind="web"))) == generate(20, "web")
 

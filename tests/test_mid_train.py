@@ -96,7 +96,7 @@ def test_help_lists_every_setting(
         if field.default is None or isinstance(field.default, bool):
             default = default.lower()
         assert len(field.metadata["help"]) > 10
-        assert f"{field.metadata['help']} (default: {default})" in lines[f"--{name}"]
+        assert f"{field.metadata['help']} (default: {default}" in lines[f"--{name}"]
 
 
 @BOTH

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ class Config:
     device_batch_size: str = setting("auto", "rows")
     resume: bool = setting(False, "go on")
     resume_from_step: int = setting(-1, "go on from here")
+    resuming = True
 
 
 @pytest.fixture
@@ -130,6 +132,7 @@ def test_checkpoint_to_resume(
         arguments = {"tokenizer": tokenizer, "data_hash": "1234", "shape": SHAPE, "config": Config()}
         return stage.checkpoint_to_resume(folder, **(arguments | changes))
 
+    assert resume(config=SimpleNamespace(resuming=False)) is None
     assert resume().step == 7
     assert "Not as when" not in capsys.readouterr().out
     assert resume(config=Config(lr=0.25)).step == 7
