@@ -21,16 +21,14 @@ from nanochat.report import render
 from nanochat.runtime import Runtime
 from nanochat.sections import share
 from nanochat.shards import open_split, write_dataset
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_loss, base_train
 from scripts.base_loss import Config, main
+from tests.talks import TOKENIZER
 
 
 def train_tiny(folder: Path, source: str, texts: Sequence[str]) -> None:
     """A base folder with a checkpoint of three steps."""
-    ranks = {bytes([b]): b for b in range(256)}
-    special = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
-    Tokenizer(SPLIT_PATTERN, ranks, special).save(folder / "tokenizer")
+    TOKENIZER.save(folder / "tokenizer")
     write_dataset(texts[1:], texts[:1], source=source)
     base_train.main(
         base_train.Config(

@@ -21,6 +21,7 @@ from nanochat.shards import write_dataset
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_train
 from scripts.base_train import Config, main
+from tests.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSE = "the cat sat on the mat and the dog sat by the door; "
@@ -29,9 +30,7 @@ TINY = ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=25
 
 def prepare(folder: Path, texts: Sequence[str] = (VERSE * 20,) * 20) -> None:
     """A tokenizer of bytes and a data set in a base folder."""
-    ranks = {bytes([b]): b for b in range(256)}
-    special = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
-    Tokenizer(SPLIT_PATTERN, ranks, special).save(folder / "tokenizer")
+    TOKENIZER.save(folder / "tokenizer")
     write_dataset(texts, texts[:1], folder / "base_data", source="verse")
 
 

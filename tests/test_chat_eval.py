@@ -1,15 +1,9 @@
-"""Scores of tasks: models whose answers are known, the real data, any batch size, one process and two.
-
-Run as a program, this file is one of two processes: `python tests/test_chat_eval.py RANK WORLD_SIZE FOLDER`.
-"""
+"""Scores of tasks: models whose answers are known, the real data, any batch size, one process and two."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +13,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from nanochat import storyworld
@@ -29,31 +22,25 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
 from nanochat.sections import share
 from nanochat.shards import write_dataset
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import chat_eval as script
 from scripts.chat_eval import Config
 from tasks.common import Task, chat, multiple_choice
+from tests.models import noise
+from tests.processes import together
+from tests.talks import TOKENIZER
 
-ROOT = Path(__file__).resolve().parent.parent
-RANKS = {bytes([b]): b for b in range(256)}
-TOKENIZER = Tokenizer(SPLIT_PATTERN, RANKS, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)})
 RUNTIME = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
 
 
 def model(context: int = 128, says: str | None = None) -> GPT:
     """A model with random weights; or one that finds a certain token likeliest, whatever stands before."""
-    vocab_size = TOKENIZER.get_vocab_size()
-    built = GPT(GPTConfig(sequence_len=context, vocab_size=vocab_size, n_layer=1, n_head=2, n_kv_head=2, n_embd=16))
-    built.init_weights()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for param in built.parameters():
-            param.copy_(torch.randn(param.shape, generator=generator))
-        if says is not None:
+    built = noise(context, scale=1.0, n_head=2, n_kv_head=2)
+    if says is not None:
+        with torch.no_grad():
             for name, param in built.named_parameters():  # every position has the same state, and only one logit is > 0
                 param.fill_(1.0 if name == "embed.weight" else 0.0)
             token = TOKENIZER.special_tokens.get(says, says.encode()[0])
@@ -306,28 +293,16 @@ def facts(runtime: Runtime) -> list[dict[str, Any]]:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert not any(process.returncode for process in processes), "\n".join(errors)
+    together(write_facts, tmp_path, NANOCHAT_DTYPE="float32")
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert found[0] == found[1] == facts(RUNTIME)
 
 
-def _process(rank: int, world_size: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    found = facts(replace(RUNTIME, rank=rank, world_size=world_size))
-    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
+def write_facts(folder: Path) -> None:
+    """What one of the processes does."""
+    runtime = Runtime.start(device="cpu")
+    (folder / f"{runtime.rank}.json").write_text(json.dumps(facts(runtime)), encoding="utf-8")
+    runtime.finish()
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -444,7 +419,3 @@ def test_a_task_to_learn_from_has_no_score(base_dir: Path) -> None:
     with pytest.raises(UserError, match="WorldChat is to learn from"):
         script.main(Config(tasks="WorldChat", device="cpu"))
     assert not list(base_dir.iterdir())
-
-
-if __name__ == "__main__":
-    _process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,7 +1,4 @@
-"""Reinforcement learning: a bandit, the gradient by hand, what carries none, many processes, resume, pass@k.
-
-Run as a program, this file is one of several processes: `python tests/test_chat_rl.py`, with torchrun's environment.
-"""
+"""Reinforcement learning: a bandit, the gradient by hand, what carries none, many processes, resume, pass@k."""
 
 from __future__ import annotations
 
@@ -10,9 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,21 +32,18 @@ from nanochat.pass_at_k import ks_of, pass_at_k
 from nanochat.replay import Replay, Worked
 from nanochat.rl import Group, Problem, Problems, ask, micro_batches, parse_weights, tally
 from nanochat.runtime import Runtime
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import Rates
 from scripts import chat_rl
 from scripts.chat_rl import Config, main, step
 from tasks.common import Task, chat, said
+from tests.models import noise
+from tests.processes import together
+from tests.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = Worked([], 0)
 CPU = torch.device("cpu")
 ALONE = Runtime(rank=0, local_rank=0, world_size=1, device=CPU, compute_dtype=torch.float32, seed=0)
-TOKENIZER = Tokenizer(
-    SPLIT_PATTERN,
-    {bytes([byte]): byte for byte in range(256)},
-    {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)},
-)
 END = TOKENIZER.encode_special("<|assistant_end|>")
 SHAPE = GPTConfig(sequence_len=32, vocab_size=265, n_layer=1, n_head=1, n_kv_head=1, n_embd=32)
 RUN: dict[str, Any] = {
@@ -252,12 +243,7 @@ GROUPS = [
 
 
 def tiny_model() -> GPT:
-    model = build_model(SHAPE, ALONE)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn(param.shape, generator=generator) * 0.3)
-    return model
+    return noise(SHAPE.sequence_len, n_embd=SHAPE.n_embd)
 
 
 def gradient_by_hand(model: GPT, groups: Sequence[Group]) -> dict[str, Tensor]:
@@ -510,7 +496,7 @@ def test_ks() -> None:
         ("--top_k=0", "top_k is 0"),
         ("--temperature=0", "temperature is 0.0"),
         ("--lr_scale=inf", "lr_scale is inf"),
-        ("--matrix_lr=-1", "matrix_lr is -0.1"),
+        ("--matrix_lr=-1", "matrix_lr is -1.0"),
         ("--warmdown=2", "warmdown is 2.0"),
         ("--save_every=0", "save_every is 0"),
         ("--source=base", "base"),
@@ -565,21 +551,7 @@ def model_of(optimizer: Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
 def test_two_processes_take_the_same_step(run_here: Path, tmp_path: Path) -> None:
     """Three problems on two processes: the same answers, gradients to rounding, and the same figures."""
     prepare(run_here)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=250)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    together(one_process, tmp_path)
     two = torch.load(tmp_path / "result.pt", weights_only=True)
     prepare(run_here)
     one_process(tmp_path)
@@ -593,7 +565,3 @@ def test_two_processes_take_the_same_step(run_here: Path, tmp_path: Path) -> Non
     assert len(steps[0]) == 2
     for mine, theirs in zip(*steps, strict=True):
         assert theirs == pytest.approx(mine, rel=1e-4)
-
-
-if __name__ == "__main__":
-    one_process(Path(sys.argv[1]))

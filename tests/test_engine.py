@@ -19,12 +19,9 @@ from nanochat import kv_cache
 from nanochat.common import UserError
 from nanochat.engine import Engine, with_compute_weights
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from tests.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKENIZER = Tokenizer(
-    SPLIT_PATTERN, {bytes([i]): i for i in range(256)}, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
-)
 BOS, ASSISTANT_END = TOKENIZER.get_bos_token_id(), TOKENIZER.encode_special("<|assistant_end|>")
 CONFIGS = {
     "plain": GPTConfig(sequence_len=32, vocab_size=265, n_layer=2, n_head=2, n_kv_head=2, n_embd=64),

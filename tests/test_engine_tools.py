@@ -17,11 +17,9 @@ from nanochat.common import UserError
 from nanochat.engine import Answer, Engine
 from nanochat.execution import calculate
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.tokenizer import SPECIAL_TOKENS
+from tests.talks import TOKENIZER
 
-TOKENIZER = Tokenizer(
-    SPLIT_PATTERN, {bytes([i]): i for i in range(256)}, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
-)
 BOS, _, _, _, END, CALL, CALL_END, OUT, OUT_END = (TOKENIZER.encode_special(name) for name in SPECIAL_TOKENS)
 CONFIGS = {
     "plain": GPTConfig(sequence_len=48, vocab_size=265, n_layer=2, n_head=2, n_kv_head=2, n_embd=64),

@@ -20,9 +20,8 @@ import torch
 from nanochat.checkpoint_manager import build_model, open_checkpoint
 from nanochat.runtime import Runtime
 from nanochat.shards import write_dataset
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_train, chat_sft, mid_train
-from tests.talks import save_model, sums, talk, write_mixture, write_talks
+from tests.talks import TOKENIZER, save_model, sums, talk, write_mixture, write_talks
 
 LOSSES = [5.5797305, 4.7115970, 3.3075283, 2.3225455, 1.8917420]  # nats per token
 VAL_BPB = 2.5492262
@@ -46,10 +45,7 @@ UPDATES = {  # norm of what five steps have added
 
 def test_base_train(run_here: Path) -> None:
     """Losses of the steps, validation bits per byte, and how far each parameter has moved."""
-    ranks = {bytes([b]): b for b in range(256)}
-    Tokenizer(SPLIT_PATTERN, ranks, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}).save(
-        run_here / "tokenizer"
-    )
+    TOKENIZER.save(run_here / "tokenizer")
     texts = [f"{i} and {i} make {2 * i}, and {i} times {i} makes {i * i}." for i in range(120)]
     write_dataset(texts[:100], texts[100:], source="arithmetic")
     config = base_train.Config(

@@ -1,34 +1,29 @@
-"""Bits per byte, and nats, against a loop over single tokens in float64.
-
-Run as a program, this file is one of two processes: `python tests/test_loss_eval.py RANK WORLD_SIZE FOLDER`.
-"""
+"""Bits per byte, and nats, against a loop over single tokens in float64."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from nanochat.dataloader import eval_rows
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte, nats_and_tokens
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from tests.models import noise
+from tests.processes import together
 
-ROOT = Path(__file__).resolve().parent.parent
 # Two tokens of several bytes are no UTF-8 by themselves: a blank with the first byte of a snowman, and its other two.
 MERGES = [b"th", b"the", " \u2603".encode()[:2], "\u2603".encode()[1:]]
 RANKS = {token: i for i, token in enumerate([*(bytes([b]) for b in range(256)), *MERGES])}
 TOKENIZER = Tokenizer(SPLIT_PATTERN, RANKS, {name: len(RANKS) + i for i, name in enumerate(SPECIAL_TOKENS)})
+CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
 BYTES = torch.tensor(TOKENIZER.token_bytes())
 TEXTS = ["the thin \u2603 the other", "", "a", "\u2603\u2603 snow, the theme " * 3]
 
@@ -44,18 +39,7 @@ class Texts:
 
 
 def tiny_model() -> GPT:
-    """A model whose predictions differ from token to token."""
-    model = GPT(GPTConfig(sequence_len=8, vocab_size=len(BYTES), n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
-    model.init_weights()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn(param.shape, generator=generator) * 0.3)
-    return model
-
-
-def runtime(rank: int = 0, world_size: int = 1) -> Runtime:
-    return Runtime(rank, rank, world_size, torch.device("cpu"), torch.float32, 0)
+    return noise(8, len(BYTES), seed=7)
 
 
 def rows_of_texts(max_tokens: int = 10**6) -> Tensor:
@@ -81,7 +65,7 @@ def test_equals_the_definition() -> None:
     model, rows = tiny_model(), rows_of_texts()
     assert (rows == -1).any()  # a padded row
     assert all((rows == TOKENIZER.ranks[token]).any() for token in MERGES[1:])
-    assert bits_per_byte(model, rows, BYTES, 2, runtime()) == pytest.approx(by_hand(model, rows), rel=1e-6)
+    assert bits_per_byte(model, rows, BYTES, 2, CPU) == pytest.approx(by_hand(model, rows), rel=1e-6)
 
 
 def test_all_bytes_of_the_text_count() -> None:
@@ -92,14 +76,14 @@ def test_all_bytes_of_the_text_count() -> None:
     num_tokens = sum(len(ids) for ids in TOKENIZER.encode(TEXTS))
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     expected = num_tokens * math.log2(len(BYTES)) / num_bytes
-    assert bits_per_byte(model, rows, BYTES, 4, runtime()) == pytest.approx(expected, rel=1e-6)
+    assert bits_per_byte(model, rows, BYTES, 4, CPU) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     model, rows = tiny_model(), rows_of_texts()
-    found = bits_per_byte(model, rows, BYTES, batch_size, runtime())
-    assert found == pytest.approx(bits_per_byte(model, rows, BYTES, 3, runtime()), rel=1e-6)
+    found = bits_per_byte(model, rows, BYTES, batch_size, CPU)
+    assert found == pytest.approx(bits_per_byte(model, rows, BYTES, 3, CPU), rel=1e-6)
 
 
 def test_every_batch_has_one_shape() -> None:
@@ -114,7 +98,7 @@ def test_every_batch_has_one_shape() -> None:
             return torch.full(targets.shape, math.log(2.0))  # a bit a token, whether it counts or not
 
     rows = torch.zeros(5, 9, dtype=torch.int64)  # 40 targets of a byte each
-    assert bits_per_byte(Watched(), rows, BYTES, 2, runtime()) == pytest.approx(1.0)
+    assert bits_per_byte(Watched(), rows, BYTES, 2, CPU) == pytest.approx(1.0)
     assert shapes == [(2, 8)] * 3
 
 
@@ -122,12 +106,12 @@ def test_special_tokens_do_not_count() -> None:
     model, rows = tiny_model(), rows_of_texts()
     special = rows.clone()
     special[0, 3] = TOKENIZER.encode_special("<|user_end|>")
-    assert bits_per_byte(model, special, BYTES, 2, runtime()) == pytest.approx(by_hand(model, special), rel=1e-6)
+    assert bits_per_byte(model, special, BYTES, 2, CPU) == pytest.approx(by_hand(model, special), rel=1e-6)
 
 
 @pytest.mark.parametrize("token", [-1, len(RANKS)])
 def test_without_a_byte_it_is_infinite(token: int) -> None:
-    assert bits_per_byte(tiny_model(), torch.full((3, 9), token), BYTES, 2, runtime()) == math.inf
+    assert bits_per_byte(tiny_model(), torch.full((3, 9), token), BYTES, 2, CPU) == math.inf
 
 
 def some_targets() -> tuple[Tensor, Tensor]:
@@ -147,49 +131,33 @@ def test_nats_and_tokens(batch_size: int) -> None:
             logs = model(row[None])[0].double().log_softmax(-1)
         expected -= sum(float(logs[i, t]) for i, t in enumerate(wanted.tolist()) if t != -1)
     count = int((targets != -1).sum())
-    assert nats_and_tokens(model, inputs, targets, batch_size, runtime()) == (pytest.approx(expected, rel=1e-6), count)
-    assert nats_and_tokens(model, inputs[:0], targets[:0], batch_size, runtime()) == (0.0, 0)
+    assert nats_and_tokens(model, inputs, targets, batch_size, CPU) == (pytest.approx(expected, rel=1e-6), count)
+    assert nats_and_tokens(model, inputs[:0], targets[:0], batch_size, CPU) == (0.0, 0)
 
 
 def test_leaves_no_gradient() -> None:
     model = tiny_model()
-    bits_per_byte(model, rows_of_texts(), BYTES, 2, runtime())
-    nats_and_tokens(model, *some_targets(), 2, runtime())
+    bits_per_byte(model, rows_of_texts(), BYTES, 2, CPU)
+    nats_and_tokens(model, *some_targets(), 2, CPU)
     assert all(param.grad is None for param in model.parameters())
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Each scores every second row, of an odd number; both have the whole answer. One row: the second has none."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert not any(process.returncode for process in processes), "\n".join(errors)
+    together(write_scores, tmp_path, NANOCHAT_DTYPE="float32")
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    assert len(rows_of_texts()) % 2 == 1
+    assert found[0] == found[1] == pytest.approx(scores(CPU), rel=1e-6)
+
+
+def scores(runtime: Runtime) -> list[float]:
     rows = rows_of_texts()
-    assert len(rows) % 2 == 1
-    expected = [bits_per_byte(tiny_model(), part, BYTES, 2, runtime()) for part in (rows, rows[:1])]
-    expected += nats_and_tokens(tiny_model(), *some_targets(), 2, runtime())
-    assert found[0] == found[1] == pytest.approx(expected, rel=1e-6)
+    found = [bits_per_byte(tiny_model(), part, BYTES, 2, runtime) for part in (rows, rows[:1])]
+    return [*found, *nats_and_tokens(tiny_model(), *some_targets(), 2, runtime)]
 
 
-def _process(rank: int, world_size: int, folder: Path) -> None:
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    rows, here = rows_of_texts(), runtime(rank, world_size)
-    found = [bits_per_byte(tiny_model(), part, BYTES, 2, here) for part in (rows, rows[:1])]
-    found += nats_and_tokens(tiny_model(), *some_targets(), 2, here)
-    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+def write_scores(folder: Path) -> None:
+    """What one of the processes does."""
+    runtime = Runtime.start(device="cpu")
+    (folder / f"{runtime.rank}.json").write_text(json.dumps(scores(runtime)), encoding="utf-8")
+    runtime.finish()

@@ -1,15 +1,10 @@
-"""The optimizer on 1, 2 and 3 real processes, against a reference written matrix by matrix and number by number.
-
-Run as a program, this file is one of those processes: `python tests/test_optim.py RANK WORLD_SIZE FOLDER`.
-"""
+"""The optimizer on 1, 2 and 3 real processes, against a reference written matrix by matrix and number by number."""
 
 from __future__ import annotations
 
 import copy
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +22,7 @@ from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig, ParamGroup
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
+from tests.processes import together
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, HALF, ROWS = 20, 10, 6
@@ -108,13 +104,13 @@ def _weights(model: Toy) -> dict[str, Tensor]:
     return {name: param.detach().clone() for name, param in model.named_parameters()}
 
 
-def _process(rank: int, world_size: int, folder: Path) -> None:
-    """One of `world_size` processes: trains in each precision, saves and loads half way, resumes what 2 have saved."""
+def one_process(folder: Path) -> None:
+    """In each precision it trains, saves and loads half way, and resumes what 2 have saved."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # as in every run on a CPU
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world_size > 1:
-        store = f"file://{folder}/store{world_size}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+        dist.init_process_group("gloo")
     results: dict[str, Any] = {}
     for precision in TOLERANCE:
         model = Toy().to(torch.float64 if precision == "float64" else torch.float32)
@@ -142,25 +138,6 @@ def _process(rank: int, world_size: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def _run_processes(world_size: int, folder: Path) -> None:
-    command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
-    # Some machines announce AMX and have it switched off: bfloat16 products die there unless they stay below it.
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(world_size), str(folder)], env=env, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert not any(process.returncode for process in processes), "\n".join(errors)
-
-
 @dataclass
 class Runs:
     """What the processes wrote: `[world size][rank][precision]`, and the state that 2 of them saved half way."""
@@ -173,7 +150,8 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("optim")
     for world_size in (2, 1, 3):  # 2 first: the others resume what it saved
-        _run_processes(world_size, folder)
+        # Some machines announce AMX and have it switched off: bfloat16 products die there unless they stay below it.
+        together(one_process, folder, world_size, ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")
     results = {n: [torch.load(folder / f"world{n}_rank{rank}.pt") for rank in range(n)] for n in (1, 2, 3)}
     return Runs(results, {precision: torch.load(folder / f"half_{precision}.pt") for precision in TOLERANCE})
 
@@ -422,7 +400,3 @@ def test_the_model_finds_its_rates() -> None:
         rows, columns = named[name].shape
         length = 0.5 * 0.02 * max(1, rows / columns) ** 0.5
         assert float(named[name].detach().norm()) == pytest.approx(0.7 * length, rel=0.1)
-
-
-if __name__ == "__main__":
-    _process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

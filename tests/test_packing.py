@@ -1,14 +1,8 @@
-"""The packer against slow twins: best fit by trying all rows, and the rows taken apart again.
-
-Run as a program, this file is one of two processes: `python tests/test_packing.py RANK WORLD_SIZE FOLDER`.
-"""
+"""The packer against slow twins: best fit by trying all rows, and the rows taken apart again."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,7 +18,7 @@ from torch import Tensor
 from nanochat import packing
 from nanochat.common import UserError
 from nanochat.dataloader import Batch
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT
 from nanochat.optim import build_optimizer
 from nanochat.packing import (
     Cursor,
@@ -39,9 +32,10 @@ from nanochat.packing import (
 )
 from nanochat.runtime import Runtime
 from nanochat.train import Rates, step
+from tests.models import noise
+from tests.processes import together
 from tests.talks import BOS, MIXTURES, TOKENIZER, Talk, sums, talk
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = st.sampled_from([64, 100, 256, 512])
 Rendered = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -280,14 +274,7 @@ def test_eval_rows_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiny_model(sequence_len: int) -> GPT:
-    """A model whose predictions differ from token to token."""
-    model = GPT(GPTConfig(sequence_len=sequence_len, vocab_size=265, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
-    model.init_weights()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn(param.shape, generator=generator) * 0.3)
-    return model
+    return noise(sequence_len, seed=7)
 
 
 @given(talks=MIXTURES, sequence_len=SIZES, micro=st.sampled_from([1, 3]))
@@ -339,7 +326,7 @@ def test_micro_batches_and_processes_change_nothing(tmp_path: Path) -> None:
     loss.backward()
     expected = {name: param.grad for name, param in model.named_parameters()} | {"loss": loss.detach()}
     found = {f"1 process, {micro}": gradients(micro, runtime()) for micro in (1, 2, 4)}
-    run_processes(tmp_path)
+    together(save_gradients, tmp_path, NANOCHAT_DTYPE="float32")
     for micro in (1, 2, 4):
         found[f"2 processes, {micro}"] = torch.load(tmp_path / f"{micro}.pt", weights_only=True)
     for name, one in found.items():
@@ -347,30 +334,11 @@ def test_micro_batches_and_processes_change_nothing(tmp_path: Path) -> None:
             torch.testing.assert_close(one[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def run_processes(folder: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(folder)], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=200)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert not any(process.returncode for process in processes), "\n".join(errors)
-
-
-def _process(rank: int, world_size: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+def save_gradients(folder: Path) -> None:
+    """What one of two processes does."""
+    here = Runtime.start(device="cpu")
     for micro in (1, 2, 4):
-        found = gradients(micro, runtime(rank, world_size))
-        if rank == 0:
+        found = gradients(micro, here)
+        if here.is_main:
             torch.save(found, folder / f"{micro}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    here.finish()

@@ -1,15 +1,9 @@
-"""Device and dtype as chosen, refused and overruled; one process alone, and two together.
-
-Run as a program, this file is one of the two: `python tests/test_runtime.py FOLDER` with torchrun's variables set.
-"""
+"""Device and dtype as chosen, refused and overruled; one process alone, and two together."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +14,7 @@ import torch
 from nanochat import runtime as runtime_module
 from nanochat.common import UserError
 from nanochat.runtime import Runtime, choose_dtype, find_device, set_up_cpu
+from tests.processes import together
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -184,28 +179,7 @@ def test_processes_share_the_cores_unless_the_user_says_how(
 
 
 def test_two_processes_together(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    environment = {**os.environ, **torchrun, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        answers = [process.communicate(timeout=200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], answers
-    first, second = (json.loads(out) for out, _ in answers)
+    first, second = map(json.loads, together(one_of_two, tmp_path))
     assert (first.pop("rank"), second.pop("rank")) == (0, 1)
     assert first == second
     assert first == {
@@ -244,7 +218,3 @@ def one_of_two(folder: Path) -> None:
     runtime.finish()
     found["left"] = not torch.distributed.is_initialized()
     print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    one_of_two(Path(sys.argv[1]))

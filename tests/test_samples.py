@@ -7,25 +7,18 @@ import itertools
 import pytest
 import torch
 
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT
 from nanochat.samples import PROMPTS, write_samples
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from tests.models import noise
+from tests.talks import BOS, TOKENIZER
 
-TOKENIZER = Tokenizer(
-    SPLIT_PATTERN, {bytes([b]): b for b in range(256)}, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
-)
-BOS = 256
 ENDS = (BOS, TOKENIZER.encode_special("<|assistant_end|>"))
 
 
 def model_of(sequence_len: int = 64, end_bias: float = 0.0) -> GPT:
     """A model of noise; with a bias it likes to end."""
-    model = GPT(GPTConfig(sequence_len=sequence_len, vocab_size=265, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
-    model.init_weights()
-    generator = torch.Generator().manual_seed(3)
+    model = noise(sequence_len)
     with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn(param.shape, generator=generator) * 0.3)
         model.head.weight[BOS] *= end_bias
     return model
 

@@ -13,22 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.dataloader import Batch
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Event, LoopState, Metrics, Rates, step, stop_requests, train, warm_up
+from tests.models import noise
 
 ROWS, T, V = 8, 6, 20
 
 
 def tiny_model() -> GPT:
-    model = GPT(GPTConfig(sequence_len=T, vocab_size=V, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
-    model.init_weights()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn(param.shape, generator=generator) * 0.3)
-    return model
+    return noise(T, V, seed=1)
 
 
 def tiny_optimizer(model: GPT) -> Optimizer:

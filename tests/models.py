@@ -1,0 +1,19 @@
+"""Small models for tests."""
+
+from __future__ import annotations
+
+import torch
+
+from nanochat.gpt import GPT, GPTConfig
+
+
+def noise(sequence_len: int, vocab_size: int = 265, *, scale: float = 0.3, seed: int = 3, **shape: int) -> GPT:
+    """A model all of whose weights are random: as they are made, models find all tokens alike."""
+    sizes = {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 16, **shape}
+    model = GPT(GPTConfig(sequence_len=sequence_len, vocab_size=vocab_size, **sizes))
+    model.init_weights()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.randn(param.shape, generator=generator) * scale)
+    return model
