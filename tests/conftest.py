@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Forker
+
 ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(os.environ.get("NANOCHAT_SHARED_DATA") or ROOT.parent / "shared" / "data")
 
@@ -29,6 +31,14 @@ def shared_data() -> Path:
     if not _DATA.is_dir():
         pytest.skip(f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another place)")
     return _DATA
+
+
+@pytest.fixture(scope="session")
+def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """Starts processes that need not import anything first."""
+    found = Forker(tmp_path_factory.mktemp("forker"))
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -1,45 +1,131 @@
-"""A function of a test in several processes, which find each other as those of torchrun do."""
+"""Processes for tests that start at once: forked from one that has imported torch and us, and has run nothing.
+
+Run as a program, this file is that one: `python tests/processes.py ADDRESS`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 240  # seconds: what takes longer hangs
+# Stands in for Python: has its command line run there, in this folder and environment, and leaves with its exit code.
+CLIENT = """
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect(ADDRESS)
+    socket.send_fds(server, [json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()], [1, 2])
+    sys.exit(int(server.recv(9) or 1))
+"""
 
 
-def together(function: Callable[[Path], object], folder: Path, count: int = 2, **environment: str) -> list[str]:
-    """Call `function(folder)` in `count` processes at once; what each printed. Fails if one of them does.
+class Forker:
+    """The process that forks; `python` is a program that passes for Python, and has it do the work."""
 
-    The function stands in a test's file, by itself. Warnings are errors there, too.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    name = function.__name__
-    code = f"import pathlib, sys; from {function.__module__} import {name}; {name}(pathlib.Path(sys.argv[1]))"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, str(folder)],
-            cwd=ROOT,
-            env={**os.environ, **common, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
+    def __init__(self, folder: Path) -> None:
+        self.python, client, address = folder / "python", folder / "client.py", folder / "address"
+        client.write_text(CLIENT.replace("ADDRESS", repr(str(address))), encoding="utf-8")
+        self.python.write_text(f'#!/bin/bash\nexec "{sys.executable}" -IS "{client}" "$@"\n', encoding="utf-8")
+        self.python.chmod(0o755)
+        command = [sys.executable, "-W", "error", __file__, str(address)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True)
+        while not address.exists():
+            assert self.process.poll() is None, "it has died"
+            time.sleep(0.05)
+
+    def together(
+        self, function: Callable[[Path], object], folder: Path, count: int = 2, **environment: str
+    ) -> list[str]:
+        """Call `function(folder)` in `count` processes that find each other as torchrun's do; what each printed.
+
+        The function stands in a test's file, by itself. Fails if one of the processes does.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+        code = f"from pathlib import Path; from {function.__module__} import {function.__name__} as f; "
+        command = [str(self.python), "-c", code + f"f(Path({str(folder)!r}))"]
+
+        def run(rank: int) -> subprocess.CompletedProcess[str]:
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+            env = {**os.environ, **common, **environment, **own}
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
+
+        with ThreadPoolExecutor(count) as pool:
+            done = list(pool.map(run, range(count)))
+        assert not any(one.returncode for one in done), "\n".join(one.stderr for one in done)
+        return [one.stdout for one in done]
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # and what it has forked
+        self.process.wait()
+
+
+def serve(address: str) -> NoReturn:
+    """Fork for every client."""
+    import hypothesis  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import pytest  # noqa: F401
+
+    from nanochat import dataset, finetune, plots, report, rl_run, server  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address + ".part")
+        listening.listen()
+        os.rename(address + ".part", address)
+        while True:
+            client, _ = listening.accept()
+            message, outputs, _, _ = socket.recv_fds(client, 1 << 20, 2)
+            if os.fork() == 0:
+                _run(client, *json.loads(message), outputs)
+            for descriptor in (client.detach(), *outputs):
+                os.close(descriptor)
+
+
+def _run(
+    client: socket.socket, argv: list[str], environment: dict[str, str], folder: str, outputs: list[int]
+) -> NoReturn:
+    """In the fork: `python -m MODULE ...` or `python -c CODE`."""
+    code = 1
     try:
-        told = [process.communicate(timeout=PATIENCE) for process in processes]
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, descriptor in enumerate(outputs, 1):
+            os.dup2(descriptor, number)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv = argv[1:]
+        if argv[0] == "-m":
+            sys.modules.pop(argv[1], None)
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            exec(argv[1], {})
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert not any(process.returncode for process in processes), "\n".join(errors for _, errors in told)
-    return [printed for printed, _ in told]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        client.send(str(code).encode())
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

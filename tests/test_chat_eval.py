@@ -30,7 +30,7 @@ from scripts import chat_eval as script
 from scripts.chat_eval import Config
 from tasks.common import Task, chat, multiple_choice
 from tests.models import noise
-from tests.processes import together
+from tests.processes import Forker
 from tests.talks import TOKENIZER
 
 RUNTIME = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
@@ -292,8 +292,8 @@ def facts(runtime: Runtime) -> list[dict[str, Any]]:
     return [{**vars(one), "seconds": 0} for one in found]
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    together(write_facts, tmp_path, NANOCHAT_DTYPE="float32")
+def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
+    forker.together(write_facts, tmp_path, NANOCHAT_DTYPE="float32")
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert found[0] == found[1] == facts(RUNTIME)
 

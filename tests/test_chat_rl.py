@@ -37,7 +37,7 @@ from scripts import chat_rl
 from scripts.chat_rl import Config, main, step
 from tasks.common import Task, chat, said
 from tests.models import noise
-from tests.processes import together
+from tests.processes import Forker
 from tests.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -548,10 +548,10 @@ def model_of(optimizer: Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
     return [pair for bucket in optimizer.buckets for pair in zip(bucket.names, bucket.params, strict=True)]
 
 
-def test_two_processes_take_the_same_step(run_here: Path, tmp_path: Path) -> None:
+def test_two_processes_take_the_same_step(forker: Forker, run_here: Path, tmp_path: Path) -> None:
     """Three problems on two processes: the same answers, gradients to rounding, and the same figures."""
     prepare(run_here)
-    together(one_process, tmp_path)
+    forker.together(one_process, tmp_path)
     two = torch.load(tmp_path / "result.pt", weights_only=True)
     prepare(run_here)
     one_process(tmp_path)

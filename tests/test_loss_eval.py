@@ -17,7 +17,7 @@ from nanochat.loss_eval import bits_per_byte, nats_and_tokens
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from tests.models import noise
-from tests.processes import together
+from tests.processes import Forker
 
 # Two tokens of several bytes are no UTF-8 by themselves: a blank with the first byte of a snowman, and its other two.
 MERGES = [b"th", b"the", " \u2603".encode()[:2], "\u2603".encode()[1:]]
@@ -142,9 +142,9 @@ def test_leaves_no_gradient() -> None:
     assert all(param.grad is None for param in model.parameters())
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
     """Each scores every second row, of an odd number; both have the whole answer. One row: the second has none."""
-    together(write_scores, tmp_path, NANOCHAT_DTYPE="float32")
+    forker.together(write_scores, tmp_path, NANOCHAT_DTYPE="float32")
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert len(rows_of_texts()) % 2 == 1
     assert found[0] == found[1] == pytest.approx(scores(CPU), rel=1e-6)

@@ -22,7 +22,7 @@ from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig, ParamGroup
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
-from tests.processes import together
+from tests.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, HALF, ROWS = 20, 10, 6
@@ -147,11 +147,11 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("optim")
     for world_size in (2, 1, 3):  # 2 first: the others resume what it saved
         # Some machines announce AMX and have it switched off: bfloat16 products die there unless they stay below it.
-        together(one_process, folder, world_size, ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")
+        forker.together(one_process, folder, world_size, ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")
     results = {n: [torch.load(folder / f"world{n}_rank{rank}.pt") for rank in range(n)] for n in (1, 2, 3)}
     return Runs(results, {precision: torch.load(folder / f"half_{precision}.pt") for precision in TOLERANCE})
 

@@ -33,7 +33,7 @@ from nanochat.packing import (
 from nanochat.runtime import Runtime
 from nanochat.train import Rates, step
 from tests.models import noise
-from tests.processes import together
+from tests.processes import Forker
 from tests.talks import BOS, MIXTURES, TOKENIZER, Talk, sums, talk
 
 SIZES = st.sampled_from([64, 100, 256, 512])
@@ -313,7 +313,7 @@ def gradients(micro: int, here: Runtime) -> dict[str, Tensor]:
     return found
 
 
-def test_micro_batches_and_processes_change_nothing(tmp_path: Path) -> None:
+def test_micro_batches_and_processes_change_nothing(forker: Forker, tmp_path: Path) -> None:
     """A step's gradients with 1, 2 and 4 micro-batches, on 1 and 2 processes: to rounding, those of the mean over all
     trained tokens."""
     model = tiny_model(64)
@@ -326,7 +326,7 @@ def test_micro_batches_and_processes_change_nothing(tmp_path: Path) -> None:
     loss.backward()
     expected = {name: param.grad for name, param in model.named_parameters()} | {"loss": loss.detach()}
     found = {f"1 process, {micro}": gradients(micro, runtime()) for micro in (1, 2, 4)}
-    together(save_gradients, tmp_path, NANOCHAT_DTYPE="float32")
+    forker.together(save_gradients, tmp_path, NANOCHAT_DTYPE="float32")
     for micro in (1, 2, 4):
         found[f"2 processes, {micro}"] = torch.load(tmp_path / f"{micro}.pt", weights_only=True)
     for name, one in found.items():

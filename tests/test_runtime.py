@@ -14,7 +14,7 @@ import torch
 from nanochat import runtime as runtime_module
 from nanochat.common import UserError
 from nanochat.runtime import Runtime, choose_dtype, find_device, set_up_cpu
-from tests.processes import together
+from tests.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -178,8 +178,8 @@ def test_processes_share_the_cores_unless_the_user_says_how(
 # Two processes
 
 
-def test_two_processes_together(tmp_path: Path) -> None:
-    first, second = map(json.loads, together(one_of_two, tmp_path))
+def test_two_processes_together(forker: Forker, tmp_path: Path) -> None:
+    first, second = map(json.loads, forker.together(one_of_two, tmp_path))
     assert (first.pop("rank"), second.pop("rank")) == (0, 1)
     assert first == second
     assert first == {

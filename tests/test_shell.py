@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Forker
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Notes its arguments, makes the file that the stage leaves behind, and fails where $FAIL is among its arguments.
@@ -314,11 +316,11 @@ def test_setup_without_a_python(bare: Checkout, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_runcpu_for_real(tmp_path: Path) -> None:
+def test_runcpu_for_real(tmp_path: Path, forker: Forker) -> None:
     """The stages understand what the script says to them: a minute model on a minute text."""
     made = Checkout(tmp_path)
     program(made.folder / "dev/setup.sh", "")
-    program(made.folder / ".venv/bin/python", f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
+    program(made.folder / ".venv/bin/python", forker.python.read_text(encoding="utf-8"))
     text = tmp_path / "text"
     text.mkdir()
     for number in range(40):
@@ -329,7 +331,7 @@ def test_runcpu_for_real(tmp_path: Path) -> None:
         small += [f"--{stage}.total_batch_size=512", f"--{stage}.num_iterations=2", f"--{stage}.compile=off"]
     small += ["--rl.num_iterations=1", "--rl.num_problems=2", "--rl.num_samples=2", "--rl.eval_problems=2"]
     small += ["--rl.max_new_tokens=8", "--eval.max_new_tokens=8", "--eval.max_problems=2"]
-    environment = {"PYTHONPATH": str(ROOT), "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "OMP_NUM_THREADS": "1"}
+    environment = {"NANOCHAT_BASE_DIR": str(tmp_path / "base"), "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": "1"}
     command = ["dev/runcpu.sh", f"--data={text}", *small, "--eval_tokens=64", "--sample_every=-1", "--compile=off"]
     printed, _ = made.run(*command, **environment)
     assert "bits per byte" in printed
