@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -60,6 +62,48 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     if forbidden.exists():
         shutil.rmtree(forbidden)
         pytest.fail("this test wrote to the base folder without the `base_dir` fixture")
+
+
+@pytest.fixture
+def mixture(run_here: Path, tmp_path: Path) -> str:
+    """A base model in `run_here`, and the flag for a mixture: 80 conversations in `tmp_path/sums.jsonl`."""
+    from tests.talks import save_model, sums, task_entry, write_mixture, write_talks
+
+    save_model(run_here)
+    talks = write_talks(tmp_path / "sums.jsonl", sums(80))
+    return f"--mixture={write_mixture(tmp_path / 'mixture.toml', task_entry(talks))}"
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refusal(script, *flags)`: how its command line refuses them: a line on stderr, and exit code 2."""
+
+    def refusal(script: ModuleType, *flags: str) -> str:
+        from nanochat.configurator import cli
+
+        monkeypatch.setattr(sys, "argv", ["script", *flags])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli(script.Config, script.main, script.__doc__)
+        error = capsys.readouterr().err
+        assert left.value.code == 2
+        assert error.startswith("error: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        return error
+
+    return refusal
+
+
+@pytest.fixture
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if a device is touched."""
+    from nanochat.runtime import Runtime
+
+    def start(*_: object) -> None:
+        pytest.fail("a device was touched before the settings were checked")
+
+    monkeypatch.setattr(Runtime, "start", start)
 
 
 @pytest.fixture

@@ -65,6 +65,11 @@ def write_talks(path: Path, talks: Sequence[Talk]) -> Path:
     return path
 
 
+def task_entry(path: Path) -> str:
+    """The entry of a mixture file for such a file."""
+    return f"task = 'CustomJSON'\noptions = {{path = '{path}'}}"
+
+
 def write_mixture(path: Path, *blocks: str) -> Path:
     """A mixture file of these entries, each the inside of a TOML block."""
     path.write_text("".join(f"[[entry]]\n{block}\n" for block in blocks), encoding="utf-8")

@@ -1,14 +1,12 @@
-"""base_train's command line: what it lists, what it refuses and how; and that it learns."""
+"""base_train's command line: what it refuses and how; and that it learns."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,56 +30,6 @@ def prepare(folder: Path, texts: Sequence[str] = (VERSE * 20,) * 20) -> None:
     """A tokenizer of bytes and a data set in a base folder."""
     TOKENIZER.save(folder / "tokenizer")
     write_dataset(texts, texts[:1], folder / "base_data", source="verse")
-
-
-def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """What the command line says when it refuses these flags: one line on stderr, with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["base_train", *flags])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        cli(Config, main, base_train.__doc__)
-    error = capsys.readouterr().err
-    assert left.value.code == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert error.endswith("\n")
-    return error
-
-
-@pytest.fixture
-def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test if a device is touched."""
-
-    def start(*_: object) -> None:
-        pytest.fail("a device was touched before the settings were checked")
-
-    monkeypatch.setattr(base_train.Runtime, "start", start)
-
-
-# --- help -------------------------------------------------------------------------------------------------------------
-
-
-def test_help_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With what it is, its default and its choices."""
-    monkeypatch.setattr(sys, "argv", ["base_train", "--help"])
-    monkeypatch.setenv("COLUMNS", "1000")
-    with pytest.raises(SystemExit) as left:
-        cli(Config, main, base_train.__doc__)
-    assert left.value.code == 0
-    out = capsys.readouterr().out
-    assert "torchrun --standalone --nproc_per_node=8 -m scripts.base_train" in out
-    entries = (" ".join(entry.split()) for entry in re.split(r"\n  (?=--)", out)[1:])
-    lines = {entry.split()[0]: entry for entry in entries}
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    assert lines.keys() == {f"--{name}" for name in fields}
-    for name, field in fields.items():
-        default = str(field.default)
-        if field.default is None or isinstance(field.default, bool):
-            default = default.lower()
-        assert len(field.metadata["help"]) > 10
-        assert f"{field.metadata['help']} (default: {default}" in lines[f"--{name}"]
-        for choice in field.metadata["choices"] or ():
-            assert choice in lines[f"--{name}"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -130,60 +78,52 @@ def test_help_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ],
     ids=lambda part: " ".join(part) if part[0].startswith("-") else None,
 )
-def test_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
-) -> None:
-    error = refusal(monkeypatch, capsys, *flags)
+def test_refused(refusal: Callable[..., str], flags: list[str], words: list[str]) -> None:
+    error = refusal(base_train, *flags)
     assert [word for word in words if word not in error] == []
 
 
-def test_the_batch_must_divide_by_the_processes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_batch_must_divide_by_the_processes(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    error = refusal(monkeypatch, capsys, "--total_batch_size=8192", "--max_seq_len=512", "--device_batch_size=4")
+    error = refusal(base_train, "--total_batch_size=8192", "--max_seq_len=512", "--device_batch_size=4")
     assert "x 3 processes = 6144: choose 6144 or 12288" in error
 
 
 @pytest.mark.usefixtures("no_device")
-def test_without_a_tokenizer(
-    base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    error = refusal(monkeypatch, capsys, *TINY)
+def test_without_a_tokenizer(refusal: Callable[..., str], base_dir: Path) -> None:
+    error = refusal(base_train, *TINY)
     assert f"no tokenizer at {base_dir / 'tokenizer'}" in error
     assert "scripts.tok_train" in error
 
 
 @pytest.mark.usefixtures("no_device")
-def test_without_data(base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_data(refusal: Callable[..., str], base_dir: Path) -> None:
     prepare(base_dir)
     (base_dir / "base_data" / "manifest.json").unlink()
-    error = refusal(monkeypatch, capsys, *TINY)
+    error = refusal(base_train, *TINY)
     assert f"no data set in {base_dir / 'base_data'}" in error
     assert "nanochat.dataset" in error
 
 
 def test_a_device_that_is_not_here(
-    base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    refusal: Callable[..., str], base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(base_dir)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "'cuda' is not on this machine" in refusal(monkeypatch, capsys, *TINY, "--device=cuda")
+    assert "'cuda' is not on this machine" in refusal(base_train, *TINY, "--device=cuda")
 
 
-def test_another_tokenizer_or_model_than_the_checkpoint_has(
-    run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_tokenizer_or_model_than_the_checkpoint_has(refusal: Callable[..., str], run_here: Path) -> None:
     """A run goes on with the tokenizer and the shape that it began with, or not at all."""
     prepare(run_here)
     resume = [*TINY, "--num_iterations=2", "--resume", "--device=cpu"]
-    assert "no checkpoint in" in refusal(monkeypatch, capsys, *resume)
+    assert "no checkpoint in" in refusal(base_train, *resume)
     main(parse(Config, [*resume[:-2], "--device=cpu"]))
-    assert "n_kv_head 2 -> 1" in refusal(monkeypatch, capsys, *resume, "--n_kv_head=1")
+    assert "n_kv_head 2 -> 1" in refusal(base_train, *resume, "--n_kv_head=1")
     ranks = {bytes([b]): b for b in range(256)} | {b"th": 256}
     special = {name: 257 + i for i, name in enumerate(SPECIAL_TOKENS)}
     Tokenizer(SPLIT_PATTERN, ranks, special).save(run_here / "tokenizer")
-    assert "trained with another tokenizer" in refusal(monkeypatch, capsys, *resume)
+    assert "trained with another tokenizer" in refusal(base_train, *resume)
 
 
 @pytest.mark.parametrize("flag", ["--depth=0", "--dept=4"])

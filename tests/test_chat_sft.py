@@ -14,18 +14,8 @@ from nanochat.configurator import parse
 from nanochat.report import render
 from nanochat.train import LoopState
 from scripts import chat_sft, mid_train
-from tests.talks import save_model, sums, write_mixture, write_talks
 
 FAST = ("--device=cpu", "--compile=off", "--total_batch_size=256")
-
-
-@pytest.fixture
-def mixture(run_here: Path, tmp_path: Path) -> str:
-    """A base model, and the flag for a mixture of 80 conversations."""
-    save_model(run_here)
-    path = write_talks(tmp_path / "sums.jsonl", sums(80))
-    entry = f"task = 'CustomJSON'\noptions = {{path = '{path}'}}"
-    return f"--mixture={write_mixture(tmp_path / 'mixture.toml', entry)}"
 
 
 def test_defaults() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shlex
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,27 +17,15 @@ import torch
 from nanochat import finetune, train
 from nanochat.checkpoint_manager import open_checkpoint
 from nanochat.common import Stopped, UserError
-from nanochat.configurator import cli, parse
+from nanochat.configurator import parse
 from nanochat.shards import write_dataset
 from nanochat.train import LoopState
 from scripts import chat_sft, mid_train
-from tests.talks import TOKENIZER, save_model, sums, talk, write_mixture, write_talks
+from tests.talks import TOKENIZER, save_model, sums, talk, task_entry, write_mixture, write_talks
 
 FAST = ("--device=cpu", "--compile=off", "--device_batch_size=2", "--total_batch_size=256")
 BOTH = pytest.mark.parametrize("script", [mid_train, chat_sft], ids=lambda script: script.__name__)
 MADE = {mid_train: "mid_checkpoints", chat_sft: "chatsft_checkpoints"}
-
-
-@pytest.fixture
-def mixture(run_here: Path, tmp_path: Path) -> str:
-    """A base model, and the flag for a mixture of 80 conversations."""
-    save_model(run_here)
-    talks = write_talks(tmp_path / "sums.jsonl", sums(80))
-    return f"--mixture={write_mixture(tmp_path / 'mixture.toml', _entry(talks))}"
-
-
-def _entry(path: Path) -> str:
-    return f"task = 'CustomJSON'\noptions = {{path = '{path}'}}"
 
 
 def run(script: ModuleType, *flags: str) -> LoopState:
@@ -48,55 +34,7 @@ def run(script: ModuleType, *flags: str) -> LoopState:
     return state
 
 
-def refusal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: ModuleType, *flags: str
-) -> str:
-    """What the command line says when it refuses these flags: one line on stderr, with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["script", *flags])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        cli(script.Config, script.main, script.__doc__)
-    error = capsys.readouterr().err
-    assert left.value.code == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
-
-
-@pytest.fixture
-def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test if a device is touched."""
-
-    def start(*_: object) -> None:
-        pytest.fail("a device was touched before the settings were checked")
-
-    monkeypatch.setattr(finetune.Runtime, "start", start)
-
-
 # --- settings ---------------------------------------------------------------------------------------------------------
-
-
-@BOTH
-def test_help_lists_every_setting(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: ModuleType
-) -> None:
-    """With what it is and this script's default."""
-    monkeypatch.setattr(sys, "argv", ["script", "--help"])
-    monkeypatch.setenv("COLUMNS", "1000")
-    with pytest.raises(SystemExit):
-        cli(script.Config, script.main, script.__doc__)
-    out = capsys.readouterr().out
-    assert f"torchrun --standalone --nproc_per_node=8 -m {script.__name__}" in out
-    entries = (" ".join(entry.split()) for entry in re.split(r"\n  (?=--)", out)[1:])
-    lines = {entry.split()[0]: entry for entry in entries}
-    fields = {field.name: field for field in dataclasses.fields(script.Config)}
-    assert lines.keys() == {f"--{name}" for name in fields}
-    for name, field in fields.items():
-        default = str(field.default)
-        if field.default is None or isinstance(field.default, bool):
-            default = default.lower()
-        assert len(field.metadata["help"]) > 10
-        assert f"{field.metadata['help']} (default: {default}" in lines[f"--{name}"]
 
 
 @BOTH
@@ -119,38 +57,30 @@ def test_help_lists_every_setting(
         ("--mixtures=x", "did you mean --mixture?"),
     ],
 )
-def test_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: ModuleType, flag: str, words: str
-) -> None:
-    assert words in refusal(monkeypatch, capsys, script, flag)
+def test_refused(refusal: Callable[..., str], script: ModuleType, flag: str, words: str) -> None:
+    assert words in refusal(script, flag)
 
 
 @pytest.mark.usefixtures("no_device")
-def test_refused_by_what_is_there(
-    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refused_by_what_is_there(refusal: Callable[..., str], base_dir: Path, tmp_path: Path) -> None:
     """Tokenizer, model, batch, context and files, in words that help; before a device is touched."""
-
-    def says(script: ModuleType, *flags: str) -> str:
-        return refusal(monkeypatch, capsys, script, *flags)
-
-    assert "scripts.tok_train" in says(mid_train)
+    assert "scripts.tok_train" in refusal(mid_train)
     TOKENIZER.save(base_dir / "tokenizer")
-    assert "no base checkpoint in" in says(mid_train)
-    assert "no mid checkpoint in" in says(chat_sft)
+    assert "no base checkpoint in" in refusal(mid_train)
+    assert "no mid checkpoint in" in refusal(chat_sft)
     save_model(base_dir)
-    assert "base_checkpoints/d9: train one first" in says(mid_train, "--model_tag=d9")
-    assert "no checkpoint of step 3" in says(mid_train, "--source_step=3")
-    assert "context holds 64 tokens" in says(mid_train, "--max_seq_len=65")
-    assert "total_batch_size 100 does not divide" in says(mid_train, "--total_batch_size=100")
-    assert "x 3 = " not in says(mid_train, "--total_batch_size=100")
-    assert "absent.toml" in says(mid_train, "--mixture=absent.toml")
+    assert "base_checkpoints/d9: train one first" in refusal(mid_train, "--model_tag=d9")
+    assert "no checkpoint of step 3" in refusal(mid_train, "--source_step=3")
+    assert "context holds 64 tokens" in refusal(mid_train, "--max_seq_len=65")
+    assert "total_batch_size 100 does not divide" in refusal(mid_train, "--total_batch_size=100")
+    assert "x 3 = " not in refusal(mid_train, "--total_batch_size=100")
+    assert "absent.toml" in refusal(mid_train, "--mixture=absent.toml")
     good = write_talks(tmp_path / "good.jsonl", sums(3))
     bad = tmp_path / "bad.jsonl"
     bad.write_text(good.read_text(encoding="utf-8") + '{"messages": [{"role": "user"}]}\n', encoding="utf-8")
-    mixture = write_mixture(tmp_path / "mixture.toml", _entry(good))
+    mixture = write_mixture(tmp_path / "mixture.toml", task_entry(good))
     for flags in ([f"--mixture={mixture}", f"--conversations={bad}"], [f"--conversations={bad}", "--kind=world"]):
-        error = says(mid_train, *flags)
+        error = refusal(mid_train, *flags)
         assert str(bad) in error
         assert re.search(r"\b4\b", error.partition("bad.jsonl")[2]), "the line's number"
         assert "message 1: must have a role and a content" in error
@@ -182,7 +112,7 @@ def test_learns_and_reports(
     run_here: Path, mixture: str, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A mixture of two parts and a user's own conversations beside them."""
-    parts = [_entry(tmp_path / "sums.jsonl"), "task = 'SimpleSpelling'\nrows = 30"]
+    parts = [task_entry(tmp_path / "sums.jsonl"), "task = 'SimpleSpelling'\nrows = 30"]
     write_mixture(tmp_path / "mixture.toml", *parts)
     mine = write_talks(tmp_path / "mine.jsonl", [talk("who?", "me" * (i % 3 + 1)) for i in range(20)])
     flags = [mixture, f"--conversations={mine}", "--num_epochs=2", "--lr_scale=1", "--eval_every=5"]
