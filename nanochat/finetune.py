@@ -194,11 +194,7 @@ def report(stage: Stage, config: FineTuning, data: Data, model: GPT, runtime: Ru
             "model": stage.model,
             "notes": notes,
             "settings": config,
-            "environment": {
-                "device": str(runtime.device),
-                "compute dtype": runtime.dtype_name,
-                "processes": runtime.world_size,
-            },
+            "environment": runtime.facts,
             "metrics": {
                 "parameters": model.num_params(),
                 "conversations": len(data.train),

@@ -150,11 +150,7 @@ def report_rl(config: Any, runtime: Runtime, state: LoopState, held_out: Mapping
             "model": "rl",
             "notes": notes,
             "settings": config,
-            "environment": {
-                "device": str(runtime.device),
-                "compute dtype": runtime.dtype_name,
-                "processes": runtime.world_size,
-            },
+            "environment": runtime.facts,
             "metrics": metrics,
             "headline": [],  # the accuracies are chat_eval's to tell
             "curves": rl_curves(state.history, list(held_out)),

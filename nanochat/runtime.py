@@ -67,6 +67,11 @@ class Runtime:
         """`float32` or `bfloat16`."""
         return str(self.compute_dtype).removeprefix("torch.")
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What a report tells of it."""
+        return {"device": str(self.device), "compute dtype": self.dtype_name, "processes": self.world_size}
+
     def sum(self, value: Tensor) -> Tensor:
         """Add a tensor up over all processes, in place."""
         if self.world_size > 1:

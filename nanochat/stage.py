@@ -217,11 +217,7 @@ def report_training(
             "title": title,
             "notes": notes,
             "settings": settings,
-            "environment": {
-                "device": str(runtime.device),
-                "compute dtype": runtime.dtype_name,
-                "processes": runtime.world_size,
-            },
+            "environment": runtime.facts,
             "metrics": {
                 "parameters": model.num_params(),
                 "training tokens": num_tokens,

@@ -19,9 +19,9 @@ from nanochat.shards import write_dataset
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_train
 from scripts.base_train import Config, main
+from tests.processes import Forker
 from tests.talks import TOKENIZER
 
-ROOT = Path(__file__).resolve().parent.parent
 VERSE = "the cat sat on the mat and the dog sat by the door; "
 TINY = ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=256", "--sample_every=-1")
 
@@ -127,10 +127,10 @@ def test_another_tokenizer_or_model_than_the_checkpoint_has(refusal: Callable[..
 
 
 @pytest.mark.parametrize("flag", ["--depth=0", "--dept=4"])
-def test_refused_by_a_real_process(tmp_path: Path, flag: str) -> None:
+def test_refused_by_a_real_process(forker: Forker, tmp_path: Path, flag: str) -> None:
     env = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-m", "scripts.base_train", flag]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    command = [str(forker.python), "-m", "scripts.base_train", flag]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
