@@ -1,9 +1,10 @@
 //! From text to ids: cut into words, look each up among those seen before, else among the tokens, else merge it.
 
-use crate::cache::Cache;
+use crate::cache::{Cache, FEW};
 use crate::merge::merge_word;
+use crate::split::MANY;
 use crate::vocabulary::{Vocabulary, NONE};
-use crate::words::{pack, unpack, Packed};
+use crate::words::{pack, unpack, Packed, SHORT};
 use crate::{Error, Splitter};
 use std::sync::Mutex;
 
@@ -58,10 +59,24 @@ pub struct Encoder {
 }
 
 /// What one thread needs for itself.
-#[derive(Default)]
 pub struct Worker {
     cache: Cache,
     scratch: Vec<u32>,
+    /// Words, with their places in the cache, which is asked for many of them at once: memory is slow, but not one at a time.
+    waiting: Box<[(Packed, usize); MANY]>,
+    /// Room for their ids.
+    room: Box<[u32; MANY * SHORT]>,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            cache: Cache::default(),
+            scratch: Vec::new(),
+            waiting: Box::new([(0, 0); MANY]),
+            room: Box::new([0; MANY * SHORT]),
+        }
+    }
 }
 
 impl Encoder {
@@ -127,31 +142,42 @@ impl Worker {
 
     fn encode_str<I: Id>(&mut self, encoder: &Encoder, text: &str, out: &mut Vec<I>) -> Result<(), Error> {
         let bytes = text.as_bytes();
-        encoder.splitter.split(text, |start, end| match pack(bytes, start, end) {
-            Some(word) => match self.cache.short(word) {
-                Some(ids) => {
-                    out.push(I::new(ids.first()));
-                    out.extend(ids.others().map(I::new));
+        let vocabulary = &encoder.vocabulary;
+        encoder.splitter.split(text, |bounds| {
+            let mut waiting = 0;
+            for (&start, &end) in bounds.iter().zip(&bounds[1..]) {
+                if let Some(word) = pack(bytes, start, end) {
+                    self.waiting[waiting] = (word, self.cache.ask(word));
+                    waiting += 1;
+                } else {
+                    self.answer(vocabulary, waiting, out);
+                    waiting = 0;
+                    self.long(vocabulary, &bytes[start..end], out);
                 }
-                None => self.new_short(&encoder.vocabulary, word, out),
-            },
-            None => self.long(&encoder.vocabulary, &bytes[start..end], out),
+            }
+            self.answer(vocabulary, waiting, out);
         })
     }
 
-    /// A short word that is not remembered.
+    /// Append the ids of the words that wait.
     #[inline(never)]
-    fn new_short<I: Id>(&mut self, vocabulary: &Vocabulary, word: Packed, out: &mut Vec<I>) {
-        self.scratch.clear();
-        match vocabulary.of_short(word) {
-            NONE => {
-                let (bytes, length) = unpack(word);
-                merge_word(vocabulary, &bytes[..length], &mut self.scratch);
+    fn answer<I: Id>(&mut self, vocabulary: &Vocabulary, waiting: usize, out: &mut Vec<I>) {
+        let mut used = 0;
+        for &(word, line) in &self.waiting[..waiting] {
+            match self.cache.short(word, line) {
+                Some(ids) if ids.count() <= FEW => {
+                    self.room[used..used + FEW].copy_from_slice(&ids.few());
+                    used += ids.count();
+                }
+                known => {
+                    let ids =
+                        look_further(&mut self.cache, &mut self.scratch, vocabulary, (word, line), known.is_some());
+                    self.room[used..used + ids.len()].copy_from_slice(ids);
+                    used += ids.len();
+                }
             }
-            id => self.scratch.push(id),
         }
-        self.cache.keep_short(word, &self.scratch);
-        out.extend(self.scratch.iter().map(|&id| I::new(id)));
+        out.extend(self.room[..used].iter().map(|&id| I::new(id)));
     }
 
     /// A word that cannot be packed.
@@ -169,4 +195,40 @@ impl Worker {
         self.cache.keep_long(word, &self.scratch);
         out.extend(self.scratch.iter().map(|&id| I::new(id)));
     }
+}
+
+/// The ids of a short word that is not in its line, or (`has_many`) has more than a few of them.
+#[inline(never)]
+fn look_further<'s>(
+    cache: &mut Cache,
+    scratch: &'s mut Vec<u32>,
+    vocabulary: &Vocabulary,
+    (word, line): (Packed, usize),
+    mut has_many: bool,
+) -> &'s [u32] {
+    scratch.clear();
+    if let Some(ids) = if has_many { None } else { cache.displaced(word, line) } {
+        if ids.count() <= FEW {
+            scratch.extend_from_slice(&ids.few()[..ids.count()]);
+            return scratch;
+        }
+        has_many = true;
+    }
+    let (bytes, length) = unpack(word);
+    let bytes = &bytes[..length];
+    if let Some(ids) = if has_many { cache.long(bytes) } else { None } {
+        scratch.extend_from_slice(ids);
+        return scratch;
+    }
+    match vocabulary.of_short(word) {
+        NONE => merge_word(vocabulary, bytes, scratch),
+        id => scratch.push(id),
+    }
+    if !has_many {
+        cache.keep_short(word, line, scratch);
+    }
+    if scratch.len() > FEW {
+        cache.keep_long(bytes, scratch);
+    }
+    scratch
 }

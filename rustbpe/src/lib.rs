@@ -19,6 +19,7 @@ mod merge;
 #[cfg(feature = "python")]
 mod py;
 mod split;
+mod starts;
 mod train;
 mod vocabulary;
 mod words;
