@@ -38,15 +38,27 @@ impl<'t> Text<'t> {
         std::str::from_utf8(bytes).map_or(Text::Bytes(bytes), Text::Str)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> &'t [u8] {
         match self {
-            Text::Str(text) => text.len(),
-            Text::Bytes(bytes) => bytes.len(),
+            Text::Str(text) => text.as_bytes(),
+            Text::Bytes(bytes) => bytes,
         }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes().len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Two parts. `at` must not be inside a character.
+    pub fn split_at(&self, at: usize) -> (Self, Self) {
+        match self {
+            Text::Str(text) => (Text::Str(&text[..at]), Text::Str(&text[at..])),
+            Text::Bytes(bytes) => (Text::Bytes(&bytes[..at]), Text::Bytes(&bytes[at..])),
+        }
     }
 }
 
@@ -112,23 +124,25 @@ impl Encoder {
 impl Worker {
     /// Append the ids of a text to `out`. Neighbouring bytes that are no UTF-8 are a word of their own.
     pub fn encode_into<I: Id>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
-        match text {
-            Text::Str(text) => self.encode_str(encoder, text, out),
-            Text::Bytes(bytes) => {
-                let (mut start, mut end) = (0, 0); // of the bytes that are no UTF-8
-                for chunk in bytes.utf8_chunks() {
-                    if !chunk.valid().is_empty() {
-                        self.encode_invalid(encoder, &bytes[start..end], out);
-                        self.encode_str(encoder, chunk.valid(), out)?;
-                        start = end + chunk.valid().len();
-                        end = start;
-                    }
-                    end += chunk.invalid().len();
-                }
-                self.encode_invalid(encoder, &bytes[start..end], out);
-                Ok(())
-            }
+        let bytes = match text {
+            Text::Str(text) => return self.encode_str(encoder, text, out),
+            Text::Bytes(bytes) => bytes,
+        };
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            return self.encode_str(encoder, text, out);
         }
+        let (mut start, mut end) = (0, 0); // of the bytes that are no UTF-8
+        for chunk in bytes.utf8_chunks() {
+            if !chunk.valid().is_empty() {
+                self.encode_invalid(encoder, &bytes[start..end], out);
+                self.encode_str(encoder, chunk.valid(), out)?;
+                start = end + chunk.valid().len();
+                end = start;
+            }
+            end += chunk.invalid().len();
+        }
+        self.encode_invalid(encoder, &bytes[start..end], out);
+        Ok(())
     }
 
     fn encode_invalid<I: Id>(&mut self, encoder: &Encoder, bytes: &[u8], out: &mut Vec<I>) {

@@ -24,7 +24,7 @@ mod train;
 mod vocabulary;
 mod words;
 
-pub use batch::{encode_batch, Batch};
+pub use batch::{encode_batch, encode_fed, Batch};
 pub use count::count_words;
 pub use encode::{Encoder, Id, Text};
 pub use error::Error;

@@ -63,13 +63,13 @@ impl Splitter {
 
     /// A place near `at`, but not before it, where `text` can be cut without changing a word; its end if there is none.
     ///
-    /// In the family no word has a space after a character that is not white, and no rule looks back.
-    pub fn cut(&self, text: &str, at: usize) -> usize {
-        let bytes = text.as_bytes();
-        let cut = |i: &usize| bytes[*i] == b' ' && bytes[i - 1].is_ascii_graphic();
+    /// In the family no word has a space after a character that is not white, and no rule looks back. That holds for bytes
+    /// that are no UTF-8, too, since they end at a character of ASCII.
+    pub fn cut(&self, text: &[u8], at: usize) -> usize {
+        let cut = |i: &usize| text[*i] == b' ' && text[i - 1].is_ascii_graphic();
         match self.0 {
-            Kind::Family(..) => (at.max(1)..bytes.len()).find(cut).unwrap_or(bytes.len()),
-            Kind::Regex(_) => bytes.len(),
+            Kind::Family(..) => (at.max(1)..text.len()).find(cut).unwrap_or(text.len()),
+            Kind::Regex(_) => text.len(),
         }
     }
 }
