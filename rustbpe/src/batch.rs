@@ -72,7 +72,7 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
         done.extend(outcome?);
     }
     done.sort_unstable_by_key(|done: &Done<I>| done.job);
-    Ok(join(num_texts, &done))
+    Ok(join(num_texts, done, num_threads))
 }
 
 /// Cuts texts into jobs.
@@ -131,17 +131,35 @@ fn work_off<I: Id>(
     }
 }
 
-fn join<I: Id>(num_texts: usize, all: &[Done<I>]) -> Batch<I> {
-    let mut ids = Vec::with_capacity(all.iter().map(|done| done.ids.len()).sum());
+/// Put the results of all jobs, which are in order, together. Several threads copy, since new memory is slow at first.
+fn join<I: Id>(num_texts: usize, all: Vec<Done<I>>, num_threads: usize) -> Batch<I> {
     let mut offsets = vec![0; num_texts + 1];
-    for done in all {
-        ids.extend_from_slice(&done.ids);
-        done.counts.iter().for_each(|&(text, count)| offsets[text + 1] += count as i64);
+    for (text, count) in all.iter().flat_map(|done| &done.counts) {
+        offsets[text + 1] += *count as i64;
     }
     let mut end = 0;
     for offset in &mut offsets {
         end += *offset;
         *offset = end;
     }
+    let mut ids = vec![I::default(); end as usize];
+    let mut rest = &mut ids[..];
+    let mut pieces = Vec::with_capacity(all.len());
+    for done in all {
+        let (place, behind) = rest.split_at_mut(done.ids.len());
+        pieces.push((place, done.ids));
+        rest = behind;
+    }
+    let num_threads = num_threads.min(pieces.len());
+    let pieces = Mutex::new(pieces.into_iter());
+    let copy = || loop {
+        let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let Some((place, ids)) = piece else { break };
+        place.copy_from_slice(&ids);
+    };
+    thread::scope(|scope| {
+        (1..num_threads).for_each(|_| drop(scope.spawn(copy)));
+        copy();
+    });
     Batch { ids, offsets }
 }

@@ -26,11 +26,15 @@ impl ShortIds {
         (self.0 >> COUNT_AT) as usize
     }
 
-    /// A few ids, and zeros behind them.
+    /// The bytes of a few ids, 32 bits each and the lowest byte first, and zeros behind them.
     #[inline(always)]
-    pub fn few(self) -> [u32; FEW] {
-        let ids = self.0 & ID_MASKS;
-        [ids as u32, (ids >> 32) as u32, (ids >> 64) as u32, (ids >> 96) as u32]
+    pub fn few(self) -> [u8; 4 * FEW] {
+        (self.0 & ID_MASKS).to_le_bytes()
+    }
+
+    /// A few ids.
+    pub fn all(self) -> impl Iterator<Item = u32> {
+        (0..self.count()).map(move |place| ((self.0 & ID_MASKS) >> (32 * place)) as u32)
     }
 }
 
@@ -155,7 +159,11 @@ mod tests {
         let ids = [0, (1 << 21) - 2, 5, 1_000_000, 7];
         for count in 1..=FEW {
             let kept = ShortIds::new(&ids[..count]);
-            assert_eq!((kept.count(), &kept.few()[..count]), (count, &ids[..count]));
+            assert_eq!(kept.all().collect::<Vec<_>>(), ids[..count]);
+            assert_eq!(
+                kept.few()[..4 * count],
+                ids[..count].iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>()
+            );
         }
         assert_eq!(ShortIds::new(&ids).count(), 5);
     }

@@ -9,7 +9,7 @@ use crate::{Error, Splitter};
 use std::sync::Mutex;
 
 /// How ids are stored: in 16 bits where the vocabulary allows, else in 32.
-pub trait Id: Copy + Send + Sync + 'static {
+pub trait Id: Copy + Default + Send + Sync + 'static {
     fn new(id: u32) -> Self;
 }
 
@@ -70,14 +70,17 @@ pub struct Encoder {
     rested: Mutex<Vec<Worker>>,
 }
 
+/// Bytes for the ids of as many words as are asked for at once, if each of their bytes is a token.
+const ROOM: usize = 4 * SHORT * MANY;
+
 /// What one thread needs for itself.
 pub struct Worker {
     cache: Cache,
     scratch: Vec<u32>,
     /// Words, with their places in the cache, which is asked for many of them at once: memory is slow, but not one at a time.
     waiting: Box<[(Packed, usize); MANY]>,
-    /// Room for their ids.
-    room: Box<[u32; MANY * SHORT]>,
+    /// Room for their ids, in 32 bits each, the lowest byte first.
+    room: Box<[u8; ROOM]>,
 }
 
 impl Default for Worker {
@@ -86,7 +89,7 @@ impl Default for Worker {
             cache: Cache::default(),
             scratch: Vec::new(),
             waiting: Box::new([(0, 0); MANY]),
-            room: Box::new([0; MANY * SHORT]),
+            room: Box::new([0; ROOM]),
         }
     }
 }
@@ -180,18 +183,21 @@ impl Worker {
         for &(word, line) in &self.waiting[..waiting] {
             match self.cache.short(word, line) {
                 Some(ids) if ids.count() <= FEW => {
-                    self.room[used..used + FEW].copy_from_slice(&ids.few());
-                    used += ids.count();
+                    self.room[used..used + 4 * FEW].copy_from_slice(&ids.few());
+                    used += 4 * ids.count();
                 }
                 known => {
-                    let ids =
-                        look_further(&mut self.cache, &mut self.scratch, vocabulary, (word, line), known.is_some());
-                    self.room[used..used + ids.len()].copy_from_slice(ids);
-                    used += ids.len();
+                    let has_many = known.is_some();
+                    let ids = look_further(&mut self.cache, &mut self.scratch, vocabulary, (word, line), has_many);
+                    for id in ids {
+                        self.room[used..used + 4].copy_from_slice(&id.to_le_bytes());
+                        used += 4;
+                    }
                 }
             }
         }
-        out.extend(self.room[..used].iter().map(|&id| I::new(id)));
+        let ids = self.room[..used].chunks_exact(4).map(|id| u32::from_le_bytes(id.try_into().expect("four bytes")));
+        out.extend(ids.map(I::new));
     }
 
     /// A word that cannot be packed.
@@ -223,7 +229,7 @@ fn look_further<'s>(
     scratch.clear();
     if let Some(ids) = if has_many { None } else { cache.displaced(word, line) } {
         if ids.count() <= FEW {
-            scratch.extend_from_slice(&ids.few()[..ids.count()]);
+            scratch.extend(ids.all());
             return scratch;
         }
         has_many = true;

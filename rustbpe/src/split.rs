@@ -74,8 +74,6 @@ impl Splitter {
     }
 }
 
-/// Bytes without blocks behind something hard that is near: text in another script would have more of it.
-const SPARED: usize = 128;
 /// Bounds of words handed over together, at most.
 pub const MANY: usize = 3 * BLOCK;
 
@@ -155,15 +153,18 @@ impl Family {
         let mut bounds = [0; MANY];
         let (mut start, mut count) = (0, 1); // `start` is the last bound so far
         let mut hard = if self.is_quick() { 0 } else { usize::MAX }; // before this place it goes from word to word
-        while start < text.len() {
-            if count > MANY - BLOCK {
+        loop {
+            if count > MANY - BLOCK || start >= text.len() {
                 visit(&bounds[..count]);
+                if start >= text.len() {
+                    return;
+                }
                 bounds[0] = start;
                 count = 1;
             }
             match text.get(start..start + BLOCK) {
                 Some(block) if start >= hard => {
-                    let found = starts(block.try_into().expect("of this length"), self.digits);
+                    let found = starts(classes, block.try_into().expect("of this length"), self.digits);
                     let known = found.bits.count_ones() as usize;
                     let mut bits = found.bits & (found.bits - 1);
                     // By eights: bounds that are too many are written over, and the number of turns is easy to foresee.
@@ -175,7 +176,7 @@ impl Family {
                     }
                     count += known - 1;
                     if found.hard < BLOCK {
-                        hard = start + found.hard + if found.hard < 16 { SPARED } else { 1 };
+                        hard = start + found.hard + 1;
                     } else if known == 1 {
                         hard = start + 1; // a word longer than the block
                     }
@@ -188,7 +189,6 @@ impl Family {
                 }
             }
         }
-        visit(&bounds[..count]);
     }
 
     /// Where the word that begins at `start` ends.

@@ -1,5 +1,7 @@
-//! Where words begin in ASCII text, for 64 bytes at once: a bit for each byte, and the split pattern as arithmetic on these
-//! bits. It has no branches that depend on the text, which is why it is quicker than going from word to word.
+//! Where words begin, for 64 bytes at once: a bit for each byte, and the split pattern as arithmetic on these bits. It has
+//! hardly a branch that depends on the text, which is why it is quicker than going from word to word.
+
+use crate::classes::{Class, Classes};
 
 /// Bytes looked at together.
 pub const BLOCK: usize = 64;
@@ -15,6 +17,8 @@ struct Masks {
     spaces: u64,
     apostrophes: u64,
     beyond_ascii: u64,
+    /// Of other characters beyond ASCII, the bytes behind the first.
+    tails: u64,
 }
 
 /// What is known of a block.
@@ -29,14 +33,20 @@ pub struct Starts {
 /// Starts of words in a block whose first byte begins a word, for a pattern in which letters take any one character before
 /// them, numbers come in groups of `digits`, and line ends follow other characters.
 #[inline(always)]
-pub fn starts(block: &[u8; BLOCK], digits: usize) -> Starts {
-    let Masks { letters, numbers, whites, lines, spaces, apostrophes, beyond_ascii } = Masks::new(block);
+pub fn starts(classes: &Classes, block: &[u8; BLOCK], digits: usize) -> Starts {
+    let mut masks = Masks::new(block);
+    if masks.beyond_ascii != 0 {
+        masks.look_beyond_ascii(classes, block);
+    }
+    let Masks { letters, numbers, whites, lines, spaces, apostrophes, beyond_ascii, tails } = masks;
     let others = !(letters | numbers | whites | beyond_ascii);
     let blanks = whites & !lines;
 
-    // Other characters take a space before them. One that is alone takes the letters behind it.
+    // Other characters take a space before them. One that is alone takes the letters behind it, where a carry through its
+    // bytes ends.
     let other_starts = others & !((others | spaces) << 1);
-    let letter_starts = letters & !((letters | blanks | other_starts) << 1);
+    let behind_alone = (other_starts << 1).wrapping_add(tails) & !tails;
+    let letter_starts = letters & !((letters | blanks) << 1 | behind_alone);
 
     let mut group = numbers & !(numbers << 1);
     let mut number_starts = group;
@@ -66,6 +76,24 @@ pub fn starts(block: &[u8; BLOCK], digits: usize) -> Starts {
 }
 
 impl Masks {
+    /// Give the characters beyond ASCII to the letters or the others, up to the first that is neither, or not whole.
+    fn look_beyond_ascii(&mut self, classes: &Classes, block: &[u8; BLOCK]) {
+        while self.beyond_ascii != 0 {
+            let at = self.beyond_ascii.trailing_zeros() as usize;
+            let length = Classes::length(block[at]);
+            if at + length > BLOCK {
+                return;
+            }
+            let bits = ((1 << length) - 1) << at;
+            match classes.at(block, at).0 {
+                Class::Letter => self.letters |= bits,
+                Class::Other => self.tails |= bits & (bits << 1),
+                _ => return,
+            }
+            self.beyond_ascii &= !bits;
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn new(block: &[u8; BLOCK]) -> Self {
