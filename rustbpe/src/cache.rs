@@ -121,13 +121,20 @@ impl Cache {
         hasher.finish()
     }
 
+    /// The two places that a longer word may have.
+    fn places(hash: u64) -> [usize; 2] {
+        let place = hash as usize & (LONG_PLACES - 1);
+        [place, place ^ 1]
+    }
+
     /// The ids of a word that cannot be packed, if it is here.
     pub fn long(&self, word: &[u8]) -> Option<&[u32]> {
         let hash = Self::hash_long(word);
-        let [seen, begins, numbers] = self.long[hash as usize & (LONG_PLACES - 1)];
+        let place = Self::places(hash).into_iter().find(|&place| self.long[place][0] == hash)?;
+        let [_, begins, numbers] = self.long[place];
         let (bytes, ids) = (begins as u32 as usize, (begins >> 32) as usize);
         let (num_bytes, num_ids) = (numbers as u32 as usize, (numbers >> 32) as usize);
-        let same = seen == hash && num_bytes == word.len() && self.bytes[bytes..bytes + num_bytes] == *word;
+        let same = num_bytes == word.len() && self.bytes[bytes..bytes + num_bytes] == *word;
         same.then(|| &self.ids[ids..ids + num_ids])
     }
 
@@ -143,8 +150,9 @@ impl Cache {
         }
         let hash = Self::hash_long(word);
         let both = |low: usize, high: usize| (high as u64) << 32 | low as u64;
-        self.long[hash as usize & (LONG_PLACES - 1)] =
-            [hash, both(self.bytes.len(), self.ids.len()), both(word.len(), ids.len())];
+        let [first, second] = Self::places(hash);
+        let place = if self.long[first][2] == 0 || self.long[second][2] != 0 { first } else { second };
+        self.long[place] = [hash, both(self.bytes.len(), self.ids.len()), both(word.len(), ids.len())];
         self.bytes.extend_from_slice(word);
         self.ids.extend_from_slice(ids);
     }
