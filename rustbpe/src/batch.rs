@@ -3,8 +3,8 @@
 
 use crate::encode::{Encoder, Id, Text, Worker};
 use crate::Error;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{channel, Receiver};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Bytes of text in a job.
@@ -17,8 +17,8 @@ pub struct Batch<I> {
     pub offsets: Vec<i64>,
 }
 
-/// Consecutive parts of texts: (number of the text, range of its bytes).
-type Job = Vec<(usize, Range<usize>)>;
+/// Consecutive parts of texts, each with the number of its text.
+type Job<'t> = Vec<(usize, Text<'t>)>;
 
 /// Encode texts in at most `num_threads` threads, this one included. The result does not depend on their number.
 ///
@@ -30,100 +30,136 @@ type Job = Vec<(usize, Range<usize>)>;
 /// assert_eq!((batch.ids, batch.offsets), (vec![97, 98, 99], vec![0, 2, 2, 3]));
 /// ```
 pub fn encode_batch<I: Id>(encoder: &Encoder, texts: &[Text], num_threads: usize) -> Result<Batch<I>, Error> {
-    let jobs = jobs(encoder, texts);
-    let num_threads = num_threads.clamp(1, jobs.len().max(1));
-    let next = AtomicUsize::new(0);
-    let failed = AtomicBool::new(false);
-    let work = || {
-        let mut done = Vec::new();
-        encoder.with_worker(|worker| {
-            while !failed.load(Ordering::Relaxed) {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(job) = jobs.get(index) else { break };
-                match run::<I>(encoder, worker, texts, job) {
-                    Ok(result) => done.push((index, result)),
-                    Err(error) => {
-                        failed.store(true, Ordering::Relaxed);
-                        return Err(error);
-                    }
+    encode_fed(encoder, num_threads, |add| {
+        texts.iter().for_each(|&text| add(text));
+        Ok(())
+    })
+}
+
+/// Encode the texts that `feed` hands to its argument, on this thread, while others begin to work; this one joins them when
+/// `feed` returns.
+pub fn encode_fed<'t, I: Id, E: From<Error>>(
+    encoder: &Encoder,
+    num_threads: usize,
+    feed: impl FnOnce(&mut dyn FnMut(Text<'t>)) -> Result<(), E>,
+) -> Result<Batch<I>, E> {
+    let (queue, jobs) = channel::<(usize, Job)>();
+    let jobs = Mutex::new(jobs);
+    let work = || encoder.with_worker(|worker| work_off::<I>(encoder, worker, &jobs));
+    let (num_texts, outcomes) = thread::scope(|scope| {
+        let mut others = Vec::new();
+        let mut cutter = Cutter::default();
+        let mut num_jobs = 0;
+        let fed = feed(&mut |text| {
+            cutter.add(encoder, text, |job| {
+                // Another thread only for a second job: a little text is not worth it.
+                if (1..num_threads).contains(&num_jobs) {
+                    others.push(scope.spawn(work));
                 }
-            }
-            Ok(())
-        })?;
-        Ok(done)
-    };
-    let outcomes: Vec<Result<_, Error>> = thread::scope(|scope| {
-        let others: Vec<_> = (1..num_threads).map(|_| scope.spawn(work)).collect();
-        let mine = work();
+                queue.send((num_jobs, job)).expect("the receiver outlives this scope");
+                num_jobs += 1;
+            });
+        });
+        queue.send((num_jobs, cutter.job)).expect("the receiver outlives this scope");
+        drop(queue);
+        let mine = fed.map(|()| work());
         let others = others.into_iter().map(|thread| thread.join().expect("encoding does not panic"));
-        std::iter::once(mine).chain(others).collect()
-    });
-    let mut done = Vec::with_capacity(jobs.len());
+        let outcomes: Vec<Result<_, Error>> = others.collect();
+        mine.map(|mine| (cutter.num_texts, [vec![mine], outcomes].concat()))
+    })?;
+    let mut done = Vec::new();
     for outcome in outcomes {
         done.extend(outcome?);
     }
-    done.sort_unstable_by_key(|(index, _)| *index);
-    let done: Vec<Done<I>> = done.into_iter().map(|(_, result)| result).collect();
-    Ok(join(texts.len(), &jobs, &done))
+    done.sort_unstable_by_key(|done: &Done<I>| done.job);
+    Ok(join(num_texts, done, num_threads))
 }
 
-/// The ids of a job, and how many of them each of its parts has.
-type Done<I> = (Vec<I>, Vec<usize>);
-
-fn run<I: Id>(encoder: &Encoder, worker: &mut Worker, texts: &[Text], job: &Job) -> Result<Done<I>, Error> {
-    let mut ids = Vec::with_capacity(job.iter().map(|(_, range)| range.len()).sum::<usize>() / 3);
-    let mut counts = Vec::with_capacity(job.len());
-    for (index, range) in job {
-        let before = ids.len();
-        let part = match texts[*index] {
-            Text::Str(text) => Text::Str(&text[range.clone()]),
-            Text::Bytes(bytes) => Text::Bytes(&bytes[range.clone()]),
-        };
-        worker.encode_into(encoder, part, &mut ids)?;
-        counts.push(ids.len() - before);
-    }
-    Ok((ids, counts))
+/// Cuts texts into jobs.
+#[derive(Default)]
+struct Cutter<'t> {
+    num_texts: usize,
+    job: Job<'t>,
+    size: usize,
 }
 
-fn jobs(encoder: &Encoder, texts: &[Text]) -> Vec<Job> {
-    let mut jobs = Vec::new();
-    let (mut job, mut size) = (Job::new(), 0);
-    for (index, text) in texts.iter().enumerate() {
-        let mut start = 0;
-        while start < text.len() || (start == 0 && text.is_empty()) {
-            let end = match text {
-                Text::Str(text) if text.len() - start > JOB - size => encoder.splitter.cut(text, start + JOB - size),
-                _ => text.len(),
-            };
-            job.push((index, start..end));
-            size += end - start;
-            if size >= JOB {
-                jobs.push(std::mem::take(&mut job));
-                size = 0;
+impl<'t> Cutter<'t> {
+    /// Add a text to the job; `send` those that are full.
+    fn add(&mut self, encoder: &Encoder, mut text: Text<'t>, mut send: impl FnMut(Job<'t>)) {
+        while !text.is_empty() {
+            let room = JOB - self.size;
+            let end = if text.len() > room { encoder.splitter.cut(text.bytes(), room) } else { text.len() };
+            let (part, rest) = text.split_at(end);
+            self.job.push((self.num_texts, part));
+            self.size += end;
+            if self.size >= JOB {
+                send(std::mem::take(&mut self.job));
+                self.size = 0;
             }
-            if text.is_empty() {
-                break;
-            }
-            start = end;
+            text = rest;
         }
+        self.num_texts += 1;
     }
-    jobs.push(job);
-    jobs
 }
 
-fn join<I: Id>(num_texts: usize, jobs: &[Job], done: &[Done<I>]) -> Batch<I> {
-    let mut ids = Vec::with_capacity(done.iter().map(|(ids, _)| ids.len()).sum());
-    let mut lengths = vec![0; num_texts + 1];
-    for (job, (part, counts)) in jobs.iter().zip(done) {
-        ids.extend_from_slice(part);
-        for ((index, _), count) in job.iter().zip(counts) {
-            lengths[index + 1] += *count as i64;
+/// The ids of a job, and how many of them each of its parts has, with the number of the text.
+#[derive(Clone)]
+struct Done<I> {
+    job: usize,
+    ids: Vec<I>,
+    counts: Vec<(usize, usize)>,
+}
+
+/// Take jobs until there are no more. After an error the others still empty the queue.
+fn work_off<I: Id>(
+    encoder: &Encoder,
+    worker: &mut Worker,
+    jobs: &Mutex<Receiver<(usize, Job)>>,
+) -> Result<Vec<Done<I>>, Error> {
+    let mut all = Vec::new();
+    loop {
+        let received = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((number, job)) = received else { return Ok(all) };
+        let size: usize = job.iter().map(|(_, part)| part.len()).sum();
+        let mut done = Done { job: number, ids: Vec::with_capacity(size / 3), counts: Vec::with_capacity(job.len()) };
+        for (text, part) in job {
+            let before = done.ids.len();
+            worker.encode_into(encoder, part, &mut done.ids)?;
+            done.counts.push((text, done.ids.len() - before));
         }
+        all.push(done);
+    }
+}
+
+/// Put the results of all jobs, which are in order, together. Several threads copy, since new memory is slow at first.
+fn join<I: Id>(num_texts: usize, all: Vec<Done<I>>, num_threads: usize) -> Batch<I> {
+    let mut offsets = vec![0; num_texts + 1];
+    for (text, count) in all.iter().flat_map(|done| &done.counts) {
+        offsets[text + 1] += *count as i64;
     }
     let mut end = 0;
-    for length in &mut lengths {
-        end += *length;
-        *length = end;
+    for offset in &mut offsets {
+        end += *offset;
+        *offset = end;
     }
-    Batch { ids, offsets: lengths }
+    let mut ids = vec![I::default(); end as usize];
+    let mut rest = &mut ids[..];
+    let mut pieces = Vec::with_capacity(all.len());
+    for done in all {
+        let (place, behind) = rest.split_at_mut(done.ids.len());
+        pieces.push((place, done.ids));
+        rest = behind;
+    }
+    let num_threads = num_threads.min(pieces.len());
+    let pieces = Mutex::new(pieces.into_iter());
+    let copy = || loop {
+        let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let Some((place, ids)) = piece else { break };
+        place.copy_from_slice(&ids);
+    };
+    thread::scope(|scope| {
+        (1..num_threads).for_each(|_| drop(scope.spawn(copy)));
+        copy();
+    });
+    Batch { ids, offsets }
 }

@@ -3,42 +3,44 @@
 use crate::words::{self, Packed, QuickHasher};
 use std::hash::Hasher;
 
-/// Up to six ids of 21 bits, each plus one: three in the low half, three in the high half, 0 where there is none.
-#[derive(Clone, Copy)]
-pub struct ShortIds {
-    low: u64,
-    high: u64,
-}
+/// The ids of a short word: up to four of 21 bits, in 32 bits each, and how many they are in the highest byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortIds(u128);
 
-const ID_BITS: u32 = 21;
-const ID_MASK: u64 = (1 << ID_BITS) - 1;
+/// Ids that are kept with a short word.
+pub const FEW: usize = 4;
+const COUNT_AT: u32 = 120;
+const ID_MASKS: u128 = 0x001F_FFFF_001F_FFFF_001F_FFFF_001F_FFFF;
 
 impl ShortIds {
-    fn new(ids: &[u32]) -> Option<Self> {
-        let half = |ids: &[u32]| ids.iter().rev().fold(0, |all, &id| all << ID_BITS | u64::from(id + 1));
-        (ids.len() <= 6).then(|| Self { low: half(&ids[..ids.len().min(3)]), high: half(&ids[ids.len().min(3)..]) })
+    /// More than a few ids: only their number is kept, and they stand among the long words.
+    fn new(ids: &[u32]) -> Self {
+        let few = if ids.len() <= FEW { ids } else { &[] };
+        let all = few.iter().rev().fold(0, |all, &id| all << 32 | u128::from(id));
+        Self(all | (ids.len() as u128) << COUNT_AT)
     }
 
-    /// The first id; every word has one.
+    /// How many they are.
     #[inline(always)]
-    pub fn first(self) -> u32 {
-        (self.low & ID_MASK) as u32 - 1
+    pub fn count(self) -> usize {
+        (self.0 >> COUNT_AT) as usize
     }
 
-    /// The ids behind the first.
+    /// The bytes of a few ids, 32 bits each and the lowest byte first, and zeros behind them.
     #[inline(always)]
-    pub fn others(self) -> impl Iterator<Item = u32> {
-        let mut rest = u128::from(self.high) << (2 * ID_BITS) | u128::from(self.low >> ID_BITS);
-        std::iter::from_fn(move || {
-            let id = rest as u64 & ID_MASK;
-            rest >>= ID_BITS;
-            (id != 0).then(|| id as u32 - 1)
-        })
+    pub fn few(self) -> [u8; 4 * FEW] {
+        (self.0 & ID_MASKS).to_le_bytes()
+    }
+
+    /// A few ids.
+    pub fn all(self) -> impl Iterator<Item = u32> {
+        (0..self.count()).map(move |place| ((self.0 & ID_MASKS) >> (32 * place)) as u32)
     }
 }
 
-/// Places for short words, 32 bytes each.
-const SHORT_PLACES: usize = 1 << 18;
+/// Lines for short words, two words each: a line of the processor's cache.
+const LINES: usize = 1 << 17;
+const LINE: usize = 4;
 /// Longer words (sentences, where there are no spaces): their places, the longest that is kept, and the room for their
 /// bytes and for their ids.
 const LONG_PLACES: usize = 1 << 17;
@@ -48,8 +50,10 @@ const IDS_ROOM: usize = 1 << 20;
 
 /// One thread's memory. Its tables are arrays of numbers, which the system gives out as zeros without writing them first.
 pub struct Cache {
-    /// The word (0: empty) and its ids.
-    short: Vec<[u64; 4]>,
+    /// From `begin` on, lines of (word, its ids, word, its ids); a word of 0: nothing.
+    short: Vec<u128>,
+    /// That many numbers further, lines of the processor's cache begin.
+    begin: usize,
     /// The hash of the word; where its bytes begin; where its ids begin; the number of the bytes (0: empty) and of the ids.
     long: Vec<[u64; 3]>,
     bytes: Vec<u8>,
@@ -58,28 +62,57 @@ pub struct Cache {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { short: vec![[0; 4]; SHORT_PLACES], long: vec![[0; 3]; LONG_PLACES], bytes: Vec::new(), ids: Vec::new() }
+        let short = vec![0; (LINES + 1) * LINE];
+        let begin = short.as_ptr().cast::<u8>().align_offset(LINE * size_of::<u128>()) / size_of::<u128>();
+        Self { short, begin, long: vec![[0; 3]; LONG_PLACES], bytes: Vec::new(), ids: Vec::new() }
     }
 }
 
 impl Cache {
     #[inline(always)]
-    fn place(word: Packed) -> usize {
-        words::hash(word) as usize & (SHORT_PLACES - 1)
+    fn line(&self, number: u64) -> usize {
+        self.begin + LINE * (number as usize & (LINES - 1))
     }
 
-    /// The ids of a word, if it is here.
+    /// The line of a word, which is fetched from memory meanwhile.
     #[inline(always)]
-    pub fn short(&self, word: Packed) -> Option<ShortIds> {
-        let [low, high, first, second] = self.short[Self::place(word)];
-        (low == word as u64 && high == (word >> 64) as u64).then_some(ShortIds { low: first, high: second })
+    pub fn ask(&self, word: Packed) -> usize {
+        let line = self.line(words::hash(word));
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: fetching ahead has no effect that could be seen, whatever the address.
+        unsafe {
+            use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+            _mm_prefetch(self.short.as_ptr().wrapping_add(line).cast(), _MM_HINT_T0);
+        }
+        line
     }
 
-    /// Keep a word, unless it has too many ids.
-    pub fn keep_short(&mut self, word: Packed, ids: &[u32]) {
-        if let Some(ids) = ShortIds::new(ids) {
-            self.short[Self::place(word)] = [word as u64, (word >> 64) as u64, ids.low, ids.high];
-        }
+    /// The line for words whose own line is full.
+    fn second_line(&self, word: Packed) -> usize {
+        self.line(words::hash(word) >> 32)
+    }
+
+    /// The ids of a word, if it is in its line.
+    #[inline(always)]
+    pub fn short(&self, word: Packed, line: usize) -> Option<ShortIds> {
+        let line: &[u128; LINE] = self.short[line..line + LINE].try_into().expect("of this length");
+        let half = 2 * usize::from(line[2] == word); // without a branch: nobody knows which of the two it is
+        (line[half] == word).then_some(ShortIds(line[half + 1]))
+    }
+
+    /// The ids of a word that is not in its line, if it is in its second line, which is asked only if the first is full.
+    pub fn displaced(&self, word: Packed, line: usize) -> Option<ShortIds> {
+        (self.short[line + 2] != 0).then(|| self.short(word, self.second_line(word))).flatten()
+    }
+
+    /// Keep a word: in its line, else in its second line, else instead of the last word in its line. What came early stays:
+    /// frequent words come early.
+    pub fn keep_short(&mut self, word: Packed, line: usize, ids: &[u32]) {
+        let is_empty = |place: &usize| self.short[*place] == 0;
+        let first = [line, line + 2].into_iter().find(is_empty);
+        let second = || [0, 2].map(|half| self.second_line(word) + half).into_iter().find(is_empty);
+        let place = first.or_else(second).unwrap_or(line + 2);
+        self.short[place..place + 2].copy_from_slice(&[word, ShortIds::new(ids).0]);
     }
 
     fn hash_long(word: &[u8]) -> u64 {
@@ -88,13 +121,20 @@ impl Cache {
         hasher.finish()
     }
 
+    /// The two places that a longer word may have.
+    fn places(hash: u64) -> [usize; 2] {
+        let place = hash as usize & (LONG_PLACES - 1);
+        [place, place ^ 1]
+    }
+
     /// The ids of a word that cannot be packed, if it is here.
     pub fn long(&self, word: &[u8]) -> Option<&[u32]> {
         let hash = Self::hash_long(word);
-        let [seen, begins, numbers] = self.long[hash as usize & (LONG_PLACES - 1)];
+        let place = Self::places(hash).into_iter().find(|&place| self.long[place][0] == hash)?;
+        let [_, begins, numbers] = self.long[place];
         let (bytes, ids) = (begins as u32 as usize, (begins >> 32) as usize);
         let (num_bytes, num_ids) = (numbers as u32 as usize, (numbers >> 32) as usize);
-        let same = seen == hash && num_bytes == word.len() && self.bytes[bytes..bytes + num_bytes] == *word;
+        let same = num_bytes == word.len() && self.bytes[bytes..bytes + num_bytes] == *word;
         same.then(|| &self.ids[ids..ids + num_ids])
     }
 
@@ -110,8 +150,9 @@ impl Cache {
         }
         let hash = Self::hash_long(word);
         let both = |low: usize, high: usize| (high as u64) << 32 | low as u64;
-        self.long[hash as usize & (LONG_PLACES - 1)] =
-            [hash, both(self.bytes.len(), self.ids.len()), both(word.len(), ids.len())];
+        let [first, second] = Self::places(hash);
+        let place = if self.long[first][2] == 0 || self.long[second][2] != 0 { first } else { second };
+        self.long[place] = [hash, both(self.bytes.len(), self.ids.len()), both(word.len(), ids.len())];
         self.bytes.extend_from_slice(word);
         self.ids.extend_from_slice(ids);
     }
@@ -122,14 +163,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn six_ids_in_one_place() {
-        let ids = [0, (1 << 21) - 2, 5, 0, 7, 1_000_000];
-        for length in 1..=6 {
-            let kept = ShortIds::new(&ids[..length]).unwrap();
-            let found: Vec<u32> = std::iter::once(kept.first()).chain(kept.others()).collect();
-            assert_eq!(found, ids[..length]);
+    fn a_few_ids_in_one_number() {
+        let ids = [0, (1 << 21) - 2, 5, 1_000_000, 7];
+        for count in 1..=FEW {
+            let kept = ShortIds::new(&ids[..count]);
+            assert_eq!(kept.all().collect::<Vec<_>>(), ids[..count]);
+            assert_eq!(
+                kept.few()[..4 * count],
+                ids[..count].iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>()
+            );
         }
-        assert!(ShortIds::new(&[1; 7]).is_none());
+        assert_eq!(ShortIds::new(&ids).count(), 5);
+    }
+
+    #[test]
+    fn what_is_remembered_of_many_words_is_true_and_it_is_most_of_them() {
+        let mut cache = Cache::default();
+        let word = |number: u32| words::pack(&number.to_le_bytes(), 0, 4).unwrap();
+        let find = |cache: &Cache, number| {
+            cache
+                .short(word(number), cache.ask(word(number)))
+                .or(cache.displaced(word(number), cache.ask(word(number))))
+        };
+        for number in 0..LINES as u32 {
+            assert_eq!(find(&cache, number), None);
+            cache.keep_short(word(number), cache.ask(word(number)), &[number]);
+            assert_eq!(find(&cache, number), Some(ShortIds::new(&[number])));
+        }
+        let remembered = (0..LINES as u32).filter(|&number| match find(&cache, number) {
+            Some(ids) => ids == ShortIds::new(&[number]) || panic!("{number}: {ids:?}"),
+            None => false,
+        });
+        assert!(remembered.count() > LINES * 9 / 10);
     }
 
     #[test]

@@ -74,6 +74,17 @@ impl Classes {
         self.beyond_ascii(text, at)
     }
 
+    /// The bytes of a character that begins with this one.
+    #[inline(always)]
+    pub fn length(first: u8) -> usize {
+        match first {
+            0..=0x7F => 1,
+            0x80..=0xDF => 2,
+            0xE0..=0xEF => 3,
+            _ => 4,
+        }
+    }
+
     #[inline]
     fn beyond_ascii(&self, text: &[u8], at: usize) -> (Class, usize) {
         let tail = |offset: usize| usize::from(text[at + offset] & 0x3F);

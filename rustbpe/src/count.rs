@@ -75,7 +75,9 @@ fn count_batches<T: AsRef<str>>(
         for text in &batch {
             if outcome.is_ok() {
                 let bytes = text.as_ref().as_bytes();
-                outcome = splitter.split(text.as_ref(), |start, end| counts.add(bytes, start, end, 1));
+                outcome = splitter.split(text.as_ref(), |bounds| {
+                    bounds.windows(2).for_each(|word| counts.add(bytes, word[0], word[1], 1));
+                });
             }
         }
         let _ = done.send(batch); // nobody listens once the input has ended

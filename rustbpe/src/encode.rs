@@ -1,14 +1,15 @@
 //! From text to ids: cut into words, look each up among those seen before, else among the tokens, else merge it.
 
-use crate::cache::Cache;
+use crate::cache::{Cache, FEW};
 use crate::merge::merge_word;
+use crate::split::MANY;
 use crate::vocabulary::{Vocabulary, NONE};
-use crate::words::{pack, unpack, Packed};
+use crate::words::{pack, unpack, Packed, SHORT};
 use crate::{Error, Splitter};
 use std::sync::Mutex;
 
 /// How ids are stored: in 16 bits where the vocabulary allows, else in 32.
-pub trait Id: Copy + Send + Sync + 'static {
+pub trait Id: Copy + Default + Send + Sync + 'static {
     fn new(id: u32) -> Self;
 }
 
@@ -37,15 +38,27 @@ impl<'t> Text<'t> {
         std::str::from_utf8(bytes).map_or(Text::Bytes(bytes), Text::Str)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> &'t [u8] {
         match self {
-            Text::Str(text) => text.len(),
-            Text::Bytes(bytes) => bytes.len(),
+            Text::Str(text) => text.as_bytes(),
+            Text::Bytes(bytes) => bytes,
         }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes().len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Two parts. `at` must not be inside a character.
+    pub fn split_at(&self, at: usize) -> (Self, Self) {
+        match self {
+            Text::Str(text) => (Text::Str(&text[..at]), Text::Str(&text[at..])),
+            Text::Bytes(bytes) => (Text::Bytes(&bytes[..at]), Text::Bytes(&bytes[at..])),
+        }
     }
 }
 
@@ -57,11 +70,28 @@ pub struct Encoder {
     rested: Mutex<Vec<Worker>>,
 }
 
+/// Bytes for the ids of as many words as are asked for at once, if each of their bytes is a token.
+const ROOM: usize = 4 * SHORT * MANY;
+
 /// What one thread needs for itself.
-#[derive(Default)]
 pub struct Worker {
     cache: Cache,
     scratch: Vec<u32>,
+    /// Words, with their places in the cache, which is asked for many of them at once: memory is slow, but not one at a time.
+    waiting: Box<[(Packed, usize); MANY]>,
+    /// Room for their ids, in 32 bits each, the lowest byte first.
+    room: Box<[u8; ROOM]>,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            cache: Cache::default(),
+            scratch: Vec::new(),
+            waiting: Box::new([(0, 0); MANY]),
+            room: Box::new([0; ROOM]),
+        }
+    }
 }
 
 impl Encoder {
@@ -97,23 +127,25 @@ impl Encoder {
 impl Worker {
     /// Append the ids of a text to `out`. Neighbouring bytes that are no UTF-8 are a word of their own.
     pub fn encode_into<I: Id>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
-        match text {
-            Text::Str(text) => self.encode_str(encoder, text, out),
-            Text::Bytes(bytes) => {
-                let (mut start, mut end) = (0, 0); // of the bytes that are no UTF-8
-                for chunk in bytes.utf8_chunks() {
-                    if !chunk.valid().is_empty() {
-                        self.encode_invalid(encoder, &bytes[start..end], out);
-                        self.encode_str(encoder, chunk.valid(), out)?;
-                        start = end + chunk.valid().len();
-                        end = start;
-                    }
-                    end += chunk.invalid().len();
-                }
-                self.encode_invalid(encoder, &bytes[start..end], out);
-                Ok(())
-            }
+        let bytes = match text {
+            Text::Str(text) => return self.encode_str(encoder, text, out),
+            Text::Bytes(bytes) => bytes,
+        };
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            return self.encode_str(encoder, text, out);
         }
+        let (mut start, mut end) = (0, 0); // of the bytes that are no UTF-8
+        for chunk in bytes.utf8_chunks() {
+            if !chunk.valid().is_empty() {
+                self.encode_invalid(encoder, &bytes[start..end], out);
+                self.encode_str(encoder, chunk.valid(), out)?;
+                start = end + chunk.valid().len();
+                end = start;
+            }
+            end += chunk.invalid().len();
+        }
+        self.encode_invalid(encoder, &bytes[start..end], out);
+        Ok(())
     }
 
     fn encode_invalid<I: Id>(&mut self, encoder: &Encoder, bytes: &[u8], out: &mut Vec<I>) {
@@ -127,31 +159,45 @@ impl Worker {
 
     fn encode_str<I: Id>(&mut self, encoder: &Encoder, text: &str, out: &mut Vec<I>) -> Result<(), Error> {
         let bytes = text.as_bytes();
-        encoder.splitter.split(text, |start, end| match pack(bytes, start, end) {
-            Some(word) => match self.cache.short(word) {
-                Some(ids) => {
-                    out.push(I::new(ids.first()));
-                    out.extend(ids.others().map(I::new));
+        let vocabulary = &encoder.vocabulary;
+        encoder.splitter.split(text, |bounds| {
+            let mut waiting = 0;
+            for (&start, &end) in bounds.iter().zip(&bounds[1..]) {
+                if let Some(word) = pack(bytes, start, end) {
+                    self.waiting[waiting] = (word, self.cache.ask(word));
+                    waiting += 1;
+                } else {
+                    self.answer(vocabulary, waiting, out);
+                    waiting = 0;
+                    self.long(vocabulary, &bytes[start..end], out);
                 }
-                None => self.new_short(&encoder.vocabulary, word, out),
-            },
-            None => self.long(&encoder.vocabulary, &bytes[start..end], out),
+            }
+            self.answer(vocabulary, waiting, out);
         })
     }
 
-    /// A short word that is not remembered.
+    /// Append the ids of the words that wait.
     #[inline(never)]
-    fn new_short<I: Id>(&mut self, vocabulary: &Vocabulary, word: Packed, out: &mut Vec<I>) {
-        self.scratch.clear();
-        match vocabulary.of_short(word) {
-            NONE => {
-                let (bytes, length) = unpack(word);
-                merge_word(vocabulary, &bytes[..length], &mut self.scratch);
+    fn answer<I: Id>(&mut self, vocabulary: &Vocabulary, waiting: usize, out: &mut Vec<I>) {
+        let mut used = 0;
+        for &(word, line) in &self.waiting[..waiting] {
+            match self.cache.short(word, line) {
+                Some(ids) if ids.count() <= FEW => {
+                    self.room[used..used + 4 * FEW].copy_from_slice(&ids.few());
+                    used += 4 * ids.count();
+                }
+                known => {
+                    let has_many = known.is_some();
+                    let ids = look_further(&mut self.cache, &mut self.scratch, vocabulary, (word, line), has_many);
+                    for id in ids {
+                        self.room[used..used + 4].copy_from_slice(&id.to_le_bytes());
+                        used += 4;
+                    }
+                }
             }
-            id => self.scratch.push(id),
         }
-        self.cache.keep_short(word, &self.scratch);
-        out.extend(self.scratch.iter().map(|&id| I::new(id)));
+        let ids = self.room[..used].chunks_exact(4).map(|id| u32::from_le_bytes(id.try_into().expect("four bytes")));
+        out.extend(ids.map(I::new));
     }
 
     /// A word that cannot be packed.
@@ -169,4 +215,40 @@ impl Worker {
         self.cache.keep_long(word, &self.scratch);
         out.extend(self.scratch.iter().map(|&id| I::new(id)));
     }
+}
+
+/// The ids of a short word that is not in its line, or (`has_many`) has more than a few of them.
+#[inline(never)]
+fn look_further<'s>(
+    cache: &mut Cache,
+    scratch: &'s mut Vec<u32>,
+    vocabulary: &Vocabulary,
+    (word, line): (Packed, usize),
+    mut has_many: bool,
+) -> &'s [u32] {
+    scratch.clear();
+    if let Some(ids) = if has_many { None } else { cache.displaced(word, line) } {
+        if ids.count() <= FEW {
+            scratch.extend(ids.all());
+            return scratch;
+        }
+        has_many = true;
+    }
+    let (bytes, length) = unpack(word);
+    let bytes = &bytes[..length];
+    if let Some(ids) = if has_many { cache.long(bytes) } else { None } {
+        scratch.extend_from_slice(ids);
+        return scratch;
+    }
+    match vocabulary.of_short(word) {
+        NONE => merge_word(vocabulary, bytes, scratch),
+        id => scratch.push(id),
+    }
+    if !has_many {
+        cache.keep_short(word, line, scratch);
+    }
+    if scratch.len() > FEW {
+        cache.keep_long(bytes, scratch);
+    }
+    scratch
 }

@@ -19,11 +19,12 @@ mod merge;
 #[cfg(feature = "python")]
 mod py;
 mod split;
+mod starts;
 mod train;
 mod vocabulary;
 mod words;
 
-pub use batch::{encode_batch, Batch};
+pub use batch::{encode_batch, encode_fed, Batch};
 pub use count::count_words;
 pub use encode::{Encoder, Id, Text};
 pub use error::Error;

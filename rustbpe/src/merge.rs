@@ -5,25 +5,27 @@ use crate::words::SHORT;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Up to this length the lowest pair is looked for by going through all of them, which is quadratic, but quick.
+/// Up to this length the lowest pair is looked for by going through all of them, or through the lowest of each group, which is
+/// quadratic, but quick.
 const SCANNED: usize = 256;
+const GROUP: usize = 16;
 
 /// Append the ids of a word to `out`.
 pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
     if word.len() <= SHORT {
-        scan::<SHORT>(vocabulary, word, out);
+        scan(vocabulary, word, out);
     } else if word.len() <= SCANNED {
-        scan::<SCANNED>(vocabulary, word, out);
+        scan_groups(vocabulary, word, out);
     } else {
         Buckets::new(vocabulary, word).merge_all(out);
     }
 }
 
-/// For words of at most `N` bytes.
-fn scan<const N: usize>(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
-    let mut ids = [0; N];
+/// For short words.
+fn scan(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+    let mut ids = [0; SHORT];
     // ranks[i]: what ids[i] and ids[i + 1] make together
-    let mut ranks = [NONE; N];
+    let mut ranks = [NONE; SHORT];
     let mut length = word.len();
     for (id, &byte) in ids.iter_mut().zip(word) {
         *id = vocabulary.of_byte(byte);
@@ -53,6 +55,56 @@ fn scan<const N: usize>(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>
         ranks[at] = if at + 1 < length { vocabulary.of_pair(lowest, ids[at + 1]) } else { NONE };
     }
     out.extend_from_slice(&ids[..length]);
+}
+
+/// For words of at most `SCANNED` bytes. A token stands at the place of its first byte and does not move.
+fn scan_groups(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+    /// What a token makes with the next one, and in the lowest byte its own place, so that the lowest number is the next merge.
+    const NOTHING: i32 = i32::MAX;
+    let pair = |rank: u32, at: usize| if rank == NONE { NOTHING } else { (rank << 8) as i32 | at as i32 };
+    let lowest_of = |pairs: &[i32; GROUP]| pairs.iter().fold(NOTHING, |lowest, &pair| lowest.min(pair));
+
+    let mut ids = [0; SCANNED + 1];
+    let mut next: [u16; SCANNED + 1] = std::array::from_fn(|at| at as u16 + 1);
+    let mut previous: [u16; SCANNED + 1] = std::array::from_fn(|at| at as u16 - u16::from(at > 0));
+    let mut pairs = [[NOTHING; GROUP]; SCANNED / GROUP];
+    let mut lowest = [NOTHING; SCANNED / GROUP];
+    for (id, &byte) in ids.iter_mut().zip(word) {
+        *id = vocabulary.of_byte(byte);
+    }
+    for (at, bytes) in word.windows(2).enumerate() {
+        pairs[at / GROUP][at % GROUP] = pair(vocabulary.of_byte_pair(bytes[0], bytes[1]), at);
+    }
+    let groups = word.len().div_ceil(GROUP);
+    for group in 0..groups {
+        lowest[group] = lowest_of(&pairs[group]);
+    }
+    loop {
+        let best = lowest[..groups].iter().fold(NOTHING, |lowest, &pair| lowest.min(pair));
+        if best == NOTHING {
+            break;
+        }
+        let (made, at) = (best as u32 >> 8, best as usize & 0xFF);
+        let gone = usize::from(next[at]);
+        let (before, after) = (usize::from(previous[at]), usize::from(next[gone]));
+        ids[at] = made;
+        next[at] = after as u16;
+        previous[after] = at as u16;
+        pairs[gone / GROUP][gone % GROUP] = NOTHING;
+        let with_after = if after < word.len() { vocabulary.of_pair(made, ids[after]) } else { NONE };
+        pairs[at / GROUP][at % GROUP] = pair(with_after, at);
+        if before < at {
+            pairs[before / GROUP][before % GROUP] = pair(vocabulary.of_pair(ids[before], made), before);
+        }
+        for group in before / GROUP..=gone / GROUP {
+            lowest[group] = lowest_of(&pairs[group]);
+        }
+    }
+    let mut at = 0;
+    while at < word.len() {
+        out.push(ids[at]);
+        at = usize::from(next[at]);
+    }
 }
 
 /// For long words: the places of all pairs that make the same token stand in one list, a heap knows the lowest token.
@@ -216,11 +268,16 @@ mod tests {
             }
             let vocabulary = Vocabulary::new(&tokens, &[]).unwrap();
             for _ in 0..8 {
-                let length = 1 + below(&mut state, 100);
+                let length = 1 + below(&mut state, if round % 10 == 0 { SCANNED as u64 } else { 100 });
                 let word: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
                 let expected = slow(&vocabulary, &word);
+                if word.len() <= SHORT {
+                    let mut scanned = Vec::new();
+                    scan(&vocabulary, &word, &mut scanned);
+                    assert_eq!(scanned, expected, "{word:?} {tokens:?}");
+                }
                 let (mut scanned, mut bucketed) = (Vec::new(), Vec::new());
-                scan::<SCANNED>(&vocabulary, &word, &mut scanned);
+                scan_groups(&vocabulary, &word, &mut scanned);
                 Buckets::new(&vocabulary, &word).merge_all(&mut bucketed);
                 assert_eq!(scanned, expected, "{word:?} {tokens:?}");
                 assert_eq!(bucketed, expected, "{word:?} {tokens:?}");

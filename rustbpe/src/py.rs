@@ -1,11 +1,13 @@
 //! The Python module `nanochat._rustbpe`: types in and out, Python's lock, signals. No algorithm lives here.
 
-use crate::{arrow, count_words, encode_batch, token_bytes, train_merges, Encoder, Error, Splitter, Text, Vocabulary};
+use crate::{arrow, count_words, encode_batch, encode_fed, token_bytes, train_merges};
+use crate::{Batch, Encoder, Error, Id, Splitter, Text, Vocabulary};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyDict, PyIterator, PyList, PyString};
 use std::ffi::CStr;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Texts are taken from the iterator in batches of about this size.
@@ -160,14 +162,14 @@ impl Held {
     fn text(&self) -> Text<'_> {
         match self {
             Held::Str(text) => Text::Str(text),
-            Held::Bytes(bytes) => Text::from_bytes(bytes),
+            Held::Bytes(bytes) => Text::Bytes(bytes),
         }
     }
 }
 
-/// The texts of a batch: from a Python sequence, or from an Arrow array.
+/// The texts of a batch: Python's strings and bytes, or an Arrow array.
 enum Source {
-    Python(Vec<Held>),
+    Python(Vec<Py<PyAny>>),
     Arrow(arrow::Texts),
 }
 
@@ -192,13 +194,30 @@ impl Source {
         if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
             return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
         }
-        texts.try_iter()?.map(|text| Held::new(&text?)).collect::<PyResult<_>>().map(Source::Python)
+        texts.try_iter()?.map(|text| Ok(text?.unbind())).collect::<PyResult<_>>().map(Source::Python)
     }
 
-    fn texts(&self) -> PyResult<Vec<Text<'_>>> {
+    fn encode<I: Id>(&self, py: Python<'_>, encoder: &Encoder, num_threads: usize) -> PyResult<Batch<I>> {
         match self {
-            Source::Python(held) => Ok(held.iter().map(Held::text).collect()),
-            Source::Arrow(arrays) => arrays.texts().map_err(PyValueError::new_err),
+            Source::Python(texts) => {
+                // Python gives out strings as UTF-8 one at a time, under its lock: other threads begin with those it gave.
+                let held: Vec<OnceLock<Held>> = texts.iter().map(|_| OnceLock::new()).collect();
+                py.detach(|| {
+                    encode_fed(encoder, num_threads, |add| {
+                        Python::attach(|py| {
+                            for (cell, text) in held.iter().zip(texts) {
+                                let text = Held::new(text.bind(py))?;
+                                add(cell.get_or_init(|| text).text());
+                            }
+                            Ok(())
+                        })
+                    })
+                })
+            }
+            Source::Arrow(arrays) => {
+                let texts = arrays.texts().map_err(PyValueError::new_err)?;
+                Ok(py.detach(|| encode_batch(encoder, &texts, num_threads))?)
+            }
         }
     }
 }
@@ -233,14 +252,13 @@ impl PyEncoder {
         num_threads: usize,
     ) -> PyResult<(Numbers, Numbers)> {
         let source = Source::new(texts)?;
-        let texts = source.texts()?;
-        let (ids, offsets) = py.detach(|| {
-            if self.0.vocabulary.len() <= 1 << 16 {
-                encode_batch(&self.0, &texts, num_threads).map(|batch| (Store::U16(batch.ids), batch.offsets))
-            } else {
-                encode_batch(&self.0, &texts, num_threads).map(|batch| (Store::U32(batch.ids), batch.offsets))
-            }
-        })?;
+        let (ids, offsets) = if self.0.vocabulary.len() <= 1 << 16 {
+            let batch = source.encode(py, &self.0, num_threads)?;
+            (Store::U16(batch.ids), batch.offsets)
+        } else {
+            let batch = source.encode(py, &self.0, num_threads)?;
+            (Store::U32(batch.ids), batch.offsets)
+        };
         Ok((Numbers(ids), Numbers(Store::I64(offsets))))
     }
 
@@ -251,9 +269,7 @@ impl PyEncoder {
         texts: &Bound<'py, PyAny>,
         num_threads: usize,
     ) -> PyResult<Vec<Bound<'py, PyList>>> {
-        let source = Source::new(texts)?;
-        let texts = source.texts()?;
-        let batch = py.detach(|| encode_batch::<u32>(&self.0, &texts, num_threads))?;
+        let batch = Source::new(texts)?.encode::<u32>(py, &self.0, num_threads)?;
         let row = |range: &[i64]| PyList::new(py, &batch.ids[range[0] as usize..range[1] as usize]);
         batch.offsets.windows(2).map(row).collect()
     }

@@ -5,6 +5,7 @@
 //! backtracking; any other pattern runs on a regex engine. Both give the same words, which the tests compare.
 
 use crate::classes::{Class, Classes};
+use crate::starts::{starts, BLOCK};
 use crate::Error;
 use fancy_regex::Regex;
 
@@ -35,31 +36,24 @@ impl Splitter {
         matches!(self.0, Kind::Family(..))
     }
 
-    /// Call `visit` with start and end of every word in `text`, in order. What the pattern does not match is left out.
+    /// Call `visit` with the places in `text` between which the words are, in order, many at a time: each word ends where
+    /// the next one begins. What the pattern does not match is between the last place of a call and the first of the next.
     ///
     /// ```
     /// let splitter = rustbpe::Splitter::new(r" ?\w+|\s+").unwrap();
     /// let mut words = Vec::new();
-    /// splitter.split("to be, or", |start, end| words.push((start, end))).unwrap();
+    /// splitter.split("to be, or", |bounds| words.extend(bounds.windows(2).map(|word| (word[0], word[1])))).unwrap();
     /// assert_eq!(words, [(0, 2), (2, 5), (6, 9)]);
     /// ```
     #[inline]
-    pub fn split(&self, text: &str, mut visit: impl FnMut(usize, usize)) -> Result<(), Error> {
+    pub fn split(&self, text: &str, mut visit: impl FnMut(&[usize])) -> Result<(), Error> {
         match &self.0 {
-            Kind::Family(family, classes) => {
-                let bytes = text.as_bytes();
-                let mut start = 0;
-                while start < bytes.len() {
-                    let end = family.word_end(classes, bytes, start);
-                    visit(start, end);
-                    start = end;
-                }
-            }
+            Kind::Family(family, classes) => family.split(classes, text.as_bytes(), visit),
             Kind::Regex(regex) => {
                 for found in regex.find_iter(text) {
                     let word = found.map_err(|error| Error::Split(error.to_string()))?;
                     if word.start() < word.end() {
-                        visit(word.start(), word.end());
+                        visit(&[word.start(), word.end()]);
                     }
                 }
             }
@@ -69,16 +63,19 @@ impl Splitter {
 
     /// A place near `at`, but not before it, where `text` can be cut without changing a word; its end if there is none.
     ///
-    /// In the family no word has a space after a character that is not white, and no rule looks back.
-    pub fn cut(&self, text: &str, at: usize) -> usize {
-        let bytes = text.as_bytes();
-        let cut = |i: &usize| bytes[*i] == b' ' && bytes[i - 1].is_ascii_graphic();
+    /// In the family no word has a space after a character that is not white, and no rule looks back. That holds for bytes
+    /// that are no UTF-8, too, since they end at a character of ASCII.
+    pub fn cut(&self, text: &[u8], at: usize) -> usize {
+        let cut = |i: &usize| text[*i] == b' ' && text[i - 1].is_ascii_graphic();
         match self.0 {
-            Kind::Family(..) => (at.max(1)..bytes.len()).find(cut).unwrap_or(bytes.len()),
-            Kind::Regex(_) => bytes.len(),
+            Kind::Family(..) => (at.max(1)..text.len()).find(cut).unwrap_or(text.len()),
+            Kind::Regex(_) => text.len(),
         }
     }
 }
+
+/// Bounds of words handed over together, at most.
+pub const MANY: usize = 3 * BLOCK;
 
 /// What differs within the family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +140,55 @@ impl Family {
         )?;
         let family = Self { contractions_in_capitals, letters_take_any, digits, numbers_take_space, lines, whole_end };
         rest.is_empty().then_some(family)
+    }
+
+    /// May words be found by blocks?
+    fn is_quick(&self) -> bool {
+        self.letters_take_any && self.lines && !self.numbers_take_space
+    }
+
+    /// By blocks where all is ASCII, if the pattern allows that, and from word to word around what is hard.
+    #[inline(always)]
+    fn split(&self, classes: &Classes, text: &[u8], mut visit: impl FnMut(&[usize])) {
+        let mut bounds = [0; MANY];
+        let (mut start, mut count) = (0, 1); // `start` is the last bound so far
+        let mut hard = if self.is_quick() { 0 } else { usize::MAX }; // before this place it goes from word to word
+        loop {
+            if count > MANY - BLOCK || start >= text.len() {
+                visit(&bounds[..count]);
+                if start >= text.len() {
+                    return;
+                }
+                bounds[0] = start;
+                count = 1;
+            }
+            match text.get(start..start + BLOCK) {
+                Some(block) if start >= hard => {
+                    let found = starts(classes, block.try_into().expect("of this length"), self.digits);
+                    let known = found.bits.count_ones() as usize;
+                    let mut bits = found.bits & (found.bits - 1);
+                    // By eights: bounds that are too many are written over, and the number of turns is easy to foresee.
+                    for eight in bounds[count..].chunks_exact_mut(8).take((known + 6) / 8) {
+                        for bound in eight {
+                            *bound = start + bits.trailing_zeros() as usize;
+                            bits &= bits.wrapping_sub(1);
+                        }
+                    }
+                    count += known - 1;
+                    if found.hard < BLOCK {
+                        hard = start + found.hard + 1;
+                    } else if known == 1 {
+                        hard = start + 1; // a word longer than the block
+                    }
+                    start += BLOCK - 1 - found.bits.leading_zeros() as usize;
+                }
+                _ => {
+                    start = self.word_end(classes, text, start);
+                    bounds[count] = start;
+                    count += 1;
+                }
+            }
+        }
     }
 
     /// Where the word that begins at `start` ends.

@@ -37,7 +37,9 @@ const TRICKY: [&str; 14] = [
 
 fn words(splitter: &Splitter, text: &str) -> Vec<Vec<u8>> {
     let mut words = Vec::new();
-    splitter.split(text, |start, end| words.push(text.as_bytes()[start..end].to_vec())).unwrap();
+    splitter
+        .split(text, |bounds| words.extend(bounds.windows(2).map(|at| text.as_bytes()[at[0]..at[1]].to_vec())))
+        .unwrap();
     words
 }
 
@@ -52,17 +54,29 @@ impl Rng {
         (self.0 >> 33) as usize % bound
     }
 
+    /// Short and of everything, or long enough for blocks and mostly ASCII.
     fn text(&mut self) -> String {
         const COMMON: [char; 40] = [
             'a', 'Z', 'é', 's', 'S', 'ſ', 't', 'l', 'L', 'v', 'E', 'r', 'd', 'M', '\'', '\'', '’', ' ', ' ', ' ', '\n',
             '\r', '\t', '\u{b}', '\u{85}', '\u{a0}', '\u{2003}', '\u{200b}', '0', '7', '٣', 'Ⅳ', '½', '.', '!',
             '\u{301}', 'ا', '世', '𝔸', '😀',
         ];
-        let length = self.below(24);
+        let is_long = self.below(2) == 0;
+        let length = if is_long { 60 + self.below(200) } else { self.below(24) };
+        let rarity = if is_long { 12 << self.below(8) } else { 12 };
+        let kinds = if is_long { 1 + self.below(COMMON.len()) } else { COMMON.len() };
+        let first = self.below(COMMON.len());
         (0..length)
-            .map(|_| match self.below(12) {
+            .map(|_| match self.below(rarity) {
                 0 => char::from_u32(self.below(0x11_0000) as u32).unwrap_or('\u{d7ff}'),
-                _ => COMMON[self.below(COMMON.len())],
+                _ => {
+                    let common = COMMON[(first + self.below(kinds)) % COMMON.len()];
+                    if !is_long || common.is_ascii() || self.below(rarity) == 1 {
+                        common
+                    } else {
+                        ['x', ' ', '7', '.'][self.below(4)]
+                    }
+                }
             })
             .collect()
     }
@@ -76,6 +90,13 @@ fn by_hand_equals_the_regex() {
         assert!(fast.is_by_hand() && !slow.is_by_hand(), "{pattern}");
         for text in TRICKY {
             assert_eq!(words(&fast, text), words(&slow, text), "{pattern} on {text:?}");
+            for before in 0..80 {
+                let text = format!(
+                    "{}{text} and more of the same, for a block{text}",
+                    "x".repeat(before % 3) + &" y".repeat(before)
+                );
+                assert_eq!(words(&fast, &text), words(&slow, &text), "{pattern} on {text:?}");
+            }
         }
         for _ in 0..3000 {
             let text = rng.text();
@@ -103,12 +124,12 @@ fn cuts_change_no_word() {
     let splitter = Splitter::new(OURS).unwrap();
     for _ in 0..3000 {
         let text = rng.text() + &rng.text();
-        let cut = splitter.cut(&text, rng.below(text.len() + 1));
+        let cut = splitter.cut(text.as_bytes(), rng.below(text.len() + 1));
         let parts = [words(&splitter, &text[..cut]), words(&splitter, &text[cut..])].concat();
         assert_eq!(parts, words(&splitter, &text), "{text:?} at {cut}");
     }
-    assert_eq!(splitter.cut("ab cd ef", 3), 5);
-    assert_eq!(Splitter::by_regex(OURS).unwrap().cut("ab cd ef", 3), 8);
+    assert_eq!(splitter.cut(b"ab cd ef", 3), 5);
+    assert_eq!(Splitter::by_regex(OURS).unwrap().cut(b"ab cd ef", 3), 8);
 }
 
 #[test]
