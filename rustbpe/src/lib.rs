@@ -24,7 +24,7 @@ mod vocabulary;
 mod words;
 
 pub use batch::{encode_batch, Batch};
-pub use count::count_words;
+pub use count::{count_words, Texts};
 pub use encode::{Encoder, Id, Text};
 pub use error::Error;
 pub use split::Splitter;

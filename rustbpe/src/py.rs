@@ -1,15 +1,20 @@
 //! The Python module `nanochat._rustbpe`: types in and out, Python's lock, signals. No algorithm lives here.
 
-use crate::{arrow, count_words, encode_batch, token_bytes, train_merges, Encoder, Error, Splitter, Text, Vocabulary};
+use crate::{
+    arrow, count_words, encode_batch, token_bytes, train_merges, Encoder, Error, Splitter, Text, Texts, Vocabulary,
+};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyDict, PyIterator, PyList, PyString};
+use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 /// Texts are taken from the iterator in batches of about this size.
 const BATCH_BYTES: usize = 1 << 20;
+/// And from at most so many items, so that an endless stream of empty ones can be interrupted.
+const BATCH_ITEMS: usize = 1 << 14;
 /// How often Python gets a chance to show progress or to interrupt.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -47,20 +52,76 @@ impl Pulse {
     }
 }
 
-/// The next batch of texts, or None at the end. Strings are not copied.
-fn read_batch(iterator: &Bound<'_, PyIterator>, pulse: &mut Pulse) -> PyResult<Option<Vec<PyBackedStr>>> {
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    for text in iterator {
-        let text: PyBackedStr = text?.extract()?;
-        bytes += text.len();
-        batch.push(text);
-        if bytes >= BATCH_BYTES {
-            break;
+/// Texts to train on, as they come from Python: strings, which are not copied, or an Arrow array.
+enum Batch {
+    Strings(Vec<PyBackedStr>),
+    Column(arrow::Column),
+}
+
+impl Texts for Batch {
+    fn len(&self) -> usize {
+        match self {
+            Batch::Strings(texts) => texts.len(),
+            Batch::Column(column) => column.len(),
         }
     }
-    pulse.bytes_read += bytes;
-    Ok((!batch.is_empty()).then_some(batch))
+
+    fn get(&self, index: usize) -> Result<Text<'_>, Error> {
+        match self {
+            Batch::Strings(texts) => texts.get(index),
+            Batch::Column(column) => column.get(index).map(Text::Bytes).map_err(Error::Text),
+        }
+    }
+}
+
+/// Batches from an iterator over strings and Arrow arrays, or from one Arrow array.
+struct Batches {
+    iterator: Py<PyIterator>,
+    /// Columns of an Arrow array that was taken already.
+    columns: VecDeque<arrow::Column>,
+}
+
+impl Batches {
+    fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
+            return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
+        }
+        let items = if is_arrow(texts)? { PyList::new(texts.py(), [texts])?.into_any() } else { texts.clone() };
+        Ok(Self { iterator: items.try_iter()?.unbind(), columns: VecDeque::new() })
+    }
+
+    /// The next batch, or None at the end.
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<Batch>> {
+        let mut strings: Vec<PyBackedStr> = Vec::new();
+        let (mut bytes, mut items) = (0, 0);
+        while self.columns.is_empty() && bytes < BATCH_BYTES && items < BATCH_ITEMS {
+            items += 1;
+            match self.iterator.bind(py).clone().next().transpose()? {
+                Some(item) if item.is_instance_of::<PyString>() || !is_arrow(&item)? => {
+                    let text: PyBackedStr = item.extract()?;
+                    bytes += text.len();
+                    strings.push(text);
+                }
+                Some(item) => {
+                    if let Source::Arrow(texts) = Source::new(&item)? {
+                        self.columns.extend(texts.columns);
+                    }
+                }
+                None if strings.is_empty() => return Ok(None),
+                None => break,
+            }
+        }
+        if strings.is_empty() {
+            if let Some(column) = self.columns.pop_front() {
+                return Ok(Some(Batch::Column(column)));
+            }
+        }
+        Ok(Some(Batch::Strings(strings)))
+    }
+}
+
+fn is_arrow(texts: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(texts.hasattr("__arrow_c_stream__")? || texts.hasattr("__arrow_c_array__")?)
 }
 
 #[pyfunction]
@@ -78,18 +139,18 @@ fn train(
     }
     let splitter = Splitter::new(pattern)?;
     let num_threads = num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let iterator = texts.try_iter()?.unbind();
+    let mut batches = Batches::new(texts)?;
     let mut pulse = Pulse { progress, bytes_read: 0, last: Instant::now() };
     let tokens = py.detach(|| {
-        let counts = count_words(&splitter, num_threads, |spent| {
+        let next_batch = |spent| {
             Python::attach(|py| {
                 drop(spent);
-                let batch = read_batch(iterator.bind(py), &mut pulse)?;
-                if pulse.last.elapsed() >= TICK {
-                    pulse.tell(py, 0)?;
-                }
-                Ok::<_, PyErr>(batch)
+                batches.next(py)
             })
+        };
+        let counts = count_words(&splitter, num_threads, next_batch, |bytes| {
+            pulse.bytes_read += bytes;
+            pulse.beat(0)
         })?;
         let merges = train_merges(&counts, vocab_size, |merges| pulse.beat(merges))?;
         Python::attach(|py| pulse.tell(py, merges.len()))?;
