@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -39,8 +40,8 @@ class Texts:
     def __len__(self) -> int:
         return len(TEXTS)
 
-    def iterate(self, start: int = 0) -> Iterator[str]:
-        return iter(TEXTS[start:])
+    def arrays(self, start: int = 0) -> Iterator[pa.Array]:
+        return iter([pa.array(TEXTS[start:])])
 
 
 def tiny_model() -> GPT:
