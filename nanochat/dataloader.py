@@ -28,7 +28,7 @@ from torch import Tensor
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 
-TOKENIZE_BYTES = 1 << 18  # tokenised at a time: enough for the threads to share
+TOKENIZE_BYTES = 1 << 20  # tokenised at a time: enough for the threads to share
 BATCHES_AHEAD = 4
 NUM_THREADS = min(8, os.cpu_count() or 1)
 

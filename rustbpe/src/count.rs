@@ -68,7 +68,7 @@ pub fn count_words<T: Texts, E: From<Error>>(
                 scope.spawn(move || count_jobs(splitter, inbox, &done, failed))
             })
             .collect();
-        let mut feed = || {
+        let mut feed = || -> Result<(), E> {
             while let Some(batch) = next_batch(spent.try_iter().collect())?.map(Arc::new) {
                 cut(splitter, &*batch, |parts, size| {
                     // A worker that failed still empties the queue, so this cannot block for ever.
@@ -83,13 +83,17 @@ pub fn count_words<T: Texts, E: From<Error>>(
             }
             Ok(())
         };
-        let mut outcome = feed();
+        let mut outcome: Result<(), E> = feed();
         drop(to_worker);
         let mut total = WordCounts::default();
         for worker in workers {
             match worker.join().expect("a worker does not panic") {
+                Ok(_) if outcome.is_err() => {}
                 Ok(counts) if total.is_empty() => total = counts,
-                Ok(counts) => total.merge(counts),
+                Ok(counts) => {
+                    total.merge(counts);
+                    outcome = progress(0);
+                }
                 Err(error) => outcome = outcome.and(Err(error.into())),
             }
         }
