@@ -1,4 +1,9 @@
-"""The Rust extension: byte-level BPE. Its sources are in rustbpe/."""
+"""The Rust extension: byte-level BPE. Its sources are in rustbpe/.
+
+All of it may be used from several threads at once. The wheel (abi3) is for every Python from 3.10 on that has the
+global lock. A free-threaded one (3.14t) does not load it: there the package must be built from source, which compiles
+but has not been run yet; without that, tiktoken and Hugging Face's trainer take over.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, final

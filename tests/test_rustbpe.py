@@ -13,10 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -233,6 +235,26 @@ def test_other_threads_run_meanwhile() -> None:
     stopped.set()
     ticker.join()
     assert after > at_the_end[0]
+
+
+def test_everything_from_many_threads_at_once() -> None:
+    """One encoder and several trainings, each thread with texts of its own: what each gives by itself."""
+    rng = random.Random(1)
+    words = ["the", "cat's", "été", "12", "你好", "\n", "never", "ending"]
+    texts = [[" ".join(rng.choices(words, k=rng.randrange(3000))) for _ in range(20)] for _ in range(6)]
+    encoder = _rustbpe.Encoder(SPLIT_PATTERN, _rustbpe.train(texts[0], 300, SPLIT_PATTERN), [])
+
+    def work(own: list[str]) -> list[Any]:
+        ids, offsets = map(np.asarray, encoder.encode_batch(pa.array(own), 2))
+        lists = encoder.encode_lists(own, 1)
+        tokens = _rustbpe.train(pa.array(own), 320, SPLIT_PATTERN, num_threads=2)
+        return [ids.tolist(), offsets.tolist(), lists, encoder.encode(own[0]), encoder.decode_batch(lists), tokens]
+
+    alone = [work(own) for own in texts]
+    assert alone[0] != alone[1]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for _ in range(3):
+            assert list(pool.map(work, texts)) == alone
 
 
 # Each never ends by itself.

@@ -1,4 +1,9 @@
 //! The Python module `nanochat._rustbpe`: types in and out, Python's lock, signals. No algorithm lives here.
+//!
+//! Nothing relies on Python's lock: what is shared is either immutable or behind a mutex, which the compiler checks, and
+//! the texts are read from immutable strings, bytes and Arrow buffers. So the module does not ask a free-threaded Python
+//! (3.14t and later) to switch the lock on. Such a Python loads no abi3 wheel; built on it from source the module is one
+//! for that version alone. That it compiles so has been checked; it has been run on Pythons with the lock only.
 
 use crate::{
     arrow, count_words, encode_batch, token_bytes, train_merges, Encoder, Error, Splitter, Text, Texts, Vocabulary,
@@ -330,7 +335,7 @@ impl PyEncoder {
     }
 }
 
-#[pymodule]
+#[pymodule(gil_used = false)]
 fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEncoder>()?;
     module.add_class::<Numbers>()?;

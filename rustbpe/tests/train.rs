@@ -89,6 +89,8 @@ fn errors_end_the_training() {
     let counts: WordCounts = [(&b"abcd"[..], 1)].into_iter().collect();
     let stop = |merges| if merges == 2 { Err(Error::Split("stop".into())) } else { Ok(()) };
     assert_eq!(train_merges(&counts, 300, stop), Err(Error::Split("stop".into())));
+    let at_once = |_| Err(Error::Split("stop".into()));
+    assert_eq!(train_merges(&counts, 256, at_once), Err(Error::Split("stop".into())));
     let splitter = Splitter::new(r"(x+)+\1y").unwrap();
     let mut batches = std::iter::repeat_with(|| vec!["x".repeat(5000)]).take(20);
     assert!(matches!(count_words::<_, Error>(&splitter, 2, |_| Ok(batches.next()), |_| Ok(())), Err(Error::Split(_))));
