@@ -1,31 +1,50 @@
-"""The Rust extension: byte-level BPE. Its sources are in rustbpe/."""
+"""The Rust extension: byte-level BPE. Its sources are in rustbpe/.
+
+All of it may be used from several threads at once. The wheel (abi3) is for every Python from 3.10 on that has the
+global lock. A free-threaded one (3.14t) does not load it: there the package must be built from source, which compiles
+but has not been run yet; without that, tiktoken and Hugging Face's trainer take over.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, final
 
-class ArrowTexts(Protocol):
-    """An array of strings or bytes that exports itself by Arrow's C data interface, as a stream of arrays."""
+class ArrowStream(Protocol):
+    """A chunked array of strings or bytes that exports itself by Arrow's C data interface, as a stream of arrays."""
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
+class ArrowArray(Protocol):
+    """An array of strings or bytes that exports itself by Arrow's C data interface."""
+
+    def __arrow_c_array__(self, requested_schema: object = None) -> object: ...
+
+ArrowTexts = ArrowStream | ArrowArray
 Texts = Iterable[str] | Iterable[bytes] | ArrowTexts
 
 def train(
-    texts: Iterable[str],
+    texts: Iterable[str | ArrowTexts] | ArrowTexts,
     vocab_size: int,
     pattern: str,
     *,
     num_threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[bytes]:
-    """Train byte-level BPE; returns the bytes of every token by id: 256 single bytes, then the merges.
+    r"""Train byte-level BPE; returns the bytes of every token by id: 256 single bytes, then the merges.
 
+    `texts`: strings, Arrow arrays of strings, or one such array; arrays are read in place and make no Python object.
     `pattern` cuts the texts into words that merges never cross. The pair with the highest count is merged first, the
     lower pair of ids among equals: the result does not depend on `num_threads` (default: all cores), nor on the order
     of the texts. Fewer than `vocab_size` tokens come back if no pair is left. `progress(bytes_read, merges_done)` is
     called about ten times a second. Python's lock is released meanwhile; Ctrl-C and exceptions of `texts` come through.
 
-    Raises ValueError for a pattern that is not a regular expression, `vocab_size` under 256, and texts without words.
+    Raises ValueError for a pattern that is not a regular expression, `vocab_size` under 256, texts without words, nulls
+    and what is not UTF-8 in an array.
+
+    >>> train(["nana ana"], 258, r"\w+")[256:]
+    [b'na', b'ana']
+    >>> import pyarrow
+    >>> train(pyarrow.array(["nana", "ana"]), 258, r"\w+")[256:]
+    [b'na', b'ana']
     """
 
 @final

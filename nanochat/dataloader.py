@@ -14,22 +14,21 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from array import array
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 
-TOKENIZE_CHARACTERS = 1 << 18  # tokenised at a time: enough for the threads to share
-EVAL_DOCUMENTS = 256  # tokenised at a time for an evaluation
+TOKENIZE_BYTES = 1 << 20  # tokenised at a time: enough for the threads to share
 BATCHES_AHEAD = 4
 NUM_THREADS = min(8, os.cpu_count() or 1)
 
@@ -59,9 +58,26 @@ class Documents(Protocol):
 
     def __len__(self) -> int: ...
 
-    def iterate(self, start: int = 0) -> Iterator[str]:
-        """The documents from this one to the last."""
+    def arrays(self, start: int = 0) -> Iterator[Any]:
+        """The documents from this one to the last, in Arrow arrays of strings without nulls."""
         ...
+
+
+def tokenise(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The tokens of some documents after the other, each with `<|bos|>` before it: (ids, bounds).
+
+    Document i of them is `ids[bounds[i]:bounds[i + 1]]`. No Python object is made for a text or an id.
+    """
+    bos = tokenizer.get_bos_token_id()
+    for array in arrays:
+        sizes = np.cumsum(np.asarray(pc.binary_length(array)) + 1, dtype=np.int64)  # (N,), with the documents before
+        start = 0
+        while start < len(array):
+            limit = TOKENIZE_BYTES + (sizes[start - 1] if start else 0)
+            stop = int(np.searchsorted(sizes, limit)) + 1
+            ids, offsets = tokenizer.encode_arrays(array[start:stop], NUM_THREADS)
+            yield np.insert(ids, offsets[:-1], bos), offsets + np.arange(len(offsets))
+            start = stop
 
 
 class TokenStream:
@@ -69,27 +85,21 @@ class TokenStream:
 
     def __init__(self, documents: Documents, tokenizer: Tokenizer, cursor: Cursor) -> None:
         assert len(documents), "a stream needs at least one document"
-        self.documents, self.tokenizer = documents, tokenizer
+        self.documents = documents
         self.cursor = cursor
         self._held: deque[np.ndarray] = deque()  # the tokens of cursor.document and of those that follow it
         self._num_held = -cursor.skip
-        self._texts = self._endless_texts(cursor.document)
+        self._tokenised = tokenise(self._endless_arrays(cursor.document), tokenizer)
 
-    def _endless_texts(self, start: int) -> Iterator[str]:
+    def _endless_arrays(self, start: int) -> Iterator[Any]:
         while True:
-            yield from self.documents.iterate(start)
+            yield from self.documents.arrays(start)
             start = 0
 
     def _refill(self) -> None:
-        texts: list[str] = []
-        size = 0
-        while size < TOKENIZE_CHARACTERS and len(texts) < len(self.documents):  # at most one epoch of a tiny data set
-            texts.append(next(self._texts))
-            size += len(texts[-1]) + 1
-        bos = self.tokenizer.get_bos_token_id()
-        for ids in self.tokenizer.encode(texts, prepend=bos, num_threads=NUM_THREADS):
-            self._held.append(np.asarray(ids, dtype=np.int32))
-            self._num_held += len(ids)
+        tokens, bounds = next(self._tokenised)
+        self._held.extend(tokens[start:end] for start, end in pairwise(bounds.tolist()))
+        self._num_held += len(tokens)
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` tokens and the one after them, which stays the first of the next call."""
@@ -198,14 +208,16 @@ def eval_rows(documents: Documents, tokenizer: Tokenizer, sequence_len: int, max
 
     The last row may be padded, with its tail made of -1. Every process gets the same rows.
     """
-    tokens = array("q")
-    bos = tokenizer.get_bos_token_id()
-    texts = documents.iterate()
-    while len(tokens) <= max_tokens and (batch := list(islice(texts, EVAL_DOCUMENTS))):
-        for ids in tokenizer.encode(batch, prepend=bos, num_threads=NUM_THREADS):
-            tokens.extend(ids)
+    pieces: list[np.ndarray] = []
+    size = 0
+    for ids, _ in tokenise(documents.arrays(), tokenizer):
+        pieces.append(ids)
+        size += len(ids)
+        if size > max_tokens:
+            break
+    tokens = np.concatenate(pieces)
     count = min(max_tokens, len(tokens) - 1)  # the first token is nobody's target
     rows = max(1, -(-count // sequence_len))
     padded = torch.full((rows * sequence_len + 1,), -1)
-    padded[: count + 1] = torch.frombuffer(tokens, dtype=torch.int64)[: count + 1]
+    padded[: count + 1] = torch.from_numpy(tokens[: count + 1].astype(np.int64))
     return padded.unfold(0, sequence_len + 1, sequence_len), count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,9 @@ import tiktoken
 
 if TYPE_CHECKING:
     from nanochat._rustbpe import Encoder
+
+TrainingTexts = Iterable[Any]
+"""Strings, and Arrow arrays of strings, in any mixture."""
 
 _NO_UTF8 = re.compile("([\udc80-\udcff]+)")  # how surrogateescape shows bytes that are no UTF-8
 
@@ -22,6 +25,22 @@ def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:
     except ImportError:
         return TiktokenEncoder
     return Encoder
+
+
+def as_strings(texts: Any) -> Iterator[Any]:
+    """The texts of what the Rust extension takes, as Python objects: strings or bytes, Arrow arrays, or a mixture.
+
+    >>> import pyarrow as pa
+    >>> list(as_strings(["a", pa.array(["b", "c"])]))
+    ['a', 'b', 'c']
+    """
+    if hasattr(texts, "to_pylist"):
+        texts = [texts]
+    for text in texts:
+        if hasattr(text, "to_pylist"):
+            yield from text.to_pylist()
+        else:
+            yield text
 
 
 class TiktokenEncoder:
@@ -46,8 +65,7 @@ class TiktokenEncoder:
 
     def encode_lists(self, texts: Any, num_threads: int = 1) -> list[list[int]]:
         """The ids of each text as a list."""
-        rows: Iterable[str | bytes] = texts.to_pylist() if hasattr(texts, "to_pylist") else texts
-        texts = list(rows)
+        texts = list(as_strings(texts))
         if all(isinstance(text, str) for text in texts):
             return self._encoding.encode_ordinary_batch(texts, num_threads=num_threads)
         return [self.encode(text) for text in texts]

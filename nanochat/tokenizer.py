@@ -22,7 +22,7 @@ import numpy as np
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.conversation import Conversation, Span, document_of, render_turns
-from nanochat.encoders import encoder_class
+from nanochat.encoders import TrainingTexts, as_strings, encoder_class
 from nanochat.hugging_face_bpe import Progress, train_hugging_face
 
 # GPT-4's pattern, with numbers in groups of at most two digits: better than one or three for small vocabularies.
@@ -62,7 +62,7 @@ class Tokenizer:
     @classmethod
     def train_from_iterator(
         cls: type[T],
-        texts: Iterable[str],
+        texts: TrainingTexts,
         vocab_size: int,
         *,
         pattern: str = SPLIT_PATTERN,
@@ -82,7 +82,7 @@ class Tokenizer:
         return cls(pattern, ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
 
     @classmethod
-    def _train(cls, texts: Iterable[str], num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
+    def _train(cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
         """The bytes of at most `num_tokens` tokens by id, the 256 single bytes first."""
         raise NotImplementedError(f"{cls.__name__} cannot be trained: use RustBPETokenizer or HuggingFaceTokenizer")
 
@@ -258,7 +258,7 @@ class RustBPETokenizer(Tokenizer):
     """Trained by the Rust extension."""
 
     @classmethod
-    def _train(cls, texts: Iterable[str], num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
+    def _train(cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
         from nanochat import _rustbpe
 
         return _rustbpe.train(texts, num_tokens, pattern, progress=progress)
@@ -268,8 +268,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """Trained by Hugging Face tokenizers: slower, and other merges among pairs of equal count."""
 
     @classmethod
-    def _train(cls, texts: Iterable[str], num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
-        return train_hugging_face(texts, num_tokens, pattern, progress)
+    def _train(cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
+        return train_hugging_face(as_strings(texts), num_tokens, pattern, progress)
 
 
 def trainable_tokenizer() -> type[Tokenizer]:

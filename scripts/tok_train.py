@@ -12,12 +12,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import cli, setting
-from nanochat.dataset import iter_documents
+from nanochat.dataset import open_split
+from nanochat.encoders import as_strings
 from nanochat.report import log_section
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, trainable_tokenizer
 
@@ -47,7 +51,7 @@ def main(config: Config) -> Tokenizer:
     start = time.perf_counter()
     trainer = trainable_tokenizer()
     with TrainingBar(config.vocab_size - MIN_VOCAB_SIZE) as bar:
-        texts = capped(iter_documents("train"), config.max_chars, config.doc_cap)
+        texts = capped(open_split("train").arrays(), config.max_chars, config.doc_cap)
         try:
             tokenizer = trainer.train_from_iterator(texts, config.vocab_size, progress=bar)
         except ValueError as error:
@@ -70,17 +74,27 @@ def main(config: Config) -> Tokenizer:
     return tokenizer
 
 
-def capped(documents: Iterable[str], max_chars: int, doc_cap: int) -> Iterator[str]:
+def capped(arrays: Iterable[Any], max_chars: int, doc_cap: int) -> Iterator[Any]:
     """The documents, each cut to `doc_cap` characters (-1: whole), until there are `max_chars` in all.
 
-    >>> list(capped(["abcdef", "gh", "ijk"], max_chars=7, doc_cap=4))
-    ['abcd', 'gh', 'i']
+    They come and go in Arrow arrays of strings; no Python object is made for one.
+
+    >>> import pyarrow as pa
+    >>> documents = [pa.array(["abcdef", "gh"]), pa.array(["ijk"])]
+    >>> [array.to_pylist() for array in capped(documents, max_chars=7, doc_cap=4)]
+    [['abcd', 'gh'], ['i']]
     """
     left = max_chars
-    for document in documents:
-        text = document[: left if doc_cap == -1 else min(doc_cap, left)]
-        yield text
-        left -= len(text)
+    for array in arrays:
+        if doc_cap != -1:
+            array = pc.utf8_slice_codeunits(array, 0, doc_cap)  # Arrow means characters
+        ends = np.cumsum(pc.utf8_length(array), dtype=np.int64)
+        whole = int(np.searchsorted(ends, left, side="right"))  # so many documents fit
+        yield array[:whole]
+        left -= int(ends[whole - 1]) if whole else 0
+        if left and whole < len(array):
+            yield pc.utf8_slice_codeunits(array[whole : whole + 1], 0, left)
+            left = 0
         if left == 0:
             return
 
@@ -114,7 +128,8 @@ class TrainingBar:
 
 def _check_round_trip(tokenizer: Tokenizer, config: Config) -> None:
     """Refuse to save a tokenizer that loses text."""
-    for text in (_TRICKY_TEXT, *capped(iter_documents("train"), min(config.max_chars, 100_000), config.doc_cap)):
+    arrays = capped(open_split("train").arrays(), min(config.max_chars, 100_000), config.doc_cap)
+    for text in (_TRICKY_TEXT, *as_strings(arrays)):
         if tokenizer.decode(tokenizer.encode(text)) != text:
             raise AssertionError(f"the new tokenizer does not give back {text[:80]!r}: nothing is saved")
 

@@ -6,9 +6,11 @@ import gc
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,12 +19,14 @@ from hypothesis import strategies as st
 from nanochat import dataloader
 from nanochat.common import UserError
 from nanochat.dataloader import Batch, Cursor, TokenStream, eval_rows, global_batches, prefetch, train_batches
+from nanochat.encoders import TiktokenEncoder
 from nanochat.runtime import Runtime
 from nanochat.shards import Manifest, open_split, write_dataset, write_shards
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, Tokenizer
 
 BOS = 256
 CPU = torch.device("cpu")
+STRING = pa.string()
 # Each byte is a token, so that what the loader gives can be compared with the text itself.
 TOKENIZER = Tokenizer(
     SPLIT_PATTERN, {bytes([b]): b for b in range(256)}, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
@@ -31,16 +35,17 @@ LENGTHS = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 12), st.just(150)
 
 
 class Texts:
-    """Documents in memory."""
+    """Documents in memory, in Arrow arrays of at most `size` documents."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = list(texts)
+    def __init__(self, texts: Sequence[str], size: int = 1024, kind: pa.DataType = STRING) -> None:
+        self.texts, self.size = list(texts), size
+        self.column = pa.array(texts, kind)
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def iterate(self, start: int = 0) -> Iterator[str]:
-        return iter(self.texts[start:])
+    def arrays(self, start: int = 0) -> Iterator[pa.Array]:
+        return (self.column[i : i + self.size] for i in range(start, len(self), self.size))
 
 
 def texts_of(lengths: Sequence[int]) -> Texts:
@@ -71,7 +76,7 @@ def batches_of(
 def refill(request: pytest.FixtureRequest) -> Iterator[None]:
     """However much is tokenised at a time, down to single documents."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataloader, "TOKENIZE_CHARACTERS", request.param)
+        patch.setattr(dataloader, "TOKENIZE_BYTES", request.param)
         yield
 
 
@@ -160,6 +165,54 @@ def test_a_larger_batch_is_the_same_stream() -> None:
     assert all(rows(1).equal(rows(size)) for size in (2, 3, 8, 24))
 
 
+# --- from Arrow, against the strings ----------------------------------------------------------------------------------
+
+
+class StringStream:
+    """The slow twin: the stream by way of Python strings and lists of ids, a token at a time."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, cursor: Cursor) -> None:
+        self.rows = [tokenizer.encode(text, prepend="<|bos|>") for text in texts]
+        self.cursor = cursor
+
+    def step(self) -> int:
+        at = self.cursor
+        token = self.rows[at.document][at.skip]
+        at = replace(at, skip=at.skip + 1, tokens=at.tokens + 1)
+        if at.skip == len(self.rows[at.document]):
+            at = replace(at, document=at.document + 1, skip=0)
+        if at.document == len(self.rows):
+            at = replace(at, document=0, epoch=at.epoch + 1)
+        self.cursor = at
+        return token
+
+    def take(self, count: int) -> list[int]:
+        tokens = [self.step() for _ in range(count)]
+        return [*tokens, self.rows[self.cursor.document][self.cursor.skip]]
+
+
+WITH_MERGES = HuggingFaceTokenizer.train_from_iterator(["the cat's mat, été 123 été\n\n  你好你好 "] * 3, 300)
+BY_TIKTOKEN = HuggingFaceTokenizer(SPLIT_PATTERN, WITH_MERGES.ranks, WITH_MERGES.special_tokens)
+BY_TIKTOKEN._encoder = TiktokenEncoder(SPLIT_PATTERN, list(WITH_MERGES.ranks), SPECIAL_TOKENS)
+
+
+@pytest.mark.parametrize("tokenizer", [WITH_MERGES, BY_TIKTOKEN], ids=["default", "tiktoken"])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_arrow_gives_what_strings_give(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Any documents, empty ones and tiny data sets among them, in arrays of any size: tokens, cursor, resumption."""
+    texts = data.draw(st.lists(st.text(st.sampled_from("the cat's é你\n "), max_size=12) | st.text(), min_size=1))
+    documents = Texts(texts, data.draw(st.integers(1, 5)), data.draw(st.sampled_from([STRING, pa.large_string()])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataloader, "TOKENIZE_BYTES", data.draw(st.sampled_from([1, 7, 50, 1 << 18])))
+        stream, strings = TokenStream(documents, tokenizer, Cursor()), StringStream(texts, tokenizer, Cursor())
+        for count in data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=8)):
+            assert stream.take(count).tolist() == strings.take(count)
+            assert stream.cursor == strings.cursor
+            again = TokenStream(documents, tokenizer, stream.cursor)
+            assert again.take(count).tolist() == StringStream(texts, tokenizer, stream.cursor).take(count)
+
+
 # --- the thread -------------------------------------------------------------------------------------------------------
 
 
@@ -200,10 +253,10 @@ def test_an_exception_reaches_the_caller(good: int) -> None:
 
 
 def test_an_exception_of_the_tokenizer_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(*_: object, **__: object) -> list[list[int]]:
+    def encode(*_: object, **__: object) -> None:
         raise RuntimeError("no such word")
 
-    monkeypatch.setattr(TOKENIZER, "encode", encode)
+    monkeypatch.setattr(TOKENIZER, "encode_arrays", encode)
     with pytest.raises(RuntimeError, match="no such word"):
         next(train_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100))
 
@@ -284,17 +337,17 @@ def test_eval_rows(lengths: list[int], sequence_len: int, max_tokens: int) -> No
 
 
 def test_eval_rows_reads_what_it_needs() -> None:
-    """More documents than are tokenised at a time; and not the rest of them."""
+    """More documents than are in one array; and not the rest of them."""
     read = 0
 
     class Counted(Texts):
-        def iterate(self, start: int = 0) -> Iterator[str]:
+        def arrays(self, start: int = 0) -> Iterator[pa.Array]:
             nonlocal read
-            for text in super().iterate(start):
-                read += 1
-                yield text
+            for array in super().arrays(start):
+                read += len(array)
+                yield array
 
-    texts = Counted(texts_of([3] * 5000).texts)
+    texts = Counted(texts_of([3] * 5000).texts, size=256)
     rows, count = eval_rows(texts, TOKENIZER, 10, 6000)
     assert count == 6000
     assert rows[:, 1:].flatten().tolist() == twin(texts, 6001)[1:]

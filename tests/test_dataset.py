@@ -75,6 +75,9 @@ def test_what_is_written_is_read(texts: list[str], per_shard: int, per_group: in
         start, step = data.draw(st.integers(0, len(texts) + 1)), data.draw(st.integers(1, len(texts) + 1))
         assert len(documents) == len(texts)
         assert list(documents.iterate(start, step)) == texts[start::step]
+        arrays = list(documents.arrays(start))
+        assert [text for array in arrays for text in array.to_pylist()] == texts[start:]
+        assert all(len(array) and array.type == pa.string() for array in arrays)
         assert list(iter_documents("val", Path(name))) == ["held out"]
         assert len(shard_paths("train", Path(name))) == -(-len(texts) // per_shard)
 
@@ -102,6 +105,9 @@ def test_one_row_group_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     iterator = documents.iterate(1030)
     assert next(iterator).startswith("1030:")
     assert read == [1]
+    arrays = documents.arrays(1030)
+    assert next(arrays)[0].as_py().startswith("1030:")
+    assert read == [1, 1]
 
 
 def test_a_row_without_text_counts(tmp_path: Path) -> None:
@@ -111,6 +117,9 @@ def test_a_row_without_text_counts(tmp_path: Path) -> None:
     files = {**manifest.files, path.name: dataset.describe_shard(path)}
     dataclasses.replace(manifest, files=files).save(tmp_path)
     assert list(iter_documents("train", tmp_path)) == ["a", "", "b"]
+    [array] = open_split("train", tmp_path).arrays()
+    assert array.to_pylist() == ["a", "", "b"]
+    assert array.null_count == 0
 
 
 def test_the_hash_is_of_the_contents(tmp_path: Path) -> None:

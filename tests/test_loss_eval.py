@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class Texts:
     def __len__(self) -> int:
         return len(TEXTS)
 
-    def iterate(self, start: int = 0) -> Iterator[str]:
-        return iter(TEXTS[start:])
+    def arrays(self, start: int = 0) -> Iterator[pa.Array]:
+        return iter([pa.array(TEXTS[start:])])
 
 
 def tiny_model() -> GPT:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import doctest
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import regex
@@ -104,9 +111,37 @@ def test_real_text(shared_data: Path, name: str) -> None:
     tokens = _rustbpe.train(texts, 3000, SPLIT_PATTERN, num_threads=1)
     assert tokens == peer_train(texts, 3000)
     assert tokens == _rustbpe.train(reversed(texts), 3000, SPLIT_PATTERN, num_threads=2)
-    assert tokens == _rustbpe.train(texts, 3000, SPLIT_PATTERN, num_threads=7)
+    assert tokens == _rustbpe.train(pa.array(texts), 3000, SPLIT_PATTERN, num_threads=7)
     few = [text[:2000] for text in texts[:10]]
     assert _rustbpe.train(few, 330, SPLIT_PATTERN) == slow_train(few, 330)
+
+
+@given(texts_strategy, st.data())
+@settings(deadline=None, max_examples=80)
+def test_arrow_trains_like_strings(texts: list[str], data: st.DataObject) -> None:
+    """One array, several chunks, an iterator of arrays and strings in turn; sliced arrays and empty ones among them."""
+    texts = [*texts, "abc abc"]
+    kind = data.draw(st.sampled_from([pa.string(), pa.large_string(), pa.binary(), pa.large_binary()]))
+    array = pa.array([text.encode() for text in texts], pa.binary()).cast(kind)
+    cut = data.draw(st.integers(0, len(texts)))
+    mixture = [array[:cut], *texts[cut:], array[:0], pa.chunked_array([], kind)]
+    expected = _rustbpe.train(texts, 290, SPLIT_PATTERN)
+    for given_texts in (array, pa.chunked_array([array[:cut], array[cut:]], kind), iter(mixture)):
+        assert _rustbpe.train(given_texts, 290, SPLIT_PATTERN) == expected
+
+
+def test_one_long_text_keeps_all_threads_busy_without_a_trace() -> None:
+    """A document of some megabytes is cut for the threads; its words are those of the whole."""
+    rng = random.Random(5)
+    words = ["it's", "SEEN", "été", "12345", "你好", "\n\n ", "a\tb", "  x", "!!", "\u3000", "'ll"]
+    text = " ".join(rng.choices(words, k=400_000))
+    assert len(text) > 1 << 20
+    expected = _rustbpe.train(text.splitlines(keepends=True), 400, r"\w+|\W", num_threads=1)
+    assert _rustbpe.train([text], 400, r"\w+|\W") == expected  # a regex, which leaves the text whole
+    whole = _rustbpe.train([text], 400, "(?:" + SPLIT_PATTERN + ")", num_threads=1)  # a regex again
+    for num_threads in (1, 2, 7):
+        assert _rustbpe.train([text], 400, SPLIT_PATTERN, num_threads=num_threads) == whole
+        assert _rustbpe.train(pa.array([text]), 400, SPLIT_PATTERN, num_threads=num_threads) == whole
 
 
 def test_another_pattern() -> None:
@@ -137,8 +172,24 @@ def test_mistakes_are_value_errors(texts: list[str], vocab_size: int, pattern: s
 def test_wrong_types_are_type_errors() -> None:
     with pytest.raises(TypeError):
         _rustbpe.train(7, 300, SPLIT_PATTERN)
-    with pytest.raises(TypeError):
-        _rustbpe.train(["text", b"bytes"], 300, SPLIT_PATTERN)
+    for wrong in (["text", b"bytes"], "text", b"bytes", [["text"]]):
+        with pytest.raises(TypeError):
+            _rustbpe.train(wrong, 300, SPLIT_PATTERN)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (pa.array(["a", None]), "row 1 is null"),
+        ([pa.array([1, 2])], "expected a column of type string"),
+        ([pa.table({"text": ["a"]})], "expected a column of type string"),
+        (pa.array([b"ab", b"\xff"]), "a text to train on cannot be read: invalid utf-8"),
+        (pa.array([b"ab " * 200_000 + b"\xff"]), "a text to train on cannot be read: invalid utf-8"),
+    ],
+)
+def test_arrow_that_is_no_text(texts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _rustbpe.train(texts, 300, SPLIT_PATTERN)
 
 
 def test_an_exception_of_the_iterator_reaches_the_caller() -> None:
@@ -186,14 +237,43 @@ def test_other_threads_run_meanwhile() -> None:
     assert after > at_the_end[0]
 
 
+def test_everything_from_many_threads_at_once() -> None:
+    """One encoder and several trainings, each thread with texts of its own: what each gives by itself."""
+    rng = random.Random(1)
+    words = ["the", "cat's", "été", "12", "你好", "\n", "never", "ending"]
+    texts = [[" ".join(rng.choices(words, k=rng.randrange(3000))) for _ in range(20)] for _ in range(6)]
+    encoder = _rustbpe.Encoder(SPLIT_PATTERN, _rustbpe.train(texts[0], 300, SPLIT_PATTERN), [])
+
+    def work(own: list[str]) -> list[Any]:
+        ids, offsets = map(np.asarray, encoder.encode_batch(pa.array(own), 2))
+        lists = encoder.encode_lists(own, 1)
+        tokens = _rustbpe.train(pa.array(own), 320, SPLIT_PATTERN, num_threads=2)
+        return [ids.tolist(), offsets.tolist(), lists, encoder.encode(own[0]), encoder.decode_batch(lists), tokens]
+
+    alone = [work(own) for own in texts]
+    assert alone[0] != alone[1]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for _ in range(3):
+            assert list(pool.map(work, texts)) == alone
+
+
+# Each never ends by itself.
+ENDLESS = {
+    "many strings": "itertools.repeat('never ending text ' * 1000)",
+    "empty strings": "itertools.repeat('')",
+    "many arrays": "itertools.repeat(pa.array(['never ending text ' * 1000]))",
+    "empty arrays": "itertools.repeat(pa.array([], pa.string()))",
+}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_stops_the_training() -> None:
+@pytest.mark.parametrize("texts", ENDLESS.values(), ids=ENDLESS)
+def test_ctrl_c_stops_the_training(texts: str) -> None:
     program = (
-        "import itertools; from nanochat import _rustbpe\n"
-        "def texts():\n"
-        "    print('started', flush=True)\n"
-        "    yield from itertools.repeat('never ending text ' * 1000)\n"
-        f"_rustbpe.train(texts(), 300, {SPLIT_PATTERN!r})\n"
+        "import itertools, pyarrow as pa; from nanochat import _rustbpe\n"
+        f"texts = {texts}\n"
+        "print('started', flush=True)\n"
+        f"_rustbpe.train(texts, 300, {SPLIT_PATTERN!r})\n"
     )
     command = [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -202,9 +282,22 @@ def test_ctrl_c_stops_the_training() -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
+        time.sleep(0.1)  # most likely it trains by now; if not, the interruption comes even sooner
         process.send_signal(signal.SIGINT)
         try:
             errors = process.communicate(timeout=60)[1]
         finally:
             process.kill()
     assert "KeyboardInterrupt" in errors
+
+
+def test_the_examples_in_the_stub() -> None:
+    runner = doctest.DocTestRunner()
+    source = (ROOT / "nanochat" / "_rustbpe.pyi").read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (text := ast.get_docstring(node)):
+            examples = doctest.DocTestParser().get_doctest(text, vars(_rustbpe).copy(), node.name, None, None)
+            runner.run(examples)
+    failed, attempted = runner.summarize()[:2]
+    assert attempted >= 4
+    assert not failed

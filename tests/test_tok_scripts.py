@@ -7,12 +7,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.tokenizer import HuggingFaceTokenizer, get_tokenizer
+from nanochat.encoders import as_strings
+from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, get_tokenizer
 from scripts import tok_eval, tok_train
 
 TRAIN = [f"the cat number {i} sat on mat {i * i % 17}, it's true\n" for i in range(300)]
@@ -20,17 +24,27 @@ VALIDATION = ["the cat sat on the mat", "it's 17"]
 pytestmark = pytest.mark.usefixtures("base_dir", "read")
 
 
+class Documents:
+    """Stand-in documents."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def arrays(self) -> Iterator[pa.Array]:
+        return (pa.array(self.texts[i : i + 70]) for i in range(0, len(self.texts), 70))
+
+
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stand-in documents; the list fills with the splits as they are asked for."""
     asked: list[str] = []
 
-    def iter_documents(split: str) -> Iterator[str]:
+    def texts(split: str) -> list[str]:
         asked.append(split)
-        return iter(TRAIN if split == "train" else VALIDATION)
+        return TRAIN if split == "train" else VALIDATION
 
-    monkeypatch.setattr(tok_train, "iter_documents", iter_documents)
-    monkeypatch.setattr(tok_eval, "iter_documents", iter_documents)
+    monkeypatch.setattr(tok_train, "open_split", lambda split: Documents(texts(split)))
+    monkeypatch.setattr(tok_eval, "iter_documents", lambda split: iter(texts(split)))
     return asked
 
 
@@ -65,16 +79,52 @@ def test_hugging_face_trains_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reading_stops_at_max_chars() -> None:
-    def endless() -> Iterator[str]:
+    def endless() -> Iterator[pa.Array]:
         while True:
-            yield "abcdef"
+            yield pa.array(["abcdef"])
 
-    assert "".join(tok_train.capped(endless(), max_chars=20, doc_cap=4)) == "abcd" * 5
-    assert "".join(tok_train.capped(endless(), max_chars=20, doc_cap=-1)) == "abcdefabcdefabcdefab"
+    def text(max_chars: int, doc_cap: int) -> str:
+        return "".join(as_strings(tok_train.capped(endless(), max_chars, doc_cap)))
+
+    assert text(max_chars=20, doc_cap=4) == "abcd" * 5
+    assert text(max_chars=20, doc_cap=-1) == "abcdefabcdefabcdefab"
+
+
+@given(
+    st.lists(st.lists(st.text(max_size=12)), max_size=4),
+    st.integers(1, 60),
+    st.one_of(st.just(-1), st.integers(1, 9)),
+    st.sampled_from([pa.string(), pa.large_string()]),
+)
+@settings(deadline=None)
+def test_cut_by_characters(texts: list[list[str]], max_chars: int, doc_cap: int, kind: pa.DataType) -> None:
+    """The slow twin cuts Python strings, which count characters; no text is given after the last that counts."""
+    expected, left = [], max_chars
+    for text in (text for array in texts for text in array):
+        if left:
+            expected.append(text[: left if doc_cap == -1 else min(doc_cap, left)])
+            left -= len(expected[-1])
+    arrays = tok_train.capped((pa.array(array, kind) for array in texts), max_chars, doc_cap)
+    found = list(as_strings(arrays))
+    assert [text for text in found if text] == [text for text in expected if text]
+
+
+def test_the_same_tokenizer_as_from_strings() -> None:
+    """Documents of several kinds of characters, cut in the middle."""
+    texts = [f"{text} été 你好 {i}" for i, text in enumerate(TRAIN)]
+    arrays = tok_train.capped([pa.array(texts[:100]), pa.array(texts[100:])], 5000, 40)
+    strings = "".join(text[:40] for text in texts)
+    cut = [strings[start : start + 40] for start in range(0, 5000, 40)]
+    from_arrow, from_strings = (RustBPETokenizer.train_from_iterator(given, 400) for given in (arrays, cut))
+    assert from_arrow.hash() == from_strings.hash()
+    capped = tok_train.capped([pa.array(texts)], 5000, 40)
+    assert HuggingFaceTokenizer.train_from_iterator(capped, 400).ranks == (
+        HuggingFaceTokenizer.train_from_iterator(cut, 400).ranks
+    )
 
 
 def test_nothing_is_saved_when_training_fails(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tok_train, "iter_documents", lambda _split: iter([]))
+    monkeypatch.setattr(tok_train, "open_split", lambda _split: Documents([]))
     with pytest.raises(UserError, match="nothing to train on"):
         tok_train.main(tok_train.Config(vocab_size=300))
     assert not (base_dir / "tokenizer").exists()

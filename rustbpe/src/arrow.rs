@@ -77,11 +77,39 @@ released_on_drop!(Schema);
 released_on_drop!(Array);
 released_on_drop!(Stream);
 
-/// Arrays of strings or of bytes.
-pub struct Texts {
+/// An array of strings or of bytes.
+pub struct Column {
     /// Are offsets 64 bits wide?
     large: bool,
-    arrays: Vec<Array>,
+    array: Array,
+}
+
+// SAFETY: nobody writes to an array's buffers once it is handed over, and its release is not bound to a thread.
+unsafe impl Send for Column {}
+unsafe impl Sync for Column {}
+
+impl Column {
+    pub fn len(&self) -> usize {
+        self.array.length as usize
+    }
+
+    /// The bytes of a row.
+    pub fn get(&self, row: usize) -> Result<&[u8], String> {
+        assert!(row < self.len());
+        // SAFETY: the row is there, and the format says how wide the offsets are.
+        unsafe {
+            match self.large {
+                false => self.array.bytes::<i32>(row),
+                true => self.array.bytes::<i64>(row),
+            }
+        }
+    }
+}
+
+/// The columns of what was handed over, one after another; none of them is empty.
+pub struct Texts {
+    large: bool,
+    pub columns: Vec<Column>,
 }
 
 impl Texts {
@@ -118,8 +146,8 @@ impl Texts {
         }
         // SAFETY: a valid schema has a string that ends in a zero.
         match unsafe { CStr::from_ptr(schema.format) }.to_bytes() {
-            b"u" | b"z" => Ok(Self { large: false, arrays: Vec::new() }),
-            b"U" | b"Z" => Ok(Self { large: true, arrays: Vec::new() }),
+            b"u" | b"z" => Ok(Self { large: false, columns: Vec::new() }),
+            b"U" | b"Z" => Ok(Self { large: true, columns: Vec::new() }),
             other => Err(format!(
                 "Arrow: expected a column of type string, large_string, binary or large_binary, not format {:?}",
                 String::from_utf8_lossy(other)
@@ -133,24 +161,15 @@ impl Texts {
         }
         if array.length > 0 {
             array.check_nulls()?;
-            self.arrays.push(array);
+            self.columns.push(Column { large: self.large, array });
         }
         Ok(())
     }
 
     /// All texts in order.
     pub fn texts(&self) -> Result<Vec<Text<'_>>, String> {
-        let mut texts = Vec::new();
-        for array in &self.arrays {
-            // SAFETY: the format says how wide the offsets are.
-            unsafe {
-                match self.large {
-                    false => array.texts::<i32>(&mut texts)?,
-                    true => array.texts::<i64>(&mut texts)?,
-                }
-            }
-        }
-        Ok(texts)
+        let rows = self.columns.iter().flat_map(|column| (0..column.len()).map(move |row| column.get(row)));
+        rows.map(|bytes| bytes.map(Text::Bytes)).collect()
     }
 }
 
@@ -189,20 +208,15 @@ impl Array {
     }
 
     /// # Safety
-    /// `O` is the type of the offsets.
-    unsafe fn texts<'a, O: Copy + TryInto<usize>>(&'a self, texts: &mut Vec<Text<'a>>) -> Result<(), String> {
-        let offsets = self.buffer(1).cast::<O>().add(self.offset as usize);
-        let data = self.buffer(2).cast::<u8>();
-        let bound = |row: usize| (*offsets.add(row)).try_into().map_err(|_| "Arrow: a negative offset".to_string());
-        for row in 0..self.length as usize {
-            let (start, end): (usize, usize) = (bound(row)?, bound(row + 1)?);
-            if start > end {
-                return Err("Arrow: offsets that fall".into());
-            }
-            // The data of empty texts may be a null pointer, which no slice may have.
-            let bytes = if start == end { &[] } else { std::slice::from_raw_parts(data.add(start), end - start) };
-            texts.push(Text::from_bytes(bytes));
+    /// There are more rows than `row`, and `O` is the type of the offsets.
+    unsafe fn bytes<O: Copy + TryInto<usize>>(&self, row: usize) -> Result<&[u8], String> {
+        let offsets = self.buffer(1).cast::<O>().add(self.offset as usize + row);
+        let bound = |offset: O| offset.try_into().map_err(|_| "Arrow: a negative offset".to_string());
+        let (start, end): (usize, usize) = (bound(*offsets)?, bound(*offsets.add(1))?);
+        match end.checked_sub(start) {
+            None => Err("Arrow: offsets that fall".into()),
+            Some(0) => Ok(&[]), // the data of empty texts may be a null pointer, which no slice may have
+            Some(length) => Ok(std::slice::from_raw_parts(self.buffer(2).cast::<u8>().add(start), length)),
         }
-        Ok(())
     }
 }

@@ -1,60 +1,99 @@
-//! Counts distinct words, in as many threads as asked for.
+//! Counts distinct words, in as many threads as asked for. Long texts are cut at places that change no word, so one
+//! long text keeps all threads busy as well.
 
-use crate::{Error, Splitter, WordCounts};
+use crate::{Error, Splitter, Text, WordCounts};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, sync_channel, Receiver, Sender};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Count the words of all texts. `next_batch` is called on this thread until it gives `None`; the counting goes on
-/// meanwhile in `num_threads` others. It is handed the batches that are done with, so that the caller decides where
-/// they are dropped (Python's objects want Python's lock). Its error, or the splitter's, ends the counting.
+/// Bytes of text that a thread takes at a time.
+const JOB: usize = 1 << 18;
+
+/// Texts that come together, and are read by several threads.
+pub trait Texts: Send + Sync {
+    fn len(&self) -> usize;
+
+    fn get(&self, index: usize) -> Result<Text<'_>, Error>;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<T: AsRef<str> + Send + Sync> Texts for Vec<T> {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn get(&self, index: usize) -> Result<Text<'_>, Error> {
+        Ok(Text::Str(self[index].as_ref()))
+    }
+}
+
+/// Parts of the texts of a batch: (number of the text, range of its bytes).
+type Job<T> = (Arc<T>, Vec<(usize, Range<usize>)>);
+
+/// Count the words of all texts, which must be UTF-8. The counts do not depend on `num_threads`.
+///
+/// `next_batch` is called on this thread until it gives `None`; the counting goes on meanwhile in other threads. It is
+/// handed the batches that are done with, so that the caller decides where they are dropped (Python's objects want
+/// Python's lock). `progress` is called on this thread too, again and again, with the bytes that were handed out since
+/// the last time. An error of either, of a text or of the splitter ends the counting.
 ///
 /// ```
 /// let splitter = rustbpe::Splitter::new(r"\w+").unwrap();
 /// let mut batches = vec![vec!["a b"], vec!["b"]].into_iter();
-/// let counts = rustbpe::count_words::<_, rustbpe::Error>(&splitter, 2, |_| Ok(batches.next())).unwrap();
+/// let counts = rustbpe::count_words::<_, rustbpe::Error>(&splitter, 2, |_| Ok(batches.next()), |_| Ok(())).unwrap();
 /// let mut counts: Vec<_> = counts.iter().collect();
 /// counts.sort();
 /// assert_eq!(counts, [(b"a".to_vec(), 1), (b"b".to_vec(), 2)]);
 /// ```
-pub fn count_words<T, E>(
+pub fn count_words<T: Texts, E: From<Error>>(
     splitter: &Splitter,
     num_threads: usize,
-    mut next_batch: impl FnMut(Vec<Vec<T>>) -> Result<Option<Vec<T>>, E>,
-) -> Result<WordCounts, E>
-where
-    T: AsRef<str> + Send,
-    E: From<Error>,
-{
+    mut next_batch: impl FnMut(Vec<Arc<T>>) -> Result<Option<T>, E>,
+    mut progress: impl FnMut(usize) -> Result<(), E>,
+) -> Result<WordCounts, E> {
     let num_threads = num_threads.max(1);
-    let (to_worker, inbox) = sync_channel::<Vec<T>>(num_threads);
+    let (to_worker, inbox) = sync_channel::<Job<T>>(num_threads);
     let inbox = Mutex::new(inbox);
     let (done, spent) = channel();
+    let failed = AtomicBool::new(false);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..num_threads)
             .map(|_| {
-                let (inbox, done) = (&inbox, done.clone());
-                scope.spawn(move || count_batches(splitter, inbox, &done))
+                let (inbox, done, failed) = (&inbox, done.clone(), &failed);
+                scope.spawn(move || count_jobs(splitter, inbox, &done, failed))
             })
             .collect();
-        let mut outcome = Ok(());
-        loop {
-            match next_batch(spent.try_iter().collect()) {
-                // A worker that failed still empties the queue, so this cannot block for ever.
-                Ok(Some(batch)) => to_worker.send(batch).expect("workers outlive the queue"),
-                Ok(None) => break,
-                Err(error) => {
-                    outcome = Err(error);
+        let mut feed = || -> Result<(), E> {
+            while let Some(batch) = next_batch(spent.try_iter().collect())?.map(Arc::new) {
+                cut(splitter, &*batch, |parts, size| {
+                    // A worker that failed still empties the queue, so this cannot block for ever.
+                    to_worker.send((batch.clone(), parts)).expect("workers outlive the queue");
+                    progress(size)
+                })?;
+                done.send(batch).expect("the other end is in this function");
+                progress(0)?; // there may be no job in a batch
+                if failed.load(Ordering::Relaxed) {
                     break;
                 }
             }
-        }
+            Ok(())
+        };
+        let mut outcome: Result<(), E> = feed();
         drop(to_worker);
         let mut total = WordCounts::default();
         for worker in workers {
             match worker.join().expect("a worker does not panic") {
+                Ok(_) if outcome.is_err() => {}
                 Ok(counts) if total.is_empty() => total = counts,
-                Ok(counts) => total.merge(counts),
+                Ok(counts) => {
+                    total.merge(counts);
+                    outcome = progress(0);
+                }
                 Err(error) => outcome = outcome.and(Err(error.into())),
             }
         }
@@ -62,25 +101,158 @@ where
     })
 }
 
-fn count_batches<T: AsRef<str>>(
+/// Cut a batch into jobs, and `send` each with its size.
+fn cut<E: From<Error>>(
     splitter: &Splitter,
-    inbox: &Mutex<Receiver<Vec<T>>>,
-    done: &Sender<Vec<T>>,
+    batch: &impl Texts,
+    mut send: impl FnMut(Vec<(usize, Range<usize>)>, usize) -> Result<(), E>,
+) -> Result<(), E> {
+    let (mut parts, mut size) = (Vec::new(), 0);
+    for index in 0..batch.len() {
+        let text = batch.get(index)?.bytes();
+        let mut start = 0;
+        while start < text.len() {
+            let end = if text.len() > JOB { splitter.cut(text, (start + JOB).min(text.len())) } else { text.len() };
+            parts.push((index, start..end));
+            size += end - start;
+            start = end;
+            if size >= JOB {
+                send(std::mem::take(&mut parts), std::mem::take(&mut size))?;
+            }
+        }
+    }
+    if parts.is_empty() {
+        return Ok(());
+    }
+    send(parts, size)
+}
+
+fn count_jobs<T: Texts>(
+    splitter: &Splitter,
+    inbox: &Mutex<Receiver<Job<T>>>,
+    done: &Sender<Arc<T>>,
+    failed: &AtomicBool,
 ) -> Result<WordCounts, Error> {
     let mut counts = WordCounts::default();
     let mut outcome = Ok(());
     loop {
         let received = inbox.lock().expect("no worker panics while it holds the queue").recv();
-        let Ok(batch) = received else { break };
-        for text in &batch {
+        let Ok((batch, parts)) = received else { break };
+        for (index, range) in parts {
             if outcome.is_ok() {
-                let bytes = text.as_ref().as_bytes();
-                outcome = splitter.split(text.as_ref(), |bounds| {
-                    bounds.windows(2).for_each(|word| counts.add(bytes, word[0], word[1], 1));
-                });
+                outcome = batch.get(index).and_then(|text| count(splitter, text, range, &mut counts));
             }
+        }
+        if outcome.is_err() {
+            failed.store(true, Ordering::Relaxed);
         }
         let _ = done.send(batch); // nobody listens once the input has ended
     }
     outcome.map(|()| counts)
+}
+
+fn count(splitter: &Splitter, text: Text, range: Range<usize>, counts: &mut WordCounts) -> Result<(), Error> {
+    let text = match text {
+        Text::Str(text) => &text[range],
+        Text::Bytes(bytes) => std::str::from_utf8(&bytes[range]).map_err(|error| Error::Text(error.to_string()))?,
+    };
+    splitter.split(text, |bounds| {
+        bounds.windows(2).for_each(|word| counts.add(text.as_bytes(), word[0], word[1], 1));
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+
+    /// The jobs of some texts, put together again, and the largest of them.
+    fn jobs(splitter: &Splitter, texts: &Vec<String>) -> (Vec<String>, usize) {
+        let mut joined = vec![String::new(); texts.len()];
+        let mut largest = 0;
+        cut::<Error>(splitter, texts, |parts, size| {
+            largest = largest.max(size);
+            assert_eq!(size, parts.iter().map(|(_, range)| range.len()).sum::<usize>());
+            parts.into_iter().for_each(|(index, range)| joined[index].push_str(&texts[index][range]));
+            Ok(())
+        })
+        .unwrap();
+        (joined, largest)
+    }
+
+    #[test]
+    fn jobs_hold_all_texts_and_are_about_as_large_as_they_should_be() {
+        let splitter = Splitter::new(OURS).unwrap();
+        let texts: Vec<String> = [0, 1, 40_000, 400_000, 3, 70_000, 0].map(|words| "été 12 ".repeat(words)).into();
+        let (joined, largest) = jobs(&splitter, &texts);
+        assert_eq!(joined, texts);
+        assert!(largest < 2 * JOB + 20, "{largest}");
+    }
+
+    #[test]
+    fn one_long_text_is_counted_like_its_words() {
+        let splitter = Splitter::new(OURS).unwrap();
+        let lines: Vec<String> = (0..60_000).map(|i| format!("It's {i}  and\t{}!\n\n \n", i % 7)).collect();
+        let text = lines.concat();
+        assert!(text.len() > 4 * JOB);
+        let mut expected = WordCounts::default();
+        let words = |bounds: &[usize]| {
+            bounds.windows(2).for_each(|word| expected.add(text.as_bytes(), word[0], word[1], 1));
+        };
+        splitter.split(&text, words).unwrap();
+        let mut expected: Vec<_> = expected.iter().collect();
+        expected.sort();
+        for num_threads in [1, 2, 7] {
+            let mut batches = [vec![text.clone()]].into_iter();
+            let mut told = 0;
+            let progress = |size| {
+                told += size;
+                Ok(())
+            };
+            let counts = count_words::<_, Error>(&splitter, num_threads, |_| Ok(batches.next()), progress).unwrap();
+            let mut counts: Vec<_> = counts.iter().collect();
+            counts.sort();
+            assert!(counts == expected, "{num_threads} threads");
+            assert_eq!(told, text.len());
+        }
+    }
+
+    struct Raw(Vec<Vec<u8>>);
+
+    impl Texts for Raw {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn get(&self, index: usize) -> Result<Text<'_>, Error> {
+            Ok(Text::Bytes(&self.0[index]))
+        }
+    }
+
+    #[test]
+    fn bytes_must_be_utf8() {
+        let splitter = Splitter::new(r"\w+").unwrap();
+        let count = |texts: Vec<Vec<u8>>| {
+            let mut batches = [Raw(texts)].into_iter();
+            count_words::<_, Error>(&splitter, 2, |_| Ok(batches.next()), |_| Ok(())).map(|counts| counts.len())
+        };
+        assert_eq!(count(vec!["été x".into(), b"x y".to_vec()]), Ok(3));
+        assert!(matches!(count(vec![b"x\xff".to_vec()]), Err(Error::Text(_))));
+        assert!(matches!(count(vec![[vec![b'x'; JOB], vec![0xC3]].concat()]), Err(Error::Text(_))));
+    }
+
+    #[test]
+    fn spent_batches_come_back_once_each() {
+        let splitter = Splitter::new(r"\w+").unwrap();
+        let mut back = 0;
+        let mut given = 0;
+        let next = |spent: Vec<Arc<Vec<String>>>| {
+            back += spent.into_iter().filter_map(Arc::into_inner).count();
+            given += 1;
+            Ok((given <= 300).then(|| vec!["a b".to_string(); 3]))
+        };
+        count_words::<_, Error>(&splitter, 3, next, |_| Ok(())).unwrap();
+        assert!(back > 200 && back <= 300, "{back}");
+    }
 }

@@ -33,11 +33,6 @@ pub enum Text<'t> {
 }
 
 impl<'t> Text<'t> {
-    /// Bytes as a string where they are one.
-    pub fn from_bytes(bytes: &'t [u8]) -> Self {
-        std::str::from_utf8(bytes).map_or(Text::Bytes(bytes), Text::Str)
-    }
-
     pub fn bytes(&self) -> &'t [u8] {
         match self {
             Text::Str(text) => text.as_bytes(),

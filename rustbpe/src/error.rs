@@ -8,6 +8,8 @@ pub enum Error {
     Pattern(String),
     /// The regular expression gave up on a text (its backtracking limit).
     Split(String),
+    /// A text to train on that is no text.
+    Text(String),
     /// Fewer tokens were asked for than there are bytes.
     VocabSize(usize),
     /// There was no text, or the pattern matched nothing in it.
@@ -25,6 +27,7 @@ impl fmt::Display for Error {
         match self {
             Error::Pattern(why) => write!(f, "split pattern: {why}"),
             Error::Split(why) => write!(f, "the split pattern failed on a text: {why}"),
+            Error::Text(why) => write!(f, "a text to train on cannot be read: {why}"),
             Error::VocabSize(size) => write!(f, "vocab_size {size}: must be at least 256, one token per byte"),
             Error::EmptyCorpus => {
                 write!(f, "nothing to train on: the texts are empty, or the pattern matches nothing in them")

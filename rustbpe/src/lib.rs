@@ -16,8 +16,11 @@ mod count;
 mod encode;
 mod error;
 mod merge;
+mod pattern;
 #[cfg(feature = "python")]
 mod py;
+#[cfg(feature = "python")]
+mod py_train;
 mod split;
 mod starts;
 mod train;
@@ -25,7 +28,7 @@ mod vocabulary;
 mod words;
 
 pub use batch::{encode_batch, encode_fed, Batch};
-pub use count::count_words;
+pub use count::{count_words, Texts};
 pub use encode::{Encoder, Id, Text};
 pub use error::Error;
 pub use split::Splitter;

@@ -16,13 +16,16 @@ use std::collections::BinaryHeap;
 
 type Pair = (u32, u32);
 
+/// Of so many words or cells that are laid out, one is told of.
+const BEAT: u32 = 1 << 16;
 /// Between two words.
 const WALL: u32 = u32::MAX;
 /// Inside a token of three bytes or more.
 const INSIDE: u32 = u32::MAX - 1;
 
 /// Find `vocab_size - 256` merges, or fewer if no pair is left. Merge `i` makes token `256 + i`.
-/// `progress` is called with the number of merges so far, before each; its error ends the training.
+/// `progress` is called with the number of merges so far, before each and now and then while all is laid out; its error
+/// ends the training.
 ///
 /// ```
 /// let counts = [(&b"abab"[..], 2), (b"bc", 3)].into_iter().collect();
@@ -37,7 +40,7 @@ pub fn train_merges<E: From<Error>>(
     if vocab_size < 256 {
         return Err(Error::VocabSize(vocab_size).into());
     }
-    let mut trainer = Trainer::new(counts)?;
+    let mut trainer = Trainer::new(counts, || progress(0))?;
     let mut merges = Vec::new();
     while merges.len() < vocab_size - 256 {
         progress(merges.len())?;
@@ -119,14 +122,15 @@ impl Neighbours {
 }
 
 impl Trainer {
-    fn new(counts: &WordCounts) -> Result<Self, Error> {
+    fn new<E: From<Error>>(counts: &WordCounts, mut beat: impl FnMut() -> Result<(), E>) -> Result<Self, E> {
         let size = 1 + counts.iter().map(|(word, _)| word.len() + 1).sum::<usize>();
         if counts.is_empty() {
-            return Err(Error::EmptyCorpus);
+            return Err(Error::EmptyCorpus.into());
         }
         if size > INSIDE as usize {
-            return Err(Error::TooManyWords(size));
+            return Err(Error::TooManyWords(size).into());
         }
+        beat()?;
         let mut trainer = Self {
             cells: Vec::with_capacity(size),
             word_of: Vec::with_capacity(size),
@@ -149,12 +153,15 @@ impl Trainer {
             trainer.cells.extend(word.iter().map(|&byte| u32::from(byte)));
             trainer.cells.push(WALL);
             trainer.word_of.resize(trainer.cells.len(), index);
+            if index % BEAT == 0 {
+                beat()?;
+            }
         }
-        trainer.find_first_pairs();
+        trainer.find_first_pairs(beat)?;
         Ok(trainer)
     }
 
-    fn find_first_pairs(&mut self) {
+    fn find_first_pairs<E>(&mut self, mut beat: impl FnMut() -> Result<(), E>) -> Result<(), E> {
         let mut places: Vec<Place> = (0..256 * 256).map(|_| Place { count: 0, at: Vec::new() }).collect();
         for at in 1..self.cells.len() - 1 {
             let (a, b) = (self.cells[at], self.cells[at + 1]);
@@ -163,10 +170,14 @@ impl Trainer {
                 place.count += self.word_counts[self.word_of[at] as usize];
                 place.at.push(at as u32);
             }
+            if at as u32 % BEAT == 0 {
+                beat()?;
+            }
         }
         for (index, place) in places.into_iter().enumerate() {
             self.open(((index >> 8) as u32, (index & 0xFF) as u32), place);
         }
+        Ok(())
     }
 
     /// The pair with the highest count; the lower one of equals.

@@ -2,6 +2,7 @@
 
 use rustbpe::{count_words, token_bytes, train_merges, Error, Splitter, WordCounts};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 type Pair = (u32, u32);
 
@@ -73,7 +74,7 @@ fn any_number_of_threads() {
     let trained: Vec<_> = [1, 2, 7]
         .map(|num_threads| {
             let mut batches = texts.chunks(13).map(|batch| batch.to_vec());
-            let counts = count_words::<_, Error>(&splitter, num_threads, |_| Ok(batches.next())).unwrap();
+            let counts = count_words::<_, Error>(&splitter, num_threads, |_| Ok(batches.next()), |_| Ok(())).unwrap();
             train_merges::<Error>(&counts, 400, |_| Ok(())).unwrap()
         })
         .into();
@@ -88,11 +89,13 @@ fn errors_end_the_training() {
     let counts: WordCounts = [(&b"abcd"[..], 1)].into_iter().collect();
     let stop = |merges| if merges == 2 { Err(Error::Split("stop".into())) } else { Ok(()) };
     assert_eq!(train_merges(&counts, 300, stop), Err(Error::Split("stop".into())));
+    let at_once = |_| Err(Error::Split("stop".into()));
+    assert_eq!(train_merges(&counts, 256, at_once), Err(Error::Split("stop".into())));
     let splitter = Splitter::new(r"(x+)+\1y").unwrap();
     let mut batches = std::iter::repeat_with(|| vec!["x".repeat(5000)]).take(20);
-    assert!(matches!(count_words::<_, Error>(&splitter, 2, |_| Ok(batches.next())), Err(Error::Split(_))));
+    assert!(matches!(count_words::<_, Error>(&splitter, 2, |_| Ok(batches.next()), |_| Ok(())), Err(Error::Split(_))));
     let mut calls = 0;
-    let failing = |_: Vec<Vec<&str>>| {
+    let failing = |_: Vec<Arc<Vec<&str>>>| {
         calls += 1;
         if calls < 5 {
             Ok(Some(vec!["a b"]))
@@ -100,5 +103,5 @@ fn errors_end_the_training() {
             Err(Error::EmptyCorpus)
         }
     };
-    assert!(count_words(&Splitter::new(r"\w").unwrap(), 2, failing).is_err());
+    assert!(count_words(&Splitter::new(r"\w").unwrap(), 2, failing, |_| Ok(())).is_err());
 }
