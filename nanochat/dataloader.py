@@ -205,7 +205,12 @@ def eval_rows(documents: Documents, tokenizer: Tokenizer, sequence_len: int, max
         for ids in tokenizer.encode(batch, prepend=bos, num_threads=NUM_THREADS):
             tokens.extend(ids)
     count = min(max_tokens, len(tokens) - 1)  # the first token is nobody's target
-    rows = max(1, -(-count // sequence_len))
+    return in_rows(tokens[: count + 1], sequence_len), count
+
+
+def in_rows(tokens: array[int], sequence_len: int) -> Tensor:
+    """A stream of ids as rows (rows, T + 1), each beginning with the last token of the one before; padded with -1."""
+    rows = max(1, -(-(len(tokens) - 1) // sequence_len))
     padded = torch.full((rows * sequence_len + 1,), -1)
-    padded[: count + 1] = torch.frombuffer(tokens, dtype=torch.int64)[: count + 1]
-    return padded.unfold(0, sequence_len + 1, sequence_len), count
+    padded[: len(tokens)] = torch.frombuffer(tokens, dtype=torch.int64)
+    return padded.unfold(0, sequence_len + 1, sequence_len)
