@@ -48,7 +48,7 @@ class CoreTask:
     """One of the tasks. `baseline`: the accuracy that counts as 0 on the centred scale.
 
     `categories`: that of each example, where the task has any: a question about literature stands behind solved ones
-    about literature. Categories are of like size, and each example counts once, so that the interval is that of a share.
+    about literature. Each example counts once, whatever its category, so that the interval is that of a share.
     """
 
     label: str

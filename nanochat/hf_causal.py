@@ -23,6 +23,7 @@ from nanochat.runtime import Runtime
 
 MAX_LOGITS = 1 << 28  # logits at a time: 1 GiB in float32
 NO_LIMIT = 2048  # tokens of context for a model that has no limit of its own
+PLAIN = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}  # a text and nothing else
 _LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 
 
@@ -46,8 +47,7 @@ class ForeignTokenizer:
         self._adds_space = first + second == both  # before a text that begins with none, as SentencePiece's do
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        found: list[list[int]] = self.inner(texts, **plain)["input_ids"]
+        found: list[list[int]] = self.inner(texts, **PLAIN)["input_ids"]
         return found
 
     @overload
@@ -64,8 +64,8 @@ class ForeignTokenizer:
         return rows[0] if isinstance(text, str) else rows
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
-        text: str = self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of ids, special tokens by their names."""
+        text: str = self.inner.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
     def get_bos_token_id(self) -> int:
@@ -73,15 +73,16 @@ class ForeignTokenizer:
         return self._bos
 
     def num_bytes(self, text: str, count: int) -> int:
-        """Bytes of the text that its first `count` ids stand for; a character that is cut there counts whole."""
-        if count == 0:
-            return 0
-        if not self.inner.is_fast:  # what they decode to, which a lossy tokenizer may spell otherwise
-            return len(self.decode(self.encode(text)[:count]).encode("utf-8"))
+        """Bytes of the text that its first `count` ids stand for."""
         given = text.removeprefix(" ") if self._adds_space else text
-        places = self.inner(given, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        end = max(end for _, end in places["offset_mapping"][:count])
-        return len(text[: end + len(text) - len(given)].encode("utf-8"))
+        ids, size = self._ids([given])[0], len(text.encode("utf-8"))
+        names = list(map(len, self.inner.convert_ids_to_tokens(ids)))
+        if count == 0 or sum(names) == size:  # a letter for each byte
+            return sum(names[:count])
+        if not self.inner.is_fast:  # what they decode to, which a lossy tokenizer may spell otherwise
+            return len(self.decode(ids[:count]).encode("utf-8"))
+        ends = [end for _, end in self.inner(given, return_offsets_mapping=True, **PLAIN)["offset_mapping"][:count]]
+        return size - len(given[max(ends) :].encode("utf-8"))
 
 
 class CausalModel(nn.Module):
@@ -157,14 +158,15 @@ def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, ForeignTokeni
     Raises UserError for what is not there, cannot be read, or is no causal language model.
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
     except ImportError as error:
         raise UserError(f"this needs transformers ({error}): install it with `uv pip install transformers`") from error
     check_name(name)
     with explained(f"the tokenizer of {name} cannot be loaded"):
-        tokenizer = ForeignTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+        tokenizer = ForeignTokenizer(transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     with explained(f"{name} cannot be loaded"):
-        inner, facts = AutoModelForCausalLM.from_pretrained(
+        kind: Any = transformers.AutoModelForCausalLM
+        inner, facts = kind.from_pretrained(
             name, dtype=runtime.compute_dtype, trust_remote_code=False, output_loading_info=True
         )
         if missing := sorted(facts["missing_keys"]):
@@ -207,13 +209,14 @@ def write_samples(
     seed: int = 42,
 ) -> list[dict[str, Any]]:
     """What `nanochat.samples.write_samples` does, by transformers' own generation."""
-    from transformers import GenerationConfig
+    import transformers
 
+    configuration: Any = transformers.GenerationConfig
     own = model.inner.generation_config.eos_token_id
     ends = {tokenizer.get_bos_token_id(), tokenizer.inner.eos_token_id, *(own if isinstance(own, list) else [own])}
     bos = tokenizer.get_bos_token_id()
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    model.inner.generation_config = GenerationConfig(  # nothing that the folder recommends, such as a penalty
+    model.inner.generation_config = configuration(  # nothing that the folder recommends, such as a penalty
         eos_token_id=sorted(ends - {None}), pad_token_id=bos, **sampling
     )
     samples = []
@@ -224,7 +227,7 @@ def write_samples(
         torch.manual_seed(seed + index)
         most = min(max_tokens, model.context - len(tokens))
         given = model.inner.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most)[0].tolist()
-        used = tokenizer.decode(tokens)
         whole = given[-1] in ends and len(given) > len(tokens)
-        samples.append({"prompt": used, "text": tokenizer.decode(given)[len(used) :], "whole": whole})
+        used, text = (tokenizer.decode(found[len(start) :]) for found in (tokens, given[: len(given) - whole]))
+        samples.append({"prompt": used, "text": text[len(used) :], "whole": whole})
     return samples
