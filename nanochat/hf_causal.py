@@ -36,14 +36,16 @@ class ForeignTokenizer:
     """
 
     def __init__(self, inner: Any) -> None:
-        """`inner`: a tokenizer of transformers. Raises UserError if it names neither a beginning nor an end."""
+        """`inner`: a tokenizer of transformers. Raises UserError if it is empty, or names neither beginning nor end."""
         self.inner = inner
         self.has_bos = inner.bos_token_id is not None
         bos = inner.bos_token_id if self.has_bos else inner.eos_token_id
         if bos is None:
-            raise UserError("its tokenizer has neither a bos_token nor an eos_token: nothing can begin a document")
+            raise UserError("it has neither a bos_token nor an eos_token: nothing can begin a document")
         self._bos = int(bos)
         first, second, both = self._ids(["a", "x", "a x"])
+        if not both:  # what transformers makes of a folder without its files
+            raise UserError("it has no tokens: are its files in the folder?")
         self._adds_space = first + second == both  # before a text that begins with none, as SentencePiece's do
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
