@@ -3,7 +3,8 @@
 Weights that the folder lacks, code of its own, and a model that sees what comes after a token are refused: the first
 would be made up, the second would run, and the third knows the answers.
 
-Letters in shape comments: B rows, T tokens, N tokens to be predicted, C width, V vocabulary.
+Letters in shape comments: E examples, P tokens that an example's rows share, B rows, T tokens after these, N tokens to
+be predicted, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class CausalModel(nn.Module):
         self.context = next((limit for limit in limits if isinstance(limit, int) and limit > 0), fallback)
         self.vocab_size = int(inner.get_input_embeddings().num_embeddings)
         head = inner.get_output_embeddings()
+        self.shares = False  # until it has been tried
         self.head = head if isinstance(head, nn.Linear) else None
         if self.head is not None and self.head.weight.dtype != torch.float32:  # its own copy, if the input shares it
             for name, value in list(self.head.named_parameters()):
@@ -109,6 +111,11 @@ class CausalModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.inner.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    def is_equal(self, logits: Tensor, others: Tensor) -> bool:
+        """Whether logits differ by no more than rounding does."""
+        tolerance = 1e-4 if self.inner.dtype == torch.float32 else 0.03
+        return bool((logits - others).abs().max() <= tolerance * others.std().clamp(min=1e-6))
 
     def predict(self, ids: Tensor, rows: Tensor, columns: Tensor, **options: Any) -> tuple[Tensor, Any]:
         """Logits (N, V) in float32 of what follows these places (N,), (N,) of ids (B, T); and the model's output."""
@@ -142,15 +149,57 @@ class CausalModel(nn.Module):
         return losses
 
 
+def side_by_side(rows: Sequence[list[int]], device: torch.device) -> Tensor:
+    """Ids (B, T). On the right of a row may stand anything: nothing before it can see it."""
+    width = max(map(len, rows))
+    return torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=device)
+
+
+def read_once(model: CausalModel, begins: Sequence[list[int]], counts: Sequence[int], width: int) -> dict[str, Any]:
+    """Read how each example begins; gives what `predict` needs to go on from there with (B, `width`) ids.
+
+    `counts`: rows of each example, one after the other. Only for a model that `shares`.
+    """
+    device, lengths = model.device, torch.tensor(list(map(len, begins)), device=model.device)
+    ids, first = side_by_side(begins, device), torch.zeros(1, dtype=torch.int64, device=device)
+    _, found = model.predict(ids, first, first, use_cache=True)  # (E, P)
+    examples = torch.arange(len(begins), device=device).repeat_interleave(torch.tensor(counts, device=device))  # (B,)
+    cache, lengths = found.past_key_values, lengths[examples]
+    cache.reorder_cache(examples)
+    seen = torch.arange(ids.size(1) + width, device=device)  # of the beginning its own tokens, and what is to come
+    mask = (seen < lengths[:, None]) | (seen >= ids.size(1))
+    places = lengths[:, None] + torch.arange(width, device=device)
+    places = places.clamp(max=model.context - 1)  # what pads a row may stand beyond the context
+    return {"past_key_values": cache, "use_cache": True, "attention_mask": mask.long(), "position_ids": places}
+
+
+@torch.inference_mode()
+def can_share(model: CausalModel) -> bool:
+    """Whether `read_once` is exact: a plain cache of keys and values, positions that can be given, the same logits."""
+    from transformers.cache_utils import DynamicLayer
+
+    begins, rests = [[1, 2], [3, 1, 4, 2]], [[2, 3], [1, 4], [4, 4]]
+    counts, rows = [1, 2], torch.arange(3, device=model.device)
+    whole = [[*begins[0], *rests[0]], [*begins[1], *rests[1]], [*begins[1], *rests[2]]]
+    last = torch.tensor([len(ids) - 1 for ids in whole], device=model.device)
+    try:
+        known = read_once(model, begins, counts, 2)
+        if any(type(layer) is not DynamicLayer for layer in known["past_key_values"].layers):
+            return False
+        found, _ = model.predict(side_by_side(rests, model.device), rows, rows * 0 + 1, **known)
+    except Exception:  # whatever an architecture that does not do this may raise
+        return False
+    plain, _ = model.predict(side_by_side(whole, model.device), rows, last)
+    return model.is_equal(found, plain)
+
+
 @torch.inference_mode()
 def check_causal(model: CausalModel) -> None:
     """Raise UserError if a model's predictions depend on what comes after."""
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=model.device) % model.vocab_size
     places = torch.arange(3, device=model.device)
     one, other = (model.predict(row[None], places * 0, places)[0] for row in ids)
-    scale = one.std().clamp(min=1e-6)
-    tolerance = 1e-4 if model.inner.dtype == torch.float32 else 0.03
-    if (one - other).abs().max() > tolerance * scale:
+    if not model.is_equal(one, other):
         raise UserError("it is no causal language model: what it predicts depends on what comes after")
 
 
@@ -178,6 +227,7 @@ def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, ForeignTokeni
         if (size := int(tokenizer.inner.vocab_size)) > model.vocab_size:
             raise UserError(f"its tokenizer has {size} tokens, the model {model.vocab_size}")
         check_causal(model)
+        model.shares = can_share(model)
     parameters = sum(parameter.numel() for parameter in inner.parameters())
     print0(f"Loaded {name}: {type(inner).__name__}, {parameters:,} parameters, a context of {model.context:,} tokens")
     return model, tokenizer

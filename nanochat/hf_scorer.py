@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -14,18 +14,17 @@ from torch.nn import functional as F
 
 from nanochat.core_eval import BATCH_TOKENS, OptionScore, Prompt
 from nanochat.dataloader import EVAL_DOCUMENTS, in_rows
-from nanochat.hf_causal import MAX_LOGITS, CausalModel, ForeignTokenizer
+from nanochat.hf_causal import MAX_LOGITS, CausalModel, ForeignTokenizer, read_once, side_by_side
 from nanochat.loss_eval import nats_and_tokens
 from nanochat.runtime import Runtime
 from nanochat.shards import Documents
 
-Option = tuple[list[int], int]  # token ids, and how many of the last ones are the continuation
-
 
 @dataclass(frozen=True)
 class CausalScorer:
-    """Scores prompts as `nanochat.core_eval.ModelScorer` does: whole sequences of like length, padded on the right.
+    """Scores prompts as `nanochat.core_eval.ModelScorer` does: many of like length at a time, padded on the right.
 
+    What the options of an example share is read once, where the model's cache allows it (`CausalModel.shares`).
     `drop_first`: the tokenizer names no beginning, so a prompt begins with its text. Only a continuation with nothing
     at all before it keeps what stands for a beginning, or its first token could not be predicted.
     """
@@ -36,41 +35,58 @@ class CausalScorer:
 
     def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
         """Scores of each prompt's options, the longest prompts first."""
-        for batch in self._batches(sorted(prompts, key=lambda prompt: -prompt.longest)):
-            scores = iter(self._score([self._own(option) for prompt in batch for option in prompt.options]))
+        own = [replace(prompt, options=list(map(self._own, prompt.options))) for prompt in prompts]
+        for batch in self._batches(sorted(own, key=lambda prompt: -prompt.longest)):
+            scores = iter(self._score(batch))
             for prompt in batch:
                 yield prompt, [next(scores) for _ in prompt.options]
 
-    def _own(self, option: Option) -> Option:
-        """The option as this model shall read it."""
+    def _own(self, option: tuple[list[int], int]) -> tuple[list[int], int]:
+        """The option, as (ids, how many of the last ones are the continuation), as this model shall read it."""
         ids, count = option
         return (ids[1:] if self.drop_first and len(ids) > count + 1 else ids), count
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
-        """Prompts that fit side by side; the first one is the longest."""
+        """Prompts to read side by side: as many as fit, but at least one."""
         batch: list[Prompt] = []
-        rows = predicted = 0
         for prompt in prompts:
-            rows += len(prompt.options)
-            predicted += sum(count for _, count in prompt.options)
-            too_many = rows * (batch or [prompt])[0].longest > self.batch_tokens
-            if batch and (too_many or predicted * self.model.vocab_size > MAX_LOGITS):
+            more = [*batch, prompt]
+            predicted = sum(count for p in more for _, count in p.options)
+            too_many = self._positions(more) > self.batch_tokens or predicted * self.model.vocab_size > MAX_LOGITS
+            if batch and too_many:
                 yield batch
-                batch, rows = [], len(prompt.options)
-                predicted = sum(count for _, count in prompt.options)
-            batch.append(prompt)
+                more = [prompt]
+            batch = more
         if batch:
             yield batch
 
+    def _skips(self, batch: Sequence[Prompt]) -> list[int]:
+        """How many tokens of each prompt are read once for all its options: all of them have some, or none has."""
+        skips = [prompt.shared for prompt in batch]
+        return skips if self.model.shares and min(skips) > 0 else [0] * len(batch)
+
+    def _positions(self, batch: Sequence[Prompt]) -> int:
+        """Positions that a batch takes, padding and what is cached included."""
+        skips = self._skips(batch)
+        rest = max(prompt.longest - skip for prompt, skip in zip(batch, skips, strict=True))
+        return sum(len(prompt.options) for prompt in batch) * (max(skips) + rest) + len(batch) * max(skips)
+
     @torch.inference_mode()
-    def _score(self, options: Sequence[Option]) -> list[OptionScore]:
-        """Scores of options, read side by side."""
-        device = self.model.device
+    def _score(self, batch: Sequence[Prompt]) -> list[OptionScore]:
+        """Scores of all options of a batch, one prompt after the other."""
+        device, skips = self.model.device, self._skips(batch)
+        options = [(ids[skip:], n) for prompt, skip in zip(batch, skips, strict=True) for ids, n in prompt.options]
         rows = [row for row, (_, count) in enumerate(options) for _ in range(count)]
         columns = [column - 1 for ids, count in options for column in range(len(ids) - count, len(ids))]
         targets = torch.tensor([token for ids, count in options for token in ids[-count:]], device=device)
+        ids = side_by_side([ids[:-1] for ids, _ in options], device)
+        if any(skips):
+            begins = [prompt.options[0][0][:skip] for prompt, skip in zip(batch, skips, strict=True)]
+            known = read_once(self.model, begins, [len(prompt.options) for prompt in batch], ids.size(1))
+        else:
+            known = {}
         places = (torch.tensor(places, device=device) for places in (rows, columns))
-        logits, _ = self.model.predict(side_by_side([ids[:-1] for ids, _ in options], device), *places)  # (N, V)
+        logits, _ = self.model.predict(ids, *places, **known)  # (N, V)
         losses = F.cross_entropy(logits, targets, reduction="none").cpu()
         exact = (logits.argmax(-1) == targets).cpu()
         counts = [count for _, count in options]
@@ -78,12 +94,6 @@ class CausalScorer:
             OptionScore(loss.mean().item(), bool(hits.all()))
             for loss, hits in zip(losses.split(counts), exact.split(counts), strict=True)
         ]
-
-
-def side_by_side(rows: Sequence[list[int]], device: torch.device) -> Tensor:
-    """Ids (B, T). On the right of a row may stand anything: nothing before it can see it."""
-    width = max(map(len, rows))
-    return torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=device)
 
 
 def bits_per_byte_of(
