@@ -7,6 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from nanochat.core_eval import evaluate_task, tokenize
 from nanochat.dataloader import eval_rows
 from nanochat.eval_bundle import read_bundle
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.hf_causal import ForeignTokenizer, load_causal
-from nanochat.hf_scorer import bits_per_byte_of, text_rows
+from nanochat.hf_causal import CausalModel, ForeignTokenizer, load_causal, write_samples
+from nanochat.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
 from nanochat.hf_tokenizer import to_hugging_face
 from nanochat.runtime import Runtime
 from nanochat.shards import open_split, write_dataset
@@ -149,7 +150,9 @@ def sentence_piece() -> Any:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
     inner.normalizer = tokenizers.normalizers.NFKC()  # changes the number of bytes
     decoders = tokenizers.decoders
-    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Metaspace()])
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     specials = ["</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=330, special_tokens=specials, limit_alphabet=40, show_progress=False
@@ -232,6 +235,70 @@ def test_scores_are_those_of_a_plain_reading(other: tuple[str, Path], batch_toke
         seen += 1
     assert seen > 8
     assert all(exact)
+
+
+def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is exact, which windows and a state are not: fewer positions, the same scores, no larger batch."""
+    kind, folder = other
+    model, tokenizer = load_causal(str(folder), CPU)
+    assert model.shares == (kind in ("gpt2", "llama", "bloom"))
+    texts = [[("x" * (20 + 3 * n), end) for end in (" a", " bc", " the sheep", " x")] for n in range(6)]
+    prompts = [tokenize(options, tokenizer, 64, n) for n, options in enumerate(texts)]
+    read: list[int] = []
+    predict = CausalModel.predict
+    monkeypatch.setattr(
+        CausalModel,
+        "predict",
+        lambda self, ids, *rest, **more: read.append(ids.numel()) or predict(self, ids, *rest, **more),
+    )
+    found, totals = [], []
+    for shares in (model.shares, False):
+        model.shares = shares
+        read.clear()
+        by_place = {p.place: scores for p, scores in CausalScorer(model, not tokenizer.has_bos, 300)(prompts)}
+        found.append([score for place in range(6) for score in by_place[place]])
+        totals.append(sum(read))
+        assert max(read) <= 300
+    assert (totals[0] < totals[1] / 2) == (kind in ("gpt2", "llama", "bloom"))
+    for one, two in zip(*found, strict=True):
+        assert one.loss == pytest.approx(two.loss, abs=1e-4)
+        assert one.exact == two.exact
+
+
+def test_the_head_is_float32(tmp_path: Path) -> None:
+    """Also where the weights are not (float64 stands for bf16), and the embedding that it shares stays as it is."""
+    folder = str(save_foreign("gpt2", tmp_path / "x"))
+    scores = []
+    for dtype in (torch.float32, torch.float64):
+        model, tokenizer = load_causal(folder, replace(CPU, compute_dtype=dtype))
+        assert model.head is not None
+        assert (model.head.weight.dtype, model.inner.get_input_embeddings().weight.dtype) == (torch.float32, dtype)
+        prompts = [tokenize(options, tokenizer, 64, n) for n, options in enumerate(many_texts(9))]
+        found = {p.place: losses for p, losses in CausalScorer(model, False)(prompts)}
+        scores.append([score.loss for place in range(9) for score in found[place]])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_samples_are_what_is_likeliest(other: tuple[str, Path]) -> None:
+    """One token after the other, without a cache; no more than the context holds; no penalty that the folder asks."""
+    kind, folder = other
+    model, tokenizer = load_causal(str(folder), CPU)
+    model.inner.generation_config.repetition_penalty = 9.0
+    [sample] = write_samples(model, tokenizer, ["The sheep"], 12)
+    ids = ([] if kind in ("llama", "mamba") else [tokenizer.get_bos_token_id()]) + tokenizer.encode("The sheep")
+    start = len(ids)
+    while len(ids) < start + 12 and ids[-1] != tokenizer.inner.eos_token_id:
+        ids.append(int(read_plainly(model.inner, ids)[-1].argmax()))
+    said = [token for token in ids[start:] if token != tokenizer.inner.eos_token_id]
+    skip = 1 - (kind in ("llama", "mamba"))
+    assert sample["prompt"] == "The sheep"
+    assert sample["prompt"] + sample["text"] == tokenizer.decode(ids[skip:start] + said)
+    one, two, three = (write_samples(model, tokenizer, ["The"] * 2, 9, 1.0, seed) for seed in (1, 1, 2))
+    assert one == two != three
+    assert one[0]["text"] != one[1]["text"]
+    [long] = write_samples(model, tokenizer, ["sheep " * 60], 99)
+    assert long["prompt"] in "sheep " * 60  # its beginning: GPT-2 has no positions for more than there is room
+    assert model.context > 64 or len(long["prompt"]) < 200
 
 
 def test_bits_per_byte_of_other_tokenizers(other: tuple[str, Path], base_dir: Path) -> None:
