@@ -92,7 +92,7 @@ def pair_summary(before: Sequence[TaskResult], after: Sequence[TaskResult], name
         f"95% interval of the paired difference {low:+.4f} to {high:+.4f}"
     )
     differ = [a.label for a, b in zip(before, after, strict=True) if gain_of(a, b)["p"] < 0.05]
-    expected = f"of two equally good models about one in twenty would, {len(before) / 20:.1f} of {len(before)}"
+    expected = f"of two equally good models at most one in twenty would, {len(before) / 20:.1f} of {len(before)}"
     yield f"Tasks that differ with p < 0.05: {', '.join(differ) or 'none'} ({expected})"
 
 
