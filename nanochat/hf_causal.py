@@ -106,6 +106,7 @@ class CausalModel(nn.Module):
         if self.head is not None and self.head.weight.dtype != torch.float32:  # its own copy, if the input shares it
             for name, value in list(self.head.named_parameters()):
                 setattr(self.head, name, nn.Parameter(value.float(), requires_grad=False))
+            self.head.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
 
     @property
     def device(self) -> torch.device:
@@ -124,9 +125,9 @@ class CausalModel(nn.Module):
         def choose(_head: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
             nonlocal chosen
             chosen = True
-            return given[0][rows, columns].float()[None], *given[1:]  # (B, T, C) -> (1, N, C)
+            return given[0][rows, columns][None], *given[1:]  # (B, T, C) -> (1, N, C)
 
-        hook = self.head.register_forward_pre_hook(choose) if self.head is not None else None
+        hook = self.head.register_forward_pre_hook(choose, prepend=True) if self.head is not None else None
         try:
             found = self.inner(input_ids=ids, **{"use_cache": False, **options})
         finally:

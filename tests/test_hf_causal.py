@@ -278,7 +278,7 @@ def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: p
 def test_the_head_is_float32(tmp_path: Path) -> None:
     """Also where the weights are not (float64 stands for bf16), and the embedding that it shares stays as it is."""
     folder = str(save_foreign("gpt2", tmp_path / "x"))
-    scores = []
+    scores, samples = [], []
     for dtype in (torch.float32, torch.float64):
         model, tokenizer = load_causal(folder, replace(CPU, compute_dtype=dtype))
         assert model.head is not None
@@ -286,7 +286,9 @@ def test_the_head_is_float32(tmp_path: Path) -> None:
         prompts = [tokenize(options, tokenizer, 64, n) for n, options in enumerate(many_texts(9))]
         found = {p.place: losses for p, losses in CausalScorer(model, False)(prompts)}
         scores.append([score.loss for place in range(9) for score in found[place]])
+        samples.append(write_samples(model, tokenizer, ["The sheep"], 5))
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert samples[0] == samples[1]
 
 
 def test_samples_are_what_is_likeliest(other: tuple[str, Path]) -> None:
