@@ -21,6 +21,37 @@ from nanochat.shards import Documents
 
 
 @dataclass(frozen=True)
+class _Size:
+    """What a batch takes: examples, their options, tokens to predict; the most that any example has."""
+
+    examples: int = 0
+    options: int = 0
+    predicted: int = 0
+    longest: int = 0
+    shared: int = 0
+    rest: int = 0
+    all_share: bool = True
+
+    def plus(self, prompt: Prompt) -> _Size:
+        """With one example more."""
+        return _Size(
+            self.examples + 1,
+            self.options + len(prompt.options),
+            self.predicted + sum(count for _, count in prompt.options),
+            max(self.longest, prompt.longest),
+            max(self.shared, prompt.shared),
+            max(self.rest, prompt.longest - prompt.shared),
+            self.all_share and prompt.shared > 0,
+        )
+
+    def positions(self, shares: bool) -> int:
+        """Positions of its forward passes, padding and what is cached included."""
+        if shares and self.all_share:
+            return self.options * (self.shared + self.rest) + self.examples * self.shared
+        return self.options * self.longest
+
+
+@dataclass(frozen=True)
 class CausalScorer:
     """Scores prompts as `nanochat.core_eval.ModelScorer` does: many of like length at a time, padded on the right.
 
@@ -48,15 +79,15 @@ class CausalScorer:
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         """Prompts to read side by side: as many as fit, but at least one."""
-        batch: list[Prompt] = []
+        batch, size = [], _Size()
         for prompt in prompts:
-            more = [*batch, prompt]
-            predicted = sum(count for p in more for _, count in p.options)
-            too_many = self._positions(more) > self.batch_tokens or predicted * self.model.vocab_size > MAX_LOGITS
-            if batch and too_many:
+            more = size.plus(prompt)
+            too_many = more.positions(self.model.shares) > self.batch_tokens
+            if batch and (too_many or more.predicted * self.model.vocab_size > MAX_LOGITS):
                 yield batch
-                more = [prompt]
-            batch = more
+                batch, more = [], _Size().plus(prompt)
+            batch.append(prompt)
+            size = more
         if batch:
             yield batch
 
@@ -64,12 +95,6 @@ class CausalScorer:
         """How many tokens of each prompt are read once for all its options: all of them have some, or none has."""
         skips = [prompt.shared for prompt in batch]
         return skips if self.model.shares and min(skips) > 0 else [0] * len(batch)
-
-    def _positions(self, batch: Sequence[Prompt]) -> int:
-        """Positions that a batch takes, padding and what is cached included."""
-        skips = self._skips(batch)
-        rest = max(prompt.longest - skip for prompt, skip in zip(batch, skips, strict=True))
-        return sum(len(prompt.options) for prompt in batch) * (max(skips) + rest) + len(batch) * max(skips)
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[Prompt]) -> list[OptionScore]:
