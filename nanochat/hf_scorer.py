@@ -79,7 +79,8 @@ class CausalScorer:
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         """Prompts to read side by side: as many as fit, but at least one."""
-        batch, size = [], _Size()
+        batch: list[Prompt] = []
+        size = _Size()
         for prompt in prompts:
             more = size.plus(prompt)
             too_many = more.positions(self.model.shares) > self.batch_tokens
