@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from nanochat.candidates import Candidate, checkpoint, foreign, named
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import BATCH_TOKENS, TaskResult, core, core_name, evaluate_task
 from nanochat.core_tables import (
     HEADER,
@@ -40,25 +40,24 @@ from nanochat.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     eval_bundle: str | None = setting(
         None, "folder, zip file or address of the tasks; default: eval_bundle in the base folder"
     )
-    max_per_task: int = setting(-1, "examples of each task, always the same random choice; -1 = all", short="x")
+    max_per_task: int = setting(
+        -1, "examples of each task, always the same random choice; -1 = all", short="x", at_least=1, also=-1
+    )
     model_tag: str | None = setting(None, "checkpoint folder to score; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint to score; -1 = the last", short="s")
+    step: int = setting(-1, "checkpoint to score; -1 = the last", short="s", at_least=0, also=-1)
     hf_path: str | None = setting(None, "score a model of transformers instead: a folder, or a name on the hub")
     compare: str | None = setting(None, "first of two models to compare, A; the second one follows: --compare A B")
     other: str | None = setting(None, "the second one, B", positional=True)
     device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
-    batch_tokens: int = setting(BATCH_TOKENS, "positions in a forward pass on one device", short="b")
+    batch_tokens: int = setting(BATCH_TOKENS, "positions in a forward pass on one device", short="b", at_least=1)
     seed: int = setting(42, "of the choice of solved examples in a prompt")
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1:
-            raise UserError(f"batch_tokens is {self.batch_tokens}: it must be at least 1")
-        if self.max_per_task < 1 and self.max_per_task != -1:
-            raise UserError(f"max_per_task is {self.max_per_task}: it must be at least 1, or -1 for all")
+        super().__post_init__()
         if (self.compare is None) != (self.other is None):
             raise UserError("two models are compared as --compare A B: name both")
         ways = [self.model_tag is not None or self.step != -1, self.hf_path is not None, self.compare is not None]

@@ -21,7 +21,7 @@ import torch
 from nanochat import hf_causal, storyworld
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.dataloader import eval_rows
 from nanochat.hf_scorer import bits_per_byte_of
 from nanochat.loss_eval import bits_per_byte
@@ -33,27 +33,23 @@ from nanochat.shards import Documents, load_manifest, open_split
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     model_tag: str | None = setting(None, "checkpoint folder to measure; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s")
+    step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s", at_least=0, also=-1)
     hf_path: str | None = setting(None, "measure a model of transformers instead: a folder, or a name on the hub")
-    hf_context: int = setting(2048, "longest row in tokens for a model of transformers, whose context may be too long")
+    hf_context: int = setting(
+        2048, "longest row in tokens for a model of transformers, whose own context may be too long", at_least=1
+    )
     device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
-    device_batch_size: int = setting(16, "rows scored at a time on one device")
-    eval_tokens: int = setting(10485760, "tokens of each split; at most one pass over it")
-    num_samples: int = setting(20, "samples of text to write; 0 = none")
-    max_sample_tokens: int = setting(256, "longest sample, in tokens")
-    temperature: float = setting(0.7, "of the samples; 0 = always the likeliest token")
+    device_batch_size: int = setting(16, "rows scored at a time on one device", at_least=1)
+    eval_tokens: int = setting(10485760, "tokens of each split; at most one pass over it", at_least=1)
+    num_samples: int = setting(20, "samples of text to write; 0 = none", at_least=0)
+    max_sample_tokens: int = setting(256, "longest sample, in tokens", at_least=1)
+    temperature: float = setting(0.7, "of the samples; 0 = always the likeliest token", at_least=0)
     seed: int = setting(42, "of the samples")
 
     def __post_init__(self) -> None:
-        for name in ("device_batch_size", "eval_tokens", "max_sample_tokens", "hf_context"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.num_samples < 0 or self.temperature < 0:
-            raise UserError(
-                f"num_samples {self.num_samples} and temperature {self.temperature}: neither may be negative"
-            )
+        super().__post_init__()
         if self.hf_path is not None and (self.model_tag is not None or self.step != -1):
             raise UserError("choose either --model_tag and --step, or --hf_path")
 
