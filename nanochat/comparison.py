@@ -63,6 +63,12 @@ def unpaired_gain(before: Section, after: Section) -> Section:
     return {"value": gain, "interval": [low, high]}
 
 
+def scaled(metric: Section, factor: float) -> Section:
+    """A metric and its interval on another scale."""
+    low, high = metric["interval"]
+    return {**metric, "value": factor * metric["value"], "interval": [factor * low, factor * high]}
+
+
 def mean_of(metrics: Sequence[Section]) -> Section:
     """The mean of independent metrics, its interval from theirs (Zou and Donner, Stat. Med. 27, 2008, 1693-1702)."""
     value = math.fsum(metric["value"] for metric in metrics) / len(metrics)
@@ -187,9 +193,10 @@ def _gain(gain: Section | None, expected: str) -> str:
         return ""
     low, high = gain["interval"]
     text = f"{100 * gain['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    text += f", {_p_value(gain['p'])}" if "p" in gain else ", other problems"
+    text += f", {p_value(gain['p'])}" if "p" in gain else ", other problems"
     return text if gain["over"] == expected else f"{text}, over {gain['over']}"
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p-value for people: `p = 0.004`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

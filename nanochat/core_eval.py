@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nanochat.chat_eval import choose_rows
+from nanochat.encoders import TextEncoder
 from nanochat.eval_bundle import Bundle, CoreTask
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 from nanochat.runtime import Runtime
 from nanochat.sections import Z95, Section, share
-from nanochat.tokenizer import Tokenizer
 
 BATCH_TOKENS = 16384  # positions of a forward pass, padding and what is cached included
 HEAD_ROWS = 1024  # logits of so many tokens at a time
@@ -134,7 +134,7 @@ def core_name(bundle: Bundle) -> str:
 def evaluate_task(
     task: CoreTask,
     scorer: Scorer,
-    tokenizer: Tokenizer,
+    tokenizer: TextEncoder,
     context: int,
     runtime: Runtime,
     max_examples: int | None = None,
@@ -178,7 +178,7 @@ def decide(kind: str, scores: Sequence[OptionScore], gold: int) -> bool:
     return next(place for place, score in enumerate(scores) if score.loss <= lowest + TIE) == gold
 
 
-def tokenize(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, context: int, place: int) -> Prompt:
+def tokenize(texts: Sequence[tuple[str, str]], tokenizer: TextEncoder, context: int, place: int) -> Prompt:
     """Token ids of an example's options, behind `<|bos|>`.
 
     If the longest does not fit, all lose as many tokens after `<|bos|>`; a continuation that does not fit by itself

@@ -217,7 +217,12 @@ def eval_rows(documents: Documents, tokenizer: Tokenizer, sequence_len: int, max
             break
     tokens = np.concatenate(pieces)
     count = min(max_tokens, len(tokens) - 1)  # the first token is nobody's target
-    rows = max(1, -(-count // sequence_len))
+    return in_rows(tokens[: count + 1], sequence_len), count
+
+
+def in_rows(tokens: np.ndarray, sequence_len: int) -> Tensor:
+    """A stream of ids as rows (rows, T + 1), each beginning with the last token of the one before; padded with -1."""
+    rows = max(1, -(-(len(tokens) - 1) // sequence_len))
     padded = torch.full((rows * sequence_len + 1,), -1)
-    padded[: count + 1] = torch.from_numpy(tokens[: count + 1].astype(np.int64))
-    return padded.unfold(0, sequence_len + 1, sequence_len), count
+    padded[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+    return padded.unfold(0, sequence_len + 1, sequence_len)

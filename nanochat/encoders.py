@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import tiktoken
@@ -16,6 +16,20 @@ TrainingTexts = Iterable[Any]
 """Strings, and Arrow arrays of strings, in any mixture."""
 
 _NO_UTF8 = re.compile("([\udc80-\udcff]+)")  # how surrogateescape shows bytes that are no UTF-8
+
+
+class TextEncoder(Protocol):
+    """What the evaluation of a base model asks of a tokenizer, ours or another's."""
+
+    @overload
+    def encode(self, text: str) -> list[int]: ...
+    @overload
+    def encode(self, text: list[str]) -> list[list[int]]: ...
+    def encode(self, text: str | list[str]) -> list[int] | list[list[int]]:
+        """The ids of one text, or of each in a list, with nothing around them."""
+
+    def get_bos_token_id(self) -> int:
+        """Id of the token that begins a document."""
 
 
 def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:

@@ -3,10 +3,10 @@
 A folder or a zip file of:
 
     core.yaml            icl_tasks: a list of {label, dataset_uri, num_fewshot: [int], icl_task_type and, if not " ",
-                         continuation_delimiter}
+                         continuation_delimiter; has_categories: true, if the lines have a category}
     eval_meta_data.csv   columns "Eval Task" (the label) and "Random baseline" (what chance gives, in percent)
     eval_data/           JSON lines: {query, choices, gold}, {context_options, continuation, gold} or
-                         {context, continuation}
+                         {context, continuation}, each with {category} where core.yaml says so
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import io
 import json
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nanochat.common import UserError, base_dir, print0
+from nanochat.download import download
 
 FOLDER = "eval_bundle"
 KINDS = ("multiple_choice", "schema", "language_modeling")
@@ -43,7 +45,11 @@ class Example:
 
 @dataclass(frozen=True)
 class CoreTask:
-    """One of the tasks. `baseline`: the accuracy that counts as 0 on the centred scale."""
+    """One of the tasks. `baseline`: the accuracy that counts as 0 on the centred scale.
+
+    `categories`: that of each example, where the task has any: a question about literature stands behind solved ones
+    about literature. Each example counts once, whatever its category, so that the interval is that of a share.
+    """
 
     label: str
     kind: str
@@ -51,12 +57,27 @@ class CoreTask:
     delimiter: str
     baseline: float
     examples: tuple[Example, ...]
+    categories: tuple[str, ...] = ()
+
+    @cached_property
+    def _members(self) -> dict[str, list[int]]:
+        """Category -> its examples."""
+        members: dict[str, list[int]] = {}
+        for index, category in enumerate(self.categories):
+            members.setdefault(category, []).append(index)
+        return members
 
     def shots(self, index: int, seed: int) -> list[Example]:
-        """Solved examples that stand before this one: others of the task, always the same for a seed."""
-        count = len(self.examples) - 1  # the others
+        """Solved examples before this one: others of the task, of its category if it has any; the same for a seed."""
+        group: Sequence[int] = self._members[self.categories[index]] if self.categories else range(len(self.examples))
+        place, count = group.index(index), len(group) - 1  # the others
         chosen = random.Random(f"{seed} {self.label} {index}").sample(range(count), min(self.num_fewshot, count))
-        return [self.examples[other + (other >= index)] for other in chosen]
+        return [self.examples[group[other + (other >= place)]] for other in chosen]
+
+    @property
+    def most_shots(self) -> int:
+        """How many solved examples there can be before any of its examples."""
+        return min(map(len, self._members.values()), default=len(self.examples)) - 1
 
     def prompts(self, index: int, seed: int) -> list[tuple[str, str]]:
         """For each option of an example the text before the continuation, and the continuation.
@@ -91,10 +112,28 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without type
 
 
 def find_bundle(asked: str | None = None) -> Path | None:
-    """The bundle asked for; else that in the base folder, as a folder or a zip file; None if there is none."""
+    """The bundle asked for; else that in the base folder, as a folder or a zip file; None if there is none.
+
+    An address is downloaded into the base folder, where later runs find it. Raises UserError if that fails.
+    """
     here = base_dir() / FOLDER
+    if asked and asked.startswith(("https://", "http://")):
+        return _fetch(asked, here.with_suffix(".zip"))
     places = [Path(asked)] if asked else [here, here.with_suffix(".zip")]
     return next((place for place in places if place.exists()), None)
+
+
+def _fetch(address: str, path: Path) -> Path:
+    """Bring a bundle to this path, or use what is there."""
+    if path.exists():
+        print0(f"Using {path}: remove it to download it again")
+        return path
+    print0(f"Downloading {address} to {path}")
+    download(address, path)
+    if not zipfile.is_zipfile(path):
+        path.unlink()
+        raise UserError(f"{address} is no zip file, and so no evaluation bundle")
+    return path
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -112,12 +151,13 @@ def read_bundle(path: Path) -> Bundle:
             if not file.is_file():
                 missing.append(label)
                 continue
-            examples = tuple(_read_examples(file, kind))
-            if len(examples) <= fewshot:
-                others = len(examples) - 1
-                print0(f"{label}: its prompts should have {fewshot} examples, but only {others} others exist")
+            rows = list(_read_examples(file, kind, entry.get("has_categories", False)))
+            examples, categories = tuple(example for example, _ in rows), tuple(name for _, name in rows if name)
             delimiter = entry.get("continuation_delimiter", " ")
-            tasks.append(CoreTask(label, kind, fewshot, delimiter, baselines[label], examples))
+            task = CoreTask(label, kind, fewshot, delimiter, baselines[label], examples, categories)
+            if (others := task.most_shots) < fewshot:
+                print0(f"{label}: its prompts should have {fewshot} examples, but only {others} others exist")
+            tasks.append(task)
     except (OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
         raise UserError(f"the evaluation bundle {path} cannot be read: {error}") from error
     if not tasks:
@@ -184,6 +224,8 @@ def _entry_problem(entry: Any) -> str | None:
         return f"num_fewshot is {shots!r}: it must be a list of one number, at least 0"
     if not isinstance(entry.get("continuation_delimiter", " "), str):
         return "continuation_delimiter must be a text"
+    if not isinstance(entry.get("has_categories", False), bool):
+        return f"has_categories is {entry['has_categories']!r}: it must be true or false"
     return None
 
 
@@ -204,14 +246,15 @@ def _read_baselines(file: Any) -> dict[str, float]:
     return found
 
 
-def _read_examples(file: Any, kind: str) -> Iterator[Example]:
-    """The examples of a task; empty lines are none."""
+def _read_examples(file: Any, kind: str, has_categories: bool) -> Iterator[tuple[Example, str]]:
+    """The examples of a task, each with its category or ""; empty lines are none."""
     found = False
     for number, line in enumerate(_read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            yield _example(json.loads(line), kind)
+            row = json.loads(line)
+            yield _example(row, kind), _category(row) if has_categories else ""
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file}, line {number}: {error}") from error
         found = True
@@ -246,3 +289,10 @@ def _example(row: Any, kind: str) -> Example:
     if type(gold) is not int or not 0 <= gold < len(options):
         raise ValueError(f"gold is {gold!r}: it must be a number from 0 to {len(options) - 1}")
     return Example(tuple(options), gold)
+
+
+def _category(row: Any) -> str:
+    """The category that a line names."""
+    if not isinstance(category := row.get("category"), str) or not category:
+        raise ValueError("category must be a text, for core.yaml says has_categories")
+    return category

@@ -196,7 +196,10 @@ def model_card(
 
 
 def _shown(metric: Any) -> str:
+    """A metric of the report; its interval and its number of examples, where it has them."""
     if not isinstance(metric, dict):
         return number(metric)
-    low, high = metric["interval"]
-    return f"{number(metric['value'])} (95% interval {number(low)} to {number(high)}, n = {metric['n']})"
+    low, high = metric.get("interval") or (None, None)
+    parts = [] if low is None else [f"95% interval {number(low)} to {number(high)}"]
+    parts += [f"n = {metric['n']}"] if metric.get("n") is not None else []
+    return number(metric["value"]) + (f" ({', '.join(parts)})" if parts else "")

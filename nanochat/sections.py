@@ -44,6 +44,7 @@ FORMAT = 1
 Z95 = 1.959964  # standard deviations on both sides of a mean that hold 95% of a normal distribution
 STAGES = (
     *("dataset", "tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "chat_eval_base"),
+    *("core_compare", "hf_loss", "hf_eval"),
     *("mid_train", "chat_eval_mid", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl", "chat_eval"),
 )
 MODELS = ("base", "mid", "sft", "rl")  # the columns of the tables by stage

@@ -3,6 +3,7 @@
     torchrun --standalone --nproc_per_node=8 -m scripts.base_loss         # eight GPUs
     python -m scripts.base_loss                                           # one GPU, or a laptop: the deepest model
     python -m scripts.base_loss --model_tag=d4 --step=400 --num_samples=5
+    python -m scripts.base_loss --hf-path=openai-community/gpt2           # a model of transformers, or a folder
 
 Where the training text is the story world, each sentence of the samples is checked against that world, and the share
 of sound ones is reported.
@@ -11,52 +12,97 @@ of sound ones is reported.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from nanochat import storyworld
+from nanochat import hf_causal, storyworld
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.dataloader import eval_rows
-from nanochat.gpt import GPT
+from nanochat.hf_scorer import bits_per_byte_of
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.samples import prompts_for, write_samples
 from nanochat.sections import share
-from nanochat.shards import load_manifest, open_split
-from nanochat.tokenizer import Tokenizer
+from nanochat.shards import Documents, load_manifest, open_split
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     model_tag: str | None = setting(None, "checkpoint folder to measure; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s")
+    step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s", at_least=0, also=-1)
+    hf_path: str | None = setting(None, "measure a model of transformers instead: a folder, or a name on the hub")
+    hf_context: int = setting(
+        2048, "longest row in tokens for a model of transformers, whose own context may be too long", at_least=1
+    )
     device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
-    device_batch_size: int = setting(16, "rows scored at a time on one device")
-    eval_tokens: int = setting(10485760, "tokens of each split; at most one pass over it")
-    num_samples: int = setting(20, "samples of text to write; 0 = none")
-    max_sample_tokens: int = setting(256, "longest sample, in tokens")
-    temperature: float = setting(0.7, "of the samples; 0 = always the likeliest token")
+    device_batch_size: int = setting(16, "rows scored at a time on one device", at_least=1)
+    eval_tokens: int = setting(10485760, "tokens of each split; at most one pass over it", at_least=1)
+    num_samples: int = setting(20, "samples of text to write; 0 = none", at_least=0)
+    max_sample_tokens: int = setting(256, "longest sample, in tokens", at_least=1)
+    temperature: float = setting(0.7, "of the samples; 0 = always the likeliest token", at_least=0)
     seed: int = setting(42, "of the samples")
 
     def __post_init__(self) -> None:
-        for name in ("device_batch_size", "eval_tokens", "max_sample_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.num_samples < 0 or self.temperature < 0:
-            raise UserError(
-                f"num_samples {self.num_samples} and temperature {self.temperature}: neither may be negative"
-            )
+        super().__post_init__()
+        if self.hf_path is not None and (self.model_tag is not None or self.step != -1):
+            raise UserError("choose either --model_tag and --step, or --hf_path")
 
 
-def sample_and_judge(model: GPT, tokenizer: Tokenizer, config: Config, source: str) -> tuple[list[Any], dict[str, Any]]:
+@dataclass(frozen=True)
+class Subject:
+    """What is measured. `bits`: documents -> bits per byte; `write`: prompts -> samples."""
+
+    stage: str
+    title: str
+    note: str
+    bits: Callable[[Documents], float]
+    write: Callable[[Sequence[str]], list[dict[str, Any]]]
+
+
+def our_model(config: Config, runtime: Runtime) -> Subject:
+    """A checkpoint of ours."""
+    model, tokenizer, meta = load_model("base", runtime, model_tag=config.model_tag, step=config.step)
+    runtime = replace(runtime, compute_dtype=model.compute_dtype)
+    token_bytes = torch.tensor(tokenizer.token_bytes())
+
+    def bits(documents: Documents) -> float:
+        rows, _ = eval_rows(documents, tokenizer, model.config.sequence_len, config.eval_tokens)
+        return bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
+
+    def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
+        return write_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
+
+    note = f"Checkpoint of step {meta['step']}, computing in {runtime.dtype_name}."
+    return Subject("base_loss", "Base model", note, bits, write)
+
+
+def foreign_model(name: str, config: Config, runtime: Runtime) -> Subject:
+    """A model of transformers."""
+    model, tokenizer = hf_causal.load_causal(name, runtime)
+    length = min(model.context, config.hf_context)
+
+    def bits(documents: Documents) -> float:
+        batch = config.device_batch_size
+        return bits_per_byte_of(model, tokenizer, documents, length, config.eval_tokens, batch, runtime)
+
+    def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
+        most = config.max_sample_tokens
+        return hf_causal.write_samples(model, tokenizer, prompts, most, config.temperature, config.seed)
+
+    kind = type(model.inner).__name__
+    note = f"{name}, {kind} of transformers, computing in {runtime.dtype_name}, in rows of {length:,} tokens."
+    return Subject("hf_loss", f"Base model {name}", note, bits, write)  # not among ours in the report
+
+
+def sample_and_judge(subject: Subject, config: Config, source: str) -> tuple[list[Any], dict[str, Any]]:
     """Samples for the report, and the checker's count over all their sentences where it knows the world."""
-    prompts = prompts_for(source, config.num_samples, config.seed)
-    samples = write_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
+    samples = subject.write(prompts_for(source, config.num_samples, config.seed))
     if source != "storyworld":
         return samples, {}
     sound = total = 0
@@ -74,30 +120,25 @@ def main(config: Config) -> dict[str, Any]:
     """Measure, write the report's section, and return its metrics."""
     start = time.monotonic()
     runtime = Runtime.start(config.seed, config.device)
-    model, tokenizer, meta = load_model("base", runtime, model_tag=config.model_tag, step=config.step)
-    runtime = replace(runtime, compute_dtype=model.compute_dtype)
-    token_bytes = torch.tensor(tokenizer.token_bytes())
+    subject = foreign_model(config.hf_path, config, runtime) if config.hf_path else our_model(config, runtime)
     metrics: dict[str, Any] = {}
     for name, documents in (("training", open_split("train")), ("validation", open_split("val"))):
-        rows, _ = eval_rows(documents, tokenizer, model.config.sequence_len, config.eval_tokens)
-        metrics[f"{name} bits per byte"] = bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
+        metrics[f"{name} bits per byte"] = subject.bits(documents)
         print0(f"{name} bits per byte: {metrics[f'{name} bits per byte']:.4f}")
-    samples, judged = (
-        sample_and_judge(model, tokenizer, config, load_manifest().source) if runtime.is_main else ([], {})
-    )
+    samples, judged = sample_and_judge(subject, config, load_manifest().source) if runtime.is_main else ([], {})
     for sample in samples[:3]:
         print0(f"\n{sample['prompt']} |{sample['text']}")
     for name, found in judged.items():
         low, high = found["interval"]
         print0(f"\n{name}: {found['value']:.1%} of {found['n']} (95% interval {low:.1%} to {high:.1%})")
     log_section(
-        "base_loss",
+        subject.stage,
         {
-            "title": "Base model",
+            "title": subject.title,
             "settings": config,
             "metrics": {**metrics, **judged},
             "samples": samples,
-            "notes": [f"Checkpoint of step {meta['step']}, computing in {runtime.dtype_name}."],
+            "notes": [subject.note],
             "seconds": time.monotonic() - start,
         },
     )

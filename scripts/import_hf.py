@@ -3,10 +3,10 @@
     python -m scripts.import_hf d20-hf                        # a base model d20, to chat with or to train further
     python -m scripts.import_hf d20-sft -i sft -g imported    # as another stage, under another name
 
-On one GPU, on eight or on a laptop alike: it runs on the CPU. The folder holds model.safetensors, config.json and
-tokenizer.json of the architecture `nanochat`. The tokenizer goes to the base folder ($NANOCHAT_BASE_DIR), which must
-not hold another one. The optimizer's state is not in such a folder: the imported run cannot be resumed, but the stages
-after it begin from it.
+On one GPU, on eight or on a laptop alike: it runs on the CPU. The folder holds config.json, tokenizer.json and
+model.safetensors, or several of these and model.safetensors.index.json, of the architecture `nanochat`. The tokenizer
+goes to the base folder ($NANOCHAT_BASE_DIR), which must not hold another one. The optimizer's state is not in such a
+folder: the imported run cannot be resumed, but the stages after it begin from it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from nanochat.checkpoint_manager import FOLDERS, list_steps, run_dir, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
@@ -58,6 +59,24 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of one file, or of all that an index names. Raises UserError that names the file at fault."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if not (folder / names[0]).exists() and index.exists():
+        with reading(index):
+            content = read_json(index)
+            where = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(where, dict) or not where or any(Path(str(name)).name != name for name in where.values()):
+                raise UserError("weight_map must give the file of each weight")
+            names = sorted(set(where.values()))
+    found: dict[str, Tensor] = {}
+    for name in names:
+        with reading(folder / name) as path:
+            found |= load_file(path)
+    return found
+
+
 def put_tokenizer(tokenizer: Tokenizer) -> None:
     """Save the tokenizer in the base folder. Raises UserError if another one is there."""
     place = base_dir() / "tokenizer"
@@ -77,8 +96,9 @@ def main(config: Config) -> Path:
         tokenizer = from_hugging_face(read_json(path))
         if tokenizer.get_vocab_size() != shape.vocab_size:
             raise UserError(f"it has {tokenizer.get_vocab_size()} tokens, the model {shape.vocab_size}")
-    with reading(config.folder / "model.safetensors") as path:
-        weights = from_transformers(load_file(path), shape)
+    found = read_weights(config.folder)
+    with reading(config.folder):
+        weights = from_transformers(found, shape)
     run = run_dir(config.source, config.model_tag or f"d{shape.n_layer}")
     if list_steps(run):
         raise UserError(f"{run} holds checkpoints already: choose another name with --model_tag")

@@ -122,7 +122,8 @@ def test_share_of_nothing() -> None:
     ("flags", "words"),
     [
         (["--device_batch_size=0"], "device_batch_size is 0"),
-        (["--temperature=-1"], "temperature -1.0"),
+        (["--temperature=-1"], "temperature is -1.0: it must be at least 0"),
+        (["--hf-path=x", "--step=3"], "choose either --model_tag and --step, or --hf_path"),
         (["--model_tag=d9"], "no checkpoint in"),
         ([], "no base checkpoint in"),
         (["-s", "first"], "step"),

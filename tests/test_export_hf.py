@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -391,6 +392,41 @@ def test_back_from_transformers(exported: dict[str, tuple[GPT, Path]], tmp_path:
     assert base_dir.is_dir()
 
 
+def test_weights_in_several_files(
+    exported: dict[str, tuple[GPT, Path]], tmp_path: Path, base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As transformers writes a large model: the weights of all files; what is wrong with one is said with its name."""
+    model, folder = exported["grouped"]
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+    files = sorted((tmp_path / "theirs").glob("model-*.safetensors"))
+    assert len(files) > 2
+    import_hf.main(import_hf.Config(folder=tmp_path / "theirs"))
+    loaded, _, _ = load_model("base", CPU)
+    assert torch.equal(loaded(prompt(40)), model(prompt(40)))
+    index = tmp_path / "theirs" / "model.safetensors.index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    whole = files[1].read_bytes()
+    for broken, message in (
+        (lambda: files[1].write_bytes(whole[:-9]), f"{files[1]} cannot be read"),
+        (files[1].unlink, f"{files[1]} cannot be read"),
+        (
+            lambda: index.write_text(json.dumps({**content, "weight_map": {"a": "../x"}}), encoding="utf-8"),
+            "weight_map",
+        ),
+        (
+            lambda: index.write_text(json.dumps({"weight_map": {"a": files[0].name}}), encoding="utf-8"),
+            "one of them only",
+        ),
+        (index.unlink, "model.safetensors cannot be read"),
+    ):
+        broken()
+        with pytest.raises(UserError, match=re.escape(message)):
+            import_hf.main(import_hf.Config(folder=tmp_path / "theirs", model_tag="other"))
+    assert capsys.readouterr().out.count("Imported") == 1
+    assert [path.name for path in (base_dir / "base_checkpoints").iterdir()] == ["d2"]
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -479,7 +515,8 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_the_card(tmp_path: Path) -> None:
     """It says what was measured of this stage, how to load the model, and what differs."""
     interval = {"value": 0.25, "n": 44, "interval": [0.1, 0.4]}
-    log_section("chat_eval_sft", {"metrics": {"ChatCORE": 0.123, "GSM8K": interval}, "notes": ["Step 7."]})
+    partial = {"without n": {"value": 0.5, "interval": [0.375, 0.625]}, "bare": {"value": 0.75}}
+    log_section("chat_eval_sft", {"metrics": {"ChatCORE": 0.123, "GSM8K": interval, **partial}, "notes": ["Step 7."]})
     log_section("base_loss", {"metrics": {"validation bits per byte": 9.87}})
     save(random_model(SHAPES["grouped"]), "sft", loop={"history": [{"step": 5, "val_bpb": 1.875}, {"loss": 3.25}]})
     card = (export_hf.main(export_hf.Config(source="sft", out=tmp_path / "out")) / "README.md").read_text("utf-8")
@@ -489,6 +526,8 @@ def test_the_card(tmp_path: Path) -> None:
         "3.25",
         "ChatCORE: 0.123",
         "0.2500 (95% interval 0.1000 to 0.4000, n = 44)",
+        "without n: 0.5000 (95% interval 0.3750 to 0.6250)\n",
+        "bare: 0.7500\n",
         "Step 7.",
         "step 7",
     ):

@@ -41,7 +41,8 @@ FLOORS = (
         *("schedule", "dataloader", "packing", "loss_eval"),
     },
     {
-        *("checkpoint_manager", "engine", "samples", "checkup", "hf_model"),
+        *("checkpoint_manager", "engine", "samples", "checkup"),
+        *("hf_model", "hf_causal", "hf_scorer", "candidates", "core_tables"),
         *("chat", "terminal", "chat_eval", "core_eval", "rl", "replay", "pass_at_k"),
     },
     {
@@ -596,7 +597,8 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
     everything = library.union(*(modules(extra) for extra in extras.values()))
     unused = set(everything)
     for source in files:
-        allowed = library | modules(extras.get("wandb", [])) if source.is_ours else everything
+        optional = modules([*extras.get("wandb", []), *extras.get("hf", [])])
+        allowed = library | optional if source.is_ours else everything
         for name, node in imports(source):
             root = name.split(".")[0]
             unused.discard(root)
