@@ -8,16 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nanochat.core_eval import BATCH_TOKENS, OptionScore, Prompt
-from nanochat.dataloader import EVAL_DOCUMENTS, in_rows
+from nanochat.dataloader import in_rows
 from nanochat.hf_causal import MAX_LOGITS, CausalModel, ForeignTokenizer, read_once, side_by_side
 from nanochat.loss_eval import nats_and_tokens
 from nanochat.runtime import Runtime
 from nanochat.shards import Documents
+
+DOCUMENTS = 256  # tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def text_rows(
 ) -> tuple[Tensor, int]:
     """The rows that `nanochat.dataloader.eval_rows` would give, and the bytes of text that they hold."""
     tokens, num_bytes, texts = array("q"), 0, documents.iterate()
-    while len(tokens) <= max_tokens and (batch := list(islice(texts, EVAL_DOCUMENTS))):
+    while len(tokens) <= max_tokens and (batch := list(islice(texts, DOCUMENTS))):
         for text, ids in zip(batch, tokenizer.encode(batch), strict=True):
             room = max_tokens - len(tokens)  # for its text, after what begins it; the first token is nobody's target
             if room < 0:
@@ -157,4 +160,4 @@ def text_rows(
             tokens.extend(ids[:room])
             whole = len(ids) <= room
             num_bytes += len(text.encode("utf-8")) if whole else tokenizer.num_bytes(text, room)
-    return in_rows(tokens, sequence_len), num_bytes
+    return in_rows(np.asarray(tokens), sequence_len), num_bytes
