@@ -31,7 +31,7 @@ from nanochat.chat_eval import choose_rows
 from nanochat.checkpoint_manager import build_model, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import cli, setting
-from nanochat.core_eval import BATCH_TOKENS, ModelScorer, OptionScore, Prompt, decide, tokenize
+from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
 from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -56,12 +56,12 @@ class Config:
     trained: bool = setting(
         False, "take model and tokenizer from the base folder; the settings above do not count then"
     )
-    batch_tokens: int = setting(BATCH_TOKENS, "positions in a forward pass of the batched way", short="b")
+    batch_tokens: int = setting(-1, "positions in a forward pass of the batched way; -1 = base_eval's", short="b")
     seed: int = setting(42, "of the weights, and of the choice of solved examples in a prompt")
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1:
-            raise UserError(f"batch_tokens is {self.batch_tokens}: it must be at least 1")
+        if self.batch_tokens < 1 and self.batch_tokens != -1:
+            raise UserError(f"batch_tokens is {self.batch_tokens}: it must be at least 1, or -1 for what suits")
         if self.max_per_task < 1 and self.max_per_task != -1:
             raise UserError(f"max_per_task is {self.max_per_task}: it must be at least 1, or -1 for all")
         self.shape(self.vocab_size)
@@ -312,7 +312,7 @@ def compare(
     """Measure one task after the other, and print."""
     ready: list[Ready] = [pipe.recv() for pipe in pipes]
     shape = ready[0].shape
-    print0(f"{shape}, {torch.get_num_threads()} thread(s), float32, {config.batch_tokens:,} positions a batch")
+    print0(f"{shape}, {torch.get_num_threads()} thread(s), float32")
     print0(
         f"{'task':32} {'n':>5} {'tokens':>10} {'one, s':>9} {'batch, s':>8} {'ratio':>6} {'arithmetic':>10} "
         f"{'of products':>13} {'loss diff':>9} {'decisions':>9} {'exact':>6}"

@@ -254,6 +254,17 @@ def test_batches_do_not_matter(batch_tokens: int, monkeypatch: pytest.MonkeyPatc
     assert sorted(places) == list(range(30))
 
 
+def test_of_equally_likely_tokens_the_first_is_the_likeliest() -> None:
+    """So a model that says nothing writes no text exactly."""
+    gpt = pair_model({" o": 2.0, " p": 2.0})
+    for end, exact in (("\0", True), ("\0\0", True), ("\1", False), (" o", False), ("\0 ", False)):
+        [(_, [score])] = ModelScorer(gpt)([tokenize([("x", end)], TOKENIZER, 64, 0)])
+        assert score.exact == exact
+    [(_, [first, second])] = ModelScorer(gpt)([tokenize([("x ", "o"), ("x ", "p")], TOKENIZER, 64, 0)])
+    assert (first.exact, second.exact) == (True, False)
+    assert first.loss == second.loss
+
+
 def test_a_batch_is_no_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     gpt, read = random_model(), GPT.hidden
