@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,9 @@ import pytest
 from nanochat.common import UserError
 from nanochat.core_eval import Prompt
 from nanochat.gpt import GPTConfig
+from tests.bundles import write_bundle
 
 bench_eval: Any = importlib.import_module("dev.bench_eval")  # a command, not a package that others import
-
-ROWS = {
-    "choice": (
-        "multiple_choice",
-        [{"query": f"Is {n} red?", "choices": ["yes", "not at all"], "gold": n % 2} for n in range(5)],
-    ),
-    "schema": (
-        "schema",
-        [{"context_options": [f"{n} is", f"{n} was"], "continuation": "it", "gold": 0} for n in range(5)],
-    ),
-    "words": ("language_modeling", [{"context": f"{n} and {n}", "continuation": "a few words"} for n in range(5)]),
-}
-
-
-def write_bundle(folder: Path) -> Path:
-    (folder / "eval_data").mkdir(parents=True)
-    lines, table = ["icl_tasks:"], ["Eval Task,Random baseline"]
-    for label, (kind, rows) in ROWS.items():
-        lines += [
-            f"- label: {label}",
-            f"  dataset_uri: {label}.jsonl",
-            "  num_fewshot: [1]",
-            f"  icl_task_type: {kind}",
-        ]
-        table.append(f"{label},0")
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "eval_data" / f"{label}.jsonl").write_text(text, encoding="utf-8")
-    (folder / "core.yaml").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "eval_meta_data.csv").write_text("\n".join(table), encoding="utf-8")
-    return folder
 
 
 @pytest.mark.usefixtures("run_here")
