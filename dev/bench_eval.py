@@ -10,7 +10,8 @@ of its memory is its own, and waits while the other works. The model is float32 
 
 Beside the ratio of the times stands that of the arithmetic: of what each way must multiply at least, when padding costs
 nothing and attention leaves out what no token sees. And how near that each way comes to this machine's matrix products,
-measured after each task.
+measured after each task. The ratio of processor seconds, of all threads, is what a machine that does other things too
+disturbs least.
 """
 
 from __future__ import annotations
@@ -85,11 +86,12 @@ class Ready:
 class Answer:
     """What a way makes of a task. `scores`: of each example's options, in order. `memory`: the peak so far, in bytes.
 
-    `product`: FLOPs a second of a matrix product, right after.
+    `cpu_seconds`: of all threads. `product`: FLOPs a second of a matrix product, right after.
     """
 
     scores: list[list[OptionScore]]
     seconds: float
+    cpu_seconds: float
     memory: int
     product: float
 
@@ -102,6 +104,7 @@ class Row:
     num: int
     tokens: int  # that the plain way reads
     seconds: tuple[float, float]
+    cpu_seconds: tuple[float, float]
     flops: tuple[float, float]
     products: tuple[float, float]
     loss_difference: float
@@ -139,11 +142,12 @@ def serve(way: str, config: Config, vocab_size: int, pipe: Connection) -> None:
     batched = ModelScorer(model, config.batch_tokens)
     pipe.send(Ready(model.config, peak_memory()))
     while (prompts := pipe.recv()) is not None:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         found = list(batched(prompts) if way == "batched" else one_at_a_time(model, prompts))
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         scores = {prompt.place: scores for prompt, scores in found}
-        pipe.send(Answer([scores[place] for place in sorted(scores)], seconds, peak_memory(), product_flops()))
+        in_order = [scores[place] for place in sorted(scores)]
+        pipe.send(Answer(in_order, seconds, cpu_seconds, peak_memory(), product_flops()))
 
 
 def random_model(shape: GPTConfig, runtime: Runtime) -> GPT:
@@ -229,6 +233,7 @@ def measure(
         num=len(prompts),
         tokens=sum(len(ids) - 1 for prompt in prompts for ids, _ in prompt.options),
         seconds=(plain.seconds, batched.seconds),
+        cpu_seconds=(plain.cpu_seconds, batched.cpu_seconds),
         flops=fewest_flops(prompts, shape),
         products=(plain.product, batched.product),
         loss_difference=max(abs(one.loss - other.loss) for one, other in pairs),
@@ -261,6 +266,7 @@ def total(rows: Sequence[Row]) -> Row:
         num=sum(row.num for row in rows),
         tokens=sum(row.tokens for row in rows),
         seconds=seconds,
+        cpu_seconds=add("cpu_seconds"),
         flops=add("flops"),
         products=(sum(works[0]) / seconds[0], sum(works[1]) / seconds[1]),
         loss_difference=max(row.loss_difference for row in rows),
@@ -274,7 +280,7 @@ def line(row: Row) -> str:
     share = [row.flops[way] / row.seconds[way] / row.products[way] for way in (0, 1)]
     return (
         f"{row.label:32} {row.num:5} {row.tokens:10,} {row.seconds[0]:9.2f} {row.seconds[1]:8.2f} {row.ratio:6.2f} "
-        f"{row.flops[0] / row.flops[1]:10.2f} {share[0]:6.0%} {share[1]:6.0%} {row.loss_difference:9.1e} "
+        f"{row.cpu_seconds[0] / row.cpu_seconds[1]:6.2f} {row.flops[0] / row.flops[1]:10.2f} {share[0]:6.0%} {share[1]:6.0%} {row.loss_difference:9.1e} "
         f"{row.other_decisions:9} {row.other_exact:6}"
     )
 
@@ -314,7 +320,7 @@ def compare(
     shape = ready[0].shape
     print0(f"{shape}, {torch.get_num_threads()} thread(s), float32")
     print0(
-        f"{'task':32} {'n':>5} {'tokens':>10} {'one, s':>9} {'batch, s':>8} {'ratio':>6} {'arithmetic':>10} "
+        f"{'task':32} {'n':>5} {'tokens':>10} {'one, s':>9} {'batch, s':>8} {'ratio':>6} {'of CPU':>6} {'arithmetic':>10} "
         f"{'of products':>13} {'loss diff':>9} {'decisions':>9} {'exact':>6}"
     )
     rows: list[Row] = []
