@@ -275,13 +275,19 @@ def total(rows: Sequence[Row]) -> Row:
     )
 
 
+TITLE = (
+    f"{'task':32} {'n':>5} {'tokens':>10} {'one, s':>9} {'batch, s':>8} {'ratio':>6} {'of CPU':>6} "
+    f"{'arithmetic':>10} {'of products':>13} {'loss diff':>9} {'decisions':>9} {'exact':>6}"
+)
+
+
 def line(row: Row) -> str:
     """A row of the table."""
     share = [row.flops[way] / row.seconds[way] / row.products[way] for way in (0, 1)]
     return (
         f"{row.label:32} {row.num:5} {row.tokens:10,} {row.seconds[0]:9.2f} {row.seconds[1]:8.2f} {row.ratio:6.2f} "
-        f"{row.cpu_seconds[0] / row.cpu_seconds[1]:6.2f} {row.flops[0] / row.flops[1]:10.2f} {share[0]:6.0%} {share[1]:6.0%} {row.loss_difference:9.1e} "
-        f"{row.other_decisions:9} {row.other_exact:6}"
+        f"{row.cpu_seconds[0] / row.cpu_seconds[1]:6.2f} {row.flops[0] / row.flops[1]:10.2f} "
+        f"{share[0]:6.0%} {share[1]:6.0%} {row.loss_difference:9.1e} {row.other_decisions:9} {row.other_exact:6}"
     )
 
 
@@ -319,10 +325,7 @@ def compare(
     ready: list[Ready] = [pipe.recv() for pipe in pipes]
     shape = ready[0].shape
     print0(f"{shape}, {torch.get_num_threads()} thread(s), float32")
-    print0(
-        f"{'task':32} {'n':>5} {'tokens':>10} {'one, s':>9} {'batch, s':>8} {'ratio':>6} {'of CPU':>6} {'arithmetic':>10} "
-        f"{'of products':>13} {'loss diff':>9} {'decisions':>9} {'exact':>6}"
-    )
+    print0(TITLE)
     rows: list[Row] = []
     memory = [0, 0]
     for task in tasks:
