@@ -30,7 +30,7 @@ from nanochat.sections import Z95, Section, share
 from nanochat.tokenizer import Tokenizer
 
 BATCH_TOKENS = 16384  # positions of a forward pass, padding and what is cached included
-CPU_BATCH_TOKENS = 4096  # more is slower there, because less of it stays in the cache, and takes more memory
+CPU_BATCH_TOKENS = 4096  # the same on a CPU
 HEAD_ROWS = 256  # logits of so many tokens at a time
 TIE = 1e-5  # nats: losses as close as this differ by rounding, and the first option has it
 
@@ -196,6 +196,11 @@ def tokenize(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, context: in
     return Prompt(place, options, over > 0)
 
 
+def batch_tokens_for(device: torch.device) -> int:
+    """Positions of a forward pass that suit a device: on a CPU few, for what stays in its cache is quicker."""
+    return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
+
+
 @dataclass(frozen=True)
 class ModelScorer:
     """Scores prompts with our model, at most `batch_tokens` positions at a time (but at least one example).
@@ -215,9 +220,7 @@ class ModelScorer:
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         """Prompts that fit into the context side by side, where each takes the most columns of any."""
-        most = self.batch_tokens
-        if most == -1:
-            most = CPU_BATCH_TOKENS if self.model.device.type == "cpu" else BATCH_TOKENS
+        most = batch_tokens_for(self.model.device) if self.batch_tokens == -1 else self.batch_tokens
         batch: list[Prompt] = []
         shared = rest = rows = 0
         for prompt in prompts:
