@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +32,7 @@ from nanochat.core_eval import (
     evaluate_task,
     tokenize,
 )
-from nanochat.eval_bundle import CoreTask, Example, find_bundle, read_bundle
+from nanochat.eval_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.sections import share
@@ -37,6 +40,7 @@ from nanochat.shards import write_dataset
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_eval, base_train
 
+ROOT = Path(__file__).resolve().parent.parent
 RANKS = {bytes([b]): b for b in range(256)}
 TOKENIZER = Tokenizer(SPLIT_PATTERN, RANKS, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)})
 BOS, VOCAB = TOKENIZER.get_bos_token_id(), TOKENIZER.get_vocab_size()  # one token a byte, and the special ones
@@ -250,6 +254,17 @@ def test_batches_do_not_matter(batch_tokens: int, monkeypatch: pytest.MonkeyPatc
     assert sorted(places) == list(range(30))
 
 
+def test_of_equally_likely_tokens_the_first_is_the_likeliest() -> None:
+    """So a model that says nothing writes no text exactly."""
+    gpt = pair_model({" o": 2.0, " p": 2.0})
+    for end, exact in (("\0", True), ("\0\0", True), ("\1", False), (" o", False), ("\0 ", False)):
+        [(_, [score])] = ModelScorer(gpt)([tokenize([("x", end)], TOKENIZER, 64, 0)])
+        assert score.exact == exact
+    [(_, [first, second])] = ModelScorer(gpt)([tokenize([("x ", "o"), ("x ", "p")], TOKENIZER, 64, 0)])
+    assert (first.exact, second.exact) == (True, False)
+    assert first.loss == second.loss
+
+
 def test_a_batch_is_no_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     gpt, read = random_model(), GPT.hidden
@@ -276,6 +291,54 @@ def test_processes_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert not any(parts[0][1::2])
     assert [a or b for a, b in zip(*parts, strict=True)] == whole.correct
+
+
+def found_by(runtime: Runtime) -> list[dict[str, Any]]:
+    """Results of tasks of all types, with an odd number of examples and with one: the second process has none then."""
+    rng = random.Random(7)
+
+    def text(most: int) -> str:
+        return "".join(rng.choice("abc de") for _ in range(rng.randint(1, most))) + "."
+
+    choices = [Example(tuple((f"q{n}", text(9)) for _ in range(3)), n % 3) for n in range(9)]
+    schemas = [Example(tuple((text(120), f"e{n}") for _ in range(2)), n % 2) for n in range(7)]
+    words = [Example(((f"{n}L", "ok" if n % 3 else "oz"),)) for n in range(5)]
+    scorers = (ModelScorer(random_model(), 300), ModelScorer(random_model(), 300), ModelScorer(pair_model(LOGITS)))
+    found = []
+    for kind, rows, scorer in zip(KINDS, (choices, schemas, words), scorers, strict=True):
+        for some in (rows, rows[:1]):
+            task = CoreTask(kind, kind, 2, " ", 0.25, tuple(some))
+            found.append(vars(evaluate_task(task, scorer, TOKENIZER, 64, runtime)))
+    return [{**one, "seconds": 0} for one in found]
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Real ones, which must wait for each other and add up what each has found."""
+    command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=env, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not any(process.returncode for process in processes), "\n".join(errors)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    assert found[0] == found[1] == found_by(RUNTIME)
+    assert [len(one["correct"]) for one in found[0]] == [9, 1, 7, 1, 5, 1]
+    assert all(True in one["correct"] and False in one["correct"] for one in found[0][::2])
+    assert found[0][2]["num_cut"] > 1
+
+
+def _process(rank: int, world_size: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    found = found_by(replace(RUNTIME, rank=rank, world_size=world_size))
+    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
 
 
 def test_ties_are_broken_by_order_not_by_rounding() -> None:
@@ -462,3 +525,7 @@ def test_standard_error_of_a_mean() -> None:
     found, error, floor = core([result])
     assert (found["value"], floor) == (0.5, 0.0)
     assert error == pytest.approx(0.4330127)
+
+
+if __name__ == "__main__":
+    _process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

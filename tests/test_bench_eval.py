@@ -1,0 +1,55 @@
+"""The benchmark of evaluation runs, and both of its ways give the same. How fast it is, no test says."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.common import UserError
+from nanochat.core_eval import Prompt
+from nanochat.gpt import GPTConfig
+from tests.bundles import write_bundle
+
+bench_eval: Any = importlib.import_module("dev.bench_eval")  # a command, not a package that others import
+
+
+@pytest.mark.usefixtures("run_here")
+def test_bench_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(write_bundle(tmp_path / "bundle"))
+    config = bench_eval.Config(
+        eval_bundle=bundle, max_per_task=4, depth=1, head_dim=32, max_seq_len=32, vocab_size=300, batch_tokens=200
+    )
+    rows, memory = bench_eval.main(config)
+    assert [(row.label, row.num) for row in rows] == [("choice", 4), ("schema", 4), ("words", 4)]
+    assert all(0 <= row.loss_difference < 1e-5 for row in rows)
+    assert not any(row.other_decisions or row.other_exact for row in rows)
+    assert all(row.flops[0] > row.flops[1] > 0 for row in rows)
+    assert len(memory) == 2
+    out = capsys.readouterr().out
+    for words in ("ratio", "arithmetic", "memory, one at a time", "memory, batched", "all "):
+        assert words in out
+    assert sum(line.startswith(("choice", "schema", "words", "all")) for line in out.splitlines()) == 4
+
+
+def test_fewest_flops_by_hand() -> None:
+    """Two options of 5 and 6 tokens, of which they share 3; the last one is only predicted."""
+    shape = GPTConfig(sequence_len=8, vocab_size=64, n_layer=1, n_head=2, n_kv_head=1, n_embd=4)
+    prompt = Prompt(0, [([1, 2, 3, 4, 5], 1), ([1, 2, 3, 4, 6, 7], 2)], False)
+    assert prompt.shared == 3
+    matrices = 2 * (4 * 4 + 2 * 2 * 4 + 4 * 4 + 2 * 4 * 16)  # q, k and v of one head of two, o, the MLP
+    pair, logits = 4 * 4, 2 * 4 * 64
+    plain, batched = bench_eval.fewest_flops([prompt], shape)
+    assert plain == 9 * (matrices + logits) + pair * (10 + 15)
+    assert batched == 6 * matrices + 3 * logits + pair * (6 + 4 + 4 + 5)
+
+
+def test_impossible_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_tokens is 0"):
+        bench_eval.Config(batch_tokens=0)
+    with pytest.raises(UserError, match="max_per_task is 0"):
+        bench_eval.Config(max_per_task=0)
+    with pytest.raises(UserError, match="no task nonsense"):
+        bench_eval.main(bench_eval.Config(eval_bundle=str(write_bundle(tmp_path)), tasks="choice|nonsense"))
