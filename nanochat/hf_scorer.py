@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanochat.core_eval import BATCH_TOKENS, OptionScore, Prompt
+from nanochat.core_eval import OptionScore, Prompt, batch_tokens_for
 from nanochat.dataloader import in_rows
 from nanochat.hf_causal import MAX_LOGITS, CausalModel, ForeignTokenizer, read_once, side_by_side
 from nanochat.loss_eval import nats_and_tokens
@@ -60,12 +60,13 @@ class CausalScorer:
 
     What the options of an example share is read once, where the model's cache allows it (`CausalModel.shares`).
     `drop_first`: the tokenizer names no beginning, so a prompt begins with its text. Only a continuation with nothing
-    at all before it keeps what stands for a beginning, or its first token could not be predicted.
+    at all before it keeps what stands for a beginning, or its first token could not be predicted. `batch_tokens` = -1:
+    what suits the model's device.
     """
 
     model: CausalModel
     drop_first: bool
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int = -1
 
     def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
         """Scores of each prompt's options, the longest prompts first."""
@@ -82,11 +83,12 @@ class CausalScorer:
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         """Prompts to read side by side: as many as fit, but at least one."""
+        most = batch_tokens_for(self.model.device) if self.batch_tokens == -1 else self.batch_tokens
         batch: list[Prompt] = []
         size = _Size()
         for prompt in prompts:
             more = size.plus(prompt)
-            too_many = more.positions(self.model.shares) > self.batch_tokens
+            too_many = more.positions(self.model.shares) > most
             if batch and (too_many or more.predicted * self.model.vocab_size > MAX_LOGITS):
                 yield batch
                 batch, more = [], _Size().plus(prompt)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from nanochat.candidates import Candidate, checkpoint, foreign, named
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.core_eval import BATCH_TOKENS, TaskResult, core, core_name, evaluate_task
+from nanochat.core_eval import TaskResult, core, core_name, evaluate_task
 from nanochat.core_tables import (
     HEADER,
     PAIR_HEADER,
@@ -53,7 +53,9 @@ class Config(Settings):
     compare: str | None = setting(None, "first of two models to compare, A; the second one follows: --compare A B")
     other: str | None = setting(None, "the second one, B", positional=True)
     device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
-    batch_tokens: int = setting(BATCH_TOKENS, "positions in a forward pass on one device", short="b", at_least=1)
+    batch_tokens: int = setting(
+        -1, "positions in a forward pass on one device; -1 = what suits it", short="b", at_least=1, also=-1
+    )
     seed: int = setting(42, "of the choice of solved examples in a prompt")
 
     def __post_init__(self) -> None:
