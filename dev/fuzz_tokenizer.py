@@ -45,12 +45,20 @@ class Config(Settings):
 
 
 def random_texts(rng: np.random.Generator, count: int) -> list[str]:
-    """Strings of up to 24 characters: mostly common ones, often repeated, sometimes any of all planes."""
-    lengths = rng.integers(0, 25, count)
+    """Strings of up to 24 characters: mostly common ones, often repeated, sometimes any of all planes.
+
+    One in twenty is long, since the splitter takes 64 bytes at a time, and most of these have little beyond ASCII.
+    """
+    is_long = rng.random(count) < 0.05
+    lengths = np.where(is_long, rng.integers(60, 400, count), rng.integers(0, 25, count))
+    plain = np.where(is_long, rng.choice([0, 0.9, 0.99, 1], count), 0)
     total = int(lengths.sum())
     common = np.array([ord(character) for character in COMMON], np.uint32)
     codes = common[rng.integers(0, len(common), total)]
     anything = rng.random(total) < 0.06
+    is_plain = rng.random(total) < np.repeat(plain, lengths)
+    codes[is_plain] = rng.choice(common[common < 0x80], int(is_plain.sum()))
+    anything &= ~is_plain
     codes[anything] = rng.integers(0, 0x110000, int(anything.sum()))
     codes[(codes >= 0xD800) & (codes < 0xE000)] = 0xFFFD
     repeated = np.flatnonzero(rng.random(total) < 0.3)
