@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tiktoken
 
+from nanochat import _rustbpe
 from nanochat.configurator import cli, setting
 from nanochat.tokenizer import SPLIT_PATTERN
 
@@ -58,10 +59,8 @@ class Config:
 # Training: (texts, vocab_size, threads) -> tokens by id, or None where they cannot be compared
 
 
-def train_nanochat(texts: list[str], vocab_size: int, threads: int) -> list[bytes]:
-    from nanochat import _rustbpe
-
-    return _rustbpe.train(iter(texts), vocab_size, SPLIT_PATTERN, num_threads=threads)
+def train_nanochat(texts: Any, vocab_size: int, threads: int) -> list[bytes]:
+    return _rustbpe.train(texts, vocab_size, SPLIT_PATTERN, num_threads=threads)
 
 
 def train_rustbpe(texts: list[str], vocab_size: int, _threads: int) -> list[bytes]:
@@ -90,8 +89,9 @@ def train_gigatoken(texts: list[str], vocab_size: int, _threads: int) -> None:
     gigatoken.train_bpe("\0".join(texts).encode(), vocab_size, [], separator=b"\0")
 
 
-TRAINERS: dict[str, Callable[[list[str], int, int], list[bytes] | None]] = {
+TRAINERS: dict[str, Callable[[Any, int, int], list[bytes] | None]] = {
     "nanochat": train_nanochat,
+    "nanochat, Arrow": train_nanochat,
     "rustbpe": train_rustbpe,
     "tokenizers": train_tokenizers,
     "bpeasy": train_bpeasy,
@@ -102,8 +102,6 @@ TRAINERS: dict[str, Callable[[list[str], int, int], list[bytes] | None]] = {
 
 
 def encode_nanochat(column: Any, tokens: list[bytes], threads: int, pattern: str, arrow: bool = False) -> Any:
-    from nanochat import _rustbpe
-
     encoder = _rustbpe.Encoder(pattern, tokens, [])
     texts = column if arrow else column.to_pylist()
     return lambda: np.asarray(encoder.encode_batch(texts, threads)[0])
@@ -188,7 +186,7 @@ def measure(kind: str, name: str, files: list[str], vocab_size: int, threads: in
     """In a fresh process: send {cold, warm, cpu: seconds, megabytes, checksum}."""
     column = pa.chunked_array([chunk for file in files for chunk in pq.read_table(file)["text"].chunks])
     if kind == "train":
-        texts = column.to_pylist()
+        texts = column if "Arrow" in name else column.to_pylist()
         held = peak_megabytes()
         start, cpu = time.perf_counter(), time.process_time()
         tokens = TRAINERS[name](texts, vocab_size, threads)
@@ -197,7 +195,8 @@ def measure(kind: str, name: str, files: list[str], vocab_size: int, threads: in
         checksum = None if tokens is None else hash(tuple(tokens))
     else:
         make, options = ENCODERS[name]
-        run = make(column, vocabulary(column, vocab_size, options["pattern"]), threads, **options)
+        tokens = _rustbpe.train(column, vocab_size, options["pattern"])
+        run = make(column, tokens, threads, **options)
         held = peak_megabytes()
         seconds, cpu_seconds = [], []
         for _ in range(3):
@@ -211,12 +210,6 @@ def measure(kind: str, name: str, files: list[str], vocab_size: int, threads: in
     peak = peak_megabytes() - held if kind == "train" else megabytes
     times = {"cold": seconds[0], "warm": seconds[-1], "cpu": cpu_seconds[0]}
     channel.send({**times, "megabytes": peak, "checksum": checksum})
-
-
-def vocabulary(column: Any, vocab_size: int, pattern: str) -> list[bytes]:
-    from nanochat import _rustbpe
-
-    return _rustbpe.train(column.to_pylist(), vocab_size, pattern)
 
 
 def peak_megabytes() -> float:
@@ -264,8 +257,6 @@ def compare(config: Config, corpus: str, threads: int) -> None:
 
 def worst_cases() -> None:
     """Our processor time for one long word and the like: four times the text should take about four times as long."""
-    from nanochat import _rustbpe
-
     rng = random.Random(0)
     letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=4_000_000))
     texts = {"a...a": "a" * 4_000_000, "random letters": letters, "spaces": " " * 4_000_000}
