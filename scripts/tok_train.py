@@ -90,8 +90,9 @@ def capped(arrays: Iterable[Any], max_chars: int, doc_cap: int) -> Iterator[Any]
             array = pc.utf8_slice_codeunits(array, 0, doc_cap)  # Arrow means characters
         ends = np.cumsum(pc.utf8_length(array), dtype=np.int64)
         whole = int(np.searchsorted(ends, left, side="right"))  # so many documents fit
-        yield array[:whole]
-        left -= int(ends[whole - 1]) if whole else 0
+        if whole:
+            yield array[:whole]
+            left -= int(ends[whole - 1])
         if left and whole < len(array):
             yield pc.utf8_slice_codeunits(array[whole : whole + 1], 0, left)
             left = 0

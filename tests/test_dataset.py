@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from nanochat import dataset, download, shards, textfiles
 from nanochat.common import UserError
 from nanochat.dataset import Config, iter_documents, load_manifest, open_split, prepare, shard_paths, write_dataset
-from nanochat.shards import write_shard
+from nanochat.shards import Documents, write_shard
 from nanochat.textfiles import cut
 from tests.conftest import ROOT
 from tests.fileserver import FileServer, running
@@ -120,6 +120,12 @@ def test_a_row_without_text_counts(tmp_path: Path) -> None:
     [array] = open_split("train", tmp_path).arrays()
     assert array.to_pylist() == ["a", "", "b"]
     assert array.null_count == 0
+    # What other programs may have written; dictionary codes come back as such.
+    for kind in (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.binary()):
+        pq.write_table(pa.table({"text": pa.array([b"a", None, b"\xc3\xa9"]).cast(pa.string()).cast(kind)}), path)
+        [array] = Documents([path]).arrays()
+        assert array.to_pylist() == list(Documents([path]).iterate()) == ["a", "", "é"]
+        assert array.type in (pa.string(), pa.large_string())
 
 
 def test_the_hash_is_of_the_contents(tmp_path: Path) -> None:
