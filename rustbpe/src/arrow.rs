@@ -3,7 +3,7 @@
 //! The interface is C structs with pointers, so this is where `unsafe` cannot be avoided. What is relied on is what the
 //! specification promises (https://arrow.apache.org/docs/format/CDataInterface.html): the buffers live until `release`
 //! is called, there are `length + offset + 1` offsets, and the data reaches as far as the last one. What can be checked
-//! is checked: the format, nulls, offsets that fall, and UTF-8.
+//! is checked: the format, nulls, offsets that fall; UTF-8 by those who read the texts.
 
 use crate::Text;
 use std::ffi::{c_char, c_int, c_void, CStr};
@@ -166,7 +166,7 @@ impl Texts {
         Ok(())
     }
 
-    /// All texts in order.
+    /// All texts in order; whether they are UTF-8 was not looked at.
     pub fn texts(&self) -> Result<Vec<Text<'_>>, String> {
         let rows = self.columns.iter().flat_map(|column| (0..column.len()).map(move |row| column.get(row)));
         rows.map(|bytes| bytes.map(Text::Bytes)).collect()

@@ -64,15 +64,35 @@ impl Splitter {
 
     /// A place near `at`, but not before it, where `text` can be cut without changing a word; its end if there is none.
     ///
-    /// In the family no word has a space after a character that is not white, and no rule looks back. That holds for bytes
-    /// that are no UTF-8, too, since they end at a character of ASCII.
+    /// In the family no word has a space after a character that is not white, nor goes on behind a line end between two
+    /// such characters, and no rule looks back. All this holds for bytes that are no UTF-8, too.
     pub fn cut(&self, text: &[u8], at: usize) -> usize {
-        let cut = |i: &usize| text[*i] == b' ' && text[i - 1].is_ascii_graphic();
+        let is_cut = |i: &usize| match (text[*i - 1], text[*i]) {
+            (before, b' ') => before.is_ascii_graphic(),
+            (b'\n', _) => ends_solid(&text[..*i - 1]) && begins_solid(&text[*i..]),
+            _ => false,
+        };
         match self.0 {
-            Kind::Family(..) => (at.max(1)..text.len()).find(cut).unwrap_or(text.len()),
+            Kind::Family(..) => (at.max(1)..text.len()).find(is_cut).unwrap_or(text.len()),
             Kind::Regex(_) => text.len(),
         }
     }
+}
+
+/// Is there surely a character that is not white? Asked in ASCII, and where most texts without spaces have their characters:
+/// U+3000, which is white, to U+FFFF.
+fn begins_solid(text: &[u8]) -> bool {
+    match text {
+        [0xE3, 0x80, 0x80, ..] => false,
+        [0xE3..=0xEF, 0x80..=0xBF, 0x80..=0xBF, ..] => true,
+        [first, ..] => first.is_ascii_graphic(),
+        [] => false,
+    }
+}
+
+/// The same for the last character.
+fn ends_solid(text: &[u8]) -> bool {
+    text.last().is_some_and(u8::is_ascii_graphic) || text.last_chunk::<3>().is_some_and(|three| !three.is_ascii() && begins_solid(three))
 }
 
 /// Bounds of words handed over together, at most.

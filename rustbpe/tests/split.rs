@@ -121,14 +121,25 @@ fn by_hand_equals_the_regex_at_length() {
 #[test]
 fn cuts_change_no_word() {
     let mut rng = Rng(7);
-    let splitter = Splitter::new(OURS).unwrap();
-    for _ in 0..3000 {
-        let text = rng.text() + &rng.text();
-        let cut = splitter.cut(text.as_bytes(), rng.below(text.len() + 1));
-        let parts = [words(&splitter, &text[..cut]), words(&splitter, &text[cut..])].concat();
-        assert_eq!(parts, words(&splitter, &text), "{text:?} at {cut}");
+    for pattern in FAMILY {
+        let splitter = Splitter::new(pattern).unwrap();
+        let mut cuts = 0;
+        for _ in 0..3000 {
+            let mut text = rng.text() + &rng.text();
+            if rng.below(2) == 0 {
+                text = text.replace(' ', "世").replace('\t', "世\n").replace('a', "。\n。").replace('E', "\u{3000}");
+            }
+            let cut = splitter.cut(text.as_bytes(), rng.below(text.len() + 1));
+            let parts = [words(&splitter, &text[..cut]), words(&splitter, &text[cut..])].concat();
+            assert_eq!(parts, words(&splitter, &text), "{text:?} at {cut}, {pattern}");
+            cuts += usize::from(cut < text.len());
+        }
+        assert!(cuts > 1000, "{cuts}");
     }
+    let splitter = Splitter::new(OURS).unwrap();
     assert_eq!(splitter.cut(b"ab cd ef", 3), 5);
+    assert_eq!(splitter.cut("世世\n世\n世世".as_bytes(), 2), 7);
+    assert_eq!(splitter.cut("世\u{3000}\n世\n\u{3000}世".as_bytes(), 2), 20);
     assert_eq!(Splitter::by_regex(OURS).unwrap().cut(b"ab cd ef", 3), 8);
 }
 
