@@ -79,20 +79,19 @@ impl Splitter {
     }
 }
 
-/// Is there surely a character that is not white? Asked in ASCII, and where most texts without spaces have their characters:
-/// U+3000, which is white, to U+FFFF.
+/// Does the text surely begin with a character that is not white?
 fn begins_solid(text: &[u8]) -> bool {
-    match text {
-        [0xE3, 0x80, 0x80, ..] => false,
-        [0xE3..=0xEF, 0x80..=0xBF, 0x80..=0xBF, ..] => true,
-        [first, ..] => first.is_ascii_graphic(),
-        [] => false,
-    }
+    text.first().is_some_and(u8::is_ascii_graphic) || text.first_chunk().is_some_and(is_solid)
 }
 
-/// The same for the last character.
+/// Does it surely end with one?
 fn ends_solid(text: &[u8]) -> bool {
-    text.last().is_some_and(u8::is_ascii_graphic) || text.last_chunk::<3>().is_some_and(|three| !three.is_ascii() && begins_solid(three))
+    text.last().is_some_and(u8::is_ascii_graphic) || text.last_chunk().is_some_and(is_solid)
+}
+
+/// A character of three bytes from U+3001 on: where texts without spaces have theirs. White is only U+3000 before.
+fn is_solid(three: &[u8; 3]) -> bool {
+    matches!(three, [0xE3..=0xEF, 0x80..=0xBF, 0x80..=0xBF]) && *three != [0xE3, 0x80, 0x80]
 }
 
 /// Bounds of words handed over together, at most.
