@@ -158,7 +158,11 @@ def main(config: Config) -> dict[str, float]:
 
     flops = model.estimate_flops() * config.total_batch_size
     product_flops = 2 * config.products**3
-    shares = {name: median(name) / median("step") for name in ("forward_backward", "optimizer")}
+    shares = {
+        "forward_backward": statistics.median(each.forward_backward / each.step for each in times),
+        "optimizer": statistics.median(each.optimizer / each.step for each in times),
+        "rest": statistics.median((each.step - each.forward_backward - each.optimizer) / each.step for each in times),
+    }
     found = {
         "tokens_per_second": config.total_batch_size / median("step"),
         "flops_per_second": flops / median("step"),
@@ -168,7 +172,6 @@ def main(config: Config) -> dict[str, float]:
             (flops / each.forward_backward) / (product_flops / each.product) for each in times
         ),
         **shares,
-        "rest": max(0.0, 1 - sum(shares.values())),
     }
     tell(config, runtime, model.num_params(), found)
     return found

@@ -31,7 +31,7 @@ def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
     flops_per_token = 6 * (12 * 64 * 64 + 320 * 64) + 12 * 64 * 16
     assert found["flops_per_second"] == pytest.approx(found["tokens_per_second"] * flops_per_token)
     assert all(value > 0 for value in found.values())
-    assert found["forward_backward"] + found["optimizer"] < 1.5
+    assert max(found[name] for name in ("forward_backward", "optimizer", "rest")) < 1
     assert found["forward_backward_fraction"] > found["fraction"]
     out = capsys.readouterr().out
     for words in ("tokens/s", "GFLOP/s", "training / products", "forward + backward", "optimizer", "rest", "float32"):
