@@ -12,7 +12,7 @@ A script names each setting once, with its type, default and help text:
 
 and is called as `python -m scripts.x [settings.toml] [--depth=4] [--run NAME]`. Dashes and underscores are alike,
 abbreviations are not accepted, a flag beats the file and the file beats the default. What is wrong with them is said in
-a `UserError` of one line; a value outside of its range also where a config is made without a command line.
+a `UserError` of one line; a value that is not allowed also where a config is made without a command line.
 """
 
 from __future__ import annotations
@@ -38,23 +38,28 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-C = TypeVar("C")
 
 _NOT_GIVEN = object()  # only flags that were given may override the file
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a config derives from: a value outside of its setting's range is refused wherever the config is made.
+    """What a config derives from: a value that its setting does not allow is refused wherever the config is made.
 
     A `__post_init__` of the config's own calls `super().__post_init__()` first.
     """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, rule = getattr(self, field.name), field.metadata["range"]
-            if rule and not rule.allows(value):
+            value, rule, choices = getattr(self, field.name), field.metadata["range"], field.metadata["choices"]
+            allowed = rule is None or rule.allows(value)
+            if choices:
+                allowed, rule = value in (*choices, None), f"one of {', '.join(map(str, choices))}"
+            if not allowed:
                 raise UserError(f"{field.name} is {value!r}: it must be {rule} ({field.metadata['help']})")
+
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ def setting(
 ) -> Any:
     """A dataclass field that is also a flag.
 
-    `short="i"` adds `-i`; `choices` are the only values allowed; `positional=True` makes it a bare word. A number's
-    range is `at_least` or `above` something, and perhaps `at_most`; `also` is allowed outside of it, and so is None.
+    `short="i"` adds `-i`; `positional=True` makes it a bare word; `choices` are the only values allowed. A number's
+    range is `at_least` or `above` something, and perhaps `at_most`; `also` is allowed outside of it. None always is.
     """
     has_range = max(at_least, above, -at_most) > -math.inf
     rule = _Range(at_least, above, at_most, also) if has_range else None
@@ -107,7 +112,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
     Raises UserError, of one line, for an unknown setting, a wrong type, or a value that `__post_init__` refuses.
 
     >>> @dataclasses.dataclass(frozen=True)
-    ... class Config:
+    ... class Config(Settings):
     ...     batch_size: int = setting(8, "rows in a batch")
     ...     lr: float = setting(0.1, "learning rate")
     >>> parse(Config, ["--batch-size=4", "--lr", "0"])
@@ -173,7 +178,7 @@ def _parser(config_class: type[Any], doc: str | None) -> argparse.ArgumentParser
             "default": _NOT_GIVEN,
             "help": f"{text} (default: {shown(field.default)}{rule})",
             "metavar": "|".join(map(str, choices)) if choices else "|".join(map(kind_name, kinds)).upper(),
-            "type": _reader(field, kinds),
+            "type": _reader(kinds),
         }
         if field.metadata["positional"]:
             parser.add_argument(field.name, nargs="?", **options)
@@ -200,20 +205,12 @@ def _fields(config_class: type[Any]) -> list[tuple[dataclasses.Field[Any], tuple
     return found
 
 
-def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
-    choices = field.metadata["choices"]
-    if choices and value not in choices:
-        raise TypeError(f"choose from {', '.join(map(str, choices))}")
-
-
-def _reader(field: dataclasses.Field[Any], kinds: tuple[Any, ...]) -> Callable[[str], Any]:
+def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
-            value = from_text(text, kinds)
-            _check_choice(field, value)
+            return from_text(text, kinds)
         except TypeError as error:
             raise argparse.ArgumentTypeError(f"{text}: {error}") from error
-        return value
 
     return read
 
@@ -226,16 +223,14 @@ def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
         raise UserError(f"settings file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {path}: {error}") from error
-    fields = {field.name: (field, kinds) for field, kinds in _fields(config_class)}
+    kinds = {field.name: kinds for field, kinds in _fields(config_class)}
     values = {}
     for key, value in content.items():
         name = key.replace("-", "_")
-        if name not in fields:
+        if name not in kinds:
             raise UserError(f"settings file {path}: unknown setting {key}{_suggestion(config_class, name)}")
-        field, kinds = fields[name]
         try:
-            values[name] = from_toml(value, kinds)
-            _check_choice(field, values[name])
+            values[name] = from_toml(value, kinds[name])
         except TypeError as error:
             raise UserError(f"settings file {path}: {key} = {value!r}: {error}") from error
     return values

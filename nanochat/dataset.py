@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from nanochat import report
 from nanochat.common import UserError, print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.download import download_all
 from nanochat.shards import (
     Documents,
@@ -68,25 +68,29 @@ _MADE_NAME = re.compile(r"shard_[0-9a-f]{8}_(\d{5}|val)\.parquet")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     source: str = setting("hub", "hub, storyworld, or the path of a folder or file of txt, md, jsonl, parquet")
-    num_shards: int = setting(8, "training shards from the hub (-1 = all 1,822) or of the storyworld", short="n")
-    workers: int = setting(4, "downloads at the same time", short="w")
-    docs_per_shard: int = setting(8192, "documents in a shard that is written here (not downloaded)")
-    seed: int = setting(0, "of the storyworld, and of the order in which imported documents are shuffled")
+    num_shards: int = setting(
+        8,
+        "training shards from the hub (-1 = all 1,822) or of the storyworld",
+        short="n",
+        at_least=1,
+        also=-1,
+    )
+    workers: int = setting(4, "downloads at the same time", short="w", at_least=1)
+    docs_per_shard: int = setting(8192, "documents in a shard that is written here (not downloaded)", at_least=1)
+    seed: int = setting(0, "of the storyworld, and of the order in which imported documents are shuffled", at_least=0)
     shuffle: bool = setting(True, "shuffle imported training documents; false keeps the order of the files")
     text_column: str = setting("text", "column of parquet and field of jsonl that holds the text")
-    max_chars: int = setting(100_000, "imported documents are cut at about this many characters (at least 100)")
+    max_chars: int = setting(100_000, "imported documents are cut at about this many characters", at_least=100)
     overwrite: bool = setting(False, "replace the data set that is there")
 
     def __post_init__(self) -> None:
-        if self.num_shards == 0 or self.num_shards < -1 or (self.num_shards == -1 and self.source != "hub"):
-            raise ValueError(f"--num_shards={self.num_shards}: at least 1 (or -1 for all of the hub's)")
+        super().__post_init__()
         if self.source == "hub" and self.num_shards >= HUB_SHARDS:
-            raise ValueError(f"--num_shards={self.num_shards}: the hub has {HUB_SHARDS - 1} training shards")
-        for name, least in (("workers", 1), ("docs_per_shard", 1), ("max_chars", 100), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name}={getattr(self, name)}: at least {least}")
+            raise UserError(f"num_shards is {self.num_shards}: the hub has {HUB_SHARDS - 1} training shards")
+        if self.source != "hub" and self.num_shards == -1:
+            raise UserError("num_shards is -1: only the hub has an end; say how many")
 
 
 def main(config: Config) -> None:

@@ -33,7 +33,7 @@ from nanochat.checkpoint_manager import (
     run_dir,
 )
 from nanochat.common import UserError, base_dir, print0, write_json_atomic, write_text_atomic
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.gpt import GPTConfig
 from nanochat.hf_model import model_card, model_config, special_ids, to_transformers
 from nanochat.hf_tokenizer import to_hugging_face, tokenizer_config
@@ -42,16 +42,17 @@ from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     source: str = setting("base", "stage whose model is exported", short="i", choices=tuple(FOLDERS))
     model_tag: str | None = setting(None, "which model; default: the deepest", short="g")
-    step: int = setting(-1, "checkpoint; -1 = the last", short="s")
+    step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, also=-1)
     out: Path | None = setting(None, "folder to write; must be given, and new or empty")
     overwrite: bool = setting(False, "replace the model that was exported there before")
     push: str | None = setting(None, "repository of the hub to upload to, as OWNER/NAME; made private if it is new")
     yes: bool = setting(False, "upload without asking")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.out is None:
             raise UserError("--out is missing: name the folder to write")
         if self.push is not None and self.push.count("/") != 1:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nanochat.checkpoint_manager import FOLDERS, list_steps, run_dir, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.hf_model import from_transformers, read_config
 from nanochat.hf_tokenizer import from_hugging_face
 from nanochat.runtime import DTYPES
@@ -33,12 +33,13 @@ from nanochat.tokenizer import FILE_NAME, Tokenizer
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     folder: Path | None = setting(None, "folder of the model", positional=True)
     source: str = setting("base", "stage that it is imported as", short="i", choices=tuple(FOLDERS))
     model_tag: str | None = setting(None, "name of the imported model; default: d and its layers", short="g")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.folder is None:
             raise UserError("name the folder to import")
 

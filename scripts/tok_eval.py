@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import tiktoken
 
-from nanochat.common import UserError, print0
-from nanochat.configurator import cli, setting
+from nanochat.common import print0
+from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import iter_documents
 from nanochat.report import log_section
 from nanochat.tokenizer import Tokenizer, get_tokenizer
@@ -63,13 +63,11 @@ Sturms blieb er auf halber Höhe stehen, denn draußen klopfte etwas langsam und
 
 
 @dataclass(frozen=True)
-class Config:
-    max_chars: int = setting(2_000_000, "read at most so many characters of the validation documents; 0 = none")
+class Config(Settings):
+    max_chars: int = setting(
+        2_000_000, "read at most so many characters of the validation documents; 0 = none", at_least=0
+    )
     peers: bool = setting(True, "compare with GPT-2's and GPT-4's tokenizers, from tiktoken's cache or the network")
-
-    def __post_init__(self) -> None:
-        if self.max_chars < 0:
-            raise UserError(f"max_chars = {self.max_chars}: must be at least 0")
 
 
 def main(config: Config) -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from nanochat.common import UserError, base_dir, print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import open_split
 from nanochat.encoders import as_strings
 from nanochat.report import log_section
@@ -32,18 +32,14 @@ Other scripts: Привет, мир! 你好，世界。नमस्ते दु
 
 
 @dataclass(frozen=True)
-class Config:
-    max_chars: int = setting(2_000_000_000, "train on at most so many characters")
-    doc_cap: int = setting(10_000, "use at most so many characters of each document; -1 = all of them")
-    vocab_size: int = setting(65_536, "number of tokens: 256 bytes, the merges and the special tokens")
-
-    def __post_init__(self) -> None:
-        if self.max_chars < 1:
-            raise UserError(f"max_chars = {self.max_chars}: must be at least 1")
-        if self.doc_cap < 1 and self.doc_cap != -1:
-            raise UserError(f"doc_cap = {self.doc_cap}: must be at least 1, or -1 for whole documents")
-        if self.vocab_size < MIN_VOCAB_SIZE:
-            raise UserError(f"vocab_size = {self.vocab_size}: must be at least {MIN_VOCAB_SIZE}")
+class Config(Settings):
+    max_chars: int = setting(2_000_000_000, "train on at most so many characters", at_least=1)
+    doc_cap: int = setting(
+        10_000, "use at most so many characters of each document; -1 = all of them", at_least=1, also=-1
+    )
+    vocab_size: int = setting(
+        65_536, "number of tokens: 256 bytes, the merges and the special tokens", at_least=MIN_VOCAB_SIZE
+    )
 
 
 def main(config: Config) -> Tokenizer:

@@ -407,7 +407,7 @@ def test_quoted_and_unquoted_words_are_apart() -> None:
         (["-n", "2"], "at temperature 0"),
         (["-t", "-1"], "temperature is -1"),
         (["-k", "0"], "top_k is 0"),
-        (["-i", "chat"], "choose from base, mid, sft, rl"),
+        (["-i", "chat"], "one of base, mid, sft, rl"),
     ],
 )
 def test_a_bad_command_line(words: list[str], complaint: str) -> None:

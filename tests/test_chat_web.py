@@ -490,7 +490,7 @@ def test_no_model() -> None:
         (["-m", "5000"], "max_tokens is 5000: it must be a whole number from 1 to 4096"),
         (["-n", "0"], "num_gpus is 0: it must be at least 1"),
         (["-p", "70000"], "port is 70000: it must be from 0 to 65535"),
-        (["-i", "base"], "choose from mid, sft, rl"),
+        (["-i", "base"], "one of mid, sft, rl"),
     ],
 )
 def test_settings_that_mean_nothing(flags: list[str], why: str) -> None:

@@ -18,7 +18,7 @@ from nanochat.configurator import Settings, cli, parse, setting
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     depth: int = setting(20, "layers, 100% of them", short="d")
     device_batch_size: int | str = setting("auto", "rows of one micro-batch")
     lr: float = setting(0.1, "learning rate")
@@ -29,6 +29,7 @@ class Config:
     bits: int = setting(8, "bits", choices=(4, 8))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.depth < 1:
             raise ValueError(f"depth = {self.depth}: at least 1")
 
@@ -191,6 +192,12 @@ def test_ranges(tmp_path: Path, name: str, inside: list[Any], outside: list[Any]
                 assert str(parsed.value) == str(made.value)
 
 
+def test_choices_hold_without_a_command_line() -> None:
+    for wrong, message in (({"mode": "x"}, "mode is 'x': it must be one of on, off"), ({"bits": 5}, "one of 4, 8")):
+        with pytest.raises(UserError, match=message):
+            Config(**wrong)  # type: ignore[arg-type]
+
+
 def test_ranges_are_inherited_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     @dataclass(frozen=True)
     class Heir(Ranged):
@@ -215,7 +222,7 @@ def test_ranges_are_inherited_and_shown(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_positional_word() -> None:
     @dataclass(frozen=True)
-    class Action:
+    class Action(Settings):
         action: str = setting("generate", "what to do", choices=("generate", "reset"), positional=True)
         loud: bool = setting(False, "say more")
 
@@ -227,7 +234,7 @@ def test_positional_word() -> None:
 
 def test_a_type_that_no_flag_can_give_is_a_bug() -> None:
     @dataclass(frozen=True)
-    class Wrong:
+    class Wrong(Settings):
         names: list[str] = setting((), "names")
 
     with pytest.raises(AssertionError, match="names"):
@@ -273,9 +280,9 @@ def test_a_script_says_how_it_is_called(tmp_path: Path) -> None:
         '"""Doc of the script."""\n'
         "from __future__ import annotations\n"
         "from dataclasses import dataclass\n"
-        "from nanochat.configurator import cli, setting\n"
+        "from nanochat.configurator import Settings, cli, setting\n"
         "@dataclass(frozen=True)\n"
-        "class Config:\n"
+        "class Config(Settings):\n"
         '    depth: int = setting(20, "layers")\n'
         "if __name__ == '__main__':\n"
         "    cli(Config, print, __doc__)\n",

@@ -349,9 +349,9 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     "bad", [{"num_shards": 0}, {"num_shards": 1823}, {"workers": 0}, {"max_chars": 5}, {"seed": -1}]
 )
 def test_impossible_settings(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"--{next(iter(bad))}={next(iter(bad.values()))}: "):
+    with pytest.raises(UserError, match=f"^{next(iter(bad))} is {next(iter(bad.values()))}: "):
         Config(**bad)
-    with pytest.raises(ValueError, match="--num_shards=-1: at least 1"):
+    with pytest.raises(UserError, match="num_shards is -1: only the hub"):
         Config(source="storyworld", num_shards=-1)
 
 

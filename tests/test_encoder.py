@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nanochat.encoders import TiktokenEncoder, encoder_class
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN
 
-_rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built")
+_rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4 = (

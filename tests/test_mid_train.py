@@ -52,8 +52,8 @@ def run(script: ModuleType, *flags: str) -> LoopState:
         ("--device_batch_size=some", "device_batch_size is 'some'"),
         ("--lr_scale=0", "lr_scale is 0.0"),
         ("--matrix_lr=-1", "matrix_lr is"),
-        ("--source=rl", "choose from"),
-        ("--kind=poem", "choose from auto, web, world"),
+        ("--source=rl", "one of base, mid, sft"),
+        ("--kind=poem", "one of auto, web, world"),
         ("--mixtures=x", "did you mean --mixture?"),
     ],
 )

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from nanochat.tokenizer import SPLIT_PATTERN
 
-_rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built")
+_rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
 ROOT = Path(__file__).resolve().parent.parent
 
 # Few characters, so that pairs repeat, with ties, runs and every branch of the pattern.

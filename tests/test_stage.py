@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from nanochat import stage
 from nanochat.checkpoint_manager import build_model, open_checkpoint
 from nanochat.common import UserError
-from nanochat.configurator import parse, setting
+from nanochat.configurator import Settings, parse, setting
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
@@ -32,7 +32,7 @@ META: dict[str, Any] = {"settings": {}, "model_config": asdict(SHAPE), "compute_
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """The settings of some stage."""
 
     depth: int = setting(4, "layers")

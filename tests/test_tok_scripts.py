@@ -132,7 +132,7 @@ def test_nothing_is_saved_when_training_fails(base_dir: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("--max_chars=0", "max_chars = 0"), ("--doc_cap=0", "doc_cap = 0"), ("--vocab-size=264", "at least 265")],
+    [("--max_chars=0", "max_chars is 0"), ("--doc_cap=0", "doc_cap is 0"), ("--vocab-size=264", "at least 265")],
 )
 def test_impossible_settings(flag: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -36,7 +36,7 @@ TEXTS = ["the cat sat on the mat, the cat's mat", "she sees 1234 seas; he sees 5
 
 def train(kind: type[Tokenizer] = RustBPETokenizer, vocab_size: int = 300) -> Tokenizer:
     if kind is RustBPETokenizer:
-        pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built")
+        pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
     return kind.train_from_iterator(iter(TEXTS), vocab_size)
 
 
@@ -82,7 +82,7 @@ def test_both_trainers_give_the_same_kind_of_tokenizer(kind: type[Tokenizer], tm
 
 
 def test_the_trainers_agree_where_no_counts_are_equal() -> None:
-    pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built")
+    pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
     texts = ["aaaa " * 7, "bcbc " * 19, "dede dede bcx " * 41]
     trained = [kind.train_from_iterator(texts, 268) for kind in (RustBPETokenizer, HuggingFaceTokenizer)]
     assert len(trained[0].ranks) == 259
