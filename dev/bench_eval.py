@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from nanochat.chat_eval import choose_rows
 from nanochat.checkpoint_manager import build_model, load_model
 from nanochat.common import UserError, print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
 from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
@@ -45,10 +45,10 @@ WARM_UP = 1  # examples
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     eval_bundle: str | None = setting(None, "folder or zip file of the tasks; default: eval_bundle in the base folder")
     tasks: str = setting("", "only these, with | between them")
-    max_per_task: int = setting(100, "examples of each task; -1 = all", short="x")
+    max_per_task: int = setting(100, "examples of each task; -1 = all", short="x", at_least=1, also=-1)
     text: Path | None = setting(None, "folder of text to train the tokenizer on; default: the bundle's own text")
     depth: int = setting(4, "layers of the model")
     head_dim: int = setting(128, "size of an attention head")
@@ -57,14 +57,13 @@ class Config:
     trained: bool = setting(
         False, "take model and tokenizer from the base folder; the settings above do not count then"
     )
-    batch_tokens: int = setting(-1, "positions in a forward pass of the batched way; -1 = base_eval's", short="b")
+    batch_tokens: int = setting(
+        -1, "positions in a forward pass of the batched way; -1 = base_eval's", short="b", at_least=1, also=-1
+    )
     seed: int = setting(42, "of the weights, and of the choice of solved examples in a prompt")
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1 and self.batch_tokens != -1:
-            raise UserError(f"batch_tokens is {self.batch_tokens}: it must be at least 1, or -1 for what suits")
-        if self.max_per_task < 1 and self.max_per_task != -1:
-            raise UserError(f"max_per_task is {self.max_per_task}: it must be at least 1, or -1 for all")
+        super().__post_init__()
         self.shape(self.vocab_size)
 
     def shape(self, vocab_size: int) -> GPTConfig:

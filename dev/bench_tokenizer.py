@@ -34,8 +34,8 @@ import pyarrow.parquet as pq
 import tiktoken
 
 from nanochat import _rustbpe
-from nanochat.configurator import cli, setting
-from nanochat.tokenizer import SPLIT_PATTERN
+from nanochat.configurator import Settings, cli, setting
+from nanochat.tokenizer import MIN_VOCAB_SIZE, SPLIT_PATTERN
 
 GPT4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -46,12 +46,12 @@ CORPORA["python"] = "tokenizer/python"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     data: Path = setting(Path("../shared/data/text"), "folder of the corpora, parquet files with a column `text`")
     corpora: str = setting("textbooks,russian,chinese,python", "which of them, with commas")
-    vocab_size: int = setting(32768, "tokens to train")
+    vocab_size: int = setting(32768, "tokens to train", at_least=MIN_VOCAB_SIZE)
     threads: str = setting("1,2", "numbers of threads, with commas")
-    rounds: int = setting(3, "fresh processes per figure")
+    rounds: int = setting(3, "fresh processes per figure", at_least=1)
     only: str = setting("", "only lines that contain this")
     worst_cases: bool = setting(False, "measure how our time grows with the text instead")
 

@@ -37,7 +37,7 @@ import torch
 from nanochat.chat_eval import choose_rows
 from nanochat.checkpoint_manager import build_model, describe_model, load_model, run_dir, save_checkpoint
 from nanochat.common import UserError, print0
-from nanochat.configurator import cli, setting
+from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
 from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
@@ -52,23 +52,19 @@ Pair = tuple[list[int], list[int]]  # ids of a context, with <|bos|>, and of its
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     eval_bundle: str | None = setting(None, "folder or zip file of the tasks; default: eval_bundle in the base folder")
     tasks: str = setting(TASKS, "which of them, with | between; all = every one")
-    max_per_task: int = setting(50, "examples of each task; -1 = all", short="x")
+    max_per_task: int = setting(50, "examples of each task; -1 = all", short="x", at_least=1, also=-1)
     model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest base model", short="g")
-    step: int = setting(-1, "checkpoint; -1 = the last", short="s")
-    random_depth: int = setting(-1, "make a model of so many layers with random weights instead; -1 = do not")
+    step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, also=-1)
+    random_depth: int = setting(
+        -1, "make a model of so many layers with random weights instead; -1 = do not", at_least=1, also=-1
+    )
     max_seq_len: int = setting(1024, "tokens of its context")
     vocab_size: int = setting(8192, "tokens of its vocabulary, trained on the bundle's text")
-    batch_size: int = setting(8, "prompts that lm_eval reads at once", short="b")
+    batch_size: int = setting(8, "prompts that lm_eval reads at once", short="b", at_least=1)
     seed: int = setting(42, "of the weights, and of the choice of solved examples in a prompt")
-
-    def __post_init__(self) -> None:
-        if self.max_per_task < 1 and self.max_per_task != -1:
-            raise UserError(f"max_per_task is {self.max_per_task}: it must be at least 1, or -1 for all")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}: it must be at least 1")
 
 
 class Judge:

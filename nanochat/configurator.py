@@ -59,7 +59,7 @@ class Settings:
                 raise UserError(f"{field.name} is {value!r}: it must be {rule} ({field.metadata['help']})")
 
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Settings)
 
 
 @dataclass(frozen=True)
