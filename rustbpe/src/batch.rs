@@ -3,6 +3,7 @@
 
 use crate::encode::{Encoder, Id, Text, Worker};
 use crate::Error;
+use std::collections::BTreeMap;
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -45,8 +46,9 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
 ) -> Result<Batch<I>, E> {
     let (queue, jobs) = channel::<(usize, Job)>();
     let jobs = Mutex::new(jobs);
-    let work = || encoder.with_worker(|worker| work_off::<I>(encoder, worker, &jobs));
-    let (num_texts, outcomes) = thread::scope(|scope| {
+    let rows = Mutex::new(Rows::<I>::default());
+    let work = || encoder.with_worker(|worker| work_off(encoder, worker, &jobs, &rows));
+    let num_texts = thread::scope(|scope| {
         let mut others = Vec::new();
         let mut cutter = Cutter::default();
         let mut num_jobs = 0;
@@ -62,17 +64,14 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
         });
         queue.send((num_jobs, cutter.job)).expect("the receiver outlives this scope");
         drop(queue);
-        let mine = fed.map(|()| work());
+        let mine = fed.and_then(|()| Ok(work()?));
         let others = others.into_iter().map(|thread| thread.join().expect("encoding does not panic"));
-        let outcomes: Vec<Result<_, Error>> = others.collect();
-        mine.map(|mine| (cutter.num_texts, [vec![mine], outcomes].concat()))
+        let theirs: Vec<Result<(), Error>> = others.collect(); // of all of them, before an error is told
+        mine?;
+        theirs.into_iter().collect::<Result<(), Error>>()?;
+        Ok::<_, E>(cutter.num_texts)
     })?;
-    let mut done = Vec::new();
-    for outcome in outcomes {
-        done.extend(outcome?);
-    }
-    done.sort_unstable_by_key(|done: &Done<I>| done.job);
-    Ok(join(num_texts, done, num_threads))
+    Ok(rows.into_inner().unwrap_or_else(PoisonError::into_inner).finish(num_texts))
 }
 
 /// Cuts texts into jobs.
@@ -102,64 +101,75 @@ impl<'t> Cutter<'t> {
     }
 }
 
-/// The ids of a job, and how many of them each of its parts has, with the number of the text.
-#[derive(Clone)]
-struct Done<I> {
-    job: usize,
-    ids: Vec<I>,
-    counts: Vec<(usize, usize)>,
-}
-
 /// Take jobs until there are no more. After an error the others still empty the queue.
 fn work_off<I: Id>(
     encoder: &Encoder,
     worker: &mut Worker,
     jobs: &Mutex<Receiver<(usize, Job)>>,
-) -> Result<Vec<Done<I>>, Error> {
-    let mut all = Vec::new();
+    rows: &Mutex<Rows<I>>,
+) -> Result<(), Error> {
+    let (mut ids, mut counts) = (Vec::new(), Vec::new());
     loop {
         let received = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((number, job)) = received else { return Ok(all) };
-        let size: usize = job.iter().map(|(_, part)| part.len()).sum();
-        let mut done = Done { job: number, ids: Vec::with_capacity(size / 3), counts: Vec::with_capacity(job.len()) };
-        for (text, part) in job {
-            let before = done.ids.len();
-            worker.encode_into(encoder, part, &mut done.ids)?;
-            done.counts.push((text, done.ids.len() - before));
+        let Ok((number, job)) = received else { return Ok(()) };
+        ids.clear();
+        counts.clear();
+        if job.iter().map(|(_, part)| part.len()).sum::<usize>() >= JOB {
+            worker.prepare();
         }
-        all.push(done);
+        for (text, part) in job {
+            let before = ids.len();
+            worker.encode_into(encoder, part, &mut ids)?;
+            counts.push((text, ids.len() - before));
+        }
+        rows.lock().unwrap_or_else(PoisonError::into_inner).add(number, &ids, &counts);
     }
 }
 
-/// Put the results of all jobs, which are in order, together. Several threads copy, since new memory is slow at first.
-fn join<I: Id>(num_texts: usize, all: Vec<Done<I>>, num_threads: usize) -> Batch<I> {
-    let mut offsets = vec![0; num_texts + 1];
-    for (text, count) in all.iter().flat_map(|done| &done.counts) {
-        offsets[text + 1] += *count as i64;
+/// The ids of all jobs that are done up to the first that is not, in order. The threads' own memory for ids is used again
+/// and again, since new memory is slow at first.
+struct Rows<I> {
+    batch: Batch<I>,
+    /// The number of the job that is awaited.
+    next: usize,
+    /// Jobs that were done before it: ids, and how many of them each part has, with the number of its text.
+    early: BTreeMap<usize, (Vec<I>, Vec<(usize, usize)>)>,
+}
+
+impl<I> Default for Rows<I> {
+    fn default() -> Self {
+        Self { batch: Batch { ids: Vec::new(), offsets: vec![0] }, next: 0, early: BTreeMap::new() }
     }
-    let mut end = 0;
-    for offset in &mut offsets {
-        end += *offset;
-        *offset = end;
+}
+
+impl<I: Id> Rows<I> {
+    fn add(&mut self, job: usize, ids: &[I], counts: &[(usize, usize)]) {
+        if job != self.next {
+            self.early.insert(job, (ids.to_vec(), counts.to_vec()));
+            return;
+        }
+        self.append(ids, counts);
+        while let Some((ids, counts)) = self.early.remove(&self.next) {
+            self.append(&ids, &counts);
+        }
     }
-    let mut ids = vec![I::default(); end as usize];
-    let mut rest = &mut ids[..];
-    let mut pieces = Vec::with_capacity(all.len());
-    for done in all {
-        let (place, behind) = rest.split_at_mut(done.ids.len());
-        pieces.push((place, done.ids));
-        rest = behind;
+
+    fn append(&mut self, ids: &[I], counts: &[(usize, usize)]) {
+        let Batch { ids: all, offsets } = &mut self.batch;
+        let mut end = all.len() as i64;
+        for &(text, count) in counts {
+            offsets.resize(text + 2, end); // texts without a part, between the last one and this, are empty
+            end += count as i64;
+            offsets[text + 1] = end;
+        }
+        all.extend_from_slice(ids);
+        self.next += 1;
     }
-    let num_threads = num_threads.min(pieces.len());
-    let pieces = Mutex::new(pieces.into_iter());
-    let copy = || loop {
-        let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let Some((place, ids)) = piece else { break };
-        place.copy_from_slice(&ids);
-    };
-    thread::scope(|scope| {
-        (1..num_threads).for_each(|_| drop(scope.spawn(copy)));
-        copy();
-    });
-    Batch { ids, offsets }
+
+    fn finish(mut self, num_texts: usize) -> Batch<I> {
+        let end = self.batch.ids.len() as i64;
+        self.batch.offsets.resize(num_texts + 1, end);
+        self.batch.ids.shrink_to_fit();
+        self.batch
+    }
 }

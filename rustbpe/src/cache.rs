@@ -2,6 +2,7 @@
 
 use crate::words::{self, Packed, QuickHasher};
 use std::hash::Hasher;
+use std::hint::black_box;
 
 /// The ids of a short word: up to four of 21 bits, in 32 bits each, and how many they are in the highest byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,17 +59,28 @@ pub struct Cache {
     long: Vec<[u64; 3]>,
     bytes: Vec<u8>,
     ids: Vec<u32>,
+    is_prepared: bool,
 }
 
 impl Default for Cache {
     fn default() -> Self {
         let short = vec![0; (LINES + 1) * LINE];
         let begin = short.as_ptr().cast::<u8>().align_offset(LINE * size_of::<u128>()) / size_of::<u128>();
-        Self { short, begin, long: vec![[0; 3]; LONG_PLACES], bytes: Vec::new(), ids: Vec::new() }
+        Self { short, begin, long: vec![[0; 3]; LONG_PLACES], bytes: Vec::new(), ids: Vec::new(), is_prepared: false }
     }
 }
 
 impl Cache {
+    /// Have all of the tables' memory at hand. A page that is read before it is written costs twice, and the second time all
+    /// threads wait for it: to them it was another page, of zeros. So before much is encoded, each page is written.
+    pub fn prepare(&mut self) {
+        if !std::mem::replace(&mut self.is_prepared, true) {
+            let page = 4096;
+            self.short.iter_mut().step_by(page / size_of::<u128>()).for_each(|number| *black_box(number) = 0);
+            self.long.iter_mut().step_by(page / size_of::<[u64; 3]>()).for_each(|place| black_box(place)[0] = 0);
+        }
+    }
+
     #[inline(always)]
     fn line(&self, number: u64) -> usize {
         self.begin + LINE * (number as usize & (LINES - 1))

@@ -120,6 +120,11 @@ impl Encoder {
 }
 
 impl Worker {
+    /// Make ready for much text.
+    pub fn prepare(&mut self) {
+        self.cache.prepare();
+    }
+
     /// Append the ids of a text to `out`. Neighbouring bytes that are no UTF-8 are a word of their own.
     pub fn encode_into<I: Id>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
         let bytes = match text {
