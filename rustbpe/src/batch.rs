@@ -21,6 +21,9 @@ pub struct Batch<I> {
 /// Consecutive parts of texts, each with the number of its text.
 type Job<'t> = Vec<(usize, Text<'t>)>;
 
+/// How many ids a part has, behind the number of its text.
+type Count = (usize, usize);
+
 /// Encode texts in at most `num_threads` threads, this one included. The result does not depend on their number.
 ///
 /// ```
@@ -132,8 +135,8 @@ struct Rows<I> {
     batch: Batch<I>,
     /// The number of the job that is awaited.
     next: usize,
-    /// Jobs that were done before it: ids, and how many of them each part has, with the number of its text.
-    early: BTreeMap<usize, (Vec<I>, Vec<(usize, usize)>)>,
+    /// Jobs that were done before it.
+    early: BTreeMap<usize, (Vec<I>, Vec<Count>)>,
 }
 
 impl<I> Default for Rows<I> {
@@ -143,7 +146,7 @@ impl<I> Default for Rows<I> {
 }
 
 impl<I: Id> Rows<I> {
-    fn add(&mut self, job: usize, ids: &[I], counts: &[(usize, usize)]) {
+    fn add(&mut self, job: usize, ids: &[I], counts: &[Count]) {
         if job != self.next {
             self.early.insert(job, (ids.to_vec(), counts.to_vec()));
             return;
@@ -154,7 +157,7 @@ impl<I: Id> Rows<I> {
         }
     }
 
-    fn append(&mut self, ids: &[I], counts: &[(usize, usize)]) {
+    fn append(&mut self, ids: &[I], counts: &[Count]) {
         let Batch { ids: all, offsets } = &mut self.batch;
         let mut end = all.len() as i64;
         for &(text, count) in counts {
@@ -171,5 +174,31 @@ impl<I: Id> Rows<I> {
         self.batch.offsets.resize(num_texts + 1, end);
         self.batch.ids.shrink_to_fit();
         self.batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_in_any_order() {
+        // Texts 1, 3 and 4 have no part; text 2 is in three jobs; job 3 has none of any text.
+        let jobs: [(&[u16], &[Count]); 5] = [
+            (&[1, 2], &[(0, 1), (2, 1)]),
+            (&[3], &[(2, 1)]),
+            (&[4, 5], &[(2, 0), (5, 2)]),
+            (&[], &[]),
+            (&[6], &[(6, 1)]),
+        ];
+        for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3], [2, 4, 0, 3, 1]] {
+            let mut rows = Rows::default();
+            for job in order {
+                rows.add(job, jobs[job].0, jobs[job].1);
+            }
+            let batch = rows.finish(8);
+            assert_eq!(batch.ids, [1, 2, 3, 4, 5, 6]);
+            assert_eq!(batch.offsets, [0, 1, 1, 3, 3, 3, 5, 6, 6]);
+        }
     }
 }

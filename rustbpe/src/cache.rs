@@ -2,7 +2,6 @@
 
 use crate::words::{self, Packed, QuickHasher};
 use std::hash::Hasher;
-use std::hint::black_box;
 
 /// The ids of a short word: up to four of 21 bits, in 32 bits each, and how many they are in the highest byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,14 +70,21 @@ impl Default for Cache {
 }
 
 impl Cache {
-    /// Have all of the tables' memory at hand. A page that is read before it is written costs twice, and the second time all
-    /// threads wait for it: to them it was another page, of zeros. So before much is encoded, each page is written.
+    /// Have all of the tables' memory at hand, before much is encoded; words that were here are forgotten, the first time.
+    ///
+    /// A page that is read before it is written costs twice, and the second time all threads are interrupted: for them it
+    /// was another page, of zeros, until then.
     pub fn prepare(&mut self) {
         if !std::mem::replace(&mut self.is_prepared, true) {
-            let page = 4096;
-            self.short.iter_mut().step_by(page / size_of::<u128>()).for_each(|number| *black_box(number) = 0);
-            self.long.iter_mut().step_by(page / size_of::<[u64; 3]>()).for_each(|place| black_box(place)[0] = 0);
+            self.short.fill(0);
+            self.forget_long();
         }
+    }
+
+    fn forget_long(&mut self) {
+        self.long.fill([0; 3]);
+        self.bytes.clear();
+        self.ids.clear();
     }
 
     #[inline(always)]
@@ -156,9 +162,7 @@ impl Cache {
             return;
         }
         if self.bytes.len() + word.len() > BYTES_ROOM || self.ids.len() + ids.len() > IDS_ROOM {
-            self.long.fill([0; 3]);
-            self.bytes.clear();
-            self.ids.clear();
+            self.forget_long();
         }
         let hash = Self::hash_long(word);
         let both = |low: usize, high: usize| (high as u64) << 32 | low as u64;
@@ -207,6 +211,11 @@ mod tests {
             None => false,
         });
         assert!(remembered.count() > LINES * 9 / 10);
+        cache.prepare();
+        assert!((0..LINES as u32).all(|number| find(&cache, number).is_none()));
+        cache.keep_short(word(1), cache.ask(word(1)), &[1]);
+        cache.prepare();
+        assert_eq!(find(&cache, 1), Some(ShortIds::new(&[1])));
     }
 
     #[test]

@@ -154,7 +154,9 @@ fn count_jobs<T: Texts>(
 fn count(splitter: &Splitter, text: Text, range: Range<usize>, counts: &mut WordCounts) -> Result<(), Error> {
     let text = match text {
         Text::Str(text) => &text[range],
-        Text::Bytes(bytes) => std::str::from_utf8(&bytes[range]).map_err(|error| Error::Text(error.to_string()))?,
+        Text::Bytes(bytes) => {
+            simdutf8::compat::from_utf8(&bytes[range]).map_err(|error| Error::Text(error.to_string()))?
+        }
     };
     splitter.split(text, |bounds| {
         bounds.windows(2).for_each(|word| counts.add(text.as_bytes(), word[0], word[1], 1));

@@ -131,7 +131,7 @@ impl Worker {
             Text::Str(text) => return self.encode_str(encoder, text, out),
             Text::Bytes(bytes) => bytes,
         };
-        if let Ok(text) = std::str::from_utf8(bytes) {
+        if let Ok(text) = simdutf8::basic::from_utf8(bytes) {
             return self.encode_str(encoder, text, out);
         }
         let (mut start, mut end) = (0, 0); // of the bytes that are no UTF-8
