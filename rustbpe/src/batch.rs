@@ -2,6 +2,7 @@
 //! turn. Long texts are cut at places that change no word, so one long text keeps all threads busy as well.
 
 use crate::encode::{Encoder, Id, Text, Worker};
+use crate::pages::ask_for_large;
 use crate::Error;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{channel, Receiver};
@@ -34,22 +35,24 @@ type Count = (usize, usize);
 /// assert_eq!((batch.ids, batch.offsets), (vec![97, 98, 99], vec![0, 2, 2, 3]));
 /// ```
 pub fn encode_batch<I: Id>(encoder: &Encoder, texts: &[Text], num_threads: usize) -> Result<Batch<I>, Error> {
-    encode_fed(encoder, num_threads, |add| {
+    let size = texts.iter().map(Text::len).sum();
+    encode_fed(encoder, num_threads, size, |add| {
         texts.iter().for_each(|&text| add(text));
         Ok(())
     })
 }
 
 /// Encode the texts that `feed` hands to its argument, on this thread, while others begin to work; this one joins them when
-/// `feed` returns.
+/// `feed` returns. `size` is about how many bytes they have; memory for the ids is taken by it.
 pub fn encode_fed<'t, I: Id, E: From<Error>>(
     encoder: &Encoder,
     num_threads: usize,
+    size: usize,
     feed: impl FnOnce(&mut dyn FnMut(Text<'t>)) -> Result<(), E>,
 ) -> Result<Batch<I>, E> {
     let (queue, jobs) = channel::<(usize, Job)>();
     let jobs = Mutex::new(jobs);
-    let rows = Mutex::new(Rows::<I>::default());
+    let rows = Mutex::new(Rows::<I>::new(size));
     let work = || encoder.with_worker(|worker| work_off(encoder, worker, &jobs, &rows));
     let num_texts = thread::scope(|scope| {
         let mut others = Vec::new();
@@ -117,7 +120,8 @@ fn work_off<I: Id>(
         let Ok((number, job)) = received else { return Ok(()) };
         ids.clear();
         counts.clear();
-        if job.iter().map(|(_, part)| part.len()).sum::<usize>() >= JOB {
+        let size = job.iter().map(|(_, part)| part.len()).sum();
+        if size >= JOB {
             worker.prepare();
         }
         for (text, part) in job {
@@ -125,7 +129,7 @@ fn work_off<I: Id>(
             worker.encode_into(encoder, part, &mut ids)?;
             counts.push((text, ids.len() - before));
         }
-        rows.lock().unwrap_or_else(PoisonError::into_inner).add(number, &ids, &counts);
+        rows.lock().unwrap_or_else(PoisonError::into_inner).add(number, size, &ids, &counts);
     }
 }
 
@@ -137,16 +141,26 @@ struct Rows<I> {
     next: usize,
     /// Jobs that were done before it.
     early: BTreeMap<usize, (Vec<I>, Vec<Count>)>,
-}
-
-impl<I> Default for Rows<I> {
-    fn default() -> Self {
-        Self { batch: Batch { ids: Vec::new(), offsets: vec![0] }, next: 0, early: BTreeMap::new() }
-    }
+    /// Bytes that all texts have, more or less.
+    size: usize,
 }
 
 impl<I: Id> Rows<I> {
-    fn add(&mut self, job: usize, ids: &[I], counts: &[Count]) {
+    fn new(size: usize) -> Self {
+        Self { batch: Batch { ids: Vec::new(), offsets: vec![0] }, next: 0, early: BTreeMap::new(), size }
+    }
+
+    /// Add the ids of a job of so many bytes, and how many of them each of its parts has.
+    fn add(&mut self, job: usize, bytes: usize, ids: &[I], counts: &[Count]) {
+        let Batch { ids: all, .. } = &mut self.batch;
+        if all.is_empty() {
+            // The others will have about as many ids for their bytes. Room that is not used costs next to nothing, moving
+            // what is there for want of room a lot.
+            let share = self.size as f64 / bytes.max(1) as f64;
+            all.reserve((ids.len() as f64 * share * 1.05) as usize);
+            let room: *const [_] = all.spare_capacity_mut();
+            ask_for_large(room);
+        }
         if job != self.next {
             self.early.insert(job, (ids.to_vec(), counts.to_vec()));
             return;
@@ -192,9 +206,9 @@ mod tests {
             (&[6], &[(6, 1)]),
         ];
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3], [2, 4, 0, 3, 1]] {
-            let mut rows = Rows::default();
+            let mut rows = Rows::new(7);
             for job in order {
-                rows.add(job, jobs[job].0, jobs[job].1);
+                rows.add(job, 1, jobs[job].0, jobs[job].1);
             }
             let batch = rows.finish(8);
             assert_eq!(batch.ids, [1, 2, 3, 4, 5, 6]);

@@ -1,5 +1,6 @@
 //! Words that a thread has seen before, with their ids. Bounded: a word takes the place of another.
 
+use crate::pages::ask_for_large;
 use crate::words::{self, Packed, QuickHasher};
 use std::hash::Hasher;
 
@@ -76,6 +77,7 @@ impl Cache {
     /// was another page, of zeros, until then.
     pub fn prepare(&mut self) {
         if !std::mem::replace(&mut self.is_prepared, true) {
+            ask_for_large(&raw const self.short[..]);
             self.short.fill(0);
             self.forget_long();
         }

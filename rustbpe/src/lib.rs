@@ -16,6 +16,7 @@ mod count;
 mod encode;
 mod error;
 mod merge;
+mod pages;
 mod pattern;
 #[cfg(feature = "python")]
 mod py;

@@ -124,9 +124,10 @@ impl Source {
         match self {
             Source::Python(texts) => {
                 // Python gives out strings as UTF-8 one at a time, under its lock: other threads begin with those it gave.
+                let size = texts.iter().filter_map(|text| text.bind(py).len().ok()).sum();
                 let held: Vec<OnceLock<Held>> = texts.iter().map(|_| OnceLock::new()).collect();
                 py.detach(|| {
-                    encode_fed(encoder, num_threads, |add| {
+                    encode_fed(encoder, num_threads, size, |add| {
                         Python::attach(|py| {
                             for (cell, text) in held.iter().zip(texts) {
                                 let text = Held::new(text.bind(py))?;
