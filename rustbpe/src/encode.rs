@@ -1,7 +1,7 @@
 //! From text to ids: cut into words, look each up among those seen before, else among the tokens, else merge it.
 
 use crate::cache::{Cache, FEW};
-use crate::merge::merge_word;
+use crate::merge::{merge_short, merge_word, Tables};
 use crate::split::MANY;
 use crate::vocabulary::{Vocabulary, NONE};
 use crate::words::{pack, unpack, Packed, SHORT};
@@ -72,6 +72,7 @@ const ROOM: usize = 4 * SHORT * MANY;
 pub struct Worker {
     cache: Cache,
     scratch: Vec<u32>,
+    tables: Tables,
     /// Words, with their places in the cache, which is asked for many of them at once: memory is slow, but not one at a time.
     waiting: Box<[(Packed, usize); MANY]>,
     /// Room for their ids, in 32 bits each, the lowest byte first.
@@ -83,6 +84,7 @@ impl Default for Worker {
         Self {
             cache: Cache::default(),
             scratch: Vec::new(),
+            tables: Tables::default(),
             waiting: Box::new([(0, 0); MANY]),
             room: Box::new([0; ROOM]),
         }
@@ -151,7 +153,7 @@ impl Worker {
     fn encode_invalid<I: Id>(&mut self, encoder: &Encoder, bytes: &[u8], out: &mut Vec<I>) {
         self.scratch.clear();
         match encoder.vocabulary.id_of(bytes) {
-            NONE => merge_word(&encoder.vocabulary, bytes, &mut self.scratch),
+            NONE => merge_word(&encoder.vocabulary, bytes, &mut self.tables, &mut self.scratch),
             id => self.scratch.push(id),
         }
         out.extend(self.scratch.iter().map(|&id| I::new(id)));
@@ -209,7 +211,7 @@ impl Worker {
         }
         self.scratch.clear();
         match vocabulary.id_of(word) {
-            NONE => merge_word(vocabulary, word, &mut self.scratch),
+            NONE => merge_word(vocabulary, word, &mut self.tables, &mut self.scratch),
             id => self.scratch.push(id),
         }
         self.cache.keep_long(word, &self.scratch);
@@ -241,7 +243,7 @@ fn look_further<'s>(
         return scratch;
     }
     match vocabulary.of_short(word) {
-        NONE => merge_word(vocabulary, bytes, scratch),
+        NONE => merge_short(vocabulary, bytes, scratch),
         id => scratch.push(id),
     }
     if !has_many {

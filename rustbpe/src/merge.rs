@@ -10,19 +10,19 @@ use std::collections::BinaryHeap;
 const SCANNED: usize = 256;
 const GROUP: usize = 16;
 
-/// Append the ids of a word to `out`.
-pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+/// Append the ids of a word to `out`. The tables are always those of the same vocabulary.
+pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], tables: &mut Tables, out: &mut Vec<u32>) {
     if word.len() <= SHORT {
-        scan(vocabulary, word, out);
+        merge_short(vocabulary, word, out);
     } else if word.len() <= SCANNED {
         scan_groups(vocabulary, word, out);
     } else {
-        Buckets::new(vocabulary, word).merge_all(out);
+        Buckets::new(vocabulary, word, tables).merge_all(out);
     }
 }
 
-/// For short words.
-fn scan(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+/// Append the ids of a short word to `out`.
+pub fn merge_short(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
     let mut ids = [0; SHORT];
     // ranks[i]: what ids[i] and ids[i + 1] make together
     let mut ranks = [NONE; SHORT];
@@ -114,12 +114,21 @@ fn scan_groups(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
 /// of its cells, as in `train.rs`.
 struct Buckets<'v> {
     vocabulary: &'v Vocabulary,
+    tables: &'v mut Tables,
     /// An id in the first cell of a token; in the last one, if that is another, the id with the bit `END`.
     cells: Vec<u32>,
     buckets: Vec<Bucket>,
-    /// By id: the number of the token's bucket plus one, or 0.
-    bucket_of: Vec<u32>,
     lowest: BinaryHeap<Reverse<u32>>,
+}
+
+/// What `Buckets` knows of each id of the vocabulary: all zeros between two words, since to make them anew would cost more
+/// than to merge a word that is not very long.
+#[derive(Default)]
+pub struct Tables {
+    /// The number of the token's bucket plus one, or 0.
+    bucket_of: Vec<u32>,
+    /// How often two neighbouring bytes make it.
+    counts: Vec<u32>,
 }
 
 /// In a cell where no token starts.
@@ -129,6 +138,7 @@ const INSIDE: u32 = NONE;
 
 #[derive(Default)]
 struct Bucket {
+    made: u32,
     at: Vec<u32>,
     /// How many of them are done.
     done: usize,
@@ -136,31 +146,33 @@ struct Bucket {
 }
 
 impl<'v> Buckets<'v> {
-    fn new(vocabulary: &'v Vocabulary, word: &[u8]) -> Self {
+    fn new(vocabulary: &'v Vocabulary, word: &[u8], tables: &'v mut Tables) -> Self {
         assert!(u32::try_from(word.len()).is_ok(), "a word of more than 4 GiB");
+        tables.bucket_of.resize(vocabulary.len(), 0);
+        tables.counts.resize(vocabulary.len(), 0);
         let mut buckets = Self {
             vocabulary,
+            tables,
             cells: word.iter().map(|&byte| vocabulary.of_byte(byte)).collect(),
             buckets: Vec::new(),
-            bucket_of: vec![0; vocabulary.len()],
             lowest: BinaryHeap::new(),
         };
         // Once to count, once to note: no list has to grow.
         let made = |pair: &[u8]| vocabulary.of_byte_pair(pair[0], pair[1]);
-        let mut counts = vec![0_usize; vocabulary.len()];
+        let counts = &mut buckets.tables.counts;
         word.windows(2).map(made).filter(|&made| made != NONE).for_each(|made| counts[made as usize] += 1);
         for (at, made) in word.windows(2).map(made).enumerate().filter(|&(_, made)| made != NONE) {
-            let count = std::mem::take(&mut counts[made as usize]);
-            buckets.note(made, at).reserve_exact(count.saturating_sub(1));
+            let count = std::mem::take(&mut buckets.tables.counts[made as usize]);
+            buckets.note(made, at).reserve_exact(count.saturating_sub(1) as usize);
         }
         buckets
     }
 
     /// The two tokens at `at` can make `made`. Gives the list in which that stands now.
     fn note(&mut self, made: u32, at: usize) -> &mut Vec<u32> {
-        let number = &mut self.bucket_of[made as usize];
+        let number = &mut self.tables.bucket_of[made as usize];
         if *number == 0 {
-            self.buckets.push(Bucket::default());
+            self.buckets.push(Bucket { made, ..Bucket::default() });
             *number = self.buckets.len() as u32;
         }
         let bucket = &mut self.buckets[*number as usize - 1];
@@ -182,8 +194,8 @@ impl<'v> Buckets<'v> {
 
     fn merge_all(mut self, out: &mut Vec<u32>) {
         while let Some(Reverse(made)) = self.lowest.pop() {
-            let number = self.bucket_of[made as usize] as usize - 1;
-            let mut bucket = std::mem::take(&mut self.buckets[number]);
+            let number = self.tables.bucket_of[made as usize] as usize - 1;
+            let mut bucket = std::mem::replace(&mut self.buckets[number], Bucket { made, ..Bucket::default() });
             if bucket.is_unsorted {
                 bucket.at[bucket.done..].sort_unstable(); // only for vocabularies that no training makes
                 bucket.is_unsorted = false;
@@ -198,6 +210,9 @@ impl<'v> Buckets<'v> {
                 bucket.done += 1;
                 self.merge_at(at, made);
             }
+        }
+        for bucket in &self.buckets {
+            self.tables.bucket_of[bucket.made as usize] = 0;
         }
         let mut at = 0;
         while at < self.cells.len() {
@@ -267,18 +282,20 @@ mod tests {
                 }
             }
             let vocabulary = Vocabulary::new(&tokens, &[]).unwrap();
+            let mut tables = Tables::default();
             for _ in 0..8 {
                 let length = 1 + below(&mut state, if round % 10 == 0 { SCANNED as u64 } else { 100 });
                 let word: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
                 let expected = slow(&vocabulary, &word);
                 if word.len() <= SHORT {
                     let mut scanned = Vec::new();
-                    scan(&vocabulary, &word, &mut scanned);
+                    merge_short(&vocabulary, &word, &mut scanned);
                     assert_eq!(scanned, expected, "{word:?} {tokens:?}");
                 }
                 let (mut scanned, mut bucketed) = (Vec::new(), Vec::new());
                 scan_groups(&vocabulary, &word, &mut scanned);
-                Buckets::new(&vocabulary, &word).merge_all(&mut bucketed);
+                Buckets::new(&vocabulary, &word, &mut tables).merge_all(&mut bucketed);
+                assert!(tables.bucket_of.iter().chain(&tables.counts).all(|&number| number == 0));
                 assert_eq!(scanned, expected, "{word:?} {tokens:?}");
                 assert_eq!(bucketed, expected, "{word:?} {tokens:?}");
             }
