@@ -159,19 +159,21 @@ def side_by_side(rows: Sequence[list[int]], device: torch.device) -> Tensor:
 def read_once(model: CausalModel, begins: Sequence[list[int]], counts: Sequence[int], width: int) -> dict[str, Any]:
     """Read how each example begins; gives what `predict` needs to go on from there with (B, `width`) ids.
 
-    `counts`: rows of each example, one after the other. Only for a model that `shares`.
+    `counts`: rows of each example, one after the other. Only for a model that `shares`. The beginnings are padded on
+    the left: a window that counts columns, as GPT-Neo's, must not count padding between a beginning and what follows.
     """
-    device, lengths = model.device, torch.tensor(list(map(len, begins)), device=model.device)
-    ids, first = side_by_side(begins, device), torch.zeros(1, dtype=torch.int64, device=device)
-    _, found = model.predict(ids, first, first, use_cache=True)  # (E, P)
+    device, longest = model.device, max(map(len, begins))
+    ids = torch.tensor([[0] * (longest - len(begin)) + begin for begin in begins], device=device)  # (E, P)
+    columns = torch.arange(longest + width, device=device)
+    places = columns - torch.tensor([[longest - len(begin)] for begin in begins], device=device)  # (E, P + T)
+    mask, first = (places >= 0).long(), torch.zeros(1, dtype=torch.int64, device=device)
+    known = {"attention_mask": mask[:, :longest], "position_ids": places[:, :longest].clamp(min=0)}
+    _, found = model.predict(ids, first, first, use_cache=True, **known)
+    cache = found.past_key_values
     examples = torch.arange(len(begins), device=device).repeat_interleave(torch.tensor(counts, device=device))  # (B,)
-    cache, lengths = found.past_key_values, lengths[examples]
     cache.reorder_cache(examples)
-    seen = torch.arange(ids.size(1) + width, device=device)  # of the beginning its own tokens, and what is to come
-    mask = (seen < lengths[:, None]) | (seen >= ids.size(1))
-    places = lengths[:, None] + torch.arange(width, device=device)
-    places = places.clamp(max=model.context - 1)  # what pads a row may stand beyond the context
-    return {"past_key_values": cache, "use_cache": True, "attention_mask": mask.long(), "position_ids": places}
+    after = {"attention_mask": mask[examples], "position_ids": places[examples, longest:]}
+    return {"past_key_values": cache, "use_cache": True, **after}
 
 
 @torch.inference_mode()

@@ -174,6 +174,19 @@ KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "llama": (sentence_piece, "LlamaConfig", LLAMA),
     "gemma2": (byte_level, "Gemma2Config", {**LLAMA, "head_dim": 8, "sliding_window": 8}),  # a soft cap, windows
     "bloom": (byte_level, "BloomConfig", {"vocab_size": 330, "hidden_size": 32, "n_layer": 2, "n_head": 4}),  # ALiBi
+    "gpt_neo": (  # a window in a cache that is not cut, and no more columns than the context has
+        byte_level,
+        "GPTNeoConfig",
+        {
+            "vocab_size": 330,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "max_position_embeddings": 64,
+            "window_size": 8,
+            "attention_types": [[["global", "local"], 1]],
+        },
+    ),
     "mamba": (
         partial(sentence_piece, False),
         "MambaConfig",
@@ -247,10 +260,10 @@ def test_scores_are_those_of_a_plain_reading(other: tuple[str, Path], batch_toke
 
 
 def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where that is exact, which windows and a state are not: fewer positions, the same scores, no larger batch."""
+    """Where that is exact, which a cut cache and a state are not: fewer positions, the same scores, no larger batch."""
     kind, folder = other
     model, tokenizer = load_causal(str(folder), CPU)
-    assert model.shares == (kind in ("gpt2", "llama", "bloom"))
+    assert model.shares == (kind in ("gpt2", "llama", "bloom", "gpt_neo"))
     texts = [[("x" * (40 + 3 * n), end) for end in (" a", " bc", " the sheep", " x")] for n in range(6)]
     texts.append([("x", " long" * (10 + n)) for n in range(2)])  # beside what ends where the context does
     prompts = [tokenize(options, tokenizer, 64, n) for n, options in enumerate(texts)]
@@ -262,14 +275,15 @@ def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: p
         lambda self, ids, *rest, **more: read.append(ids.numel()) or predict(self, ids, *rest, **more),
     )
     found, totals = [], []
-    for shares in (model.shares, False):
+    can_share = model.shares
+    for shares in (can_share, False):
         model.shares = shares
         read.clear()
         by_place = {p.place: scores for p, scores in CausalScorer(model, not tokenizer.has_bos, 900)(prompts)}
         found.append([score for place in range(7) for score in by_place[place]])
         totals.append(sum(read))
         assert max(read) <= 900
-    assert (totals[0] < 0.6 * totals[1]) == (kind in ("gpt2", "llama", "bloom"))
+    assert (totals[0] < 0.6 * totals[1]) == can_share
     for one, two in zip(*found, strict=True):
         assert one.loss == pytest.approx(two.loss, abs=1e-4)
         assert one.exact == two.exact
