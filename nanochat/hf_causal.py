@@ -10,8 +10,7 @@ be predicted, C width, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, explained, print0
 from nanochat.runtime import Runtime
 
 MAX_LOGITS = 1 << 28  # logits at a time: 1 GiB in float32
@@ -243,16 +242,6 @@ def check_name(name: str) -> None:
         raise UserError(f"{folder} holds no model of transformers: config.json is missing")
     if not folder.is_dir() and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
         raise UserError(f"{name} is neither a folder nor a name on the Hugging Face hub (OWNER/NAME)")
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Whatever goes wrong is said in one line: the hub, the network and the architecture's code may raise anything."""
-    try:
-        yield
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{what}: {lines[0] if lines else type(error).__name__}") from error
 
 
 def write_samples(

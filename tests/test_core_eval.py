@@ -39,6 +39,7 @@ from nanochat.sections import share
 from nanochat.shards import write_dataset
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_eval, base_train
+from tests import bundles
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = {bytes([b]): b for b in range(256)}
@@ -420,6 +421,12 @@ CHOICE = "eval_data/sub/choice.jsonl"
             ["core.yaml, line 8", "no line for the task schema"],
         ),
         (change("eval_meta_data.csv", "Random", "Wild"), ["eval_meta_data.csv, line 1", "'Random baseline'"]),
+        (change("eval_meta_data.csv", "Random", '"' + "x" * 200_000), ["eval_meta_data.csv, line 1", "field limit"]),
+        (lambda folder: (folder / "eval_meta_data.csv").write_bytes(b""), ["eval_meta_data.csv, line 1: the columns"]),
+        (change("core.yaml", "  - 0", "  - 0\n  added: 2024-13-45"), ["core.yaml, line 6: not YAML (month must be"]),
+        (change("core.yaml", "  - 0", "  - !!bool x"), ["core.yaml, line 5: not YAML"]),
+        (change("core.yaml", "  - 0", "  - " + "[" * 3000), ["core.yaml, line 5: not YAML", "recursion"]),
+        (change("core.yaml", "  - 0", "  - \0"), ["core.yaml, line 5: not YAML", "special characters"]),
     ],
 )
 def test_a_bad_bundle(tmp_path: Path, spoil: Callable[[Path], Any], words: list[str]) -> None:
@@ -443,6 +450,24 @@ def test_a_zip_file_is_like_its_folder(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"packed\.zip"):
             read_bundle(path)
+
+
+def test_a_flipped_bit_is_no_traceback(tmp_path: Path) -> None:
+    """Any bit of a packed bundle: it is read, or a UserError says in one line that it is not."""
+    rows = {"a": ("language_modeling", [{"context": "a", "continuation": "b"}])}
+    path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", bundles.write_bundle(tmp_path / "in", rows)))
+    content = path.read_bytes()
+    said = []
+    for bit in range(0, 8 * len(content), 3):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            read_bundle(path)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > len(content)
+    assert not any("\n" in text for text in said)
 
 
 # --- the scripts ------------------------------------------------------------------------------------------------------
