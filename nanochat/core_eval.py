@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nanochat.chat_eval import choose_rows
+from nanochat.common import UserError
 from nanochat.encoders import TextEncoder
 from nanochat.eval_bundle import Bundle, CoreTask
 from nanochat.gpt import GPT
@@ -143,7 +144,8 @@ def evaluate_task(
 ) -> TaskResult:
     """Score all examples of a task, or `max_examples` of it, always the same ones; all processes get the same result.
 
-    `context`: tokens that the model can read. `seed`: of the choice of solved examples in a prompt.
+    `context`: tokens that the model can read. `seed`: of the choice of solved examples in a prompt. Raises UserError,
+    in all processes alike, if a loss is not finite: nothing can be decided then.
     """
     start = time.monotonic()
     rows = choose_rows(len(task.examples), max_examples)
@@ -151,13 +153,17 @@ def evaluate_task(
         tokenize(task.prompts(rows[place], seed), tokenizer, context, place)
         for place in range(runtime.rank, len(rows), runtime.world_size)
     ]
-    table = torch.zeros(2, len(rows), dtype=torch.int64)  # each process fills in its own examples: the sum is all
+    table = torch.zeros(3, len(rows), dtype=torch.int64)  # each process fills in its own examples: the sum is all
     with tqdm(total=len(mine), desc=task.label, leave=False, disable=None if runtime.is_main else True) as bar:
         for prompt, scores in scorer(mine):
-            right = decide(task.kind, scores, task.examples[rows[prompt.place]].gold)
-            table[:, prompt.place] = torch.tensor([right, prompt.is_cut])
+            finite = all(math.isfinite(score.loss) for score in scores)
+            right = finite and decide(task.kind, scores, task.examples[rows[prompt.place]].gold)
+            table[:, prompt.place] = torch.tensor([right, prompt.is_cut, not finite])
             bar.update()
-    correct, cut = runtime.sum(table.to(runtime.device)).tolist()
+    correct, cut, bad = runtime.sum(table.to(runtime.device)).tolist()
+    if any(bad):
+        ways = "score an earlier checkpoint, or the same one in NANOCHAT_DTYPE=float32"
+        raise UserError(f"{task.label}: the model gives no finite loss on {sum(bad)} of {len(rows)} examples: {ways}")
     chosen = [task.examples[row] for row in rows]
     guessing = task.guessing
     return TaskResult(

@@ -37,7 +37,9 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.sections import share
 from nanochat.shards import write_dataset
+from nanochat.stage import core_events
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.train import LoopState
 from scripts import base_eval, base_train
 from tests import bundles
 
@@ -536,6 +538,29 @@ def test_in_a_training_run(run_here: Path, capsys: pytest.CaptureFixture[str]) -
     state = base_train.main(config)
     assert [row["step"] for row in state.history if "core" in row] == [2, 3]
     assert "CORE: " in capsys.readouterr().out
+
+
+def test_a_model_without_a_finite_loss(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """base_eval says so and ends; a training run says so and goes on."""
+    gpt = pair_model(LOGITS)
+    with torch.no_grad():
+        gpt.head.weight[ord("a"), ord(" ")] = torch.nan  # after a space all probabilities are NaN
+    save(gpt)
+    path = write_bundle(run_here / "eval_bundle")
+    message = "choice: the model gives no finite loss on 4 of 4 examples: score an earlier checkpoint"
+    with pytest.raises(UserError, match=message):
+        base_eval.main(base_eval.Config(device="cpu"))
+    [event] = core_events(1, -1, gpt, TOKENIZER, RUNTIME)
+    capsys.readouterr()
+    assert event.run(LoopState(step=1)) == {}
+    assert capsys.readouterr().out.startswith(f"CORE is not measured: {message}")
+
+    def one_in_two(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
+        for prompt in prompts:
+            yield prompt, [OptionScore((1.0, math.inf)[prompt.place % 2], True)]
+
+    with pytest.raises(UserError, match="words: the model gives no finite loss on 2 of 4"):
+        evaluate_task(read_bundle(path).tasks[2], one_in_two, TOKENIZER, 64, RUNTIME)
 
 
 def test_refused_settings() -> None:
