@@ -23,7 +23,8 @@ from nanochat.checkpoint_manager import (
     save_checkpoint,
 )
 from nanochat.common import UserError, base_dir, print0
-from nanochat.core_eval import ModelScorer, core, core_name, evaluate_task
+from nanochat.core_eval import ModelScorer, core, evaluate_task
+from nanochat.core_tables import core_name
 from nanochat.dataloader import eval_rows
 from nanochat.eval_bundle import find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig

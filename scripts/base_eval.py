@@ -21,12 +21,13 @@ from dataclasses import dataclass, replace
 from nanochat.candidates import Candidate, checkpoint, foreign, named
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.core_eval import TaskResult, core, core_name, evaluate_task
+from nanochat.core_eval import TaskResult, core, evaluate_task
 from nanochat.core_tables import (
     HEADER,
     PAIR_HEADER,
     as_csv,
     core_gain,
+    core_name,
     gain_of,
     line,
     notes_on,

@@ -27,11 +27,11 @@ from nanochat.core_eval import (
     Prompt,
     TaskResult,
     core,
-    core_name,
     decide,
     evaluate_task,
     tokenize,
 )
+from nanochat.core_tables import core_name
 from nanochat.eval_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -143,7 +143,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert core_name(bundle) == "CORE over 3 of 4"
     assert found["value"] == pytest.approx((1 / 6 + 1 / 3 + 1 / 4) / 3)
     assert found["n"] == 11
-    variances = [0.5 * 0.5 / 4 / 0.6**2, (2 / 3) * (1 / 3) / 3 / 0.5**2, 0.25 * 0.75 / 4]
+    variances = [3 / 6 * 3 / 6 / 4 / 0.6**2, 3 / 5 * 2 / 5 / 3 / 0.5**2, 2 / 6 * 4 / 6 / 4]
     assert error == pytest.approx(math.sqrt(sum(variances)) / 3)
     assert found["interval"] == pytest.approx([found["value"] - 1.959964 * error, found["value"] + 1.959964 * error])
     assert floor == pytest.approx(((5 / 12 - 0.4) / 0.6 + 0 + 0) / 3)
@@ -570,11 +570,27 @@ def test_refused_settings() -> None:
 
 
 def test_standard_error_of_a_mean() -> None:
-    """One task, right 3 of 4 times, on a scale of a half: sqrt(0.75 x 0.25 / 4) / 0.5."""
-    result = TaskResult("t", [True, True, True, False], [0.5] * 4, 0.5, 0, "", 0.0)
-    found, error, floor = core([result])
+    """One task, right 3 of 4 times, on a scale of a half: p = 4 / 6 in sqrt(p (1 - p) / 4) / 0.5; and at the ends."""
+    found, error, floor = core([TaskResult("t", [True, True, True, False], [0.5] * 4, 0.5, 0, "", 0.0)])
     assert (found["value"], floor) == (0.5, 0.0)
-    assert error == pytest.approx(0.4330127)
+    assert error == pytest.approx(0.4714045)
+    for right in (False, True):  # of one example nothing is known but the most that it can be, and that it is not 0
+        assert core([TaskResult("t", [right], [0.0], 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(2) / 3)
+    assert core([TaskResult("t", [False] * 98, [0.0], 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(0.99 / 9800))
+
+
+@pytest.mark.parametrize("num", [1, 2, 20])
+def test_the_interval_holds_with_few_examples(num: int) -> None:
+    """In about 95 of 100 draws of so many examples from each of 21 tasks, as hard as the bundle's are."""
+    rng = random.Random(num)
+    tasks = [(0.02, 0.0)] * 6 + [(0.3, 0.25)] * 7 + [(0.52, 0.5)] * 8  # how often right, baseline
+    truth = math.fsum((p - baseline) / (1 - baseline) for p, baseline in tasks) / 21
+    holds = 0
+    for _ in range(800):
+        drawn = [TaskResult("t", [rng.random() < p for _ in range(num)], [0.0], b, 0, "", 0.0) for p, b in tasks]
+        low, high = core(drawn)[0]["interval"]
+        holds += low <= truth <= high
+    assert 0.93 < holds / 800 < 0.97
 
 
 if __name__ == "__main__":
