@@ -238,10 +238,12 @@ def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, ForeignTokeni
 def check_name(name: str) -> None:
     """Raise UserError for what is neither a folder with a model nor a possible name on the hub."""
     folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    with explained(f"{name} cannot be read"):
+        is_folder, has_config = name != "" and folder.is_dir(), (folder / "config.json").is_file()
+    if is_folder and not has_config:
         raise UserError(f"{folder} holds no model of transformers: config.json is missing")
-    if not folder.is_dir() and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
-        raise UserError(f"{name} is neither a folder nor a name on the Hugging Face hub (OWNER/NAME)")
+    if not is_folder and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
+        raise UserError(f"{name!r} is neither a folder nor a name on the Hugging Face hub (OWNER/NAME)")
 
 
 def write_samples(
