@@ -127,7 +127,9 @@ def find_bundle(asked: str | None = None) -> Path | None:
     if asked and asked.startswith(("https://", "http://")):
         return _fetch(asked, here.with_suffix(".zip"))
     places = [Path(asked)] if asked else [here, here.with_suffix(".zip")]
-    return next((place for place in places if place.exists()), None)
+    with explained(f"no evaluation bundle at {places[0]}"):
+        there = [place for place in places if place.exists()]
+    return next(iter(there), None)
 
 
 def _fetch(address: str, path: Path) -> Path:

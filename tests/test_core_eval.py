@@ -510,6 +510,8 @@ def test_without_a_bundle(base_dir: Path) -> None:
         base_eval.main(base_eval.Config(device="cpu"))
     with pytest.raises(UserError, match="no evaluation bundle at absent"):
         base_eval.main(base_eval.Config(device="cpu", eval_bundle="absent"))
+    with pytest.raises(UserError, match=r"no evaluation bundle at x.*File name too long"):
+        find_bundle("x" * 300)
     (base_dir / "eval_bundle.zip").touch()
     assert find_bundle() == base_dir / "eval_bundle.zip"
 

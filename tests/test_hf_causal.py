@@ -457,6 +457,7 @@ def own_code(folder: Path) -> str:
     ("make", "message"),
     [
         (lambda folder: str(folder / "absent"), "neither a folder nor a name on the Hugging Face hub"),
+        (lambda folder: str(folder / ("x" * 300)), "cannot be read: .*File name too long"),
         (lambda folder: str(folder), "holds no model of transformers: config.json is missing"),
         (lambda _: "nobody/nothing", "tokenizer of nobody/nothing cannot be loaded: .*(find|connect|offline)"),
         (bert, "no causal language model: what it predicts depends on what comes after"),
