@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from nanochat.chat_eval import choose_rows
 from nanochat.common import UserError
-from nanochat.encoders import TextEncoder
+from nanochat.encoders import TextEncoder, encode_end
 from nanochat.eval_bundle import CoreTask
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
@@ -192,7 +192,7 @@ def tokenize(texts: Sequence[tuple[str, str]], tokenizer: TextEncoder, context: 
     """
     heads = dict.fromkeys(head for head, _ in texts)
     encoded = dict(zip(heads, tokenizer.encode(list(heads)), strict=True))
-    pairs = [(encoded[head], tokenizer.encode(end)) for head, end in texts]
+    pairs = [encode_end(tokenizer, head, encoded[head], end) for head, end in texts]
     over = max(len(head) + len(end) for head, end in pairs) - context  # with <|bos|>, without the last token
     options = []
     for head, end in pairs:

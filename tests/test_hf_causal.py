@@ -216,16 +216,17 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def many_texts(count: int) -> Iterator[list[tuple[str, str]]]:
-    """Options of examples of all types: contexts that end without a space, continuations that begin with one."""
+    """Options of examples of all types: contexts that end without a space, continuations after a space or a newline."""
     rng = random.Random(4)
     words = " ".join(TEXTS[:2]).split()
     for _ in range(count):
         head, options = rng.choices(words, k=rng.randint(1, 9)), rng.randint(1, 3)
         ends = [" " + " ".join(rng.choices(words[:9], k=rng.randint(1, 3))) for _ in range(options)]
         if rng.random() < 0.5:
-            yield [(" ".join(head), end) for end in ends]
+            texts = [(" ".join(head), end) for end in ends]
         else:
-            yield [(" ".join([*head, rng.choice(words)]), ends[0]) for _ in range(options)]
+            texts = [(" ".join([*head, rng.choice(words)]), ends[0]) for _ in range(options)]
+        yield texts if rng.random() < 0.6 else [(f"{head}\n", end[1:]) for head, end in texts]
 
 
 def read_plainly(inner: Any, ids: list[int]) -> torch.Tensor:
@@ -257,6 +258,18 @@ def test_scores_are_those_of_a_plain_reading(other: tuple[str, Path], batch_toke
         seen += 1
     assert seen > 8
     assert all(exact)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_no_space_that_nobody_wrote(old: bool) -> None:
+    """An end without one, or with nothing before it, is what it is in the whole text, wherever its tokens begin."""
+    tokenizer = ForeignTokenizer(sentence_piece(old))
+    assert tokenizer.adds_space
+    pairs = [("The sheep\n", "said"), ("The sheep\nA:", " said"), ("", "The"), ("she", "ep"), ("sh", "eep")]
+    for (head, end), name in zip(pairs, ("s", "▁s", "▁", "e", "▁she"), strict=True):
+        [(ids, count)] = tokenize([(head, end)], tokenizer, 64, 0).options
+        assert ids[1:] == tokenizer.inner(head + end, add_special_tokens=False)["input_ids"]
+        assert tokenizer.inner.convert_ids_to_tokens(ids[-count]) == name
 
 
 def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
