@@ -17,8 +17,6 @@ disturbs least.
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from nanochat.checkpoint_manager import build_model, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
+from nanochat.environment import peak_memory
 from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -158,12 +157,6 @@ def random_model(shape: GPTConfig, runtime: Runtime) -> GPT:
             if name != "embed.weight":
                 param.copy_(torch.randn(param.shape, generator=generator) / param.shape[1] ** 0.5)
     return model
-
-
-def peak_memory() -> int:
-    """Bytes that this process had in memory at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def product_flops() -> float:

@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ import tiktoken
 
 from nanochat import _rustbpe
 from nanochat.configurator import Settings, cli, setting
+from nanochat.environment import peak_memory
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPLIT_PATTERN
 
 GPT4_PATTERN = (
@@ -213,7 +213,7 @@ def measure(kind: str, name: str, files: list[str], vocab_size: int, threads: in
 
 
 def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 
 def in_fresh_process(kind: str, name: str, files: list[str], vocab_size: int, threads: int) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def named(name: str, runtime: Runtime, batch_tokens: int) -> Candidate:
     tag, _, step = name.partition(":")
     if tag in tags and re.fullmatch(r"\d*", step):
         return checkpoint(runtime, batch_tokens, tag, int(step or -1))
-    if not Path(name).is_dir() and "/" not in name:
+    if "/" not in name and not os.path.isdir(name):  # also where that cannot be told
         there = f"there are {', '.join(tags)}" if tags else f"there is none in {run_dir('base', '')}"
         raise UserError(f"{name} is neither a folder nor a base checkpoint as TAG or TAG:STEP: {there}")
     return foreign(name, runtime, batch_tokens)

@@ -17,6 +17,12 @@ HEADER = f"{'task':34} {'right':>6} {'95% interval':>16} {'n':>7} {'guessing':>9
 PAIR_HEADER = f"{'task':34} {'A':>6} {'B':>6} {'B - A':>7} {'95% interval':>18} {'n':>7}  McNemar"
 
 
+def core_name(bundle: Bundle) -> str:
+    """`CORE`, or over how many tasks of how many."""
+    count = len(bundle.tasks)
+    return f"CORE over {count} of {count + len(bundle.missing)}" if bundle.missing else "CORE"
+
+
 def line(result: TaskResult) -> str:
     """A row of the table at the terminal."""
     low, high = result.metric["interval"]

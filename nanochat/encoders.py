@@ -21,6 +21,8 @@ _NO_UTF8 = re.compile("([\udc80-\udcff]+)")  # how surrogateescape shows bytes t
 class TextEncoder(Protocol):
     """What the evaluation of a base model asks of a tokenizer, ours or another's."""
 
+    adds_space: bool  # before a text that begins with none
+
     @overload
     def encode(self, text: str) -> list[int]: ...
     @overload
@@ -30,6 +32,20 @@ class TextEncoder(Protocol):
 
     def get_bos_token_id(self) -> int:
         """Id of the token that begins a document."""
+
+
+def encode_end(tokenizer: TextEncoder, head: str, ids: list[int], end: str) -> tuple[list[int], list[int]]:
+    """The ids of a text, here `head` with its `ids`, and of what follows it.
+
+    Each is encoded by itself. Only where the tokenizer would add a space that nobody wrote, both are encoded together:
+    a token that reaches over the border then belongs to the end.
+    """
+    if end.startswith(" ") or not tokenizer.adds_space:
+        return ids, tokenizer.encode(end)
+    whole = tokenizer.encode(head + end)
+    pairs = enumerate(zip(ids, whole, strict=False))
+    same = next((place for place, (one, other) in pairs if one != other), min(len(ids), len(whole) - 1))
+    return whole[:same], whole[same:]
 
 
 def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -64,6 +65,22 @@ def memory_gb() -> float:
     except OSError:
         limit = "max"
     return round((total if limit == "max" else min(total, int(limit))) / 1e9, 1)
+
+
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most.
+
+    Linux keeps what getrusage says across fork and exec: it would be the parent's peak, if that is higher.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        status = ""
+    if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+        return int(found[1]) * 1024
+    import resource  # which Windows has not
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def commit(checkout: Path) -> str | None:

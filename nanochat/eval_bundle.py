@@ -24,8 +24,9 @@ from typing import Any
 
 import yaml
 
-from nanochat.common import UserError, base_dir, print0
+from nanochat.common import UserError, base_dir, explained, print0
 from nanochat.download import download
+from nanochat.textfiles import read_utf8
 
 FOLDER = "eval_bundle"
 KINDS = ("multiple_choice", "schema", "language_modeling")
@@ -105,10 +106,16 @@ class Bundle:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
-    """YAML in which every mapping knows its line."""
+    """YAML in which every mapping knows its line, and so does a value that cannot be, as the 45th of a month."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         return {**super().construct_mapping(node, deep), "line": node.start_mark.line + 1}
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
 
 def find_bundle(asked: str | None = None) -> Path | None:
@@ -120,7 +127,9 @@ def find_bundle(asked: str | None = None) -> Path | None:
     if asked and asked.startswith(("https://", "http://")):
         return _fetch(asked, here.with_suffix(".zip"))
     places = [Path(asked)] if asked else [here, here.with_suffix(".zip")]
-    return next((place for place in places if place.exists()), None)
+    with explained(f"no evaluation bundle at {places[0]}"):
+        there = [place for place in places if place.exists()]
+    return next(iter(there), None)
 
 
 def _fetch(address: str, path: Path) -> Path:
@@ -158,7 +167,7 @@ def read_bundle(path: Path) -> Bundle:
             if (others := task.most_shots) < fewshot:
                 print0(f"{label}: its prompts should have {fewshot} examples, but only {others} others exist")
             tasks.append(task)
-    except (OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except OSError as error:
         raise UserError(f"the evaluation bundle {path} cannot be read: {error}") from error
     if not tasks:
         raise UserError(f"{path}: none of the tasks in core.yaml has its file in eval_data")
@@ -167,7 +176,8 @@ def read_bundle(path: Path) -> Bundle:
 
 def _root(path: Path) -> Any:
     """The folder that holds core.yaml: this one, the zip file's, or the only one inside; with a path's methods."""
-    root: Any = path if path.is_dir() else zipfile.Path(path)
+    with explained(f"the evaluation bundle {path} cannot be read"):
+        root: Any = path if path.is_dir() else zipfile.Path(path)
     if not (root / "core.yaml").is_file():
         inside = [place for place in root.iterdir() if (place / "core.yaml").is_file()]
         if len(inside) != 1:
@@ -176,26 +186,16 @@ def _root(path: Path) -> Any:
     return root
 
 
-def _read_text(file: Any) -> str:
-    """A file as text; one that is no UTF-8, or is not there, is named."""
-    if not file.is_file():
-        raise UserError(f"{file} is missing")
-    content = file.read_bytes()
-    try:
-        text: str = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}, line {line}: not UTF-8 ({error})") from error
-    return text
-
-
 def _read_list(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """The tasks of core.yaml, each with its line."""
+    text, loader = read_utf8(file), None
     try:
-        content = yaml.load(_read_text(file), _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{file}, line {mark.line + 1 if mark else 1}: not YAML ({error})") from error
+        loader = _Loader(text)
+        content = loader.get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        mark: Any = getattr(error, "problem_mark", None) or loader  # how far it has read, if it does not say where
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        raise UserError(f"{file}, line {line + 1}: not YAML ({' '.join(str(error).split())})") from error
     entries = content.get("icl_tasks") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{file}, line 1: icl_tasks must be a list of tasks")
@@ -231,25 +231,25 @@ def _entry_problem(entry: Any) -> str | None:
 
 def _read_baselines(file: Any) -> dict[str, float]:
     """Task -> what counts as 0, as a share."""
-    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""))
-    if not {"Eval Task", "Random baseline"} <= set(reader.fieldnames or ()):
-        raise UserError(f"{file}, line 1: the columns 'Eval Task' and 'Random baseline' must be there")
+    reader = csv.DictReader(io.StringIO(read_utf8(file), newline=""))
     found = {}
     try:
+        if not {"Eval Task", "Random baseline"} <= set(reader.fieldnames or ()):
+            raise ValueError("the columns 'Eval Task' and 'Random baseline' must be there")
         for row in reader:
             percent = float(row["Random baseline"] or "nothing")
             if not 0 <= percent < 100:
                 raise ValueError(f"a random baseline of {percent} percent")
             found[row["Eval Task"]] = percent / 100
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{file}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{file}, line {reader.line_num or 1}: {error}") from error
     return found
 
 
 def _read_examples(file: Any, kind: str, has_categories: bool) -> Iterator[tuple[Example, str]]:
     """The examples of a task, each with its category or ""; empty lines are none."""
     found = False
-    for number, line in enumerate(_read_text(file).split("\n"), 1):
+    for number, line in enumerate(read_utf8(file).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -10,8 +10,7 @@ be predicted, C width, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, explained, print0
 from nanochat.runtime import Runtime
 
 MAX_LOGITS = 1 << 28  # logits at a time: 1 GiB in float32
@@ -47,7 +46,7 @@ class ForeignTokenizer:
         first, second, both = self._ids(["a", "x", "a x"])
         if not both:  # what transformers makes of a folder without its files
             raise UserError("it has no tokens: are its files in the folder?")
-        self._adds_space = first + second == both  # before a text that begins with none, as SentencePiece's do
+        self.adds_space = first + second == both  # before a text that begins with none, as SentencePiece's do
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self.inner(texts, **PLAIN)["input_ids"]
@@ -63,7 +62,7 @@ class ForeignTokenizer:
         A space that the tokenizer puts before a text by itself is taken for the one that the text begins with.
         """
         texts = [text] if isinstance(text, str) else text
-        rows = self._ids([t.removeprefix(" ") if self._adds_space else t for t in texts]) if texts else []
+        rows = self._ids([t.removeprefix(" ") if self.adds_space else t for t in texts]) if texts else []
         return rows[0] if isinstance(text, str) else rows
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -77,7 +76,7 @@ class ForeignTokenizer:
 
     def num_bytes(self, text: str, count: int) -> int:
         """Bytes of the text that its first `count` ids stand for."""
-        given = text.removeprefix(" ") if self._adds_space else text
+        given = text.removeprefix(" ") if self.adds_space else text
         ids, size = self._ids([given])[0], len(text.encode("utf-8"))
         names = list(map(len, self.inner.convert_ids_to_tokens(ids)))
         if count == 0 or sum(names) == size:  # a letter for each byte
@@ -159,19 +158,21 @@ def side_by_side(rows: Sequence[list[int]], device: torch.device) -> Tensor:
 def read_once(model: CausalModel, begins: Sequence[list[int]], counts: Sequence[int], width: int) -> dict[str, Any]:
     """Read how each example begins; gives what `predict` needs to go on from there with (B, `width`) ids.
 
-    `counts`: rows of each example, one after the other. Only for a model that `shares`.
+    `counts`: rows of each example, one after the other. Only for a model that `shares`. The beginnings are padded on
+    the left: a window that counts columns, as GPT-Neo's, must not count padding between a beginning and what follows.
     """
-    device, lengths = model.device, torch.tensor(list(map(len, begins)), device=model.device)
-    ids, first = side_by_side(begins, device), torch.zeros(1, dtype=torch.int64, device=device)
-    _, found = model.predict(ids, first, first, use_cache=True)  # (E, P)
+    device, longest = model.device, max(map(len, begins))
+    ids = torch.tensor([[0] * (longest - len(begin)) + begin for begin in begins], device=device)  # (E, P)
+    columns = torch.arange(longest + width, device=device)
+    places = columns - torch.tensor([[longest - len(begin)] for begin in begins], device=device)  # (E, P + T)
+    mask, first = (places >= 0).long(), torch.zeros(1, dtype=torch.int64, device=device)
+    known = {"attention_mask": mask[:, :longest], "position_ids": places[:, :longest].clamp(min=0)}
+    _, found = model.predict(ids, first, first, use_cache=True, **known)
+    cache = found.past_key_values
     examples = torch.arange(len(begins), device=device).repeat_interleave(torch.tensor(counts, device=device))  # (B,)
-    cache, lengths = found.past_key_values, lengths[examples]
     cache.reorder_cache(examples)
-    seen = torch.arange(ids.size(1) + width, device=device)  # of the beginning its own tokens, and what is to come
-    mask = (seen < lengths[:, None]) | (seen >= ids.size(1))
-    places = lengths[:, None] + torch.arange(width, device=device)
-    places = places.clamp(max=model.context - 1)  # what pads a row may stand beyond the context
-    return {"past_key_values": cache, "use_cache": True, "attention_mask": mask.long(), "position_ids": places}
+    after = {"attention_mask": mask[examples], "position_ids": places[examples, longest:]}
+    return {"past_key_values": cache, "use_cache": True, **after}
 
 
 @torch.inference_mode()
@@ -237,20 +238,12 @@ def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, ForeignTokeni
 def check_name(name: str) -> None:
     """Raise UserError for what is neither a folder with a model nor a possible name on the hub."""
     folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    with explained(f"{name} cannot be read"):
+        is_folder, has_config = name != "" and folder.is_dir(), (folder / "config.json").is_file()
+    if is_folder and not has_config:
         raise UserError(f"{folder} holds no model of transformers: config.json is missing")
-    if not folder.is_dir() and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
-        raise UserError(f"{name} is neither a folder nor a name on the Hugging Face hub (OWNER/NAME)")
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Whatever goes wrong is said in one line: the hub, the network and the architecture's code may raise anything."""
-    try:
-        yield
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{what}: {lines[0] if lines else type(error).__name__}") from error
+    if not is_folder and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
+        raise UserError(f"{name!r} is neither a folder nor a name on the Hugging Face hub (OWNER/NAME)")
 
 
 def write_samples(

@@ -89,7 +89,8 @@ class CausalScorer:
         for prompt in prompts:
             more = size.plus(prompt)
             too_many = more.positions(self.model.shares) > most
-            if batch and (too_many or more.predicted * self.model.vocab_size > MAX_LOGITS):
+            too_wide = self.model.shares and more.shared + more.rest > self.model.context  # some have no such columns
+            if batch and (too_many or too_wide or more.predicted * self.model.vocab_size > MAX_LOGITS):
                 yield batch
                 batch, more = [], _Size().plus(prompt)
             batch.append(prompt)

@@ -23,7 +23,8 @@ from nanochat.checkpoint_manager import (
     save_checkpoint,
 )
 from nanochat.common import UserError, base_dir, print0
-from nanochat.core_eval import ModelScorer, core, core_name, evaluate_task
+from nanochat.core_eval import ModelScorer, core, evaluate_task
+from nanochat.core_tables import core_name
 from nanochat.dataloader import eval_rows
 from nanochat.eval_bundle import find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
@@ -172,10 +173,13 @@ def core_events(every: int, max_per_task: int, model: GPT, tokenizer: Tokenizer,
     context, most = model.config.sequence_len, None if max_per_task == -1 else max_per_task
 
     def measure(_: LoopState) -> Metrics:
-        found, error, floor = core(
-            [evaluate_task(task, scorer, tokenizer, context, runtime, most) for task in bundle.tasks]
-        )
-        score = f"{found['value']:.4f}, standard error {error:.4f}; guessing alone gives {floor:.4f}"
+        try:
+            results = [evaluate_task(task, scorer, tokenizer, context, runtime, most) for task in bundle.tasks]
+        except UserError as error:  # a run goes on, as it does when its loss is not finite
+            print0(f"CORE is not measured: {error}")
+            return {}
+        found, doubt, floor = core(results)
+        score = f"{found['value']:.4f}, standard error {doubt:.4f}; guessing alone gives {floor:.4f}"
         print0(f"{core_name(bundle)}: {score}")
         return {"core": found["value"]}
 

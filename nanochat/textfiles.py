@@ -19,11 +19,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, explained, print0
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 VALIDATION_SHARE = 1 / 32
@@ -190,6 +191,20 @@ def detect_encoding(path: Path) -> tuple[str, bool]:
         except UnicodeDecodeError:
             return name, False
     return name, True
+
+
+def read_utf8(file: Any) -> str:
+    """All of a file, a path or one in a zip file. Raises UserError that names the file, and the line if it has one."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing")
+    with explained(f"{file} cannot be read"):  # zipfile raises errors of all kinds where a file is damaged
+        content = file.read_bytes()
+    try:
+        text: str = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}, line {line}: not UTF-8 ({error})") from error
+    return text
 
 
 def cut(text: str, limit: int) -> Iterator[str]:

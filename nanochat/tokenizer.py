@@ -48,6 +48,7 @@ class Tokenizer:
         """`ranks`: the bytes of every token but the special ones -> id. Raises UserError for parts that do not fit."""
         _check_vocabulary(ranks, special_tokens)
         self.pattern = pattern
+        self.adds_space = False  # as some of other models do
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(special_tokens)
         try:

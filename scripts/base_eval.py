@@ -21,12 +21,13 @@ from dataclasses import dataclass, replace
 from nanochat.candidates import Candidate, checkpoint, foreign, named
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.core_eval import TaskResult, core, core_name, evaluate_task
+from nanochat.core_eval import TaskResult, core, evaluate_task
 from nanochat.core_tables import (
     HEADER,
     PAIR_HEADER,
     as_csv,
     core_gain,
+    core_name,
     gain_of,
     line,
     notes_on,
@@ -162,10 +163,10 @@ def main(config: Config) -> list[TaskResult]:
     """Score a model, or two: those of A come first."""
     bundle = open_bundle(config)  # what is wrong with it is said before a model is loaded
     runtime = Runtime.start(config.seed, config.device)
-    if config.compare and config.other:
+    if config.compare is not None and config.other is not None:
         a, b = (named(name, runtime, config.batch_tokens) for name in (config.compare, config.other))
         results = compare(a, b, bundle, config, runtime)
-    elif config.hf_path:
+    elif config.hf_path is not None:
         results = evaluate(foreign(config.hf_path, runtime, config.batch_tokens), bundle, config, runtime)
     else:
         ours = checkpoint(runtime, config.batch_tokens, config.model_tag, config.step)

@@ -120,7 +120,7 @@ def main(config: Config) -> dict[str, Any]:
     """Measure, write the report's section, and return its metrics."""
     start = time.monotonic()
     runtime = Runtime.start(config.seed, config.device)
-    subject = foreign_model(config.hf_path, config, runtime) if config.hf_path else our_model(config, runtime)
+    subject = our_model(config, runtime) if config.hf_path is None else foreign_model(config.hf_path, config, runtime)
     metrics: dict[str, Any] = {}
     for name, documents in (("training", open_split("train")), ("validation", open_split("val"))):
         metrics[f"{name} bits per byte"] = subject.bits(documents)

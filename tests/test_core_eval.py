@@ -27,18 +27,21 @@ from nanochat.core_eval import (
     Prompt,
     TaskResult,
     core,
-    core_name,
     decide,
     evaluate_task,
     tokenize,
 )
+from nanochat.core_tables import core_name
 from nanochat.eval_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.sections import share
 from nanochat.shards import write_dataset
+from nanochat.stage import core_events
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.train import LoopState
 from scripts import base_eval, base_train
+from tests import bundles
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = {bytes([b]): b for b in range(256)}
@@ -140,7 +143,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert core_name(bundle) == "CORE over 3 of 4"
     assert found["value"] == pytest.approx((1 / 6 + 1 / 3 + 1 / 4) / 3)
     assert found["n"] == 11
-    variances = [0.5 * 0.5 / 4 / 0.6**2, (2 / 3) * (1 / 3) / 3 / 0.5**2, 0.25 * 0.75 / 4]
+    variances = [3 / 6 * 3 / 6 / 4 / 0.6**2, 3 / 5 * 2 / 5 / 3 / 0.5**2, 2 / 6 * 4 / 6 / 4]
     assert error == pytest.approx(math.sqrt(sum(variances)) / 3)
     assert found["interval"] == pytest.approx([found["value"] - 1.959964 * error, found["value"] + 1.959964 * error])
     assert floor == pytest.approx(((5 / 12 - 0.4) / 0.6 + 0 + 0) / 3)
@@ -420,6 +423,12 @@ CHOICE = "eval_data/sub/choice.jsonl"
             ["core.yaml, line 8", "no line for the task schema"],
         ),
         (change("eval_meta_data.csv", "Random", "Wild"), ["eval_meta_data.csv, line 1", "'Random baseline'"]),
+        (change("eval_meta_data.csv", "Random", '"' + "x" * 200_000), ["eval_meta_data.csv, line 1", "field limit"]),
+        (lambda folder: (folder / "eval_meta_data.csv").write_bytes(b""), ["eval_meta_data.csv, line 1: the columns"]),
+        (change("core.yaml", "  - 0", "  - 0\n  added: 2024-13-45"), ["core.yaml, line 6: not YAML (month must be"]),
+        (change("core.yaml", "  - 0", "  - !!bool x"), ["core.yaml, line 5: not YAML"]),
+        (change("core.yaml", "  - 0", "  - " + "[" * 3000), ["core.yaml, line 5: not YAML", "recursion"]),
+        (change("core.yaml", "  - 0", "  - \0"), ["core.yaml, line 5: not YAML", "special characters"]),
     ],
 )
 def test_a_bad_bundle(tmp_path: Path, spoil: Callable[[Path], Any], words: list[str]) -> None:
@@ -443,6 +452,24 @@ def test_a_zip_file_is_like_its_folder(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"packed\.zip"):
             read_bundle(path)
+
+
+def test_a_flipped_bit_is_no_traceback(tmp_path: Path) -> None:
+    """Any bit of a packed bundle: it is read, or a UserError says in one line that it is not."""
+    rows = {"a": ("language_modeling", [{"context": "a", "continuation": "b"}])}
+    path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", bundles.write_bundle(tmp_path / "in", rows)))
+    content = path.read_bytes()
+    said = []
+    for bit in range(0, 8 * len(content), 3):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            read_bundle(path)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > len(content)
+    assert not any("\n" in text for text in said)
 
 
 # --- the scripts ------------------------------------------------------------------------------------------------------
@@ -483,6 +510,8 @@ def test_without_a_bundle(base_dir: Path) -> None:
         base_eval.main(base_eval.Config(device="cpu"))
     with pytest.raises(UserError, match="no evaluation bundle at absent"):
         base_eval.main(base_eval.Config(device="cpu", eval_bundle="absent"))
+    with pytest.raises(UserError, match=r"no evaluation bundle at x.*File name too long"):
+        find_bundle("x" * 300)
     (base_dir / "eval_bundle.zip").touch()
     assert find_bundle() == base_dir / "eval_bundle.zip"
 
@@ -513,6 +542,29 @@ def test_in_a_training_run(run_here: Path, capsys: pytest.CaptureFixture[str]) -
     assert "CORE: " in capsys.readouterr().out
 
 
+def test_a_model_without_a_finite_loss(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """base_eval says so and ends; a training run says so and goes on."""
+    gpt = pair_model(LOGITS)
+    with torch.no_grad():
+        gpt.head.weight[ord("a"), ord(" ")] = torch.nan  # after a space all probabilities are NaN
+    save(gpt)
+    path = write_bundle(run_here / "eval_bundle")
+    message = "choice: the model gives no finite loss on 4 of 4 examples: score an earlier checkpoint"
+    with pytest.raises(UserError, match=message):
+        base_eval.main(base_eval.Config(device="cpu"))
+    [event] = core_events(1, -1, gpt, TOKENIZER, RUNTIME)
+    capsys.readouterr()
+    assert event.run(LoopState(step=1)) == {}
+    assert capsys.readouterr().out.startswith(f"CORE is not measured: {message}")
+
+    def one_in_two(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
+        for prompt in prompts:
+            yield prompt, [OptionScore((1.0, math.inf)[prompt.place % 2], True)]
+
+    with pytest.raises(UserError, match="words: the model gives no finite loss on 2 of 4"):
+        evaluate_task(read_bundle(path).tasks[2], one_in_two, TOKENIZER, 64, RUNTIME)
+
+
 def test_refused_settings() -> None:
     for wrong in ({"max_per_task": 0}, {"batch_tokens": 0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is 0"):
@@ -520,11 +572,27 @@ def test_refused_settings() -> None:
 
 
 def test_standard_error_of_a_mean() -> None:
-    """One task, right 3 of 4 times, on a scale of a half: sqrt(0.75 x 0.25 / 4) / 0.5."""
-    result = TaskResult("t", [True, True, True, False], [0.5] * 4, 0.5, 0, "", 0.0)
-    found, error, floor = core([result])
+    """One task, right 3 of 4 times, on a scale of a half: p = 4 / 6 in sqrt(p (1 - p) / 4) / 0.5; and at the ends."""
+    found, error, floor = core([TaskResult("t", [True, True, True, False], [0.5] * 4, 0.5, 0, "", 0.0)])
     assert (found["value"], floor) == (0.5, 0.0)
-    assert error == pytest.approx(0.4330127)
+    assert error == pytest.approx(0.4714045)
+    for right in (False, True):  # of one example nothing is known but the most that it can be, and that it is not 0
+        assert core([TaskResult("t", [right], [0.0], 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(2) / 3)
+    assert core([TaskResult("t", [False] * 98, [0.0], 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(0.99 / 9800))
+
+
+@pytest.mark.parametrize("num", [1, 2, 20])
+def test_the_interval_holds_with_few_examples(num: int) -> None:
+    """In about 95 of 100 draws of so many examples from each of 21 tasks, as hard as the bundle's are."""
+    rng = random.Random(num)
+    tasks = [(0.02, 0.0)] * 6 + [(0.3, 0.25)] * 7 + [(0.52, 0.5)] * 8  # how often right, baseline
+    truth = math.fsum((p - baseline) / (1 - baseline) for p, baseline in tasks) / 21
+    holds = 0
+    for _ in range(800):
+        drawn = [TaskResult("t", [rng.random() < p for _ in range(num)], [0.0], b, 0, "", 0.0) for p, b in tasks]
+        low, high = core(drawn)[0]["interval"]
+        holds += low <= truth <= high
+    assert 0.93 < holds / 800 < 0.97
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from nanochat.configurator import parse
 from nanochat.core_eval import TaskResult, core
 from nanochat.core_tables import core_gain, gain_of, pair_line, pair_summary
 from nanochat.sections import Z95, share
-from scripts import base_eval, export_hf
+from scripts import base_eval, base_loss, export_hf
 from tests.test_core_eval import HAND, LOGITS, RUNTIME, TOKENIZER, pair_model, random_model, write_bundle
 
 
@@ -154,6 +154,7 @@ def test_a_checkpoint_and_a_folder(two: Path, tmp_path: Path) -> None:
         ("d2", "d2 is neither a folder nor a base checkpoint as TAG or TAG:STEP: there are d1"),
         ("d1:7", "no checkpoint of step 7"),
         ("d1:x", "neither a folder nor a base checkpoint"),
+        ("x" * 300, "neither a folder nor a base checkpoint"),
         ("/no/where", "neither a folder nor a name on the Hugging Face hub"),
     ],
 )
@@ -161,6 +162,17 @@ def test_a_checkpoint_and_a_folder(two: Path, tmp_path: Path) -> None:
 def test_no_such_model(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         named(name, RUNTIME, 100)
+
+
+@pytest.mark.usefixtures("two")
+def test_an_empty_name_is_not_ours() -> None:
+    """As of a shell's variable that was never set: it must not become a score of our own model."""
+    with pytest.raises(UserError, match="'' is neither a folder"):
+        base_eval.main(base_eval.Config(device="cpu", hf_path=""))
+    with pytest.raises(UserError, match="'' is neither a folder"):
+        base_eval.main(base_eval.Config(device="cpu", compare="", other="d1"))
+    with pytest.raises(UserError, match="'' is neither a folder"):
+        base_loss.main(base_loss.Config(device="cpu", hf_path=""))
 
 
 @pytest.mark.usefixtures("run_here")

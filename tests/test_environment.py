@@ -36,6 +36,20 @@ def test_the_torch_version_is_torchs_own() -> None:
     assert environment.describe()["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux hands the peak on")
+def test_peak_memory_is_this_processs_own() -> None:
+    """A process that a larger one has started begins anew, and counts what it takes."""
+    block = b"x" * 300_000_000
+    assert environment.peak_memory() > len(block)
+    program = (
+        "from nanochat.environment import peak_memory as peak; a = peak(); b = b'x' * 50_000_000; print(a, peak() - a)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    before, more = map(int, found.stdout.split())
+    assert 1_000_000 < before < 150_000_000
+    assert 40_000_000 < more < 60_000_000
+
+
 def test_memory_and_cores_are_this_machines() -> None:
     assert 1 <= environment.usable_cores() <= (os.cpu_count() or 1)
     if hasattr(os, "sysconf"):

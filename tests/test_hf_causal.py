@@ -174,6 +174,19 @@ KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "llama": (sentence_piece, "LlamaConfig", LLAMA),
     "gemma2": (byte_level, "Gemma2Config", {**LLAMA, "head_dim": 8, "sliding_window": 8}),  # a soft cap, windows
     "bloom": (byte_level, "BloomConfig", {"vocab_size": 330, "hidden_size": 32, "n_layer": 2, "n_head": 4}),  # ALiBi
+    "gpt_neo": (  # a window in a cache that is not cut, and no more columns than the context has
+        byte_level,
+        "GPTNeoConfig",
+        {
+            "vocab_size": 330,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "max_position_embeddings": 64,
+            "window_size": 8,
+            "attention_types": [[["global", "local"], 1]],
+        },
+    ),
     "mamba": (
         partial(sentence_piece, False),
         "MambaConfig",
@@ -203,16 +216,17 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def many_texts(count: int) -> Iterator[list[tuple[str, str]]]:
-    """Options of examples of all types: contexts that end without a space, continuations that begin with one."""
+    """Options of examples of all types: contexts that end without a space, continuations after a space or a newline."""
     rng = random.Random(4)
     words = " ".join(TEXTS[:2]).split()
     for _ in range(count):
         head, options = rng.choices(words, k=rng.randint(1, 9)), rng.randint(1, 3)
         ends = [" " + " ".join(rng.choices(words[:9], k=rng.randint(1, 3))) for _ in range(options)]
         if rng.random() < 0.5:
-            yield [(" ".join(head), end) for end in ends]
+            texts = [(" ".join(head), end) for end in ends]
         else:
-            yield [(" ".join([*head, rng.choice(words)]), ends[0]) for _ in range(options)]
+            texts = [(" ".join([*head, rng.choice(words)]), ends[0]) for _ in range(options)]
+        yield texts if rng.random() < 0.6 else [(f"{head}\n", end[1:]) for head, end in texts]
 
 
 def read_plainly(inner: Any, ids: list[int]) -> torch.Tensor:
@@ -246,11 +260,23 @@ def test_scores_are_those_of_a_plain_reading(other: tuple[str, Path], batch_toke
     assert all(exact)
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_no_space_that_nobody_wrote(old: bool) -> None:
+    """An end without one, or with nothing before it, is what it is in the whole text, wherever its tokens begin."""
+    tokenizer = ForeignTokenizer(sentence_piece(old))
+    assert tokenizer.adds_space
+    pairs = [("The sheep\n", "said"), ("The sheep\nA:", " said"), ("", "The"), ("she", "ep"), ("sh", "eep")]
+    for (head, end), name in zip(pairs, ("s", "▁s", "▁", "e", "▁she"), strict=True):
+        [(ids, count)] = tokenize([(head, end)], tokenizer, 64, 0).options
+        assert ids[1:] == tokenizer.inner(head + end, add_special_tokens=False)["input_ids"]
+        assert tokenizer.inner.convert_ids_to_tokens(ids[-count]) == name
+
+
 def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where that is exact, which windows and a state are not: fewer positions, the same scores, no larger batch."""
+    """Where that is exact, which a cut cache and a state are not: fewer positions, the same scores, no larger batch."""
     kind, folder = other
     model, tokenizer = load_causal(str(folder), CPU)
-    assert model.shares == (kind in ("gpt2", "llama", "bloom"))
+    assert model.shares == (kind in ("gpt2", "llama", "bloom", "gpt_neo"))
     texts = [[("x" * (40 + 3 * n), end) for end in (" a", " bc", " the sheep", " x")] for n in range(6)]
     texts.append([("x", " long" * (10 + n)) for n in range(2)])  # beside what ends where the context does
     prompts = [tokenize(options, tokenizer, 64, n) for n, options in enumerate(texts)]
@@ -262,14 +288,15 @@ def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: p
         lambda self, ids, *rest, **more: read.append(ids.numel()) or predict(self, ids, *rest, **more),
     )
     found, totals = [], []
-    for shares in (model.shares, False):
+    can_share = model.shares
+    for shares in (can_share, False):
         model.shares = shares
         read.clear()
         by_place = {p.place: scores for p, scores in CausalScorer(model, not tokenizer.has_bos, 900)(prompts)}
         found.append([score for place in range(7) for score in by_place[place]])
         totals.append(sum(read))
         assert max(read) <= 900
-    assert (totals[0] < 0.6 * totals[1]) == (kind in ("gpt2", "llama", "bloom"))
+    assert (totals[0] < 0.6 * totals[1]) == can_share
     for one, two in zip(*found, strict=True):
         assert one.loss == pytest.approx(two.loss, abs=1e-4)
         assert one.exact == two.exact
@@ -443,6 +470,7 @@ def own_code(folder: Path) -> str:
     ("make", "message"),
     [
         (lambda folder: str(folder / "absent"), "neither a folder nor a name on the Hugging Face hub"),
+        (lambda folder: str(folder / ("x" * 300)), "cannot be read: .*File name too long"),
         (lambda folder: str(folder), "holds no model of transformers: config.json is missing"),
         (lambda _: "nobody/nothing", "tokenizer of nobody/nothing cannot be loaded: .*(find|connect|offline)"),
         (bert, "no causal language model: what it predicts depends on what comes after"),
