@@ -169,14 +169,17 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 def model_card(
     source: str, tag: str, meta: Mapping[str, Any], config: GPTConfig, parameters: int, sections: Mapping[str, Section]
 ) -> str:
-    """The folder's README.md: what the model is, how to load it, our metrics from its training and from the report."""
+    """The folder's README.md: what the model is, how to load it, our metrics from its training and from the report.
+
+    The report holds the last evaluation of each kind, maybe of another model: only this checkpoint's are taken.
+    """
     history = meta.get("loop", {}).get("history", [])
     last = {name: value for row in history for name, value in row.items()}
     names = {"val_bpb": "validation bits per byte", "loss": "training loss (nats per token)"}
     lines = [f"- {text}: {number(last[name])}" for name, text in names.items() if name in last]
     stage = re.compile("base_(loss|eval)" if source == "base" else f"chat_eval_{source}")
     for name, section in sections.items():
-        if not stage.fullmatch(name):
+        if not stage.fullmatch(name) or section.get("checkpoint") != f"{tag}:{meta['step']}":
             continue
         notes = " ".join(map(escape, section.get("notes", [])))
         lines += ["", f"From the report's section {name} ({section.get('time')}). {notes}".strip(), ""]

@@ -516,8 +516,9 @@ def test_the_card(tmp_path: Path) -> None:
     """It says what was measured of this stage, how to load the model, and what differs."""
     interval = {"value": 0.25, "n": 44, "interval": [0.1, 0.4]}
     partial = {"without n": {"value": 0.5, "interval": [0.375, 0.625]}, "bare": {"value": 0.75}}
-    log_section("chat_eval_sft", {"metrics": {"ChatCORE": 0.123, "GSM8K": interval, **partial}, "notes": ["Step 7."]})
-    log_section("base_loss", {"metrics": {"validation bits per byte": 9.87}})
+    metrics = {"ChatCORE": 0.123, "GSM8K": interval, **partial}
+    log_section("chat_eval_sft", {"metrics": metrics, "notes": ["Step 7."], "checkpoint": "d9:7"})
+    log_section("base_loss", {"metrics": {"validation bits per byte": 9.87}, "checkpoint": "d9:7"})
     save(random_model(SHAPES["grouped"]), "sft", loop={"history": [{"step": 5, "val_bpb": 1.875}, {"loss": 3.25}]})
     card = (export_hf.main(export_hf.Config(source="sft", out=tmp_path / "out")) / "README.md").read_text("utf-8")
     assert huggingface_hub.ModelCard(card).data.library_name == "transformers"
@@ -535,6 +536,17 @@ def test_the_card(tmp_path: Path) -> None:
     assert "9.87" not in card
     assert "split_special_tokens=True" in card
     assert "apply_chat_template(messages, add_generation_prompt=True" in card
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_the_card_has_no_metrics_of_another_model(tmp_path: Path) -> None:
+    """The report holds the last evaluation of each kind: of this checkpoint, of others, or of nobody knows which."""
+    save(random_model(SHAPES["grouped"]))
+    for i, checkpoint in enumerate(("d9:7", "d12:7", "d9:8", "d12:8", None)):
+        log_section("base_loss", {"metrics": {"validation bits per byte": 9.87}, "checkpoint": checkpoint})
+        log_section("base_eval", {"metrics": {"CORE": 0.654}, "checkpoint": checkpoint})
+        card = (export_hf.main(export_hf.Config(out=tmp_path / str(i))) / "README.md").read_text("utf-8")
+        assert ("9.87" in card, "0.654" in card, "None were recorded" in card) == (i == 0, i == 0, i > 0), checkpoint
 
 
 class Hub:
