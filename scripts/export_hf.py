@@ -102,6 +102,7 @@ def write_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, sour
     weights = to_transformers(checkpoint.weights(), config)
     parameters = sum(weight.numel() for weight in weights.values())
     origin = {"source": source, "tag": tag, "step": checkpoint.step, "compute_dtype": meta["compute_dtype"]}
+    origin["total_batch_size"] = meta.get("settings", {}).get("total_batch_size")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_json_atomic(folder / "config.json", model_config(config, tokenizer, origin))
     write_json_atomic(folder / "generation_config.json", special_ids(tokenizer))

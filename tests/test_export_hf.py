@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import common
-from nanochat.checkpoint_manager import load_model, run_dir, save_checkpoint
+from nanochat.chat import join, reply
+from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
+from nanochat.finetune import settled
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hf_model import special_ids
 from nanochat.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
@@ -39,7 +41,8 @@ from nanochat.tokenizer import (
     Tokenizer,
     get_tokenizer,
 )
-from scripts import export_hf, import_hf
+from scripts import base_train, chat_rl, chat_sft, export_hf, import_hf, mid_train
+from tests.talks import sums, task_entry, write_mixture, write_talks
 
 TEXTS = [
     "The sheep said that the shepherd's dog isn't there; they'll see 1234567 of them.\n\n  def f(x):\n\treturn x\n",
@@ -390,6 +393,49 @@ def test_back_from_transformers(exported: dict[str, tuple[GPT, Path]], tmp_path:
     assert torch.equal(rows, model.embed.weight[:VOCAB].bfloat16().float())
     assert F.cosine_similarity(loaded(prompt(20)).flatten(), model(prompt(20)).flatten(), dim=0) > 0.99
     assert base_dir.is_dir()
+
+
+def test_what_an_import_is_for(tmp_path: Path, run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Midtraining, with steps as long as in the run before it was exported, SFT, the engine and chat take it."""
+    save(random_model(SHAPES["grouped"]), settings={"total_batch_size": 192})
+    folder = export_hf.main(export_hf.Config(out=tmp_path / "hf"))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(run_here / "other"))
+    import_hf.main(import_hf.Config(folder=folder))
+    talks = write_talks(tmp_path / "sums.jsonl", sums(40))
+    mixture = str(write_mixture(tmp_path / "mixture.toml", task_entry(talks)))
+    fast: dict[str, Any] = {"mixture": mixture, "num_iterations": 1, "device_batch_size": 1, "compile": "off"}
+    mid_train.main(mid_train.Config(device="cpu", **fast))
+    assert open_checkpoint(run_dir("mid", "d2")).meta["settings"]["total_batch_size"] == 192
+    chat_sft.main(chat_sft.Config(device="cpu", source="base", total_batch_size=96, **fast))
+    for source in ("base", "sft"):
+        model, tokenizer, _ = load_model(source, CPU)
+        engine = Engine(model, tokenizer)
+        assert len(engine.generate_batch(prompt(5)[0].tolist(), max_tokens=3)[0][0]) == 8
+        assert join(reply(engine, [{"role": "user", "content": "Hi"}], max_tokens=4))
+
+
+def test_steps_of_an_unknown_length(
+    exported: dict[str, tuple[GPT, Path]], base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the imported folder does not say how long they were, that is said, and base_train's default taken."""
+    path = import_hf.main(import_hf.Config(folder=exported["one key-value head"][1]))
+    origin = Checkpoint(path, read_meta(path))
+    assert path.is_relative_to(base_dir)
+    capsys.readouterr()
+    assert settled(mid_train.Config(), origin).total_batch_size == base_train.Config().total_batch_size
+    assert "does not say its total_batch_size: it is 524,288 tokens" in capsys.readouterr().out
+    assert settled(mid_train.Config(total_batch_size=2048), origin).total_batch_size == 2048
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("script", "source"), [(mid_train, "mid"), (chat_sft, "sft"), (chat_rl, "rl")])
+def test_an_import_is_not_resumed(
+    script: Any, source: str, exported: dict[str, tuple[GPT, Path]], base_dir: Path, refusal: Callable[..., str]
+) -> None:
+    path = import_hf.main(import_hf.Config(folder=exported["plain"][1], source=source))
+    assert path.is_relative_to(base_dir)
+    for flag in ("--resume", "--resume_from_step=7"):
+        assert "was imported, without an optimizer's state: it cannot be resumed" in refusal(script, flag)
 
 
 def test_weights_in_several_files(
