@@ -157,8 +157,8 @@ The weights are float32; training computed in {compute_dtype}.
 - The name of a special token in a text, such as `{end}`, becomes that token. In nanochat it stays text; here
   `split_special_tokens=True` keeps it so, but not in the chat template. Take such names out of what users write.
 - The chat template renders what nanochat's `render_conversation` does, with a mask of what the model learns to say
-  (`return_assistant_tokens_mask=True`). Two text parts in a row are encoded as one text, and a last question without
-  an answer stays.
+  (`return_assistant_tokens_mask=True`). Here a last question without an answer stays; there it is left out. The result
+  of a tool belongs after its call: after text, the mask may lack some of the last character's tokens.
 """
 _BASE_USAGE = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
 _CHAT_USAGE = """\

@@ -289,19 +289,16 @@ def test_ids_when_the_order_of_merges_matters() -> None:
 WORDS = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=12), st.sampled_from([" hi\n", "2+2", "😀", "Да.", ""])
 )
-PARTS = st.lists(
-    st.builds(
-        lambda text, call, result: [
-            {"type": "text", "text": text},
-            {"type": "python", "text": call},
-            {"type": "python_output", "text": result},
-        ],
-        WORDS,
-        WORDS,
-        WORDS,
-    ),
-    max_size=2,
-).map(lambda groups: [part for group in groups for part in group])
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> str | list[dict[str, str]]:
+    """A text, or texts and calls in any order, each call with its results."""
+    groups = st.sampled_from(
+        ["text", "text text", "python", "python python_output", "python python_output python_output"]
+    )
+    kinds = draw(st.none() | st.lists(groups, max_size=4).map(" ".join))
+    return draw(WORDS) if kinds is None else [{"type": kind, "text": draw(WORDS)} for kind in kinds.split()]
 
 
 @st.composite
@@ -311,25 +308,38 @@ def conversations(draw: st.DrawFn) -> dict[str, Any]:
         messages.append({"role": "system", "content": draw(WORDS)})
     for _ in range(draw(st.integers(1, 3))):
         messages.append({"role": "user", "content": draw(WORDS)})
-        answer = draw(WORDS)
-        parts = [*draw(PARTS), {"type": "text", "text": answer}]
-        messages.append({"role": "assistant", "content": draw(st.sampled_from([answer, parts]))})
-    return {"messages": messages}
+        messages.append({"role": "assistant", "content": draw(answers())})
+    return {"messages": messages[: len(messages) - draw(st.integers(0, 1))]}
 
 
 @settings(deadline=None, max_examples=200)
 @given(conversation=conversations())
 def test_conversations(conversation: dict[str, Any], theirs: Any) -> None:
+    """Ids and mask; the template keeps a last question without an answer, from which there is nothing to learn."""
     assume(not names_in(json.dumps(conversation, ensure_ascii=False)))
+    messages = conversation["messages"]
+    asked = messages if messages[-1]["role"] == "user" else messages[:-1]
+    answered = messages[:-1] if asked is messages else messages
     ids, mask = TOKENIZER.render_conversation(conversation)
-    found = theirs.apply_chat_template(
-        conversation["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    if any(message["role"] == "assistant" for message in answered):
+        found = theirs.apply_chat_template(answered, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        assert (found["input_ids"], found["assistant_masks"]) == (ids, mask)
+    else:
+        assert (ids, mask) == ([], [])
+    found = theirs.apply_chat_template(asked, tokenize=True, return_dict=True)["input_ids"]
+    prompted = theirs.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert [*found, TOKENIZER.encode_special("<|assistant_start|>")] == prompted["input_ids"]
+    assert prompted["input_ids"] == TOKENIZER.render_for_completion(conversation)
+
+
+def test_a_result_after_text(theirs: Any) -> None:
+    """Not after its call: transformers' mask ends at the first token of the text's last character, as the card says."""
+    parts = [{"type": "text", "text": "a\x80"}, {"type": "python_output", "text": "4"}]
+    messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": parts}]
+    ids, mask = TOKENIZER.render_conversation({"messages": messages})
+    found = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert found["input_ids"] == ids
-    assert found["assistant_masks"] == mask
-    asked = {"messages": conversation["messages"][:-1]}
-    found = theirs.apply_chat_template(asked["messages"], add_generation_prompt=True, tokenize=True, return_dict=True)
-    assert found["input_ids"] == TOKENIZER.render_for_completion(asked)
+    assert (mask[4:8], found["assistant_masks"][4:8]) == ([1, 1, 1, 0], [1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
