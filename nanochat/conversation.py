@@ -105,7 +105,7 @@ def _assistant_spans(content: object, number: int) -> Iterator[Span]:
         )
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in _PARTS or not isinstance(part.get("text"), str):
+        if not isinstance(kind, str) or kind not in _PARTS or not isinstance(part.get("text"), str):
             raise UserError(
                 f'message {number}: a part must be {{"type": {" | ".join(_PARTS)}, "text": str}}, not {part!r}'
             )

@@ -375,6 +375,7 @@ def test_render_for_completion(tokenizer: Tokenizer) -> None:
         (conversation(("user", "a"), ("assistant", None)), "message 2: an assistant's content must be text or a list"),
         (conversation(("user", "a"), ("assistant", [{"type": "image", "text": ""}])), "message 2: a part must be"),
         (conversation(("user", "a"), ("assistant", [{"type": "text"}])), "message 2: a part must be"),
+        (conversation(("user", "a"), ("assistant", [{"type": [], "text": "a"}])), "message 2: a part must be"),
     ],
 )
 def test_what_is_no_conversation_is_named(tokenizer: Tokenizer, bad: Any, message: str) -> None:
