@@ -66,10 +66,10 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises UserError if something is at `out` that it must not replace.
     """
     out = out.absolute()
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (overwrite and was_exported(out)))):
-        raise UserError(f"{out} is not empty: choose another --out, or --overwrite if an exported model is there")
     aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
+        if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (overwrite and was_exported(out)))):
+            raise UserError(f"{out} is not empty: choose another --out, or --overwrite if an exported model is there")
         aside.mkdir(parents=True)
         yield aside
         if out.exists():
@@ -79,7 +79,7 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not out.exists():  # the last rename has failed
+        if os.path.exists(old) and not os.path.exists(out):  # the last rename has failed
             os.rename(old, out)
         shutil.rmtree(old, ignore_errors=True)
 

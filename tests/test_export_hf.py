@@ -548,6 +548,35 @@ def test_what_must_not_be_replaced(tmp_path: Path, base_dir: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([base_dir.name, "out", "other"])
 
 
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long(length: int, tmp_path: Path, base_dir: Path) -> None:
+    """For the disk, or once the name of the folder beside it is made of it."""
+    save(random_model(SHAPES["grouped"]))
+    with pytest.raises(UserError, match=r"cannot write .*too long"):
+        export_hf.main(export_hf.Config(out=tmp_path / ("x" * length)))
+    assert [path.name for path in tmp_path.iterdir()] == [base_dir.name]
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what is in it, so it stays."""
+    save(random_model(SHAPES["grouped"]))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").touch()
+    listed = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:  # rights do not stop a test that root runs
+        if self == out:
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match=r"cannot write .*Permission denied"):
+        export_hf.main(export_hf.Config(out=out, overwrite=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([base_dir.name, "out"])
+    assert (out / "mine.txt").exists()
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
