@@ -126,6 +126,15 @@ def push(folder: Path, repository: str) -> None:
     print0(f"Uploaded to {repository}")
 
 
+def agreed(question: str) -> bool:
+    """Whether the answer at the terminal is y; Ctrl-D is a no."""
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:
+        print0()
+        return False
+
+
 def main(config: Config) -> Path:
     """Write the folder, and give its path."""
     assert config.out is not None, "__post_init__ has checked it"
@@ -140,7 +149,7 @@ def main(config: Config) -> Path:
     with new_folder(config.out, config.overwrite) as folder:
         write_model(folder, checkpoint, tokenizer, config.source, tags[-1])
     print0(f"Exported {checkpoint.path} to {config.out}")
-    if config.push and (config.yes or input(f"Upload {config.out} to {config.push}? [y/N] ").strip().lower() == "y"):
+    if config.push and (config.yes or agreed(f"Upload {config.out} to {config.push}? [y/N] ")):
         push(config.out, config.push)
     return config.out
 

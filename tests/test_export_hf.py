@@ -671,7 +671,8 @@ def test_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="add --yes"):
         push("a", io.StringIO("y\n"))
     assert not (tmp_path / "a").exists()
-    assert push("b", Terminal("\n")) == []
+    assert push("b", Terminal("\n")) == push("b2", Terminal("")) == []  # the second is Ctrl-D
+    assert (tmp_path / "b2").is_dir()
     uploaded = [("me/d9", True, True), ("me/d9", [*FILES, "tokenizer_config.json"], True)]
     assert push("c", Terminal("y\n")) == uploaded
     assert push("d", io.StringIO(), yes=True) == uploaded * 2
