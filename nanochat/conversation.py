@@ -6,6 +6,7 @@
                   ...]}
 
 User and assistant alternate, the user first. A system message goes before the first user message, with a blank line.
+Parts of an answer that are text and stand in a row are one text: where it was cut does not show in its tokens.
 In a mixture, `{"text": str}` may stand among conversations: a document as in pretraining, of which all is learnt.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from nanochat.common import UserError
@@ -103,13 +105,16 @@ def _assistant_spans(content: object, number: int) -> Iterator[Span]:
         )
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in _PARTS or not isinstance(part.get("text"), str):
+        if not isinstance(kind, str) or kind not in _PARTS or not isinstance(part.get("text"), str):
             raise UserError(
                 f'message {number}: a part must be {{"type": {" | ".join(_PARTS)}, "text": str}}, not {part!r}'
             )
+    for kind, group in groupby(parts, key=lambda part: str(part["type"])):
+        texts = [part["text"] for part in group]
         before, after, trained = _PARTS[kind]
-        if before:
-            yield Span(before, True, trained[0])
-        yield Span(part["text"], False, trained[1])
-        if after:
-            yield Span(after, True, trained[2])
+        for text in ["".join(texts)] if kind == "text" else texts:
+            if before:
+                yield Span(before, True, trained[0])
+            yield Span(text, False, trained[1])
+            if after:
+                yield Span(after, True, trained[2])

@@ -30,6 +30,7 @@ from tasks.common import Task, TaskSequence
 from tasks.mixture import kind_of_base_data, names, training_mixture
 
 HELD_OUT = "held-out loss (nats per trained token)"
+UNKNOWN_BATCH = 524288  # tokens of a step after an imported model that does not say it: base_train's default
 PART = "val_loss/"  # and a task's name: the metric of that part of the mixture
 
 
@@ -83,7 +84,9 @@ def settled(config: FineTuning, origin: Checkpoint) -> FineTuning:
                 raise UserError(f"{name} is {value}, but {origin.path} had {before[name]}: resume with that")
     if sequence_len > context:
         raise UserError(f"max_seq_len is {sequence_len}, but the model's context holds {context} tokens")
-    total = config.total_batch_size if config.total_batch_size != -1 else before.get("total_batch_size", 524288)
+    total = config.total_batch_size if config.total_batch_size != -1 else before.get("total_batch_size", UNKNOWN_BATCH)
+    if config.total_batch_size == -1 and "total_batch_size" not in before:
+        print0(f"{origin.path} does not say its total_batch_size: it is {total:,} tokens now")
     rows = 1 if config.device_batch_size == "auto" else int(config.device_batch_size)
     check_batch(total, rows, sequence_len, int(os.environ.get("WORLD_SIZE", "1")))
     return replace(config, model_tag=origin.path.parent.name, max_seq_len=sequence_len, total_batch_size=total)

@@ -157,8 +157,8 @@ The weights are float32; training computed in {compute_dtype}.
 - The name of a special token in a text, such as `{end}`, becomes that token. In nanochat it stays text; here
   `split_special_tokens=True` keeps it so, but not in the chat template. Take such names out of what users write.
 - The chat template renders what nanochat's `render_conversation` does, with a mask of what the model learns to say
-  (`return_assistant_tokens_mask=True`). Two text parts in a row are encoded as one text, and a last question without
-  an answer stays.
+  (`return_assistant_tokens_mask=True`). Here a last question without an answer stays; there it is left out. The result
+  of a tool belongs after its call: after text, the mask may lack some of the last character's tokens.
 """
 _BASE_USAGE = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
 _CHAT_USAGE = """\
@@ -169,14 +169,17 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 def model_card(
     source: str, tag: str, meta: Mapping[str, Any], config: GPTConfig, parameters: int, sections: Mapping[str, Section]
 ) -> str:
-    """The folder's README.md: what the model is, how to load it, our metrics from its training and from the report."""
+    """The folder's README.md: what the model is, how to load it, our metrics from its training and from the report.
+
+    The report holds the last evaluation of each kind, maybe of another model: only this checkpoint's are taken.
+    """
     history = meta.get("loop", {}).get("history", [])
     last = {name: value for row in history for name, value in row.items()}
     names = {"val_bpb": "validation bits per byte", "loss": "training loss (nats per token)"}
     lines = [f"- {text}: {number(last[name])}" for name, text in names.items() if name in last]
     stage = re.compile("base_(loss|eval)" if source == "base" else f"chat_eval_{source}")
     for name, section in sections.items():
-        if not stage.fullmatch(name):
+        if not stage.fullmatch(name) or section.get("checkpoint") != f"{tag}:{meta['step']}":
             continue
         notes = " ".join(map(escape, section.get("notes", [])))
         lines += ["", f"From the report's section {name} ({section.get('time')}). {notes}".strip(), ""]

@@ -3,7 +3,9 @@
 Ours says which bytes have a token, and the token of the lowest id is merged first; theirs says which pairs may be
 merged, in order. The one pair that really makes a token is found by encoding the token itself, so the ids are the same
 for every text. The exception: theirs reads the name of a special token in a text as that token, where ours leaves it
-text (`split_special_tokens=True` does the same there).
+text (`split_special_tokens=True` does the same there). The chat template gives what `render_conversation` does, but for
+such names; for a last question without an answer, which it keeps, since an answer is asked for in this way too; and for
+the mask of a text before a tool's result that follows no call.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from nanochat.tokenizer import Tokenizer
 BOS, END = "<|bos|>", "<|assistant_end|>"
 
 # `render_turns` in Jinja. What the model learns to say stands between generation markers, in spans as long as can be:
-# they end in a special token, since transformers cuts short a span whose last character is of several tokens.
+# they end in a special token, since transformers cuts short a span whose last character is of several tokens. A
+# tool's result can follow a text without a call: there it does so.
 CHAT_TEMPLATE = r"""
 {{- bos_token -}}
 {%- set ns = namespace(system='', due='user', said='') -%}

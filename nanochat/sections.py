@@ -13,6 +13,7 @@ A section is a dictionary with any of these keys; a key that is absent, or None,
                         two stages that have met the same problems are compared problem by problem
     headline     list   names of the metrics for the table at the top; default: all of them
     model        str    column of that table: base, mid, sft or rl; default: told by the stage's name, if at all
+    checkpoint   str    what was measured, as TAG:STEP: the model card of another checkpoint leaves the section out
     curves       dict   name -> {"x": [...], "y": [...], "xlabel": str, "ylabel": str};
                         curves with the same labels share one pair of axes
     samples      list   of {"prompt": str, "text": str (what follows the prompt)} and, where a checker exists,
@@ -50,7 +51,7 @@ STAGES = (
 MODELS = ("base", "mid", "sft", "rl")  # the columns of the tables by stage
 Section = dict[str, Any]
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(("stage", "time", "title", "model"), str),
+    **dict.fromkeys(("stage", "time", "title", "model", "checkpoint"), str),
     **dict.fromkeys(("settings", "environment", "metrics", "answers", "curves"), dict),
     **dict.fromkeys(("headline", "samples", "notes"), list),
     "format": int,

@@ -102,7 +102,18 @@ def first_checkpoint(made: str, config: Any, tokenizer: Tokenizer) -> Checkpoint
         raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
     checkpoint = open_checkpoint(run_dir(source, config.model_tag or tags[-1]), step)
     check_tokenizer(checkpoint, tokenizer)
+    if config.resuming:
+        check_resumable(checkpoint)
     return checkpoint
+
+
+def check_resumable(checkpoint: Checkpoint) -> None:
+    """Raise `UserError` for a checkpoint that no run here has made."""
+    if "imported_from" in checkpoint.meta:
+        raise UserError(
+            f"{checkpoint.path} was imported, without an optimizer's state: it cannot be resumed; mid_train, chat_sft "
+            "and chat_rl begin a new run from it where --source names its stage"
+        )
 
 
 def checkpoint_to_resume(
@@ -110,13 +121,14 @@ def checkpoint_to_resume(
 ) -> Checkpoint | None:
     """The checkpoint of the step `config.resume_from_step` (-1: the last); None for a run that begins anew.
 
-    UserError if tokenizer, data or model (its shape, where the settings tell it) are not those it was made with.
-    Other settings may change, and the change is said: `config` is the script's.
+    UserError if tokenizer, data or model (its shape, where the settings tell it) are not those it was made with, or if
+    it was imported. Other settings may change, and the change is said: `config` is the script's.
     """
     if not config.resuming:
         return None
     checkpoint = open_checkpoint(folder, config.resume_from_step)
     check_tokenizer(checkpoint, tokenizer)
+    check_resumable(checkpoint)
     if checkpoint.meta["data_hash"] != data_hash:
         raise UserError(f"{checkpoint.path} was trained on other data than what is here now: put that back to resume")
     found = checkpoint.meta["model_config"]

@@ -115,6 +115,7 @@ def evaluate(candidate: Candidate, bundle: Bundle, config: Config, runtime: Runt
         {
             "title": "Evaluation of the base model" if ours else f"Evaluation of {candidate.name}",
             "model": "base" if ours else None,
+            "checkpoint": candidate.name if ours else None,
             "settings": config,
             "metrics": {**{result.label: result.metric for result in results}, **scores},
             "headline": [name, f"{name} of guessing alone"],

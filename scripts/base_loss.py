@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from nanochat import hf_causal, storyworld
-from nanochat.checkpoint_manager import load_model
+from nanochat.checkpoint_manager import list_tags, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.dataloader import eval_rows
@@ -56,18 +56,20 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. `bits`: documents -> bits per byte; `write`: prompts -> samples."""
+    """What is measured. `bits`: documents -> bits per byte; `write`: prompts -> samples; `checkpoint`: our TAG:STEP."""
 
     stage: str
     title: str
     note: str
     bits: Callable[[Documents], float]
     write: Callable[[Sequence[str]], list[dict[str, Any]]]
+    checkpoint: str | None = None
 
 
 def our_model(config: Config, runtime: Runtime) -> Subject:
     """A checkpoint of ours."""
-    model, tokenizer, meta = load_model("base", runtime, model_tag=config.model_tag, step=config.step)
+    tag = config.model_tag or "".join(list_tags("base")[-1:])
+    model, tokenizer, meta = load_model("base", runtime, model_tag=tag or None, step=config.step)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     token_bytes = torch.tensor(tokenizer.token_bytes())
 
@@ -78,8 +80,8 @@ def our_model(config: Config, runtime: Runtime) -> Subject:
     def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
         return write_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
 
-    note = f"Checkpoint of step {meta['step']}, computing in {runtime.dtype_name}."
-    return Subject("base_loss", "Base model", note, bits, write)
+    note = f"Checkpoint {tag} of step {meta['step']}, computing in {runtime.dtype_name}."
+    return Subject("base_loss", "Base model", note, bits, write, f"{tag}:{meta['step']}")
 
 
 def foreign_model(name: str, config: Config, runtime: Runtime) -> Subject:
@@ -135,6 +137,7 @@ def main(config: Config) -> dict[str, Any]:
         subject.stage,
         {
             "title": subject.title,
+            "checkpoint": subject.checkpoint,
             "settings": config,
             "metrics": {**metrics, **judged},
             "samples": samples,

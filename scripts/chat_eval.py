@@ -135,7 +135,7 @@ def talk(engine: Engine, max_tokens: int) -> list[dict[str, Any]]:
     return [{"messages": messages}] if messages else []
 
 
-def write_results(config: Config, tag: str, scores: list[TaskScore], **section: Any) -> None:
+def write_results(config: Config, tag: str, step: int, scores: list[TaskScore], **section: Any) -> None:
     """The report's section, and the file with the result of each problem."""
     core, value = chat_core(scores)
     answers = {score.name: score.answers for score in scores}
@@ -146,6 +146,7 @@ def write_results(config: Config, tag: str, scores: list[TaskScore], **section: 
         {
             "title": f"Evaluation of the {config.source} model",
             "model": config.source,
+            "checkpoint": f"{tag}:{step}",
             "settings": config,
             "metrics": {**accuracies, core: value, **calls},
             "headline": [*accuracies, core],
@@ -179,7 +180,7 @@ def main(config: Config) -> list[TaskScore]:
             print0(notes[-1])
     if runtime.is_main:
         samples = talk(engine, min(128, config.max_new_tokens)) if config.source != "base" else []
-        write_results(config, tag, scores, notes=notes, samples=samples, seconds=time.monotonic() - start)
+        write_results(config, tag, meta["step"], scores, notes=notes, samples=samples, seconds=time.monotonic() - start)
     runtime.finish()
     return scores
 

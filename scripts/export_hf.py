@@ -66,10 +66,10 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises UserError if something is at `out` that it must not replace.
     """
     out = out.absolute()
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (overwrite and was_exported(out)))):
-        raise UserError(f"{out} is not empty: choose another --out, or --overwrite if an exported model is there")
     aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
+        if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (overwrite and was_exported(out)))):
+            raise UserError(f"{out} is not empty: choose another --out, or --overwrite if an exported model is there")
         aside.mkdir(parents=True)
         yield aside
         if out.exists():
@@ -79,7 +79,7 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not out.exists():  # the last rename has failed
+        if os.path.exists(old) and not os.path.exists(out):  # the last rename has failed
             os.rename(old, out)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -102,6 +102,7 @@ def write_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, sour
     weights = to_transformers(checkpoint.weights(), config)
     parameters = sum(weight.numel() for weight in weights.values())
     origin = {"source": source, "tag": tag, "step": checkpoint.step, "compute_dtype": meta["compute_dtype"]}
+    origin["total_batch_size"] = meta.get("settings", {}).get("total_batch_size")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_json_atomic(folder / "config.json", model_config(config, tokenizer, origin))
     write_json_atomic(folder / "generation_config.json", special_ids(tokenizer))
@@ -125,6 +126,15 @@ def push(folder: Path, repository: str) -> None:
     print0(f"Uploaded to {repository}")
 
 
+def agreed(question: str) -> bool:
+    """Whether the answer at the terminal is y; Ctrl-D is a no."""
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:
+        print0()
+        return False
+
+
 def main(config: Config) -> Path:
     """Write the folder, and give its path."""
     assert config.out is not None, "__post_init__ has checked it"
@@ -139,7 +149,7 @@ def main(config: Config) -> Path:
     with new_folder(config.out, config.overwrite) as folder:
         write_model(folder, checkpoint, tokenizer, config.source, tags[-1])
     print0(f"Exported {checkpoint.path} to {config.out}")
-    if config.push and (config.yes or input(f"Upload {config.out} to {config.push}? [y/N] ").strip().lower() == "y"):
+    if config.push and (config.yes or agreed(f"Upload {config.out} to {config.push}? [y/N] ")):
         push(config.out, config.push)
     return config.out
 

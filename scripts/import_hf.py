@@ -104,7 +104,7 @@ def main(config: Config) -> Path:
     if list_steps(run):
         raise UserError(f"{run} holds checkpoints already: choose another name with --model_tag")
     origin = content.get("origin") if isinstance(content.get("origin"), dict) else {}
-    dtype = origin.get("compute_dtype")
+    dtype, size = origin.get("compute_dtype"), origin.get("total_batch_size")
     put_tokenizer(tokenizer)
     meta = {
         "model_config": asdict(shape),
@@ -112,7 +112,7 @@ def main(config: Config) -> Path:
         "torch_version": torch.__version__,
         "tokenizer_hash": tokenizer.hash(),
         "data_hash": "",  # no run here has made it, so none can resume it
-        "settings": {},
+        "settings": {"total_batch_size": size} if isinstance(size, int) and size > 0 else {},  # for the next stage
         "imported_from": str(config.folder),
     }
     step = origin.get("step")

@@ -73,7 +73,8 @@ def test_end_to_end(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(
         len(tokenizer.encode(sample["text"])) <= 20 or "\ufffd" in sample["text"] for sample in section["samples"]
     )
-    assert section["notes"] == ["Checkpoint of step 3, computing in float32."]
+    assert section["notes"] == ["Checkpoint d1 of step 3, computing in float32."]
+    assert section["checkpoint"] == "d1:3"
     assert "validation bits per byte" in render().read_text(encoding="utf-8")
     assert f"validation bits per byte: {found['validation bits per byte']:.4f}" in capsys.readouterr().out
 

@@ -351,7 +351,7 @@ def test_the_embedded_world(run_here: Path, capsys: pytest.CaptureFixture[str]) 
     choice = next(one for one in found if one.name == "FactChoice")
     assert choice.accuracy == sum(c["messages"][-1]["content"] == "C" for c in _rows("FactChoice", 12)) / 12
     section = json.loads((run_here / "report" / "chat_eval_mid.json").read_text(encoding="utf-8"))
-    assert section["model"] == "mid"
+    assert (section["model"], section["checkpoint"]) == ("mid", "d1:5")
     assert section["answers"]["FactChoice"] == {"problems": choice.problems, "correct": choice.answers["correct"]}
     assert section["metrics"]["FactChoice"] == choice.metric
     saved = json.loads((run_here / "chat_eval" / "mid_d1.json").read_text(encoding="utf-8"))

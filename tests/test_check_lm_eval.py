@@ -139,6 +139,15 @@ def test_impossible_settings(tmp_path: Path) -> None:
         check.main(check.Config(eval_bundle=str(write_bundle(tmp_path / "bundle")), tasks="nonsense"))
 
 
+def test_how_to_install_the_judge() -> None:
+    """Where that is said, the extra is named, whose versions are pinned in pyproject.toml, and not the package."""
+    root = Path(check.__file__).resolve().parent.parent
+    for name in ("README.md", "dev/check_lm_eval.py"):
+        text = (root / name).read_text(encoding="utf-8")
+        assert "'.[judge]'" in text, name
+        assert "lm-eval" not in text, name
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="lm_eval is not installed: pip install '.[judge]'")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("run_here")

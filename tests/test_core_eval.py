@@ -498,7 +498,7 @@ def test_base_eval(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert section["metrics"]["schema"] == {**share(2, 3), "chance": 0.5}
     assert section["metrics"]["CORE over 3 of 4"]["value"] == pytest.approx(0.25)
     assert section["answers"]["choice"]["correct"] == "1010"
-    assert section["model"] == "base"
+    assert (section["model"], section["checkpoint"]) == ("base", "d1:5")
     limited = base_eval.main(base_eval.Config(device="cpu", max_per_task=2))
     assert [result.num for result in limited] == [2, 2, 2]
 

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import common
-from nanochat.checkpoint_manager import load_model, run_dir, save_checkpoint
+from nanochat.chat import join, reply
+from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
+from nanochat.finetune import settled
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hf_model import special_ids
 from nanochat.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
@@ -39,7 +41,8 @@ from nanochat.tokenizer import (
     Tokenizer,
     get_tokenizer,
 )
-from scripts import export_hf, import_hf
+from scripts import base_train, chat_rl, chat_sft, export_hf, import_hf, mid_train
+from tests.talks import sums, task_entry, write_mixture, write_talks
 
 TEXTS = [
     "The sheep said that the shepherd's dog isn't there; they'll see 1234567 of them.\n\n  def f(x):\n\treturn x\n",
@@ -286,19 +289,16 @@ def test_ids_when_the_order_of_merges_matters() -> None:
 WORDS = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=12), st.sampled_from([" hi\n", "2+2", "😀", "Да.", ""])
 )
-PARTS = st.lists(
-    st.builds(
-        lambda text, call, result: [
-            {"type": "text", "text": text},
-            {"type": "python", "text": call},
-            {"type": "python_output", "text": result},
-        ],
-        WORDS,
-        WORDS,
-        WORDS,
-    ),
-    max_size=2,
-).map(lambda groups: [part for group in groups for part in group])
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> str | list[dict[str, str]]:
+    """A text, or texts and calls in any order, each call with its results."""
+    groups = st.sampled_from(
+        ["text", "text text", "python", "python python_output", "python python_output python_output"]
+    )
+    kinds = draw(st.none() | st.lists(groups, max_size=4).map(" ".join))
+    return draw(WORDS) if kinds is None else [{"type": kind, "text": draw(WORDS)} for kind in kinds.split()]
 
 
 @st.composite
@@ -308,25 +308,38 @@ def conversations(draw: st.DrawFn) -> dict[str, Any]:
         messages.append({"role": "system", "content": draw(WORDS)})
     for _ in range(draw(st.integers(1, 3))):
         messages.append({"role": "user", "content": draw(WORDS)})
-        answer = draw(WORDS)
-        parts = [*draw(PARTS), {"type": "text", "text": answer}]
-        messages.append({"role": "assistant", "content": draw(st.sampled_from([answer, parts]))})
-    return {"messages": messages}
+        messages.append({"role": "assistant", "content": draw(answers())})
+    return {"messages": messages[: len(messages) - draw(st.integers(0, 1))]}
 
 
 @settings(deadline=None, max_examples=200)
 @given(conversation=conversations())
 def test_conversations(conversation: dict[str, Any], theirs: Any) -> None:
+    """Ids and mask; the template keeps a last question without an answer, from which there is nothing to learn."""
     assume(not names_in(json.dumps(conversation, ensure_ascii=False)))
+    messages = conversation["messages"]
+    asked = messages if messages[-1]["role"] == "user" else messages[:-1]
+    answered = messages[:-1] if asked is messages else messages
     ids, mask = TOKENIZER.render_conversation(conversation)
-    found = theirs.apply_chat_template(
-        conversation["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    if any(message["role"] == "assistant" for message in answered):
+        found = theirs.apply_chat_template(answered, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        assert (found["input_ids"], found["assistant_masks"]) == (ids, mask)
+    else:
+        assert (ids, mask) == ([], [])
+    found = theirs.apply_chat_template(asked, tokenize=True, return_dict=True)["input_ids"]
+    prompted = theirs.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert [*found, TOKENIZER.encode_special("<|assistant_start|>")] == prompted["input_ids"]
+    assert prompted["input_ids"] == TOKENIZER.render_for_completion(conversation)
+
+
+def test_a_result_after_text(theirs: Any) -> None:
+    """Not after its call: transformers' mask ends at the first token of the text's last character, as the card says."""
+    parts = [{"type": "text", "text": "a\x80"}, {"type": "python_output", "text": "4"}]
+    messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": parts}]
+    ids, mask = TOKENIZER.render_conversation({"messages": messages})
+    found = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert found["input_ids"] == ids
-    assert found["assistant_masks"] == mask
-    asked = {"messages": conversation["messages"][:-1]}
-    found = theirs.apply_chat_template(asked["messages"], add_generation_prompt=True, tokenize=True, return_dict=True)
-    assert found["input_ids"] == TOKENIZER.render_for_completion(asked)
+    assert (mask[4:8], found["assistant_masks"][4:8]) == ([1, 1, 1, 0], [1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -390,6 +403,49 @@ def test_back_from_transformers(exported: dict[str, tuple[GPT, Path]], tmp_path:
     assert torch.equal(rows, model.embed.weight[:VOCAB].bfloat16().float())
     assert F.cosine_similarity(loaded(prompt(20)).flatten(), model(prompt(20)).flatten(), dim=0) > 0.99
     assert base_dir.is_dir()
+
+
+def test_what_an_import_is_for(tmp_path: Path, run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Midtraining, with steps as long as in the run before it was exported, SFT, the engine and chat take it."""
+    save(random_model(SHAPES["grouped"]), settings={"total_batch_size": 192})
+    folder = export_hf.main(export_hf.Config(out=tmp_path / "hf"))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(run_here / "other"))
+    import_hf.main(import_hf.Config(folder=folder))
+    talks = write_talks(tmp_path / "sums.jsonl", sums(40))
+    mixture = str(write_mixture(tmp_path / "mixture.toml", task_entry(talks)))
+    fast: dict[str, Any] = {"mixture": mixture, "num_iterations": 1, "device_batch_size": 1, "compile": "off"}
+    mid_train.main(mid_train.Config(device="cpu", **fast))
+    assert open_checkpoint(run_dir("mid", "d2")).meta["settings"]["total_batch_size"] == 192
+    chat_sft.main(chat_sft.Config(device="cpu", source="base", total_batch_size=96, **fast))
+    for source in ("base", "sft"):
+        model, tokenizer, _ = load_model(source, CPU)
+        engine = Engine(model, tokenizer)
+        assert len(engine.generate_batch(prompt(5)[0].tolist(), max_tokens=3)[0][0]) == 8
+        assert join(reply(engine, [{"role": "user", "content": "Hi"}], max_tokens=4))
+
+
+def test_steps_of_an_unknown_length(
+    exported: dict[str, tuple[GPT, Path]], base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the imported folder does not say how long they were, that is said, and base_train's default taken."""
+    path = import_hf.main(import_hf.Config(folder=exported["one key-value head"][1]))
+    origin = Checkpoint(path, read_meta(path))
+    assert path.is_relative_to(base_dir)
+    capsys.readouterr()
+    assert settled(mid_train.Config(), origin).total_batch_size == base_train.Config().total_batch_size
+    assert "does not say its total_batch_size: it is 524,288 tokens" in capsys.readouterr().out
+    assert settled(mid_train.Config(total_batch_size=2048), origin).total_batch_size == 2048
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("script", "source"), [(mid_train, "mid"), (chat_sft, "sft"), (chat_rl, "rl")])
+def test_an_import_is_not_resumed(
+    script: Any, source: str, exported: dict[str, tuple[GPT, Path]], base_dir: Path, refusal: Callable[..., str]
+) -> None:
+    path = import_hf.main(import_hf.Config(folder=exported["plain"][1], source=source))
+    assert path.is_relative_to(base_dir)
+    for flag in ("--resume", "--resume_from_step=7"):
+        assert "was imported, without an optimizer's state: it cannot be resumed" in refusal(script, flag)
 
 
 def test_weights_in_several_files(
@@ -492,6 +548,35 @@ def test_what_must_not_be_replaced(tmp_path: Path, base_dir: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([base_dir.name, "out", "other"])
 
 
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long(length: int, tmp_path: Path, base_dir: Path) -> None:
+    """For the disk, or once the name of the folder beside it is made of it."""
+    save(random_model(SHAPES["grouped"]))
+    with pytest.raises(UserError, match=r"cannot write .*too long"):
+        export_hf.main(export_hf.Config(out=tmp_path / ("x" * length)))
+    assert [path.name for path in tmp_path.iterdir()] == [base_dir.name]
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what is in it, so it stays."""
+    save(random_model(SHAPES["grouped"]))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").touch()
+    listed = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:  # rights do not stop a test that root runs
+        if self == out:
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match=r"cannot write .*Permission denied"):
+        export_hf.main(export_hf.Config(out=out, overwrite=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([base_dir.name, "out"])
+    assert (out / "mine.txt").exists()
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -516,8 +601,9 @@ def test_the_card(tmp_path: Path) -> None:
     """It says what was measured of this stage, how to load the model, and what differs."""
     interval = {"value": 0.25, "n": 44, "interval": [0.1, 0.4]}
     partial = {"without n": {"value": 0.5, "interval": [0.375, 0.625]}, "bare": {"value": 0.75}}
-    log_section("chat_eval_sft", {"metrics": {"ChatCORE": 0.123, "GSM8K": interval, **partial}, "notes": ["Step 7."]})
-    log_section("base_loss", {"metrics": {"validation bits per byte": 9.87}})
+    metrics = {"ChatCORE": 0.123, "GSM8K": interval, **partial}
+    log_section("chat_eval_sft", {"metrics": metrics, "notes": ["Step 7."], "checkpoint": "d9:7"})
+    log_section("base_loss", {"metrics": {"validation bits per byte": 9.87}, "checkpoint": "d9:7"})
     save(random_model(SHAPES["grouped"]), "sft", loop={"history": [{"step": 5, "val_bpb": 1.875}, {"loss": 3.25}]})
     card = (export_hf.main(export_hf.Config(source="sft", out=tmp_path / "out")) / "README.md").read_text("utf-8")
     assert huggingface_hub.ModelCard(card).data.library_name == "transformers"
@@ -535,6 +621,17 @@ def test_the_card(tmp_path: Path) -> None:
     assert "9.87" not in card
     assert "split_special_tokens=True" in card
     assert "apply_chat_template(messages, add_generation_prompt=True" in card
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_the_card_has_no_metrics_of_another_model(tmp_path: Path) -> None:
+    """The report holds the last evaluation of each kind: of this checkpoint, of others, or of nobody knows which."""
+    save(random_model(SHAPES["grouped"]))
+    for i, checkpoint in enumerate(("d9:7", "d12:7", "d9:8", "d12:8", None)):
+        log_section("base_loss", {"metrics": {"validation bits per byte": 9.87}, "checkpoint": checkpoint})
+        log_section("base_eval", {"metrics": {"CORE": 0.654}, "checkpoint": checkpoint})
+        card = (export_hf.main(export_hf.Config(out=tmp_path / str(i))) / "README.md").read_text("utf-8")
+        assert ("9.87" in card, "0.654" in card, "None were recorded" in card) == (i == 0, i == 0, i > 0), checkpoint
 
 
 class Hub:
@@ -574,7 +671,8 @@ def test_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="add --yes"):
         push("a", io.StringIO("y\n"))
     assert not (tmp_path / "a").exists()
-    assert push("b", Terminal("\n")) == []
+    assert push("b", Terminal("\n")) == push("b2", Terminal("")) == []  # the second is Ctrl-D
+    assert (tmp_path / "b2").is_dir()
     uploaded = [("me/d9", True, True), ("me/d9", [*FILES, "tokenizer_config.json"], True)]
     assert push("c", Terminal("y\n")) == uploaded
     assert push("d", io.StringIO(), yes=True) == uploaded * 2

@@ -124,6 +124,7 @@ def test_the_scripts_agree(both: Path, run_here: Path, capsys: pytest.CaptureFix
     assert sections["hf_loss"]["samples"] == sections["base_loss"]["samples"]
     assert sections["hf_eval"]["answers"] == sections["base_eval"]["answers"]
     assert "model" not in sections["hf_eval"]
+    assert not any("checkpoint" in sections[name] for name in ("hf_loss", "hf_eval"))
     assert "NanoChatForCausalLM of transformers, computing in float32" in sections["hf_loss"]["notes"][0]
     assert "a context of 48 tokens" in capsys.readouterr().out
 

@@ -145,6 +145,11 @@ def test_checkpoint_to_resume(
     ]:
         with pytest.raises(UserError, match=words):
             resume(**changes)
+    stage.saver(folder, model, optimizer, meta | {"data_hash": "", "imported_from": "a"}, keep_last=-1)(
+        LoopState(step=8)
+    )
+    with pytest.raises(UserError, match="step_000008 was imported, without an optimizer's state"):
+        resume()
 
 
 # --- saving and restoring --------------------------------------------------------------------------------------------

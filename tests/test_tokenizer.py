@@ -310,6 +310,18 @@ def test_every_token_and_its_mask() -> None:
     assert ids.count(tokenizer.get_bos_token_id()) == 1
 
 
+def test_texts_in_a_row_are_one_text(tokenizer: Tokenizer) -> None:
+    """Where a text was cut into parts does not show in its tokens; a call is between two texts."""
+    cut = [{"type": "text", "text": piece} for piece in ("th", "e", "", " ca", "t")]
+    whole = tokenizer.render_conversation(conversation(("user", "a"), ("assistant", "the cat")))
+    assert [i for part in cut for i in tokenizer.encode(part["text"])] != tokenizer.encode("the cat")
+    assert tokenizer.render_conversation(conversation(("user", "a"), ("assistant", cut))) == whole
+    called = [*cut, *TOOL_ANSWER[1:3], *cut]
+    joined = [{"type": "text", "text": "the cat"}, *TOOL_ANSWER[1:3], {"type": "text", "text": "the cat"}]
+    found, expected = (conversation(("user", "a"), ("assistant", parts)) for parts in (called, joined))
+    assert tokenizer.render_conversation(found) == tokenizer.render_conversation(expected)
+
+
 def test_cut_at_a_turn_boundary(tokenizer: Tokenizer) -> None:
     turns = [("user", "the cat"), ("assistant", "the mat"), ("user", "she"), ("assistant", "sees seas")]
     whole_ids, whole_mask = tokenizer.render_conversation(conversation(*turns))
@@ -363,6 +375,7 @@ def test_render_for_completion(tokenizer: Tokenizer) -> None:
         (conversation(("user", "a"), ("assistant", None)), "message 2: an assistant's content must be text or a list"),
         (conversation(("user", "a"), ("assistant", [{"type": "image", "text": ""}])), "message 2: a part must be"),
         (conversation(("user", "a"), ("assistant", [{"type": "text"}])), "message 2: a part must be"),
+        (conversation(("user", "a"), ("assistant", [{"type": [], "text": "a"}])), "message 2: a part must be"),
     ],
 )
 def test_what_is_no_conversation_is_named(tokenizer: Tokenizer, bad: Any, message: str) -> None:
