@@ -4,22 +4,28 @@
     python -m dev.bench_tokenizer --data=../shared/data/text              # every corpus, 1 and 2 threads: some minutes
     python -m dev.bench_tokenizer --data=../shared/data/text --corpora=textbooks --threads=2 --rounds=3
     python -m dev.bench_tokenizer --worst_cases                           # time for 4 MB over time for 1 MB
+    python -m dev.bench_tokenizer --data=../shared/data/text --repeat=32 --vocab_size=65536     # 1 GB: its memory
 
 Each figure is the best of `rounds` fresh processes: cold is the first pass over the text there, warm the third; then
 the processor's time of the first pass, all threads together, which a busy machine disturbs less. Memory is the peak
-beyond what the process held with the text loaded. Encoders get the vocabulary that we have trained, so that their ids
-can be compared: "same" says whether they are ours. Packages that are not installed are left out.
+beyond what the process held with the text loaded and the encoder made. Encoders get the vocabulary that we have
+trained, so that their ids can be compared: "same" says whether they are ours. Packages that are not installed are left
+out.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import glob
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
 import random
+import string
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,6 +59,7 @@ class Config(Settings):
     threads: str = setting("1,2", "numbers of threads, with commas")
     rounds: int = setting(3, "fresh processes per figure", at_least=1)
     only: str = setting("", "only lines that contain this")
+    repeat: int = setting(1, "only train, on the first corpus so often, with other letters each time", at_least=1)
     worst_cases: bool = setting(False, "measure how our time grows with the text instead")
 
 
@@ -182,32 +189,35 @@ def flat(ids: Any) -> np.ndarray:
     return np.asarray(ids, np.uint32)
 
 
-def measure(kind: str, name: str, files: list[str], vocab_size: int, threads: int, channel: Any) -> None:
-    """In a fresh process: send {cold, warm, cpu: seconds, megabytes, checksum}."""
-    column = pa.chunked_array([chunk for file in files for chunk in pq.read_table(file)["text"].chunks])
+def read(files: list[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for file in files for chunk in pq.read_table(file)["text"].chunks])
+
+
+def measure(kind: str, name: str, files: list[str], job: Any, threads: int, channel: Any) -> None:
+    """In a fresh process: send {cold, warm, cpu: seconds, megabytes, checksum}.
+
+    `job`: how many tokens to train, or those to encode with.
+    """
+    column = read(files)
     if kind == "train":
         texts = column if "Arrow" in name else column.to_pylist()
-        held = peak_megabytes()
-        start, cpu = time.perf_counter(), time.process_time()
-        tokens = TRAINERS[name](texts, vocab_size, threads)
-        seconds = [time.perf_counter() - start]
-        cpu_seconds = [time.process_time() - cpu]
-        checksum = None if tokens is None else hash(tuple(tokens))
+        run = functools.partial(TRAINERS[name], texts, job, threads)
     else:
         make, options = ENCODERS[name]
-        tokens = _rustbpe.train(column, vocab_size, options["pattern"])
-        run = make(column, tokens, threads, **options)
-        held = peak_megabytes()
-        seconds, cpu_seconds = [], []
-        for _ in range(3):
-            ids = None  # one result at a time
-            start, cpu = time.perf_counter(), time.process_time()
-            ids = run()
-            seconds.append(time.perf_counter() - start)
-            cpu_seconds.append(time.process_time() - cpu)
+        run = make(column, job, threads, **options)
+    held = forget_peak()
+    seconds, cpu_seconds, result = [], [], None
+    for _ in range(1 if kind == "train" else 3):
+        result = None  # one at a time in memory
+        start, cpu = time.perf_counter(), time.process_time()
+        result = run()
+        seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu)
     peak = peak_megabytes() - held
-    if kind == "encode":
-        checksum = hash(flat(ids).tobytes())
+    if kind == "train":
+        checksum = None if result is None else hash(tuple(result))
+    else:
+        checksum = hash(flat(result).tobytes())
     times = {"cold": seconds[0], "warm": seconds[-1], "cpu": cpu_seconds[0]}
     channel.send({**times, "megabytes": peak, "checksum": checksum})
 
@@ -216,11 +226,18 @@ def peak_megabytes() -> float:
     return peak_memory() / 2**20
 
 
-def in_fresh_process(kind: str, name: str, files: list[str], vocab_size: int, threads: int) -> dict[str, Any] | None:
+def forget_peak() -> float:
+    """Megabytes held now. On Linux the peak begins anew with them: it was that of reading the texts."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_megabytes()
+
+
+def in_fresh_process(kind: str, name: str, files: list[str], job: Any, threads: int) -> dict[str, Any] | None:
     os.environ.update(RAYON_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="true", PYTHONHASHSEED="0")
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(kind, name, files, vocab_size, threads, sender))
+    process = context.Process(target=measure, args=(kind, name, files, job, threads, sender))
     process.start()
     sender.close()
     try:
@@ -235,6 +252,8 @@ def in_fresh_process(kind: str, name: str, files: list[str], vocab_size: int, th
 def compare(config: Config, corpus: str, threads: int) -> None:
     files = sorted(glob.glob(str(config.data / f"{CORPORA[corpus]}.parquet")))
     size = sum(len(text.encode()) for file in files for text in pq.read_table(file)["text"].to_pylist()) / 1e6
+    patterns = {options["pattern"] for _, options in ENCODERS.values()}
+    vocabularies = {pattern: _rustbpe.train(read(files), config.vocab_size, pattern) for pattern in patterns}
     for kind, candidates in (("train", TRAINERS), ("encode", ENCODERS)):
         best: dict[str, dict[str, Any]] = {}
         for _ in range(config.rounds):
@@ -242,14 +261,16 @@ def compare(config: Config, corpus: str, threads: int) -> None:
                 package = name.replace(",", " ").split()[0]
                 if config.only not in f"{kind} {name}" or importlib.util.find_spec(package) is None:
                     continue
-                result = in_fresh_process(kind, name, files, config.vocab_size, threads)
+                job = config.vocab_size if kind == "train" else vocabularies[ENCODERS[name][1]["pattern"]]
+                result = in_fresh_process(kind, name, files, job, threads)
                 if result:
                     known = best.setdefault(name, result)
                     known.update({key: min(known[key], result[key]) for key in ("cold", "warm", "cpu", "megabytes")})
         print(f"\n{kind}, {corpus} ({size:.1f} MB), {threads} threads, vocabulary {config.vocab_size:,}", flush=True)
         ours = {"GPT-4" in name: r["checksum"] for name, r in best.items() if name.startswith("nanochat")}
         for name, r in best.items():
-            same = "" if r["checksum"] is None else f"  same: {r['checksum'] == ours.get('GPT-4' in name)}"
+            our = ours.get("GPT-4" in name)
+            same = "" if None in (our, r["checksum"]) else f"  same: {r['checksum'] == our}"
             warm = f"{size / r['warm']:8.1f} warm" if kind == "encode" else ""
             speeds = f"{size / r['cold']:8.1f} cold{warm} MB/s {r['cpu']:8.2f} CPU s"
             print(f"  {name:28}{speeds} {r['megabytes']:7.0f} MB{same}", flush=True)
@@ -260,6 +281,7 @@ def worst_cases() -> None:
     rng = random.Random(0)
     letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=4_000_000))
     texts = {"a...a": "a" * 4_000_000, "random letters": letters, "spaces": " " * 4_000_000}
+    texts["words of 300"] = " ".join(letters[i : i + 300] for i in range(0, len(letters), 301))
     texts |= {"newlines": "\n" * 4_000_000, "abab": "ab" * 2_000_000, "a1a1": "a1" * 2_000_000, "'''": "'" * 4_000_000}
     tokens = _rustbpe.train([text[:2_000] for text in texts.values()] + [letters[:400_000]], 8192, SPLIT_PATTERN)
     for name, text in texts.items():
@@ -279,8 +301,29 @@ def worst_cases() -> None:
         )
 
 
+def repeated(config: Config) -> None:
+    """Train on a corpus again and again, each time with two other letters exchanged: memory follows the words."""
+    files = sorted(glob.glob(str(config.data / f"{CORPORA[config.corpora.split(',')[0]]}.parquet")))
+    texts = [text.encode() for text in read(files).to_pylist()]
+    pairs = itertools.islice(itertools.cycle(itertools.combinations(string.ascii_lowercase.encode(), 2)), config.repeat)
+    tables = [bytes.maketrans(bytes((a, b)), bytes((b, a))) for a, b in pairs]
+    held = forget_peak()
+    start = time.perf_counter()
+    varied = (text.translate(table).decode() for table in tables for text in texts)
+    tokens = _rustbpe.train(varied, config.vocab_size, SPLIT_PATTERN)
+    seconds = time.perf_counter() - start
+    size = sum(map(len, texts)) * config.repeat
+    print(
+        f"{size / 1e6:,.0f} MB, vocabulary {len(tokens):,}: {seconds:.1f} s, exchanging letters included, "
+        f"{peak_megabytes() - held:,.0f} MB more memory than with the corpus loaded"
+    )
+
+
 def main(config: Config) -> None:
     """Print the tables."""
+    if config.repeat > 1:
+        repeated(config)
+        return
     if config.worst_cases:
         worst_cases()
         return
