@@ -137,6 +137,7 @@ def serve(way: str, config: Config, vocab_size: int, pipe: Connection) -> None:
     """A process: score the prompts that come, until None comes."""
     runtime = Runtime.start(config.seed, "cpu")
     model = load_model("base", runtime)[0] if config.trained else random_model(config.shape(vocab_size), runtime)
+    model.compute_dtype = torch.float32  # whatever the machine is quick at
     batched = ModelScorer(model, config.batch_tokens)
     pipe.send(Ready(model.config, peak_memory()))
     while (prompts := pipe.recv()) is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanochat.common import UserError
 from nanochat.core_eval import Prompt
 from nanochat.gpt import GPTConfig
+from nanochat.runtime import Runtime
 from tests.bundles import write_bundle
 
 bench_eval: Any = importlib.import_module("dev.bench_eval")  # a command, not a package that others import
@@ -32,6 +35,23 @@ def test_bench_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("ratio", "arithmetic", "memory, one at a time", "memory, batched", "all "):
         assert words in out
     assert sum(line.startswith(("choice", "schema", "words", "all")) for line in out.splitlines()) == 4
+
+
+@pytest.mark.parametrize("way", ["one at a time", "batched"])
+def test_it_computes_in_float32(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it says, also where the machine would take another dtype (float64 stands for bf16)."""
+    runtime = Runtime(0, 0, 1, torch.device("cpu"), torch.float64, 42)
+    config = bench_eval.Config(depth=1, head_dim=32, max_seq_len=32)
+    model = bench_eval.random_model(config.shape(300), runtime)
+    monkeypatch.setattr(Runtime, "start", lambda *_: runtime)
+    monkeypatch.setattr(bench_eval, "random_model", lambda *_: model)
+    seen, read = [], type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda gpt, *rest: seen.append(gpt.compute_dtype) or read(gpt, *rest))
+    ours, theirs = multiprocessing.Pipe()
+    ours.send([Prompt(0, [([1, 2, 3, 4], 2)], False)])
+    ours.send(None)
+    bench_eval.serve(way, config, 300, theirs)
+    assert set(seen) == {torch.float32}
 
 
 def test_fewest_flops_by_hand() -> None:
