@@ -113,7 +113,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without type
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            return value.encode("utf-8").decode("utf-8") if isinstance(value, str) else value
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
@@ -254,6 +255,7 @@ def _read_examples(file: Any, kind: str, has_categories: bool) -> Iterator[tuple
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # fails at half a surrogate pair, which is no text
             yield _example(row, kind), _category(row) if has_categories else ""
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file}, line {number}: {error}") from error
