@@ -48,13 +48,22 @@ impl Splitter {
     /// ```
     #[inline]
     pub fn split(&self, text: &str, mut visit: impl FnMut(&[usize])) -> Result<(), Error> {
+        self.split_while(text, |bounds| {
+            visit(bounds);
+            true
+        })
+    }
+
+    /// `split` that ends when `visit` gives false.
+    #[inline]
+    pub fn split_while(&self, text: &str, mut visit: impl FnMut(&[usize]) -> bool) -> Result<(), Error> {
         match &self.0 {
             Kind::Family(family, classes) => family.split(classes, text.as_bytes(), visit),
             Kind::Regex(regex) => {
                 for found in regex.find_iter(text) {
                     let word = found.map_err(|error| Error::Split(error.to_string()))?;
-                    if word.start() < word.end() {
-                        visit(&[word.start(), word.end()]);
+                    if word.start() < word.end() && !visit(&[word.start(), word.end()]) {
+                        break;
                     }
                 }
             }
@@ -105,14 +114,13 @@ impl Family {
 
     /// By blocks where all is ASCII, if the pattern allows that, and from word to word around what is hard.
     #[inline(always)]
-    fn split(&self, classes: &Classes, text: &[u8], mut visit: impl FnMut(&[usize])) {
+    fn split(&self, classes: &Classes, text: &[u8], mut visit: impl FnMut(&[usize]) -> bool) {
         let mut bounds = [0; MANY];
         let (mut start, mut count) = (0, 1); // `start` is the last bound so far
         let mut hard = if self.is_quick() { 0 } else { usize::MAX }; // before this place it goes from word to word
         loop {
             if count > MANY - BLOCK || start >= text.len() {
-                visit(&bounds[..count]);
-                if start >= text.len() {
+                if !visit(&bounds[..count]) || start >= text.len() {
                     return;
                 }
                 bounds[0] = start;
