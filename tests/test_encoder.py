@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,57 @@ def test_mistakes() -> None:
 def test_arrow_that_is_no_text(texts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OURS[0].encode_batch(texts)
+
+
+class StoredStream:
+    """Exports the same capsule again and again, as no exporter should."""
+
+    def __init__(self) -> None:
+        self.capsule = pa.chunked_array([["ab"], ["c"]]).__arrow_c_stream__()
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.capsule
+
+
+class StoredArray:
+    """The same for an array; it can lose a buffer as well."""
+
+    def __init__(self) -> None:
+        self.capsules = pa.array(["ab", "c"]).__arrow_c_array__()
+
+    def __arrow_c_array__(self, requested_schema: object = None) -> object:
+        return self.capsules
+
+    def lose(self, buffer: int) -> None:
+        address_of = ctypes.pythonapi.PyCapsule_GetPointer
+        address_of.restype, address_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        fields = ctypes.cast(address_of(self.capsules[1], b"arrow_array"), ctypes.POINTER(ctypes.c_void_p))
+        ctypes.cast(fields[5] or 0, ctypes.POINTER(ctypes.c_void_p))[buffer] = None
+
+
+@pytest.mark.parametrize(
+    ("stored", "reader"),
+    [
+        (StoredStream(), pa.chunked_array),
+        (StoredStream(), OURS[0].encode_lists),
+        (StoredArray(), pa.array),
+        (StoredArray(), OURS[0].encode_lists),
+    ],
+)
+def test_arrow_that_was_taken_before(stored: Any, reader: Any) -> None:
+    """What is left has addresses of functions and buffers in it still, of memory that is no longer there."""
+    assert len(reader(stored)) == 2
+    for _ in range(2):
+        with pytest.raises(ValueError, match="read already"):
+            OURS[0].encode_batch(stored)
+
+
+@pytest.mark.parametrize(("buffer", "message"), [(1, "not a valid array"), (2, "without their data")])
+def test_arrow_without_its_buffers(buffer: int, message: str) -> None:
+    stored = StoredArray()
+    stored.lose(buffer)
+    with pytest.raises(ValueError, match=message):
+        OURS[0].encode_batch(stored)
 
 
 def test_an_arrow_stream_that_fails_says_why() -> None:

@@ -53,12 +53,16 @@ macro_rules! released_on_drop {
                 unsafe { std::mem::zeroed() }
             }
 
-            /// Take the struct out of `place`, whose owner then has nothing to release.
+            /// Take the struct out of `place`, whose owner then has nothing to release. One that somebody took before,
+            /// or that was released, is told by its missing `release` alone: the rest of it may point anywhere.
             ///
             /// # Safety
-            /// `place` points to a valid struct that nobody else uses meanwhile.
-            pub unsafe fn take(place: *mut Self) -> Self {
-                std::ptr::replace(place, Self::empty())
+            /// `place` points to a struct of this kind that nobody else uses meanwhile.
+            pub unsafe fn take(place: *mut Self) -> Result<Self, String> {
+                match (*place).release {
+                    Some(_) => Ok(std::ptr::replace(place, Self::empty())),
+                    None => Err("Arrow: an array or stream that was read already".into()),
+                }
             }
         }
 
@@ -121,7 +125,7 @@ impl Texts {
 
     pub fn from_stream(mut stream: Stream) -> Result<Self, String> {
         let (Some(get_schema), Some(get_next)) = (stream.get_schema, stream.get_next) else {
-            return Err("an Arrow stream that was read already".into());
+            return Err("Arrow: not a valid stream".into());
         };
         let mut schema = Schema::empty();
         // SAFETY: the stream is valid, and fills the struct that it is given.
@@ -156,10 +160,14 @@ impl Texts {
     }
 
     fn add(&mut self, array: Array) -> Result<(), String> {
-        if array.length < 0 || array.offset < 0 || array.n_buffers != 3 {
-            return Err("Arrow: not a valid array of strings".into());
+        let not_valid = || Err("Arrow: not a valid array of strings".into());
+        if array.length < 0 || array.offset < 0 || array.n_buffers != 3 || array.buffers.is_null() {
+            return not_valid();
         }
         if array.length > 0 {
+            if array.buffer(1).is_null() {
+                return not_valid();
+            }
             array.check_nulls()?;
             self.columns.push(Column { large: self.large, array });
         }
@@ -213,10 +221,12 @@ impl Array {
         let offsets = self.buffer(1).cast::<O>().add(self.offset as usize + row);
         let bound = |offset: O| offset.try_into().map_err(|_| "Arrow: a negative offset".to_string());
         let (start, end): (usize, usize) = (bound(*offsets)?, bound(*offsets.add(1))?);
+        let data = self.buffer(2).cast::<u8>();
         match end.checked_sub(start) {
             None => Err("Arrow: offsets that fall".into()),
             Some(0) => Ok(&[]), // the data of empty texts may be a null pointer, which no slice may have
-            Some(length) => Ok(std::slice::from_raw_parts(self.buffer(2).cast::<u8>().add(start), length)),
+            Some(_) if data.is_null() => Err("Arrow: texts without their data".into()),
+            Some(length) => Ok(std::slice::from_raw_parts(data.add(start), length)),
         }
     }
 }

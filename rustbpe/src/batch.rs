@@ -5,6 +5,7 @@ use crate::encode::{Encoder, Id, Text, Worker};
 use crate::pages::ask_for_large;
 use crate::Error;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -53,7 +54,12 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
     let (queue, jobs) = channel::<(usize, Job)>();
     let jobs = Mutex::new(jobs);
     let rows = Mutex::new(Rows::<I>::new(size));
-    let work = || encoder.with_worker(|worker| work_off(encoder, worker, &jobs, &rows));
+    let failed = AtomicBool::new(false);
+    let work = || {
+        let outcome = encoder.with_worker(|worker| work_off(encoder, worker, &jobs, &rows, &failed));
+        failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        outcome
+    };
     let num_texts = thread::scope(|scope| {
         let mut others = Vec::new();
         let mut cutter = Cutter::default();
@@ -68,6 +74,7 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
                 num_jobs += 1;
             });
         });
+        failed.fetch_or(fed.is_err(), Ordering::Relaxed);
         queue.send((num_jobs, cutter.job)).expect("the receiver outlives this scope");
         drop(queue);
         let mine = fed.and_then(|()| Ok(work()?));
@@ -107,17 +114,21 @@ impl<'t> Cutter<'t> {
     }
 }
 
-/// Take jobs until there are no more. After an error the others still empty the queue.
+/// Take jobs until there are no more, or somebody failed.
 fn work_off<I: Id>(
     encoder: &Encoder,
     worker: &mut Worker,
     jobs: &Mutex<Receiver<(usize, Job)>>,
     rows: &Mutex<Rows<I>>,
+    failed: &AtomicBool,
 ) -> Result<(), Error> {
     let (mut ids, mut counts) = (Vec::new(), Vec::new());
     loop {
         let received = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((number, job)) = received else { return Ok(()) };
+        if failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         ids.clear();
         counts.clear();
         let size = job.iter().map(|(_, part)| part.len()).sum();
@@ -194,6 +205,35 @@ impl<I: Id> Rows<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Splitter, Vocabulary};
+    use std::time::Duration;
+
+    /// The error of an encoding that is fed a text, then jobs for an hour, then `fed`.
+    fn error_of(text: String, fed: Result<(), Error>) -> Option<Error> {
+        let (done, outcome) = channel();
+        thread::spawn(move || {
+            let tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+            // About 10 ms for the word of many x, which is just below the limit; with more of them it is an error.
+            let splitter = Splitter::new(r"(?:x|xx)+(?=y)|\w+|\W").unwrap();
+            let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), splitter);
+            let job = "x".repeat(24) + " " + &"z".repeat(JOB);
+            let batch = encode_fed::<u16, _>(&encoder, 3, JOB, |add| {
+                add(Text::Str(&job));
+                add(Text::Str(&text));
+                (0..400_000).for_each(|_| add(Text::Str(&job)));
+                fed
+            });
+            let _ = done.send(batch.err());
+        });
+        outcome.recv_timeout(Duration::from_secs(60)).expect("an error ends the work")
+    }
+
+    #[test]
+    fn an_error_ends_the_work() {
+        let told = Error::Text("of the feeder".into());
+        assert_eq!(error_of("a".into(), Err(told.clone())), Some(told));
+        assert!(matches!(error_of("x".repeat(JOB), Ok(())), Some(Error::Split(_))));
+    }
 
     #[test]
     fn jobs_in_any_order() {

@@ -4,12 +4,16 @@
 use crate::{Error, Splitter, Text, WordCounts};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{channel, sync_channel, Receiver, Sender};
+use std::sync::mpsc::{channel, sync_channel, Receiver, RecvTimeoutError, Sender, TrySendError};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
 
 /// Bytes of text that a thread takes at a time.
 const JOB: usize = 1 << 18;
+
+/// `progress` is called at least this often, however long a job takes.
+const TICK: Duration = Duration::from_millis(10);
 
 /// Texts that come together, and are read by several threads.
 pub trait Texts: Send + Sync {
@@ -40,7 +44,7 @@ type Job<T> = (Arc<T>, Vec<(usize, Range<usize>)>);
 /// `next_batch` is called on this thread until it gives `None`; the counting goes on meanwhile in other threads. It is
 /// handed the batches that are done with, so that the caller decides where they are dropped (Python's objects want
 /// Python's lock). `progress` is called on this thread too, again and again, with the bytes that were handed out since
-/// the last time. An error of either, of a text or of the splitter ends the counting.
+/// the last time. An error of either, of a text or of the splitter ends the counting, in the middle of a text as well.
 ///
 /// ```
 /// let splitter = rustbpe::Splitter::new(r"\w+").unwrap();
@@ -60,31 +64,50 @@ pub fn count_words<T: Texts, E: From<Error>>(
     let (to_worker, inbox) = sync_channel::<Job<T>>(num_threads);
     let inbox = Mutex::new(inbox);
     let (done, spent) = channel();
-    let failed = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..num_threads)
+        let workers: Vec<ScopedJoinHandle<Result<WordCounts, Error>>> = (0..num_threads)
             .map(|_| {
-                let (inbox, done, failed) = (&inbox, done.clone(), &failed);
-                scope.spawn(move || count_jobs(splitter, inbox, &done, failed))
+                let (inbox, done, stop) = (&inbox, done.clone(), &stop);
+                scope.spawn(move || count_jobs(splitter, inbox, &done, stop))
             })
             .collect();
         let mut feed = || -> Result<(), E> {
-            while let Some(batch) = next_batch(spent.try_iter().collect())?.map(Arc::new) {
+            let mut back = Vec::new();
+            while let Some(batch) = next_batch(std::mem::take(&mut back))?.map(Arc::new) {
                 cut(splitter, &*batch, |parts, size| {
-                    // A worker that failed still empties the queue, so this cannot block for ever.
-                    to_worker.send((batch.clone(), parts)).expect("workers outlive the queue");
+                    let mut job = (batch.clone(), parts);
+                    while let Err(TrySendError::Full(again)) = to_worker.try_send(job) {
+                        job = again;
+                        // A worker ends before the queue does only if it panics, which is told where it is joined.
+                        if workers.iter().any(ScopedJoinHandle::is_finished) {
+                            break;
+                        }
+                        back.extend(spent.recv_timeout(TICK)); // there is room when a job is done
+                        progress(0)?;
+                    }
                     progress(size)
                 })?;
                 done.send(batch).expect("the other end is in this function");
+                back.extend(spent.try_iter());
                 progress(0)?; // there may be no job in a batch
-                if failed.load(Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) || workers.iter().any(ScopedJoinHandle::is_finished) {
                     break;
                 }
             }
             Ok(())
         };
         let mut outcome: Result<(), E> = feed();
-        drop(to_worker);
+        drop((to_worker, done));
+        loop {
+            if outcome.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            match spent.recv_timeout(TICK) {
+                Err(RecvTimeoutError::Disconnected) => break, // all workers are done
+                _ => outcome = outcome.and_then(|()| progress(0)),
+            }
+        }
         let mut total = WordCounts::default();
         for worker in workers {
             match worker.join().expect("a worker does not panic") {
@@ -131,7 +154,7 @@ fn count_jobs<T: Texts>(
     splitter: &Splitter,
     inbox: &Mutex<Receiver<Job<T>>>,
     done: &Sender<Arc<T>>,
-    failed: &AtomicBool,
+    stop: &AtomicBool,
 ) -> Result<WordCounts, Error> {
     let mut counts = WordCounts::default();
     let mut outcome = Ok(());
@@ -139,33 +162,42 @@ fn count_jobs<T: Texts>(
         let received = inbox.lock().expect("no worker panics while it holds the queue").recv();
         let Ok((batch, parts)) = received else { break };
         for (index, range) in parts {
-            if outcome.is_ok() {
-                outcome = batch.get(index).and_then(|text| count(splitter, text, range, &mut counts));
+            if !stop.load(Ordering::Relaxed) {
+                outcome = batch.get(index).and_then(|text| count(splitter, text, range, &mut counts, stop));
             }
-        }
-        if outcome.is_err() {
-            failed.store(true, Ordering::Relaxed);
+            if outcome.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
         }
         let _ = done.send(batch); // nobody listens once the input has ended
     }
     outcome.map(|()| counts)
 }
 
-fn count(splitter: &Splitter, text: Text, range: Range<usize>, counts: &mut WordCounts) -> Result<(), Error> {
+fn count(
+    splitter: &Splitter,
+    text: Text,
+    range: Range<usize>,
+    counts: &mut WordCounts,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
     let text = match text {
         Text::Str(text) => &text[range],
         Text::Bytes(bytes) => {
             simdutf8::compat::from_utf8(&bytes[range]).map_err(|error| Error::Text(error.to_string()))?
         }
     };
-    splitter.split(text, |bounds| {
+    splitter.split_while(text, |bounds| {
         bounds.windows(2).for_each(|word| counts.add(text.as_bytes(), word[0], word[1], 1));
+        !stop.load(Ordering::Relaxed)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Instant;
 
     const OURS: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
@@ -242,6 +274,47 @@ mod tests {
         assert_eq!(count(vec!["été x".into(), b"x y".to_vec()]), Ok(3));
         assert!(matches!(count(vec![b"x\xff".to_vec()]), Err(Error::Text(_))));
         assert!(matches!(count(vec![[vec![b'x'; JOB], vec![0xC3]].concat()]), Err(Error::Text(_))));
+    }
+
+    /// Texts of which a worker gets one only when the caller was told again meanwhile.
+    struct Slow<'t>(&'t AtomicUsize, thread::ThreadId);
+
+    impl Texts for Slow<'_> {
+        fn len(&self) -> usize {
+            6
+        }
+
+        fn get(&self, _: usize) -> Result<Text<'_>, Error> {
+            let (before, end) = (self.0.load(Ordering::Relaxed), Instant::now() + Duration::from_secs(30));
+            while thread::current().id() != self.1 && self.0.load(Ordering::Relaxed) == before {
+                assert!(Instant::now() < end, "nobody is told while a worker is busy");
+            }
+            Ok(Text::Bytes(&[b'x'; JOB])) // so that the queue is full for a while, too
+        }
+    }
+
+    #[test]
+    fn progress_is_called_while_workers_are_busy() {
+        let told = AtomicUsize::new(0);
+        let mut batches = [Slow(&told, thread::current().id())].into_iter();
+        let progress = |_| {
+            told.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        let splitter = Splitter::new(OURS).unwrap();
+        let counts = count_words::<_, Error>(&splitter, 1, |_| Ok(batches.next()), progress).unwrap();
+        assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 6);
+    }
+
+    #[test]
+    fn counting_stops_within_a_text() {
+        let text = "1 ".repeat(1000);
+        for (pattern, most) in [(OURS, crate::split::MANY), (r"\w+|\W", 1)] {
+            let (mut counts, stop) = (WordCounts::default(), AtomicBool::new(true));
+            count(&Splitter::new(pattern).unwrap(), Text::Str(&text), 0..text.len(), &mut counts, &stop).unwrap();
+            let counted: u64 = counts.iter().map(|(_, count)| count).sum();
+            assert!(counted > 0 && counted <= most as u64, "{counted} by {pattern}");
+        }
     }
 
     #[test]

@@ -102,17 +102,17 @@ impl Source {
         if texts.hasattr("__arrow_c_stream__")? {
             let capsule = texts.call_method0("__arrow_c_stream__")?;
             let stream: *mut arrow::Stream = pointer(&capsule, c"arrow_array_stream")?;
-            // SAFETY: the capsule of that name holds such a struct, and is ours to take.
-            return from_arrow(arrow::Texts::from_stream(unsafe { arrow::Stream::take(stream) }));
+            // SAFETY: a capsule of that name holds such a struct, and is still held itself.
+            return from_arrow(unsafe { arrow::Stream::take(stream) }.and_then(arrow::Texts::from_stream));
         }
         if texts.hasattr("__arrow_c_array__")? {
             let capsules = texts.call_method0("__arrow_c_array__")?;
-            let schema: *mut arrow::Schema = pointer(&capsules.get_item(0)?, c"arrow_schema")?;
-            let array: *mut arrow::Array = pointer(&capsules.get_item(1)?, c"arrow_array")?;
+            let capsules = (capsules.get_item(0)?, capsules.get_item(1)?);
+            let schema: *mut arrow::Schema = pointer(&capsules.0, c"arrow_schema")?;
+            let array: *mut arrow::Array = pointer(&capsules.1, c"arrow_array")?;
             // SAFETY: as above.
-            return from_arrow(unsafe {
-                arrow::Texts::from_array(arrow::Schema::take(schema), arrow::Array::take(array))
-            });
+            let (schema, array) = unsafe { (arrow::Schema::take(schema), arrow::Array::take(array)) };
+            return from_arrow(schema.and_then(|schema| arrow::Texts::from_array(schema, array?)));
         }
         if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
             return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));

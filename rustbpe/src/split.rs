@@ -48,13 +48,22 @@ impl Splitter {
     /// ```
     #[inline]
     pub fn split(&self, text: &str, mut visit: impl FnMut(&[usize])) -> Result<(), Error> {
+        self.split_while(text, |bounds| {
+            visit(bounds);
+            true
+        })
+    }
+
+    /// `split` that ends when `visit` gives false.
+    #[inline]
+    pub fn split_while(&self, text: &str, mut visit: impl FnMut(&[usize]) -> bool) -> Result<(), Error> {
         match &self.0 {
             Kind::Family(family, classes) => family.split(classes, text.as_bytes(), visit),
             Kind::Regex(regex) => {
                 for found in regex.find_iter(text) {
                     let word = found.map_err(|error| Error::Split(error.to_string()))?;
-                    if word.start() < word.end() {
-                        visit(&[word.start(), word.end()]);
+                    if word.start() < word.end() && !visit(&[word.start(), word.end()]) {
+                        break;
                     }
                 }
             }
@@ -67,31 +76,30 @@ impl Splitter {
     /// In the family no word has a space after a character that is not white, nor goes on behind a line end between two
     /// such characters, and no rule looks back. All this holds for bytes that are no UTF-8, too.
     pub fn cut(&self, text: &[u8], at: usize) -> usize {
+        let Kind::Family(_, classes) = &self.0 else { return text.len() };
         let is_cut = |i: &usize| match (text[*i - 1], text[*i]) {
-            (before, b' ') => before.is_ascii_graphic(),
-            (b'\n', _) => ends_solid(&text[..*i - 1]) && begins_solid(&text[*i..]),
+            (_, b' ') => ends_solid(classes, &text[..*i]),
+            (b'\n', _) => ends_solid(classes, &text[..*i - 1]) && begins_solid(classes, &text[*i..]),
             _ => false,
         };
-        match self.0 {
-            Kind::Family(..) => (at.max(1)..text.len()).find(is_cut).unwrap_or(text.len()),
-            Kind::Regex(_) => text.len(),
-        }
+        (at.max(1)..text.len()).find(is_cut).unwrap_or(text.len())
     }
 }
 
-/// Does the text surely begin with a character that is not white?
-fn begins_solid(text: &[u8]) -> bool {
-    text.first().is_some_and(u8::is_ascii_graphic) || text.first_chunk().is_some_and(is_solid)
+/// Does the text begin with something that is not white?
+fn begins_solid(classes: &Classes, text: &[u8]) -> bool {
+    is_solid(classes, (1..=text.len().min(4)).map(|length| &text[..length]))
 }
 
-/// Does it surely end with one?
-fn ends_solid(text: &[u8]) -> bool {
-    text.last().is_some_and(u8::is_ascii_graphic) || text.last_chunk().is_some_and(is_solid)
+/// Does it end with such?
+fn ends_solid(classes: &Classes, text: &[u8]) -> bool {
+    is_solid(classes, (1..=text.len().min(4)).map(|length| &text[text.len() - length..]))
 }
 
-/// A character of three bytes from U+3001 on: where texts without spaces have theirs. White is only U+3000 before.
-fn is_solid(three: &[u8; 3]) -> bool {
-    matches!(three, [0xE3..=0xEF, 0x80..=0xBF, 0x80..=0xBF]) && *three != [0xE3, 0x80, 0x80]
+/// The shortest of the pieces that is UTF-8 is a character. If none is, these are bytes that are no UTF-8: not white.
+fn is_solid<'t>(classes: &Classes, mut pieces: impl Iterator<Item = &'t [u8]>) -> bool {
+    let character = pieces.find(|piece| std::str::from_utf8(piece).is_ok());
+    character.is_none_or(|character| !classes.at(character, 0).0.is_white())
 }
 
 /// Bounds of words handed over together, at most.
@@ -105,14 +113,13 @@ impl Family {
 
     /// By blocks where all is ASCII, if the pattern allows that, and from word to word around what is hard.
     #[inline(always)]
-    fn split(&self, classes: &Classes, text: &[u8], mut visit: impl FnMut(&[usize])) {
+    fn split(&self, classes: &Classes, text: &[u8], mut visit: impl FnMut(&[usize]) -> bool) {
         let mut bounds = [0; MANY];
         let (mut start, mut count) = (0, 1); // `start` is the last bound so far
         let mut hard = if self.is_quick() { 0 } else { usize::MAX }; // before this place it goes from word to word
         loop {
             if count > MANY - BLOCK || start >= text.len() {
-                visit(&bounds[..count]);
-                if start >= text.len() {
+                if !visit(&bounds[..count]) || start >= text.len() {
                     return;
                 }
                 bounds[0] = start;

@@ -118,28 +118,54 @@ fn by_hand_equals_the_regex_at_length() {
     }
 }
 
+/// The words of bytes: those that are no UTF-8 are words of their own, neighbours together.
+fn byte_words(splitter: &Splitter, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let (mut all, mut invalid) = (Vec::new(), Vec::new());
+    for chunk in bytes.utf8_chunks() {
+        if !chunk.valid().is_empty() {
+            all.extend(Some(std::mem::take(&mut invalid)).filter(|word| !word.is_empty()));
+            all.extend(words(splitter, chunk.valid()));
+        }
+        invalid.extend(chunk.invalid());
+    }
+    all.extend(Some(invalid).filter(|word| !word.is_empty()));
+    all
+}
+
 #[test]
 fn cuts_change_no_word() {
     let mut rng = Rng(7);
     for pattern in FAMILY {
         let splitter = Splitter::new(pattern).unwrap();
-        let mut cuts = 0;
-        for _ in 0..3000 {
-            let mut text = rng.text() + &rng.text();
-            if rng.below(2) == 0 {
-                text = text.replace(' ', "世").replace('\t', "世\n").replace('a', "。\n。").replace('E', "\u{3000}");
+        let (mut cuts, mut beyond_ascii) = (0, 0);
+        for _ in 0..4000 {
+            let text = rng.text() + &rng.text();
+            let text = match rng.below(3) {
+                0 => text.replace(' ', "世").replace('\t', "世\n").replace('a', "。\n。").replace('E', "\u{3000}"),
+                1 => {
+                    text.replace('a', "दु ").replace('E', "ไทย \u{2003}").replace('7', "𝔸\n\u{1680}").replace('.', "é ")
+                }
+                _ => text,
+            };
+            let mut bytes = text.into_bytes();
+            if rng.below(4) == 0 {
+                bytes.retain(|byte| byte.is_ascii() || rng.below(6) > 0);
             }
-            let cut = splitter.cut(text.as_bytes(), rng.below(text.len() + 1));
-            let parts = [words(&splitter, &text[..cut]), words(&splitter, &text[cut..])].concat();
-            assert_eq!(parts, words(&splitter, &text), "{text:?} at {cut}, {pattern}");
-            cuts += usize::from(cut < text.len());
+            let cut = splitter.cut(&bytes, rng.below(bytes.len() + 1));
+            let parts = [byte_words(&splitter, &bytes[..cut]), byte_words(&splitter, &bytes[cut..])].concat();
+            assert_eq!(parts, byte_words(&splitter, &bytes), "{bytes:?} at {cut}, {pattern}");
+            cuts += usize::from(cut < bytes.len());
+            beyond_ascii += usize::from(cut < bytes.len() && cut > 0 && !bytes[cut - 1].is_ascii());
         }
-        assert!(cuts > 1000, "{cuts}");
+        assert!(cuts > 1500 && beyond_ascii > 500, "{cuts}, {beyond_ascii}");
     }
     let splitter = Splitter::new(OURS).unwrap();
     assert_eq!(splitter.cut(b"ab cd ef", 3), 5);
     assert_eq!(splitter.cut("世世\n世\n世世".as_bytes(), 2), 7);
     assert_eq!(splitter.cut("世\u{3000}\n世\n\u{3000}世".as_bytes(), 2), 17);
+    assert_eq!(splitter.cut("हिन्दी में".as_bytes(), 1), 18);
+    assert_eq!(splitter.cut("é\u{a0} \u{2003} 𝔸 ".as_bytes(), 1), 13);
+    assert_eq!(splitter.cut(b"\xe2\x80 x", 0), 2);
     assert_eq!(Splitter::by_regex(OURS).unwrap().cut(b"ab cd ef", 3), 8);
 }
 
