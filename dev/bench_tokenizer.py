@@ -229,7 +229,7 @@ def peak_megabytes() -> float:
 def forget_peak() -> float:
     """Megabytes held now. On Linux the peak begins anew with them: it was that of reading the texts."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return peak_megabytes()
 
 

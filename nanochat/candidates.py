@@ -68,5 +68,5 @@ def named(name: str, runtime: Runtime, batch_tokens: int) -> Candidate:
         return checkpoint(runtime, batch_tokens, tag, int(step or -1))
     if "/" not in name and not os.path.isdir(name):  # also where that cannot be told
         there = f"there are {', '.join(tags)}" if tags else f"there is none in {run_dir('base', '')}"
-        raise UserError(f"{name} is neither a folder nor a base checkpoint as TAG or TAG:STEP: {there}")
+        raise UserError(f"{name!r} is neither a folder nor a base checkpoint as TAG or TAG:STEP: {there}")
     return foreign(name, runtime, batch_tokens)

@@ -151,7 +151,7 @@ def test_a_checkpoint_and_a_folder(two: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("d2", "d2 is neither a folder nor a base checkpoint as TAG or TAG:STEP: there are d1"),
+        ("d2", "'d2' is neither a folder nor a base checkpoint as TAG or TAG:STEP: there are d1"),
         ("d1:7", "no checkpoint of step 7"),
         ("d1:x", "neither a folder nor a base checkpoint"),
         ("x" * 300, "neither a folder nor a base checkpoint"),

@@ -44,8 +44,7 @@ def test_peak_memory_is_this_processs_own() -> None:
     program = (
         "from nanochat.environment import peak_memory as peak; a = peak(); b = b'x' * 50_000_000; print(a, peak() - a)"
     )
-    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    before, more = map(int, found.stdout.split())
+    before, more = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
     assert 1_000_000 < before < 150_000_000
     assert 40_000_000 < more < 60_000_000
 
