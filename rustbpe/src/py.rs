@@ -7,7 +7,7 @@
 
 use crate::py_train::train;
 use crate::{arrow, encode_batch, encode_fed, Batch, Encoder, Error, Id, Splitter, Text, Vocabulary};
-use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyDict, PyList, PyString};
@@ -198,14 +198,23 @@ impl PyEncoder {
         batch.offsets.windows(2).map(row).collect()
     }
 
-    fn decode_bytes<'py>(&self, py: Python<'py>, ids: Vec<i64>) -> PyResult<Bound<'py, PyBytes>> {
+    fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let py = ids.py();
+        let ids: Vec<i64> = ids.extract().map_err(|error: PyErr| {
+            // Beyond 64 bits there is no token either.
+            if error.is_instance_of::<PyOverflowError>(py) {
+                PyKeyError::new_err(format!("no token has one of these ids: {error}"))
+            } else {
+                error
+            }
+        })?;
         let mut bytes = Vec::new();
         self.0.vocabulary.decode(&ids, &mut bytes)?;
         Ok(PyBytes::new(py, &bytes))
     }
 
-    fn decode_batch<'py>(&self, py: Python<'py>, rows: Vec<Vec<i64>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-        rows.into_iter().map(|ids| self.decode_bytes(py, ids)).collect()
+    fn decode_batch<'py>(&self, rows: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        rows.iter().map(|ids| self.decode_bytes(ids)).collect()
     }
 }
 
