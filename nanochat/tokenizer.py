@@ -56,7 +56,7 @@ class Tokenizer:
                 pattern, list(self.ranks), sorted(special_tokens, key=special_tokens.__getitem__)
             )
         except ValueError as error:
-            raise UserError(f"the split pattern {pattern!r} is no regular expression: {error}") from error
+            raise UserError(str(error)) from error
 
     # Training, saving, loading
 
