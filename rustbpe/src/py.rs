@@ -23,7 +23,7 @@ impl From<Error> for PyErr {
     }
 }
 
-/// Numbers that numpy can look at without copying them.
+/// An array of integers; numpy.asarray looks at it without a copy.
 #[pyclass(frozen, module = "nanochat._rustbpe")]
 struct Numbers(Store);
 
@@ -35,6 +35,7 @@ enum Store {
 
 #[pymethods]
 impl Numbers {
+    /// How many numbers there are.
     fn __len__(&self) -> usize {
         match &self.0 {
             Store::U16(numbers) => numbers.len(),
@@ -151,23 +152,26 @@ fn pointer<T>(capsule: &Bound<'_, PyAny>, name: &CStr) -> PyResult<*mut T> {
     Ok(capsule.pointer_checked(Some(name))?.as_ptr().cast())
 }
 
-/// A vocabulary with its split pattern.
+/// A vocabulary with its split pattern; text is never a special token.
 #[pyclass(frozen, module = "nanochat._rustbpe", name = "Encoder")]
 struct PyEncoder(Encoder);
 
 #[pymethods]
 impl PyEncoder {
+    /// Encoder(pattern, tokens, special_tokens): the tokens by id; the special ones have the ids that follow.
     #[new]
     fn new(pattern: &str, tokens: Vec<PyBackedBytes>, special_tokens: Vec<String>) -> PyResult<Self> {
         let splitter = Splitter::new(pattern)?;
         Ok(Self(Encoder::new(Vocabulary::new(&tokens, &special_tokens)?, splitter)))
     }
 
+    /// The ids of one text, a str or bytes.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         let held = Held::new(text)?;
         Ok(py.detach(|| self.0.encode(held.text()))?)
     }
 
+    /// The ids of all texts, one after another, and the offsets: text i has ids[offsets[i]:offsets[i + 1]].
     #[pyo3(signature = (texts, num_threads=1))]
     fn encode_batch(
         &self,
@@ -186,6 +190,7 @@ impl PyEncoder {
         Ok((Numbers(ids), Numbers(Store::I64(offsets))))
     }
 
+    /// The ids of each text as a list.
     #[pyo3(signature = (texts, num_threads=1))]
     fn encode_lists<'py>(
         &self,
@@ -198,6 +203,7 @@ impl PyEncoder {
         batch.offsets.windows(2).map(row).collect()
     }
 
+    /// The bytes of ids. Raises KeyError for an id that does not exist.
     fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let py = ids.py();
         let ids: Vec<i64> = ids.extract().map_err(|error: PyErr| {
@@ -213,6 +219,7 @@ impl PyEncoder {
         Ok(PyBytes::new(py, &bytes))
     }
 
+    /// The bytes of each row of ids.
     fn decode_batch<'py>(&self, rows: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         rows.iter().map(|ids| self.decode_bytes(ids)).collect()
     }
