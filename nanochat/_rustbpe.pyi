@@ -49,7 +49,14 @@ def train(
 
 @final
 class Numbers:
-    """An array of integers; `numpy.asarray` looks at it without a copy."""
+    r"""An array of integers; `numpy.asarray` looks at it without a copy.
+
+    >>> import numpy
+    >>> encoder = Encoder(r"\w+", [bytes([b]) for b in range(256)], [])
+    >>> ids, _ = encoder.encode_batch(["ab"])
+    >>> len(ids), numpy.asarray(ids)
+    (2, array([97, 98], dtype=uint16))
+    """
 
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
@@ -71,20 +78,41 @@ class Encoder:
         """
 
     def encode(self, text: str | bytes) -> list[int]:
-        """The ids of one text. Bytes that are no UTF-8 are words of their own; a lone surrogate becomes U+FFFD."""
+        r"""The ids of one text. Bytes that are no UTF-8 are words of their own; a lone surrogate becomes U+FFFD.
+
+        >>> encoder.encode("abab"), encoder.encode(b"\xffab")
+        ([256, 256], [255, 256])
+        """
 
     def encode_batch(self, texts: Texts, num_threads: int = 1) -> tuple[Numbers, Numbers]:
         """The ids of all texts, one after another, and the offsets: text i has `ids[offsets[i]:offsets[i + 1]]`.
 
         ids are uint16 for up to 65,536 tokens, else uint32; offsets, one more than texts, are int64.
         Arrow arrays (string, large_string, binary, large_binary, without nulls) are read in place.
+
+        >>> import numpy
+        >>> ids, offsets = encoder.encode_batch(["abc", "", "d"], num_threads=2)
+        >>> numpy.asarray(ids).tolist(), numpy.asarray(offsets).tolist()
+        ([256, 99, 100], [0, 2, 2, 3])
         """
 
     def encode_lists(self, texts: Texts, num_threads: int = 1) -> list[list[int]]:
-        """The ids of each text as a list."""
+        """The ids of each text as a list.
+
+        >>> encoder.encode_lists(["abc", "", "d"])
+        [[256, 99], [], [100]]
+        """
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids, special tokens by their names. Raises KeyError for an id that does not exist."""
+        """The bytes of ids, special tokens by their names. Raises KeyError for an id that does not exist.
+
+        >>> encoder.decode_bytes([257, 256, 99])
+        b'<|bos|>abc'
+        """
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
-        """`decode_bytes` of each row."""
+        """`decode_bytes` of each row.
+
+        >>> encoder.decode_batch([[256, 99], []])
+        [b'abc', b'']
+        """

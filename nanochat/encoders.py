@@ -79,7 +79,12 @@ class TiktokenEncoder:
     def __init__(self, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> None:
         ranks = {token: rank for rank, token in enumerate(tokens)}
         specials = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
-        self._encoding = tiktoken.Encoding("nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
+        try:
+            self._encoding = tiktoken.Encoding(
+                "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials
+            )
+        except ValueError as error:
+            raise ValueError(f"split pattern: {error}") from error
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of one text."""

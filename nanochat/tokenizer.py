@@ -42,7 +42,13 @@ T = TypeVar("T", bound="Tokenizer")
 
 
 class Tokenizer:
-    """A trained vocabulary. Subclasses differ in how they train only; all encode with what `encoder_class` finds."""
+    r"""A trained vocabulary. Subclasses differ in how they train only; all encode with what `encoder_class` finds.
+
+    >>> tokenizer = Tokenizer(r"\w|\W", {bytes([b]): b for b in range(256)}, dict(zip(SPECIAL_TOKENS, range(256, 265))))
+    >>> ids, offsets = tokenizer.encode_arrays(["été", "!"])
+    >>> offsets.tolist(), tokenizer.decode_batch([ids, [256]]), list(tokenizer.decode_stream(ids))
+    ([0, 5, 6], ['été!', '<|bos|>'], ['', 'é', 't', '', 'é', '!', ''])
+    """
 
     def __init__(self, pattern: str, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
         """`ranks`: the bytes of every token but the special ones -> id. Raises UserError for parts that do not fit."""
@@ -52,11 +58,10 @@ class Tokenizer:
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(special_tokens)
         try:
-            self._encoder = encoder_class()(
-                pattern, list(self.ranks), sorted(special_tokens, key=special_tokens.__getitem__)
-            )
+            names = sorted(special_tokens, key=special_tokens.__getitem__)
+            self._encoder = encoder_class()(pattern, list(self.ranks), names)
         except ValueError as error:
-            raise UserError(f"the split pattern {pattern!r} is no regular expression: {error}") from error
+            raise UserError(str(error)) from error
 
     # Training, saving, loading
 
@@ -156,11 +161,7 @@ class Tokenizer:
     ) -> list[int]: ...
     @overload
     def encode(
-        self,
-        text: list[str],
-        prepend: int | str | None = None,
-        append: int | str | None = None,
-        num_threads: int = 8,
+        self, text: list[str], prepend: int | str | None = None, append: int | str | None = None, num_threads: int = 8
     ) -> list[list[int]]: ...
     def encode(
         self,

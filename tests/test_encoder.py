@@ -15,8 +15,9 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.common import UserError
 from nanochat.encoders import TiktokenEncoder, encoder_class
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 _rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
 
@@ -161,6 +162,11 @@ def test_mistakes() -> None:
     ):
         with pytest.raises(ValueError, match=regex.escape(message)):
             _rustbpe.Encoder(pattern, bad, [])
+    with pytest.raises(ValueError, match="split pattern"):
+        TiktokenEncoder("(", tokens, [])
+    ranks = {token: rank for rank, token in enumerate([*tokens, b""])}
+    with pytest.raises(UserError, match=r"^vocabulary: token 256 is empty"):
+        Tokenizer(r"\w", ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
     encoder = OURS[0]
     for wrong in (7, None, [b"a"]):
         with pytest.raises(TypeError):
@@ -168,10 +174,12 @@ def test_mistakes() -> None:
     for wrong in ("one text", b"one text", [7], 7):
         with pytest.raises(TypeError):
             encoder.encode_batch(wrong)
-    for unknown in (-1, 409, 1 << 40):
+    for unknown in (-1, 409, 1 << 40, 1 << 70, -1 << 70):
         for either in OURS:
             with pytest.raises(KeyError):
                 either.decode_bytes([unknown])
+            with pytest.raises(KeyError):
+                either.decode_batch([[97], [unknown]])
 
 
 @pytest.mark.parametrize(

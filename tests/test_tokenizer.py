@@ -250,7 +250,7 @@ def drop(key: str) -> Any:
         (lambda saved: saved["special_tokens"].pop("<|bos|>"), "is damaged: the ids must count up"),
         (lambda saved: saved["special_tokens"].update({"<|bos|>": 0}), "is damaged: the ids must count up"),
         (lambda saved: saved["ranks"].update({"/////w==": saved["ranks"].pop("AA==")}), "0x00"),
-        (lambda saved: saved.update(pattern="(unclosed"), "no regular expression"),
+        (lambda saved: saved.update(pattern="(unclosed"), "is damaged: split pattern: "),
     ],
 )
 def test_a_damaged_file_is_refused(tokenizer: Tokenizer, tmp_path: Path, damage: Any, message: str) -> None:

@@ -63,6 +63,9 @@ pub struct Encoder {
     pub splitter: Splitter,
     /// Memories of threads that are done, for the next ones.
     rested: Mutex<Vec<Worker>>,
+    /// They are some megabytes each, so no more of them are kept than there are cores; or eight, the number of threads
+    /// that is asked for by default.
+    most_rested: usize,
 }
 
 /// Bytes for the ids of as many words as are asked for at once, if each of their bytes is a token.
@@ -93,7 +96,8 @@ impl Default for Worker {
 
 impl Encoder {
     pub fn new(vocabulary: Vocabulary, splitter: Splitter) -> Self {
-        Self { vocabulary, splitter, rested: Mutex::default() }
+        let most_rested = std::thread::available_parallelism().map_or(1, usize::from).max(8);
+        Self { vocabulary, splitter, rested: Mutex::default(), most_rested }
     }
 
     /// The ids of one text.
@@ -116,7 +120,10 @@ impl Encoder {
         let rested = || self.rested.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut worker = rested().pop().unwrap_or_default();
         let result = work(&mut worker);
-        rested().push(worker);
+        let mut rested = rested();
+        if rested.len() < self.most_rested {
+            rested.push(worker);
+        }
         result
     }
 }
@@ -253,4 +260,23 @@ fn look_further<'s>(
         cache.keep_long(bytes, scratch);
     }
     scratch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_all_memories_of_many_threads_are_kept() {
+        fn nest(encoder: &Encoder, depth: usize) {
+            encoder.with_worker(|_| (0..depth.min(1)).for_each(|_| nest(encoder, depth - 1)));
+        }
+        let tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), Splitter::new(r"\w+").unwrap());
+        let rested = || encoder.rested.lock().unwrap().len();
+        nest(&encoder, 2);
+        assert_eq!(rested(), 3);
+        nest(&encoder, encoder.most_rested + 2);
+        assert_eq!(rested(), encoder.most_rested);
+    }
 }

@@ -1,11 +1,12 @@
-//! Byte-level BPE: an exact, parallel trainer.
+//! Byte-level BPE, exact and parallel: training, encoding, decoding.
 //!
 //! Text is cut into words by a pattern ([`Splitter`]), distinct words are counted by several threads
 //! ([`count_words`]), and the most frequent pair of neighbouring tokens is merged again and again
 //! ([`train_merges`]). Between equal counts the lower pair of ids wins, so the result depends on the text alone:
-//! not on the number of threads, nor on the order of the documents.
+//! not on the number of threads, nor on the order of the documents. An [`Encoder`] turns texts into ids, many at once by
+//! [`encode_batch`], and its [`Vocabulary`] turns ids into bytes.
 //!
-//! Nothing here knows of Python; the binding is `py.rs`, behind the feature `python`.
+//! Nothing here knows of Python; the binding is `py.rs`, `py_train.rs` and `arrow.rs`, behind the feature `python`.
 
 #[cfg(feature = "python")]
 mod arrow;

@@ -7,7 +7,7 @@
 
 use crate::py_train::train;
 use crate::{arrow, encode_batch, encode_fed, Batch, Encoder, Error, Id, Splitter, Text, Vocabulary};
-use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyDict, PyList, PyString};
@@ -23,7 +23,7 @@ impl From<Error> for PyErr {
     }
 }
 
-/// Numbers that numpy can look at without copying them.
+/// An array of integers; numpy.asarray looks at it without a copy.
 #[pyclass(frozen, module = "nanochat._rustbpe")]
 struct Numbers(Store);
 
@@ -35,6 +35,7 @@ enum Store {
 
 #[pymethods]
 impl Numbers {
+    /// How many numbers there are.
     fn __len__(&self) -> usize {
         match &self.0 {
             Store::U16(numbers) => numbers.len(),
@@ -151,23 +152,26 @@ fn pointer<T>(capsule: &Bound<'_, PyAny>, name: &CStr) -> PyResult<*mut T> {
     Ok(capsule.pointer_checked(Some(name))?.as_ptr().cast())
 }
 
-/// A vocabulary with its split pattern.
+/// A vocabulary with its split pattern; text is never a special token.
 #[pyclass(frozen, module = "nanochat._rustbpe", name = "Encoder")]
 struct PyEncoder(Encoder);
 
 #[pymethods]
 impl PyEncoder {
+    /// Encoder(pattern, tokens, special_tokens): the tokens by id; the special ones have the ids that follow.
     #[new]
     fn new(pattern: &str, tokens: Vec<PyBackedBytes>, special_tokens: Vec<String>) -> PyResult<Self> {
         let splitter = Splitter::new(pattern)?;
         Ok(Self(Encoder::new(Vocabulary::new(&tokens, &special_tokens)?, splitter)))
     }
 
+    /// The ids of one text, a str or bytes.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         let held = Held::new(text)?;
         Ok(py.detach(|| self.0.encode(held.text()))?)
     }
 
+    /// The ids of all texts, one after another, and the offsets: text i has ids[offsets[i]:offsets[i + 1]].
     #[pyo3(signature = (texts, num_threads=1))]
     fn encode_batch(
         &self,
@@ -186,6 +190,7 @@ impl PyEncoder {
         Ok((Numbers(ids), Numbers(Store::I64(offsets))))
     }
 
+    /// The ids of each text as a list.
     #[pyo3(signature = (texts, num_threads=1))]
     fn encode_lists<'py>(
         &self,
@@ -198,14 +203,25 @@ impl PyEncoder {
         batch.offsets.windows(2).map(row).collect()
     }
 
-    fn decode_bytes<'py>(&self, py: Python<'py>, ids: Vec<i64>) -> PyResult<Bound<'py, PyBytes>> {
+    /// The bytes of ids. Raises KeyError for an id that does not exist.
+    fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let py = ids.py();
+        let ids: Vec<i64> = ids.extract().map_err(|error: PyErr| {
+            // Beyond 64 bits there is no token either.
+            if error.is_instance_of::<PyOverflowError>(py) {
+                PyKeyError::new_err(format!("no token has one of these ids: {error}"))
+            } else {
+                error
+            }
+        })?;
         let mut bytes = Vec::new();
         self.0.vocabulary.decode(&ids, &mut bytes)?;
         Ok(PyBytes::new(py, &bytes))
     }
 
-    fn decode_batch<'py>(&self, py: Python<'py>, rows: Vec<Vec<i64>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-        rows.into_iter().map(|ids| self.decode_bytes(py, ids)).collect()
+    /// The bytes of each row of ids.
+    fn decode_batch<'py>(&self, rows: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        rows.iter().map(|ids| self.decode_bytes(ids)).collect()
     }
 }
 

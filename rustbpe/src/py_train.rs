@@ -113,6 +113,7 @@ fn is_arrow(texts: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(texts.hasattr("__arrow_c_stream__")? || texts.hasattr("__arrow_c_array__")?)
 }
 
+/// Train byte-level BPE on strings or Arrow arrays of them; returns the bytes of every token by id.
 #[pyfunction]
 #[pyo3(signature = (texts, vocab_size, pattern, *, num_threads=None, progress=None))]
 pub fn train(

@@ -111,7 +111,7 @@ impl Family {
         self.letters_take_any && self.lines && !self.numbers_take_space
     }
 
-    /// By blocks where all is ASCII, if the pattern allows that, and from word to word around what is hard.
+    /// By blocks, if the pattern allows that, and from word to word around what is hard.
     #[inline(always)]
     fn split(&self, classes: &Classes, text: &[u8], mut visit: impl FnMut(&[usize]) -> bool) {
         let mut bounds = [0; MANY];
