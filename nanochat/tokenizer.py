@@ -25,7 +25,7 @@ from nanochat.conversation import Conversation, Span, document_of, render_turns
 from nanochat.encoders import TrainingTexts, as_strings, encoder_class
 from nanochat.hugging_face_bpe import Progress, train_hugging_face
 
-# GPT-4's pattern, with numbers in groups of at most two digits: better than one or three for small vocabularies.
+# GPT-4's pattern, with numbers in groups of at most two digits: better for small vocabularies than one or three.
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
@@ -37,7 +37,6 @@ SPECIAL_TOKENS = (
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 FORMAT = 1
 FILE_NAME = "tokenizer.json"
-
 T = TypeVar("T", bound="Tokenizer")
 
 
@@ -57,8 +56,8 @@ class Tokenizer:
         self.adds_space = False  # as some of other models do
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(special_tokens)
+        names = sorted(special_tokens, key=lambda name: special_tokens[name])
         try:
-            names = sorted(special_tokens, key=special_tokens.__getitem__)
             self._encoder = encoder_class()(pattern, list(self.ranks), names)
         except ValueError as error:
             raise UserError(str(error)) from error
