@@ -23,6 +23,7 @@ import numpy as np
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.conversation import Conversation, Span, document_of, render_turns
 from nanochat.encoders import TrainingTexts, as_strings, encoder_class
+from nanochat.environment import usable_cores
 from nanochat.hugging_face_bpe import Progress, train_hugging_face
 
 # GPT-4's pattern, with numbers in groups of at most two digits: better for small vocabularies than one or three.
@@ -35,8 +36,7 @@ SPECIAL_TOKENS = (
     *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),  # a tool call and its result
 )
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-FORMAT = 1
-FILE_NAME = "tokenizer.json"
+FORMAT, FILE_NAME = 1, "tokenizer.json"
 T = TypeVar("T", bound="Tokenizer")
 
 
@@ -171,13 +171,13 @@ class Tokenizer:
     ) -> list[int] | list[list[int]]:
         """The ids of one text, or of each in a list; names of special tokens in it are ordinary text.
 
-        `prepend` and `append` are special tokens to put around each text: an id, or a name.
+        `prepend` and `append`: special tokens around each text, an id or a name. `num_threads`: at most the cores.
         """
         before = [] if prepend is None else [self.encode_special(prepend) if isinstance(prepend, str) else prepend]
         after = [] if append is None else [self.encode_special(append) if isinstance(append, str) else append]
         if isinstance(text, str):
             return before + self._encoder.encode(text) + after
-        rows = self._encoder.encode_lists(text, num_threads)
+        rows = self._encoder.encode_lists(text, min(num_threads, usable_cores()))
         return [before + row + after for row in rows] if before or after else rows
 
     def encode_arrays(self, texts: Any, num_threads: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +186,7 @@ class Tokenizer:
         `texts`: strings, bytes, or an Arrow array of either, which is read in place. ids are uint16 for a vocabulary of
         up to 65,536, else uint32; offsets are int64. Many times faster than lists.
         """
-        ids, offsets = self._encoder.encode_batch(texts, num_threads)
+        ids, offsets = self._encoder.encode_batch(texts, min(num_threads, usable_cores()))
         return np.asarray(ids), np.asarray(offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
