@@ -19,6 +19,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -306,7 +307,10 @@ def main(config: Config) -> tuple[list[Row], list[int]]:
             processes.append(process)
         return compare([task for task in bundle.tasks if task.label in wanted], tokenizer, pipes, config)
     finally:
-        for process in processes:
+        for pipe, process in zip(pipes, processes, strict=True):
+            with suppress(OSError):
+                pipe.send(None)
+            process.join(5)
             process.kill()
             process.join()
 
