@@ -125,7 +125,13 @@ impl Source {
         match self {
             Source::Python(texts) => {
                 // Python gives out strings as UTF-8 one at a time, under its lock: other threads begin with those it gave.
-                let size = texts.iter().filter_map(|text| text.bind(py).len().ok()).sum();
+                // What is neither string nor bytes is refused when its turn comes, and may say any length meanwhile.
+                let is_text = |text: &Bound<'_, PyAny>| {
+                    text.is_exact_instance_of::<PyString>() || text.is_exact_instance_of::<PyBytes>()
+                };
+                let lengths =
+                    texts.iter().map(|text| text.bind(py)).filter(|text| is_text(text)).map(|text| text.len());
+                let size = lengths.sum::<PyResult<usize>>()?;
                 let held: Vec<OnceLock<Held>> = texts.iter().map(|_| OnceLock::new()).collect();
                 py.detach(|| {
                     encode_fed(encoder, num_threads, size, |add| {
