@@ -166,9 +166,9 @@ impl<I: Id> Rows<I> {
         let Batch { ids: all, .. } = &mut self.batch;
         if all.is_empty() {
             // The others will have about as many ids for their bytes. Room that is not used costs next to nothing, moving
-            // what is there for want of room a lot.
+            // what is there for want of room a lot. Where there is not so much, it is taken bit by bit.
             let share = self.size as f64 / bytes.max(1) as f64;
-            all.reserve((ids.len() as f64 * share * 1.05) as usize);
+            let _ = all.try_reserve((ids.len() as f64 * share * 1.05) as usize);
             let room: *const [_] = all.spare_capacity_mut();
             ask_for_large(room);
         }
@@ -233,6 +233,15 @@ mod tests {
         let told = Error::Text("of the feeder".into());
         assert_eq!(error_of("a".into(), Err(told.clone())), Some(told));
         assert!(matches!(error_of("x".repeat(JOB), Ok(())), Some(Error::Split(_))));
+    }
+
+    #[test]
+    fn room_that_no_machine_has_is_not_taken() {
+        for size in [1 << 50, usize::MAX] {
+            let mut rows = Rows::<u32>::new(size);
+            rows.add(0, 1, &[1, 2, 3], &[(0, 3)]);
+            assert_eq!(rows.finish(1), Batch { ids: vec![1, 2, 3], offsets: vec![0, 3] });
+        }
     }
 
     #[test]
