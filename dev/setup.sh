@@ -2,7 +2,7 @@
 # Makes .venv ready from nothing: bash dev/setup.sh
 #
 # Needs bash and a Python of at least 3.10, and nothing else. Installs the dependencies in the versions of constraints.txt and builds
-# the Rust tokenizer trainer. Where there is no Rust the build fetches it, and where that fails too everything still runs from the
+# the Rust tokenizer. Where there is no Rust the build fetches it, and where that fails too everything still runs from the
 # checkout: the Hugging Face trainer takes over. Runs again only when something changed; may be interrupted and may run twice at once.
 # $PYTHON names the interpreter to build on.
 set -euo pipefail
@@ -80,7 +80,7 @@ say "installing the dependencies (PyTorch is large: some minutes the first time)
     fail "the dependencies could not be installed, see above; what was downloaded is kept, so run this again"
 rm $unfinished
 
-say "building the Rust tokenizer trainer"
+say "building the Rust tokenizer"
 [ $rust = yes ] || say "no working cargo found: trying to fetch Rust for the build"
 log=$venv/setup-rust.log
 if "$uv" pip install --python $venv/bin/python --no-deps --editable . >$log 2>&1 && built; then
