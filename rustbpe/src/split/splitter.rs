@@ -4,9 +4,9 @@
 //! space, in this order, with small differences. For these the words are found by hand, in one pass without
 //! backtracking; any other pattern runs on a regex engine. Both give the same words, which the tests compare.
 
-use crate::classes::{Class, Classes};
-use crate::pattern::Family;
-use crate::starts::{starts, BLOCK};
+use super::block_scan::{starts, BLOCK};
+use super::char_class::{Class, Classes};
+use super::pattern::Family;
 use crate::Error;
 use fancy_regex::Regex;
 

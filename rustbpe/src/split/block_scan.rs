@@ -1,7 +1,7 @@
 //! Where words begin, for 64 bytes at once: a bit for each byte, and the split pattern as arithmetic on these bits. It has
 //! hardly a branch that depends on the text, which is why it is quicker than going from word to word.
 
-use crate::classes::{Class, Classes};
+use super::char_class::{Class, Classes};
 
 /// Bytes looked at together.
 pub const BLOCK: usize = 64;

@@ -1,7 +1,7 @@
 //! Merges the bytes of one word: always the pair with the lowest id, the leftmost of equals, until none is left.
 
-use crate::vocabulary::{Vocabulary, NONE};
-use crate::words::SHORT;
+use super::vocabulary::{Vocabulary, NONE};
+use crate::packed::SHORT;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -111,7 +111,7 @@ fn scan_groups(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
 ///
 /// A list is gone through from left to right, so that memory is read in order and the time is linear but for the heap,
 /// which holds each token once. There is a cell for each byte; the id of a token stands in the first and in the last
-/// of its cells, as in `train.rs`.
+/// of its cells, as in `train/merges.rs`.
 struct Buckets<'v> {
     vocabulary: &'v Vocabulary,
     tables: &'v mut Tables,

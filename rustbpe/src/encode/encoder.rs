@@ -1,10 +1,10 @@
 //! From text to ids: cut into words, look each up among those seen before, else among the tokens, else merge it.
 
-use crate::cache::{Cache, FEW};
-use crate::merge::{merge_short, merge_word, Tables};
+use super::merge_word::{merge_short, merge_word, Tables};
+use super::vocabulary::{Vocabulary, NONE};
+use super::word_cache::{Cache, FEW};
+use crate::packed::{pack, unpack, Packed, SHORT};
 use crate::split::MANY;
-use crate::vocabulary::{Vocabulary, NONE};
-use crate::words::{pack, unpack, Packed, SHORT};
 use crate::{Error, Splitter};
 use std::sync::Mutex;
 

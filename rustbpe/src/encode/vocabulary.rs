@@ -1,6 +1,6 @@
 //! The tokens: from bytes to id, from a pair of neighbours to the id of both together, from id to bytes.
 
-use crate::words::{self, Packed, QuickMap};
+use crate::packed::{self as words, Packed, QuickMap};
 use crate::Error;
 
 /// No token.

@@ -9,7 +9,7 @@
 //! written once, in rising order, and a heap entry whose count is out of date can only be too high, so that it is
 //! enough to correct it when it reaches the top.
 
-use crate::words::QuickMap;
+use crate::packed::QuickMap;
 use crate::{Error, WordCounts};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,7 +1,7 @@
 //! The function `train` of the Python module: texts in, progress and signals meanwhile.
 
-use crate::py::Source;
-use crate::{arrow, count_words, token_bytes, train_merges, Error, Splitter, Text, Texts};
+use super::{arrow, Source};
+use crate::{count_words, token_bytes, train_merges, Error, Splitter, Text, Texts};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;

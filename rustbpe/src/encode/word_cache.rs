@@ -1,7 +1,7 @@
 //! Words that a thread has seen before, with their ids. Bounded: a word takes the place of another.
 
-use crate::pages::ask_for_large;
-use crate::words::{self, Packed, QuickHasher};
+use crate::huge_pages::ask_for_large;
+use crate::packed::{self as words, Packed, QuickHasher};
 use std::hash::Hasher;
 
 /// The ids of a short word: up to four of 21 bits, in 32 bits each, and how many they are in the highest byte.

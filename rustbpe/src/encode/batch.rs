@@ -1,8 +1,8 @@
 //! Many texts at once, in several threads: the texts are cut into jobs of about equal size, which the threads take in
 //! turn. Long texts are cut at places that change no word, so one long text keeps all threads busy as well.
 
-use crate::encode::{Encoder, Id, Text, Worker};
-use crate::pages::ask_for_large;
+use super::encoder::{Encoder, Id, Text, Worker};
+use crate::huge_pages::ask_for_large;
 use crate::Error;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -5,14 +5,17 @@
 //! (3.14t and later) to switch the lock on. Such a Python loads no abi3 wheel; built on it from source the module is one
 //! for that version alone. That it compiles so has been checked; it has been run on Pythons with the lock only.
 
-use crate::py_train::train;
-use crate::{arrow, encode_batch, encode_fed, Batch, Encoder, Error, Id, Splitter, Text, Vocabulary};
+mod arrow;
+mod trainer;
+
+use crate::{encode_batch, encode_fed, Batch, Encoder, Error, Id, Splitter, Text, Vocabulary};
 use pyo3::exceptions::{PyKeyError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyDict, PyList, PyString};
 use std::ffi::CStr;
 use std::sync::OnceLock;
+use trainer::train;
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {

@@ -1,0 +1,9 @@
+//! Split text into the words that merges never cross.
+
+mod block_scan;
+mod char_class;
+mod pattern;
+mod splitter;
+
+pub use splitter::Splitter;
+pub(crate) use splitter::MANY;
