@@ -40,7 +40,7 @@ import tiktoken
 
 from nanochat import _rustbpe
 from nanochat.configurator import Settings, cli, setting
-from nanochat.environment import peak_memory
+from nanochat.system.environment import peak_memory
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPLIT_PATTERN
 
 GPT4_PATTERN = (

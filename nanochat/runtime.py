@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.common import UserError, print0
-from nanochat.cpu import keep_freed_memory, prepare_bf16
+from nanochat.system.cpu import keep_freed_memory, prepare_bf16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 T = TypeVar("T")

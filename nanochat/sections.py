@@ -37,9 +37,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nanochat import environment
 from nanochat.common import UserError, base_dir, write_json_atomic
 from nanochat.conversation import render_turns
+from nanochat.system import environment
 
 FORMAT = 1
 Z95 = 1.959964  # standard deviations on both sides of a mean that hold 95% of a normal distribution

@@ -23,8 +23,8 @@ import numpy as np
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.conversation import Conversation, Span, document_of, render_turns
 from nanochat.encoders import TrainingTexts, as_strings, encoder_class
-from nanochat.environment import usable_cores
 from nanochat.hugging_face_bpe import Progress, train_hugging_face
+from nanochat.system.environment import usable_cores
 
 # GPT-4's pattern, with numbers in groups of at most two digits: better for small vocabularies than one or three.
 SPLIT_PATTERN = (

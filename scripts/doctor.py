@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanochat.checkup import FAIL, checkup
 from nanochat.common import print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.markdown import wrapped
+from nanochat.system.checkup import FAIL, checkup
 
 
 @dataclass(frozen=True)

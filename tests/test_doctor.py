@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import checkup
+from nanochat.system import checkup
 from scripts import doctor
 
 ROOT = Path(__file__).resolve().parent.parent

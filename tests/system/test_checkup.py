@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanochat import checkup, cpu, environment
-from nanochat.checkup import FAIL, NOTICE, OK
 from nanochat.common import UserError
+from nanochat.system import checkup, cpu, environment
+from nanochat.system.checkup import FAIL, NOTICE, OK
 
 
 def test_whatever_a_check_raises_is_a_finding() -> None:
@@ -44,7 +44,7 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_libraries_are_those_that_are_declared() -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
     declared = text.partition("\ndependencies = [")[2].partition("\n]")[0]
     names = set(re.findall(r'^ *"([A-Za-z0-9_-]+)', declared, re.MULTILINE))

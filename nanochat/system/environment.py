@@ -27,7 +27,7 @@ def describe() -> dict[str, str | int | float]:
         "Python": platform.python_version(),
         "torch": version("torch"),
         "threads": _threads(),
-        "commit": commit(Path(__file__).resolve().parent.parent),
+        "commit": commit(Path(__file__).resolve().parents[2]),
     }
     return {name: value for name, value in facts.items() if value is not None}
 

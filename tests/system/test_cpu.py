@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import cpu
-from nanochat.cpu import ISA_VARIABLE, ISA_WITHOUT_AMX
+from nanochat.system import cpu
+from nanochat.system.cpu import ISA_VARIABLE, ISA_WITHOUT_AMX
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Answer = Callable[[str], "float | str | int | None"]
 
 
@@ -171,7 +171,7 @@ def test_flags_are_read_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_probe_and_the_allocator_work_on_this_machine() -> None:
     """The real probe prints a number or dies; the allocator's settings leave a process that computes as before."""
-    plain = "from nanochat.cpu import keep_freed_memory as k; k(); k(); print(sum([1.0] * 10**6))"
+    plain = "from nanochat.system.cpu import keep_freed_memory as k; k(); k(); print(sum([1.0] * 10**6))"
     done = subprocess.run(
         [sys.executable, "-c", plain], cwd=ROOT, capture_output=True, text=True, timeout=200, check=True
     )

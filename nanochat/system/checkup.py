@@ -47,7 +47,7 @@ def examine(check: Callable[[str], Finding], device: str, when_absent: str) -> F
 
 def check_versions(_: str) -> Finding:
     """Python, torch and the other declared dependencies."""
-    from nanochat.environment import version
+    from nanochat.system.environment import version
 
     versions = {name: version(name) for name in ("torch", *LIBRARIES)}
     if missing := [name for name, found in versions.items() if found is None]:
@@ -63,7 +63,7 @@ def check_machine(_: str) -> Finding:
     """Processor, cores, threads, memory."""
     import torch
 
-    from nanochat.environment import memory_gb, processor, usable_cores
+    from nanochat.system.environment import memory_gb, processor, usable_cores
 
     threads, cores, memory = torch.get_num_threads(), usable_cores(), memory_gb()
     told = f"{processor()}, {cores} cores, {threads} threads, {memory} GB of memory"
@@ -74,7 +74,7 @@ def check_machine(_: str) -> Finding:
 
 def check_bf16(_: str) -> Finding:
     """Whether the processor's bf16 instructions (AVX512-BF16, AMX) work and are worth it."""
-    from nanochat.cpu import ISA_VARIABLE, cpu_flags, prepare_bf16
+    from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, prepare_bf16
 
     named = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
     units = " and ".join(name for flag, name in named.items() if flag in cpu_flags())

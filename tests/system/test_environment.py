@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import environment
+from nanochat.system import environment
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -41,9 +41,7 @@ def test_peak_memory_is_this_processs_own() -> None:
     """A process that a larger one has started begins anew, and counts what it takes."""
     block = b"x" * 300_000_000
     assert environment.peak_memory() > len(block)
-    program = (
-        "from nanochat.environment import peak_memory as peak; a = peak(); b = b'x' * 50_000_000; print(a, peak() - a)"
-    )
+    program = "from nanochat.system.environment import peak_memory as peak; a = peak(); b = b'x' * 50_000_000; print(a, peak() - a)"
     before, more = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
     assert 1_000_000 < before < 150_000_000
     assert 40_000_000 < more < 60_000_000
@@ -86,5 +84,5 @@ def test_asking_does_not_import_torch() -> None:
         "assert facts['threads'] == 3, facts; assert 'torch' not in sys.modules; assert 'GPU' not in facts"
     )
     variables = {**os.environ, "OMP_NUM_THREADS": "3"}
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env=variables)

@@ -1,0 +1,1 @@
+"""The machine: versions, processor, checks for the doctor."""
