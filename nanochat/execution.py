@@ -37,8 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nanochat.calculator import calculate
 from nanochat.common import UserError
+from nanochat.sandbox.calculator import calculate
 
 __all__ = ["LAYERS", "ProgramResult", "calculate", "layers", "run_program"]
 
@@ -50,7 +50,7 @@ _SOURCE_BYTES = 1 << 20
 _GRACE = 30.0  # seconds for a busy machine to start and to end a program
 _READABLE = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store")
 _ISOLATED = ("-I", "-S", "-B", "-X", "utf8")
-_START = "import sys; sys.path.append(sys.argv[2]); from nanochat.sandbox import main; main()"
+_START = "import sys; sys.path.append(sys.argv[2]); from nanochat.sandbox.isolation import main; main()"
 
 
 @dataclass(frozen=True)

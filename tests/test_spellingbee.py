@@ -12,8 +12,8 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.calculator import calculate
 from nanochat.common import UserError
+from nanochat.sandbox.calculator import calculate
 from nanochat.shards import Manifest, write_shard
 from nanochat.tokenizer import SPLIT_PATTERN
 from tasks.spellingbee import ABSENT, COUNTING, SPELLING, STYLES, SimpleSpelling, SpellingBee

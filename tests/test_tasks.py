@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.calculator import calculate
 from nanochat.common import UserError
 from nanochat.conversation import Conversation
+from nanochat.sandbox.calculator import calculate
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 from tasks.arc import ARC
 from tasks.catalogue import ENDLESS, TASKS, get_task

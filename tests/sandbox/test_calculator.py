@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.calculator import calculate
+from nanochat.sandbox.calculator import calculate
 
 WRITTEN = {
     "1+1": "2",

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from nanochat.linux_guard import drop_privileges, libc, restrict_calls, restrict_files
+from nanochat.sandbox.linux_guard import drop_privileges, libc, restrict_calls, restrict_files
 
 _PR_SET_PDEATHSIG = 1
 _NEW_SPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000  # mnt uts ipc user pid net

@@ -1,0 +1,1 @@
+"""Limits on what a model's programs and expressions may do."""
