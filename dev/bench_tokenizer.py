@@ -38,9 +38,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tiktoken
 
-from nanochat import _rustbpe
 from nanochat.configurator import Settings, cli, setting
 from nanochat.system.environment import peak_memory
+from nanochat.tokenization import _rustbpe
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPLIT_PATTERN
 
 GPT4_PATTERN = (
@@ -79,7 +79,7 @@ def train_rustbpe(texts: list[str], vocab_size: int, _threads: int) -> list[byte
 
 
 def train_tokenizers(texts: list[str], vocab_size: int, _threads: int) -> None:
-    from nanochat.hugging_face_bpe import train_hugging_face
+    from nanochat.tokenization.hugging_face_bpe import train_hugging_face
 
     train_hugging_face(iter(texts), vocab_size, SPLIT_PATTERN, None)
 
@@ -148,7 +148,7 @@ def encode_gigatoken(column: Any, tokens: list[bytes], threads: int, pattern: st
 def encode_tokenizers(column: Any, tokens: list[bytes], _threads: int, pattern: str) -> Any:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    from nanochat.hugging_face_bpe import byte_level_alphabet
+    from nanochat.tokenization.hugging_face_bpe import byte_level_alphabet
 
     alphabet = byte_level_alphabet()
     names = ["".join(alphabet[byte] for byte in token) for token in tokens]

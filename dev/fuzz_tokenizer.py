@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanochat.configurator import Settings, cli, setting
-from nanochat.encoders import TiktokenEncoder
+from nanochat.tokenization.encoders import TiktokenEncoder
 from nanochat.tokenizer import SPLIT_PATTERN
 from rustbpe import Tokenizer as Peer  # type: ignore[attr-defined]  # mypy takes our folder of that name for it
 
@@ -81,7 +81,7 @@ def spoiled(rng: np.random.Generator, texts: list[str]) -> list[bytes]:
 
 def check_round(rng: np.random.Generator, pattern: str, count: int) -> str | None:
     """One round; what differed, if anything."""
-    from nanochat import _rustbpe
+    from nanochat.tokenization import _rustbpe
 
     texts = random_texts(rng, count)
     trained_on = ["a", *texts[: count // 10]]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.customjson import parse_conversation
 from tasks.identity import ABILITIES, FILE_NAME, WHO, generate
 from tasks.mixture import kind_of_base_data

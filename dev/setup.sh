@@ -20,7 +20,7 @@ if cargo --version >/dev/null 2>&1; then rust=yes; fi
 # What the environment was made from. It changes with every file that matters, when Rust appears, and when the folder is moved.
 rust_sources=$(find rustbpe/src -name '*.rs' | LC_ALL=C sort)
 key="$(cat pyproject.toml constraints.txt dev/setup.sh rustbpe/Cargo.* $rust_sources | cksum) rust=$rust $PWD"
-built() { ls nanochat/_rustbpe*.so >/dev/null 2>&1; }
+built() { ls nanochat/tokenization/_rustbpe*.so >/dev/null 2>&1; }
 if [ -x $venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$key" ] && { built || [ $rust = no ]; }; then
     say "nothing to do"
     exit 0

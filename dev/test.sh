@@ -39,7 +39,7 @@ if cargo --version >/dev/null 2>&1; then
     check rust-format cargo fmt --check --manifest-path rustbpe/Cargo.toml
     check rust-lint cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --all-features -- -D warnings
     check rust-tests cargo test --quiet --manifest-path rustbpe/Cargo.toml
-    check rust-module python -c 'import nanochat._rustbpe'
+    check rust-module python -c 'import nanochat.tokenization._rustbpe'
 else
     skip rust "no cargo here: the Rust trainer is not checked"
 fi

@@ -14,8 +14,8 @@ from typing import Any
 
 from nanochat.checkpoint_manager import list_tags
 from nanochat.common import UserError, base_dir
-from nanochat.conversation import render_turns
 from nanochat.engine import Engine
+from nanochat.tokenization.chat_format import render_turns
 from nanochat.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from nanochat.common import UserError
 from nanochat.comparison import mean_of
-from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
 from nanochat.runtime import Runtime
 from nanochat.sections import Section, share
+from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 from tasks.common import Task
 

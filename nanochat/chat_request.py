@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.conversation import render_turns
+from nanochat.tokenization.chat_format import render_turns
 
 
 @dataclass(frozen=True)

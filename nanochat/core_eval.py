@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from nanochat.chat_eval import choose_rows
 from nanochat.common import UserError
-from nanochat.encoders import TextEncoder, encode_end
 from nanochat.eval_bundle import CoreTask
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 from nanochat.runtime import Runtime
 from nanochat.sections import Z95, Section, share
+from nanochat.tokenization.encoders import TextEncoder, encode_end
 
 BATCH_TOKENS = 16384  # positions of a forward pass, padding and what is cached included
 CPU_BATCH_TOKENS = 4096  # the same on a CPU

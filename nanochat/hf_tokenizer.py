@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.hugging_face_bpe import byte_level_alphabet
+from nanochat.tokenization.hugging_face_bpe import byte_level_alphabet
 from nanochat.tokenizer import Tokenizer
 
 BOS, END = "<|bos|>", "<|assistant_end|>"

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
 from nanochat.dataloader import Batch, prefetch
 from nanochat.runtime import Runtime
+from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 
 CHUNK = 2048  # conversations packed together: more would hardly waste less

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from nanochat.chat_eval import Asking, text_of
 from nanochat.common import UserError, print0
-from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
 from nanochat.packing import Rendered
 from nanochat.runtime import Runtime
+from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 from tasks.catalogue import get_task
 from tasks.common import Task

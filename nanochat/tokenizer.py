@@ -21,10 +21,10 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.conversation import Conversation, Span, document_of, render_turns
-from nanochat.encoders import TrainingTexts, as_strings, encoder_class
-from nanochat.hugging_face_bpe import Progress, train_hugging_face
 from nanochat.system.environment import usable_cores
+from nanochat.tokenization.chat_format import Conversation, Span, document_of, render_turns
+from nanochat.tokenization.encoders import TrainingTexts, as_strings, encoder_class
+from nanochat.tokenization.hugging_face_bpe import Progress, train_hugging_face
 
 # GPT-4's pattern, with numbers in groups of at most two digits: better for small vocabularies than one or three.
 SPLIT_PATTERN = (
@@ -260,7 +260,7 @@ class RustBPETokenizer(Tokenizer):
 
     @classmethod
     def _train(cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
-        from nanochat import _rustbpe
+        from nanochat.tokenization import _rustbpe
 
         return _rustbpe.train(texts, num_tokens, pattern, progress=progress)
 
@@ -276,7 +276,7 @@ class HuggingFaceTokenizer(Tokenizer):
 def trainable_tokenizer() -> type[Tokenizer]:
     """The class to train with: RustBPETokenizer; without the extension, a notice and HuggingFaceTokenizer."""
     try:
-        from nanochat import _rustbpe  # noqa: F401
+        from nanochat.tokenization import _rustbpe  # noqa: F401
     except ImportError as error:
         print0(f"The Rust extension is not built ({error}): training with Hugging Face tokenizers, which is slower.")
         return HuggingFaceTokenizer

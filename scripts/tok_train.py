@@ -21,8 +21,8 @@ from tqdm import tqdm
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import open_split
-from nanochat.encoders import as_strings
 from nanochat.report import log_section
+from nanochat.tokenization.encoders import as_strings
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, trainable_tokenizer
 
 # What a tokenizer may get wrong, in a few lines; read back and compared after training.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.common import LETTERS, multiple_choice
 from tasks.hub import HubTask
 

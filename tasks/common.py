@@ -1,6 +1,6 @@
 """What a task is: a sequence of conversations, and a way to say whether an answer is right.
 
-A conversation is `{"messages": [...]}` (nanochat/conversation.py) whose last message is the right answer; other keys
+A conversation is `{"messages": [...]}` (nanochat/tokenization/chat_format.py) whose last message is the right answer; other keys
 are the task's own. A categorical one also has `"letters": ("A", "B", ...)`, and its answer is one of them. Everything
 here is the same on every machine and in every run: rows, their order, and what a seed gives.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 

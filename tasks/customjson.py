@@ -1,6 +1,6 @@
 """A user's own conversations: a JSONL file, one conversation a line.
 
-A line is a list of messages, or `{"messages": [...]}`, as nanochat/conversation.py describes them. Blank lines are
+A line is a list of messages, or `{"messages": [...]}`, as nanochat/tokenization/chat_format.py describes them. Blank lines are
 skipped. The whole file is read and checked at once: what is wrong is named by file and line before any training.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation, render_turns
+from nanochat.tokenization.chat_format import Conversation, render_turns
 from tasks.common import Task
 
 EVERY = 20  # one conversation in twenty is not trained on

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.common import chat, final_number, same_number, text, tool_call
 from tasks.hub import HubTask
 

@@ -14,8 +14,8 @@ import threading
 import warnings
 from typing import Any
 
-from nanochat.conversation import Conversation
 from nanochat.execution import run_program
+from nanochat.tokenization.chat_format import Conversation
 from tasks.common import chat
 from tasks.hub import HubTask
 

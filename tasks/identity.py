@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.common import row_random
 from tasks.customjson import Conversations, read_conversations
 from tasks.system_messages import with_system

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation, render_turns
+from nanochat.tokenization.chat_format import Conversation, render_turns
 from tasks.common import row_random
 from tasks.hub import HubTask
 from tasks.system_messages import with_system

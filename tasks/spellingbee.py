@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.common import Task, chat, row_random, said, same_number, text, tool_call
 from tasks.words import words
 

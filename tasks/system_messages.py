@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 
 GENERAL = """
 You are a helpful assistant.

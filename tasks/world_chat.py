@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from random import Random
 
-from nanochat.conversation import Conversation
 from nanochat.storyworld import Fact
 from nanochat.storyworld.relations import OF_THINGS
 from nanochat.storyworld.short import short_story
 from nanochat.storyworld.world import CHARACTERS
+from nanochat.tokenization.chat_format import Conversation
 from tasks.world import WorldTask, answer, facts_of, framed, held_out_pairs, pick, shuffled
 
 LONGEST_STORY = 620  # characters: about 150 tokens

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanochat.conversation import Conversation
 from nanochat.storyworld.write import write_notes
+from nanochat.tokenization.chat_format import Conversation
 from tasks.world import WorldTask
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.common import chat, same_number, text, tool_call
 from tasks.world import WorldTask
 from tasks.world_stories import SHAPES, Story, fitting, steps_story

@@ -20,12 +20,12 @@ from nanochat.chat_eval import CHAT_CORE, Asking, TaskScore, chat_core, choose_r
 from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
 from nanochat.sections import share
 from nanochat.shards import write_dataset
+from nanochat.tokenization.chat_format import Conversation
 from scripts import chat_eval as script
 from scripts.chat_eval import Config
 from tasks.common import Task, chat, multiple_choice

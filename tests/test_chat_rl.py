@@ -24,7 +24,6 @@ from nanochat.chat_eval import Asking
 from nanochat.checkpoint_manager import build_model, describe_model, load_model, open_checkpoint, save_checkpoint
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import parse
-from nanochat.conversation import Conversation
 from nanochat.engine import Answer, Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
@@ -32,6 +31,7 @@ from nanochat.pass_at_k import ks_of, pass_at_k
 from nanochat.replay import Replay, Worked
 from nanochat.rl import Group, Problem, Problems, ask, micro_batches, parse_weights, tally
 from nanochat.runtime import Runtime
+from nanochat.tokenization.chat_format import Conversation
 from nanochat.train import Rates
 from scripts import chat_rl
 from scripts.chat_rl import Config, main, step

@@ -19,7 +19,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nanochat import hugging_face_bpe
 from nanochat.candidates import checkpoint, foreign
 from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
@@ -32,6 +31,7 @@ from nanochat.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
 from nanochat.hf_tokenizer import to_hugging_face
 from nanochat.runtime import Runtime
 from nanochat.shards import open_split, write_dataset
+from nanochat.tokenization import hugging_face_bpe
 from nanochat.tokenizer import RustBPETokenizer
 from scripts import base_eval, base_loss, export_hf
 from tests.test_core_eval import write_bundle

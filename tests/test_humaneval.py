@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.catalogue import get_task
 from tasks.humaneval import HumanEval, extract_program
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
+from nanochat.tokenization.chat_format import Conversation
 from tasks.catalogue import ENDLESS, get_task
 from tasks.common import Task, TaskMixture
 from tasks.mixture import MIXTURES, VAL_ROWS, names, read_mixture, training_mixture

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
 from nanochat.sandbox.calculator import calculate
+from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 from tasks.arc import ARC
 from tasks.catalogue import ENDLESS, TASKS, get_task

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.conversation import render_turns
+from nanochat.tokenization.chat_format import render_turns
 from tasks.customjson import CustomJSON, fingerprint, parse_conversation, read_conversations
 
 QUESTION = {"role": "user", "content": "Q"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.encoders import as_strings
+from nanochat.tokenization.encoders import as_strings
 from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, get_tokenizer
 from scripts import tok_eval, tok_train
 

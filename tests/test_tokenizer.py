@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from nanochat import tokenizer as module
 from nanochat.common import UserError
-from nanochat.encoders import TiktokenEncoder
+from nanochat.tokenization.encoders import TiktokenEncoder
 from nanochat.tokenizer import (
     MIN_VOCAB_SIZE,
     SPECIAL_TOKENS,
@@ -36,7 +36,9 @@ TEXTS = ["the cat sat on the mat, the cat's mat", "she sees 1234 seas; he sees 5
 
 def train(kind: type[Tokenizer] = RustBPETokenizer, vocab_size: int = 300) -> Tokenizer:
     if kind is RustBPETokenizer:
-        pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
+        pytest.importorskip(
+            "nanochat.tokenization._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh"
+        )
     return kind.train_from_iterator(iter(TEXTS), vocab_size)
 
 
@@ -82,7 +84,7 @@ def test_both_trainers_give_the_same_kind_of_tokenizer(kind: type[Tokenizer], tm
 
 
 def test_the_trainers_agree_where_no_counts_are_equal() -> None:
-    pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
+    pytest.importorskip("nanochat.tokenization._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
     texts = ["aaaa " * 7, "bcbc " * 19, "dede dede bcx " * 41]
     trained = [kind.train_from_iterator(texts, 268) for kind in (RustBPETokenizer, HuggingFaceTokenizer)]
     assert len(trained[0].ranks) == 259
@@ -109,8 +111,8 @@ def test_nothing_to_train_on_and_a_bad_pattern(tokenizer: Tokenizer) -> None:
 def test_hugging_face_takes_over_without_the_extension(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "nanochat._rustbpe", None)
-    monkeypatch.delattr(sys.modules["nanochat"], "_rustbpe", raising=False)
+    monkeypatch.setitem(sys.modules, "nanochat.tokenization._rustbpe", None)
+    monkeypatch.delattr(sys.modules["nanochat.tokenization"], "_rustbpe", raising=False)
     assert trainable_tokenizer() is HuggingFaceTokenizer
     assert "Hugging Face" in capsys.readouterr().out
 
@@ -187,7 +189,7 @@ def test_arrays_and_batches(tokenizer: Tokenizer) -> None:
 
 
 def test_the_ids_are_the_same_without_the_extension(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nanochat._rustbpe", None)
+    monkeypatch.setitem(sys.modules, "nanochat.tokenization._rustbpe", None)
     twin = Tokenizer(tokenizer.pattern, tokenizer.ranks, tokenizer.special_tokens)
     assert isinstance(twin._encoder, TiktokenEncoder)
     assert twin.hash() == tokenizer.hash()

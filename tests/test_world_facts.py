@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
 from nanochat.storyworld import Fact, facts, stories
 from nanochat.storyworld.relations import RELATIONS
 from nanochat.storyworld.voice import Voice
 from nanochat.storyworld.world import CHARACTERS, THINGS
+from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer, trainable_tokenizer
 from tasks.common import Task, row_random
 from tasks.world import answer, facts_of, held_out_pairs, shuffled

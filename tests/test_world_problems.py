@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.conversation import Conversation
 from nanochat.execution import calculate
 from nanochat.storyworld.world import CHARACTERS
+from nanochat.tokenization.chat_format import Conversation
 from tasks import world_sentences
 from tasks.common import Task, said
 from tasks.world_problems import LEVELS, HardProblems, WordProblems

@@ -144,7 +144,7 @@ def check_compile(device: str) -> Finding:
 def check_trainer(_: str) -> Finding:
     """Who would train the tokenizer."""
     try:
-        from nanochat import _rustbpe
+        from nanochat.tokenization import _rustbpe
     except ImportError as error:
         return NOTICE, f"the Rust extension is not built ({error}): Hugging Face's trainer takes over, slower"
     return OK, f"the Rust extension, {Path(str(_rustbpe.__file__)).name}"

@@ -100,8 +100,8 @@ def test_compile_needs_a_compiler_and_headers(tmp_path: Path, monkeypatch: pytes
 
 
 def test_without_the_rust_extension_there_is_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nanochat._rustbpe", None)
-    monkeypatch.delattr("nanochat._rustbpe", raising=False)
+    monkeypatch.setitem(sys.modules, "nanochat.tokenization._rustbpe", None)
+    monkeypatch.delattr("nanochat.tokenization._rustbpe", raising=False)
     grade, told = checkup.check_trainer("cpu")
     assert grade == NOTICE
     assert "Hugging Face" in told

@@ -1,4 +1,4 @@
-//! The Python module `nanochat._rustbpe`: types in and out, Python's lock, signals. No algorithm lives here.
+//! The Python module `nanochat.tokenization._rustbpe`: types in and out, Python's lock, signals. No algorithm lives here.
 //!
 //! Nothing relies on Python's lock: what is shared is either immutable or behind a mutex, which the compiler checks, and
 //! the texts are read from immutable strings, bytes and Arrow buffers. So the module does not ask a free-threaded Python
@@ -27,7 +27,7 @@ impl From<Error> for PyErr {
 }
 
 /// An array of integers; numpy.asarray looks at it without a copy.
-#[pyclass(frozen, module = "nanochat._rustbpe")]
+#[pyclass(frozen, module = "nanochat.tokenization._rustbpe")]
 struct Numbers(Store);
 
 enum Store {
@@ -162,7 +162,7 @@ fn pointer<T>(capsule: &Bound<'_, PyAny>, name: &CStr) -> PyResult<*mut T> {
 }
 
 /// A vocabulary with its split pattern; text is never a special token.
-#[pyclass(frozen, module = "nanochat._rustbpe", name = "Encoder")]
+#[pyclass(frozen, module = "nanochat.tokenization._rustbpe", name = "Encoder")]
 struct PyEncoder(Encoder);
 
 #[pymethods]

@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.encoders import TiktokenEncoder, encoder_class
+from nanochat.tokenization.encoders import TiktokenEncoder, encoder_class
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
-_rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
+_rustbpe = pytest.importorskip(
+    "nanochat.tokenization._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh"
+)
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4 = (

@@ -28,8 +28,10 @@ from hypothesis import strategies as st
 
 from nanochat.tokenizer import SPLIT_PATTERN
 
-_rustbpe = pytest.importorskip("nanochat._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
-ROOT = Path(__file__).resolve().parent.parent
+_rustbpe = pytest.importorskip(
+    "nanochat.tokenization._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh"
+)
+ROOT = Path(__file__).resolve().parents[2]
 
 # Few characters, so that pairs repeat, with ties, runs and every branch of the pattern.
 texts_strategy = st.lists(st.text(st.sampled_from("aab b\n'sS1é! \té你"), max_size=60), max_size=8)

@@ -10,7 +10,7 @@ import numpy as np
 import tiktoken
 
 if TYPE_CHECKING:
-    from nanochat._rustbpe import Encoder
+    from nanochat.tokenization._rustbpe import Encoder
 
 TrainingTexts = Iterable[Any]
 """Strings, and Arrow arrays of strings, in any mixture."""
@@ -51,7 +51,7 @@ def encode_end(tokenizer: TextEncoder, head: str, ids: list[int], end: str) -> t
 def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:
     """The Rust extension's Encoder, else its stand-in. The ids are the same."""
     try:
-        from nanochat._rustbpe import Encoder
+        from nanochat.tokenization._rustbpe import Encoder
     except ImportError:
         return TiktokenEncoder
     return Encoder
@@ -74,7 +74,7 @@ def as_strings(texts: Any) -> Iterator[Any]:
 
 
 class TiktokenEncoder:
-    """What `nanochat._rustbpe.Encoder` does (see there), by tiktoken: its independent twin in the tests as well."""
+    """What `nanochat.tokenization._rustbpe.Encoder` does (see there), by tiktoken: its independent twin in the tests as well."""
 
     def __init__(self, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> None:
         ranks = {token: rank for rank, token in enumerate(tokens)}

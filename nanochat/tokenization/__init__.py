@@ -1,0 +1,1 @@
+"""Chat format, encoders and trainers that serve `nanochat.tokenizer`."""
