@@ -15,7 +15,7 @@ from torch import Tensor
 from nanochat.common import UserError
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
-from nanochat.sampling import check_sampling, numbers, sample_at, sample_next, streams
+from nanochat.layers.sampler import check_sampling, numbers, sample_at, sample_next, streams
 from nanochat.tokenizer import Tokenizer
 from nanochat.tool_use import Tool, Writer
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.common import UserError
-from nanochat.sampling import check_sampling, sample_next
+from nanochat.layers.sampler import check_sampling, sample_next
 
 NORM_EPS = 1e-6
 SOFTCAP = 15.0

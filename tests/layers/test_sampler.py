@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanochat.common import UserError
-from nanochat.sampling import check_sampling, numbers, sample_at, sample_next, streams
+from nanochat.layers.sampler import check_sampling, numbers, sample_at, sample_next, streams
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.0], [0.0, -1.0, 2.0, 4.0, 1.0]])
 
