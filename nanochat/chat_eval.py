@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from nanochat.common import UserError
-from nanochat.comparison import mean_of
 from nanochat.engine import Answer, Engine
+from nanochat.reporting.schema import Section, share
+from nanochat.reporting.significance import mean_of
 from nanochat.runtime import Runtime
-from nanochat.sections import Section, share
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 from tasks.common import Task

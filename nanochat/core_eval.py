@@ -26,8 +26,8 @@ from nanochat.common import UserError
 from nanochat.eval_bundle import CoreTask
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
+from nanochat.reporting.schema import Z95, Section, share
 from nanochat.runtime import Runtime
-from nanochat.sections import Z95, Section, share
 from nanochat.tokenization.encoders import TextEncoder, encode_end
 
 BATCH_TOKENS = 16384  # positions of a forward pass, padding and what is cached included

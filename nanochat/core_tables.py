@@ -7,11 +7,11 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nanochat.comparison import mean_of, p_value, paired_gain, scaled
 from nanochat.core_eval import TaskResult, core
 from nanochat.eval_bundle import Bundle
-from nanochat.markdown import duration
-from nanochat.sections import Section
+from nanochat.reporting.markdown import duration
+from nanochat.reporting.schema import Section
+from nanochat.reporting.significance import mean_of, p_value, paired_gain, scaled
 
 HEADER = f"{'task':34} {'right':>6} {'95% interval':>16} {'n':>7} {'guessing':>9} {'baseline':>9} {'centred':>8}"
 PAIR_HEADER = f"{'task':34} {'A':>6} {'B':>6} {'B - A':>7} {'95% interval':>18} {'n':>7}  McNemar"

@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 from nanochat.common import UserError
 from nanochat.gpt import NORM_EPS, ROPE_BASE, SOFTCAP, GPTConfig
 from nanochat.hf_tokenizer import BOS, END
-from nanochat.markdown import escape, number
-from nanochat.sections import Section
+from nanochat.reporting.markdown import escape, number
+from nanochat.reporting.schema import Section
 from nanochat.tokenizer import Tokenizer
 
 # Which of their fields holds which of ours.

@@ -4,7 +4,7 @@
     python -m nanochat.report reset      # forget the sections of earlier runs
 
 The Markdown is a pure function of the sections and of `$NANOCHAT_USD_PER_HOUR` (the machine's price, for 8 x H100 about
-24), so it can be rendered at any time and again. What a section may hold is said in `nanochat.sections`.
+24), so it can be rendered at any time and again. What a section may hold is said in `nanochat.reporting.schema`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.comparison import accuracies, accuracy_lines, accuracy_tables
 from nanochat.configurator import Settings, cli, setting
-from nanochat.markdown import duration, escape, fence, number, table, wrapped
-from nanochat.sections import MODELS, Section, is_accuracy, log_section, model_of, read_sections
+from nanochat.reporting.markdown import duration, escape, fence, number, table, wrapped
+from nanochat.reporting.schema import MODELS, Section, is_accuracy, log_section, model_of, read_sections
+from nanochat.reporting.significance import accuracies, accuracy_lines, accuracy_tables
 
 __all__ = ["log_section", "main", "read_sections", "render"]
 _ACCURACIES = "accuracies.png"  # no stage's name ends like this
@@ -34,7 +34,7 @@ def render(base: Path | None = None) -> Path:
 
     A file that is no section is left out, with a line that names it. Raises UserError if there is no section at all.
     """
-    from nanochat.plots import draw, draw_accuracies  # slow to import, and only needed here
+    from nanochat.reporting.plots import draw, draw_accuracies  # slow to import, and only needed here
 
     folder = (base or base_dir()) / "report"
     sections, faults = read_sections(folder)

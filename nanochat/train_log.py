@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nanochat.common import UserError, print0
 from nanochat.gpt import GPT
-from nanochat.markdown import duration
+from nanochat.reporting.markdown import duration
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState, Metrics
 

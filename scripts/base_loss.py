@@ -26,9 +26,9 @@ from nanochat.dataloader import eval_rows
 from nanochat.hf_scorer import bits_per_byte_of
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
+from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
 from nanochat.samples import prompts_for, write_samples
-from nanochat.sections import share
 from nanochat.shards import Documents, load_manifest, open_split
 
 

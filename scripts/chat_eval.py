@@ -20,8 +20,8 @@ from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
-from nanochat.markdown import duration
 from nanochat.report import log_section
+from nanochat.reporting.markdown import duration
 from nanochat.runtime import Runtime
 from tasks.catalogue import get_task, known_name
 from tasks.common import Task

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nanochat.common import print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.markdown import wrapped
+from nanochat.reporting.markdown import wrapped
 from nanochat.system.checkup import FAIL, checkup
 
 

@@ -37,7 +37,7 @@ from nanochat.configurator import Settings, cli, setting
 from nanochat.gpt import GPTConfig
 from nanochat.hf_model import model_card, model_config, special_ids, to_transformers
 from nanochat.hf_tokenizer import to_hugging_face, tokenizer_config
-from nanochat.sections import read_sections
+from nanochat.reporting.schema import read_sections
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 

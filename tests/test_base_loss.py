@@ -18,8 +18,8 @@ from nanochat.configurator import cli
 from nanochat.dataloader import eval_rows
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import render
+from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
-from nanochat.sections import share
 from nanochat.shards import open_split, write_dataset
 from scripts import base_loss, base_train
 from scripts.base_loss import Config, main

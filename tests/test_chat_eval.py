@@ -22,8 +22,8 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.engine import Answer, Engine
 from nanochat.gpt import GPT
+from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
-from nanochat.sections import share
 from nanochat.shards import write_dataset
 from nanochat.tokenization.chat_format import Conversation
 from scripts import chat_eval as script

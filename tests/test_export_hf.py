@@ -31,8 +31,8 @@ from nanochat.finetune import settled
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hf_model import special_ids
 from nanochat.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
+from nanochat.reporting.schema import log_section
 from nanochat.runtime import Runtime
-from nanochat.sections import log_section
 from nanochat.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,

@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from nanochat import report
 from nanochat.common import UserError
 from nanochat.report import log_section, read_sections, render
-from nanochat.sections import share
+from nanochat.reporting.schema import share
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE = {"x": [0, 1, 2], "y": [3.0, math.nan, 1.0], "xlabel": "step", "ylabel": "loss (nats per token)"}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nanochat.plots import draw, draw_accuracies, running_mean
+from nanochat.reporting.plots import draw, draw_accuracies, running_mean
 
 
 @pytest.fixture(autouse=True, scope="module")

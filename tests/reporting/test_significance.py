@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from nanochat.comparison import (
+from nanochat.reporting.schema import share
+from nanochat.reporting.significance import (
     accuracies,
     accuracy_lines,
     accuracy_tables,
@@ -20,7 +21,6 @@ from nanochat.comparison import (
     paired_gain,
     unpaired_gain,
 )
-from nanochat.sections import share
 
 
 def pairs(lost: int, won: int, both: int = 0, neither: int = 0) -> tuple[list[bool], list[bool]]:

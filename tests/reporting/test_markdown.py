@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from nanochat.markdown import duration, escape, fence, number, table, visible, wrapped
+from nanochat.reporting.markdown import duration, escape, fence, number, table, visible, wrapped
 
 # Anything, and what Markdown acts on far more often than chance would have it.
 ACTIVE = st.sampled_from(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.sections import MODELS
+from nanochat.reporting.schema import MODELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from nanochat.markdown import table
-from nanochat.sections import MODELS, Z95, Section, is_accuracy, model_of
+from nanochat.reporting.markdown import table
+from nanochat.reporting.schema import MODELS, Z95, Section, is_accuracy, model_of
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:

@@ -1,0 +1,1 @@
+"""Schema, Markdown, plots and statistics that serve `nanochat.report`."""
