@@ -32,11 +32,11 @@ from nanochat.checkpoint_manager import build_model, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
+from nanochat.data.import_text import TextFiles
 from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.system.environment import peak_memory
-from nanochat.textfiles import TextFiles
 from nanochat.tokenizer import Tokenizer, get_tokenizer, trainable_tokenizer
 
 WAYS = ("one at a time", "batched")

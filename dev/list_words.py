@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.shards import iter_documents
+from nanochat.data.shards import iter_documents
 from tasks.words import FILE_NAME, LENGTHS
 
 # In small letters as it is written, so that most names and all halves of "don't" are left out.

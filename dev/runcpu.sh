@@ -62,7 +62,7 @@ echo "runcpu: everything goes to $NANOCHAT_BASE_DIR"
 source dev/stage.sh
 
 # The data depends on the files that it is made from; all that follows depends on what it became.
-key=$(find "${folder:-nanochat/storyworld}" -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum)
+key=$(find "${folder:-nanochat/data/storyworld}" -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum)
 stage data base_data/manifest.json python -m nanochat.dataset "${data[@]}"
 key=$(cksum <"$NANOCHAT_BASE_DIR/base_data/manifest.json")
 stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train "${tokenizer[@]}"

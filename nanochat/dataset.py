@@ -31,8 +31,9 @@ from tqdm import tqdm
 from nanochat import report
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.download import download_all
-from nanochat.shards import (
+from nanochat.data.download import download_all
+from nanochat.data.import_text import TextFiles
+from nanochat.data.shards import (
     Documents,
     FileFacts,
     Manifest,
@@ -47,7 +48,6 @@ from nanochat.shards import (
     write_dataset,
     write_shards,
 )
-from nanochat.textfiles import TextFiles
 
 __all__ = [
     "Documents",
@@ -173,7 +173,7 @@ def _copy_from_mirror(names: Iterable[str], folder: Path) -> None:
 
 
 def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Manifest:
-    from nanochat.storyworld import stories  # not needed, and so not loaded, for the other sources
+    from nanochat.data.storyworld import stories  # not needed, and so not loaded, for the other sources
 
     def take(split: str, count: int) -> Iterator[str]:
         return itertools.islice(stories(split, seed=config.seed), count)

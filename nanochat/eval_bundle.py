@@ -25,8 +25,8 @@ from typing import Any
 import yaml
 
 from nanochat.common import UserError, base_dir, explained, print0
-from nanochat.download import download
-from nanochat.textfiles import read_utf8
+from nanochat.data.download import download
+from nanochat.data.import_text import read_utf8
 
 FOLDER = "eval_bundle"
 KINDS = ("multiple_choice", "schema", "language_modeling")

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.packing import Conversations, Rendered
+from nanochat.data.packing import Conversations, Rendered
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nanochat import storyworld
+from nanochat.data import storyworld
 from nanochat.engine import Engine
 from nanochat.gpt import GPT
 from nanochat.tokenizer import Tokenizer

@@ -22,11 +22,11 @@ from nanochat.batch_size import batch_size_of, check_batch
 from nanochat.checkpoint_manager import describe_model, run_dir
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import cli, setting
+from nanochat.data.shards import load_manifest, open_split
 from nanochat.dataloader import train_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.samples import prompts_for
-from nanochat.shards import load_manifest, open_split
 from nanochat.stage import (
     begin,
     bpb_evaluator,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, print0
-from nanochat.shards import default_data_dir, read_manifest
+from nanochat.data.shards import default_data_dir, read_manifest
 from tasks.catalogue import ENDLESS, get_task, known_name
 from tasks.common import Task, TaskMixture
 from tasks.customjson import fingerprint

@@ -50,7 +50,7 @@ def for_testing(word: str) -> bool:
 
 def world_words() -> tuple[str, ...]:
     """The embedded world's words in small letters, sorted."""
-    from nanochat.storyworld import facts, stories
+    from nanochat.data.storyworld import facts, stories
 
     sentences = [sentence for fact in facts() for sentence in fact.sentences]
     found = {word for text in [*sentences, *islice(stories("train", 0), NUM_STORIES)] for word in _plain_words(text)}

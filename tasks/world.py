@@ -15,8 +15,8 @@ from random import Random
 from typing import TypeVar
 
 from nanochat.common import UserError
-from nanochat.storyworld import Fact, facts
-from nanochat.storyworld.relations import RELATIONS
+from nanochat.data.storyworld import Fact, facts
+from nanochat.data.storyworld.relations import RELATIONS
 from tasks.common import Task, row_random
 
 T = TypeVar("T")

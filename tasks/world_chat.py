@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from random import Random
 
-from nanochat.storyworld import Fact
-from nanochat.storyworld.relations import OF_THINGS
-from nanochat.storyworld.short import short_story
-from nanochat.storyworld.world import CHARACTERS
+from nanochat.data.storyworld import Fact
+from nanochat.data.storyworld.relations import OF_THINGS
+from nanochat.data.storyworld.short import short_story
+from nanochat.data.storyworld.world import CHARACTERS
 from nanochat.tokenization.chat_format import Conversation
 from tasks.world import WorldTask, answer, facts_of, framed, held_out_pairs, pick, shuffled
 

@@ -7,9 +7,9 @@ whether what was read can be told.
 import re
 from functools import cache
 
-from nanochat.storyworld import Fact
-from nanochat.storyworld.relations import RELATIONS
-from nanochat.storyworld.world import CHARACTERS, THINGS
+from nanochat.data.storyworld import Fact
+from nanochat.data.storyworld.relations import RELATIONS
+from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import chat, multiple_choice
 from tasks.world import WorldTask, answer, facts_of, framed, number_of, pick, shuffled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanochat.storyworld.write import write_notes
+from nanochat.data.storyworld.write import write_notes
 from nanochat.tokenization.chat_format import Conversation
 from tasks.world import WorldTask
 

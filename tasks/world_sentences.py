@@ -9,7 +9,7 @@
 {x}  the things
 """
 
-from nanochat.storyworld.world import CHARACTERS
+from nanochat.data.storyworld.world import CHARACTERS
 
 PEOPLE = tuple(name for name in CHARACTERS if name != "Finn")  # a fish finds no apples
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from nanochat.storyworld.world import CHARACTERS
+from nanochat.data.storyworld.world import CHARACTERS
 from tasks import world_sentences as tables
 from tasks.world import number_of, pick
 

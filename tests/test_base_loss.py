@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import storyworld
 from nanochat.checkpoint_manager import load_model
 from nanochat.configurator import cli
+from nanochat.data import storyworld
+from nanochat.data.shards import open_split, write_dataset
 from nanochat.dataloader import eval_rows
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import render
 from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
-from nanochat.shards import open_split, write_dataset
 from scripts import base_loss, base_train
 from scripts.base_loss import Config, main
 from tests.talks import TOKENIZER

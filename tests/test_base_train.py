@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from nanochat.configurator import cli, parse
+from nanochat.data.shards import write_dataset
 from nanochat.gpt import GPT
-from nanochat.shards import write_dataset
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_train
 from scripts.base_train import Config, main

@@ -32,11 +32,11 @@ from nanochat.core_eval import (
     tokenize,
 )
 from nanochat.core_tables import core_name
+from nanochat.data.shards import write_dataset
 from nanochat.eval_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
-from nanochat.shards import write_dataset
 from nanochat.stage import core_events
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import LoopState

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from nanochat import dataloader
 from nanochat.common import UserError
+from nanochat.data.shards import Manifest, open_split, write_dataset, write_shards
 from nanochat.dataloader import Batch, Cursor, TokenStream, eval_rows, global_batches, prefetch, train_batches
 from nanochat.runtime import Runtime
-from nanochat.shards import Manifest, open_split, write_dataset, write_shards
 from nanochat.tokenization.encoders import TiktokenEncoder
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, Tokenizer
 

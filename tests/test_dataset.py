@@ -19,11 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat import dataset, download, shards, textfiles
+from nanochat import dataset
 from nanochat.common import UserError
+from nanochat.data import download, shards
+from nanochat.data import import_text as textfiles
+from nanochat.data.import_text import cut
+from nanochat.data.shards import Documents, write_shard
 from nanochat.dataset import Config, iter_documents, load_manifest, open_split, prepare, shard_paths, write_dataset
-from nanochat.shards import Documents, write_shard
-from nanochat.textfiles import cut
 from tests.conftest import ROOT
 from tests.fileserver import FileServer, running
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from nanochat import download
 from nanochat.common import UserError
+from nanochat.data import download
 from nanochat.eval_bundle import CoreTask, Example, find_bundle, read_bundle
 from scripts import base_eval
 from tests.fileserver import FileServer, die_after, running, status

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from nanochat.checkpoint_manager import build_model, open_checkpoint
+from nanochat.data.shards import write_dataset
 from nanochat.runtime import Runtime
-from nanochat.shards import write_dataset
 from scripts import base_train, chat_sft, mid_train
 from tests.talks import TOKENIZER, save_model, sums, talk, write_mixture, write_talks
 

@@ -23,6 +23,7 @@ from nanochat.candidates import checkpoint, foreign
 from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.core_eval import evaluate_task, tokenize
+from nanochat.data.shards import open_split, write_dataset
 from nanochat.dataloader import eval_rows
 from nanochat.eval_bundle import read_bundle
 from nanochat.gpt import GPT, GPTConfig
@@ -30,7 +31,6 @@ from nanochat.hf_causal import CausalModel, ForeignTokenizer, load_causal, write
 from nanochat.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
 from nanochat.hf_tokenizer import to_hugging_face
 from nanochat.runtime import Runtime
-from nanochat.shards import open_split, write_dataset
 from nanochat.tokenization import hugging_face_bpe
 from nanochat.tokenizer import RustBPETokenizer
 from scripts import base_eval, base_loss, export_hf

@@ -16,7 +16,7 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.shards import FileFacts, Manifest
+from nanochat.data.shards import FileFacts, Manifest
 from tasks.customjson import read_conversations
 from tasks.identity import ABILITIES, GREETINGS, SYSTEM_SHARE, TOPICS, WHO, Identity, generate
 from tasks.mixture import kind_of_base_data

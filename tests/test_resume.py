@@ -277,7 +277,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder with a tokenizer and 40 small documents: an epoch is less than half a run."""
-    from nanochat.shards import write_dataset
+    from nanochat.data.shards import write_dataset
     from nanochat.tokenizer import RustBPETokenizer
 
     base = tmp_path_factory.mktemp("prepared")
@@ -604,7 +604,7 @@ def _other_tokenizer(base: Path) -> None:
 
 
 def _other_data(base: Path) -> None:
-    from nanochat.shards import write_dataset
+    from nanochat.data.shards import write_dataset
 
     write_dataset(["a text", "another"], ["a third"], base / "base_data", source="test")
 

@@ -89,7 +89,7 @@ class Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     """A checkout that is set up, with programs that only note how they were called."""
     made = Checkout(tmp_path)
-    (made.folder / "nanochat/storyworld").mkdir(parents=True)
+    (made.folder / "nanochat/data/storyworld").mkdir(parents=True)
     program(made.folder / "dev/setup.sh", "")
     program(made.folder / ".venv/bin/python", FAKE_PYTHON)
     program(made.folder / ".venv/bin/torchrun", FAKE_PYTHON)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
+from nanochat.data.shards import Manifest, write_shard
 from nanochat.sandbox.calculator import calculate
-from nanochat.shards import Manifest, write_shard
 from nanochat.tokenizer import SPLIT_PATTERN
 from tasks.spellingbee import ABSENT, COUNTING, SPELLING, STYLES, SimpleSpelling, SpellingBee
 from tasks.words import for_testing, made_up, words, world_words

@@ -19,10 +19,10 @@ from nanochat import stage
 from nanochat.checkpoint_manager import build_model, open_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import Settings, parse, setting
+from nanochat.data.shards import write_dataset
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
-from nanochat.shards import write_dataset
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 from nanochat.train import LoopState
 

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.storyworld import Fact, facts, stories
-from nanochat.storyworld.relations import RELATIONS
-from nanochat.storyworld.voice import Voice
-from nanochat.storyworld.world import CHARACTERS, THINGS
+from nanochat.data.storyworld import Fact, facts, stories
+from nanochat.data.storyworld.relations import RELATIONS
+from nanochat.data.storyworld.voice import Voice
+from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer, trainable_tokenizer
 from tasks.common import Task, row_random

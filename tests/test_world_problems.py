@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
+from nanochat.data.storyworld.world import CHARACTERS
 from nanochat.execution import calculate
-from nanochat.storyworld.world import CHARACTERS
 from nanochat.tokenization.chat_format import Conversation
 from tasks import world_sentences
 from tasks.common import Task, said

@@ -165,7 +165,7 @@ def check_disk(_: str) -> Finding:
 
 def check_data(_: str) -> Finding:
     """The data set that is there."""
-    from nanochat.shards import load_manifest
+    from nanochat.data.shards import load_manifest
 
     manifest = load_manifest()
     return OK, f"{manifest.source}: {len(manifest.train)} training shards and {manifest.validation}"

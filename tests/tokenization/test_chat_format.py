@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nanochat.common import UserError
+from nanochat.data.packing import conversation_batches, packed_rows
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.packing import conversation_batches, packed_rows
 from nanochat.runtime import Runtime
 from tests.talks import SPECIAL, TOKENIZER, Talk, talk
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from nanochat.storyworld.grammar import CHOICE_ITEMS, SORTS, Item, Phrase, compile_pattern, members
-from nanochat.storyworld.lexicon import CHOICES
-from nanochat.storyworld.naming import HIM, HIS, Naming
-from nanochat.storyworld.relations import RELATIONS
-from nanochat.storyworld.sentences import JOINS, SPEECH, WRAPS
-from nanochat.storyworld.world import CHARACTERS
+from nanochat.data.storyworld.grammar import CHOICE_ITEMS, SORTS, Item, Phrase, compile_pattern, members
+from nanochat.data.storyworld.lexicon import CHOICES
+from nanochat.data.storyworld.naming import HIM, HIS, Naming
+from nanochat.data.storyworld.relations import RELATIONS
+from nanochat.data.storyworld.sentences import JOINS, SPEECH, WRAPS
+from nanochat.data.storyworld.world import CHARACTERS
 
 Fact = tuple[str, str, tuple[Item, ...]]  # relation, subject, the pattern that states it or asks for it
 ASIDES = ("home", "trait", "food", "hobby", "fear", "look", "thing", "friend")

@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from nanochat.common import UserError, print0
-from nanochat.shards import file_sha256
+from nanochat.data.shards import file_sha256
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.storyworld import check, facts, prompts, share_sound, stories
-from nanochat.storyworld.lexicon import NOUNS, inflect
-from nanochat.storyworld.world import CHARACTERS, PLACES, THINGS
+from nanochat.data.storyworld import check, facts, prompts, share_sound, stories
+from nanochat.data.storyworld.lexicon import NOUNS, inflect
+from nanochat.data.storyworld.world import CHARACTERS, PLACES, THINGS
 
 SPLITS = ("train", "val", "test")
 
@@ -97,7 +97,7 @@ def test_splits_share_no_document() -> None:
 
 def test_a_story_is_told_in_one_split_only() -> None:
     """Not even in other words: the two who meet in a plot belong to its split, whatever else is drawn."""
-    from nanochat.storyworld.write import plan
+    from nanochat.data.storyworld.write import plan
 
     rng = random.Random(5)
     split_of: dict[object, str] = {}
@@ -112,8 +112,8 @@ def test_a_story_is_told_in_one_split_only() -> None:
 
 
 def test_stories_name_those_who_decide_their_split() -> None:
-    from nanochat.storyworld.voice import Voice
-    from nanochat.storyworld.write import plan, tell_story
+    from nanochat.data.storyworld.voice import Voice
+    from nanochat.data.storyworld.write import plan, tell_story
 
     rng = random.Random(6)
     for _ in range(300):
@@ -180,8 +180,8 @@ def test_facts_are_many_and_true() -> None:
 
 def test_every_fact_recurs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is stated at least 8 times in 1.5 million words, counted where the writer words it."""
-    from nanochat.storyworld.relations import RELATIONS
-    from nanochat.storyworld.voice import Voice
+    from nanochat.data.storyworld.relations import RELATIONS
+    from nanochat.data.storyworld.voice import Voice
 
     stated = {id(p) for r in RELATIONS.values() for way in (r.statements, r.tails) for ps in way.values() for p in ps}
     told: Counter[tuple[str, str]] = Counter()

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from nanochat.storyworld.relations import RELATIONS
-from nanochat.storyworld.voice import Voice
-from nanochat.storyworld.write import stories
+from nanochat.data.storyworld.relations import RELATIONS
+from nanochat.data.storyworld.voice import Voice
+from nanochat.data.storyworld.write import stories
 
 
 @dataclass(frozen=True)

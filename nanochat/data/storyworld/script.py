@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
-from nanochat.storyworld.adventures import ADVENTURES
-from nanochat.storyworld.grammar import CHARACTER_CLASSES, SORTS, Item, Phrase, compile_pattern, expand_slashes
-from nanochat.storyworld.troubles import TROUBLES
+from nanochat.data.storyworld.adventures import ADVENTURES
+from nanochat.data.storyworld.grammar import CHARACTER_CLASSES, SORTS, Item, Phrase, compile_pattern, expand_slashes
+from nanochat.data.storyworld.troubles import TROUBLES
 
 _JOIN_SIGNS = {";": "seq", "<-": "cause", "~": "but", "&": "while", "=>": "goal"}
 _SPEECH_KINDS = ("plan", "did", "past", "will", "can")

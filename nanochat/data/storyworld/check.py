@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nanochat.storyworld import world
-from nanochat.storyworld.grammar import NAMES
-from nanochat.storyworld.judge import Context, Judge
-from nanochat.storyworld.parse import Parser
-from nanochat.storyworld.patterns import vocabulary
+from nanochat.data.storyworld import world
+from nanochat.data.storyworld.grammar import NAMES
+from nanochat.data.storyworld.judge import Context, Judge
+from nanochat.data.storyworld.parse import Parser
+from nanochat.data.storyworld.patterns import vocabulary
 
 LONGEST = 90  # words and marks of a sentence
 _TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*|\n+|[^\S\n]+|.")

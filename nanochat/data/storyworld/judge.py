@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from nanochat.storyworld import world
-from nanochat.storyworld.grammar import BIT, EVERYONE, NAMES, SEX, Phrase, names_in
-from nanochat.storyworld.parse import SPEECH_NUMBER, SPEECH_OWN, Finding
-from nanochat.storyworld.relations import RELATIONS
+from nanochat.data.storyworld import world
+from nanochat.data.storyworld.grammar import BIT, EVERYONE, NAMES, SEX, Phrase, names_in
+from nanochat.data.storyworld.parse import SPEECH_NUMBER, SPEECH_OWN, Finding
+from nanochat.data.storyworld.relations import RELATIONS
 
 _KINDS = {c.kind: BIT[name] for name, c in world.CHARACTERS.items()}
 _OWN_SEX = {"his": "m", "him": "m", "her": "f"}

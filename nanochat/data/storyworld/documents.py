@@ -2,11 +2,11 @@
 
 import re
 
-from nanochat.storyworld import habits
-from nanochat.storyworld.grammar import EVERYONE, Item, Phrase, compile_pattern, expand_slashes
-from nanochat.storyworld.relations import RELATIONS
-from nanochat.storyworld.voice import Fact, Said, Told, Voice
-from nanochat.storyworld.world import CHARACTERS
+from nanochat.data.storyworld import habits
+from nanochat.data.storyworld.grammar import EVERYONE, Item, Phrase, compile_pattern, expand_slashes
+from nanochat.data.storyworld.relations import RELATIONS
+from nanochat.data.storyworld.voice import Fact, Said, Told, Voice
+from nanochat.data.storyworld.world import CHARACTERS
 
 FRAME = {"A": "char", "B": "char", "P": "place", "T": "thing"}
 FRAME |= {"w": "weather", "s": "season", "d": "daypart", "day": "day"}

@@ -3,10 +3,10 @@
 from collections import defaultdict
 from functools import cache, lru_cache
 
-from nanochat.storyworld import documents, script, sentences, voice, world
-from nanochat.storyworld.grammar import CHOICE_ITEMS, Item, Phrase
-from nanochat.storyworld.lexicon import NOUNS
-from nanochat.storyworld.relations import RELATIONS
+from nanochat.data.storyworld import documents, script, sentences, voice, world
+from nanochat.data.storyworld.grammar import CHOICE_ITEMS, Item, Phrase
+from nanochat.data.storyworld.lexicon import NOUNS
+from nanochat.data.storyworld.relations import RELATIONS
 
 Pattern = tuple[Item, ...]
 WORD_KINDS: dict[str, tuple[str, ...]] = {

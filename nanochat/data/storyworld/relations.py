@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nanochat.storyworld import world
-from nanochat.storyworld.grammar import Item, compile_pattern
-from nanochat.storyworld.sentences import RELATIONS as _TABLE
+from nanochat.data.storyworld import world
+from nanochat.data.storyworld.grammar import Item, compile_pattern
+from nanochat.data.storyworld.sentences import RELATIONS as _TABLE
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from nanochat.storyworld.lexicon import (
+from nanochat.data.storyworld.lexicon import (
     CHOICES,
     FORMS,
     NOUNS,
@@ -25,7 +25,7 @@ from nanochat.storyworld.lexicon import (
     WITHOUT_PERFECT,
     inflect,
 )
-from nanochat.storyworld.world import CHARACTERS, PLACES, THING_CLASSES
+from nanochat.data.storyworld.world import CHARACTERS, PLACES, THING_CLASSES
 
 # ("w", word) ("cat", name) ("slot", role, type, mode) ("n"|"h"|"m"|"q"|"s", k) ("v"|"c", k, form)
 Item = tuple[Any, ...]

@@ -15,12 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanochat import packing
 from nanochat.common import UserError
-from nanochat.dataloader import Batch
-from nanochat.gpt import GPT
-from nanochat.optim import build_optimizer
-from nanochat.packing import (
+from nanochat.data import packing
+from nanochat.data.packing import (
     Cursor,
     Row,
     best_fit,
@@ -30,6 +27,9 @@ from nanochat.packing import (
     global_batches,
     packed_rows,
 )
+from nanochat.dataloader import Batch
+from nanochat.gpt import GPT
+from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Rates, step
 from tests.models import noise

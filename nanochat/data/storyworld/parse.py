@@ -8,11 +8,21 @@ A parse is a tuple of findings, small tuples that check.py judges:
 
 from collections import defaultdict
 
-from nanochat.storyworld import voice, world
-from nanochat.storyworld.grammar import BIT, CHARACTER_CLASSES, CHOICE_ITEMS, EVERYONE, NAMES, SEX, SORTS, Item, members
-from nanochat.storyworld.lexicon import NOUNS
-from nanochat.storyworld.naming import HE, HIM, HIS
-from nanochat.storyworld.patterns import (
+from nanochat.data.storyworld import voice, world
+from nanochat.data.storyworld.grammar import (
+    BIT,
+    CHARACTER_CLASSES,
+    CHOICE_ITEMS,
+    EVERYONE,
+    NAMES,
+    SEX,
+    SORTS,
+    Item,
+    members,
+)
+from nanochat.data.storyworld.lexicon import NOUNS
+from nanochat.data.storyworld.naming import HE, HIM, HIS
+from nanochat.data.storyworld.patterns import (
     WORD_KINDS,
     Pattern,
     phrase_index,
@@ -20,7 +30,7 @@ from nanochat.storyworld.patterns import (
     utterance_patterns,
     value_phrases,
 )
-from nanochat.storyworld.relations import RELATIONS
+from nanochat.data.storyworld.relations import RELATIONS
 
 Finding = tuple[object, ...]
 Parse = tuple[int, tuple[Finding, ...]]  # where it ends, what was found

@@ -4,8 +4,8 @@ import re
 from random import Random
 from typing import TypeVar
 
-from nanochat.storyworld.lexicon import NOUNS
-from nanochat.storyworld.world import CHARACTERS, PLACES, THINGS
+from nanochat.data.storyworld.lexicon import NOUNS
+from nanochat.data.storyworld.world import CHARACTERS, PLACES, THINGS
 
 T = TypeVar("T")
 HE = {"m": "he", "f": "she"}

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from random import Random
 
-from nanochat.storyworld.voice import Voice
-from nanochat.storyworld.write import plan, tell_story
+from nanochat.data.storyworld.voice import Voice
+from nanochat.data.storyworld.write import plan, tell_story
 
 
 @dataclass(frozen=True)

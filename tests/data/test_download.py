@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import download as module
 from nanochat.common import UserError
-from nanochat.download import Stopped, download, download_all
+from nanochat.data import download as module
+from nanochat.data.download import Stopped, download, download_all
 from tests.fileserver import FileServer, die_after, running, stall_after, status
 
 CONTENT = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(20_000))  # 640,000 bytes
@@ -22,7 +22,7 @@ CONTENT = b"".join(hashlib.sha256(str(number).encode()).digest() for number in r
 PROGRAM = """
 import sys
 from pathlib import Path
-from nanochat.download import download
+from nanochat.data.download import download
 download(sys.argv[1], Path(sys.argv[2]))
 """
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from nanochat.storyworld.documents import lesson, lines, notes, portrait, state, talk, walk
-from nanochat.storyworld.grammar import NAMES, SORTS, members
-from nanochat.storyworld.relations import GENERAL, OF_PLACES, OF_THINGS, PERSONAL, RELATIONS
-from nanochat.storyworld.script import STORY_PLOTS, Plot, Step
-from nanochat.storyworld.sentences import ENDINGS, OPENINGS, PARTS_OF_DAY, SEASONS, WEATHER
-from nanochat.storyworld.voice import SPEECH_PATTERNS, Said, Told, Voice, fits
-from nanochat.storyworld.world import CHARACTERS, DAYS, PLACES
+from nanochat.data.storyworld.documents import lesson, lines, notes, portrait, state, talk, walk
+from nanochat.data.storyworld.grammar import NAMES, SORTS, members
+from nanochat.data.storyworld.relations import GENERAL, OF_PLACES, OF_THINGS, PERSONAL, RELATIONS
+from nanochat.data.storyworld.script import STORY_PLOTS, Plot, Step
+from nanochat.data.storyworld.sentences import ENDINGS, OPENINGS, PARTS_OF_DAY, SEASONS, WEATHER
+from nanochat.data.storyworld.voice import SPEECH_PATTERNS, Said, Told, Voice, fits
+from nanochat.data.storyworld.world import CHARACTERS, DAYS, PLACES
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")

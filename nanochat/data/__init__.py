@@ -1,0 +1,1 @@
+"""Shards, downloads, imports of a user's files, packing, and the embedded data."""
