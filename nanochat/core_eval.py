@@ -25,7 +25,7 @@ from nanochat.chat_eval import choose_rows
 from nanochat.common import UserError
 from nanochat.eval_bundle import CoreTask
 from nanochat.gpt import GPT
-from nanochat.kv_cache import KVCache
+from nanochat.inference.kv_cache import KVCache
 from nanochat.reporting.schema import Z95, Section, share
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TextEncoder, encode_end

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nanochat.common import UserError
 from nanochat.gpt import GPT
-from nanochat.kv_cache import KVCache
+from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.tool_use import Tool, Writer
 from nanochat.layers.sampler import check_sampling, numbers, sample_at, sample_next, streams
 from nanochat.tokenizer import Tokenizer
-from nanochat.tool_use import Tool, Writer
 
 PREFILL_TOKENS = 16_384  # at most, padding included, of prompts in one pass (a longer prompt goes alone)
 

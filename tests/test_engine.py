@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from nanochat import engine as engine_module
-from nanochat import kv_cache
 from nanochat.common import UserError
 from nanochat.engine import Engine, with_compute_weights
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference import kv_cache
 from tests.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat import engine as engine_module
-from nanochat import kv_cache
 from nanochat.common import UserError
 from nanochat.engine import Answer, Engine
 from nanochat.execution import calculate
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference import kv_cache
 from nanochat.tokenizer import SPECIAL_TOKENS
 from tests.talks import TOKENIZER
 

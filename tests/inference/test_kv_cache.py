@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat import kv_cache
 from nanochat.gpt import GPTConfig
-from nanochat.kv_cache import KVCache
+from nanochat.inference import kv_cache
+from nanochat.inference.kv_cache import KVCache
 
 CPU = torch.device("cpu")
 CONFIG = GPTConfig(sequence_len=23, vocab_size=265, n_layer=3, n_head=6, n_kv_head=2, n_embd=60)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nanochat import tool_use
+from nanochat.inference import tool_use
+from nanochat.inference.tool_use import Tool, Writer
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from nanochat.tool_use import Tool, Writer
 
 TOKENIZER = Tokenizer(
     SPLIT_PATTERN,

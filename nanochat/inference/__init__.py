@@ -1,0 +1,1 @@
+"""The KV cache and tool use that serve `nanochat.engine`."""
