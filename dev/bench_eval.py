@@ -27,13 +27,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from nanochat.chat_eval import choose_rows
 from nanochat.checkpoint_manager import build_model, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
 from nanochat.data.import_text import TextFiles
-from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.system.environment import peak_memory

@@ -34,12 +34,12 @@ from typing import Any
 
 import torch
 
-from nanochat.chat_eval import choose_rows
 from nanochat.checkpoint_manager import build_model, describe_model, load_model, run_dir, save_checkpoint
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
-from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, trainable_tokenizer

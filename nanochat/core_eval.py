@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nanochat.chat_eval import choose_rows
 from nanochat.common import UserError
-from nanochat.eval_bundle import CoreTask
+from nanochat.eval.core_bundle import CoreTask
+from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
 from nanochat.reporting.schema import Z95, Section, share

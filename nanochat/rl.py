@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.chat_eval import Asking, text_of
 from nanochat.common import UserError, print0
 from nanochat.data.packing import Rendered
 from nanochat.engine import Answer, Engine
+from nanochat.eval.task_eval import Asking, text_of
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer

@@ -24,16 +24,16 @@ from nanochat.checkpoint_manager import (
 )
 from nanochat.common import UserError, base_dir, print0
 from nanochat.core_eval import ModelScorer, core, evaluate_task
-from nanochat.core_tables import core_name
 from nanochat.data.shards import open_split
 from nanochat.dataloader import eval_rows
-from nanochat.eval_bundle import find_bundle, read_bundle
+from nanochat.eval.core_bundle import find_bundle, read_bundle
+from nanochat.eval.core_tables import core_name
+from nanochat.eval.samples import write_samples
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import bits_per_byte
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.samples import write_samples
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, Forward, LoopState, Metrics, warm_up
 from nanochat.train_log import curves

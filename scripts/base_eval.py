@@ -18,11 +18,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from nanochat.candidates import Candidate, checkpoint, foreign, named
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import TaskResult, core, evaluate_task
-from nanochat.core_tables import (
+from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.core_tables import (
     HEADER,
     PAIR_HEADER,
     as_csv,
@@ -35,7 +35,7 @@ from nanochat.core_tables import (
     pair_line,
     pair_summary,
 )
-from nanochat.eval_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.eval_model import Candidate, checkpoint, foreign, named
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 

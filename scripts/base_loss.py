@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 
-from nanochat import hf_causal
 from nanochat.checkpoint_manager import list_tags, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data import storyworld
 from nanochat.data.shards import Documents, load_manifest, open_split
 from nanochat.dataloader import eval_rows
-from nanochat.hf_scorer import bits_per_byte_of
+from nanochat.eval import hf_causal
+from nanochat.eval.hf_scorer import bits_per_byte_of
+from nanochat.eval.samples import prompts_for, write_samples
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
 from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
-from nanochat.samples import prompts_for, write_samples
 
 
 @dataclass(frozen=True)

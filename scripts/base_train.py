@@ -24,9 +24,9 @@ from nanochat.common import Stopped, UserError
 from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
 from nanochat.dataloader import train_batches
+from nanochat.eval.samples import prompts_for
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
-from nanochat.samples import prompts_for
 from nanochat.stage import (
     begin,
     bpb_evaluator,

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat.chat import join, reply
-from nanochat.chat_eval import CHAT_CORE, Asking, TaskScore, chat_core, evaluate
 from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
+from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskScore, chat_core, evaluate
 from nanochat.report import log_section
 from nanochat.reporting.markdown import duration
 from nanochat.runtime import Runtime

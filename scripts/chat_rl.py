@@ -18,14 +18,14 @@ from functools import partial
 
 import torch
 
-from nanochat.chat_eval import Asking
 from nanochat.checkpoint_manager import describe_model, run_dir
 from nanochat.common import Stopped
 from nanochat.configurator import cli, setting
 from nanochat.engine import Engine
+from nanochat.eval.pass_at_k import measure
+from nanochat.eval.task_eval import Asking
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer
-from nanochat.pass_at_k import measure
 from nanochat.replay import Worked
 from nanochat.rl import Group, Problems, ask, figures, micro_batches, parse_weights, tally
 from nanochat.rl_run import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl

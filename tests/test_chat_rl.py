@@ -20,14 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat import rl
-from nanochat.chat_eval import Asking
 from nanochat.checkpoint_manager import build_model, describe_model, load_model, open_checkpoint, save_checkpoint
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import parse
 from nanochat.engine import Answer, Engine
+from nanochat.eval.pass_at_k import ks_of, pass_at_k
+from nanochat.eval.task_eval import Asking
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
-from nanochat.pass_at_k import ks_of, pass_at_k
 from nanochat.replay import Replay, Worked
 from nanochat.rl import Group, Problem, Problems, ask, micro_batches, parse_weights, tally
 from nanochat.runtime import Runtime

@@ -31,9 +31,9 @@ from nanochat.core_eval import (
     evaluate_task,
     tokenize,
 )
-from nanochat.core_tables import core_name
 from nanochat.data.shards import write_dataset
-from nanochat.eval_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
+from nanochat.eval.core_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
+from nanochat.eval.core_tables import core_name
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime

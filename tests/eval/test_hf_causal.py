@@ -19,16 +19,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nanochat.candidates import checkpoint, foreign
 from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.core_eval import evaluate_task, tokenize
 from nanochat.data.shards import open_split, write_dataset
 from nanochat.dataloader import eval_rows
-from nanochat.eval_bundle import read_bundle
+from nanochat.eval.core_bundle import read_bundle
+from nanochat.eval.eval_model import checkpoint, foreign
+from nanochat.eval.hf_causal import CausalModel, ForeignTokenizer, load_causal, write_samples
+from nanochat.eval.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.hf_causal import CausalModel, ForeignTokenizer, load_causal, write_samples
-from nanochat.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
 from nanochat.hf_tokenizer import to_hugging_face
 from nanochat.runtime import Runtime
 from nanochat.tokenization import hugging_face_bpe

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.chat_eval import CHAT_CORE, Asking, TaskScore, chat_core, choose_rows, evaluate, letter_ids
 from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.data import storyworld
 from nanochat.data.shards import write_dataset
 from nanochat.engine import Answer, Engine
+from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskScore, chat_core, choose_rows, evaluate, letter_ids
 from nanochat.gpt import GPT
 from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime

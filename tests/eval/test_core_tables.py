@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.candidates import named
 from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.core_eval import TaskResult, core
-from nanochat.core_tables import core_gain, gain_of, pair_line, pair_summary
+from nanochat.eval.core_tables import core_gain, gain_of, pair_line, pair_summary
+from nanochat.eval.eval_model import named
 from nanochat.reporting.schema import Z95, share
 from nanochat.reporting.significance import mcnemar, paired_gain, unpaired_gain
 from scripts import base_eval, base_loss, export_hf

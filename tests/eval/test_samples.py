@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
+from nanochat.eval.samples import PROMPTS, write_samples
 from nanochat.gpt import GPT
-from nanochat.samples import PROMPTS, write_samples
 from tests.models import noise
 from tests.talks import BOS, TOKENIZER
 

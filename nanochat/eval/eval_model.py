@@ -10,8 +10,8 @@ from pathlib import Path
 from nanochat.checkpoint_manager import list_tags, load_model, run_dir
 from nanochat.common import UserError
 from nanochat.core_eval import ModelScorer, Scorer
-from nanochat.hf_causal import load_causal
-from nanochat.hf_scorer import CausalScorer
+from nanochat.eval.hf_causal import load_causal
+from nanochat.eval.hf_scorer import CausalScorer
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TextEncoder
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from statistics import fmean
 
-from nanochat.chat_eval import Asking, evaluate
 from nanochat.common import print0
 from nanochat.engine import Engine
+from nanochat.eval.task_eval import Asking, evaluate
 from nanochat.runtime import Runtime
 from tasks.common import Task
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nanochat.core_eval import OptionScore, Prompt, batch_tokens_for
 from nanochat.data.shards import Documents
 from nanochat.dataloader import in_rows
-from nanochat.hf_causal import MAX_LOGITS, CausalModel, ForeignTokenizer, read_once, side_by_side
+from nanochat.eval.hf_causal import MAX_LOGITS, CausalModel, ForeignTokenizer, read_once, side_by_side
 from nanochat.loss_eval import nats_and_tokens
 from nanochat.runtime import Runtime
 

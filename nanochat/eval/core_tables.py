@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nanochat.core_eval import TaskResult, core
-from nanochat.eval_bundle import Bundle
+from nanochat.eval.core_bundle import Bundle
 from nanochat.reporting.markdown import duration
 from nanochat.reporting.schema import Section
 from nanochat.reporting.significance import mean_of, p_value, paired_gain, scaled

@@ -14,7 +14,7 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.data import download
-from nanochat.eval_bundle import CoreTask, Example, find_bundle, read_bundle
+from nanochat.eval.core_bundle import CoreTask, Example, find_bundle, read_bundle
 from scripts import base_eval
 from tests.fileserver import FileServer, die_after, running, status
 from tests.test_core_eval import HAND, write_bundle

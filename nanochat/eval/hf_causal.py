@@ -254,7 +254,7 @@ def write_samples(
     temperature: float = 0.0,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """What `nanochat.samples.write_samples` does, by transformers' own generation."""
+    """What `nanochat.eval.samples.write_samples` does, by transformers' own generation."""
     import transformers
 
     configuration: Any = transformers.GenerationConfig

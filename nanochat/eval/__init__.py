@@ -1,0 +1,1 @@
+"""Evaluation of models on tasks, on CORE, and of models from transformers."""
