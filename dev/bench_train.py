@@ -23,7 +23,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from nanochat.batch_size import check_batch
 from nanochat.checkpoint_manager import build_model
 from nanochat.common import print0
 from nanochat.configurator import Settings, cli, setting
@@ -31,8 +30,9 @@ from nanochat.dataloader import Batch, prefetch
 from nanochat.gpt import GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
-from nanochat.stage import compile_model
 from nanochat.train import Forward, Rates, step
+from nanochat.training.batch_size import check_batch
+from nanochat.training.setup import compile_model
 
 PRODUCTS_AT_A_TIME = 3
 WARM_UP_STEPS = 2

@@ -14,7 +14,7 @@ from nanochat.rl import Problems, open_task, parse_weights
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests
-from nanochat.train_log import SECONDS_BETWEEN_LINES, TrainLog
+from nanochat.training.log import SECONDS_BETWEEN_LINES, TrainLog
 from tasks.common import Task
 from tasks.mixture import kind_of_base_data, training_mixture
 

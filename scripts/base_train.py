@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 
-from nanochat.batch_size import batch_size_of, check_batch
 from nanochat.checkpoint_manager import describe_model, run_dir
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import cli, setting
@@ -27,7 +26,12 @@ from nanochat.dataloader import train_batches
 from nanochat.eval.samples import prompts_for
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
-from nanochat.stage import (
+from nanochat.tokenizer import get_tokenizer
+from nanochat.train import Event, LoopState, train
+from nanochat.training.batch_size import batch_size_of, check_batch
+from nanochat.training.log import TrainLog
+from nanochat.training.settings import Training
+from nanochat.training.setup import (
     begin,
     bpb_evaluator,
     checkpoint_to_resume,
@@ -38,10 +42,6 @@ from nanochat.stage import (
     sampler,
     saver,
 )
-from nanochat.tokenizer import get_tokenizer
-from nanochat.train import Event, LoopState, train
-from nanochat.train_log import TrainLog
-from nanochat.train_settings import Training
 
 NUM_SAMPLES = 4
 

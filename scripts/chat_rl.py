@@ -30,10 +30,10 @@ from nanochat.replay import Worked
 from nanochat.rl import Group, Problems, ask, figures, micro_batches, parse_weights, tally
 from nanochat.rl_run import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl
 from nanochat.runtime import Runtime
-from nanochat.stage import begin, checkpoint_to_resume, first_checkpoint, resume_command, saver
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
-from nanochat.train_settings import Training
+from nanochat.training.settings import Training
+from nanochat.training.setup import begin, checkpoint_to_resume, first_checkpoint, resume_command, saver
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanochat.configurator import cli, setting
-from nanochat.finetune import Stage, fine_tune
-from nanochat.finetune_settings import FineTuning
 from nanochat.train import LoopState
+from nanochat.training.finetune import Stage, fine_tune
+from nanochat.training.finetune_settings import FineTuning
 
 STAGE = Stage("chat_sft", "Supervised fine-tuning", "sft")
 

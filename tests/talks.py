@@ -14,9 +14,9 @@ from nanochat.checkpoint_manager import build_model, describe_model, run_dir
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
-from nanochat.stage import saver
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import LoopState
+from nanochat.training.setup import saver
 
 SPECIAL = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
 BOS = SPECIAL["<|bos|>"]

@@ -37,9 +37,9 @@ from nanochat.eval.core_tables import core_name
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
-from nanochat.stage import core_events
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import LoopState
+from nanochat.training.setup import core_events
 from scripts import base_eval, base_train
 from tests import bundles
 

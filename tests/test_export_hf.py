@@ -27,7 +27,6 @@ from nanochat.chat import join, reply
 from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
-from nanochat.finetune import settled
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hf_model import special_ids
 from nanochat.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
@@ -41,6 +40,7 @@ from nanochat.tokenizer import (
     Tokenizer,
     get_tokenizer,
 )
+from nanochat.training.finetune import settled
 from scripts import base_train, chat_rl, chat_sft, export_hf, import_hf, mid_train
 from tests.talks import sums, task_entry, write_mixture, write_talks
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import finetune, train
+from nanochat import train
 from nanochat.checkpoint_manager import open_checkpoint
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import parse
 from nanochat.data.shards import write_dataset
 from nanochat.train import LoopState
+from nanochat.training import finetune
 from scripts import chat_sft, mid_train
 from tests.talks import TOKENIZER, save_model, sums, talk, task_entry, write_mixture, write_talks
 

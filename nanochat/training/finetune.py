@@ -12,20 +12,20 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from nanochat.batch_size import batch_size_of, check_batch
 from nanochat.checkpoint_manager import Checkpoint, describe_model, run_dir
 from nanochat.common import Stopped, UserError, print0
 from nanochat.data.packing import conversation_batches, count_rows, eval_rows
 from nanochat.dataloader import Batch
-from nanochat.finetune_settings import FineTuning
 from nanochat.gpt import GPT
 from nanochat.loss_eval import nats_and_tokens
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
-from nanochat.stage import begin, checkpoint_to_resume, compile_model, first_checkpoint, resume_command, saver
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
-from nanochat.train_log import TrainLog, curves
+from nanochat.training.batch_size import batch_size_of, check_batch
+from nanochat.training.finetune_settings import FineTuning
+from nanochat.training.log import TrainLog, curves
+from nanochat.training.setup import begin, checkpoint_to_resume, compile_model, first_checkpoint, resume_command, saver
 from tasks.common import Task, TaskSequence
 from tasks.mixture import kind_of_base_data, names, training_mixture
 

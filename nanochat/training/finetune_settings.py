@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanochat.configurator import setting
-from nanochat.train_settings import Training
+from nanochat.training.settings import Training
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, Forward, LoopState, Metrics, warm_up
-from nanochat.train_log import curves
+from nanochat.training.log import curves
 
 MIN_COMPILED_STEPS = 100  # a shorter run ends before compiling has paid
 MANY_PASSES = 8  # over the training text: beyond about four, repeated text teaches less (arXiv 2305.16264)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanochat import schedule
 from nanochat.configurator import Settings, setting
 from nanochat.optim import OptimSettings
 from nanochat.train import Rates
-from nanochat.train_log import NO_RUN
+from nanochat.training import schedule
+from nanochat.training.log import NO_RUN
 
 
 @dataclass(frozen=True)

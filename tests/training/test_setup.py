@@ -15,7 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import stage
 from nanochat.checkpoint_manager import build_model, open_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import Settings, parse, setting
@@ -25,6 +24,7 @@ from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 from nanochat.train import LoopState
+from nanochat.training import setup as stage
 
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
 SHAPE = GPTConfig(sequence_len=16, vocab_size=270, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import train_log
 from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
-from nanochat.train_log import HISTORY_POINTS, NO_RUN, TrainLog, curves, peak_flops
+from nanochat.training import log as train_log
+from nanochat.training.log import HISTORY_POINTS, NO_RUN, TrainLog, curves, peak_flops
 
 TOKENS = 1000
 

@@ -1,7 +1,7 @@
 """Stop, by every way a run can be stopped, and resume: the same as if it had not been stopped, to the last bit.
 
 Real processes: a pool of them that import torch once and take one run after the other. Run as a program, this file is
-one process of the pool: `python tests/test_resume.py`, which reads its runs from stdin, a line of JSON each.
+one process of the pool: `python tests/training/test_resume.py`, which reads its runs from stdin, a line of JSON each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STEPS, T, ROWS = 8, 32, 6  # of a run; tokens of a row; rows of a step
 RUN = {
     "depth": 1,
@@ -75,7 +75,9 @@ def _serve() -> None:
 
 def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
     """One call of `python -m scripts.base_train` with its arguments: what it answered, and what it trained on."""
-    from nanochat import checkpoint_manager, configurator, stage, train, train_log
+    from nanochat import checkpoint_manager, configurator, train
+    from nanochat.training import log as train_log
+    from nanochat.training import setup as stage
     from scripts import base_train
 
     os.environ.update(job["env"])

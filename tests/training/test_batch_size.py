@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.batch_size import CPU_TOKENS, auto_batch_size, batch_size_of, check_batch, legal_batch_sizes
 from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import UserError
 from nanochat.runtime import Runtime
+from nanochat.training.batch_size import CPU_TOKENS, auto_batch_size, batch_size_of, check_batch, legal_batch_sizes
 
 MODEL: Any = SimpleNamespace(config=SimpleNamespace(sequence_len=512))  # all that is asked of one on a CPU
 
@@ -83,13 +83,13 @@ def test_auto_with_a_total_that_nothing_divides() -> None:
 )
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, fitting: int, chosen: int) -> None:
     """The largest legal one that fits, tried from above."""
-    monkeypatch.setattr("nanochat.batch_size.fits", lambda _model, size, _length: size <= fitting)
+    monkeypatch.setattr("nanochat.training.batch_size.fits", lambda _model, size, _length: size <= fitting)
     on_gpu = Runtime(0, 0, 1, torch.device("cuda", 0), torch.bfloat16, 0)
     assert auto_batch_size(MODEL, 16 * 512, 512, on_gpu) == chosen
 
 
 def test_auto_on_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat.batch_size.fits", lambda *_: False)
+    monkeypatch.setattr("nanochat.training.batch_size.fits", lambda *_: False)
     on_gpu = Runtime(0, 0, 1, torch.device("cuda", 0), torch.bfloat16, 0)
     with pytest.raises(UserError, match="not even one row"):
         auto_batch_size(MODEL, 16 * 512, 512, on_gpu)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.schedule import lr_scale, muon_momentum, weight_decay_scale
+from nanochat.training.schedule import lr_scale, muon_momentum, weight_decay_scale
 
 shares = st.floats(0, 1)
 anywhere = st.floats(-2, 3)

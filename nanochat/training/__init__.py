@@ -1,0 +1,1 @@
+"""Setup, settings, schedules, logs and fine-tuning runs around `nanochat.train`."""
