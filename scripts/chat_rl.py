@@ -26,9 +26,9 @@ from nanochat.eval.pass_at_k import measure
 from nanochat.eval.task_eval import Asking
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer
-from nanochat.replay import Worked
-from nanochat.rl import Group, Problems, ask, figures, micro_batches, parse_weights, tally
-from nanochat.rl_run import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl
+from nanochat.rl.loop import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl
+from nanochat.rl.rollouts import Group, Problems, ask, figures, micro_batches, parse_weights, tally
+from nanochat.rl.sft_mix import Worked
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat import rl
 from nanochat.checkpoint_manager import build_model, describe_model, load_model, open_checkpoint, save_checkpoint
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import parse
@@ -28,8 +27,9 @@ from nanochat.eval.pass_at_k import ks_of, pass_at_k
 from nanochat.eval.task_eval import Asking
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
-from nanochat.replay import Replay, Worked
-from nanochat.rl import Group, Problem, Problems, ask, micro_batches, parse_weights, tally
+from nanochat.rl import rollouts as rl
+from nanochat.rl.rollouts import Group, Problem, Problems, ask, micro_batches, parse_weights, tally
+from nanochat.rl.sft_mix import Replay, Worked
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.train import Rates

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from nanochat.common import print0
-from nanochat.replay import Replay
 from nanochat.reporting.markdown import duration
 from nanochat.reporting.schema import log_section, share
-from nanochat.rl import Problems, open_task, parse_weights
+from nanochat.rl.rollouts import Problems, open_task, parse_weights
+from nanochat.rl.sft_mix import Replay
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests

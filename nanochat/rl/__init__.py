@@ -1,0 +1,1 @@
+"""Reinforcement learning: rollouts, the loop, the SFT rows mixed in."""
