@@ -19,13 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.chat import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
-from nanochat.terminal import Screen, read_message, set_up_line_editing
+from nanochat.serving.chat_session import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces
+from nanochat.serving.terminal import Screen, read_message, set_up_line_editing
 
 HELP = """/clear   forget what was said so far
 /help    these lines

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat.chat import join, reply
 from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import Settings, cli, setting
@@ -23,6 +22,7 @@ from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskScore, chat_core, eva
 from nanochat.report import log_section
 from nanochat.reporting.markdown import duration
 from nanochat.runtime import Runtime
+from nanochat.serving.chat_session import join, reply
 from tasks.catalogue import get_task, known_name
 from tasks.common import Task
 from tasks.mixture import kind_of_base_data

@@ -20,14 +20,14 @@ from types import FrameType
 import torch
 import uvicorn
 
-from nanochat.chat import last_stage
-from nanochat.chat_request import Sampling, check_number
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
-from nanochat.server import Service, create_app
+from nanochat.serving.chat_request import Sampling, check_number
+from nanochat.serving.chat_session import last_stage
+from nanochat.serving.server import Service, create_app
 
 STOP_SECONDS = 1  # that Ctrl-C waits for answers to end
 

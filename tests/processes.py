@@ -81,9 +81,10 @@ def serve(address: str) -> NoReturn:
     import pyarrow.parquet  # noqa: F401
     import pytest  # noqa: F401
 
-    from nanochat import dataset, report, server  # noqa: F401
+    from nanochat import dataset, report  # noqa: F401
     from nanochat.reporting import plots  # noqa: F401
     from nanochat.rl import loop as rl_run  # noqa: F401
+    from nanochat.serving import server  # noqa: F401
     from nanochat.training import finetune  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them

@@ -11,8 +11,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from nanochat.chat_request import Sampling
-from nanochat.server import Service, create_app
+from nanochat.serving.chat_request import Sampling
+from nanochat.serving.server import Service, create_app
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 # Bytes, and some merges: a character of several bytes, one that is cut across tokens, words.

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
-from nanochat.chat_request import Sampling
-from nanochat.server import Service
+from nanochat.serving.chat_request import Sampling
+from nanochat.serving.server import Service
 from tests.scripted import Gated, Scripted, answer_ids, question, serving
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

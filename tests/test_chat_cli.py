@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat.chat import Piece
 from nanochat.checkpoint_manager import run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.terminal import Screen, printable
+from nanochat.serving.chat_session import Piece
+from nanochat.serving.terminal import Screen, printable
 from scripts import chat_cli
 from scripts.chat_cli import Chat, Config, main, talk
 from tests.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, question, user

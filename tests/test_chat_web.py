@@ -18,15 +18,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.chat import reply
-from nanochat.chat_request import Sampling, check_messages, read_request
 from nanochat.checkpoint_manager import build_model, describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
-from nanochat.server import MAX_BYTES, PAGE
+from nanochat.serving.chat_request import Sampling, check_messages, read_request
+from nanochat.serving.chat_session import reply
+from nanochat.serving.server import MAX_BYTES, PAGE
 from scripts import chat_web
 from tests.scripted import (
     SPECIAL,

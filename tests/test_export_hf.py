@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import common
-from nanochat.chat import join, reply
 from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
@@ -32,6 +31,7 @@ from nanochat.hf_model import special_ids
 from nanochat.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
 from nanochat.reporting.schema import log_section
 from nanochat.runtime import Runtime
+from nanochat.serving.chat_session import join, reply
 from nanochat.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,

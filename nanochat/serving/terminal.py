@@ -8,7 +8,7 @@ import select
 import sys
 from typing import TextIO
 
-from nanochat.chat import Piece
+from nanochat.serving.chat_session import Piece
 
 PASTE_SECONDS = 0.05  # lines that come faster than this one after another are one message
 

@@ -36,12 +36,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from nanochat.chat import answer_room, fit_messages, has_ended, pieces
-from nanochat.chat_request import LIMITS, Sampling, read_request
 from nanochat.common import UserError
 from nanochat.engine import Engine
+from nanochat.serving.chat_request import LIMITS, Sampling, read_request
+from nanochat.serving.chat_session import answer_room, fit_messages, has_ended, pieces
 
-PAGE = Path(__file__).with_name("ui.html")
+PAGE = Path(__file__).resolve().parents[1] / "ui.html"
 MAX_BYTES = 1_000_000  # of a request: more than the longest conversation needs, however it is escaped
 
 Event = dict[str, Any]

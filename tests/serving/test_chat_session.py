@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.chat import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces, reply
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.serving.chat_session import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces, reply
 from tests.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, user
 
 # Fitting
