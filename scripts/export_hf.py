@@ -34,9 +34,9 @@ from nanochat.checkpoint_manager import (
 )
 from nanochat.common import UserError, base_dir, print0, write_json_atomic, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
+from nanochat.export.hf_model import model_card, model_config, special_ids, to_transformers
+from nanochat.export.hf_tokenizer import to_hugging_face, tokenizer_config
 from nanochat.gpt import GPTConfig
-from nanochat.hf_model import model_card, model_config, special_ids, to_transformers
-from nanochat.hf_tokenizer import to_hugging_face, tokenizer_config
 from nanochat.reporting.schema import read_sections
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 

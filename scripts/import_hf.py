@@ -26,8 +26,8 @@ from torch import Tensor
 from nanochat.checkpoint_manager import FOLDERS, list_steps, run_dir, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.hf_model import from_transformers, read_config
-from nanochat.hf_tokenizer import from_hugging_face
+from nanochat.export.hf_model import from_transformers, read_config
+from nanochat.export.hf_tokenizer import from_hugging_face
 from nanochat.runtime import DTYPES
 from nanochat.tokenizer import FILE_NAME, Tokenizer
 

@@ -26,9 +26,9 @@ from nanochat import common
 from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
+from nanochat.export.hf_model import special_ids
+from nanochat.export.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.hf_model import special_ids
-from nanochat.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
 from nanochat.reporting.schema import log_section
 from nanochat.runtime import Runtime
 from nanochat.serving.chat_session import join, reply

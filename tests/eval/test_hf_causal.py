@@ -28,8 +28,8 @@ from nanochat.eval.core_bundle import read_bundle
 from nanochat.eval.eval_model import checkpoint, foreign
 from nanochat.eval.hf_causal import CausalModel, ForeignTokenizer, load_causal, write_samples
 from nanochat.eval.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
+from nanochat.export.hf_tokenizer import to_hugging_face
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.hf_tokenizer import to_hugging_face
 from nanochat.runtime import Runtime
 from nanochat.tokenization import hugging_face_bpe
 from nanochat.tokenizer import RustBPETokenizer

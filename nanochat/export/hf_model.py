@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nanochat.common import UserError
+from nanochat.export.hf_tokenizer import BOS, END
 from nanochat.gpt import NORM_EPS, ROPE_BASE, SOFTCAP, GPTConfig
-from nanochat.hf_tokenizer import BOS, END
 from nanochat.reporting.markdown import escape, number
 from nanochat.reporting.schema import Section
 from nanochat.tokenizer import Tokenizer

@@ -1,0 +1,1 @@
+"""Weights and tokenizer for other programs, and back."""
