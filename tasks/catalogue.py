@@ -23,12 +23,12 @@ _CLASSES = {
     "SimpleSpelling": "tasks.spellingbee:SimpleSpelling",
     "Identity": "tasks.identity:Identity",
     "CustomJSON": "tasks.customjson:CustomJSON",
-    "Facts": "tasks.world_facts:Facts",
-    "FactChoice": "tasks.world_facts:FactChoice",
-    "WordProblems": "tasks.world_problems:WordProblems",
-    "HardProblems": "tasks.world_problems:HardProblems",
-    "WorldChat": "tasks.world_chat:WorldChat",
-    "WorldNotes": "tasks.world_notes:WorldNotes",
+    "Facts": "tasks.world.facts:Facts",
+    "FactChoice": "tasks.world.facts:FactChoice",
+    "WordProblems": "tasks.world.problems:WordProblems",
+    "HardProblems": "tasks.world.problems:HardProblems",
+    "WorldChat": "tasks.world.chat:WorldChat",
+    "WorldNotes": "tasks.world.notes:WorldNotes",
 }
 
 # These are generated: they have as many rows as `size` asks for, and other rows further on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nanochat.data.storyworld.write import write_notes
 from nanochat.tokenization.chat_format import Conversation
-from tasks.world import WorldTask
+from tasks.world.base import WorldTask
 
 
 class WorldNotes(WorldTask):

@@ -15,10 +15,10 @@ from nanochat.common import UserError
 from nanochat.data.storyworld.world import CHARACTERS
 from nanochat.execution import calculate
 from nanochat.tokenization.chat_format import Conversation
-from tasks import world_sentences
 from tasks.common import Task, said
-from tasks.world_problems import LEVELS, HardProblems, WordProblems
-from tasks.world_stories import SHAPES, in_split
+from tasks.world import sentences as world_sentences
+from tasks.world.problems import LEVELS, HardProblems, WordProblems
+from tasks.world.stories import SHAPES, in_split
 
 SPLITS = ("train", "test")
 Part = dict[str, str]

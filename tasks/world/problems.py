@@ -10,8 +10,8 @@ from functools import partial
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import chat, same_number, text, tool_call
-from tasks.world import WorldTask
-from tasks.world_stories import SHAPES, Story, fitting, steps_story
+from tasks.world.base import WorldTask
+from tasks.world.stories import SHAPES, Story, fitting, steps_story
 
 LEVELS = (1, 2, 3)
 _LEADS = {"+": "That makes ", "-": "That leaves ", "*": "That makes ", "/": "One share is "}

@@ -23,10 +23,10 @@ from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer, trainable_tokenizer
 from tasks.common import Task, row_random
-from tasks.world import answer, facts_of, held_out_pairs, shuffled
-from tasks.world_chat import LONGEST_STORY, WorldChat
-from tasks.world_facts import FactChoice, Facts, states
-from tasks.world_problems import HardProblems, WordProblems
+from tasks.world.base import answer, facts_of, held_out_pairs, shuffled
+from tasks.world.chat import LONGEST_STORY, WorldChat
+from tasks.world.facts import FactChoice, Facts, states
+from tasks.world.problems import HardProblems, WordProblems
 
 ALL = facts()
 HELD = [fact for fact in ALL if (fact.property, fact.subject) in held_out_pairs()]

@@ -8,8 +8,8 @@ from functools import partial
 from random import Random
 
 from nanochat.data.storyworld.world import CHARACTERS
-from tasks import world_sentences as tables
-from tasks.world import number_of, pick
+from tasks.world import sentences as tables
+from tasks.world.base import number_of, pick
 
 LARGEST = 20  # number in a story
 LARGEST_RESULT = 99

@@ -12,7 +12,7 @@ from nanochat.data.storyworld.relations import RELATIONS
 from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import chat, multiple_choice
-from tasks.world import WorldTask, answer, facts_of, framed, number_of, pick, shuffled
+from tasks.world.base import WorldTask, answer, facts_of, framed, number_of, pick, shuffled
 
 
 class Facts(WorldTask):

@@ -14,7 +14,7 @@ from nanochat.data.storyworld.relations import OF_THINGS
 from nanochat.data.storyworld.short import short_story
 from nanochat.data.storyworld.world import CHARACTERS
 from nanochat.tokenization.chat_format import Conversation
-from tasks.world import WorldTask, answer, facts_of, framed, held_out_pairs, pick, shuffled
+from tasks.world.base import WorldTask, answer, facts_of, framed, held_out_pairs, pick, shuffled
 
 LONGEST_STORY = 620  # characters: about 150 tokens
 Turn = tuple[str, str]  # what the user says, and the answer
