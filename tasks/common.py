@@ -1,8 +1,8 @@
 """What a task is: a sequence of conversations, and a way to say whether an answer is right.
 
-A conversation is `{"messages": [...]}` (nanochat/tokenization/chat_format.py) whose last message is the right answer; other keys
-are the task's own. A categorical one also has `"letters": ("A", "B", ...)`, and its answer is one of them. Everything
-here is the same on every machine and in every run: rows, their order, and what a seed gives.
+A conversation is `{"messages": [...]}` (nanochat/tokenization/chat_format.py) whose last message is the right answer;
+other keys are the task's own. A categorical one also has `"letters": ("A", "B", ...)`, and its answer is one of them.
+Everything here is the same on every machine and in every run: rows, their order, and what a seed gives.
 """
 
 from __future__ import annotations

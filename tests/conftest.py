@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.processes import Forker
+from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(os.environ.get("NANOCHAT_SHARED_DATA") or ROOT.parent / "shared" / "data")
@@ -67,7 +67,7 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 @pytest.fixture
 def mixture(run_here: Path, tmp_path: Path) -> str:
     """A base model in `run_here`, and the flag for a mixture: 80 conversations in `tmp_path/sums.jsonl`."""
-    from tests.talks import save_model, sums, task_entry, write_mixture, write_talks
+    from tests.support.talks import save_model, sums, task_entry, write_mixture, write_talks
 
     save_model(run_here)
     talks = write_talks(tmp_path / "sums.jsonl", sums(80))

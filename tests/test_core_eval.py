@@ -41,7 +41,7 @@ from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import LoopState
 from nanochat.training.setup import core_events
 from scripts import base_eval, base_train
-from tests import bundles
+from tests.support import bundles
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = {bytes([b]): b for b in range(256)}

@@ -27,7 +27,7 @@ from nanochat.data.import_text import cut
 from nanochat.data.shards import Documents, write_shard
 from nanochat.dataset import Config, iter_documents, load_manifest, open_split, prepare, shard_paths, write_dataset
 from tests.conftest import ROOT
-from tests.fileserver import FileServer, running
+from tests.support.fileserver import FileServer, running
 
 WORDS = "the sun rises over a quiet village while old friends talk about boats birds and bread".split()
 

@@ -19,7 +19,7 @@ from nanochat.common import UserError
 from nanochat.engine import Engine, with_compute_weights
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import kv_cache
-from tests.talks import TOKENIZER
+from tests.support.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent
 BOS, ASSISTANT_END = TOKENIZER.get_bos_token_id(), TOKENIZER.encode_special("<|assistant_end|>")

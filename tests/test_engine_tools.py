@@ -18,7 +18,7 @@ from nanochat.execution import calculate
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import kv_cache
 from nanochat.tokenizer import SPECIAL_TOKENS
-from tests.talks import TOKENIZER
+from tests.support.talks import TOKENIZER
 
 BOS, _, _, _, END, CALL, CALL_END, OUT, OUT_END = (TOKENIZER.encode_special(name) for name in SPECIAL_TOKENS)
 CONFIGS = {

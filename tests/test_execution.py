@@ -20,7 +20,7 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.execution import LAYERS, ProgramResult, layers, run_program
-from tests.hostile_programs import PREAMBLE, PROGRAMS, STARTING
+from tests.support.hostile_programs import PREAMBLE, PROGRAMS, STARTING
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs run on Linux and macOS, not on Windows")
 

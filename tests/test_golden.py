@@ -21,7 +21,7 @@ from nanochat.checkpoint_manager import build_model, open_checkpoint
 from nanochat.data.shards import write_dataset
 from nanochat.runtime import Runtime
 from scripts import base_train, chat_sft, mid_train
-from tests.talks import TOKENIZER, save_model, sums, talk, write_mixture, write_talks
+from tests.support.talks import TOKENIZER, save_model, sums, talk, write_mixture, write_talks
 
 LOSSES = [5.5797305, 4.7115970, 3.3075283, 2.3225455, 1.8917420]  # nats per token
 VAL_BPB = 2.5492262

@@ -17,8 +17,8 @@ from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte, nats_and_tokens
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from tests.models import noise
-from tests.processes import Forker
+from tests.support.models import noise
+from tests.support.processes import Forker
 
 # Two tokens of several bytes are no UTF-8 by themselves: a blank with the first byte of a snowman, and its other two.
 MERGES = [b"th", b"the", " \u2603".encode()[:2], "\u2603".encode()[1:]]

@@ -22,7 +22,7 @@ from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig, ParamGroup
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
-from tests.processes import Forker
+from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, HALF, ROWS = 20, 10, 6

@@ -14,7 +14,7 @@ import torch
 from nanochat import runtime as runtime_module
 from nanochat.common import UserError
 from nanochat.runtime import Runtime, choose_dtype, find_device, set_up_cpu
-from tests.processes import Forker
+from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

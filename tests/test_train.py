@@ -17,7 +17,7 @@ from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Event, LoopState, Metrics, Rates, step, stop_requests, train, warm_up
-from tests.models import noise
+from tests.support.models import noise
 
 ROWS, T, V = 8, 6, 20
 

@@ -18,7 +18,7 @@ A section is a dictionary with any of these keys; a key that is absent, or None,
                         curves with the same labels share one pair of axes
     samples      list   of {"prompt": str, "text": str (what follows the prompt)} and, where a checker exists,
                         "share_sound": number in [0, 1], "verdicts": [{"sentence": str, "sound": bool, "reason": str}];
-                        or of conversations, {"messages": [...]} as in nanochat/tokenization/chat_format.py, which end the report
+                        or of conversations, {"messages": [...]} as in tokenization/chat_format.py, which end the report
     notes        list   of str: what a reader should know
 
 Stages are named as their scripts are; chat_eval runs once for each model: chat_eval_mid, chat_eval_sft, chat_eval_rl.

@@ -74,7 +74,7 @@ def as_strings(texts: Any) -> Iterator[Any]:
 
 
 class TiktokenEncoder:
-    """What `nanochat.tokenization._rustbpe.Encoder` does (see there), by tiktoken: its independent twin in the tests as well."""
+    """The interface of the Rust extension's `Encoder`, by tiktoken: also its independent twin in the tests."""
 
     def __init__(self, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> None:
         ranks = {token: rank for rank, token in enumerate(tokens)}

@@ -15,7 +15,7 @@ import pytest
 from nanochat.common import UserError
 from nanochat.data import download as module
 from nanochat.data.download import Stopped, download, download_all
-from tests.fileserver import FileServer, die_after, running, stall_after, status
+from tests.support.fileserver import FileServer, die_after, running, stall_after, status
 
 CONTENT = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(20_000))  # 640,000 bytes
 

@@ -32,9 +32,9 @@ from nanochat.gpt import GPT
 from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Rates, step
-from tests.models import noise
-from tests.processes import Forker
-from tests.talks import BOS, MIXTURES, TOKENIZER, Talk, sums, talk
+from tests.support.models import noise
+from tests.support.processes import Forker
+from tests.support.talks import BOS, MIXTURES, TOKENIZER, Talk, sums, talk
 
 SIZES = st.sampled_from([64, 100, 256, 512])
 Rendered = tuple[tuple[int, ...], tuple[int, ...]]

@@ -16,7 +16,7 @@ from nanochat.common import UserError
 from nanochat.data import download
 from nanochat.eval.core_bundle import CoreTask, Example, find_bundle, read_bundle
 from scripts import base_eval
-from tests.fileserver import FileServer, die_after, running, status
+from tests.support.fileserver import FileServer, die_after, running, status
 from tests.test_core_eval import HAND, write_bundle
 
 CATEGORIES = ("history", "words", "history", "science", "words", "history")

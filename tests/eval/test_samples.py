@@ -9,8 +9,8 @@ import torch
 
 from nanochat.eval.samples import PROMPTS, write_samples
 from nanochat.gpt import GPT
-from tests.models import noise
-from tests.talks import BOS, TOKENIZER
+from tests.support.models import noise
+from tests.support.talks import BOS, TOKENIZER
 
 ENDS = (BOS, TOKENIZER.encode_special("<|assistant_end|>"))
 

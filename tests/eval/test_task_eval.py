@@ -29,9 +29,9 @@ from nanochat.tokenization.chat_format import Conversation
 from scripts import chat_eval as script
 from scripts.chat_eval import Config
 from tasks.common import Task, chat, multiple_choice
-from tests.models import noise
-from tests.processes import Forker
-from tests.talks import TOKENIZER
+from tests.support.models import noise
+from tests.support.processes import Forker
+from tests.support.talks import TOKENIZER
 
 RUNTIME = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
 

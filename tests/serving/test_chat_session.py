@@ -16,7 +16,7 @@ from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.serving.chat_session import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces, reply
-from tests.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, user
+from tests.support.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, user
 
 # Fitting
 

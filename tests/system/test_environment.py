@@ -41,7 +41,10 @@ def test_peak_memory_is_this_processs_own() -> None:
     """A process that a larger one has started begins anew, and counts what it takes."""
     block = b"x" * 300_000_000
     assert environment.peak_memory() > len(block)
-    program = "from nanochat.system.environment import peak_memory as peak; a = peak(); b = b'x' * 50_000_000; print(a, peak() - a)"
+    program = (
+        "from nanochat.system.environment import peak_memory as peak; "
+        "a = peak(); b = b'x' * 50_000_000; print(a, peak() - a)"
+    )
     before, more = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
     assert 1_000_000 < before < 150_000_000
     assert 40_000_000 < more < 60_000_000

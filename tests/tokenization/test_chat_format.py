@@ -12,7 +12,7 @@ from nanochat.common import UserError
 from nanochat.data.packing import conversation_batches, packed_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
-from tests.talks import SPECIAL, TOKENIZER, Talk, talk
+from tests.support.talks import SPECIAL, TOKENIZER, Talk, talk
 
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
 T = 100

@@ -320,7 +320,7 @@ def test_conversations_fit_a_context_of_256(task: Task, tokenizer: Tokenizer) ->
 
 _DIGEST = """
 import hashlib, json
-from tests.test_world_facts import digest
+from tests.tasks.world.test_facts import digest
 print(digest())
 """
 

@@ -14,7 +14,7 @@ from nanochat.common import UserError
 from nanochat.core_eval import Prompt
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import Runtime
-from tests.bundles import write_bundle
+from tests.support.bundles import write_bundle
 
 bench_eval: Any = importlib.import_module("dev.bench_eval")  # a command, not a package that others import
 

@@ -42,7 +42,7 @@ from nanochat.tokenizer import (
 )
 from nanochat.training.finetune import settled
 from scripts import base_train, chat_rl, chat_sft, export_hf, import_hf, mid_train
-from tests.talks import sums, task_entry, write_mixture, write_talks
+from tests.support.talks import sums, task_entry, write_mixture, write_talks
 
 TEXTS = [
     "The sheep said that the shepherd's dog isn't there; they'll see 1234567 of them.\n\n  def f(x):\n\treturn x\n",

@@ -25,38 +25,36 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nanochat", "tasks", "scripts")
 
-# A file may import its own floor and the floors below. Floors 0 and 1 start at once: torch is imported in functions.
-FLOORS = (
-    {
-        *("common", "configurator", "values", "cpu", "environment", "markdown"),
-        *("calculator", "execution", "sandbox", "linux_guard"),
-    },
-    {
-        *("tokenizer", "tool_use", "conversation", "encoders", "hugging_face_bpe", "hf_tokenizer"),
-        *("dataset", "download", "shards", "textfiles", "storyworld"),
-        *("chat_request", "report", "sections", "plots", "comparison", "eval_bundle"),
-    },
-    {
-        *("runtime", "gpt", "kv_cache", "sampling", "muon", "adamw", "optim"),
-        *("schedule", "dataloader", "packing", "loss_eval"),
-    },
-    {
-        *("checkpoint_manager", "engine", "samples", "checkup"),
-        *("hf_model", "hf_causal", "hf_scorer", "candidates", "core_tables"),
-        *("chat", "terminal", "chat_eval", "core_eval", "rl", "replay", "pass_at_k"),
-    },
-    {
-        "train",
-        "stage",
-        "finetune",
-        "finetune_settings",
-        "train_settings",
-        "batch_size",
-        "train_log",
-        "rl_run",
-        "server",
-    },
+# The import order: a module may import its own group and the groups before it. A room (a folder of nanochat/) stands for
+# all modules in it; "tasks" and "scripts" are the packages of these names.
+IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
+    ("common", "configurator", "runtime", "system"),
+    ("gpt", "layers", "tokenizer", "tokenization", "sandbox", "execution"),
+    ("checkpoint_manager", "reporting", "report", "muon", "adamw", "optim"),
+    ("data", "dataset", "dataloader"),
+    ("tasks",),
+    ("inference", "engine"),
+    ("eval", "loss_eval", "core_eval"),
+    ("training", "train"),
+    ("rl",),
+    ("serving",),
+    ("export",),
+    ("scripts",),
 )
+
+# Groups that only scripts may import, and the last group that each of them may import itself.
+BESIDE = {"serving": "engine", "export": "report"}
+
+# Modules that start at once: they import torch in functions only.
+WITHOUT_TORCH = {
+    *("common", "configurator", "system", "tokenizer", "tokenization", "sandbox", "execution", "reporting", "report"),
+    *("dataset", "data.shards", "data.download", "data.import_text", "data.storyworld", "tasks"),
+    *("serving.chat_request", "eval.core_bundle"),
+}
+
+MAX_FILES_AT_THE_TOP = 20  # of nanochat/, besides the rooms
+MAX_FILES_IN_A_ROOM = 14
+LARGE_ROOMS = {"nanochat/data/storyworld"}  # the embedded world's tables and grammar
 
 # What is longer than the guide (300 lines a library file, 200 a script, 40 a function), and why a reader accepts it.
 LONG: dict[str, str] = {}
@@ -323,53 +321,63 @@ def test_the_exceptions_are_needed() -> None:
     assert all(LONG.values()), "each exception says why"
 
 
-# --- floors -----------------------------------------------------------------------------------------------------------
+# --- import order -----------------------------------------------------------------------------------------------------
 
 
-def floor_of(module: str) -> float | None:
-    """The floor of `nanochat.gpt`; tasks stand on floor 1, scripts above all; None for what has no floor."""
+def unit_of(module: str) -> str:
+    """The name under which IMPORT_ORDER lists a module: `nanochat.eval.samples` -> `eval`, `tasks.arc` -> `tasks`."""
     package, _, rest = module.partition(".")
-    if package != "nanochat":
-        return {"tasks": 1.5, "scripts": 9}.get(package)
-    name = rest.split(".")[0]
-    return next((floor for floor, names in enumerate(FLOORS) if name in names), 0 if name in ("", "_rustbpe") else None)
+    return rest.partition(".")[0] if package == "nanochat" else package
 
 
-def own_imports(files: Iterable[Source]) -> dict[str, dict[str, ast.AST]]:
-    """Which of our modules each of our modules imports, wherever it does so."""
+def group_of(module: str) -> int | None:
+    """The index of a module's group in IMPORT_ORDER; 0 for the package `nanochat` itself, None for what is not listed."""
+    unit = unit_of(module)
+    if not unit:
+        return 0
+    return next((group for group, units in enumerate(IMPORT_ORDER) if unit in units), None)
+
+
+def import_graph(files: Iterable[Source]) -> dict[str, dict[str, ast.AST]]:
+    """Module -> the modules of this repository that it imports, at its top or in functions, each with the statement."""
     modules = {source.module for source in files}
     graph: dict[str, dict[str, ast.AST]] = {}
     for source in files:
-        found = graph.setdefault(source.module, {})
+        targets = graph.setdefault(source.module, {})
         for name, node in imports(source):
             names = [f"{name}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else [name]
             for target in (full if full in modules else name for full in names):
                 if target.split(".")[0] in PACKAGES and target != source.module:
-                    found[target] = node
+                    targets[target] = node
     return graph
 
 
 def upward_imports(files: Iterable[Source]) -> Iterator[str]:
-    """A file imports its own floor and the floors below; scripts import no scripts; nothing is without a floor."""
+    """Imports against IMPORT_ORDER or BESIDE, imports between scripts, and modules that IMPORT_ORDER does not list."""
     files = [source for source in files if source.is_ours]
-    graph = own_imports(files)
+    graph = import_graph(files)
     for source in files:
-        here = floor_of(source.module)
+        here, unit = group_of(source.module), unit_of(source.module)
         if here is None:
-            yield f"{source.path}: on which floor? Name it in FLOORS"
+            yield f"{source.path}: in which group? Name it in IMPORT_ORDER"
             continue
+        limit = group_of(f"nanochat.{BESIDE[unit]}") if unit in BESIDE else here
+        assert limit is not None, f"BESIDE names {unit}'s limit, which IMPORT_ORDER does not list"
         for target, node in graph[source.module].items():
-            there = floor_of(target)
-            if there is None or there > here or (there == 9 and target != "scripts"):
-                yield source.at(node, f"imports {target}, which is above it")
+            there, other = group_of(target), unit_of(target)
+            if other == unit and unit != "scripts":
+                continue
+            is_between_scripts = other == "scripts" and target != "scripts"
+            is_beside = other in BESIDE and unit != "scripts"
+            if there is None or there > limit or is_between_scripts or is_beside:
+                yield source.at(node, f"imports {target}, against the import order")
 
 
-def circles(files: Iterable[Source]) -> Iterator[str]:
+def circles(graph: dict[str, set[str]]) -> Iterator[str]:
     """Import circles, each once, from its first module by name."""
-    graph = own_imports([source for source in files if source.is_ours])
 
     def paths(module: str, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        for target in graph.get(module, {}):
+        for target in graph.get(module, set()):
             if target == path[0]:
                 yield path
             elif target > path[0] and target not in path:
@@ -379,29 +387,75 @@ def circles(files: Iterable[Source]) -> Iterator[str]:
         yield from (" -> ".join((*path, module)) for path in paths(module, (module,)))
 
 
-def test_floors() -> None:
-    complaints = [*upward_imports(sources()), *circles(sources())]
+def circles_of_modules(files: Iterable[Source]) -> Iterator[str]:
+    graph = import_graph([source for source in files if source.is_ours])
+    yield from circles({module: set(targets) for module, targets in graph.items()})
+
+
+def circles_of_rooms(files: Iterable[Source]) -> Iterator[str]:
+    """Circles between rooms; a file at the top of nanochat/ counts as part of no room."""
+    files = [source for source in files if source.is_ours]
+    rooms: dict[str, set[str]] = {}
+    for module, targets in import_graph(files).items():
+        for target in targets:
+            pair = [".".join(name.split(".")[:2]) for name in (module, target) if name.count(".") >= 2]
+            if len(pair) == 2 and pair[0] != pair[1]:
+                rooms.setdefault(pair[0], set()).add(pair[1])
+    yield from circles(rooms)
+
+
+def test_import_order() -> None:
+    rules = (upward_imports, circles_of_modules, circles_of_rooms)
+    complaints = [complaint for rule in rules for complaint in rule(sources())]
     assert not complaints, "\n" + "\n".join(complaints)
-    there = {source.module.split(".")[1] for source in sources() if source.module.startswith("nanochat.")}
-    assert set().union(*FLOORS) <= there, f"FLOORS names what is not there: {set().union(*FLOORS) - there}"
+    units = {unit_of(source.module) for source in sources() if source.is_ours} - {""}
+    assert units == set().union(*IMPORT_ORDER), "IMPORT_ORDER lists what is not there"
 
 
-def test_floors_can_fail() -> None:
+def test_import_order_can_fail() -> None:
     def complaints(rule: Callable[[Iterable[Source]], Iterator[str]], **files: str) -> list[str]:
         return list(rule([Source(name.replace("__", "/") + ".py", text) for name, text in files.items()]))
 
-    assert not complaints(upward_imports, nanochat__gpt="from nanochat import common\nimport nanochat.muon")
+    assert not complaints(upward_imports, nanochat__optim="from nanochat import common\nimport nanochat.muon")
     assert complaints(upward_imports, nanochat__gpt="import nanochat.train")
     assert complaints(upward_imports, nanochat__common="def f():\n    from nanochat.gpt import GPT")
+    assert complaints(upward_imports, nanochat__data__packing="import nanochat.eval.samples")
     assert complaints(upward_imports, nanochat__strange="x = 1")
     assert complaints(upward_imports, scripts__a="from scripts import b", scripts__b="x = 1")
-    assert complaints(upward_imports, tasks__a="import nanochat.gpt")
-    assert complaints(
-        circles, nanochat__a="import nanochat.b", nanochat__b="import nanochat.c", nanochat__c="import nanochat.a"
-    )
-    assert not complaints(
-        circles, nanochat__a="import nanochat.b", nanochat__b="import nanochat.c", nanochat__c="x = 1"
-    )
+    assert complaints(upward_imports, tasks__a="import nanochat.engine")
+    assert complaints(upward_imports, nanochat__rl__loop="import nanochat.serving.server")
+    assert complaints(upward_imports, nanochat__serving__server="import nanochat.training.log")
+    assert not complaints(upward_imports, scripts__a="import nanochat.serving.server")
+    good = {"nanochat__a": "import nanochat.b", "nanochat__b": "import nanochat.c", "nanochat__c": "x = 1"}
+    assert not complaints(circles_of_modules, **good)
+    assert complaints(circles_of_modules, **good | {"nanochat__c": "import nanochat.a"})
+    rooms = {
+        "nanochat__a__x": "import nanochat.b.x",
+        "nanochat__b__x": "x = 1",
+        "nanochat__b__y": "import nanochat.c.x",
+    }
+    assert not complaints(circles_of_rooms, **rooms, nanochat__c__x="x = 1")
+    assert complaints(circles_of_rooms, **rooms, nanochat__c__x="import nanochat.a.y", nanochat__a__y="x = 1")
+
+
+def crowded(names: Iterable[str]) -> Iterator[str]:
+    """Rooms of the packages with too many files, and nanochat/ itself; `__init__.py` marks a package and is not counted."""
+    files: dict[str, set[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder.split("/")[0] in PACKAGES and file != "__init__.py":
+            files.setdefault(folder, set()).add(file)
+    for folder, inside in files.items():
+        limit = MAX_FILES_AT_THE_TOP if folder == "nanochat" else MAX_FILES_IN_A_ROOM
+        if len(inside) > limit and folder not in LARGE_ROOMS:
+            yield f"{folder} has {len(inside)} files, more than {limit}: {', '.join(sorted(inside))}"
+
+
+def test_rooms_are_not_crowded() -> None:
+    assert not list(crowded(tracked()))
+    assert list(crowded([f"nanochat/eval/{letter}.py" for letter in "abcdefghijklmno"]))
+    assert not list(crowded([f"nanochat/eval/{letter}.py" for letter in "abcdefghijklmn"]))
+    assert list(crowded([f"nanochat/{letter}.py" for letter in "abcdefghijklmnopqrstu"]))
 
 
 # --- importing does nothing -------------------------------------------------------------------------------------------
@@ -442,9 +496,12 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     assert import_all(modules, tmp_path) in ("True\n", "False\n")
 
 
-def test_the_lower_floors_start_without_torch(tmp_path: Path) -> None:
-    modules = [source.module for source in sources() if source.is_ours and floor_of(source.module) in (0, 1, 1.5)]
-    assert import_all(modules, tmp_path) == "False\n"
+def test_what_starts_without_torch(tmp_path: Path) -> None:
+    names = [name if name == "tasks" else f"nanochat.{name}" for name in WITHOUT_TORCH]
+    modules = [source.module for source in sources() if source.is_ours]
+    light = [module for module in modules if any(f"{module}.".startswith(f"{name}.") for name in names)]
+    assert len(light) > len(names)
+    assert import_all(light, tmp_path) == "False\n"
 
 
 @pytest.mark.parametrize(

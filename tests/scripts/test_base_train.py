@@ -19,8 +19,8 @@ from nanochat.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from scripts import base_train
 from scripts.base_train import Config, main
-from tests.processes import Forker
-from tests.talks import TOKENIZER
+from tests.support.processes import Forker
+from tests.support.talks import TOKENIZER
 
 VERSE = "the cat sat on the mat and the dog sat by the door; "
 TINY = ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=256", "--sample_every=-1")

@@ -1,6 +1,6 @@
 """Processes for tests that start at once: forked from one that has imported torch and us, and has run nothing.
 
-Run as a program, this file is that one: `python tests/processes.py ADDRESS`.
+Run as a program, this file is that one: `python tests/support/processes.py ADDRESS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240  # seconds: what takes longer hangs
 # Stands in for Python: has its command line run there, in this folder and environment, and leaves with its exit code.
 CLIENT = """

@@ -23,7 +23,7 @@ from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
 from scripts import base_loss, base_train
 from scripts.base_loss import Config, main
-from tests.talks import TOKENIZER
+from tests.support.talks import TOKENIZER
 
 
 def train_tiny(folder: Path, source: str, texts: Sequence[str]) -> None:

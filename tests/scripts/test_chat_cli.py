@@ -20,9 +20,9 @@ from nanochat.serving.chat_session import Piece
 from nanochat.serving.terminal import Screen, printable
 from scripts import chat_cli
 from scripts.chat_cli import Chat, Config, main, talk
-from tests.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, question, user
+from tests.support.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, question, user
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def echo(prompt: list[int]) -> list[int]:

@@ -22,7 +22,7 @@ from nanochat.data.shards import write_dataset
 from nanochat.train import LoopState
 from nanochat.training import finetune
 from scripts import chat_sft, mid_train
-from tests.talks import TOKENIZER, save_model, sums, talk, task_entry, write_mixture, write_talks
+from tests.support.talks import TOKENIZER, save_model, sums, talk, task_entry, write_mixture, write_talks
 
 FAST = ("--device=cpu", "--compile=off", "--device_batch_size=2", "--total_batch_size=256")
 BOTH = pytest.mark.parametrize("script", [mid_train, chat_sft], ids=lambda script: script.__name__)

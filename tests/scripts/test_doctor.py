@@ -11,7 +11,7 @@ import pytest
 from nanochat.system import checkup
 from scripts import doctor
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["versions", "machine", "bf16", "device", "attention", "compile", "trainer", "disk", "data", "tokenizer"]
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Forker
+from tests.support.processes import Forker
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Notes its arguments, makes the file that the stage leaves behind, and fails where $FAIL is among its arguments.
 FAKE_PYTHON = """#!/bin/bash

@@ -36,11 +36,11 @@ from nanochat.train import Rates
 from scripts import chat_rl
 from scripts.chat_rl import Config, main, step
 from tasks.common import Task, chat, said
-from tests.models import noise
-from tests.processes import Forker
-from tests.talks import TOKENIZER
+from tests.support.models import noise
+from tests.support.processes import Forker
+from tests.support.talks import TOKENIZER
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTHING = Worked([], 0)
 CPU = torch.device("cpu")
 ALONE = Runtime(rank=0, local_rank=0, world_size=1, device=CPU, compute_dtype=torch.float32, seed=0)

@@ -28,7 +28,7 @@ from nanochat.serving.chat_request import Sampling, check_messages, read_request
 from nanochat.serving.chat_session import reply
 from nanochat.serving.server import MAX_BYTES, PAGE
 from scripts import chat_web
-from tests.scripted import (
+from tests.support.scripted import (
     SPECIAL,
     TOKENIZER,
     Gated,
@@ -41,7 +41,7 @@ from tests.scripted import (
     user,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HERE = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
 HELLO = {"messages": [user("Hello")]}
 CALL = [

@@ -11,7 +11,7 @@ import pytest
 
 from nanochat.configurator import parse
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [f"scripts.{path.stem}" for path in sorted((ROOT / "scripts").glob("[a-z]*.py"))]
 UNDER_TORCHRUN = {"base_train", "mid_train", "chat_sft", "chat_rl", "chat_eval", "base_loss", "base_eval"}
 

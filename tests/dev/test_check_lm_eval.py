@@ -16,7 +16,7 @@ from nanochat.common import UserError
 from nanochat.core_eval import OptionScore, tokenize
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from tests.bundles import write_bundle
+from tests.support.bundles import write_bundle
 
 check: Any = importlib.import_module("dev.check_lm_eval")  # a command, not a package that others import
 

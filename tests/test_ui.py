@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sy
 
 from nanochat.serving.chat_request import Sampling
 from nanochat.serving.server import Service
-from tests.scripted import Gated, Scripted, answer_ids, question, serving
+from tests.support.scripted import Gated, Scripted, answer_ids, question, serving
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ADVICE = "`apt install chromium` (Debian), or name another browser of its kind in $CHROMIUM"
