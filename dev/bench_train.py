@@ -26,12 +26,12 @@ from torch import Tensor
 from nanochat.checkpoint_manager import build_model
 from nanochat.common import print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.dataloader import Batch, prefetch
+from nanochat.dataloader import MicroBatch, prefetch
 from nanochat.gpt import GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Forward, Rates, step
-from nanochat.training.batch_size import check_batch
+from nanochat.training.batch_size import accumulation_steps
 from nanochat.training.setup import compile_model
 
 PRODUCTS_AT_A_TIME = 3
@@ -54,7 +54,7 @@ class Config(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.shape()
-        check_batch(self.total_batch_size, self.device_batch_size, self.max_seq_len, 1)
+        accumulation_steps(self.total_batch_size, self.device_batch_size, self.max_seq_len, 1)
 
     def shape(self) -> GPTConfig:
         """The shape of the model."""
@@ -103,13 +103,13 @@ class TimedOptimizer(Optimizer):
         return norm
 
 
-def random_batches(config: Config) -> Iterator[Batch]:
+def random_batches(config: Config) -> Iterator[MicroBatch]:
     """Micro-batches of random tokens, for ever."""
     generator = torch.Generator().manual_seed(0)
     while True:
         size = (config.device_batch_size, config.max_seq_len + 1)
         rows = torch.randint(config.vocab_size, size, generator=generator)  # (B, T + 1)
-        yield Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), 0.0, {})
+        yield MicroBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), 0.0, {})
 
 
 def product_seconds(matrix: Tensor, clock: Clock) -> float:
@@ -122,7 +122,7 @@ def product_seconds(matrix: Tensor, clock: Clock) -> float:
     return statistics.median(seconds)
 
 
-def measure(model: Forward, optimizer: TimedOptimizer, batches: Iterator[Batch], config: Config) -> list[Times]:
+def measure(model: Forward, optimizer: TimedOptimizer, batches: Iterator[MicroBatch], config: Config) -> list[Times]:
     """Steps and products in turn."""
     runtime, clock = optimizer.runtime, optimizer.clock
     matrix = torch.randn(config.products, config.products, device=runtime.device).to(runtime.compute_dtype)

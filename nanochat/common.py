@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def as_user_error(what: str) -> Iterator[None]:
     """Whatever goes wrong is the user's to mend and said in one line: damaged files, networks may raise anything."""
     try:
         yield

@@ -44,7 +44,7 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """A micro-batch of one process. `progress` of the run before it; `cursor` where the stream stands after it."""
 
     inputs: Tensor  # (B, T) int64
@@ -129,7 +129,7 @@ class TokenStream:
 
 def global_batches(
     stream: TokenStream, runtime: Runtime, batch_size: int, sequence_len: int, horizon: int
-) -> Iterator[Batch]:
+) -> Iterator[MicroBatch]:
     """This process's rows of one micro-batch after the other, for ever; `horizon` tokens are the whole run."""
     rows = batch_size * runtime.world_size
     first = batch_size * runtime.rank
@@ -138,18 +138,18 @@ def global_batches(
         tokens = torch.from_numpy(stream.take(rows * sequence_len).astype(np.int64))
         mine = tokens[first * sequence_len : (first + batch_size) * sequence_len + 1]  # (B * T + 1,)
         inputs, targets = mine[:-1].view(batch_size, sequence_len), mine[1:].view(batch_size, sequence_len)
-        yield Batch(inputs, targets, progress, asdict(stream.cursor))
+        yield MicroBatch(inputs, targets, progress, asdict(stream.cursor))
 
 
-def prefetch(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
+def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[MicroBatch, None, None]:
     """Run an iterator of batches in a thread, a few batches ahead, and put them on the device.
 
     An exception in the thread is raised here. The thread ends when this generator is closed or collected.
     """
-    ahead: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
+    ahead: queue.Queue[MicroBatch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
     stop = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> bool:
+    def put(item: MicroBatch | BaseException | None) -> bool:
         while not stop.is_set():
             try:
                 ahead.put(item, timeout=0.1)
@@ -173,7 +173,7 @@ def prefetch(batches: Iterator[Batch], device: torch.device) -> Generator[Batch,
     thread = threading.Thread(target=work, name="dataloader", daemon=True)
     thread.start()
     try:
-        while isinstance(item := ahead.get(), Batch):
+        while isinstance(item := ahead.get(), MicroBatch):
             yield replace(
                 item,
                 inputs=item.inputs.to(device, non_blocking=True),
@@ -194,7 +194,7 @@ def train_batches(
     sequence_len: int,
     horizon: int,
     cursor: dict[str, int] | None = None,
-) -> Generator[Batch, None, None]:
+) -> Generator[MicroBatch, None, None]:
     """Micro-batches (B, T) of the training documents, tokenised ahead of the step, from a cursor on, for ever.
 
     `horizon`: tokens of the whole run, which `progress` is a share of.

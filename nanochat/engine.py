@@ -15,7 +15,7 @@ from torch import Tensor
 from nanochat.common import UserError
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
-from nanochat.inference.tool_use import Tool, Writer
+from nanochat.inference.tool_use import RowState, Tool
 from nanochat.layers.sampler import check_sampling, numbers, sample_at, sample_next, streams
 from nanochat.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ Column = tuple[list[int], list[int]]  # the tokens of one step, one per sample, 
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What was written after a prompt. `mask`: 1 = the model chose the token, 0 = the tool did.
 
     `ended`: the model ended it, and the end token is the last; else there was no more room.
@@ -36,14 +36,14 @@ class Answer:
     ended: bool
 
 
-class Batch:
+class DecodeBatch:
     """Answers that are being written together, a row each: those that are done leave, and cost nothing from then on.
 
     A step is `write`, with a token for each row of `logits`, then `advance`, which makes the next logits. (No pass
     is made for what nobody reads on from; and what is written can be shown before the next step is computed.)
     """
 
-    def __init__(self, model: GPT, prompts: Sequence[list[int]], writers: Sequence[Sequence[Writer]]) -> None:
+    def __init__(self, model: GPT, prompts: Sequence[list[int]], writers: Sequence[Sequence[RowState]]) -> None:
         """`writers`: for each prompt those that continue it, at least one. Each prompt is read once."""
         self.model = model
         self.rows = [writer for group in writers for writer in group]
@@ -128,15 +128,17 @@ class Engine:
         Raises `UserError`, before the first step, for settings that mean nothing and for a prompt that does not fit.
         """
         room = self._check([tokens], num_samples, max_tokens, temperature, top_k)[0]
-        writers = [Writer(self.tool, room) for _ in range(num_samples)]
+        writers = [RowState(self.tool, room) for _ in range(num_samples)]
         generator = torch.Generator(self.model.device).manual_seed(seed)
         return self._columns(tokens, writers, lambda logits: sample_next(logits, temperature, top_k, generator))
 
     @torch.inference_mode()
-    def _columns(self, tokens: list[int], writers: list[Writer], draw: Callable[[Tensor], Tensor]) -> Iterator[Column]:
+    def _columns(
+        self, tokens: list[int], writers: list[RowState], draw: Callable[[Tensor], Tensor]
+    ) -> Iterator[Column]:
         if writers[0].done:
             return
-        batch = Batch(self.model, [tokens], [writers])
+        batch = DecodeBatch(self.model, [tokens], [writers])
         step, going = 0, True
         while going:
             batch.write(draw(batch.logits).tolist())
@@ -155,7 +157,7 @@ class Engine:
         top_k: int | None = None,
         seed: int | Sequence[int] = 42,
         batch_size: int = 256,
-    ) -> list[list[Answer]]:
+    ) -> list[list[Completion]]:
         """Continue each prompt `num_samples` times, `batch_size` answers at once: for each prompt its answers.
 
         The prompts may have different lengths. An answer depends on its prompt, its place among all answers, the seed
@@ -166,17 +168,17 @@ class Engine:
         rooms = self._check(prompts, num_samples, max_tokens, temperature, top_k)
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1")
-        writers = [[Writer(self.tool, room) for _ in range(num_samples)] for room in rooms]
+        writers = [[RowState(self.tool, room) for _ in range(num_samples)] for room in rooms]
         seeds, count = ([seed], len(prompts) * num_samples) if isinstance(seed, int) else (seed, num_samples)
         keys = np.concatenate([streams(own, count) for own in seeds])
         place = {id(writer): i for i, writer in enumerate(writer for group in writers for writer in group)}
         by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # what needs most memory comes first
         jobs = [(i, sample) for i in by_length if rooms[i] for sample in range(num_samples)]
         for start in range(0, len(jobs), batch_size):
-            together: dict[int, list[Writer]] = {}
+            together: dict[int, list[RowState]] = {}
             for i, sample in jobs[start : start + batch_size]:
                 together.setdefault(i, []).append(writers[i][sample])
-            batch = Batch(self.model, [prompts[i] for i in together], list(together.values()))
+            batch = DecodeBatch(self.model, [prompts[i] for i in together], list(together.values()))
             going = True
             while going:
                 own = keys[[place[id(writer)] for writer in batch.rows]]
@@ -184,7 +186,7 @@ class Engine:
                 drawn = sample_at(batch.logits, temperature, top_k, where.to(self.model.device))
                 batch.write(drawn.tolist())
                 going = batch.advance()
-        return [[Answer(writer.tokens, writer.mask, writer.ended) for writer in group] for group in writers]
+        return [[Completion(writer.tokens, writer.mask, writer.ended) for writer in group] for group in writers]
 
     def _check(
         self,

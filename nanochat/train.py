@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat.dataloader import Batch
+from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer
 
@@ -67,7 +67,7 @@ class Event:
 def train(
     model: Forward,
     optimizer: Optimizer,
-    batches: Iterator[Batch],
+    batches: Iterator[MicroBatch],
     *,
     schedule: Callable[[float], Rates],
     events: Sequence[Event],
@@ -109,7 +109,7 @@ def train(
 def step(
     model: Forward,
     optimizer: Optimizer,
-    micro_batches: Sequence[Batch],
+    micro_batches: Sequence[MicroBatch],
     rates: Rates,
     stop: Callable[[], int],
 ) -> tuple[float, float, int]:

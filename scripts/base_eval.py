@@ -35,7 +35,7 @@ from nanochat.eval.core_tables import (
     pair_line,
     pair_summary,
 )
-from nanochat.eval.eval_model import Candidate, checkpoint, foreign, named
+from nanochat.eval.eval_model import EvalModel, checkpoint, foreign, named
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 
@@ -81,7 +81,7 @@ def open_bundle(config: Config) -> Bundle:
     return read_bundle(path)
 
 
-def score(task: CoreTask, candidate: Candidate, config: Config, runtime: Runtime) -> TaskResult:
+def score(task: CoreTask, candidate: EvalModel, config: Config, runtime: Runtime) -> TaskResult:
     """What a model makes of a task."""
     most = None if config.max_per_task == -1 else config.max_per_task
     return evaluate_task(task, candidate.scorer, candidate.tokenizer, candidate.context, runtime, most, config.seed)
@@ -94,7 +94,7 @@ def write_csv(name: str, content: str) -> None:
     print0(f"Wrote {path}")
 
 
-def evaluate(candidate: Candidate, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
+def evaluate(candidate: EvalModel, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
     """Score a model, print the table, write it as CSV and into the report."""
     start, results = time.monotonic(), []
     print0(HEADER)
@@ -127,7 +127,7 @@ def evaluate(candidate: Candidate, bundle: Bundle, config: Config, runtime: Runt
     return results
 
 
-def compare(a: Candidate, b: Candidate, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
+def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
     """Score two models, print their differences task by task, write them as CSV and into the report."""
     start = time.monotonic()
     before: list[TaskResult] = []

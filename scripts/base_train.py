@@ -28,7 +28,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, train
-from nanochat.training.batch_size import batch_size_of, check_batch
+from nanochat.training.batch_size import accumulation_steps, batch_size_of
 from nanochat.training.log import TrainLog
 from nanochat.training.settings import Training
 from nanochat.training.setup import (
@@ -87,7 +87,7 @@ class Config(Training):
             raise UserError("no horizon: set num_iterations, target_flops or target_param_data_ratio above 0")
         self.model_config(vocab_size=1)
         rows = 1 if self.device_batch_size == "auto" else int(self.device_batch_size)
-        check_batch(self.total_batch_size, rows, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")))
+        accumulation_steps(self.total_batch_size, rows, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")))
 
     def model_config(self, vocab_size: int) -> GPTConfig:
         """The shape of the model."""
@@ -136,7 +136,9 @@ def main(config: Config) -> LoopState:
                 Event(config.sample_every, show_samples, at_end=config.sample_every != -1),
                 *core_events(config.core_metric_every, config.core_metric_max_per_task, model, tokenizer, runtime),
             ],
-            num_micro_steps=check_batch(config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size),
+            num_micro_steps=accumulation_steps(
+                config.total_batch_size, batch_size, config.max_seq_len, runtime.world_size
+            ),
             log=log,
             state=state,
         )

@@ -18,7 +18,7 @@ from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
-from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskScore, chat_core, evaluate
+from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskResult, chat_core, evaluate
 from nanochat.report import log_section
 from nanochat.reporting.markdown import duration
 from nanochat.runtime import Runtime
@@ -96,7 +96,7 @@ def open_task(name: str) -> Task:
     return task
 
 
-def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, config: Config) -> list[TaskScore]:
+def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, config: Config) -> list[TaskResult]:
     """Score one task after the other, and print a row of the table for each as it comes."""
     print0(f"{'task':28} right   95% interval       problems  chance  centred  calls      time")
     scores = []
@@ -108,7 +108,7 @@ def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, confi
     return scores
 
 
-def row(score: TaskScore) -> str:
+def row(score: TaskResult) -> str:
     """A row of the table at the terminal."""
     low, high = score.interval
     calls = f"{score.tool_share:.0%}" if score.tool_calls else ""
@@ -135,7 +135,7 @@ def talk(engine: Engine, max_tokens: int) -> list[dict[str, Any]]:
     return [{"messages": messages}] if messages else []
 
 
-def write_results(config: Config, tag: str, step: int, scores: list[TaskScore], **section: Any) -> None:
+def write_results(config: Config, tag: str, step: int, scores: list[TaskResult], **section: Any) -> None:
     """The report's section, and the file with the result of each problem."""
     core, value = chat_core(scores)
     answers = {score.name: score.answers for score in scores}
@@ -157,7 +157,7 @@ def write_results(config: Config, tag: str, step: int, scores: list[TaskScore], 
     write_json_atomic(base_dir() / "chat_eval" / f"{config.source}_{tag}.json", answers)
 
 
-def main(config: Config) -> list[TaskScore]:
+def main(config: Config) -> list[TaskResult]:
     """Score, print the table, write the report's section and the result of each problem."""
     start = time.monotonic()
     tasks = {name: open_task(name) for name in names_of(config)}  # what cannot be had is said before a model is loaded

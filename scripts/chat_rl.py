@@ -27,8 +27,8 @@ from nanochat.eval.task_eval import Asking
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer
 from nanochat.rl.loop import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl
-from nanochat.rl.rollouts import Group, Problems, ask, figures, micro_batches, parse_weights, tally
-from nanochat.rl.sft_mix import Worked
+from nanochat.rl.rollouts import PromptSampler, RolloutGroup, ask, figures, micro_batches, parse_weights, tally
+from nanochat.rl.sft_mix import SFTRows
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
@@ -80,7 +80,7 @@ class Config(Training):
         top_k = None if self.top_k == -1 else self.top_k
         return Asking(num_samples, self.max_new_tokens, self.temperature, top_k, self.rollout_batch_size)
 
-    def num_steps(self, problems: Problems) -> int:
+    def num_steps(self, problems: PromptSampler) -> int:
         """The horizon in steps."""
         if self.num_iterations > 0:
             return self.num_iterations
@@ -90,7 +90,7 @@ class Config(Training):
 def step(
     model: GPT,
     optimizer: Optimizer,
-    played: tuple[Sequence[Group], Worked],
+    played: tuple[Sequence[RolloutGroup], SFTRows],
     rates: Rates,
     stop: Callable[[], int],
     names: Sequence[str],
@@ -141,7 +141,7 @@ def main(config: Config) -> LoopState:
     meta = {**describe_model(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
     save = saver(run_dir("rl", origin.path.parent.name), model, optimizer, meta, config.keep_last)
 
-    def play(number: int) -> tuple[list[Group], Worked]:
+    def play(number: int) -> tuple[list[RolloutGroup], SFTRows]:
         mine = problems.of_step(number, config.num_problems, runtime)
         groups = ask(Engine(model, tokenizer), mine, config.asking(config.num_samples), problems.reward)
         return groups, replay.of_step(number, runtime)

@@ -1,7 +1,8 @@
 """A user's own conversations: a JSONL file, one conversation a line.
 
-A line is a list of messages, or `{"messages": [...]}`, as nanochat/tokenization/chat_format.py describes
-them. Blank lines are skipped. The whole file is read and checked at once: what is wrong is named by file and line before any training.
+A line is a list of messages, or `{"messages": [...]}`, as nanochat/tokenization/chat_format.py
+describes them. Blank lines are skipped. The whole file is read and checked at once: what is wrong is named by file and
+line before any training.
 """
 
 from __future__ import annotations

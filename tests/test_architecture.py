@@ -25,7 +25,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nanochat", "tasks", "scripts")
 
-# The import order: a module may import its own group and the groups before it. A room (a folder of nanochat/) stands for
+# Import order: a module may import its own group and the groups before it. A room (a folder of nanochat/) stands for
 # all modules in it; "tasks" and "scripts" are the packages of these names.
 IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("common", "configurator", "runtime", "system"),
@@ -331,7 +331,7 @@ def unit_of(module: str) -> str:
 
 
 def group_of(module: str) -> int | None:
-    """The index of a module's group in IMPORT_ORDER; 0 for the package `nanochat` itself, None for what is not listed."""
+    """Index of a module in IMPORT_ORDER; 0 for the package `nanochat` itself, None for what is not listed."""
     unit = unit_of(module)
     if not unit:
         return 0
@@ -439,7 +439,7 @@ def test_import_order_can_fail() -> None:
 
 
 def crowded(names: Iterable[str]) -> Iterator[str]:
-    """Rooms of the packages with too many files, and nanochat/ itself; `__init__.py` marks a package and is not counted."""
+    """Rooms with too many files, and nanochat/ itself; `__init__.py`, the mark of a package, is not counted."""
     files: dict[str, set[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nanochat import dataloader
 from nanochat.common import UserError
 from nanochat.data.shards import Manifest, open_split, write_dataset, write_shards
-from nanochat.dataloader import Batch, Cursor, TokenStream, eval_rows, global_batches, prefetch, train_batches
+from nanochat.dataloader import Cursor, MicroBatch, TokenStream, eval_rows, global_batches, prefetch, train_batches
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TiktokenEncoder
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, Tokenizer
@@ -66,7 +66,7 @@ def runtime(rank: int = 0, world_size: int = 1) -> Runtime:
 
 def batches_of(
     texts: Texts, rank: int, world_size: int, batch_size: int, sequence_len: int, cursor: dict[str, int] | None = None
-) -> Iterator[Batch]:
+) -> Iterator[MicroBatch]:
     """What one process gets, without the thread."""
     stream = TokenStream(texts, TOKENIZER, Cursor(**(cursor or {})))
     return global_batches(stream, runtime(rank, world_size), batch_size, sequence_len, horizon=1000)
@@ -238,7 +238,7 @@ def test_the_thread_changes_nothing() -> None:
 def test_an_exception_reaches_the_caller(good: int) -> None:
     """After the batches before it, however many; and the thread is gone."""
 
-    def failing() -> Iterator[Batch]:
+    def failing() -> Iterator[MicroBatch]:
         yield from itertools.islice(batches_of(texts_of([30]), 0, 1, 1, 4), good)
         raise ArithmeticError("this text cannot be read")
 

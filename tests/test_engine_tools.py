@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanochat import engine as engine_module
 from nanochat.common import UserError
-from nanochat.engine import Answer, Engine
+from nanochat.engine import Completion, Engine
 from nanochat.execution import calculate
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import kv_cache
@@ -62,7 +62,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-def plain_answer(model: GPT, prompt: list[int], max_tokens: int = 1000, first: int | None = None) -> Answer:
+def plain_answer(model: GPT, prompt: list[int], max_tokens: int = 1000, first: int | None = None) -> Completion:
     """The likeliest answer, by the whole sequence through the model for each token; `first` instead of its first."""
     room = min(max_tokens, model.config.sequence_len - len(prompt))
     ids: list[int] = []
@@ -72,7 +72,7 @@ def plain_answer(model: GPT, prompt: list[int], max_tokens: int = 1000, first: i
         token = int(model(torch.tensor([prompt + ids]))[0, -1].argmax()) if ids or first is None else first
         ids, mask = [*ids, token], [*mask, 1]
         if token in (END, BOS):
-            return Answer(ids, mask, True)
+            return Completion(ids, mask, True)
         if token == CALL:
             expression = []
         elif token == CALL_END:
@@ -83,10 +83,10 @@ def plain_answer(model: GPT, prompt: list[int], max_tokens: int = 1000, first: i
                 ids, mask = ids + output, mask + [0] * len(output)
         elif expression is not None:
             expression.append(token)
-    return Answer(ids[:room], mask[:room], False)
+    return Completion(ids[:room], mask[:room], False)
 
 
-def call_steps(answer: Answer) -> list[int]:
+def call_steps(answer: Completion) -> list[int]:
     """Where results begin."""
     return [
         i for i, (token, mask) in enumerate(zip(answer.tokens, answer.mask, strict=True)) if (token, mask) == (OUT, 0)
@@ -138,7 +138,7 @@ def test_answers_to_prompts_of_many_lengths_are_those_of_each_alone(model: GPT, 
     answers = Engine(model, TOKENIZER).answers(prompts, 2, temperature=0, batch_size=batch_size)
     expected = [plain_answer(model, prompt) for prompt in prompts]
     assert answers == [[answer, answer] for answer in expected]
-    assert expected[-2] == Answer([], [], False)  # no room for an answer
+    assert expected[-2] == Completion([], [], False)  # no room for an answer
     assert sum(bool(call_steps(answer)) for answer in expected) > 5
     assert len({len(answer.tokens) for answer in expected if answer.ended}) > 3
 

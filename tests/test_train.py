@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.dataloader import Batch
+from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
@@ -38,16 +38,18 @@ def rows_of(seed: int = 0) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-def micro_batches(count: int, seed: int = 0, progress: float = 0.0) -> list[Batch]:
+def micro_batches(count: int, seed: int = 0, progress: float = 0.0) -> list[MicroBatch]:
     """One step's rows in `count` parts."""
     inputs, targets = (part.chunk(count) for part in rows_of(seed))
     return [
-        Batch(inputs[i], targets[i], progress, {"tokens": seed * count + i + 1, "epoch": 0, "document": 0, "skip": 0})
+        MicroBatch(
+            inputs[i], targets[i], progress, {"tokens": seed * count + i + 1, "epoch": 0, "document": 0, "skip": 0}
+        )
         for i in range(count)
     ]
 
 
-def batches_of(steps: int, count: int = 1) -> Iterator[Batch]:
+def batches_of(steps: int, count: int = 1) -> Iterator[MicroBatch]:
     for i in range(steps):
         yield from micro_batches(count, i, i / steps)
 
@@ -123,7 +125,7 @@ def test_a_mean_of_means_would_be_another(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_step_with_nothing_to_learn() -> None:
     """Loss 0 and gradients 0, not NaN."""
     model = tiny_model()
-    batch = Batch(torch.zeros(2, T, dtype=torch.int64), torch.full((2, T), -1), 0.0, {})
+    batch = MicroBatch(torch.zeros(2, T, dtype=torch.int64), torch.full((2, T), -1), 0.0, {})
     loss, norm, _ = step(model, tiny_optimizer(model), [batch], Rates(1.0, 0.9), lambda: 0)
     assert (loss, norm) == (0.0, 0.0)
     assert all(param.isfinite().all() for param in model.parameters())

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.common import UserError, explained, print0
+from nanochat.common import UserError, as_user_error, print0
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 VALIDATION_SHARE = 1 / 32
@@ -197,7 +197,7 @@ def read_utf8(file: Any) -> str:
     """All of a file, a path or one in a zip file. Raises UserError that names the file, and the line if it has one."""
     if not file.is_file():
         raise UserError(f"{file} is missing")
-    with explained(f"{file} cannot be read"):  # zipfile raises errors of all kinds where a file is damaged
+    with as_user_error(f"{file} cannot be read"):  # zipfile raises errors of all kinds where a file is damaged
         content = file.read_bytes()
     try:
         text: str = content.decode("utf-8")

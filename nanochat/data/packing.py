@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nanochat.common import UserError
-from nanochat.dataloader import Batch, prefetch
+from nanochat.dataloader import MicroBatch, prefetch
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
@@ -175,7 +175,9 @@ def count_rows(conversations: Conversations, tokenizer: Tokenizer, sequence_len:
     return round(rows * count / max(1, len(chosen)))
 
 
-def global_batches(rows: Iterator[Row], runtime: Runtime, batch_size: int, num_rows: int | None) -> Iterator[Batch]:
+def global_batches(
+    rows: Iterator[Row], runtime: Runtime, batch_size: int, num_rows: int | None
+) -> Iterator[MicroBatch]:
     """This process's rows of one micro-batch after the other; `num_rows` are the whole run, if that is not the epochs.
 
     Where the rows end, the last batch is filled up with rows of padding.
@@ -188,7 +190,7 @@ def global_batches(rows: Iterator[Row], runtime: Runtime, batch_size: int, num_r
         tokens, targets = np.stack([row.tokens for row in group]), np.stack([row.targets for row in group])
         mine = slice(first, first + batch_size)
         inputs = padded(tokens[mine, :-1], batch_size, int(tokens[0, 0]))
-        yield Batch(inputs, padded(targets[mine], batch_size, -1), progress, asdict(group[-1].cursor))
+        yield MicroBatch(inputs, padded(targets[mine], batch_size, -1), progress, asdict(group[-1].cursor))
 
 
 def padded(rows: np.ndarray, count: int, value: int) -> Tensor:
@@ -206,7 +208,7 @@ def conversation_batches(
     num_epochs: int = 1,
     num_rows: int | None = None,
     cursor: dict[str, int] | None = None,
-) -> Generator[Batch, None, None]:
+) -> Generator[MicroBatch, None, None]:
     """Micro-batches (B, T) of packed conversations, made ahead of the step, from a cursor on.
 
     The run is `num_rows` rows over all processes or, without, `num_epochs` epochs.

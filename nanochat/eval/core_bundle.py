@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from nanochat.common import UserError, base_dir, explained, print0
+from nanochat.common import UserError, as_user_error, base_dir, print0
 from nanochat.data.download import download
 from nanochat.data.import_text import read_utf8
 
@@ -128,7 +128,7 @@ def find_bundle(asked: str | None = None) -> Path | None:
     if asked and asked.startswith(("https://", "http://")):
         return _fetch(asked, here.with_suffix(".zip"))
     places = [Path(asked)] if asked else [here, here.with_suffix(".zip")]
-    with explained(f"no evaluation bundle at {places[0]}"):
+    with as_user_error(f"no evaluation bundle at {places[0]}"):
         there = [place for place in places if place.exists()]
     return next(iter(there), None)
 
@@ -177,7 +177,7 @@ def read_bundle(path: Path) -> Bundle:
 
 def _root(path: Path) -> Any:
     """The folder that holds core.yaml: this one, the zip file's, or the only one inside; with a path's methods."""
-    with explained(f"the evaluation bundle {path} cannot be read"):
+    with as_user_error(f"the evaluation bundle {path} cannot be read"):
         root: Any = path if path.is_dir() else zipfile.Path(path)
     if not (root / "core.yaml").is_file():
         inside = [place for place in root.iterdir() if (place / "core.yaml").is_file()]

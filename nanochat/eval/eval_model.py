@@ -17,7 +17,7 @@ from nanochat.tokenization.encoders import TextEncoder
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvalModel:
     """`name`: what tables call it; `file_name`: that, fit for a file; `note`: what the report says of it."""
 
     name: str
@@ -28,12 +28,12 @@ class Candidate:
     context: int
 
 
-def checkpoint(runtime: Runtime, batch_tokens: int, tag: str | None = None, step: int = -1) -> Candidate:
+def checkpoint(runtime: Runtime, batch_tokens: int, tag: str | None = None, step: int = -1) -> EvalModel:
     """A base checkpoint; without a tag that of the deepest model, without a step the last."""
     tag = tag or "".join(list_tags("base")[-1:])
     model, tokenizer, meta = load_model("base", runtime, model_tag=tag or None, step=step)
     dtype = replace(runtime, compute_dtype=model.compute_dtype).dtype_name
-    return Candidate(
+    return EvalModel(
         name=f"{tag}:{meta['step']}",
         file_name=f"{tag}_{meta['step']:06d}",
         note=f"Checkpoint {tag} of step {meta['step']}, computing in {dtype}.",
@@ -43,11 +43,11 @@ def checkpoint(runtime: Runtime, batch_tokens: int, tag: str | None = None, step
     )
 
 
-def foreign(name: str, runtime: Runtime, batch_tokens: int) -> Candidate:
+def foreign(name: str, runtime: Runtime, batch_tokens: int) -> EvalModel:
     """A model of transformers, from a folder or by name from the hub."""
     model, tokenizer = load_causal(name, runtime)
     short = Path(name).resolve().name if Path(name).is_dir() else name
-    return Candidate(
+    return EvalModel(
         name=short,
         file_name=re.sub(r"[^\w.-]+", "--", short),
         note=f"{name}, {type(model.inner).__name__} of transformers, computing in {runtime.dtype_name}.",
@@ -57,7 +57,7 @@ def foreign(name: str, runtime: Runtime, batch_tokens: int) -> Candidate:
     )
 
 
-def named(name: str, runtime: Runtime, batch_tokens: int) -> Candidate:
+def named(name: str, runtime: Runtime, batch_tokens: int) -> EvalModel:
     """`TAG` or `TAG:STEP`, a base checkpoint; else a folder, or a name on the hub as `OWNER/NAME`.
 
     Raises UserError for a name that is none of these.

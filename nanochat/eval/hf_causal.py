@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanochat.common import UserError, explained, print0
+from nanochat.common import UserError, as_user_error, print0
 from nanochat.runtime import Runtime
 
 MAX_LOGITS = 1 << 28  # logits at a time: 1 GiB in float32
@@ -27,7 +27,7 @@ PLAIN = {"add_special_tokens": False, "split_special_tokens": True, "verbose": F
 _LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 
 
-class ForeignTokenizer:
+class HFTokenizer:
     """Another model's tokenizer, with nothing put around a text: a special token's name in it is text.
 
     A document begins with the token that the tokenizer itself names as the beginning (`bos_token`), also where it would
@@ -149,13 +149,15 @@ class CausalModel(nn.Module):
         return losses
 
 
-def side_by_side(rows: Sequence[list[int]], device: torch.device) -> Tensor:
+def pad_right(rows: Sequence[list[int]], device: torch.device) -> Tensor:
     """Ids (B, T). On the right of a row may stand anything: nothing before it can see it."""
     width = max(map(len, rows))
     return torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=device)
 
 
-def read_once(model: CausalModel, begins: Sequence[list[int]], counts: Sequence[int], width: int) -> dict[str, Any]:
+def prefill_prefix(
+    model: CausalModel, begins: Sequence[list[int]], counts: Sequence[int], width: int
+) -> dict[str, Any]:
     """Read how each example begins; gives what `predict` needs to go on from there with (B, `width`) ids.
 
     `counts`: rows of each example, one after the other. Only for a model that `shares`. The beginnings are padded on
@@ -177,7 +179,7 @@ def read_once(model: CausalModel, begins: Sequence[list[int]], counts: Sequence[
 
 @torch.inference_mode()
 def can_share(model: CausalModel) -> bool:
-    """Whether `read_once` is exact: a plain cache of keys and values, positions that can be given, the same logits."""
+    """Return True if `prefill_prefix` is exact: a plain KV cache, explicit positions, the same logits."""
     from transformers.cache_utils import DynamicLayer
 
     begins, rests = [[1, 2], [3, 1, 4, 2]], [[2, 3], [1, 4], [4, 4]]
@@ -185,13 +187,13 @@ def can_share(model: CausalModel) -> bool:
     whole = [[*begins[0], *rests[0]], [*begins[1], *rests[1]], [*begins[1], *rests[2]]]
     last = torch.tensor([len(ids) - 1 for ids in whole], device=model.device)
     try:
-        known = read_once(model, begins, counts, 2)
+        known = prefill_prefix(model, begins, counts, 2)
         if any(type(layer) is not DynamicLayer for layer in known["past_key_values"].layers):
             return False
-        found, _ = model.predict(side_by_side(rests, model.device), rows, rows * 0 + 1, **known)
+        found, _ = model.predict(pad_right(rests, model.device), rows, rows * 0 + 1, **known)
     except Exception:  # whatever an architecture that does not do this may raise
         return False
-    plain, _ = model.predict(side_by_side(whole, model.device), rows, last)
+    plain, _ = model.predict(pad_right(whole, model.device), rows, last)
     return model.is_equal(found, plain)
 
 
@@ -205,7 +207,7 @@ def check_causal(model: CausalModel) -> None:
         raise UserError("it is no causal language model: what it predicts depends on what comes after")
 
 
-def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, ForeignTokenizer]:
+def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, HFTokenizer]:
     """A model and its tokenizer from a folder, or by name from the hub, on the runtime's device and in its dtype.
 
     Raises UserError for what is not there, cannot be read, or is no causal language model.
@@ -215,9 +217,9 @@ def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, ForeignTokeni
     except ImportError as error:
         raise UserError(f"this needs transformers ({error}): install it with `uv pip install transformers`") from error
     check_name(name)
-    with explained(f"the tokenizer of {name} cannot be loaded"):
-        tokenizer = ForeignTokenizer(transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False))
-    with explained(f"{name} cannot be loaded"):
+    with as_user_error(f"the tokenizer of {name} cannot be loaded"):
+        tokenizer = HFTokenizer(transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+    with as_user_error(f"{name} cannot be loaded"):
         kind: Any = transformers.AutoModelForCausalLM
         inner, facts = kind.from_pretrained(
             name, dtype=runtime.compute_dtype, trust_remote_code=False, output_loading_info=True
@@ -238,7 +240,7 @@ def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, ForeignTokeni
 def check_name(name: str) -> None:
     """Raise UserError for what is neither a folder with a model nor a possible name on the hub."""
     folder = Path(name)
-    with explained(f"{name} cannot be read"):
+    with as_user_error(f"{name} cannot be read"):
         is_folder, has_config = name != "" and folder.is_dir(), (folder / "config.json").is_file()
     if is_folder and not has_config:
         raise UserError(f"{folder} holds no model of transformers: config.json is missing")
@@ -248,7 +250,7 @@ def check_name(name: str) -> None:
 
 def write_samples(
     model: CausalModel,
-    tokenizer: ForeignTokenizer,
+    tokenizer: HFTokenizer,
     prompts: Sequence[str],
     max_tokens: int,
     temperature: float = 0.0,

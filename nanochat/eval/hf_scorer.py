@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nanochat.core_eval import OptionScore, Prompt, batch_tokens_for
 from nanochat.data.shards import Documents
 from nanochat.dataloader import in_rows
-from nanochat.eval.hf_causal import MAX_LOGITS, CausalModel, ForeignTokenizer, read_once, side_by_side
+from nanochat.eval.hf_causal import MAX_LOGITS, CausalModel, HFTokenizer, pad_right, prefill_prefix
 from nanochat.loss_eval import nats_and_tokens
 from nanochat.runtime import Runtime
 
@@ -111,10 +111,10 @@ class CausalScorer:
         rows = [row for row, (_, count) in enumerate(options) for _ in range(count)]
         columns = [column - 1 for ids, count in options for column in range(len(ids) - count, len(ids))]
         targets = torch.tensor([token for ids, count in options for token in ids[-count:]], device=device)
-        ids = side_by_side([ids[:-1] for ids, _ in options], device)
+        ids = pad_right([ids[:-1] for ids, _ in options], device)
         if any(skips):
             begins = [prompt.options[0][0][:skip] for prompt, skip in zip(batch, skips, strict=True)]
-            known = read_once(self.model, begins, [len(prompt.options) for prompt in batch], ids.size(1))
+            known = prefill_prefix(self.model, begins, [len(prompt.options) for prompt in batch], ids.size(1))
         else:
             known = {}
         places = (torch.tensor(places, device=device) for places in (rows, columns))
@@ -130,7 +130,7 @@ class CausalScorer:
 
 def bits_per_byte_of(
     model: CausalModel,
-    tokenizer: ForeignTokenizer,
+    tokenizer: HFTokenizer,
     documents: Documents,
     sequence_len: int,
     max_tokens: int,
@@ -149,9 +149,7 @@ def bits_per_byte_of(
     return nats / (math.log(2) * num_bytes) if num_bytes else float("inf")
 
 
-def text_rows(
-    documents: Documents, tokenizer: ForeignTokenizer, sequence_len: int, max_tokens: int
-) -> tuple[Tensor, int]:
+def text_rows(documents: Documents, tokenizer: HFTokenizer, sequence_len: int, max_tokens: int) -> tuple[Tensor, int]:
     """The rows that `nanochat.dataloader.eval_rows` would give, and the bytes of text that they hold."""
     tokens, num_bytes, texts = array("q"), 0, documents.iterate()
     while len(tokens) <= max_tokens and (batch := list(islice(texts, DOCUMENTS))):

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from nanochat.common import UserError
-from nanochat.engine import Answer, Engine
+from nanochat.engine import Completion, Engine
 from nanochat.reporting.schema import Section, share
 from nanochat.reporting.significance import mean_of
 from nanochat.runtime import Runtime
@@ -30,7 +30,7 @@ CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "Spellin
 
 
 @dataclass(frozen=True)
-class TaskScore:
+class TaskResult:
     """What a model made of a task. `right` has an entry for each problem, in the task's order."""
 
     name: str
@@ -98,7 +98,9 @@ class Asking:
     top_k: int | None = None
     batch_size: int = 256  # answers that are written, or prompts that are scored, at once on a device
 
-    def answers(self, engine: Engine, prompts: Sequence[list[int]], seed: int | Sequence[int]) -> list[list[Answer]]:
+    def answers(
+        self, engine: Engine, prompts: Sequence[list[int]], seed: int | Sequence[int]
+    ) -> list[list[Completion]]:
         """For each prompt its answers. Raises `UserError` as the engine does."""
         return engine.answers(
             prompts, self.num_samples, self.max_tokens, self.temperature, self.top_k, seed, self.batch_size
@@ -122,7 +124,7 @@ def evaluate(
     runtime: Runtime,
     max_problems: int | None = None,
     seed: int = 42,
-) -> TaskScore:
+) -> TaskResult:
     """Score the model on a task, or on `max_problems` of it, chosen at random; every process gets the same score.
 
     A categorical task has one answer a problem, the likeliest letter. A prompt that is too long loses its beginning.
@@ -145,10 +147,10 @@ def evaluate(
             bar.update(count)
     facts = _gather(mine, len(rows), runtime)
     num_samples = 1 if by_letter else asking.num_samples
-    return TaskScore(name=task.name, num_samples=num_samples, **facts, seconds=time.monotonic() - start)
+    return TaskResult(name=task.name, num_samples=num_samples, **facts, seconds=time.monotonic() - start)
 
 
-def chat_core(scores: Sequence[TaskScore]) -> tuple[str, Section]:
+def chat_core(scores: Sequence[TaskResult]) -> tuple[str, Section]:
     """ChatCORE with its 95% interval, if its six tasks are there; else the mean of what is, under another name."""
     by_name = {score.name: score for score in scores}
     if by_name.keys() >= set(CHAT_CORE):
@@ -234,7 +236,7 @@ def _write(problems: Sequence[_Problem], task: Task, engine: Engine, asking: Ask
         yield len(batch)
 
 
-def text_of(answer: Answer, tokenizer: Tokenizer) -> str:
+def text_of(answer: Completion, tokenizer: Tokenizer) -> str:
     """What a task judges: the answer's text without the end token, special tokens by their names."""
     return tokenizer.decode(answer.tokens[:-1] if answer.ended else answer.tokens)
 

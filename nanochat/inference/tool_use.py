@@ -27,7 +27,7 @@ class Tool:
         return [self._output_start, *self._tokenizer.encode(result), self._output_end]
 
 
-class Writer:
+class RowState:
     """One answer being written: `tokens` and `mask` (1 = the model chose it) so far, and whether it is `done`.
 
     A call is what stands between `<|python_end|>` and the last `<|python_start|>` before it in this answer, which no

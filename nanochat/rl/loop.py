@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from nanochat.common import print0
 from nanochat.reporting.markdown import duration
 from nanochat.reporting.schema import log_section, share
-from nanochat.rl.rollouts import Problems, open_task, parse_weights
-from nanochat.rl.sft_mix import Replay
+from nanochat.rl.rollouts import PromptSampler, open_task, parse_weights
+from nanochat.rl.sft_mix import SFTMix
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests
@@ -32,21 +32,21 @@ CURVES = {  # figure of a step -> name and unit of its curve
 }
 
 
-def find_problems(config: Any, tokenizer: Tokenizer) -> tuple[Problems, dict[str, Task]]:
+def find_problems(config: Any, tokenizer: Tokenizer) -> tuple[PromptSampler, dict[str, Task]]:
     """The problems to learn from, and for each of their tasks those that are held out; `config` is the script's."""
     weights = parse_weights(config.tasks or (WORLD_TASKS if kind_of_base_data() == "world" else WEB_TASKS))
-    problems = Problems({name: open_task(name, "train") for name in weights}, weights, tokenizer, config.seed)
+    problems = PromptSampler({name: open_task(name, "train") for name in weights}, weights, tokenizer, config.seed)
     return problems, {name: open_task(name, "test", stop=config.eval_problems) for name in weights}
 
 
-def find_replay(config: Any, tokenizer: Tokenizer, sequence_len: int) -> Replay:
+def find_replay(config: Any, tokenizer: Tokenizer, sequence_len: int) -> SFTMix:
     """The worked conversations that are not to be unlearnt: those of fine-tuning; `config` is the script's."""
     if not config.replay:
-        return Replay([], [], 0, tokenizer, sequence_len)
+        return SFTMix([], [], 0, tokenizer, sequence_len)
     conversations, _, description = training_mixture(
         "sft", kind_of_base_data(), mixture_file=config.mixture, seed=config.seed
     )
-    return Replay(conversations, description, config.replay, tokenizer, sequence_len)
+    return SFTMix(conversations, description, config.replay, tokenizer, sequence_len)
 
 
 def reinforce(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nanochat.common import UserError, print0
 from nanochat.data.packing import Rendered
-from nanochat.engine import Answer, Engine
+from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import Asking, text_of
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
@@ -91,7 +91,7 @@ class Problem:
 Scorer = Callable[[Problem, str], float]  # of a problem and the text of an answer
 
 
-class Problems:
+class PromptSampler:
     """The problems of all steps: tasks by their weights, the rows of each in a random order, a new one every epoch.
 
     What a step asks depends on the seed and on its number only: not on the number of processes, nor on a resume.
@@ -152,11 +152,11 @@ def make_problem(name: str, conversation: Conversation, tokenizer: Tokenizer, se
 
 
 @dataclass(frozen=True)
-class Group:
+class RolloutGroup:
     """The answers to one problem and their rewards."""
 
     problem: Problem
-    answers: list[Answer]
+    answers: list[Completion]
     rewards: list[float]
 
     @property
@@ -170,7 +170,7 @@ class Group:
         return [reward - mean for reward in self.rewards]
 
 
-def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scorer) -> list[Group]:
+def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scorer) -> list[RolloutGroup]:
     """Have each problem answered `asking.num_samples` times and score the answers. In the problems' order.
 
     What is answered to one does not depend on the others. A problem that fills the context has no answers, and is said.
@@ -187,7 +187,7 @@ def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scor
     for problem in problems:
         answers = found.get(id(problem), [])
         texts = [text_of(answer, engine.tokenizer) for answer in answers]
-        groups.append(Group(problem, answers, [score(problem, text) for text in texts]))
+        groups.append(RolloutGroup(problem, answers, [score(problem, text) for text in texts]))
     return groups
 
 
@@ -195,7 +195,7 @@ def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scor
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class RolloutBatch:
     """Rows of one process. A row stands for all answers that say the same: `advantages` are their sums.
 
     A worked conversation is a row as well, with its weight for an advantage and 0 copies.
@@ -208,8 +208,8 @@ class MicroBatch:
 
 
 def micro_batches(
-    groups: Sequence[Group], worked: Sequence[Rendered], weight: float, batch_size: int, device: torch.device
-) -> Iterator[MicroBatch]:
+    groups: Sequence[RolloutGroup], worked: Sequence[Rendered], weight: float, batch_size: int, device: torch.device
+) -> Iterator[RolloutBatch]:
     """The answers of groups with signal, and worked conversations, each token of which counts `weight`.
 
     `batch_size` rows at a time, of similar length; none is left out.
@@ -233,13 +233,13 @@ def micro_batches(
             inputs[row, : len(ids) - 1] = ids[:-1]
             targets[row, : len(ids) - 1] = torch.where(torch.tensor(mask, dtype=torch.bool), ids, -1)[1:]
         advantages, copies = (torch.tensor([row[place] for row in part]) for place in (2, 3))
-        yield MicroBatch(*(tensor.to(device) for tensor in (inputs, targets, advantages, copies)))
+        yield RolloutBatch(*(tensor.to(device) for tensor in (inputs, targets, advantages, copies)))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def tally(groups: Sequence[Group], names: Sequence[str], runtime: Runtime) -> dict[str, float]:
+def tally(groups: Sequence[RolloutGroup], names: Sequence[str], runtime: Runtime) -> dict[str, float]:
     """Counts over all processes: what the figures of a step are made of. `names`: of all tasks."""
     counts = dict.fromkeys(("groups", "signal", "answers", "sampled", "tokens", "tool", "ended"), 0.0)
     counts |= {f"{name} {what}": 0.0 for name in names for what in ("answers", "reward")}

@@ -15,7 +15,7 @@ from nanochat.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Worked:
+class SFTRows:
     """This process's share of a step's conversations, and the number of trained tokens in all of them."""
 
     rows: list[Rendered]
@@ -23,7 +23,7 @@ class Worked:
 
 
 @dataclass(frozen=True)
-class Replay:
+class SFTMix:
     """`count` conversations a step, in their order, again and again: what a step has depends on its number only."""
 
     conversations: Conversations
@@ -32,13 +32,13 @@ class Replay:
     tokenizer: Tokenizer
     max_tokens: int
 
-    def of_step(self, step: int, runtime: Runtime) -> Worked:
+    def of_step(self, step: int, runtime: Runtime) -> SFTRows:
         """This process's share, every N-th of N processes; what has nothing to learn in it is left out."""
         chosen = range(step * self.count, (step + 1) * self.count) if len(self.conversations) else range(0)
         conversations = (self.conversations[index % len(self.conversations)] for index in chosen)
         rendered = [self.tokenizer.render_conversation(each, self.max_tokens) for each in conversations]
         rows = [(ids, mask) for ids, mask in rendered if ids]
-        return Worked(rows[runtime.rank :: runtime.world_size], sum(sum(mask) for _, mask in rows))
+        return SFTRows(rows[runtime.rank :: runtime.world_size], sum(sum(mask) for _, mask in rows))
 
     def hash(self) -> str:
         """Tells another replay from this."""

@@ -13,7 +13,7 @@ from nanochat.train import warm_up
 CPU_TOKENS = 8192  # of a micro-batch: larger ones are no faster on a CPU
 
 
-def check_batch(total_batch_size: int, device_batch_size: int, sequence_len: int, world_size: int) -> int:
+def accumulation_steps(total_batch_size: int, device_batch_size: int, sequence_len: int, world_size: int) -> int:
     """Micro-batches in a step. Raises `UserError`, with the nearest legal total, if the batch does not divide."""
     unit = device_batch_size * sequence_len * world_size
     if total_batch_size % unit:
@@ -57,7 +57,7 @@ def auto_batch_size(model: GPT, total_batch_size: int, sequence_len: int, runtim
     """The largest legal device batch size: on CUDA that fits (tried for real), on the CPU within a fixed rule."""
     sizes = legal_batch_sizes(total_batch_size, sequence_len, runtime.world_size)
     if not sizes:
-        check_batch(total_batch_size, 1, sequence_len, runtime.world_size)
+        accumulation_steps(total_batch_size, 1, sequence_len, runtime.world_size)
     if runtime.device.type == "cuda":
         chosen = next((size for size in sizes if fits(model, size, sequence_len)), 0)
         if not chosen:

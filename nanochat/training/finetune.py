@@ -15,14 +15,14 @@ from typing import Any
 from nanochat.checkpoint_manager import Checkpoint, describe_model, run_dir
 from nanochat.common import Stopped, UserError, print0
 from nanochat.data.packing import conversation_batches, count_rows, eval_rows
-from nanochat.dataloader import Batch
+from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.loss_eval import nats_and_tokens
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
-from nanochat.training.batch_size import batch_size_of, check_batch
+from nanochat.training.batch_size import accumulation_steps, batch_size_of
 from nanochat.training.finetune_settings import FineTuning
 from nanochat.training.log import TrainLog, curves
 from nanochat.training.setup import begin, checkpoint_to_resume, compile_model, first_checkpoint, resume_command, saver
@@ -88,7 +88,7 @@ def settled(config: FineTuning, origin: Checkpoint) -> FineTuning:
     if config.total_batch_size == -1 and "total_batch_size" not in before:
         print0(f"{origin.path} does not say its total_batch_size: it is {total:,} tokens now")
     rows = 1 if config.device_batch_size == "auto" else int(config.device_batch_size)
-    check_batch(total, rows, sequence_len, int(os.environ.get("WORLD_SIZE", "1")))
+    accumulation_steps(total, rows, sequence_len, int(os.environ.get("WORLD_SIZE", "1")))
     return replace(config, model_tag=origin.path.parent.name, max_seq_len=sequence_len, total_batch_size=total)
 
 
@@ -124,7 +124,7 @@ def steps_of(data: Data, tokenizer: Tokenizer, config: FineTuning) -> int:
 
 def batches(
     data: Data, tokenizer: Tokenizer, runtime: Runtime, config: FineTuning, batch_size: int, state: LoopState
-) -> Generator[Batch, None, None]:
+) -> Generator[MicroBatch, None, None]:
     """The micro-batches of the run that are left."""
     num_rows = None  # the passes decide
     if config.num_iterations > 0:
@@ -169,7 +169,7 @@ def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
                 Event(config.save_every, save, saves=True),
                 Event(config.eval_every, loss_evaluator(model, data, tokenizer, runtime, config, batch_size)),
             ],
-            num_micro_steps=check_batch(size, batch_size, sequence_len, runtime.world_size),
+            num_micro_steps=accumulation_steps(size, batch_size, sequence_len, runtime.world_size),
             log=log,
             state=state,
         )

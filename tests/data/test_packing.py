@@ -27,7 +27,7 @@ from nanochat.data.packing import (
     global_batches,
     packed_rows,
 )
-from nanochat.dataloader import Batch
+from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
@@ -196,7 +196,7 @@ def test_count_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def batches_of(
     talks: list[Talk], rank: int, world_size: int, batch_size: int, num_rows: int | None = None
-) -> list[Batch]:
+) -> list[MicroBatch]:
     rows = packed_rows(talks, TOKENIZER, 64, 0, None if num_rows else 2)
     return list(global_batches(rows, runtime(rank, world_size), batch_size, num_rows))
 

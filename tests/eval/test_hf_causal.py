@@ -26,7 +26,7 @@ from nanochat.data.shards import open_split, write_dataset
 from nanochat.dataloader import eval_rows
 from nanochat.eval.core_bundle import read_bundle
 from nanochat.eval.eval_model import checkpoint, foreign
-from nanochat.eval.hf_causal import CausalModel, ForeignTokenizer, load_causal, write_samples
+from nanochat.eval.hf_causal import CausalModel, HFTokenizer, load_causal, write_samples
 from nanochat.eval.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
 from nanochat.export.hf_tokenizer import to_hugging_face
 from nanochat.gpt import GPT, GPTConfig
@@ -264,7 +264,7 @@ def test_scores_are_those_of_a_plain_reading(other: tuple[str, Path], batch_toke
 @pytest.mark.parametrize("old", [False, True])
 def test_no_space_that_nobody_wrote(old: bool) -> None:
     """An end without one, or with nothing before it, is what it is in the whole text, wherever its tokens begin."""
-    tokenizer = ForeignTokenizer(sentence_piece(old))
+    tokenizer = HFTokenizer(sentence_piece(old))
     assert tokenizer.adds_space
     pairs = [("The sheep\n", "said"), ("The sheep\nA:", " said"), ("", "The"), ("she", "ep"), ("sh", "eep")]
     for (head, end), name in zip(pairs, ("s", "▁s", "▁", "e", "▁she"), strict=True):
@@ -363,7 +363,7 @@ def test_bits_per_byte_of_other_tokenizers(other: tuple[str, Path], base_dir: Pa
 def test_bytes_of_the_beginning_of_a_text() -> None:
     """A text that is cut after so many tokens: to the byte, where a token is bytes; else to the character."""
     for make in (byte_level, sentence_piece, partial(sentence_piece, False)):
-        tokenizer = ForeignTokenizer(make())
+        tokenizer = HFTokenizer(make())
         for text in TEXTS:
             ids = tokenizer.encode(text)
             sizes = [tokenizer.num_bytes(text, count) for count in range(len(ids) + 1)]
@@ -373,7 +373,7 @@ def test_bytes_of_the_beginning_of_a_text() -> None:
                 assert sizes == [len(_bytes_of(tokenizer, ids[:count])) for count in range(len(ids) + 1)]
 
 
-def _bytes_of(tokenizer: ForeignTokenizer, ids: list[int]) -> bytes:
+def _bytes_of(tokenizer: HFTokenizer, ids: list[int]) -> bytes:
     """What the ids of a byte-level tokenizer spell."""
     alphabet = hugging_face_bpe.byte_level_alphabet()
     letters = {letter: byte for byte, letter in enumerate(alphabet)}
@@ -390,7 +390,7 @@ def test_rows_end_where_ours_do(base_dir: Path) -> None:
     sizes = torch.tensor(TOKENIZER.token_bytes())
     for most in (*range(1, 130, 3), 10**6):
         rows, count = eval_rows(open_split("val"), TOKENIZER, 16, most)
-        found, num_bytes = text_rows(open_split("val"), ForeignTokenizer(theirs), 16, most)
+        found, num_bytes = text_rows(open_split("val"), HFTokenizer(theirs), 16, most)
         assert torch.equal(found, rows)
         targets = rows[:, 1:]
         assert num_bytes == (sizes[targets.clamp(min=0)] * (targets >= 0)).sum()

@@ -20,8 +20,8 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.data import storyworld
 from nanochat.data.shards import write_dataset
-from nanochat.engine import Answer, Engine
-from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskScore, chat_core, choose_rows, evaluate, letter_ids
+from nanochat.engine import Completion, Engine
+from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskResult, chat_core, choose_rows, evaluate, letter_ids
 from nanochat.gpt import GPT
 from nanochat.reporting.schema import share
 from nanochat.runtime import Runtime
@@ -88,7 +88,7 @@ GREEDY = Asking(num_samples=1, max_tokens=4, temperature=0.0, batch_size=8)
 
 def score(
     task: Task, gpt: GPT, runtime: Runtime = RUNTIME, max_problems: int | None = None, **asking: int
-) -> TaskScore:
+) -> TaskResult:
     """With other ways to ask than GREEDY's where given."""
     return evaluate(task, Engine(gpt, TOKENIZER), replace(GREEDY, **asking), runtime, max_problems)
 
@@ -165,13 +165,13 @@ def test_what_is_written_is_scored() -> None:
 class Scripted(Engine):
     """Gives prepared answers, in turn, to each prompt."""
 
-    def __init__(self, answers: list[Answer]) -> None:
+    def __init__(self, answers: list[Completion]) -> None:
         super().__init__(model(), TOKENIZER)
         self.prepared = answers
         self.calls: list[dict[str, Any]] = []
         self.lengths: list[int] = []
 
-    def answers(self, prompts: Any, num_samples: int, *settings: Any) -> list[list[Answer]]:  # type: ignore[override]
+    def answers(self, prompts: Any, num_samples: int, *settings: Any) -> list[list[Completion]]:  # type: ignore[override]
         self.lengths += map(len, prompts)
         names = ("max_tokens", "temperature", "top_k", "seed", "batch_size")
         told = dict(zip(names, settings, strict=True))
@@ -179,12 +179,12 @@ class Scripted(Engine):
         return [[self.prepared.pop(0) for _ in range(num_samples)] for _ in prompts]
 
 
-def written(text: str, ended: bool = True, forced: bool = False) -> Answer:
+def written(text: str, ended: bool = True, forced: bool = False) -> Completion:
     ids = TOKENIZER.encode(text)
     if forced:
         ids = [TOKENIZER.encode_special("<|output_start|>"), *ids]
     end = [TOKENIZER.encode_special("<|assistant_end|>")] if ended else []
-    return Answer(tokens=ids + end, mask=[int(not forced), *[1] * (len(ids) - 1 + len(end))], ended=ended)
+    return Completion(tokens=ids + end, mask=[int(not forced), *[1] * (len(ids) - 1 + len(end))], ended=ended)
 
 
 def test_several_samples_and_calls() -> None:
@@ -262,9 +262,9 @@ def test_a_task_without_problems() -> None:
 # --- ChatCORE ---------------------------------------------------------------------------------------------------------
 
 
-def scored(name: str, solved: int, num: int, chance: float) -> TaskScore:
+def scored(name: str, solved: int, num: int, chance: float) -> TaskResult:
     right = [1] * solved + [0] * (num - solved)
-    return TaskScore(name, right, num_samples=1, chance=chance, tool_calls=0, num_cut=0, problems="", seconds=0.0)
+    return TaskResult(name, right, num_samples=1, chance=chance, tool_calls=0, num_cut=0, problems="", seconds=0.0)
 
 
 def test_chat_core_is_the_mean_of_six_centred_accuracies() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nanochat.inference import tool_use
-from nanochat.inference.tool_use import Tool, Writer
+from nanochat.inference.tool_use import RowState, Tool
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 TOKENIZER = Tokenizer(
@@ -25,9 +25,9 @@ def ids(text: str) -> list[int]:
     return found
 
 
-def written(draws: str, room: int = 1000) -> tuple[str, str, Writer]:
+def written(draws: str, room: int = 1000) -> tuple[str, str, RowState]:
     """What is written when the model wants `draws`, with `.` for what it says while the tool speaks, and the mask."""
-    writer = Writer(TOOL, room)
+    writer = RowState(TOOL, room)
     for token in ids(draws):
         writer.write(token)
         if writer.done:
@@ -112,8 +112,8 @@ def test_the_tools_output_is_cut_where_there_is_no_more_room(room: int) -> None:
 
 
 def test_no_room_is_done() -> None:
-    assert Writer(TOOL, 0).done
-    assert not Writer(TOOL, 1).done
+    assert RowState(TOOL, 0).done
+    assert not RowState(TOOL, 1).done
 
 
 def test_the_tool_cannot_end_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

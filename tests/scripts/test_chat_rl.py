@@ -22,14 +22,14 @@ from torch import Tensor
 from nanochat.checkpoint_manager import build_model, describe_model, load_model, open_checkpoint, save_checkpoint
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import parse
-from nanochat.engine import Answer, Engine
+from nanochat.engine import Completion, Engine
 from nanochat.eval.pass_at_k import ks_of, pass_at_k
 from nanochat.eval.task_eval import Asking
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.rl import rollouts as rl
-from nanochat.rl.rollouts import Group, Problem, Problems, ask, micro_batches, parse_weights, tally
-from nanochat.rl.sft_mix import Replay, Worked
+from nanochat.rl.rollouts import Problem, PromptSampler, RolloutGroup, ask, micro_batches, parse_weights, tally
+from nanochat.rl.sft_mix import SFTMix, SFTRows
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.train import Rates
@@ -41,7 +41,7 @@ from tests.support.processes import Forker
 from tests.support.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTHING = Worked([], 0)
+NOTHING = SFTRows([], 0)
 CPU = torch.device("cpu")
 ALONE = Runtime(rank=0, local_rank=0, world_size=1, device=CPU, compute_dtype=torch.float32, seed=0)
 END = TOKENIZER.encode_special("<|assistant_end|>")
@@ -222,14 +222,16 @@ def test_momentum_waits_for_a_signal() -> None:
 # --- the gradient -----------------------------------------------------------------------------------------------------
 
 
-def group_of(task: str, prompt: str, answers: Sequence[tuple[str, float]]) -> Group:
+def group_of(task: str, prompt: str, answers: Sequence[tuple[str, float]]) -> RolloutGroup:
     """`answers`: what was said, and its reward. A capital letter comes from the tool; a dot is the end token."""
     problem = Problem(task, chat(prompt, ""), TOKENIZER.render_for_completion(chat(prompt, "")), 0)
     written = [
-        Answer([END if c == "." else ord(c) for c in text], [int(not c.isupper()) for c in text], text.endswith("."))
+        Completion(
+            [END if c == "." else ord(c) for c in text], [int(not c.isupper()) for c in text], text.endswith(".")
+        )
         for text, _ in answers
     ]
-    return Group(problem, written, [reward for _, reward in answers])
+    return RolloutGroup(problem, written, [reward for _, reward in answers])
 
 
 # Different lengths; tool output in the middle and at the end; twice the same answer; a group without a signal, whose
@@ -246,7 +248,7 @@ def tiny_model() -> GPT:
     return noise(SHAPE.sequence_len, n_embd=SHAPE.n_embd)
 
 
-def gradient_by_hand(model: GPT, groups: Sequence[Group]) -> dict[str, Tensor]:
+def gradient_by_hand(model: GPT, groups: Sequence[RolloutGroup]) -> dict[str, Tensor]:
     """The formula, an answer and a token at a time: -sum of (reward - mean) x log p / number of sampled tokens."""
     total, count = torch.zeros(()), 0
     for group in groups:
@@ -262,7 +264,7 @@ def gradient_by_hand(model: GPT, groups: Sequence[Group]) -> dict[str, Tensor]:
 
 
 def gradient_of_step(
-    model: GPT, groups: Sequence[Group], batch_size: int, worked: Worked = NOTHING
+    model: GPT, groups: Sequence[RolloutGroup], batch_size: int, worked: SFTRows = NOTHING
 ) -> dict[str, Tensor]:
     """What `step` hands to the optimizer."""
     optimizer, seen = build_optimizer(model, ALONE), {}
@@ -301,14 +303,14 @@ def test_worked_conversations_add_their_mean_loss(batch_size: int) -> None:
     names, params = zip(*model.named_parameters(), strict=True)
     supervised = dict(zip(names, torch.autograd.grad(total / count, params), strict=True))
     expected = gradient_by_hand(model, GROUPS)
-    found = gradient_of_step(model, GROUPS, batch_size, Worked(rows, count))
+    found = gradient_of_step(model, GROUPS, batch_size, SFTRows(rows, count))
     for name in expected:
         torch.testing.assert_close(found[name], expected[name] + supervised[name], rtol=1e-4, atol=1e-7)
 
 
 def test_what_is_replayed_in_a_step() -> None:
     conversations = [chat("x", letter * 3) for letter in "abcde"] + [chat("x" * 40, "b")]  # the last does not fit
-    replay = Replay(conversations, [], 4, TOKENIZER, 20)
+    replay = SFTMix(conversations, [], 4, TOKENIZER, 20)
     said = [[chr(ids[-2]) for ids, _ in replay.of_step(number, ALONE).rows] for number in range(4)]
     assert said == [["a", "b", "c", "d"], ["e", "a", "b"], ["c", "d", "e"], ["a", "b", "c", "d"]]
     ranks = [replace(ALONE, rank=rank, world_size=2) for rank in range(2)]
@@ -316,8 +318,8 @@ def test_what_is_replayed_in_a_step() -> None:
     whole = replay.of_step(0, ALONE)
     assert [share.num_tokens for share in shares] == [whole.num_tokens] * 2 == [16, 16]
     assert sorted(shares[0].rows + shares[1].rows) == sorted(whole.rows)
-    assert Replay([], [], 0, TOKENIZER, 20).of_step(3, ALONE) == NOTHING
-    assert replay.hash() != Replay(conversations, [], 5, TOKENIZER, 20).hash()
+    assert SFTMix([], [], 0, TOKENIZER, 20).of_step(3, ALONE) == NOTHING
+    assert replay.hash() != SFTMix(conversations, [], 5, TOKENIZER, 20).hash()
 
 
 def test_groups_without_a_signal_count() -> None:
@@ -373,7 +375,7 @@ def test_none_is_lost() -> None:
     assert [group.problem for group in groups] == problems
     assert [len(group.answers) for group in groups] == [5, 5, 5]
     assert [len(set(map(str, group.answers))) for group in groups] == [5, 5, 5]
-    groups = [Group(group.problem, group.answers, [1.0, 0, 0, 0, 0]) for group in groups]
+    groups = [RolloutGroup(group.problem, group.answers, [1.0, 0, 0, 0, 0]) for group in groups]
     for batch_size in (1, 4, 15, 16):
         batches = list(micro_batches(groups, [], 0.0, batch_size, CPU))
         assert sum(batch.copies.sum().item() for batch in batches) == 15
@@ -385,7 +387,7 @@ def test_none_is_lost() -> None:
 def test_answers_do_not_depend_on_what_is_asked_beside_them() -> None:
     engine = Engine(tiny_model(), TOKENIZER)
     asking = Asking(num_samples=3, max_tokens=6, batch_size=4)
-    problems = Problems({"Bandit": Bandit()}, {"Bandit": 1.0}, TOKENIZER, seed=5).of_step(2, 7, ALONE)
+    problems = PromptSampler({"Bandit": Bandit()}, {"Bandit": 1.0}, TOKENIZER, seed=5).of_step(2, 7, ALONE)
     together = ask(engine, problems, asking, lambda *_: 0.0)
     assert [ask(engine, [problem], asking, lambda *_: 0.0)[0] for problem in problems] == together
     assert together[0].answers != together[2].answers  # the same question at another place
@@ -425,9 +427,9 @@ def questions(problems: Sequence[Problem]) -> list[tuple[str, str]]:
 def test_problems_of_a_step() -> None:
     """Their weights hold in every step; each row once an epoch, in another order; no matter who asks, and when."""
 
-    def made(seed: int = 1) -> Problems:
+    def made(seed: int = 1) -> PromptSampler:
         tasks = {"A": Numbers(6), "B": Numbers(5)}
-        return Problems(tasks, {"A": 0.75, "B": 0.25}, TOKENIZER, seed)
+        return PromptSampler(tasks, {"A": 0.75, "B": 0.25}, TOKENIZER, seed)
 
     problems = made()
     steps = [problems.of_step(number, 8, ALONE) for number in range(5)]
@@ -448,7 +450,7 @@ def test_problems_of_a_step() -> None:
 
 def test_a_task_without_problems() -> None:
     with pytest.raises(UserError, match="A has no problems"):
-        Problems({"A": Numbers(0)}, {"A": 1.0}, TOKENIZER, 0)
+        PromptSampler({"A": Numbers(0)}, {"A": 1.0}, TOKENIZER, 0)
 
 
 @pytest.mark.parametrize(

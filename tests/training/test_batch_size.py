@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import UserError
 from nanochat.runtime import Runtime
-from nanochat.training.batch_size import CPU_TOKENS, auto_batch_size, batch_size_of, check_batch, legal_batch_sizes
+from nanochat.training.batch_size import (
+    CPU_TOKENS,
+    accumulation_steps,
+    auto_batch_size,
+    batch_size_of,
+    legal_batch_sizes,
+)
 
 MODEL: Any = SimpleNamespace(config=SimpleNamespace(sequence_len=512))  # all that is asked of one on a CPU
 
@@ -41,15 +47,15 @@ def test_a_batch_divides_or_the_nearest_that_do_are_named(
 
     expected = micro_steps(total)
     if expected:
-        assert check_batch(total, batch_size, sequence_len, world_size) == expected
+        assert accumulation_steps(total, batch_size, sequence_len, world_size) == expected
         return
     with pytest.raises(UserError) as failure:
-        check_batch(total, batch_size, sequence_len, world_size)
+        accumulation_steps(total, batch_size, sequence_len, world_size)
     advised = [int(word) for word in re.findall(r"\d+", str(failure.value).split("choose ")[1])]
     unit = batch_size * sequence_len * world_size
     assert advised == [size for size in (total - total % unit, total - total % unit + unit) if size]
     for size in advised:
-        assert check_batch(size, batch_size, sequence_len, world_size) >= 1
+        assert accumulation_steps(size, batch_size, sequence_len, world_size) >= 1
         assert abs(size - total) < unit
 
 
@@ -57,7 +63,7 @@ def test_a_batch_divides_or_the_nearest_that_do_are_named(
 def test_legal_sizes_are_those_that_pass_the_check(total: int, sequence_len: int, world_size: int) -> None:
     def passes(size: int) -> bool:
         try:
-            check_batch(total, size, sequence_len, world_size)
+            accumulation_steps(total, size, sequence_len, world_size)
         except UserError:
             return False
         return True
