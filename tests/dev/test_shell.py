@@ -225,7 +225,7 @@ FAKE_UV = """#!/bin/bash
 echo "uv $*" >>"$CALLS"
 [ -z "$FAIL" ] || case "$*" in *"$FAIL"*) echo "uv could not"; exit 1 ;; esac
 sleep "${SLOW:-0}"
-case "$*" in *--editable*) touch nanochat/_rustbpe.abi3.so ;; esac
+case "$*" in *--editable*) touch nanochat/tokenization/_rustbpe.abi3.so ;; esac
 """
 
 
@@ -257,7 +257,7 @@ def test_setup_once(bare: Checkout) -> None:
 
     (bare.folder / "constraints.txt").write_text("torch==2.9.0\n", encoding="utf-8")
     assert installs(bare.run("dev/setup.sh")[1]) == ["dependencies", "extension"]
-    (bare.folder / "nanochat/_rustbpe.abi3.so").unlink()
+    (bare.folder / "nanochat/tokenization/_rustbpe.abi3.so").unlink()
     assert installs(bare.run("dev/setup.sh")[1]) == ["dependencies", "extension"]
     assert bare.run("dev/setup.sh")[1] == []
 
