@@ -2,7 +2,7 @@
 //! turn. Long texts are cut at places that change no word, so one long text keeps all threads busy as well.
 
 use super::encoder::{Encoder, Id, Text, Worker};
-use crate::huge_pages::ask_for_large;
+use crate::huge_pages::advise_huge_pages;
 use crate::Error;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -170,7 +170,7 @@ impl<I: Id> Rows<I> {
             let share = self.size as f64 / bytes.max(1) as f64;
             let _ = all.try_reserve((ids.len() as f64 * share * 1.05) as usize);
             let room: *const [_] = all.spare_capacity_mut();
-            ask_for_large(room);
+            advise_huge_pages(room);
         }
         if job != self.next {
             self.early.insert(job, (ids.to_vec(), counts.to_vec()));

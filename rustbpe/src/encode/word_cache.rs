@@ -1,6 +1,6 @@
 //! Words that a thread has seen before, with their ids. Bounded: a word takes the place of another.
 
-use crate::huge_pages::ask_for_large;
+use crate::huge_pages::advise_huge_pages;
 use crate::packed::{self as words, Packed, QuickHasher};
 use std::hash::Hasher;
 
@@ -77,7 +77,7 @@ impl Cache {
     /// was another page, of zeros, until then.
     pub fn prepare(&mut self) {
         if !std::mem::replace(&mut self.is_prepared, true) {
-            ask_for_large(&raw const self.short[..]);
+            advise_huge_pages(&raw const self.short[..]);
             self.short.fill(0);
             self.forget_long();
         }
@@ -99,7 +99,8 @@ impl Cache {
     pub fn ask(&self, word: Packed) -> usize {
         let line = self.line(words::hash(word));
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: fetching ahead has no effect that could be seen, whatever the address.
+        // SAFETY: every x86-64 processor has SSE. A prefetch reads nothing into the program and never faults, whatever
+        // the address.
         unsafe {
             use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
             _mm_prefetch(self.short.as_ptr().wrapping_add(line).cast(), _MM_HINT_T0);

@@ -9,11 +9,12 @@ mod arrow;
 mod trainer;
 
 use crate::{encode_batch, encode_fed, Batch, Encoder, Error, Id, Splitter, Text, Vocabulary};
+use arrow::{ChunkedTextArray, Exported};
 use pyo3::exceptions::{PyKeyError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::sync::critical_section::with_critical_section;
 use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyDict, PyList, PyString};
-use std::ffi::CStr;
 use std::sync::OnceLock;
 use trainer::train;
 
@@ -97,26 +98,22 @@ impl Held {
 /// The texts of a batch: Python's strings and bytes, or an Arrow array.
 pub enum Source {
     Python(Vec<Py<PyAny>>),
-    Arrow(arrow::Texts),
+    Arrow(ChunkedTextArray),
 }
 
 impl Source {
     pub fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let from_arrow = |texts: Result<arrow::Texts, String>| texts.map(Source::Arrow).map_err(PyValueError::new_err);
+        let from_arrow =
+            |texts: Result<ChunkedTextArray, String>| texts.map(Source::Arrow).map_err(PyValueError::new_err);
         if texts.hasattr("__arrow_c_stream__")? {
-            let capsule = texts.call_method0("__arrow_c_stream__")?;
-            let stream: *mut arrow::Stream = pointer(&capsule, c"arrow_array_stream")?;
-            // SAFETY: a capsule of that name holds such a struct, and is still held itself.
-            return from_arrow(unsafe { arrow::Stream::take(stream) }.and_then(arrow::Texts::from_stream));
+            let stream = take_from_capsule(&texts.call_method0("__arrow_c_stream__")?)?;
+            return from_arrow(ChunkedTextArray::from_stream(stream));
         }
         if texts.hasattr("__arrow_c_array__")? {
             let capsules = texts.call_method0("__arrow_c_array__")?;
-            let capsules = (capsules.get_item(0)?, capsules.get_item(1)?);
-            let schema: *mut arrow::Schema = pointer(&capsules.0, c"arrow_schema")?;
-            let array: *mut arrow::Array = pointer(&capsules.1, c"arrow_array")?;
-            // SAFETY: as above.
-            let (schema, array) = unsafe { (arrow::Schema::take(schema), arrow::Array::take(array)) };
-            return from_arrow(schema.and_then(|schema| arrow::Texts::from_array(schema, array?)));
+            let schema = take_from_capsule(&capsules.get_item(0)?)?;
+            let array = take_from_capsule(&capsules.get_item(1)?)?;
+            return from_arrow(ChunkedTextArray::from_array(schema, array));
         }
         if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
             return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
@@ -156,9 +153,18 @@ impl Source {
     }
 }
 
-fn pointer<T>(capsule: &Bound<'_, PyAny>, name: &CStr) -> PyResult<*mut T> {
+/// Move the struct out of an Arrow capsule.
+fn take_from_capsule<T: Exported>(capsule: &Bound<'_, PyAny>) -> PyResult<T> {
     let capsule = capsule.cast::<PyCapsule>()?;
-    Ok(capsule.pointer_checked(Some(name))?.as_ptr().cast())
+    // The lock of the capsule: without a global lock, two threads could take the struct from one capsule at once.
+    let taken = with_critical_section(capsule, || {
+        let struct_pointer = capsule.pointer_checked(Some(T::CAPSULE_NAME))?;
+        // SAFETY: a capsule of this name holds a struct of this type, and owns it while this function borrows the
+        // capsule. No other thread accesses the struct: this function holds the capsule's lock or Python's global lock,
+        // and the interface allows only one consumer for a capsule.
+        Ok::<_, PyErr>(unsafe { T::take(struct_pointer.as_ptr().cast()) })
+    })?;
+    taken.map_err(PyValueError::new_err)
 }
 
 /// A vocabulary with its split pattern; text is never a special token.

@@ -44,7 +44,7 @@ impl Pulse {
 /// Texts to train on, as they come from Python: strings, which are not copied, or an Arrow array.
 enum Portion {
     Strings(Vec<PyBackedStr>),
-    Column(arrow::Column),
+    Column(arrow::TextArray),
 }
 
 impl Texts for Portion {
@@ -67,7 +67,7 @@ impl Texts for Portion {
 struct Batches {
     iterator: Py<PyIterator>,
     /// Columns of an Arrow array that was taken already.
-    columns: VecDeque<arrow::Column>,
+    columns: VecDeque<arrow::TextArray>,
 }
 
 impl Batches {
@@ -93,7 +93,7 @@ impl Batches {
                 }
                 Some(item) => {
                     if let Source::Arrow(texts) = Source::new(&item)? {
-                        self.columns.extend(texts.columns);
+                        self.columns.extend(texts.chunks);
                     }
                 }
                 None if strings.is_empty() => return Ok(None),

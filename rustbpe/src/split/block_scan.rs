@@ -103,7 +103,7 @@ impl Masks {
         };
         let mut masks = Self::default();
         for (i, sixteen) in block.chunks_exact(16).enumerate() {
-            // SAFETY: SSE2 is part of x86-64, and sixteen bytes are there to be read.
+            // SAFETY: every x86-64 processor has SSE2. `sixteen` has 16 readable bytes, and the load needs no alignment.
             let [letters, numbers, whites, lines, spaces, apostrophes, beyond_ascii] = unsafe {
                 let bytes = _mm_loadu_si128(sixteen.as_ptr().cast());
                 let all = |byte: u8| _mm_set1_epi8(byte as i8);
