@@ -11,14 +11,17 @@
 mod encode;
 mod error;
 mod huge_pages;
+mod jobs;
 mod packed;
 #[cfg(feature = "python")]
 mod py;
 mod split;
+mod text;
 mod train;
 
-pub use encode::{encode_batch, encode_fed, Batch, Encoder, Id, Text, Vocabulary};
+pub use encode::{encode_batch, encode_fed, Batch, Encoder, Id, Vocabulary};
 pub use error::Error;
 pub use packed::WordCounts;
 pub use split::Splitter;
+pub use text::Text;
 pub use train::{count_words, token_bytes, train_merges, Texts};

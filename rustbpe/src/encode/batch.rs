@@ -1,9 +1,10 @@
 //! Many texts at once, in several threads: the texts are cut into jobs of about equal size, which the threads take in
 //! turn. Long texts are cut at places that change no word, so one long text keeps all threads busy as well.
 
-use super::encoder::{Encoder, Id, Text, Worker};
+use super::encoder::{Encoder, Id, Worker};
 use crate::huge_pages::advise_huge_pages;
-use crate::Error;
+use crate::jobs::{Job, JobCutter, Part};
+use crate::{Error, Text};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver};
@@ -20,8 +21,8 @@ pub struct Batch<I> {
     pub offsets: Vec<i64>,
 }
 
-/// Consecutive parts of texts, each with the number of its text.
-type Job<'t> = Vec<(usize, Text<'t>)>;
+/// A job whose parts hold the number of the text and the text itself.
+type TextJob<'t> = Job<(usize, Text<'t>)>;
 
 /// How many ids a part has, behind the number of its text.
 type Count = (usize, usize);
@@ -51,7 +52,7 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
     size: usize,
     feed: impl FnOnce(&mut dyn FnMut(Text<'t>)) -> Result<(), E>,
 ) -> Result<Batch<I>, E> {
-    let (queue, jobs) = channel::<(usize, Job)>();
+    let (queue, jobs) = channel::<(usize, TextJob)>();
     let jobs = Mutex::new(jobs);
     let rows = Mutex::new(Rows::<I>::new(size));
     let failed = AtomicBool::new(false);
@@ -62,63 +63,40 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
     };
     let num_texts = thread::scope(|scope| {
         let mut others = Vec::new();
-        let mut cutter = Cutter::default();
-        let mut num_jobs = 0;
+        let mut cutter = JobCutter::new(&encoder.splitter, JOB);
+        let (mut num_texts, mut num_jobs) = (0, 0);
+        let mut send = |job| {
+            // Another thread only for a second job: a little text is not worth it.
+            if (1..num_threads).contains(&num_jobs) {
+                others.push(scope.spawn(work));
+            }
+            queue.send((num_jobs, job)).expect("the receiver outlives this scope");
+            num_jobs += 1;
+        };
         let fed = feed(&mut |text| {
-            cutter.add(encoder, text, |job| {
-                // Another thread only for a second job: a little text is not worth it.
-                if (1..num_threads).contains(&num_jobs) {
-                    others.push(scope.spawn(work));
-                }
-                queue.send((num_jobs, job)).expect("the receiver outlives this scope");
-                num_jobs += 1;
-            });
+            cutter.push((num_texts, text), text.as_bytes()).for_each(&mut send);
+            num_texts += 1;
         });
         failed.fetch_or(fed.is_err(), Ordering::Relaxed);
-        queue.send((num_jobs, cutter.job)).expect("the receiver outlives this scope");
+        if let Some(job) = cutter.finish() {
+            queue.send((num_jobs, job)).expect("the receiver outlives this scope");
+        }
         drop(queue);
         let mine = fed.and_then(|()| Ok(work()?));
         let others = others.into_iter().map(|thread| thread.join().expect("encoding does not panic"));
         let theirs: Vec<Result<(), Error>> = others.collect(); // of all of them, before an error is told
         mine?;
         theirs.into_iter().collect::<Result<(), Error>>()?;
-        Ok::<_, E>(cutter.num_texts)
+        Ok::<_, E>(num_texts)
     })?;
     Ok(rows.into_inner().unwrap_or_else(PoisonError::into_inner).finish(num_texts))
-}
-
-/// Cuts texts into jobs.
-#[derive(Default)]
-struct Cutter<'t> {
-    num_texts: usize,
-    job: Job<'t>,
-    size: usize,
-}
-
-impl<'t> Cutter<'t> {
-    /// Add a text to the job; `send` those that are full.
-    fn add(&mut self, encoder: &Encoder, mut text: Text<'t>, mut send: impl FnMut(Job<'t>)) {
-        while !text.is_empty() {
-            let room = JOB - self.size;
-            let end = if text.len() > room { encoder.splitter.cut(text.bytes(), room) } else { text.len() };
-            let (part, rest) = text.split_at(end);
-            self.job.push((self.num_texts, part));
-            self.size += end;
-            if self.size >= JOB {
-                send(std::mem::take(&mut self.job));
-                self.size = 0;
-            }
-            text = rest;
-        }
-        self.num_texts += 1;
-    }
 }
 
 /// Take jobs until there are no more, or somebody failed.
 fn work_off<I: Id>(
     encoder: &Encoder,
     worker: &mut Worker,
-    jobs: &Mutex<Receiver<(usize, Job)>>,
+    jobs: &Mutex<Receiver<(usize, TextJob)>>,
     rows: &Mutex<Rows<I>>,
     failed: &AtomicBool,
 ) -> Result<(), Error> {
@@ -131,16 +109,15 @@ fn work_off<I: Id>(
         }
         ids.clear();
         counts.clear();
-        let size = job.iter().map(|(_, part)| part.len()).sum();
-        if size >= JOB {
+        if job.num_bytes >= JOB {
             worker.prepare();
         }
-        for (text, part) in job {
+        for Part { text: (index, text), range } in job.parts {
             let before = ids.len();
-            worker.encode_into(encoder, part, &mut ids)?;
-            counts.push((text, ids.len() - before));
+            worker.encode_into(encoder, text.slice(range), &mut ids)?;
+            counts.push((index, ids.len() - before));
         }
-        rows.lock().unwrap_or_else(PoisonError::into_inner).add(number, size, &ids, &counts);
+        rows.lock().unwrap_or_else(PoisonError::into_inner).add(number, job.num_bytes, &ids, &counts);
     }
 }
 

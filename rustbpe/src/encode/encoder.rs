@@ -5,7 +5,7 @@ use super::vocabulary::{Vocabulary, NONE};
 use super::word_cache::{Cache, FEW};
 use crate::packed::{pack, unpack, Packed, SHORT};
 use crate::split::MANY;
-use crate::{Error, Splitter};
+use crate::{Error, Splitter, Text};
 use std::sync::Mutex;
 
 /// How ids are stored: in 16 bits where the vocabulary allows, else in 32.
@@ -22,38 +22,6 @@ impl Id for u16 {
 impl Id for u32 {
     fn new(id: u32) -> Self {
         id
-    }
-}
-
-/// A text to encode: UTF-8, or bytes that may not be.
-#[derive(Clone, Copy, Debug)]
-pub enum Text<'t> {
-    Str(&'t str),
-    Bytes(&'t [u8]),
-}
-
-impl<'t> Text<'t> {
-    pub fn bytes(&self) -> &'t [u8] {
-        match self {
-            Text::Str(text) => text.as_bytes(),
-            Text::Bytes(bytes) => bytes,
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        self.bytes().len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Two parts. `at` must not be inside a character.
-    pub fn split_at(&self, at: usize) -> (Self, Self) {
-        match self {
-            Text::Str(text) => (Text::Str(&text[..at]), Text::Str(&text[at..])),
-            Text::Bytes(bytes) => (Text::Bytes(&bytes[..at]), Text::Bytes(&bytes[at..])),
-        }
     }
 }
 

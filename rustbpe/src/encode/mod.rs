@@ -7,5 +7,5 @@ mod vocabulary;
 mod word_cache;
 
 pub use batch::{encode_batch, encode_fed, Batch};
-pub use encoder::{Encoder, Id, Text};
+pub use encoder::{Encoder, Id};
 pub use vocabulary::Vocabulary;

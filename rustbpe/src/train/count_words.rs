@@ -1,8 +1,8 @@
 //! Counts distinct words, in as many threads as asked for. Long texts are cut at places that change no word, so one
 //! long text keeps all threads busy as well.
 
+use crate::jobs::{Job, JobCutter, Part};
 use crate::{Error, Splitter, Text, WordCounts};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, sync_channel, Receiver, RecvTimeoutError, Sender, TrySendError};
 use std::sync::{Arc, Mutex};
@@ -36,8 +36,8 @@ impl<T: AsRef<str> + Send + Sync> Texts for Vec<T> {
     }
 }
 
-/// Parts of the texts of a batch: (number of the text, range of its bytes).
-type Job<T> = (Arc<T>, Vec<(usize, Range<usize>)>);
+/// A job with the batch that its parts index.
+type BatchJob<T> = (Arc<T>, Job<usize>);
 
 /// Count the words of all texts, which must be UTF-8. The counts do not depend on `num_threads`.
 ///
@@ -61,7 +61,7 @@ pub fn count_words<T: Texts, E: From<Error>>(
     mut progress: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<WordCounts, E> {
     let num_threads = num_threads.max(1);
-    let (to_worker, inbox) = sync_channel::<Job<T>>(num_threads);
+    let (to_worker, inbox) = sync_channel::<BatchJob<T>>(num_threads);
     let inbox = Mutex::new(inbox);
     let (done, spent) = channel();
     let stop = AtomicBool::new(false);
@@ -74,9 +74,11 @@ pub fn count_words<T: Texts, E: From<Error>>(
             .collect();
         let mut feed = || -> Result<(), E> {
             let mut back = Vec::new();
+            let mut cutter = JobCutter::new(splitter, JOB);
             while let Some(batch) = next_batch(std::mem::take(&mut back))?.map(Arc::new) {
-                cut(splitter, &*batch, |parts, size| {
-                    let mut job = (batch.clone(), parts);
+                let mut send = |job: Job<usize>| {
+                    let num_bytes = job.num_bytes;
+                    let mut job = (batch.clone(), job);
                     while let Err(TrySendError::Full(again)) = to_worker.try_send(job) {
                         job = again;
                         // A worker ends before the queue does only if it panics, which is told where it is joined.
@@ -86,8 +88,14 @@ pub fn count_words<T: Texts, E: From<Error>>(
                         back.extend(spent.recv_timeout(TICK)); // there is room when a job is done
                         progress(0)?;
                     }
-                    progress(size)
-                })?;
+                    progress(num_bytes)
+                };
+                for index in 0..batch.len() {
+                    for job in cutter.push(index, batch.get(index)?.as_bytes()) {
+                        send(job)?;
+                    }
+                }
+                cutter.finish().map_or(Ok(()), send)?;
                 done.send(batch).expect("the other end is in this function");
                 back.extend(spent.try_iter());
                 progress(0)?; // there may be no job in a batch
@@ -124,35 +132,9 @@ pub fn count_words<T: Texts, E: From<Error>>(
     })
 }
 
-/// Cut a batch into jobs, and `send` each with its size.
-fn cut<E: From<Error>>(
-    splitter: &Splitter,
-    batch: &impl Texts,
-    mut send: impl FnMut(Vec<(usize, Range<usize>)>, usize) -> Result<(), E>,
-) -> Result<(), E> {
-    let (mut parts, mut size) = (Vec::new(), 0);
-    for index in 0..batch.len() {
-        let text = batch.get(index)?.bytes();
-        let mut start = 0;
-        while start < text.len() {
-            let end = if text.len() > JOB { splitter.cut(text, (start + JOB).min(text.len())) } else { text.len() };
-            parts.push((index, start..end));
-            size += end - start;
-            start = end;
-            if size >= JOB {
-                send(std::mem::take(&mut parts), std::mem::take(&mut size))?;
-            }
-        }
-    }
-    if parts.is_empty() {
-        return Ok(());
-    }
-    send(parts, size)
-}
-
 fn count_jobs<T: Texts>(
     splitter: &Splitter,
-    inbox: &Mutex<Receiver<Job<T>>>,
+    inbox: &Mutex<Receiver<BatchJob<T>>>,
     done: &Sender<Arc<T>>,
     stop: &AtomicBool,
 ) -> Result<WordCounts, Error> {
@@ -160,10 +142,11 @@ fn count_jobs<T: Texts>(
     let mut outcome = Ok(());
     loop {
         let received = inbox.lock().expect("no worker panics while it holds the queue").recv();
-        let Ok((batch, parts)) = received else { break };
-        for (index, range) in parts {
+        let Ok((batch, job)) = received else { break };
+        for Part { text, range } in job.parts {
             if !stop.load(Ordering::Relaxed) {
-                outcome = batch.get(index).and_then(|text| count(splitter, text, range, &mut counts, stop));
+                let part = batch.get(text).map(|text| text.slice(range));
+                outcome = part.and_then(|part| count(splitter, part, &mut counts, stop));
             }
             if outcome.is_err() {
                 stop.store(true, Ordering::Relaxed);
@@ -174,18 +157,10 @@ fn count_jobs<T: Texts>(
     outcome.map(|()| counts)
 }
 
-fn count(
-    splitter: &Splitter,
-    text: Text,
-    range: Range<usize>,
-    counts: &mut WordCounts,
-    stop: &AtomicBool,
-) -> Result<(), Error> {
+fn count(splitter: &Splitter, text: Text, counts: &mut WordCounts, stop: &AtomicBool) -> Result<(), Error> {
     let text = match text {
-        Text::Str(text) => &text[range],
-        Text::Bytes(bytes) => {
-            simdutf8::compat::from_utf8(&bytes[range]).map_err(|error| Error::Text(error.to_string()))?
-        }
+        Text::Str(text) => text,
+        Text::Bytes(bytes) => simdutf8::compat::from_utf8(bytes).map_err(|error| Error::Text(error.to_string()))?,
     };
     splitter.split_while(text, |bounds| {
         bounds.windows(2).for_each(|word| counts.add(text.as_bytes(), word[0], word[1], 1));
@@ -200,29 +175,6 @@ mod tests {
     use std::time::Instant;
 
     const OURS: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-
-    /// The jobs of some texts, put together again, and the largest of them.
-    fn jobs(splitter: &Splitter, texts: &Vec<String>) -> (Vec<String>, usize) {
-        let mut joined = vec![String::new(); texts.len()];
-        let mut largest = 0;
-        cut::<Error>(splitter, texts, |parts, size| {
-            largest = largest.max(size);
-            assert_eq!(size, parts.iter().map(|(_, range)| range.len()).sum::<usize>());
-            parts.into_iter().for_each(|(index, range)| joined[index].push_str(&texts[index][range]));
-            Ok(())
-        })
-        .unwrap();
-        (joined, largest)
-    }
-
-    #[test]
-    fn jobs_hold_all_texts_and_are_about_as_large_as_they_should_be() {
-        let splitter = Splitter::new(OURS).unwrap();
-        let texts: Vec<String> = [0, 1, 40_000, 400_000, 3, 70_000, 0].map(|words| "été 12 ".repeat(words)).into();
-        let (joined, largest) = jobs(&splitter, &texts);
-        assert_eq!(joined, texts);
-        assert!(largest < 2 * JOB + 20, "{largest}");
-    }
 
     #[test]
     fn one_long_text_is_counted_like_its_words() {
@@ -311,7 +263,7 @@ mod tests {
         let text = "1 ".repeat(1000);
         for (pattern, most) in [(OURS, crate::split::MANY), (r"\w+|\W", 1)] {
             let (mut counts, stop) = (WordCounts::default(), AtomicBool::new(true));
-            count(&Splitter::new(pattern).unwrap(), Text::Str(&text), 0..text.len(), &mut counts, &stop).unwrap();
+            count(&Splitter::new(pattern).unwrap(), Text::Str(&text), &mut counts, &stop).unwrap();
             let counted: u64 = counts.iter().map(|(_, count)| count).sum();
             assert!(counted > 0 && counted <= most as u64, "{counted} by {pattern}");
         }
