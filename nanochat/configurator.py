@@ -1,6 +1,6 @@
-"""A frozen dataclass becomes a command line: its fields are the flags, and a TOML file may come before them.
+"""Command lines from frozen dataclasses: each field is a flag, and a TOML settings file may precede the flags.
 
-A script names each setting once, with its type, default and help text:
+A script declares each setting once, with its type, default and help text:
 
     @dataclass(frozen=True)
     class Config(Settings):
@@ -11,8 +11,8 @@ A script names each setting once, with its type, default and help text:
         cli(Config, main, __doc__)
 
 and is called as `python -m scripts.x [settings.toml] [--depth=4] [--run NAME]`. Dashes and underscores are alike,
-abbreviations are not accepted, a flag beats the file and the file beats the default. What is wrong with them is said in
-a `UserError` of one line; a value that is not allowed also where a config is made without a command line.
+abbreviations are not accepted, a flag overrides the file and the file overrides the default. A mistake raises a
+`UserError` of one line. A value that its setting does not allow is also refused when a config is built in code.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from nanochat.common import Stopped, UserError, print0
-from nanochat.values import READERS, from_text, from_toml, kind_name, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,29 +41,36 @@ else:
 _NOT_GIVEN = object()  # only flags that were given may override the file
 
 
+# --- declaring settings -----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a config derives from: a value that its setting does not allow is refused wherever the config is made.
+    """Base class of configs: refuses a value that its setting does not allow, wherever the config is built.
 
-    A `__post_init__` of the config's own calls `super().__post_init__()` first.
+    A subclass with a `__post_init__` calls `super().__post_init__()` first.
     """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, rule, choices = getattr(self, field.name), field.metadata["range"], field.metadata["choices"]
-            allowed = rule is None or rule.allows(value)
+            value = getattr(self, field.name)
+            rule = field.metadata["range"]
+            choices = field.metadata["choices"]
+            is_allowed = rule is None or rule.allows(value)
             if choices:
-                allowed, rule = value in (*choices, None), f"one of {', '.join(map(str, choices))}"
-            if not allowed:
+                is_allowed = value in (*choices, None)
+                rule = f"one of {', '.join(map(str, choices))}"
+            if not is_allowed:
                 raise UserError(f"{field.name} is {value!r}: it must be {rule} ({field.metadata['help']})")
 
 
 C = TypeVar("C", bound=Settings)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class _Range:
-    """Which finite numbers a setting takes, and which value besides. As a text, in words."""
+    """The finite numbers that a setting allows, and one value outside of them (`also`). `str()` puts it in words."""
 
     at_least: float
     above: float
@@ -78,8 +84,12 @@ class _Range:
         return is_number and self.at_least <= value <= self.at_most and value > self.above
 
     def __str__(self) -> str:
-        least = f"above {self.above}" if self.above > -math.inf else f"at least {self.at_least}"
-        words = least if self.at_most == math.inf else f"from {self.at_least} to {self.at_most}"
+        if self.at_most < math.inf:
+            words = f"from {self.at_least} to {self.at_most}"
+        elif self.above > -math.inf:
+            words = f"above {self.above}"
+        else:
+            words = f"at least {self.at_least}"
         return words if self.also is None else f"{words}, or {self.also}"
 
 
@@ -94,16 +104,33 @@ def setting(
     above: float = -math.inf,
     at_most: float = math.inf,
     also: Any = None,
+    renamed_from: str | None = None,
 ) -> Any:
-    """A dataclass field that is also a flag.
+    """Declare a dataclass field that is also a flag.
 
-    `short="i"` adds `-i`; `positional=True` makes it a bare word; `choices` are the only values allowed. A number's
-    range is `at_least` or `above` something, and perhaps `at_most`; `also` is allowed outside of it. None always is.
+    Args:
+        default: value used if neither the file nor a flag gives one.
+        help: one line for `--help` and for error messages.
+        short: "i" adds the flag `-i`.
+        choices: the only values allowed.
+        positional: the setting is a word without a flag name.
+        at_least, above, at_most: range of a number.
+        also: a value allowed outside of that range. None is always allowed.
+        renamed_from: former name, still accepted in settings files and in old checkpoints, but not as a flag.
     """
     has_range = max(at_least, above, -at_most) > -math.inf
-    rule = _Range(at_least, above, at_most, also) if has_range else None
-    metadata = {"help": help, "short": short, "choices": choices, "positional": positional, "range": rule}
+    metadata = {
+        "help": help,
+        "short": short,
+        "choices": choices,
+        "positional": positional,
+        "range": _Range(at_least, above, at_most, also) if has_range else None,
+        "renamed_from": renamed_from,
+    }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# --- reading settings -------------------------------------------------------------------------------------------------
 
 
 def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | None = None) -> C:
@@ -121,14 +148,14 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--"]:  # left over from `torchrun ... -m scripts.x -- --depth=20`
         del words[0]
-    has_file = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")  # --mixture=x.toml is none
+    has_file = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")  # not --mixture=x.toml
     from_file = _read_toml(config_class, Path(words.pop(0))) if has_file else {}
     arguments, unknown = _parser(config_class, doc).parse_known_args([_underscored(word) for word in words])
     if unknown:
         raise UserError(f"unknown argument {unknown[0]}{_suggestion(config_class, unknown[0])}")
+    from_flags = {name: value for name, value in vars(arguments).items() if value is not _NOT_GIVEN}
     try:
-        given = {name: value for name, value in vars(arguments).items() if value is not _NOT_GIVEN}
-        return config_class(**{**from_file, **given})
+        return config_class(**{**from_file, **from_flags})
     except UserError:
         raise
     except ValueError as error:
@@ -136,10 +163,10 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
 
 
 def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = None) -> None:
-    """Run a script: read its config, call `main(config)`; a UserError becomes one line on stderr and exit code 2.
+    """Run a script: read its config and call `main(config)`.
 
-    A run that a signal has ended leaves with the code that a shell gives such a death: 130 for Ctrl-C, 143 for SIGTERM.
-    So a script of several stages does not go on to the next one.
+    A UserError becomes one line on stderr and exit code 2. A run ended by a signal exits with 128 + the signal, as a
+    shell reports it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on.
     """
     try:
         main(parse(config_class, None, doc))
@@ -154,8 +181,59 @@ def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = No
         raise SystemExit(128 + signal.SIGINT) from None
 
 
+def with_current_names(config_class: type[Any], settings: Mapping[str, V]) -> dict[str, V]:
+    """Return stored settings with the names that `config_class` gives them today; unknown names stay as they are.
+
+    For settings written by an older version, as in a checkpoint's meta.json. Raises UserError if a setting is present
+    under both its former and its current name.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config(Settings):
+    ...     init_lr_frac: float = setting(1.0, "first learning rate as a share", renamed_from="lr_scale")
+    >>> with_current_names(Config, {"lr_scale": 0.5, "seed": 1})
+    {'init_lr_frac': 0.5, 'seed': 1}
+    """
+    current_names = {
+        field.metadata["renamed_from"]: field.name
+        for field in dataclasses.fields(config_class)
+        if field.metadata["renamed_from"]
+    }
+    for former, current in current_names.items():
+        if former in settings and current in settings:
+            raise UserError(f"{former} and {current} are two names of one setting: keep {current} and remove {former}")
+    return {current_names.get(name, name): value for name, value in settings.items()}
+
+
+def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"settings file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"settings file {path}: {error}") from error
+    given = {key.replace("-", "_"): (key, value) for key, value in content.items()}
+    try:
+        renamed = with_current_names(config_class, given)
+    except UserError as error:
+        raise UserError(f"settings file {path}: {error}") from None
+    for former in given.keys() - renamed.keys():
+        current = next(name for name, pair in renamed.items() if pair is given[former])
+        print0(f"settings file {path}: {former} is now called {current}")
+    types_by_name = {field.name: allowed_types for field, allowed_types in _fields(config_class)}
+    values = {}
+    for name, (key, value) in renamed.items():
+        if name not in types_by_name:
+            raise UserError(f"settings file {path}: unknown setting {key}{_suggestion(config_class, name)}")
+        try:
+            values[name] = _from_toml(value, types_by_name[name])
+        except TypeError as error:
+            raise UserError(f"settings file {path}: {key} = {value!r}: {error}") from error
+    return values
+
+
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as an exception instead of printing the usage and leaving."""
+    """Reports a mistake as an exception instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists every setting)")
@@ -170,20 +248,20 @@ def _parser(config_class: type[Any], doc: str | None) -> argparse.ArgumentParser
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for field, kinds in _fields(config_class):
+    for field, allowed_types in _fields(config_class):
         text = field.metadata["help"].replace("%", "%%")
         rule = f"; {field.metadata['range']}" if field.metadata["range"] else ""
         choices = field.metadata["choices"]
         options: dict[str, Any] = {
             "default": _NOT_GIVEN,
-            "help": f"{text} (default: {shown(field.default)}{rule})",
-            "metavar": "|".join(map(str, choices)) if choices else "|".join(map(kind_name, kinds)).upper(),
-            "type": _reader(kinds),
+            "help": f"{text} (default: {_format_value(field.default)}{rule})",
+            "metavar": "|".join(map(str, choices)) if choices else "|".join(map(_type_name, allowed_types)).upper(),
+            "type": _flag_type(allowed_types),
         }
         if field.metadata["positional"]:
             parser.add_argument(field.name, nargs="?", **options)
             continue
-        if bool in kinds:
+        if bool in allowed_types:
             options.update(nargs="?", const=True)  # --flag, --flag=true, --flag=false
         short = field.metadata["short"]
         parser.add_argument(*([f"-{short}"] if short else []), f"--{field.name}", dest=field.name, **options)
@@ -191,53 +269,22 @@ def _parser(config_class: type[Any], doc: str | None) -> argparse.ArgumentParser
 
 
 def _fields(config_class: type[Any]) -> list[tuple[dataclasses.Field[Any], tuple[Any, ...]]]:
-    """Each field with the types it allows: `int | None` gives (int, NoneType)."""
+    """Return each field with the types it allows: `int | None` gives (int, NoneType)."""
     hints = typing.get_type_hints(config_class)
-    found = []
+    fields = []
     for field in dataclasses.fields(config_class):
         hint = hints[field.name]
-        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        kinds = typing.get_args(hint) if union else (hint,)
-        assert all(kind in READERS for kind in kinds), (
+        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        allowed_types = typing.get_args(hint) if is_union else (hint,)
+        assert all(allowed in _TEXT_READERS for allowed in allowed_types), (
             f"{config_class.__name__}.{field.name}: no flag can give a {hint}"
         )
-        found.append((field, kinds))
-    return found
-
-
-def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return from_text(text, kinds)
-        except TypeError as error:
-            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
-
-    return read
-
-
-def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
-    except OSError as error:
-        raise UserError(f"settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"settings file {path}: {error}") from error
-    kinds = {field.name: kinds for field, kinds in _fields(config_class)}
-    values = {}
-    for key, value in content.items():
-        name = key.replace("-", "_")
-        if name not in kinds:
-            raise UserError(f"settings file {path}: unknown setting {key}{_suggestion(config_class, name)}")
-        try:
-            values[name] = from_toml(value, kinds[name])
-        except TypeError as error:
-            raise UserError(f"settings file {path}: {key} = {value!r}: {error}") from error
-    return values
+        fields.append((field, allowed_types))
+    return fields
 
 
 def _underscored(word: str) -> str:
-    """`--max-steps=a-b` -> `--max_steps=a-b`: the value stays as it is."""
+    """`--max-steps=a-b` -> `--max_steps=a-b`: the value is left alone."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
@@ -245,8 +292,108 @@ def _underscored(word: str) -> str:
 
 
 def _suggestion(config_class: type[Any], word: str) -> str:
+    """End of the message about an unknown setting: the name probably meant, a former name included."""
     if word.endswith(".toml"):
         return ": a settings file comes first"
-    names = [field.name for field in dataclasses.fields(config_class)]
-    close = difflib.get_close_matches(word.lstrip("-").partition("=")[0], names, n=1)
-    return f"; did you mean --{close[0]}?" if close else " (--help lists every setting)"
+    name_of: dict[str, str] = {}
+    for field in dataclasses.fields(config_class):
+        name_of[field.name] = field.name
+        if field.metadata["renamed_from"]:
+            name_of[field.metadata["renamed_from"]] = field.name
+    matches = difflib.get_close_matches(word.lstrip("-").partition("=")[0], name_of, n=1)
+    return f"; did you mean --{name_of[matches[0]]}?" if matches else " (--help lists every setting)"
+
+
+# --- values as text and in TOML ---------------------------------------------------------------------------------------
+# `allowed_types` are the types that a setting may have, as (int, NoneType).
+
+
+def _read_none(text: str) -> None:
+    if text.lower() != "none":
+        raise ValueError(text)
+
+
+def _read_bool(text: str) -> bool:
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError("nan")
+    return value
+
+
+# In the order in which they are tried for a setting of several types: the narrowest first.
+_TEXT_READERS: dict[Any, Callable[[str], Any]] = {
+    types.NoneType: _read_none,
+    bool: _read_bool,
+    int: int,
+    float: _read_float,
+    Path: Path,
+    str: str,
+}
+
+
+def _flag_type(allowed_types: tuple[Any, ...]) -> Callable[[str], Any]:
+    """Reader of a flag's text in the form that argparse wants."""
+
+    def read(text: str) -> Any:
+        try:
+            return _from_text(text, allowed_types)
+        except TypeError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+    return read
+
+
+def _from_text(text: str, allowed_types: tuple[Any, ...]) -> Any:
+    """Return the value of a flag's text. Raises TypeError, which names the types expected.
+
+    >>> _from_text("8", (int, str)), _from_text("auto", (int, str)), _from_text("none", (Path, types.NoneType))
+    (8, 'auto', None)
+    """
+    for candidate, read in _TEXT_READERS.items():
+        if candidate in allowed_types:
+            try:
+                return read(text)
+            except (ValueError, KeyError):
+                continue  # the next type may fit
+    raise TypeError(_expected(allowed_types))
+
+
+def _from_toml(value: Any, allowed_types: tuple[Any, ...]) -> Any:
+    """Return the value of a TOML entry. Raises TypeError, which names the types expected.
+
+    TOML values are typed. None and paths, which TOML lacks, are strings; an integer is also accepted as a float.
+
+    >>> _from_toml("none", (int, types.NoneType)), _from_toml(1, (float,))
+    (None, 1.0)
+    """
+    if value == "none" and types.NoneType in allowed_types:
+        return None
+    if type(value) in allowed_types:
+        return value
+    if type(value) is int and float in allowed_types:
+        return float(value)
+    if isinstance(value, str) and Path in allowed_types:
+        return Path(value)
+    raise TypeError(_expected(allowed_types))
+
+
+def _expected(allowed_types: tuple[Any, ...]) -> str:
+    return f"expected {' or '.join(map(_type_name, allowed_types))}"
+
+
+def _type_name(value_type: type) -> str:
+    """Name of a type in `--help` and messages."""
+    return {types.NoneType: "none", bool: "true|false", str: "text"}.get(value_type, value_type.__name__)
+
+
+def _format_value(value: object) -> str:
+    """Text of a value as a flag takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) or '""'

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.configurator import Settings, cli, parse, setting
+from nanochat.configurator import Settings, cli, parse, setting, with_current_names
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,84 @@ def test_mistakes_in_a_file(tmp_path: Path, text: str | bytes, words: list[str])
         parse(Config, [str(path)])
     for word in words:
         assert word in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Renamed(Settings):
+    init_lr_frac: float = setting(1.0, "first learning rate as a share", above=0, renamed_from="lr_scale")
+    unembedding_lr: float = setting(0.004, "learning rate", renamed_from="head_lr")
+    lr: float = setting(0.1, "learning rate")
+
+
+@dataclass(frozen=True)
+class NotRenamed(Settings):
+    lr_scale: float = setting(2.0, "a setting that has kept the name")
+
+
+@pytest.mark.parametrize("key", ["lr_scale", "lr-scale"])
+def test_a_file_may_use_a_former_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    path = tmp_path / "old.toml"
+    path.write_text(f"{key} = 0.5\nlr = 1\n", encoding="utf-8")
+    assert parse(Renamed, [str(path)]) == Renamed(init_lr_frac=0.5, lr=1.0)
+    assert capsys.readouterr().out == f"settings file {path}: lr_scale is now called init_lr_frac\n"
+    assert parse(Renamed, [str(path), "--init-lr-frac=0.25"]).init_lr_frac == 0.25
+    capsys.readouterr()
+    path.write_text("lr_scale = 0.5", encoding="utf-8")
+    assert parse(NotRenamed, [str(path)]).lr_scale == 0.5
+    assert capsys.readouterr().out == ""
+
+
+def test_only_rank_0_reports_a_former_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old.toml").write_text("lr_scale = 0.5", encoding="utf-8")
+    monkeypatch.setenv("RANK", "1")
+    assert parse(Renamed, [str(tmp_path / "old.toml")]).init_lr_frac == 0.5
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lr_scale = 0.5\ninit_lr_frac = 0.5", ["lr_scale", "init_lr_frac", "remove lr_scale"]),
+        ("init-lr-frac = 0.5\nlr-scale = 0.5", ["lr_scale", "init_lr_frac", "remove lr_scale"]),
+        ('lr_scale = "x"', ["lr_scale = 'x'", "float"]),
+        ("lr_scale = 0", ["init_lr_frac is 0.0", "above 0"]),
+        ("lr_scales = 1", ["unknown setting lr_scales", "did you mean --init_lr_frac"]),
+    ],
+)
+def test_mistakes_with_a_former_name(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "old.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        parse(Renamed, [str(path)])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_former_name_is_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--lr_scale=0.5"], ["--lr-scale", "0.5"]):
+        with pytest.raises(UserError, match=r"^unknown argument --lr_scale.*; did you mean --init_lr_frac\?$"):
+            parse(Renamed, argv)
+    with pytest.raises(UserError, match=r"did you mean --unembedding_lr\?$"):
+        parse(Renamed, ["--head_lr=1"])
+    with pytest.raises(SystemExit):
+        parse(Renamed, ["--help"])
+    assert "lr_scale" not in capsys.readouterr().out
+
+
+def test_stored_settings_get_current_names() -> None:
+    stored = {"lr": 0.2, "lr_scale": 0.5, "head_lr": None, "depth": 4}
+    assert with_current_names(Renamed, stored) == {
+        "lr": 0.2,
+        "init_lr_frac": 0.5,
+        "unembedding_lr": None,
+        "depth": 4,
+    }
+    assert with_current_names(NotRenamed, stored) == stored
+    with pytest.raises(UserError, match=r"head_lr and unembedding_lr .* remove head_lr"):
+        with_current_names(Renamed, {"head_lr": 1, "unembedding_lr": 1})
 
 
 @given(
