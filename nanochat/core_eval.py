@@ -26,7 +26,7 @@ from nanochat.eval.core_bundle import CoreTask
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
-from nanochat.reporting.schema import Z95, Section, share
+from nanochat.reporting.schema import Z95, Section, proportion
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TextEncoder, encode_end
 
@@ -100,7 +100,7 @@ class TaskResult:
     @property
     def metric(self) -> Section:
         """The accuracy as a metric of the report, with its 95% interval."""
-        return {**share(sum(self.correct), self.num), "chance": self.guess}
+        return {**proportion(sum(self.correct), self.num), "chance": self.guess}
 
     @property
     def answers(self) -> Section:

@@ -19,9 +19,9 @@ from typing import Any
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.reporting.markdown import duration, escape, fence, number, table, wrapped
-from nanochat.reporting.schema import MODELS, Section, is_accuracy, log_section, model_of, read_sections
-from nanochat.reporting.significance import accuracies, accuracy_lines, accuracy_tables
+from nanochat.reporting.markdown import escape, fence, format_duration, format_number, format_table, wrap_text
+from nanochat.reporting.schema import STAGES, Section, is_accuracy, log_section, read_sections, stage_of
+from nanochat.reporting.significance import accuracies_by_task, accuracy_lines, accuracy_tables
 
 __all__ = ["log_section", "main", "read_sections", "render"]
 _ACCURACIES = "accuracies.png"  # no stage's name ends like this
@@ -34,7 +34,7 @@ def render(base: Path | None = None) -> Path:
 
     A file that is no section is left out, with a line that names it. Raises UserError if there is no section at all.
     """
-    from nanochat.reporting.plots import draw, draw_accuracies  # slow to import, and only needed here
+    from nanochat.reporting.plots import plot_accuracies, plot_curves  # slow to import, and only needed here
 
     folder = (base or base_dir()) / "report"
     sections, faults = read_sections(folder)
@@ -49,9 +49,9 @@ def render(base: Path | None = None) -> Path:
         blocks += _stage(stage, section, pictures.get(stage))
     blocks += _conversations(sections)
     for stage, name in pictures.items():
-        draw(sections[stage]["curves"], folder / name)
-    if found := accuracies(sections):
-        draw_accuracies(found, folder / _ACCURACIES)
+        plot_curves(sections[stage]["curves"], folder / name)
+    if found := accuracies_by_task(sections):
+        plot_accuracies(found, folder / _ACCURACIES)
         pictures[""] = _ACCURACIES
     write_text_atomic(folder / "report.md", "\n\n".join(blocks) + "\n")
     for stale in set(folder.glob("*.png")) - {folder / name for name in pictures.values()}:
@@ -62,10 +62,10 @@ def render(base: Path | None = None) -> Path:
 def _metric(metric: Any) -> str:
     """A metric for people: `0.4120 [0.3910, 0.4330], n = 1,172`."""
     if not isinstance(metric, dict):
-        return number(metric)
-    text = number(metric.get("value"))
+        return format_number(metric)
+    text = format_number(metric.get("value"))
     if interval := metric.get("interval"):
-        text += f" [{number(interval[0])}, {number(interval[1])}]"
+        text += f" [{format_number(interval[0])}, {format_number(interval[1])}]"
     return text + (f", n = {metric['n']:,}" if isinstance(metric.get("n"), int) else "")
 
 
@@ -83,12 +83,12 @@ def _headline(sections: Sections) -> tuple[list[str], dict[str, dict[str, str]]]
     """
     cells: dict[str, dict[str, str]] = {}
     for stage, section in sections.items():
-        model = model_of(stage, section)
+        model = stage_of(stage, section)
         metrics: dict[str, Any] = section.get("metrics", {}) if model else {}
         for name in section.get("headline", list(metrics)):
             if name in metrics and not is_accuracy(metrics[name]):
                 cells.setdefault(name, {})[str(model)] = _metric(metrics[name])
-    return [model for model in MODELS if any(model in row for row in cells.values())], cells
+    return [model for model in STAGES if any(model in row for row in cells.values())], cells
 
 
 def _seconds(sections: Sections) -> dict[str, float]:
@@ -115,14 +115,16 @@ def _summary(sections: Sections) -> Iterator[str]:
     yield "## Summary"
     models, cells = _headline(sections)
     if models:
-        yield table(["metric", *models], [[name, *(row.get(m, "") for m in models)] for name, row in cells.items()])
+        yield format_table(
+            ["metric", *models], [[name, *(row.get(m, "") for m in models)] for name, row in cells.items()]
+        )
     yield from accuracy_tables(sections, _ACCURACIES)
     seconds = _seconds(sections)
     total = math.fsum(seconds.values())
     yield "### Time and cost"
     if seconds:
-        rows = [[stage, sections[stage].get("time", ""), duration(spent)] for stage, spent in seconds.items()]
-        yield table(["stage", "finished", "time"], [*rows, ["total", "", duration(total)]])
+        rows = [[stage, sections[stage].get("time", ""), format_duration(spent)] for stage, spent in seconds.items()]
+        yield format_table(["stage", "finished", "time"], [*rows, ["total", "", format_duration(total)]])
     yield f"Cost: {escape(_cost(total))}."
 
 
@@ -139,7 +141,7 @@ def _environment(sections: Sections) -> Iterator[str]:
         rows.append([name, "; ".join(told)])
     if rows:
         yield "## Environment"
-        yield table(["what", "value"], rows)
+        yield format_table(["what", "value"], rows)
 
 
 def _stage(stage: str, section: Section, picture: str | None) -> Iterator[str]:
@@ -148,7 +150,9 @@ def _stage(stage: str, section: Section, picture: str | None) -> Iterator[str]:
     if section.get("notes"):
         yield "\n".join(f"- {escape(note)}" for note in section["notes"])
     if section.get("metrics"):
-        yield table(["metric", "value"], [[name, _metric(metric)] for name, metric in section["metrics"].items()])
+        yield format_table(
+            ["metric", "value"], [[name, _metric(metric)] for name, metric in section["metrics"].items()]
+        )
     if picture:
         yield f"![{escape(', '.join(section['curves']))}]({picture})"
     for sample in section.get("samples", []):
@@ -156,7 +160,9 @@ def _stage(stage: str, section: Section, picture: str | None) -> Iterator[str]:
             yield from _sample(sample)
     if section.get("settings"):
         yield "<details><summary>Settings</summary>"
-        yield table(["setting", "value"], [[name, _setting(value)] for name, value in section["settings"].items()])
+        yield format_table(
+            ["setting", "value"], [[name, _setting(value)] for name, value in section["settings"].items()]
+        )
         yield "</details>"
 
 
@@ -179,7 +185,7 @@ def _sample(sample: Section) -> Iterator[str]:
 def _conversations(sections: Sections) -> Iterator[str]:
     """What was talked with each model: the end of the report."""
     for stage, sample in _talks(sections):
-        yield f"## A conversation with the {escape(model_of(stage, sections[stage]) or stage)} model"
+        yield f"## A conversation with the {escape(stage_of(stage, sections[stage]) or stage)} model"
         yield fence(_script(sample["messages"]), _WIDTH)
 
 
@@ -225,21 +231,21 @@ def _print_summary(sections: Sections) -> None:
                 continue
             share = sample.get("share_sound")
             print0(f"--- {stage}" + (f": {share:.0%} of the sentences sound" if share is not None else ""))
-            print0(wrapped(sample["prompt"] + sample["text"], _WIDTH).strip("\n"))
+            print0(wrap_text(sample["prompt"] + sample["text"], _WIDTH).strip("\n"))
     print0("---")
     models, cells = _headline(sections)
     for name, row in cells.items():
-        print0(wrapped(f"{name}: " + ", ".join(f"{row[m]} ({m})" for m in models if m in row), _WIDTH))
+        print0(wrap_text(f"{name}: " + ", ".join(f"{row[m]} ({m})" for m in models if m in row), _WIDTH))
     for line in accuracy_lines(sections):
         print0(line)
     seconds = _seconds(sections)
     total = math.fsum(seconds.values())
     for stage, spent in [*seconds.items(), ("total", total)]:
-        print0(f"{duration(spent):>8}  {stage}")
+        print0(f"{format_duration(spent):>8}  {stage}")
     print0(f"cost: {_cost(total)}")
     for stage, sample in _talks(sections)[-1:]:
-        print0(f"--- a conversation with the {model_of(stage, sections[stage]) or stage} model")
-        print0(wrapped(_script(sample["messages"]), _WIDTH))
+        print0(f"--- a conversation with the {stage_of(stage, sections[stage]) or stage} model")
+        print0(wrap_text(_script(sample["messages"]), _WIDTH))
         print0("---")
 
 

@@ -29,7 +29,7 @@ from nanochat.eval.hf_scorer import bits_per_byte_of
 from nanochat.eval.samples import prompts_for, write_samples
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
-from nanochat.reporting.schema import share
+from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
 
 
@@ -116,7 +116,7 @@ def sample_and_judge(subject: Subject, config: Config, source: str) -> tuple[lis
         if verdicts:
             sample["share_sound"] = sum(v.ok for v in verdicts) / len(verdicts)
         sound, total = sound + sum(v.ok for v in verdicts), total + len(verdicts)
-    return samples, {"sound sentences in samples": share(sound, total)}
+    return samples, {"sound sentences in samples": proportion(sound, total)}
 
 
 def main(config: Config) -> dict[str, Any]:

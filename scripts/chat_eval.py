@@ -20,7 +20,7 @@ from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
 from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskResult, chat_core, evaluate
 from nanochat.report import log_section
-from nanochat.reporting.markdown import duration
+from nanochat.reporting.markdown import format_duration
 from nanochat.runtime import Runtime
 from nanochat.serving.chat_session import join, reply
 from tasks.catalogue import get_task, known_name
@@ -114,7 +114,7 @@ def row(score: TaskResult) -> str:
     calls = f"{score.tool_share:.0%}" if score.tool_calls else ""
     return (
         f"{score.name:28} {score.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {score.num:9,} {score.chance:7.1%} "
-        f"{score.centred:8.3f} {calls:>6} {duration(score.seconds):>9}"
+        f"{score.centred:8.3f} {calls:>6} {format_duration(score.seconds):>9}"
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nanochat.common import print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.reporting.markdown import wrapped
+from nanochat.reporting.markdown import wrap_text
 from nanochat.system.checkup import FAIL, checkup
 
 
@@ -27,7 +27,7 @@ def main(config: Config) -> None:
     """Print one line for each finding; SystemExit(1) if one of them makes training impossible."""
     obstacles = []
     for name, (grade, what) in checkup(config.device):
-        print0(wrapped(f"{grade:<6}  {name:<11}  {what}", 120, indent=21))
+        print0(wrap_text(f"{grade:<6}  {name:<11}  {what}", 120, indent=21))
         if grade == FAIL:
             obstacles.append(name)
     if obstacles:

@@ -34,8 +34,8 @@ from nanochat.checkpoint_manager import (
 )
 from nanochat.common import UserError, base_dir, print0, write_json_atomic, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.export.hf_model import model_card, model_config, special_ids, to_transformers
-from nanochat.export.hf_tokenizer import to_hugging_face, tokenizer_config
+from nanochat.export.hf_model import model_card, special_token_ids, to_hf_config, to_hf_weights
+from nanochat.export.hf_tokenizer import to_hf_tokenizer, to_hf_tokenizer_config
 from nanochat.gpt import GPTConfig
 from nanochat.reporting.schema import read_sections
 from nanochat.tokenizer import Tokenizer, get_tokenizer
@@ -99,15 +99,15 @@ def write_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, sour
     config = GPTConfig(**meta["model_config"])
     if config.vocab_size != tokenizer.get_vocab_size():
         raise UserError(f"the model has {config.vocab_size} tokens, its tokenizer {tokenizer.get_vocab_size()}")
-    weights = to_transformers(checkpoint.weights(), config)
+    weights = to_hf_weights(checkpoint.weights(), config)
     parameters = sum(weight.numel() for weight in weights.values())
     origin = {"source": source, "tag": tag, "step": checkpoint.step, "compute_dtype": meta["compute_dtype"]}
     origin["total_batch_size"] = meta.get("settings", {}).get("total_batch_size")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json_atomic(folder / "config.json", model_config(config, tokenizer, origin))
-    write_json_atomic(folder / "generation_config.json", special_ids(tokenizer))
-    write_json_atomic(folder / "tokenizer.json", to_hugging_face(tokenizer))
-    write_json_atomic(folder / "tokenizer_config.json", tokenizer_config(config.sequence_len))
+    write_json_atomic(folder / "config.json", to_hf_config(config, tokenizer, origin))
+    write_json_atomic(folder / "generation_config.json", special_token_ids(tokenizer))
+    write_json_atomic(folder / "tokenizer.json", to_hf_tokenizer(tokenizer))
+    write_json_atomic(folder / "tokenizer_config.json", to_hf_tokenizer_config(config.sequence_len))
     sections, _ = read_sections(base_dir() / "report")
     write_text_atomic(folder / "README.md", model_card(source, tag, meta, config, parameters, sections))
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from nanochat.checkpoint_manager import FOLDERS, list_steps, run_dir, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.export.hf_model import from_transformers, read_config
-from nanochat.export.hf_tokenizer import from_hugging_face
+from nanochat.export.hf_model import from_hf_config, from_hf_weights
+from nanochat.export.hf_tokenizer import from_hf_tokenizer
 from nanochat.runtime import DTYPES
 from nanochat.tokenizer import FILE_NAME, Tokenizer
 
@@ -92,14 +92,14 @@ def main(config: Config) -> Path:
     assert config.folder is not None, "__post_init__ has checked it"
     with reading(config.folder / "config.json") as path:
         content = read_json(path)
-        shape = read_config(content)
+        shape = from_hf_config(content)
     with reading(config.folder / "tokenizer.json") as path:
-        tokenizer = from_hugging_face(read_json(path))
+        tokenizer = from_hf_tokenizer(read_json(path))
         if tokenizer.get_vocab_size() != shape.vocab_size:
             raise UserError(f"it has {tokenizer.get_vocab_size()} tokens, the model {shape.vocab_size}")
     found = read_weights(config.folder)
     with reading(config.folder):
-        weights = from_transformers(found, shape)
+        weights = from_hf_weights(found, shape)
     run = run_dir(config.source, config.model_tag or f"d{shape.n_layer}")
     if list_steps(run):
         raise UserError(f"{run} holds checkpoints already: choose another name with --model_tag")

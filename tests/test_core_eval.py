@@ -35,7 +35,7 @@ from nanochat.data.shards import write_dataset
 from nanochat.eval.core_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
 from nanochat.eval.core_tables import core_name
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.reporting.schema import share
+from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import LoopState
@@ -497,7 +497,7 @@ def test_base_eval(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[1].split(",")[0::7] == ["choice", "0.166667"]
     assert rows[4].split(",")[0::7] == ["CORE over 3 of 4", "0.25"]
     section = json.loads((run_here / "report" / "base_eval.json").read_text(encoding="utf-8"))
-    assert section["metrics"]["schema"] == {**share(2, 3), "chance": 0.5}
+    assert section["metrics"]["schema"] == {**proportion(2, 3), "chance": 0.5}
     assert section["metrics"]["CORE over 3 of 4"]["value"] == pytest.approx(0.25)
     assert section["answers"]["choice"]["correct"] == "1010"
     assert (section["model"], section["checkpoint"]) == ("base", "d1:5")

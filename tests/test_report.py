@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from nanochat import report
 from nanochat.common import UserError
 from nanochat.report import log_section, read_sections, render
-from nanochat.reporting.schema import share
+from nanochat.reporting.schema import proportion
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE = {"x": [0, 1, 2], "y": [3.0, math.nan, 1.0], "xlabel": "step", "ylabel": "loss (nats per token)"}
@@ -330,7 +330,7 @@ def evaluation(model: str, correct: str, answer: str) -> None:
         {"type": "text", "text": answer},
     ]
     talk = {"messages": [{"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": call}]}
-    metrics = {"Facts": {**share(correct.count("1"), len(correct)), "chance": 0.25}, "ChatCORE": 0.5}
+    metrics = {"Facts": {**proportion(correct.count("1"), len(correct)), "chance": 0.25}, "ChatCORE": 0.5}
     answers = {"Facts": {"problems": "x", "correct": correct}}
     log_section(f"chat_eval_{model}", {"model": model, "metrics": metrics, "answers": answers, "samples": [talk]})
 

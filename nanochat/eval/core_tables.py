@@ -9,9 +9,9 @@ from typing import Any
 
 from nanochat.core_eval import TaskResult, core
 from nanochat.eval.core_bundle import Bundle
-from nanochat.reporting.markdown import duration
+from nanochat.reporting.markdown import format_duration
 from nanochat.reporting.schema import Section
-from nanochat.reporting.significance import mean_of, p_value, paired_gain, scaled
+from nanochat.reporting.significance import format_p_value, mean_metric, paired_gain, scale_metric
 
 HEADER = f"{'task':34} {'right':>6} {'95% interval':>16} {'n':>7} {'guessing':>9} {'baseline':>9} {'centred':>8}"
 PAIR_HEADER = f"{'task':34} {'A':>6} {'B':>6} {'B - A':>7} {'95% interval':>18} {'n':>7}  McNemar"
@@ -28,7 +28,7 @@ def line(result: TaskResult) -> str:
     low, high = result.metric["interval"]
     return (
         f"{result.label:34} {result.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {result.num:7,} {result.guess:9.1%} "
-        f"{result.baseline:9.1%} {result.centre(result.accuracy):8.3f} {duration(result.seconds):>9}"
+        f"{result.baseline:9.1%} {result.centre(result.accuracy):8.3f} {format_duration(result.seconds):>9}"
     )
 
 
@@ -75,8 +75,8 @@ def core_gain(before: Sequence[TaskResult], after: Sequence[TaskResult]) -> Sect
 
     The interval takes the tasks for independent. It is that of these examples, not of other seeds or other text.
     """
-    gains = [scaled(gain_of(a, b), 1 / (1 - a.baseline)) for a, b in zip(before, after, strict=True)]
-    return {**mean_of(gains), "n": sum(result.num for result in before)}
+    gains = [scale_metric(gain_of(a, b), 1 / (1 - a.baseline)) for a, b in zip(before, after, strict=True)]
+    return {**mean_metric(gains), "n": sum(result.num for result in before)}
 
 
 def pair_line(a: TaskResult, b: TaskResult) -> str:
@@ -85,7 +85,7 @@ def pair_line(a: TaskResult, b: TaskResult) -> str:
     low, high = gain["interval"]
     return (
         f"{a.label:34} {a.accuracy:6.1%} {b.accuracy:6.1%} {gain['value']:+7.1%} [{low:+7.1%}, {high:+7.1%}] "
-        f"{a.num:7,}  {p_value(gain['p'])}"
+        f"{a.num:7,}  {format_p_value(gain['p'])}"
     )
 
 

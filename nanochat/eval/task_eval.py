@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from nanochat.common import UserError
 from nanochat.engine import Completion, Engine
-from nanochat.reporting.schema import Section, share
-from nanochat.reporting.significance import mean_of
+from nanochat.reporting.schema import Section, proportion
+from nanochat.reporting.significance import mean_metric
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class TaskResult:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval of the accuracy."""
-        low, high = share(sum(self.correct), self.num)["interval"]
+        low, high = proportion(sum(self.correct), self.num)["interval"]
         return low, high
 
     @property
@@ -75,7 +75,7 @@ class TaskResult:
     @property
     def metric(self) -> Section:
         """The accuracy as a metric of the report."""
-        return {**share(sum(self.correct), self.num), "chance": self.chance}
+        return {**proportion(sum(self.correct), self.num), "chance": self.chance}
 
     @property
     def answers(self) -> Section:
@@ -157,7 +157,7 @@ def chat_core(scores: Sequence[TaskResult]) -> tuple[str, Section]:
         name, chosen = "ChatCORE", [by_name[name] for name in CHAT_CORE]
     else:
         name, chosen = f"mean of centred accuracies over {len(scores)} tasks", list(scores)
-    mean = mean_of(
+    mean = mean_metric(
         [{"value": score.centred, "interval": [score.centre(end) for end in score.interval]} for score in chosen]
     )
     return name, {**mean, "n": sum(score.num for score in chosen)}

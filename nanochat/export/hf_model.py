@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nanochat.common import UserError
-from nanochat.export.hf_tokenizer import BOS, END
+from nanochat.export.hf_tokenizer import ASSISTANT_END, BOS
 from nanochat.gpt import NORM_EPS, ROPE_BASE, SOFTCAP, GPTConfig
-from nanochat.reporting.markdown import escape, number
+from nanochat.reporting.markdown import escape, format_number
 from nanochat.reporting.schema import Section
 from nanochat.tokenizer import Tokenizer
 
 # Which of their fields holds which of ours.
-FIELDS = {
+CONFIG_FIELDS = {
     "sequence_len": "max_position_embeddings",
     "vocab_size": "vocab_size",
     "n_layer": "num_hidden_layers",
@@ -43,20 +43,20 @@ def fixed_fields(config: GPTConfig) -> dict[str, Any]:
     }
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+def special_token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """The ids that begin and end a text: as in our engine, the end of an answer and the next document's begin."""
-    bos, end = tokenizer.get_bos_token_id(), tokenizer.encode_special(END)
+    bos, end = tokenizer.get_bos_token_id(), tokenizer.encode_special(ASSISTANT_END)
     return {"bos_token_id": bos, "eos_token_id": [end, bos], "pad_token_id": bos}
 
 
-def model_config(config: GPTConfig, tokenizer: Tokenizer, origin: Mapping[str, Any]) -> dict[str, Any]:
+def to_hf_config(config: GPTConfig, tokenizer: Tokenizer, origin: Mapping[str, Any]) -> dict[str, Any]:
     """`config.json`. `origin`: what to remember of the checkpoint; transformers keeps it and does not use it."""
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": "nanochat",
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        **{theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()},
         **fixed_fields(config),
-        **special_ids(tokenizer),
+        **special_token_ids(tokenizer),
         "attention_dropout": 0.0,
         "use_cache": True,
         "dtype": "float32",
@@ -64,21 +64,21 @@ def model_config(config: GPTConfig, tokenizer: Tokenizer, origin: Mapping[str, A
     }
 
 
-def read_config(content: Any) -> GPTConfig:
+def from_hf_config(content: Any) -> GPTConfig:
     """The shape of the model in a `config.json`. Raises UserError for a model that ours cannot be."""
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind != "nanochat":
         raise UserError(f"its model_type is {kind!r}: only 'nanochat' can be imported")
-    if missing := [field for field in FIELDS.values() if not isinstance(content.get(field), int)]:
+    if missing := [field for field in CONFIG_FIELDS.values() if not isinstance(content.get(field), int)]:
         raise UserError(f"{missing[0]} is {content.get(missing[0])!r}: it must be a whole number")
-    config = GPTConfig(**{ours: content[theirs] for ours, theirs in FIELDS.items()})
+    config = GPTConfig(**{ours: content[theirs] for ours, theirs in CONFIG_FIELDS.items()})
     for field, value in fixed_fields(config).items():
         if content.get(field) != value:
             raise UserError(f"{field} is {content.get(field)!r}: our model has {value!r}")
     return config
 
 
-def weight_names(config: GPTConfig) -> dict[str, str]:
+def hf_weight_names(config: GPTConfig) -> dict[str, str]:
     """Name of each of our weights -> theirs."""
     names = {"embed.weight": "model.embed_tokens.weight", "head.weight": "lm_head.weight"}
     for layer in range(config.n_layer):
@@ -88,18 +88,18 @@ def weight_names(config: GPTConfig) -> dict[str, str]:
     return names
 
 
-def to_transformers(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+def to_hf_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """Our weights under their names, without the rows that pad the vocabulary. Raises UserError if some do not fit."""
-    names = weight_names(config)
+    names = hf_weight_names(config)
     if odd := sorted(weights.keys() ^ names.keys()):
         raise UserError(f"transformers' nanochat has no place for this model: {odd[0]} is in one of them only")
     rows = {"embed.weight": config.vocab_size, "head.weight": config.vocab_size}
     return {theirs: weights[ours][: rows.get(ours)].contiguous() for ours, theirs in names.items()}
 
 
-def from_transformers(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+def from_hf_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """The inverse, in float32: zero rows pad the vocabulary. Raises UserError for weights of another model."""
-    names = weight_names(config)
+    names = hf_weight_names(config)
     if odd := sorted(weights.keys() ^ set(names.values())):
         raise UserError(f"the weights are not those of its configuration: {odd[0]} is in one of them only")
     padding = config.padded_vocab_size - config.vocab_size
@@ -176,7 +176,7 @@ def model_card(
     history = meta.get("loop", {}).get("history", [])
     last = {name: value for row in history for name, value in row.items()}
     names = {"val_bpb": "validation bits per byte", "loss": "training loss (nats per token)"}
-    lines = [f"- {text}: {number(last[name])}" for name, text in names.items() if name in last]
+    lines = [f"- {text}: {format_number(last[name])}" for name, text in names.items() if name in last]
     stage = re.compile("base_(loss|eval)" if source == "base" else f"chat_eval_{source}")
     for name, section in sections.items():
         if not stage.fullmatch(name) or section.get("checkpoint") != f"{tag}:{meta['step']}":
@@ -194,15 +194,15 @@ def model_card(
         usage=_BASE_USAGE if source == "base" else _CHAT_USAGE,
         metrics="\n".join(lines).strip() or "None were recorded.",
         bos=BOS,
-        end=END,
+        end=ASSISTANT_END,
     )
 
 
 def _shown(metric: Any) -> str:
     """A metric of the report; its interval and its number of examples, where it has them."""
     if not isinstance(metric, dict):
-        return number(metric)
+        return format_number(metric)
     low, high = metric.get("interval") or (None, None)
-    parts = [] if low is None else [f"95% interval {number(low)} to {number(high)}"]
+    parts = [] if low is None else [f"95% interval {format_number(low)} to {format_number(high)}"]
     parts += [f"n = {metric['n']}"] if metric.get("n") is not None else []
-    return number(metric["value"]) + (f" ({', '.join(parts)})" if parts else "")
+    return format_number(metric["value"]) + (f" ({', '.join(parts)})" if parts else "")

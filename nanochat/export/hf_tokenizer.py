@@ -18,7 +18,8 @@ from nanochat.common import UserError
 from nanochat.tokenization.hugging_face_bpe import byte_level_alphabet
 from nanochat.tokenizer import Tokenizer
 
-BOS, END = "<|bos|>", "<|assistant_end|>"
+BOS = "<|bos|>"
+ASSISTANT_END = "<|assistant_end|>"
 
 # `render_turns` in Jinja. What the model learns to say stands between generation markers, in spans as long as can be:
 # they end in a special token, since transformers cuts short a span whose last character is of several tokens. A
@@ -65,14 +66,14 @@ CHAT_TEMPLATE = r"""
 """.strip()
 
 
-def tokenizer_config(context: int) -> dict[str, Any]:
+def to_hf_tokenizer_config(context: int) -> dict[str, Any]:
     """`tokenizer_config.json`, for a model of this context in tokens."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
         "model_input_names": ["input_ids", "attention_mask"],
         "bos_token": BOS,
-        "eos_token": END,
+        "eos_token": ASSISTANT_END,
         "pad_token": BOS,  # never a target, so a loss that leaves the padding out forgets nothing
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
@@ -80,11 +81,11 @@ def tokenizer_config(context: int) -> dict[str, Any]:
     }
 
 
-def to_hugging_face(tokenizer: Tokenizer) -> dict[str, Any]:
+def to_hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json` as the `tokenizers` package reads it. A text is given `<|bos|>` in front."""
     letters = byte_level_alphabet()
     pieces = {token: "".join(letters[byte] for byte in token) for token in tokenizer.ranks}
-    pairs = (merged_pair(token, tokenizer.ranks) for token in tokenizer.ranks)
+    pairs = (last_merge(token, tokenizer.ranks) for token in tokenizer.ranks)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     specials = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
     bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
@@ -119,12 +120,12 @@ def to_hugging_face(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def merged_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
+def last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
     """The two tokens whose merge makes this one, wherever it is made; None for a byte, and if no merges lead to it.
 
     The merges inside a token's bytes do not depend on what stands around it as long as none crosses its ends.
 
-    >>> merged_pair(b"abc", {b"a": 0, b"b": 1, b"c": 2, b"bc": 3, b"ab": 4, b"abc": 5})
+    >>> last_merge(b"abc", {b"a": 0, b"b": 1, b"c": 2, b"bc": 3, b"ab": 4, b"abc": 5})
     (b'a', b'bc')
     """
     parts = [bytes([byte]) for byte in token]
@@ -139,7 +140,7 @@ def merged_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]
     return None
 
 
-def from_hugging_face(content: Any) -> Tokenizer:
+def from_hf_tokenizer(content: Any) -> Tokenizer:
     """Our tokenizer from the content of such a `tokenizer.json`.
 
     Raises UserError for one that is not of this kind: other steps than a split and byte-level BPE, special tokens other
@@ -156,7 +157,7 @@ def from_hugging_face(content: Any) -> Tokenizer:
         found = (words, merges, _pre_tokenizer(content), content["normalizer"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"it is no byte-level BPE like ours: {error!r}") from error
-    ours = to_hugging_face(tokenizer)
+    ours = to_hf_tokenizer(tokenizer)
     if found != (ours["model"]["vocab"], ours["model"]["merges"], _pre_tokenizer(ours), None):
         raise UserError("it merges or splits in another way than ours: the ids would differ")
     return tokenizer

@@ -1,8 +1,8 @@
 r"""Numbers and foreign text as Markdown that GitHub shows as meant: tables, fences and escapes that no text can break.
 
->>> number(0.98764), number(560_988_160), duration(3725)
+>>> format_number(0.98764), format_number(560_988_160), format_duration(3725)
 ('0.9876', '561M', '1h 02m')
->>> print(table(["name", "value"], [["a|b", "1"]]))
+>>> print(format_table(["name", "value"], [["a|b", "1"]]))
 | name | value |
 | --- | --- |
 | a\|b | 1 |
@@ -22,7 +22,7 @@ _OPENS_BLOCK = re.compile(r"^(\d{0,9})([-+.)])(?=[-\s]|$)")
 _LINE_BREAKS = re.compile(r"\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A metric for people: four significant digits, thousands separated, from a million on with M, B or T."""
     if value is None or not math.isfinite(value):
         return "not finite"
@@ -37,7 +37,7 @@ def number(value: float | None) -> str:
     return f"{value:#.4g}".rstrip(".") if size >= 1e-3 else f"{value:.3g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `4.2s`, `3m 05s` or `33h 12m`."""
     if seconds < 59.95:
         return f"{seconds:.1f}s"
@@ -48,15 +48,15 @@ def duration(seconds: float) -> str:
     return f"{hours}h {minutes:02d}m"
 
 
-def visible(text: str) -> str:
+def to_printable(text: str) -> str:
     """Text with one kind of line break, and control characters spelled out, so that it can steer no terminal."""
     text = _LINE_BREAKS.sub("\n", text)
     return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def wrapped(text: str, width: int, indent: int = 0) -> str:
+def wrap_text(text: str, width: int, indent: int = 0) -> str:
     """`visible` text with long lines folded at spaces, the rest indented by `indent`; its own line breaks stay."""
-    lines = visible(text).expandtabs(4).split("\n")
+    lines = to_printable(text).expandtabs(4).split("\n")
     after = " " * indent
     fold = textwrap.TextWrapper(
         width, subsequent_indent=after, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
@@ -66,18 +66,18 @@ def wrapped(text: str, width: int, indent: int = 0) -> str:
 
 def escape(text: str) -> str:
     """Foreign text as one line of plain Markdown text, in a paragraph, a list item, a heading or a table cell."""
-    line = " ".join(visible(text).split())
+    line = " ".join(to_printable(text).split())
     return _OPENS_BLOCK.sub(r"\1\\\2", _ACTIVE.sub(r"\\\g<0>", line))
 
 
 def fence(text: str, width: int = 100) -> str:
     """Foreign text as a fenced block, folded at `width`; the fence is longer than any run of backticks inside."""
-    text = wrapped(text, width).strip("\n")
+    text = wrap_text(text, width).strip("\n")
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{ticks}text\n{text}\n{ticks}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of foreign text; an empty cell stays empty."""
     lines = [header, ["---"] * len(header), *rows]
     cells = ([cell if index == 1 else escape(cell) for cell in line] for index, line in enumerate(lines))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.reporting.schema import MODELS
+from nanochat.reporting.schema import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ _LARGEST = 1e30  # beyond this the axes' own arithmetic overflows, and no curve 
 _MANY = 120  # points from which a noisy curve is drawn faint, with its running mean over it
 
 
-def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def plot_curves(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Write the curves of one stage to `path` as PNG, whole or not at all.
 
     A curve is {"x": numbers, "y": numbers or None, "xlabel": str, "ylabel": str}; what is not finite is a gap.
@@ -48,7 +48,7 @@ def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_accuracies(accuracies: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+def plot_accuracies(accuracies: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
     """Write accuracies by stage to `path` as PNG: a panel a task, 95% intervals as bars, guessing as a broken line.
 
     `accuracies`: task -> model, in the order of the stages -> {"value", "interval": [low, high], "chance"}.
@@ -63,7 +63,7 @@ def draw_accuracies(accuracies: Mapping[str, Mapping[str, Mapping[str, Any]]], p
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     models = list(dict.fromkeys(model for by_model in accuracies.values() for model in by_model))
     for axes, (task, by_model) in zip(grid, accuracies.items(), strict=False):
-        _stages(axes, by_model, sorted(models, key=MODELS.index))
+        _stages(axes, by_model, sorted(models, key=STAGES.index))
         axes.set_title(_label(task), color=_INK, fontsize=11, loc="left", parse_math=False)
         axes.set_ylabel("right (%)", color=_INK)
     for axes in grid[len(accuracies) :]:

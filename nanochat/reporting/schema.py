@@ -43,12 +43,12 @@ from nanochat.tokenization.chat_format import render_turns
 
 FORMAT = 1
 Z95 = 1.959964  # standard deviations on both sides of a mean that hold 95% of a normal distribution
-STAGES = (
+SECTION_ORDER = (
     *("dataset", "tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "chat_eval_base"),
     *("core_compare", "hf_loss", "hf_eval"),
     *("mid_train", "chat_eval_mid", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl", "chat_eval"),
 )
-MODELS = ("base", "mid", "sft", "rl")  # the columns of the tables by stage
+STAGES = ("base", "mid", "sft", "rl")  # the columns of the tables by stage
 Section = dict[str, Any]
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("stage", "time", "title", "model", "checkpoint"), str),
@@ -80,10 +80,10 @@ def log_section(stage: str, section: dict[str, Any]) -> Path:
     return path
 
 
-def share(count: int, total: int) -> Section:
+def proportion(count: int, total: int) -> Section:
     """`count` of `total` as a metric, with Wilson's 95% interval (J. Am. Stat. Assoc. 22, 1927, 209-212).
 
-    >>> share(8, 10)
+    >>> proportion(8, 10)
     {'value': 0.8, 'n': 10, 'interval': [0.4901..., 0.9433...]}
     """
     if not total:
@@ -96,10 +96,10 @@ def share(count: int, total: int) -> Section:
     return {"value": p, "n": total, "interval": [low, high]}
 
 
-def model_of(stage: str, section: Section) -> str | None:
+def stage_of(stage: str, section: Section) -> str | None:
     """The model that a section is about: what it says itself, or what its stage's name says; None for neither."""
-    model = section.get("model") or next((name for name in MODELS if name in stage.split("_")), None)
-    return model if model in MODELS else None
+    model = section.get("model") or next((name for name in STAGES if name in stage.split("_")), None)
+    return model if model in STAGES else None
 
 
 def is_accuracy(metric: Any) -> bool:
@@ -114,7 +114,7 @@ def read_sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
     """A report folder's sections, stage -> section in the stages' order, and one line for each file that is unfit."""
     sections: dict[str, Section] = {}
     faults: list[str] = []
-    order = {stage: index for index, stage in enumerate(STAGES)}
+    order = {stage: index for index, stage in enumerate(SECTION_ORDER)}
     paths = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
     for path in sorted(paths, key=lambda path: (order.get(path.stem, len(order)), path.stem)):
         try:

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from nanochat.reporting.markdown import table
-from nanochat.reporting.schema import MODELS, Z95, Section, is_accuracy, model_of
+from nanochat.reporting.markdown import format_table
+from nanochat.reporting.schema import STAGES, Z95, Section, is_accuracy, stage_of
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
@@ -63,13 +63,13 @@ def unpaired_gain(before: Section, after: Section) -> Section:
     return {"value": gain, "interval": [low, high]}
 
 
-def scaled(metric: Section, factor: float) -> Section:
+def scale_metric(metric: Section, factor: float) -> Section:
     """A metric and its interval on another scale."""
     low, high = metric["interval"]
     return {**metric, "value": factor * metric["value"], "interval": [factor * low, factor * high]}
 
 
-def mean_of(metrics: Sequence[Section]) -> Section:
+def mean_metric(metrics: Sequence[Section]) -> Section:
     """The mean of independent metrics, its interval from theirs (Zou and Donner, Stat. Med. 27, 2008, 1693-1702)."""
     value = math.fsum(metric["value"] for metric in metrics) / len(metrics)
     low = math.hypot(*(metric["value"] - metric["interval"][0] for metric in metrics)) / len(metrics)
@@ -86,19 +86,19 @@ def _discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int
 # Accuracies of all stages, as the report has them.
 
 
-def accuracies(sections: Mapping[str, Section]) -> dict[str, dict[str, Section]]:
+def accuracies_by_task(sections: Mapping[str, Section]) -> dict[str, dict[str, Section]]:
     """Every metric that says what guessing gives, by task and model in the order of the stages; later sections win."""
     found: dict[str, dict[str, Section]] = {}
     for stage, section in sections.items():
-        model = model_of(stage, section)
+        model = stage_of(stage, section)
         for name, metric in section.get("metrics", {}).items() if model else ():
             if is_accuracy(metric):
                 known = (section.get("answers") or {}).get(name)
                 found.setdefault(name, {})[str(model)] = {**metric, "answers": known}
-    return {task: {model: by[model] for model in MODELS if model in by} for task, by in found.items()}
+    return {task: {model: by[model] for model in STAGES if model in by} for task, by in found.items()}
 
 
-def gains(by_model: Mapping[str, Section]) -> dict[str, Section]:
+def gains_by_stage(by_model: Mapping[str, Section]) -> dict[str, Section]:
     """For each model but the first, its gain over the one before: paired, with "p", if both met the same problems."""
     found = {}
     for earlier, later in itertools.pairwise(by_model):
@@ -114,13 +114,13 @@ def gains(by_model: Mapping[str, Section]) -> dict[str, Section]:
 
 def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[str]:
     """The report's blocks on accuracy by stage, and on what each stage brought; none where nothing was scored."""
-    found = accuracies(sections)
+    found = accuracies_by_task(sections)
     if not found:
         return
-    models = [model for model in MODELS if any(model in row for row in found.values())]
+    models = [model for model in STAGES if any(model in row for row in found.values())]
     yield "### Accuracy by stage"
     yield "In percent, with 95% intervals, beside what guessing gives and the number of problems."
-    yield table(
+    yield format_table(
         ["task", "chance", *models, "problems"],
         [
             [task, _chance(by_model), *(_percent(by_model.get(model)) for model in models), _counts(by_model)]
@@ -134,8 +134,8 @@ def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[s
             "In percentage points over the stage before, with 95% intervals. p is that of the exact McNemar test, "
             "problem by problem: where nothing has changed, it falls below 0.05 once in twenty times."
         )
-        changes = {task: gains(by_model) for task, by_model in found.items()}
-        yield table(
+        changes = {task: gains_by_stage(by_model) for task, by_model in found.items()}
+        yield format_table(
             ["task", *(f"{later} over {earlier}" for earlier, later in steps)],
             [[task, *(_gain(change.get(b), a) for a, b in steps)] for task, change in changes.items()],
         )
@@ -145,20 +145,20 @@ def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[s
 
 def accuracy_lines(sections: Mapping[str, Section]) -> Iterator[str]:
     """Accuracy by stage as a table for the terminal; none where nothing was scored."""
-    found = accuracies(sections)
-    models = [model for model in MODELS if any(model in row for row in found.values())]
+    found = accuracies_by_task(sections)
+    models = [model for model in STAGES if any(model in row for row in found.values())]
     title = "right, in %"
     width = max(map(len, [title, *found]))
     if found:
         yield f"{title:{width}}  guessing" + "".join(f"{model:>14}" for model in models)
     for task, by_model in found.items():
         cells = [f"{_short(by_model[model]) if model in by_model else '':>12}  " for model in models]
-        change = gains(by_model)
+        change = gains_by_stage(by_model)
         for place, model in enumerate(models):
             if change.get(model, {}).get("p", 1) < 0.05:
                 cells[place] = f"{cells[place].rstrip():>12} {'*' if change[model]['value'] > 0 else '!'}"
         yield f"{task:{width}} {_chance(by_model):>9}{''.join(cells)}".rstrip()
-    if any("p" in gain for by_model in found.values() for gain in gains(by_model).values()):
+    if any("p" in gain for by_model in found.values() for gain in gains_by_stage(by_model).values()):
         yield "±: half of the 95% interval. *: better than the stage before on the same problems (p < 0.05), !: worse."
 
 
@@ -193,10 +193,10 @@ def _gain(gain: Section | None, expected: str) -> str:
         return ""
     low, high = gain["interval"]
     text = f"{100 * gain['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    text += f", {p_value(gain['p'])}" if "p" in gain else ", other problems"
+    text += f", {format_p_value(gain['p'])}" if "p" in gain else ", other problems"
     return text if gain["over"] == expected else f"{text}, over {gain['over']}"
 
 
-def p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
     """A p-value for people: `p = 0.004`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from nanochat.common import print0
-from nanochat.reporting.markdown import duration
-from nanochat.reporting.schema import log_section, share
+from nanochat.reporting.markdown import format_duration
+from nanochat.reporting.schema import log_section, proportion
 from nanochat.rl.rollouts import PromptSampler, open_task, parse_weights
 from nanochat.rl.sft_mix import SFTMix
 from nanochat.runtime import Runtime
@@ -114,7 +114,8 @@ class RLLog(TrainLog):
             print0(
                 f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}  {told}  "
                 f"lr x{metrics['lr_scale']:.4f}  norm {metrics['grad_norm']:.3f}  "
-                f"{metrics['step_seconds']:.1f} s ({metrics['rollout_seconds']:.1f} to answer)  {duration(left)} left"
+                f"{metrics['step_seconds']:.1f} s ({metrics['rollout_seconds']:.1f} to answer)  "
+                f"{format_duration(left)} left"
             )
 
 
@@ -138,7 +139,7 @@ def report_rl(config: Any, runtime: Runtime, state: LoopState, held_out: Mapping
     for name, count in held_out.items():
         for key in [key for key in last if key.startswith(f"{name} pass@")]:
             # As if each problem had been answered once: the interval is no narrower than it should be.
-            metrics[key] = share(round(last[key] * count), count) | {"value": last[key]}
+            metrics[key] = proportion(round(last[key] * count), count) | {"value": last[key]}
         metrics[f"{name}, answers that use the tool"] = last[f"{name} tool"]
         if first["step"] != last["step"]:
             told = (f"{row[f'{name} pass@1']:.3f} after step {row['step']}" for row in (first, last))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nanochat.common import UserError, print0
 from nanochat.gpt import GPT
-from nanochat.reporting.markdown import duration
+from nanochat.reporting.markdown import format_duration
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState, Metrics
 
@@ -110,7 +110,7 @@ class TrainLog:
             self.last_line = time.monotonic()
             print0(
                 f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}  {shown}  "
-                f"lr x{metrics['lr_scale']:.2f}  norm {metrics['grad_norm']:.3f}  {duration(left)} left"
+                f"lr x{metrics['lr_scale']:.2f}  norm {metrics['grad_norm']:.3f}  {format_duration(left)} left"
             )
         self._send(state, told)
 

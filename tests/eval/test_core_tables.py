@@ -18,7 +18,7 @@ from nanochat.configurator import parse
 from nanochat.core_eval import TaskResult, core
 from nanochat.eval.core_tables import core_gain, gain_of, pair_line, pair_summary
 from nanochat.eval.eval_model import named
-from nanochat.reporting.schema import Z95, share
+from nanochat.reporting.schema import Z95, proportion
 from nanochat.reporting.significance import mcnemar, paired_gain, unpaired_gain
 from scripts import base_eval, base_loss, export_hf
 from tests.test_core_eval import HAND, LOGITS, RUNTIME, TOKENIZER, pair_model, random_model, write_bundle
@@ -53,14 +53,15 @@ def test_why_pairing_narrows_the_interval() -> None:
     assert (high - low) / 2 == pytest.approx(paired, rel=0.03)
     assert low > 0
     assert gain["p"] == mcnemar(a, b) < 0.05
-    other_low, other_high = unpaired_gain(share(sum(a), 400), share(sum(b), 400))["interval"]
+    other_low, other_high = unpaired_gain(proportion(sum(a), 400), proportion(sum(b), 400))["interval"]
     assert (other_high - other_low) / 2 == pytest.approx(unpaired, rel=0.03)
     assert other_low < 0
     assert other_high - other_low > 2 * (high - low)
 
     a, b = answers(both=100, lost=100, won=100, neither=100)
     widths = [
-        np.ptp(found["interval"]) for found in (paired_gain(a, b), unpaired_gain(share(200, 400), share(200, 400)))
+        np.ptp(found["interval"])
+        for found in (paired_gain(a, b), unpaired_gain(proportion(200, 400), proportion(200, 400)))
     ]
     assert widths[0] == pytest.approx(widths[1], rel=0.02)
 

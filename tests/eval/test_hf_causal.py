@@ -28,7 +28,7 @@ from nanochat.eval.core_bundle import read_bundle
 from nanochat.eval.eval_model import checkpoint, foreign
 from nanochat.eval.hf_causal import CausalModel, HFTokenizer, load_causal, write_samples
 from nanochat.eval.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
-from nanochat.export.hf_tokenizer import to_hugging_face
+from nanochat.export.hf_tokenizer import to_hf_tokenizer
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenization import hugging_face_bpe
@@ -384,7 +384,7 @@ def test_rows_end_where_ours_do(base_dir: Path) -> None:
     """At any number of tokens: the same rows as of our own tokenizer, and the bytes that its tokens have."""
     TOKENIZER.save(base_dir / "tokenizer")
     theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(to_hugging_face(TOKENIZER))), bos_token="<|bos|>"
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(to_hf_tokenizer(TOKENIZER))), bos_token="<|bos|>"
     )
     write_dataset(TEXTS * 2, TEXTS, source="folder")
     sizes = torch.tensor(TOKENIZER.token_bytes())

@@ -23,7 +23,7 @@ from nanochat.data.shards import write_dataset
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskResult, chat_core, choose_rows, evaluate, letter_ids
 from nanochat.gpt import GPT
-from nanochat.reporting.schema import share
+from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from scripts import chat_eval as script
@@ -199,7 +199,7 @@ def test_several_samples_and_calls() -> None:
     assert found.correct == [True, True, False, False, False]
     assert (found.accuracy, found.num, found.num_samples) == (0.4, 5, 2)
     assert (found.tool_calls, found.tool_share) == (1, 0.1)
-    assert found.interval == tuple(share(2, 5)["interval"])
+    assert found.interval == tuple(proportion(2, 5)["interval"])
     assert [call["prompts"] for call in engine.calls] == [2, 2, 1], "four answers at once"
     assert len({call["seed"] for call in engine.calls}) == 3, "no two draw the same numbers"
     asked = dict(prompts=2, num_samples=2, max_tokens=7, temperature=0.5, top_k=9, batch_size=4)  # noqa: C408
@@ -276,7 +276,7 @@ def test_chat_core_is_the_mean_of_six_centred_accuracies() -> None:
     assert metric["interval"][0] < metric["value"] < metric["interval"][1]
     name, metric = chat_core(scores[:2])
     assert (name, metric["value"]) == ("mean of centred accuracies over 2 tasks", pytest.approx(0.4))
-    low, high = share(55, 100)["interval"]
+    low, high = proportion(55, 100)["interval"]
     assert chat_core(scores[:1])[1]["interval"] == pytest.approx([(low - 0.25) / 0.75, (high - 0.25) / 0.75])
 
 

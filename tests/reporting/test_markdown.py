@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from nanochat.reporting.markdown import duration, escape, fence, number, table, visible, wrapped
+from nanochat.reporting.markdown import (
+    escape,
+    fence,
+    format_duration,
+    format_number,
+    format_table,
+    to_printable,
+    wrap_text,
+)
 
 # Anything, and what Markdown acts on far more often than chance would have it.
 ACTIVE = st.sampled_from(
@@ -53,13 +61,13 @@ def plain(token: Token) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(visible(text).split())
+    return " ".join(to_printable(text).split())
 
 
 @given(st.lists(TEXTS, min_size=2, max_size=4), TEXTS)
 def test_a_table_keeps_every_cell(row: list[str], first: str) -> None:
     header = ["name", *[f"column {i}" for i in range(len(row) - 1)]]
-    tokens = parse(table(header, [row, [first, *row[1:]]]))
+    tokens = parse(format_table(header, [row, [first, *row[1:]]]))
     assert tokens[0].type == "table_open"
     assert tokens[-1].type == "table_close"
     cells = [plain(token) for token in tokens if token.type == "inline"]
@@ -86,24 +94,24 @@ def test_no_text_breaks_out_of_a_fence(text: str) -> None:
         "fence",
         "paragraph_open",
     ]
-    assert next(token.content for token in tokens if token.type == "fence") == wrapped(text, 60).strip("\n") + "\n"
+    assert next(token.content for token in tokens if token.type == "fence") == wrap_text(text, 60).strip("\n") + "\n"
 
 
 @given(st.text(), st.integers(10, 80))
 def test_folding_loses_nothing_but_blanks(text: str, width: int) -> None:
-    folded = wrapped(text, width)
-    assert "".join(folded.split()) == "".join(visible(text).split())
+    folded = wrap_text(text, width)
+    assert "".join(folded.split()) == "".join(to_printable(text).split())
     for line in folded.split("\n"):
         assert len(line) <= width or " " not in line.strip()
 
 
 def test_folding_keeps_line_breaks_and_indents() -> None:
-    assert wrapped("one two three\n\n  four", 9) == "one two\nthree\n\n  four"
+    assert wrap_text("one two three\n\n  four", 9) == "one two\nthree\n\n  four"
 
 
 @given(st.text())
 def test_visible_text_steers_no_terminal(text: str) -> None:
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", visible(text))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", to_printable(text))
 
 
 @pytest.mark.parametrize(
@@ -133,12 +141,12 @@ def test_visible_text_steers_no_terminal(text: str) -> None:
     ],
 )
 def test_numbers_for_people(value: float | None, text: str) -> None:
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 @given(st.one_of(st.floats(-1e300, 1e300), st.integers(-(2**63), 2**63)))
 def test_a_number_reads_back_to_its_shown_digits(value: float) -> None:
-    text = number(value).replace(",", "")
+    text = format_number(value).replace(",", "")
     factor = {"M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1], 1.0)
     shown = float(text.rstrip("MBT")) * factor
     assert shown == pytest.approx(value, rel=5.1e-3, abs=1e-300)
@@ -157,12 +165,12 @@ def test_a_number_reads_back_to_its_shown_digits(value: float) -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @given(st.floats(0, 1e7))
 def test_a_duration_reads_back(seconds: float) -> None:
-    parts = re.findall(r"([\d.]+)([hms])", duration(seconds))
+    parts = re.findall(r"([\d.]+)([hms])", format_duration(seconds))
     total = sum(float(amount) * {"h": 3600, "m": 60, "s": 1}[unit] for amount, unit in parts)
     tolerance = {"h": 30.1, "m": 0.51, "s": 0.051}[parts[0][1]]
     assert abs(total - seconds) <= tolerance

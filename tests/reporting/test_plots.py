@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nanochat.reporting.plots import draw, draw_accuracies, running_mean
+from nanochat.reporting.plots import plot_accuracies, plot_curves, running_mean
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,7 +33,7 @@ def curve(x: list[Any], y: list[Any], xlabel: str = "step", ylabel: str = "loss 
 def pixels(curves: dict[str, Any], folder: Path) -> np.ndarray:
     """The drawn picture as (height, width, 3)."""
     path = folder / "curves.png"
-    draw(curves, path)
+    plot_curves(curves, path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [file.name for file in folder.iterdir()] == ["curves.png"]
     with Image.open(path) as image:
@@ -88,8 +88,8 @@ def test_odd_curves_are_drawn(values: list[float | None], tmp_path: Path) -> Non
 
 def test_the_same_curves_give_the_same_file(tmp_path: Path) -> None:
     curves = {"loss": curve(list(range(300)), [math.sin(9 * i) for i in range(300)])}
-    draw(curves, tmp_path / "first.png")
-    draw(curves, tmp_path / "second.png")
+    plot_curves(curves, tmp_path / "first.png")
+    plot_curves(curves, tmp_path / "second.png")
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
@@ -98,7 +98,7 @@ def accuracy(value: float, chance: float = 0.0) -> dict[str, Any]:
 
 
 def accuracy_pixels(accuracies: dict[str, Any], folder: Path) -> np.ndarray:
-    draw_accuracies(accuracies, folder / "a.png")
+    plot_accuracies(accuracies, folder / "a.png")
     assert [file.name for file in folder.iterdir()] == ["a.png"]
     with Image.open(folder / "a.png") as image:
         return np.asarray(image.convert("RGB")).astype(int)

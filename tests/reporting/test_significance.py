@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from nanochat.reporting.schema import share
+from nanochat.reporting.schema import proportion
 from nanochat.reporting.significance import (
-    accuracies,
+    accuracies_by_task,
     accuracy_lines,
     accuracy_tables,
-    gains,
+    gains_by_stage,
     mcnemar,
-    mean_of,
+    mean_metric,
     paired_gain,
     unpaired_gain,
 )
@@ -68,30 +68,34 @@ def test_the_paired_gain_by_hand() -> None:
 
 def test_the_unpaired_gain_is_newcombes_example() -> None:
     """56 of 70 and 48 of 80: from +0.0524 to +0.3339 (Newcombe 1998, table II, method 10)."""
-    gain = unpaired_gain(share(48, 80), share(56, 70))
+    gain = unpaired_gain(proportion(48, 80), proportion(56, 70))
     assert gain["value"] == pytest.approx(0.2)
     assert gain["interval"] == pytest.approx([0.0524, 0.3339], abs=5e-5)
 
 
 def test_the_mean_of_one_and_of_equal_metrics() -> None:
     metric = {"value": 0.5, "interval": [0.3, 0.6]}
-    assert mean_of([metric]) == {"value": 0.5, "interval": pytest.approx([0.3, 0.6])}
-    assert mean_of([metric] * 4) == {"value": 0.5, "interval": pytest.approx([0.4, 0.55])}, "half as wide for four"
+    assert mean_metric([metric]) == {"value": 0.5, "interval": pytest.approx([0.3, 0.6])}
+    assert mean_metric([metric] * 4) == {"value": 0.5, "interval": pytest.approx([0.4, 0.55])}, "half as wide for four"
 
 
 def section(model: str, problems: str = "p", chance: float = 0.0, **correct: str) -> dict[str, Any]:
     """What chat_eval reports of a model."""
     return {
         "model": model,
-        "metrics": {task: {**share(marks.count("1"), len(marks)), "chance": chance} for task, marks in correct.items()},
+        "metrics": {
+            task: {**proportion(marks.count("1"), len(marks)), "chance": chance} for task, marks in correct.items()
+        },
         "answers": {task: {"problems": problems, "correct": marks} for task, marks in correct.items()},
     }
 
 
 def test_accuracies_stand_in_the_order_of_the_stages() -> None:
     odd = {"value": 3.0, "interval": [0.0, 1.0], "chance": 0.0}
-    plain = {"metrics": {"loss": 1.0, "sound": share(1, 2), "odd": odd, "no interval": {"value": 1.0, "chance": 0.0}}}
-    found = accuracies(
+    plain = {
+        "metrics": {"loss": 1.0, "sound": proportion(1, 2), "odd": odd, "no interval": {"value": 1.0, "chance": 0.0}}
+    }
+    found = accuracies_by_task(
         {"x": section("rl", A="11"), "y": section("base", A="10"), "base_train": plain, "dataset": plain}
     )
     assert list(found) == ["A"]
@@ -105,13 +109,13 @@ def test_gains_are_paired_where_the_problems_are_the_same() -> None:
         "b": section("mid", A="1111110000"),
         "c": section("sft", "others", A="1111111111"),
     }
-    found = gains(accuracies(sections)["A"])
+    found = gains_by_stage(accuracies_by_task(sections)["A"])
     assert list(found) == ["mid", "sft"]
     assert (found["mid"]["value"], found["mid"]["p"], found["mid"]["over"]) == (0.6, 1 / 32, "base")
     assert found["sft"]["value"] == pytest.approx(0.4)
     assert "p" not in found["sft"]
     del sections["b"]["answers"]
-    assert "p" not in gains(accuracies(sections)["A"])["mid"]
+    assert "p" not in gains_by_stage(accuracies_by_task(sections)["A"])["mid"]
 
 
 def test_the_tables() -> None:

@@ -19,7 +19,7 @@ from nanochat.data.shards import open_split, write_dataset
 from nanochat.dataloader import eval_rows
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import render
-from nanochat.reporting.schema import share
+from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
 from scripts import base_loss, base_train
 from scripts.base_loss import Config, main
@@ -89,7 +89,7 @@ def test_sound_sentences(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys
     samples = json.loads((run_here / "report" / "base_loss.json").read_text(encoding="utf-8"))["samples"]
     assert [[v["sound"] for v in sample["verdicts"]] for sample in samples] == [[True, False], [True], [False]]
     assert [sample["share_sound"] for sample in samples] == [0.5, 1.0, 0.0]
-    assert found["sound sentences in samples"] == share(2, 4)
+    assert found["sound sentences in samples"] == proportion(2, 4)
     assert "sound sentences in samples: 50.0% of 4 (95% interval 15.0% to 85.0%)" in capsys.readouterr().out
 
 
@@ -106,7 +106,7 @@ def test_other_text_is_not_judged(run_here: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("count", "total"), [(8, 10), (0, 20), (20, 20), (412, 1000)])
 def test_wilson(count: int, total: int) -> None:
     """The interval's ends p solve (share - p)^2 = z^2 p (1 - p) / n, which is how Wilson defines it."""
-    found = share(count, total)
+    found = proportion(count, total)
     assert (found["value"], found["n"]) == (count / total, total)
     low, high = found["interval"]
     assert 0 <= low <= count / total <= high <= 1
@@ -116,7 +116,7 @@ def test_wilson(count: int, total: int) -> None:
 
 
 def test_share_of_nothing() -> None:
-    assert share(0, 0) == {"value": 0.0, "n": 0, "interval": [0.0, 1.0]}
+    assert proportion(0, 0) == {"value": 0.0, "n": 0, "interval": [0.0, 1.0]}
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from nanochat import common
 from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
-from nanochat.export.hf_model import special_ids
-from nanochat.export.hf_tokenizer import from_hugging_face, merged_pair, to_hugging_face
+from nanochat.export.hf_model import special_token_ids
+from nanochat.export.hf_tokenizer import from_hf_tokenizer, last_merge, to_hf_tokenizer
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.reporting.schema import log_section
 from nanochat.runtime import Runtime
@@ -76,7 +76,7 @@ def random_model(config: GPTConfig) -> GPT:
         for name, param in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):
                 param.copy_(torch.randn(param.shape, generator=generator) * (3 / param.size(1) ** 0.5))
-        model.head.weight[special_ids(TOKENIZER)["eos_token_id"]] = 0
+        model.head.weight[special_token_ids(TOKENIZER)["eos_token_id"]] = 0
     return model
 
 
@@ -199,7 +199,7 @@ def test_configuration(exported: dict[str, tuple[GPT, Path]]) -> None:
 
 
 def fast(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(json.dumps(to_hugging_face(tokenizer)))
+    return tokenizers.Tokenizer.from_str(json.dumps(to_hf_tokenizer(tokenizer)))
 
 
 def shared_texts(data: Path) -> list[str]:
@@ -226,7 +226,7 @@ def test_ids_of_shared_texts(trainer: type[Tokenizer], shared_data: Path) -> Non
     assert size > 1_500_000
     ours = trainer.train_from_iterator(texts[::4] if trainer is HuggingFaceTokenizer else texts, 2000)
     other = fast(ours)
-    assert from_hugging_face(json.loads(other.to_str())).hash() == ours.hash()
+    assert from_hf_tokenizer(json.loads(other.to_str())).hash() == ours.hash()
     for text, ids in zip(texts, ours.encode(texts), strict=True):
         assert other.encode(text, add_special_tokens=False).ids == ids
         assert other.decode(ids) == text
@@ -271,7 +271,7 @@ def test_ids_when_the_order_of_merges_matters() -> None:
     for order in (words, words[::-1], sorted(words)):
         ranks = {token: i for i, token in enumerate([*(bytes([b]) for b in range(256)), *order])}
         ours = Tokenizer(SPLIT_PATTERN, ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
-        assert merged_pair(b"xyz", ranks) is None
+        assert last_merge(b"xyz", ranks) is None
         other = fast(ours)
         for token in words:  # a word that is a token is that token
             assert other.encode(token.decode(), add_special_tokens=False).ids == ours.encode(token.decode())
@@ -281,7 +281,7 @@ def test_ids_when_the_order_of_merges_matters() -> None:
             word = "".join("abcdxyz"[i] for i in torch.randint(0, 7, (length % 12 + 1,), generator=generator))
             word = word.replace("x", "xyz") if length % 3 else word
             assert other.encode(word, add_special_tokens=False).ids == ours.encode(word), word
-        assert from_hugging_face(json.loads(other.to_str())).hash() == ours.hash()
+        assert from_hf_tokenizer(json.loads(other.to_str())).hash() == ours.hash()
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
