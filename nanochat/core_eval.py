@@ -26,6 +26,7 @@ from nanochat.eval.core_bundle import CoreTask
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
+from nanochat.layers.padding import pad_right
 from nanochat.reporting.schema import Z95, Section, proportion
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TextEncoder, encode_end
@@ -250,7 +251,9 @@ class ModelScorer:
             (ids[skip:], count) for prompt, skip in zip(batch, shared, strict=True) for ids, count in prompt.options
         ]
         cache = self._read_shared(batch, shared) if any(shared) else None
-        hidden = self.model.hidden(self._rows([ids[:-1] for ids, _ in options]), cache)  # (B, T) -> (B, T, C)
+        hidden = self.model.hidden(
+            pad_right([ids[:-1] for ids, _ in options], 0, device=self.model.device), cache
+        )  # (B, T) -> (B, T, C)
         rows = [row for row, (_, count) in enumerate(options) for _ in range(count)]
         columns = [column - 1 for ids, count in options for column in range(len(ids) - count, len(ids))]
         targets = torch.tensor(
@@ -268,7 +271,7 @@ class ModelScorer:
         model = self.model
         once = KVCache(model.config, len(batch), model.compute_dtype, model.device)
         begins = [prompt.options[0][0][:skip] for prompt, skip in zip(batch, shared, strict=True)]
-        model.hidden(self._rows(begins), once)  # (E, P)
+        model.hidden(pad_right(begins, 0, device=model.device), once)  # (E, P)
         counts = [len(prompt.options) for prompt in batch]
         cache = KVCache(model.config, sum(counts), model.compute_dtype, model.device)
         cache.hold([skip for skip, count in zip(shared, counts, strict=True) for _ in range(count)])
@@ -277,11 +280,6 @@ class ModelScorer:
             cache.load(row, count, once, place)
             row += count
         return cache
-
-    def _rows(self, rows: Sequence[list[int]]) -> Tensor:
-        """Ids as a tensor. On the right of a row may stand anything: attention looks back only."""
-        width = max(map(len, rows))
-        return torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=self.model.device)
 
     def _predict(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each target, (N,) on the CPU, and whether it is the likeliest token."""

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 
@@ -223,6 +224,5 @@ def eval_rows(documents: Documents, tokenizer: Tokenizer, sequence_len: int, max
 def in_rows(tokens: np.ndarray, sequence_len: int) -> Tensor:
     """A stream of ids as rows (rows, T + 1), each beginning with the last token of the one before; padded with -1."""
     rows = max(1, -(-(len(tokens) - 1) // sequence_len))
-    padded = torch.full((rows * sequence_len + 1,), -1)
-    padded[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+    padded = pad_right([tokens.astype(np.int64)], fill=-1, width=rows * sequence_len + 1)[0]
     return padded.unfold(0, sequence_len + 1, sequence_len)

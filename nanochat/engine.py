@@ -16,6 +16,7 @@ from nanochat.common import UserError
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.tool_use import RowState, Tool
+from nanochat.layers.padding import pad_right
 from nanochat.layers.sampler import check_sampling, numbers, sample_at, sample_next, streams
 from nanochat.tokenizer import Tokenizer
 
@@ -63,9 +64,8 @@ class DecodeBatch:
     def _read(self, prompts: Sequence[list[int]]) -> tuple[KVCache, Tensor]:
         """A pass over whole prompts, padded on the right, where no token sees it; the last hidden states, (P, C)."""
         device, lengths = self.model.device, [len(prompt) for prompt in prompts]
-        padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
         cache = KVCache(self.model.config, len(prompts), self.model.compute_dtype, device)
-        hidden = self.model.hidden(torch.tensor(padded, device=device), cache)  # (P, T) -> (P, T, C)
+        hidden = self.model.hidden(pad_right(prompts, fill=0, device=device), cache)  # (P, T) -> (P, T, C)
         last = torch.tensor(lengths, device=device) - 1
         return cache, hidden[torch.arange(len(prompts), device=device), last]
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nanochat.layers.padding import pad_rows
 from nanochat.runtime import Runtime
 
 
@@ -24,7 +25,7 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
     num_bytes = torch.zeros((), dtype=torch.int64, device=runtime.device)
     mine = rows[runtime.rank :: runtime.world_size]
     for start in range(0, len(mine), batch_size):
-        batch = pad_rows(mine[start : start + batch_size], batch_size).to(
+        batch = pad_rows(mine[start : start + batch_size], batch_size, fill=-1).to(
             runtime.device
         )  # (B, T + 1): one shape, so that nothing is compiled again
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
@@ -34,11 +35,6 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
         num_bytes += size.sum()
     total_nats, total_bytes = runtime.sum(nats).item(), runtime.sum(num_bytes).item()
     return total_nats / (math.log(2) * total_bytes) if total_bytes else float("inf")
-
-
-def pad_rows(rows: Tensor, count: int) -> Tensor:
-    """(R, W) -> (count, W), the new rows all -1."""
-    return torch.cat([rows, rows.new_full((count - len(rows), rows.size(1)), -1)])
 
 
 @torch.no_grad()

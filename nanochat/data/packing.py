@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nanochat.common import UserError
 from nanochat.dataloader import MicroBatch, prefetch
+from nanochat.layers.padding import pad_rows
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
@@ -187,15 +188,11 @@ def global_batches(
         progress = (group[0].cursor.rows - 1) / num_rows if num_rows else group[0].progress
         if progress >= 1:
             return
-        tokens, targets = np.stack([row.tokens for row in group]), np.stack([row.targets for row in group])
+        tokens = torch.from_numpy(np.stack([row.tokens for row in group]))
+        targets = torch.from_numpy(np.stack([row.targets for row in group]))
         mine = slice(first, first + batch_size)
-        inputs = padded(tokens[mine, :-1], batch_size, int(tokens[0, 0]))
-        yield MicroBatch(inputs, padded(targets[mine], batch_size, -1), progress, asdict(group[-1].cursor))
-
-
-def padded(rows: np.ndarray, count: int, value: int) -> Tensor:
-    """(R, T) -> (count, T), the new rows full of a value."""
-    return torch.from_numpy(np.concatenate([rows, np.full((count - len(rows), rows.shape[1]), value)]))
+        inputs = pad_rows(tokens[mine, :-1], batch_size, fill=int(tokens[0, 0]))
+        yield MicroBatch(inputs, pad_rows(targets[mine], batch_size, fill=-1), progress, asdict(group[-1].cursor))
 
 
 def conversation_batches(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanochat.common import UserError, as_user_error, print0
+from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 
 MAX_LOGITS = 1 << 28  # logits at a time: 1 GiB in float32
@@ -149,12 +150,6 @@ class CausalModel(nn.Module):
         return losses
 
 
-def pad_right(rows: Sequence[list[int]], device: torch.device) -> Tensor:
-    """Ids (B, T). On the right of a row may stand anything: nothing before it can see it."""
-    width = max(map(len, rows))
-    return torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=device)
-
-
 def prefill_prefix(
     model: CausalModel, begins: Sequence[list[int]], counts: Sequence[int], width: int
 ) -> dict[str, Any]:
@@ -190,10 +185,10 @@ def can_share(model: CausalModel) -> bool:
         known = prefill_prefix(model, begins, counts, 2)
         if any(type(layer) is not DynamicLayer for layer in known["past_key_values"].layers):
             return False
-        found, _ = model.predict(pad_right(rests, model.device), rows, rows * 0 + 1, **known)
+        found, _ = model.predict(pad_right(rests, 0, device=model.device), rows, rows * 0 + 1, **known)
     except Exception:  # whatever an architecture that does not do this may raise
         return False
-    plain, _ = model.predict(pad_right(whole, model.device), rows, last)
+    plain, _ = model.predict(pad_right(whole, 0, device=model.device), rows, last)
     return model.is_equal(found, plain)
 
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from nanochat.core_eval import OptionScore, Prompt, batch_tokens_for
 from nanochat.data.shards import Documents
 from nanochat.dataloader import in_rows
-from nanochat.eval.hf_causal import MAX_LOGITS, CausalModel, HFTokenizer, pad_right, prefill_prefix
+from nanochat.eval.hf_causal import MAX_LOGITS, CausalModel, HFTokenizer, prefill_prefix
+from nanochat.layers.padding import pad_right
 from nanochat.loss_eval import nats_and_tokens
 from nanochat.runtime import Runtime
 
@@ -111,7 +112,7 @@ class CausalScorer:
         rows = [row for row, (_, count) in enumerate(options) for _ in range(count)]
         columns = [column - 1 for ids, count in options for column in range(len(ids) - count, len(ids))]
         targets = torch.tensor([token for ids, count in options for token in ids[-count:]], device=device)
-        ids = pad_right([ids[:-1] for ids, _ in options], device)
+        ids = pad_right([ids[:-1] for ids, _ in options], 0, device=device)
         if any(skips):
             begins = [prompt.options[0][0][:skip] for prompt, skip in zip(batch, skips, strict=True)]
             known = prefill_prefix(self.model, begins, [len(prompt.options) for prompt in batch], ids.size(1))

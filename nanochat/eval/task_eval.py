@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nanochat.common import UserError
 from nanochat.engine import Completion, Engine
+from nanochat.layers.padding import pad_right
 from nanochat.reporting.schema import Section, proportion
 from nanochat.reporting.significance import mean_metric
 from nanochat.runtime import Runtime
@@ -190,10 +191,8 @@ def _choose(problems: Sequence[_Problem], task: Task, engine: Engine, batch_size
     for first in range(0, len(problems), batch_size):
         batch = problems[first : first + batch_size]
         lengths = torch.tensor([len(problem.prompt) for problem in batch], device=model.device)
-        width = int(lengths.max())
-        # On the right of a prompt may stand anything: attention looks back only.
-        rows = [problem.prompt + [0] * (width - len(problem.prompt)) for problem in batch]
-        hidden = model.hidden(torch.tensor(rows, device=model.device))  # (B, T) -> (B, T, C)
+        idx = pad_right([problem.prompt for problem in batch], fill=0, device=model.device)  # (B, T)
+        hidden = model.hidden(idx)  # (B, T) -> (B, T, C)
         last = hidden[torch.arange(len(batch), device=model.device), lengths - 1]  # (B, C)
         # In float32: bf16's steps are so coarse that letters would often draw.
         logits = model.logits(last.float())[:, list(ids.values())].tolist()  # (B, V), of which the letters

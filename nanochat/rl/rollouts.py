@@ -26,6 +26,7 @@ from nanochat.common import UserError, print0
 from nanochat.data.packing import Rendered
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import Asking, text_of
+from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
@@ -226,12 +227,9 @@ def micro_batches(
     rows.sort(key=lambda row: len(row[0]))  # similar lengths: little padding
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        length = max(len(ids) for ids, *_ in part) - 1
-        inputs, targets = torch.zeros(len(part), length, dtype=torch.int64), torch.full((len(part), length), -1)
-        for row, (tokens, mask, *_) in enumerate(part):
-            ids = torch.tensor(tokens)
-            inputs[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = torch.where(torch.tensor(mask, dtype=torch.bool), ids, -1)[1:]
+        inputs = pad_right([ids[:-1] for ids, *_ in part], fill=0)
+        trained_ids = [[i if m else -1 for i, m in zip(ids, mask, strict=True)] for ids, mask, *_ in part]
+        targets = pad_right([ids[1:] for ids in trained_ids], fill=-1)
         advantages, copies = (torch.tensor([row[place] for row in part]) for place in (2, 3))
         yield RolloutBatch(*(tensor.to(device) for tensor in (inputs, targets, advantages, copies)))
 
