@@ -274,7 +274,7 @@ ENDLESS = {
 def test_ctrl_c_stops_the_training(texts: str) -> None:
     pattern = r"(?:x|xx)+(?=y)|\w+|\W" if texts == ENDLESS["one long text"] else SPLIT_PATTERN
     program = (
-        "import itertools, pyarrow as pa; from nanochat import _rustbpe\n"
+        "import itertools, pyarrow as pa; from nanochat.tokenization import _rustbpe\n"
         f"texts = {texts}\n"
         "print('started', flush=True)\n"
         f"_rustbpe.train(texts, 300, {pattern!r})\n"
@@ -303,7 +303,7 @@ def test_help_has_something_to_say() -> None:
 
 def test_the_examples_in_the_stub() -> None:
     runner = doctest.DocTestRunner()
-    source = (ROOT / "nanochat" / "_rustbpe.pyi").read_text(encoding="utf-8")
+    source = (ROOT / "nanochat" / "tokenization" / "_rustbpe.pyi").read_text(encoding="utf-8")
     names = vars(_rustbpe).copy()
     for node in ast.walk(ast.parse(source)):  # a class before its methods, which use its example's names
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (text := ast.get_docstring(node)):
