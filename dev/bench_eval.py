@@ -37,7 +37,7 @@ from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.system.environment import peak_memory
-from nanochat.tokenizer import Tokenizer, get_tokenizer, trainable_tokenizer
+from nanochat.tokenizer import Tokenizer, get_tokenizer, trainable_tokenizer_class
 
 WAYS = ("one at a time", "batched")
 PRODUCT = 1024  # rows and columns of the matrices that tell what the machine can do
@@ -206,7 +206,7 @@ def make_tokenizer(config: Config, bundle: Bundle) -> Tokenizer:
         texts = (
             f"{head} {end}\n" for task in bundle.tasks for example in task.examples for head, end in example.options
         )
-    return trainable_tokenizer().train_from_iterator(texts, config.vocab_size)
+    return trainable_tokenizer_class().train_from_iterator(texts, config.vocab_size)
 
 
 def measure(

@@ -42,7 +42,7 @@ from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
-from nanochat.tokenizer import Tokenizer, trainable_tokenizer
+from nanochat.tokenizer import Tokenizer, trainable_tokenizer_class
 from scripts import export_hf
 
 TASKS = "hellaswag_zeroshot|arc_easy|copa|winograd|winogrande|lambada_openai|bigbench_qa_wikidata|bigbench_operators"
@@ -238,7 +238,7 @@ def save_random(config: Config, bundle: Bundle) -> None:
     """A tokenizer and a base checkpoint with random weights, in the base folder."""
     options = (pair for task in bundle.tasks for example in task.examples for pair in example.options)
     texts = (f"{context} {continuation}\n" for context, continuation in options)
-    tokenizer = trainable_tokenizer().train_from_iterator(texts, config.vocab_size)
+    tokenizer = trainable_tokenizer_class().train_from_iterator(texts, config.vocab_size)
     tokenizer.save(run_dir("base", "").parent / "tokenizer")
     shape = GPTConfig.from_depth(
         config.random_depth, vocab_size=tokenizer.get_vocab_size(), sequence_len=config.max_seq_len

@@ -29,7 +29,7 @@ from nanochat.inference.kv_cache import KVCache
 from nanochat.layers.padding import pad_right
 from nanochat.reporting.schema import Z95, Section, proportion
 from nanochat.runtime import Runtime
-from nanochat.tokenization.encoders import TextEncoder, encode_end
+from nanochat.tokenization.encoders import TextEncoder, encode_continuation
 
 BATCH_TOKENS = 16384  # positions of a forward pass, padding and what is cached included
 CPU_BATCH_TOKENS = 4096  # the same on a CPU
@@ -193,7 +193,7 @@ def tokenize(texts: Sequence[tuple[str, str]], tokenizer: TextEncoder, context: 
     """
     heads = dict.fromkeys(head for head, _ in texts)
     encoded = dict(zip(heads, tokenizer.encode(list(heads)), strict=True))
-    pairs = [encode_end(tokenizer, head, encoded[head], end) for head, end in texts]
+    pairs = [encode_continuation(tokenizer, head, encoded[head], end) for head, end in texts]
     over = max(len(head) + len(end) for head, end in pairs) - context  # with <|bos|>, without the last token
     options = []
     for head, end in pairs:

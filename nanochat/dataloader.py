@@ -29,13 +29,13 @@ from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 
-TOKENIZE_BYTES = 1 << 20  # tokenised at a time: enough for the threads to share
-BATCHES_AHEAD = 4
-NUM_THREADS = min(8, os.cpu_count() or 1)
+TOKENIZE_CHUNK_BYTES = 1 << 20  # tokenised at a time: enough for the threads to share
+PREFETCH_BATCHES = 4
+NUM_TOKENIZER_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class Cursor:
+class StreamCursor:
     """A place in the stream: `skip` tokens of `document` are used up; `tokens` have been trained on in all."""
 
     epoch: int = 0
@@ -54,17 +54,17 @@ class MicroBatch:
     cursor: dict[str, int]
 
 
-class Documents(Protocol):
+class DocumentSource(Protocol):
     """What the loader needs of a data set."""
 
     def __len__(self) -> int: ...
 
-    def arrays(self, start: int = 0) -> Iterator[Any]:
+    def iter_arrays(self, start: int = 0) -> Iterator[Any]:
         """The documents from this one to the last, in Arrow arrays of strings without nulls."""
         ...
 
 
-def tokenise(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def tokenize_documents(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The tokens of some documents after the other, each with `<|bos|>` before it: (ids, bounds).
 
     Document i of them is `ids[bounds[i]:bounds[i + 1]]`. No Python object is made for a text or an id.
@@ -74,9 +74,9 @@ def tokenise(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[np.n
         sizes = np.cumsum(np.asarray(pc.binary_length(array)) + 1, dtype=np.int64)  # (N,), with the documents before
         start = 0
         while start < len(array):
-            limit = TOKENIZE_BYTES + (sizes[start - 1] if start else 0)
+            limit = TOKENIZE_CHUNK_BYTES + (sizes[start - 1] if start else 0)
             stop = int(np.searchsorted(sizes, limit)) + 1
-            ids, offsets = tokenizer.encode_arrays(array[start:stop], NUM_THREADS)
+            ids, offsets = tokenizer.encode_arrays(array[start:stop], NUM_TOKENIZER_THREADS)
             yield np.insert(ids, offsets[:-1], bos), offsets + np.arange(len(offsets))
             start = stop
 
@@ -84,17 +84,17 @@ def tokenise(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[np.n
 class TokenStream:
     """The tokens of all documents, epoch after epoch, from a cursor on."""
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, cursor: Cursor) -> None:
+    def __init__(self, documents: DocumentSource, tokenizer: Tokenizer, cursor: StreamCursor) -> None:
         assert len(documents), "a stream needs at least one document"
         self.documents = documents
         self.cursor = cursor
         self._held: deque[np.ndarray] = deque()  # the tokens of cursor.document and of those that follow it
         self._num_held = -cursor.skip
-        self._tokenised = tokenise(self._endless_arrays(cursor.document), tokenizer)
+        self._tokenised = tokenize_documents(self._endless_arrays(cursor.document), tokenizer)
 
     def _endless_arrays(self, start: int) -> Iterator[Any]:
         while True:
-            yield from self.documents.arrays(start)
+            yield from self.documents.iter_arrays(start)
             start = 0
 
     def _refill(self) -> None:
@@ -125,10 +125,10 @@ class TokenStream:
             if document == len(self.documents):
                 epoch, document = epoch + 1, 0
         self._num_held -= count
-        self.cursor = Cursor(epoch, document, skip, self.cursor.tokens + count)
+        self.cursor = StreamCursor(epoch, document, skip, self.cursor.tokens + count)
 
 
-def global_batches(
+def token_batches(
     stream: TokenStream, runtime: Runtime, batch_size: int, sequence_len: int, horizon: int
 ) -> Iterator[MicroBatch]:
     """This process's rows of one micro-batch after the other, for ever; `horizon` tokens are the whole run."""
@@ -147,7 +147,7 @@ def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[M
 
     An exception in the thread is raised here. The thread ends when this generator is closed or collected.
     """
-    ahead: queue.Queue[MicroBatch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
+    ahead: queue.Queue[MicroBatch | BaseException | None] = queue.Queue(PREFETCH_BATCHES)
     stop = threading.Event()
 
     def put(item: MicroBatch | BaseException | None) -> bool:
@@ -187,8 +187,8 @@ def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[M
         thread.join()
 
 
-def train_batches(
-    documents: Documents,
+def document_batches(
+    documents: DocumentSource,
     tokenizer: Tokenizer,
     runtime: Runtime,
     batch_size: int,
@@ -200,28 +200,30 @@ def train_batches(
 
     `horizon`: tokens of the whole run, which `progress` is a share of.
     """
-    stream = TokenStream(documents, tokenizer, Cursor(**(cursor or {})))
-    return prefetch(global_batches(stream, runtime, batch_size, sequence_len, horizon), runtime.device)
+    stream = TokenStream(documents, tokenizer, StreamCursor(**(cursor or {})))
+    return prefetch(token_batches(stream, runtime, batch_size, sequence_len, horizon), runtime.device)
 
 
-def eval_rows(documents: Documents, tokenizer: Tokenizer, sequence_len: int, max_tokens: int) -> tuple[Tensor, int]:
+def document_eval_rows(
+    documents: DocumentSource, tokenizer: Tokenizer, sequence_len: int, max_tokens: int
+) -> tuple[Tensor, int]:
     """The first rows of a split, (rows, T + 1) int64, at most one pass over it; and how many targets they hold.
 
     The last row may be padded, with its tail made of -1. Every process gets the same rows.
     """
     pieces: list[np.ndarray] = []
     size = 0
-    for ids, _ in tokenise(documents.arrays(), tokenizer):
+    for ids, _ in tokenize_documents(documents.iter_arrays(), tokenizer):
         pieces.append(ids)
         size += len(ids)
         if size > max_tokens:
             break
     tokens = np.concatenate(pieces)
     count = min(max_tokens, len(tokens) - 1)  # the first token is nobody's target
-    return in_rows(tokens[: count + 1], sequence_len), count
+    return split_into_rows(tokens[: count + 1], sequence_len), count
 
 
-def in_rows(tokens: np.ndarray, sequence_len: int) -> Tensor:
+def split_into_rows(tokens: np.ndarray, sequence_len: int) -> Tensor:
     """A stream of ids as rows (rows, T + 1), each beginning with the last token of the one before; padded with -1."""
     rows = max(1, -(-(len(tokens) - 1) // sequence_len))
     padded = pad_right([tokens.astype(np.int64)], fill=-1, width=rows * sequence_len + 1)[0]

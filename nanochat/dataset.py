@@ -35,15 +35,15 @@ from nanochat.data.download import download_all
 from nanochat.data.import_text import TextFiles
 from nanochat.data.shards import (
     Documents,
-    FileFacts,
     Manifest,
+    ShardInfo,
     default_data_dir,
-    describe_shard,
     iter_documents,
     load_manifest,
-    missing_files,
+    missing_shards,
     open_split,
     read_manifest,
+    read_shard_info,
     shard_paths,
     write_dataset,
     write_shards,
@@ -62,6 +62,7 @@ __all__ = [
 
 HUB_REPOSITORY = "karpathy/fineweb-edu-100b-shuffle"
 HUB_SHARDS = 1823  # the last one is the validation shard
+MAX_BUCKETS = 256  # temporary files that are open at once while documents are shuffled
 _SHUFFLE_BYTES = 256_000_000  # text that is shuffled in memory at a time
 _HUB_NAME = re.compile(r"shard_\d{5}\.parquet(\.part|\.lock)?")
 _MADE_NAME = re.compile(r"shard_[0-9a-f]{8}_(\d{5}|val)\.parquet")
@@ -138,7 +139,7 @@ def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     if old and not config.overwrite:
         count = max(count, len(old.train))  # a second, smaller call takes nothing away
     names = [f"shard_{number:05d}.parquet" for number in (HUB_SHARDS - 1, *range(count))]
-    cut_short = missing_files(old, folder) if old else []
+    cut_short = missing_shards(old, folder) if old else []
     for name in cut_short:
         (folder / name).unlink(missing_ok=True)
     known = {name: facts for name, facts in old.files.items() if name not in cut_short} if old else {}
@@ -155,9 +156,9 @@ def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     return manifest
 
 
-def _check_shard(path: Path) -> FileFacts:
+def _check_shard(path: Path) -> ShardInfo:
     try:
-        return describe_shard(path)
+        return read_shard_info(path)
     except UserError as error:
         path.unlink()  # whole, and not what it should be: another call must ask for it again
         raise UserError(f"the server sent something else than a shard as {path.name}: {error}") from error
@@ -184,7 +185,7 @@ def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Mani
     held_out = min(config.docs_per_shard, 2048)
     settings = {"seed": config.seed, "documents": [count, held_out], "docs_per_shard": config.docs_per_shard}
     recipe = _recipe(**settings, probe=[*take("train", 16), *take("val", 16)])  # the generator itself may change
-    if old and old.recipe == recipe and not missing_files(old, folder):
+    if old and old.recipe == recipe and not missing_shards(old, folder):
         return old
     written = tqdm(take("train", count), desc="writing stories", total=count, unit="", disable=None)
     return _write(written, take("val", held_out), folder, "storyworld", recipe, config)
@@ -198,7 +199,7 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     source = f"files:{path.name}"
     settings = {name: getattr(config, name) for name in ("text_column", "max_chars", "docs_per_shard", "shuffle")}
     recipe = _recipe(**settings, seed=config.seed, files=files.fingerprint())
-    if old and old.recipe == recipe and not missing_files(old, folder):
+    if old and old.recipe == recipe and not missing_shards(old, folder):
         return old
     if old and old.recipe != recipe:
         same = old.source == source
@@ -206,7 +207,7 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     train, validation = files.split()
     train = tqdm(train, desc="importing", unit=" documents", disable=None)
     if config.shuffle:
-        train = shuffled(train, config.seed, 1 + files.text_bytes() // _SHUFFLE_BYTES, folder)
+        train = shuffle_on_disk(train, config.seed, 1 + files.text_bytes() // _SHUFFLE_BYTES, folder)
     manifest = _write(train, validation, folder, source, recipe, config)
     for notice in files.notices():
         print0(f"notice: {notice}")
@@ -236,23 +237,28 @@ def _must_overwrite(config: Config, folder: Path, old: Manifest, source: str) ->
         )
 
 
-def shuffled(documents: Iterable[str], seed: int, piles: int, scratch: Path) -> Iterator[str]:
-    """The documents in a random order that depends on the seed, with about 1/piles of them in memory at a time.
+def shuffle_on_disk(documents: Iterable[str], seed: int, num_buckets: int, scratch_dir: Path) -> Iterator[str]:
+    """Yield the documents in a random order that depends on the seed only.
 
-    Each is thrown onto one of the piles, files in a folder below `scratch`; then pile after pile is shuffled.
+    Each document is appended to a random one of `num_buckets` temporary files (at most 256) below `scratch_dir`; then
+    one bucket after the other is shuffled in memory. About 1/num_buckets of the text is in memory at a time.
     """
-    chance = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix=".shuffle_", suffix=".tmp", dir=scratch) as folder, ExitStack() as stack:
-        files = [
-            stack.enter_context(open(Path(folder, str(n)), "w+", encoding="utf-8")) for n in range(min(piles, 256))
+    rng = random.Random(seed)
+    with ExitStack() as stack:
+        bucket_dir = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix=".shuffle_", suffix=".tmp", dir=scratch_dir)
+        )
+        buckets = [
+            stack.enter_context(open(Path(bucket_dir, str(number)), "w+", encoding="utf-8"))
+            for number in range(min(num_buckets, MAX_BUCKETS))
         ]
         for text in documents:
-            chance.choice(files).write(json.dumps(text) + "\n")
-        for file in files:
-            file.seek(0)
-            pile = [json.loads(line) for line in file]
-            chance.shuffle(pile)
-            yield from pile
+            rng.choice(buckets).write(json.dumps(text) + "\n")
+        for bucket in buckets:
+            bucket.seek(0)
+            texts = [json.loads(line) for line in bucket]
+            rng.shuffle(texts)
+            yield from texts
 
 
 def _tidy(folder: Path, old: Manifest | None, new: Manifest, overwrite: bool) -> None:

@@ -22,9 +22,9 @@ import numpy as np
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.system.environment import usable_cores
-from nanochat.tokenization.chat_format import Conversation, Span, document_of, render_turns
-from nanochat.tokenization.encoders import TrainingTexts, as_strings, encoder_class
-from nanochat.tokenization.hugging_face_bpe import Progress, train_hugging_face
+from nanochat.tokenization.chat_format import Conversation, Span, document_text, render_turns
+from nanochat.tokenization.encoders import TrainingTexts, encoder_class, iter_strings
+from nanochat.tokenization.hugging_face_bpe import ProgressCallback, train_hugging_face
 
 # GPT-4's pattern, with numbers in groups of at most two digits: better for small vocabularies than one or three.
 SPLIT_PATTERN = (
@@ -36,7 +36,7 @@ SPECIAL_TOKENS = (
     *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),  # a tool call and its result
 )
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-FORMAT, FILE_NAME = 1, "tokenizer.json"
+FORMAT_VERSION, TOKENIZER_FILE = 1, "tokenizer.json"
 T = TypeVar("T", bound="Tokenizer")
 
 
@@ -53,7 +53,7 @@ class Tokenizer:
         """`ranks`: the bytes of every token but the special ones -> id. Raises UserError for parts that do not fit."""
         _check_vocabulary(ranks, special_tokens)
         self.pattern = pattern
-        self.adds_space = False  # as some of other models do
+        self.adds_prefix_space = False  # as some of other models do
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(special_tokens)
         names = sorted(special_tokens, key=lambda name: special_tokens[name])
@@ -71,7 +71,7 @@ class Tokenizer:
         vocab_size: int,
         *,
         pattern: str = SPLIT_PATTERN,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> T:
         """Train on texts, read once. `vocab_size` counts everything: 256 bytes + merges + 9 special tokens.
 
@@ -87,18 +87,20 @@ class Tokenizer:
         return cls(pattern, ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
 
     @classmethod
-    def _train(cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
+    def _train(
+        cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: ProgressCallback | None
+    ) -> list[bytes]:
         """The bytes of at most `num_tokens` tokens by id, the 256 single bytes first."""
         raise NotImplementedError(f"{cls.__name__} cannot be trained: use RustBPETokenizer or HuggingFaceTokenizer")
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` into `folder`, whole or not at all."""
-        write_text_atomic(folder / FILE_NAME, self._json)
+        write_text_atomic(folder / TOKENIZER_FILE, self._json)
 
     @classmethod
     def load(cls: type[T], folder: Path) -> T:
         """Read what `save` wrote. Raises UserError that says what is wrong with a missing or damaged file."""
-        path = folder / FILE_NAME
+        path = folder / TOKENIZER_FILE
         try:
             with open(path, encoding="utf-8") as file:
                 saved = json.load(file)
@@ -108,9 +110,9 @@ class Tokenizer:
             raise UserError(
                 f"{path} cannot be read ({error}): train a new one with `python -m scripts.tok_train`"
             ) from error
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
             found = saved.get("format") if isinstance(saved, dict) else None
-            raise UserError(f"{path}: format {found!r}, but this program reads format {FORMAT}")
+            raise UserError(f"{path}: format {found!r}, but this program reads format {FORMAT_VERSION}")
         try:
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in saved["ranks"].items()}
             return cls(saved["pattern"], ranks, saved["special_tokens"])
@@ -121,7 +123,12 @@ class Tokenizer:
     @cached_property
     def _json(self) -> str:
         ranks = {base64.b64encode(token).decode("ascii"): rank for token, rank in self.ranks.items()}
-        content = {"format": FORMAT, "pattern": self.pattern, "ranks": ranks, "special_tokens": self.special_tokens}
+        content = {
+            "format": FORMAT_VERSION,
+            "pattern": self.pattern,
+            "ranks": ranks,
+            "special_tokens": self.special_tokens,
+        }
         return json.dumps(content, indent=1) + "\n"
 
     @cached_property
@@ -220,7 +227,7 @@ class Tokenizer:
         A question after the last answer is left out. Of a document all is learnt that fits.
         Raises UserError that names the message for what is no conversation.
         """
-        if (text := document_of(conversation)) is not None:
+        if (text := document_text(conversation)) is not None:
             ids = self.encode(text, prepend=self.get_bos_token_id())[:max_tokens]
             return (ids, [0] + [1] * (len(ids) - 1)) if len(ids) > 1 else ([], [])
         ids, mask = [self.get_bos_token_id()], [0]
@@ -247,7 +254,7 @@ class Tokenizer:
         return [*ids, self.encode_special("<|assistant_start|>")]
 
     def _encode_span(self, span: Span) -> tuple[list[int], bool]:
-        return ([self.encode_special(span.text)] if span.special else self.encode(span.text)), span.trained
+        return ([self.encode_special(span.text)] if span.is_special else self.encode(span.text)), span.is_trained
 
     def visualize_tokenization(self, ids: Sequence[int], mask: Sequence[int]) -> str:
         """The tokens with bars between them, for a terminal: green is trained on, red is not."""
@@ -259,7 +266,9 @@ class RustBPETokenizer(Tokenizer):
     """Trained by the Rust extension."""
 
     @classmethod
-    def _train(cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
+    def _train(
+        cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: ProgressCallback | None
+    ) -> list[bytes]:
         from nanochat.tokenization import _rustbpe
 
         return _rustbpe.train(texts, num_tokens, pattern, progress=progress)
@@ -269,11 +278,13 @@ class HuggingFaceTokenizer(Tokenizer):
     """Trained by Hugging Face tokenizers: slower, and other merges among pairs of equal count."""
 
     @classmethod
-    def _train(cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
-        return train_hugging_face(as_strings(texts), num_tokens, pattern, progress)
+    def _train(
+        cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: ProgressCallback | None
+    ) -> list[bytes]:
+        return train_hugging_face(iter_strings(texts), num_tokens, pattern, progress)
 
 
-def trainable_tokenizer() -> type[Tokenizer]:
+def trainable_tokenizer_class() -> type[Tokenizer]:
     """The class to train with: RustBPETokenizer; without the extension, a notice and HuggingFaceTokenizer."""
     try:
         from nanochat.tokenization import _rustbpe  # noqa: F401

@@ -23,7 +23,7 @@ from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data import storyworld
 from nanochat.data.shards import Documents, load_manifest, open_split
-from nanochat.dataloader import eval_rows
+from nanochat.dataloader import document_eval_rows
 from nanochat.eval import hf_causal
 from nanochat.eval.hf_scorer import bits_per_byte_of
 from nanochat.eval.samples import prompts_for, write_samples
@@ -75,7 +75,7 @@ def our_model(config: Config, runtime: Runtime) -> Subject:
     token_bytes = torch.tensor(tokenizer.token_bytes())
 
     def bits(documents: Documents) -> float:
-        rows, _ = eval_rows(documents, tokenizer, model.config.sequence_len, config.eval_tokens)
+        rows, _ = document_eval_rows(documents, tokenizer, model.config.sequence_len, config.eval_tokens)
         return bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
 
     def write(prompts: Sequence[str]) -> list[dict[str, Any]]:

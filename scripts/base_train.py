@@ -22,7 +22,7 @@ from nanochat.checkpoint_manager import describe_model, run_dir
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
-from nanochat.dataloader import train_batches
+from nanochat.dataloader import document_batches
 from nanochat.eval.samples import prompts_for
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -123,7 +123,7 @@ def main(config: Config) -> LoopState:
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
     save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
     show_samples = sampler(model, tokenizer, runtime, prompts_for(manifest.source, NUM_SAMPLES, config.seed))
-    loader = train_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
+    loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
     with closing(loader), closing(log):
         train(
             compile_model(model, config.compile, num_steps, batch_size, runtime),

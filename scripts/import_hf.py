@@ -29,7 +29,7 @@ from nanochat.configurator import Settings, cli, setting
 from nanochat.export.hf_model import from_hf_config, from_hf_weights
 from nanochat.export.hf_tokenizer import from_hf_tokenizer
 from nanochat.runtime import DTYPES
-from nanochat.tokenizer import FILE_NAME, Tokenizer
+from nanochat.tokenizer import TOKENIZER_FILE, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def put_tokenizer(tokenizer: Tokenizer) -> None:
     """Save the tokenizer in the base folder. Raises UserError if another one is there."""
     place = base_dir() / "tokenizer"
-    if not (place / FILE_NAME).exists():
+    if not (place / TOKENIZER_FILE).exists():
         tokenizer.save(place)
     elif Tokenizer.load(place).hash() != tokenizer.hash():
         raise UserError(f"{place} holds another vocabulary than the model: set NANOCHAT_BASE_DIR to another folder")

@@ -22,8 +22,8 @@ from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import open_split
 from nanochat.report import log_section
-from nanochat.tokenization.encoders import as_strings
-from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, trainable_tokenizer
+from nanochat.tokenization.encoders import iter_strings
+from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, trainable_tokenizer_class
 
 # What a tokenizer may get wrong, in a few lines; read back and compared after training.
 _TRICKY_TEXT = """Numbers: 1, 12, 123, 1234567. It's, WE'LL, they'Ve; o'clock.\tTabs\t and   spaces \r\n\r\n  and lines.
@@ -45,9 +45,9 @@ class Config(Settings):
 def main(config: Config) -> Tokenizer:
     """Train, check, save, report."""
     start = time.perf_counter()
-    trainer = trainable_tokenizer()
-    with TrainingBar(config.vocab_size - MIN_VOCAB_SIZE) as bar:
-        texts = capped(open_split("train").arrays(), config.max_chars, config.doc_cap)
+    trainer = trainable_tokenizer_class()
+    with TrainingProgressBar(config.vocab_size - MIN_VOCAB_SIZE) as bar:
+        texts = cap_documents(open_split("train").iter_arrays(), config.max_chars, config.doc_cap)
         try:
             tokenizer = trainer.train_from_iterator(texts, config.vocab_size, progress=bar)
         except ValueError as error:
@@ -70,14 +70,14 @@ def main(config: Config) -> Tokenizer:
     return tokenizer
 
 
-def capped(arrays: Iterable[Any], max_chars: int, doc_cap: int) -> Iterator[Any]:
+def cap_documents(arrays: Iterable[Any], max_chars: int, doc_cap: int) -> Iterator[Any]:
     """The documents, each cut to `doc_cap` characters (-1: whole), until there are `max_chars` in all.
 
     They come and go in Arrow arrays of strings; no Python object is made for one.
 
     >>> import pyarrow as pa
     >>> documents = [pa.array(["abcdef", "gh"]), pa.array(["ijk"])]
-    >>> [array.to_pylist() for array in capped(documents, max_chars=7, doc_cap=4)]
+    >>> [array.to_pylist() for array in cap_documents(documents, max_chars=7, doc_cap=4)]
     [['abcd', 'gh'], ['i']]
     """
     left = max_chars
@@ -96,7 +96,7 @@ def capped(arrays: Iterable[Any], max_chars: int, doc_cap: int) -> Iterator[Any]
             return
 
 
-class TrainingBar:
+class TrainingProgressBar:
     """A progress bar on a terminal, silent elsewhere: megabytes while reading, then merges."""
 
     def __init__(self, num_merges: int) -> None:
@@ -114,7 +114,7 @@ class TrainingBar:
         if self._merging is not None:
             self._merging.update(merges - self._merging.n)
 
-    def __enter__(self) -> TrainingBar:
+    def __enter__(self) -> TrainingProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,8 +125,8 @@ class TrainingBar:
 
 def _check_round_trip(tokenizer: Tokenizer, config: Config) -> None:
     """Refuse to save a tokenizer that loses text."""
-    arrays = capped(open_split("train").arrays(), min(config.max_chars, 100_000), config.doc_cap)
-    for text in (_TRICKY_TEXT, *as_strings(arrays)):
+    arrays = cap_documents(open_split("train").iter_arrays(), min(config.max_chars, 100_000), config.doc_cap)
+    for text in (_TRICKY_TEXT, *iter_strings(arrays)):
         if tokenizer.decode(tokenizer.encode(text)) != text:
             raise AssertionError(f"the new tokenizer does not give back {text[:80]!r}: nothing is saved")
 

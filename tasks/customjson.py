@@ -86,7 +86,7 @@ def parse_conversation(line: bytes) -> Conversation:
     turns = render_turns(conversation)
     for span in (span for turn in turns for span in turn):
         _check_characters(span.text)
-    if not any(span.trained for turn in turns for span in turn):
+    if not any(span.is_trained for turn in turns for span in turn):
         raise UserError("no assistant's message, so there is nothing to learn from")
     return {"messages": conversation["messages"]}
 

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from nanochat import dataloader
 from nanochat.common import UserError
 from nanochat.data.shards import Manifest, open_split, write_dataset, write_shards
-from nanochat.dataloader import Cursor, MicroBatch, TokenStream, eval_rows, global_batches, prefetch, train_batches
+from nanochat.dataloader import (
+    MicroBatch,
+    StreamCursor,
+    TokenStream,
+    document_batches,
+    document_eval_rows,
+    prefetch,
+    token_batches,
+)
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TiktokenEncoder
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, Tokenizer
@@ -35,7 +43,7 @@ LENGTHS = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 12), st.just(150)
 
 
 class Texts:
-    """Documents in memory, in Arrow arrays of at most `size` documents."""
+    """DocumentSource in memory, in Arrow arrays of at most `size` documents."""
 
     def __init__(self, texts: Sequence[str], size: int = 1024, kind: pa.DataType = STRING) -> None:
         self.texts, self.size = list(texts), size
@@ -44,7 +52,7 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def arrays(self, start: int = 0) -> Iterator[pa.Array]:
+    def iter_arrays(self, start: int = 0) -> Iterator[pa.Array]:
         return (self.column[i : i + self.size] for i in range(start, len(self), self.size))
 
 
@@ -68,15 +76,15 @@ def batches_of(
     texts: Texts, rank: int, world_size: int, batch_size: int, sequence_len: int, cursor: dict[str, int] | None = None
 ) -> Iterator[MicroBatch]:
     """What one process gets, without the thread."""
-    stream = TokenStream(texts, TOKENIZER, Cursor(**(cursor or {})))
-    return global_batches(stream, runtime(rank, world_size), batch_size, sequence_len, horizon=1000)
+    stream = TokenStream(texts, TOKENIZER, StreamCursor(**(cursor or {})))
+    return token_batches(stream, runtime(rank, world_size), batch_size, sequence_len, horizon=1000)
 
 
 @pytest.fixture(params=[1, 64, 1000], ids="refill{}".format)
 def refill(request: pytest.FixtureRequest) -> Iterator[None]:
     """However much is tokenised at a time, down to single documents."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataloader, "TOKENIZE_BYTES", request.param)
+        patch.setattr(dataloader, "TOKENIZE_CHUNK_BYTES", request.param)
         yield
 
 
@@ -132,11 +140,11 @@ def test_cursor_names_the_place(lengths: list[int]) -> None:
     """Epoch, document and token of every position, against a list of them; a cursor never stands behind a document."""
     texts = texts_of(lengths)
     places = [(document, skip) for document, length in enumerate(lengths) for skip in range(length + 1)]
-    stream = TokenStream(texts, TOKENIZER, Cursor())
+    stream = TokenStream(texts, TOKENIZER, StreamCursor())
     for position in range(1, 2 * len(places) + 1):
         stream.take(1)
         epoch, index = divmod(position, len(places))
-        assert stream.cursor == Cursor(epoch, *places[index], position)
+        assert stream.cursor == StreamCursor(epoch, *places[index], position)
 
 
 @pytest.mark.usefixtures("refill")
@@ -171,7 +179,7 @@ def test_a_larger_batch_is_the_same_stream() -> None:
 class StringStream:
     """The slow twin: the stream by way of Python strings and lists of ids, a token at a time."""
 
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, cursor: Cursor) -> None:
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, cursor: StreamCursor) -> None:
         self.rows = [tokenizer.encode(text, prepend="<|bos|>") for text in texts]
         self.cursor = cursor
 
@@ -204,8 +212,11 @@ def test_arrow_gives_what_strings_give(tokenizer: Tokenizer, data: st.DataObject
     texts = data.draw(st.lists(st.text(st.sampled_from("the cat's é你\n "), max_size=12) | st.text(), min_size=1))
     documents = Texts(texts, data.draw(st.integers(1, 5)), data.draw(st.sampled_from([STRING, pa.large_string()])))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataloader, "TOKENIZE_BYTES", data.draw(st.sampled_from([1, 7, 50, 1 << 18])))
-        stream, strings = TokenStream(documents, tokenizer, Cursor()), StringStream(texts, tokenizer, Cursor())
+        patch.setattr(dataloader, "TOKENIZE_CHUNK_BYTES", data.draw(st.sampled_from([1, 7, 50, 1 << 18])))
+        stream, strings = (
+            TokenStream(documents, tokenizer, StreamCursor()),
+            StringStream(texts, tokenizer, StreamCursor()),
+        )
         for count in data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=8)):
             assert stream.take(count).tolist() == strings.take(count)
             assert stream.cursor == strings.cursor
@@ -223,18 +234,18 @@ def loader_threads() -> list[threading.Thread]:
 def test_the_thread_changes_nothing() -> None:
     texts = texts_of([40, 2, 9])
     plain = list(itertools.islice(batches_of(texts, 1, 2, 2, 5), 30))
-    loader = train_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, horizon=1000)
+    loader = document_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, horizon=1000)
     for expected, found in zip(plain, loader, strict=False):
         assert found.inputs.equal(expected.inputs)
         assert found.targets.equal(expected.targets)
         assert (found.progress, found.cursor) == (expected.progress, expected.cursor)
     loader.close()
-    again = train_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, 1000, cursor=plain[9].cursor)
+    again = document_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, 1000, cursor=plain[9].cursor)
     assert next(again).inputs.equal(plain[10].inputs)
     again.close()
 
 
-@pytest.mark.parametrize("good", [0, 1, dataloader.BATCHES_AHEAD + 3])
+@pytest.mark.parametrize("good", [0, 1, dataloader.PREFETCH_BATCHES + 3])
 def test_an_exception_reaches_the_caller(good: int) -> None:
     """After the batches before it, however many; and the thread is gone."""
 
@@ -258,7 +269,7 @@ def test_an_exception_of_the_tokenizer_reaches_the_caller(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TOKENIZER, "encode_arrays", encode)
     with pytest.raises(RuntimeError, match="no such word"):
-        next(train_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100))
+        next(document_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100))
 
 
 def test_a_finite_iterator_ends() -> None:
@@ -270,7 +281,7 @@ def test_a_finite_iterator_ends() -> None:
 @pytest.mark.parametrize("way", ["close", "forget"])
 def test_the_thread_ends(way: str) -> None:
     """When the loader is closed, and when it is forgotten, though its queue is full."""
-    loader = train_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100)
+    loader = document_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100)
     next(loader)
     [thread] = loader_threads()
     if way == "close":
@@ -282,7 +293,7 @@ def test_the_thread_ends(way: str) -> None:
 
 
 def test_a_loader_that_was_never_used_has_no_thread() -> None:
-    train_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100).close()
+    document_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100).close()
     assert not loader_threads()
 
 
@@ -294,12 +305,12 @@ def test_reads_shards(tmp_path: Path) -> None:
     texts = [f"text {i} " * (i % 5) for i in range(50)]
     write_dataset(texts, ["v"], tmp_path, source="here", docs_per_shard=17)
     documents = open_split("train", tmp_path)
-    loader = train_batches(documents, TOKENIZER, runtime(), 2, 16, horizon=4096)
+    loader = document_batches(documents, TOKENIZER, runtime(), 2, 16, horizon=4096)
     found = list(itertools.islice(loader, 64))
     loader.close()
     assert torch.cat([batch.inputs.flatten() for batch in found]).tolist() == twin(Texts(texts), 64 * 32)
     assert found[40].cursor["epoch"] >= 1
-    again = train_batches(documents, TOKENIZER, runtime(), 2, 16, horizon=4096, cursor=found[40].cursor)
+    again = document_batches(documents, TOKENIZER, runtime(), 2, 16, horizon=4096, cursor=found[40].cursor)
     assert next(again).inputs.equal(found[41].inputs)
     again.close()
     assert found[32].progress == 0.25
@@ -321,12 +332,12 @@ def test_an_empty_split_fails_at_once(tmp_path: Path, split: Literal["train", "v
 
 @given(lengths=LENGTHS, sequence_len=st.integers(1, 9), max_tokens=st.integers(1, 120))
 @settings(max_examples=60, deadline=None)
-def test_eval_rows(lengths: list[int], sequence_len: int, max_tokens: int) -> None:
+def test_document_eval_rows(lengths: list[int], sequence_len: int, max_tokens: int) -> None:
     """Exactly as many targets as asked for, or one pass: each once, in order, each after its own inputs."""
     texts = texts_of(lengths)
     epoch = twin(texts, sum(lengths) + len(lengths))
     count = min(max_tokens, len(epoch) - 1)
-    rows, found = eval_rows(texts, TOKENIZER, sequence_len, max_tokens)
+    rows, found = document_eval_rows(texts, TOKENIZER, sequence_len, max_tokens)
     assert found == count
     assert rows.shape == (max(1, -(-count // sequence_len)), sequence_len + 1)
     assert rows.dtype == torch.int64
@@ -336,27 +347,27 @@ def test_eval_rows(lengths: list[int], sequence_len: int, max_tokens: int) -> No
     assert rows[:, :-1].flatten()[:count].tolist() == epoch[:count]
 
 
-def test_eval_rows_reads_what_it_needs() -> None:
+def test_document_eval_rows_reads_what_it_needs() -> None:
     """More documents than are in one array; and not the rest of them."""
     read = 0
 
     class Counted(Texts):
-        def arrays(self, start: int = 0) -> Iterator[pa.Array]:
+        def iter_arrays(self, start: int = 0) -> Iterator[pa.Array]:
             nonlocal read
-            for array in super().arrays(start):
+            for array in super().iter_arrays(start):
                 read += len(array)
                 yield array
 
     texts = Counted(texts_of([3] * 5000).texts, size=256)
-    rows, count = eval_rows(texts, TOKENIZER, 10, 6000)
+    rows, count = document_eval_rows(texts, TOKENIZER, 10, 6000)
     assert count == 6000
     assert rows[:, 1:].flatten().tolist() == twin(texts, 6001)[1:]
     assert read < 3000
-    assert eval_rows(texts, TOKENIZER, 10, 10**9)[1] == 4 * 5000 - 1
+    assert document_eval_rows(texts, TOKENIZER, 10, 10**9)[1] == 4 * 5000 - 1
 
 
-def test_eval_rows_of_nothing() -> None:
+def test_document_eval_rows_of_nothing() -> None:
     """A single empty document has no token to predict: a row of padding, not a crash."""
-    rows, count = eval_rows(Texts([""]), TOKENIZER, 4, 100)
+    rows, count = document_eval_rows(Texts([""]), TOKENIZER, 4, 100)
     assert count == 0
     assert rows.tolist() == [[BOS, -1, -1, -1, -1]]

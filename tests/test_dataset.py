@@ -23,7 +23,7 @@ from nanochat import dataset
 from nanochat.common import UserError
 from nanochat.data import download, shards
 from nanochat.data import import_text as textfiles
-from nanochat.data.import_text import cut
+from nanochat.data.import_text import split_long_text
 from nanochat.data.shards import Documents, write_shard
 from nanochat.dataset import Config, iter_documents, load_manifest, open_split, prepare, shard_paths, write_dataset
 from tests.conftest import ROOT
@@ -76,8 +76,8 @@ def test_what_is_written_is_read(texts: list[str], per_shard: int, per_group: in
         documents = open_split("train", Path(name))
         start, step = data.draw(st.integers(0, len(texts) + 1)), data.draw(st.integers(1, len(texts) + 1))
         assert len(documents) == len(texts)
-        assert list(documents.iterate(start, step)) == texts[start::step]
-        arrays = list(documents.arrays(start))
+        assert list(documents.iter_texts(start, step)) == texts[start::step]
+        arrays = list(documents.iter_arrays(start))
         assert [text for array in arrays for text in array.to_pylist()] == texts[start:]
         assert all(len(array) and array.type == pa.string() for array in arrays)
         assert list(iter_documents("val", Path(name))) == ["held out"]
@@ -104,10 +104,10 @@ def test_one_row_group_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         pq.ParquetFile, "read_row_group", lambda self, n, **more: read.append(n) or true(self, n, **more)
     )
-    iterator = documents.iterate(1030)
+    iterator = documents.iter_texts(1030)
     assert next(iterator).startswith("1030:")
     assert read == [1]
-    arrays = documents.arrays(1030)
+    arrays = documents.iter_arrays(1030)
     assert next(arrays)[0].as_py().startswith("1030:")
     assert read == [1, 1]
 
@@ -116,17 +116,17 @@ def test_a_row_without_text_counts(tmp_path: Path) -> None:
     manifest = write_dataset(["x"] * 3, ["held out"], tmp_path, source="test")
     path = tmp_path / manifest.train[0]
     pq.write_table(pa.table({"id": [1, 2, 3], "text": ["a", None, "b"]}), path)
-    files = {**manifest.files, path.name: dataset.describe_shard(path)}
+    files = {**manifest.files, path.name: dataset.read_shard_info(path)}
     dataclasses.replace(manifest, files=files).save(tmp_path)
     assert list(iter_documents("train", tmp_path)) == ["a", "", "b"]
-    [array] = open_split("train", tmp_path).arrays()
+    [array] = open_split("train", tmp_path).iter_arrays()
     assert array.to_pylist() == ["a", "", "b"]
     assert array.null_count == 0
     # What other programs may have written; dictionary codes come back as such.
     for kind in (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.binary()):
         pq.write_table(pa.table({"text": pa.array([b"a", None, b"\xc3\xa9"]).cast(pa.string()).cast(kind)}), path)
-        [array] = Documents([path]).arrays()
-        assert array.to_pylist() == list(Documents([path]).iterate()) == ["a", "", "é"]
+        [array] = Documents([path]).iter_arrays()
+        assert array.to_pylist() == list(Documents([path]).iter_texts()) == ["a", "", "é"]
         assert array.type in (pa.string(), pa.large_string())
 
 
@@ -292,12 +292,12 @@ def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
 
 @given(st.text(alphabet="ab \n", max_size=80), st.integers(1, 20))
 def test_cut_loses_nothing_and_prefers_paragraphs(text: str, limit: int) -> None:
-    pieces = list(cut(text, limit))
+    pieces = list(split_long_text(text, limit))
     assert "".join(pieces) == text
     assert all(len(piece) <= limit for piece in pieces)
     assert all(len(piece) > limit // 2 for piece in pieces[:-1])
     if 2 * len("aa bb\n\n") <= limit:
-        assert next(cut("x" * (limit - 6) + "\n\naa bb cc dd", limit)).endswith("\n\n")
+        assert next(split_long_text("x" * (limit - 6) + "\n\naa bb cc dd", limit)).endswith("\n\n")
 
 
 def test_of_parquet_files_the_last_one_is_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,9 +373,9 @@ def test_the_order_depends_on_the_seed_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("piles", [1, 2, 7])
 def test_shuffling_in_piles(tmp_path: Path, piles: int) -> None:
     texts = ["line\nbreak", "é \u2028", *_texts(500, words=2)]
-    result = list(dataset.shuffled(texts, 3, piles, tmp_path))
+    result = list(dataset.shuffle_on_disk(texts, 3, piles, tmp_path))
     assert sorted(result) == sorted(texts)
-    assert result == list(dataset.shuffled(texts, 3, piles, tmp_path)) != texts
+    assert result == list(dataset.shuffle_on_disk(texts, 3, piles, tmp_path)) != texts
     halves = sum(text in set(texts[:250]) for text in result[:250])
     assert 75 < halves < 175  # 125 by chance, with a deviation of 8
     assert not list(tmp_path.iterdir())
@@ -470,7 +470,7 @@ def test_the_storyworld(tmp_path: Path) -> None:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     """Six shards of ten documents, the last one for validation."""
     monkeypatch.setattr(dataset, "HUB_SHARDS", 6)
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
     contents = {}

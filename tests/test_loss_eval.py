@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanochat.dataloader import eval_rows
+from nanochat.dataloader import document_eval_rows
 from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte, nats_and_tokens
 from nanochat.runtime import Runtime
@@ -35,7 +35,7 @@ class Texts:
     def __len__(self) -> int:
         return len(TEXTS)
 
-    def arrays(self, start: int = 0) -> Iterator[pa.Array]:
+    def iter_arrays(self, start: int = 0) -> Iterator[pa.Array]:
         return iter([pa.array(TEXTS[start:])])
 
 
@@ -44,7 +44,7 @@ def tiny_model() -> GPT:
 
 
 def rows_of_texts(max_tokens: int = 10**6) -> Tensor:
-    return eval_rows(Texts(), TOKENIZER, 8, max_tokens)[0]
+    return document_eval_rows(Texts(), TOKENIZER, 8, max_tokens)[0]
 
 
 def by_hand(model: nn.Module, rows: Tensor) -> float:

@@ -28,7 +28,7 @@ from nanochat.tokenizer import (
     RustBPETokenizer,
     Tokenizer,
     get_tokenizer,
-    trainable_tokenizer,
+    trainable_tokenizer_class,
 )
 
 TEXTS = ["the cat sat on the mat, the cat's mat", "she sees 1234 seas; he sees 56\n\n  indeed\n", "Привет, мир"] * 3
@@ -45,7 +45,7 @@ def train(kind: type[Tokenizer] = RustBPETokenizer, vocab_size: int = 300) -> To
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Trained by whatever can train here."""
-    return train(trainable_tokenizer())
+    return train(trainable_tokenizer_class())
 
 
 def slow_encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -113,7 +113,7 @@ def test_hugging_face_takes_over_without_the_extension(
 ) -> None:
     monkeypatch.setitem(sys.modules, "nanochat.tokenization._rustbpe", None)
     monkeypatch.delattr(sys.modules["nanochat.tokenization"], "_rustbpe", raising=False)
-    assert trainable_tokenizer() is HuggingFaceTokenizer
+    assert trainable_tokenizer_class() is HuggingFaceTokenizer
     assert "Hugging Face" in capsys.readouterr().out
 
 

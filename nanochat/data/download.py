@@ -25,10 +25,10 @@ from nanochat.data.shards import file_sha256
 
 T = TypeVar("T")
 
-ATTEMPTS = 6  # in a row without a new byte
-TIMEOUT = 30.0  # seconds without an answer, or without a byte
-FIRST_WAIT = 1.0  # seconds before the second attempt; doubles, up to LONGEST_WAIT
-LONGEST_WAIT = 60.0
+MAX_ATTEMPTS = 6  # in a row without a new byte
+TIMEOUT_SECONDS = 30.0  # seconds without an answer, or without a byte
+FIRST_WAIT_SECONDS = 1.0  # seconds before the second attempt; doubles, up to MAX_WAIT_SECONDS
+MAX_WAIT_SECONDS = 60.0
 _BLOCK = 1 << 16
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
@@ -41,7 +41,7 @@ class _Retry(Exception):
         self.wait = wait
 
 
-class Stopped(Exception):
+class DownloadCancelled(Exception):
     """The download was told to stop; its part stays for the next time."""
 
 
@@ -50,8 +50,8 @@ def download(
 ) -> None:
     """Bring `url` to `path`, unless it is there already. `on_bytes` is called with the number of bytes of each block.
 
-    Processes that want the same file take turns. UserError when the server has no such file, or fails ATTEMPTS times in
-    a row; Stopped when `stop` is set.
+    Processes that want the same file take turns. UserError when the server has no such file, or fails
+    MAX_ATTEMPTS times in a row; DownloadCancelled when `stop` is set.
     """
     stop = stop or threading.Event()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,19 +109,19 @@ class _Download:
                 have = self._have()
                 failures = 1 if have > most else failures + 1
                 most = max(most, have)
-                if failures >= ATTEMPTS:
+                if failures >= MAX_ATTEMPTS:
                     hint = "the same command tries again, and keeps what is there"
                     raise UserError(f"{self.url} failed {failures} times in a row: {error}; {hint}") from error
-                wait = FIRST_WAIT * 2 ** (failures - 1) if error.wait is None else error.wait
-                if self.stop.wait(min(wait, LONGEST_WAIT)):
-                    raise Stopped from error
+                wait = FIRST_WAIT_SECONDS * 2 ** (failures - 1) if error.wait is None else error.wait
+                if self.stop.wait(min(wait, MAX_WAIT_SECONDS)):
+                    raise DownloadCancelled from error
         os.replace(self.part, self.path)
 
     def _have(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _attempt(self) -> None:
-        """Ask for what is missing, and check the whole. Raises _Retry, UserError or Stopped."""
+        """Ask for what is missing, and check the whole. Raises _Retry, UserError or DownloadCancelled."""
         have = self._have()
         headers = {"Accept-Encoding": "identity"}  # the bytes as they are: offsets and hashes are those of the file
         if have:
@@ -129,7 +129,7 @@ class _Download:
         if token := os.environ.get("HF_TOKEN"):
             headers["Authorization"] = f"Bearer {token}"  # requests drops it when a redirect leaves the host
         try:
-            with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
                 self._note(response, have)
                 if response.status_code != 416:  # 416: there is nothing after the bytes that we have
                     self._receive(response, have)
@@ -175,7 +175,7 @@ class _Download:
             self.own = True
             for block in response.iter_content(_BLOCK):
                 if self.stop.is_set():
-                    raise Stopped
+                    raise DownloadCancelled
                 file.write(block)
                 self.on_bytes(len(block))
             file.flush()
@@ -199,9 +199,9 @@ class _Download:
 def _reason(error: Exception) -> str:
     """The end of a chain of wrapped exceptions, in a few words."""
     if isinstance(error, requests.Timeout):
-        return f"no answer in {TIMEOUT:g} seconds"
+        return f"no answer in {TIMEOUT_SECONDS:g} seconds"
     text = str(error)
     if "timed out" in text:
-        return f"nothing came for {TIMEOUT:g} seconds"
+        return f"nothing came for {TIMEOUT_SECONDS:g} seconds"
     inner = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
     return inner[1] if inner else "the connection broke"

@@ -49,7 +49,7 @@ class TextFiles:
     duplicates: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.files = find_files(self.source)
+        self.files = find_text_files(self.source)
         self._held_out = self.files[-1] if len(self.files) > 1 and _all_parquet(self.files) else None
         if self._held_out is None:
             self.max_chars = min(self.max_chars, max(_SMALLEST_CUT, self.text_bytes() // 64))
@@ -112,7 +112,7 @@ class TextFiles:
             for text in self._read(path):
                 if text.strip():
                     some = True
-                    yield from cut(text, self.max_chars)
+                    yield from split_long_text(text, self.max_chars)
             if not some:
                 self.empty.add(path)
 
@@ -134,7 +134,7 @@ class TextFiles:
         held = ""
         with open(path, encoding=encoding, errors="replace") as file:
             while chunk := file.read(max(_CHUNK, self.max_chars)):
-                pieces = list(cut(held + chunk, self.max_chars))
+                pieces = list(split_long_text(held + chunk, self.max_chars))
                 held = pieces.pop()
                 yield from pieces
         yield held
@@ -156,7 +156,7 @@ class TextFiles:
                 yield text.encode("utf-8", "replace").decode("utf-8")  # JSON can spell half a surrogate pair
 
 
-def find_files(source: Path) -> list[Path]:
+def find_text_files(source: Path) -> list[Path]:
     """The readable files under a path, sorted by name. UserError if the path does not exist or holds none."""
     if source.is_file():
         found = [source]
@@ -207,10 +207,10 @@ def read_utf8(file: Any) -> str:
     return text
 
 
-def cut(text: str, limit: int) -> Iterator[str]:
+def split_long_text(text: str, limit: int) -> Iterator[str]:
     """Pieces of at most `limit` characters, cut after a blank line, else a line, else a space in their later half.
 
-    >>> list(cut("One two.\\n\\nThree four.", 15))
+    >>> list(split_long_text("One two.\\n\\nThree four.", 15))
     ['One two.\\n\\n', 'Three four.']
     """
     start = 0

@@ -29,14 +29,16 @@ from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 
-CHUNK = 2048  # conversations packed together: more would hardly waste less
-COUNTED = 1 << 15  # conversations up to which the rows of an epoch are counted
-SAMPLED = 1 << 12  # conversations from which they are estimated where there are more
+CHUNK_SIZE = 2048  # conversations packed together: more would hardly waste less
+MAX_EXACT_COUNT = 1 << 15  # conversations up to which the rows of an epoch are counted
+COUNT_SAMPLE_SIZE = 1 << 12  # conversations from which they are estimated where there are more
 
-Rendered = tuple[list[int], list[int]]  # ids and mask of a conversation, as `Tokenizer.render_conversation` gives them
+RenderedConversation = tuple[
+    list[int], list[int]
+]  # ids and mask of a conversation, as `Tokenizer.render_conversation` gives them
 
 
-class Conversations(Protocol):
+class ConversationSource(Protocol):
     """What the packer needs of a data set."""
 
     def __len__(self) -> int: ...
@@ -45,7 +47,7 @@ class Conversations(Protocol):
 
 
 @dataclass(frozen=True)
-class Cursor:
+class PackingCursor:
     """A place in the run: `row` rows of this chunk are used up. The rest counts what has been used in all."""
 
     epoch: int = 0
@@ -58,13 +60,13 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """T + 1 tokens, and the place that they have in the run."""
 
     tokens: np.ndarray  # (T + 1,) int64, padded with <|bos|>
     targets: np.ndarray  # (T,) int64, -1 = not trained on
     progress: float  # share of the epochs before this row
-    cursor: Cursor  # after it
+    cursor: PackingCursor  # after it
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -88,9 +90,9 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def render(
-    conversations: Conversations, chosen: Iterable[int], tokenizer: Tokenizer, sequence_len: int
-) -> list[Rendered]:
+def render_conversations(
+    conversations: ConversationSource, chosen: Iterable[int], tokenizer: Tokenizer, sequence_len: int
+) -> list[RenderedConversation]:
     """Ids and mask of the chosen ones, at most T + 1 tokens each; those with nothing to learn from are left out.
 
     Raises `UserError`, with its number, for one that is no conversation.
@@ -106,14 +108,16 @@ def render(
     return rendered
 
 
-def pack(rendered: Sequence[Rendered], sequence_len: int, rng: np.random.Generator) -> list[list[Rendered]]:
+def pack_rows(
+    rendered: Sequence[RenderedConversation], sequence_len: int, rng: np.random.Generator
+) -> list[list[RenderedConversation]]:
     """The conversations of each row; the rows, and what is in them, in random order."""
     rows = best_fit([len(ids) for ids, _ in rendered], sequence_len + 1)
     shuffled = [rows[index] for index in rng.permutation(len(rows))]
     return [[rendered[row[index]] for index in rng.permutation(len(row))] for row in shuffled]
 
 
-def lay_out(row: Sequence[Rendered], sequence_len: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
+def collate_row(row: Sequence[RenderedConversation], sequence_len: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
     """A row's tokens (T + 1,) and targets (T,): the token after each where its mask is 1, else -1."""
     ids = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in row), dtype=np.int64)
     mask = np.fromiter(itertools.chain.from_iterable(mask for _, mask in row), dtype=bool)
@@ -126,58 +130,60 @@ def lay_out(row: Sequence[Rendered], sequence_len: int, bos: int) -> tuple[np.nd
 
 
 def packed_rows(
-    conversations: Conversations,
+    conversations: ConversationSource,
     tokenizer: Tokenizer,
     sequence_len: int,
     seed: int,
     num_epochs: int | None = None,
-    cursor: Cursor | None = None,
-) -> Iterator[Row]:
+    cursor: PackingCursor | None = None,
+) -> Iterator[PackedRow]:
     """The rows of a run from a cursor on, to the end of the last epoch; without `num_epochs` for ever, at progress 0.
 
     Raises `UserError` if there is nothing to learn in an epoch.
     """
-    cursor, bos, count = cursor or Cursor(), tokenizer.get_bos_token_id(), len(conversations)
+    cursor, bos, count = cursor or PackingCursor(), tokenizer.get_bos_token_id(), len(conversations)
     first, skip, left_out = cursor.chunk, cursor.row, 0
     for epoch in itertools.count(cursor.epoch) if num_epochs is None else range(cursor.epoch, num_epochs):
         order = np.random.default_rng((seed, epoch)).permutation(count).tolist() if epoch else range(count)
         empty = not first
-        for chunk in range(first, math.ceil(count / CHUNK)):
-            chosen = order[chunk * CHUNK : (chunk + 1) * CHUNK]
-            rendered = render(conversations, chosen, tokenizer, sequence_len)
-            rows = pack(rendered, sequence_len, np.random.default_rng((seed, epoch, chunk)))
+        for chunk in range(first, math.ceil(count / CHUNK_SIZE)):
+            chosen = order[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
+            rendered = render_conversations(conversations, chosen, tokenizer, sequence_len)
+            rows = pack_rows(rendered, sequence_len, np.random.default_rng((seed, epoch, chunk)))
             left_out += 0 if skip else len(chosen) - len(rendered)
             empty = empty and not rows
             for number, row in enumerate(rows[skip:], skip):
-                tokens, targets = lay_out(row, sequence_len, bos)
-                done = epoch * count + chunk * CHUNK + len(chosen) * number / len(rows)
+                tokens, targets = collate_row(row, sequence_len, bos)
+                done = epoch * count + chunk * CHUNK_SIZE + len(chosen) * number / len(rows)
                 used = {
                     "rows": cursor.rows + 1,
                     "tokens": cursor.tokens + sum(len(ids) for ids, _ in row),
                     "trained": cursor.trained + int((targets != -1).sum()),
                     "left_out": cursor.left_out + left_out,
                 }
-                cursor, left_out = Cursor(epoch, chunk, number + 1, **used), 0
-                yield Row(tokens, targets, done / (count * num_epochs) if num_epochs else 0.0, cursor)
+                cursor, left_out = PackingCursor(epoch, chunk, number + 1, **used), 0
+                yield PackedRow(tokens, targets, done / (count * num_epochs) if num_epochs else 0.0, cursor)
             skip = 0
         if empty:
             raise UserError(f"none of {count:,} conversations has an answer that fits into {sequence_len:,} tokens")
         first = 0
 
 
-def count_rows(conversations: Conversations, tokenizer: Tokenizer, sequence_len: int) -> int:
+def count_rows(conversations: ConversationSource, tokenizer: Tokenizer, sequence_len: int) -> int:
     """Rows of the first epoch; of a large data set an estimate from some of its conversations."""
     count = len(conversations)
-    chosen = range(count) if count <= COUNTED else np.random.default_rng(0).choice(count, SAMPLED).tolist()
+    chosen = (
+        range(count) if count <= MAX_EXACT_COUNT else np.random.default_rng(0).choice(count, COUNT_SAMPLE_SIZE).tolist()
+    )
     rows = 0
-    for start in range(0, len(chosen), CHUNK):
-        rendered = render(conversations, chosen[start : start + CHUNK], tokenizer, sequence_len)
+    for start in range(0, len(chosen), CHUNK_SIZE):
+        rendered = render_conversations(conversations, chosen[start : start + CHUNK_SIZE], tokenizer, sequence_len)
         rows += len(best_fit([len(ids) for ids, _ in rendered], sequence_len + 1))
     return round(rows * count / max(1, len(chosen)))
 
 
-def global_batches(
-    rows: Iterator[Row], runtime: Runtime, batch_size: int, num_rows: int | None
+def packed_batches(
+    rows: Iterator[PackedRow], runtime: Runtime, batch_size: int, num_rows: int | None
 ) -> Iterator[MicroBatch]:
     """This process's rows of one micro-batch after the other; `num_rows` are the whole run, if that is not the epochs.
 
@@ -196,7 +202,7 @@ def global_batches(
 
 
 def conversation_batches(
-    conversations: Conversations,
+    conversations: ConversationSource,
     tokenizer: Tokenizer,
     runtime: Runtime,
     batch_size: int,
@@ -210,13 +216,13 @@ def conversation_batches(
 
     The run is `num_rows` rows over all processes or, without, `num_epochs` epochs.
     """
-    epochs, place = None if num_rows else num_epochs, Cursor(**(cursor or {}))
+    epochs, place = None if num_rows else num_epochs, PackingCursor(**(cursor or {}))
     rows = packed_rows(conversations, tokenizer, sequence_len, runtime.seed, epochs, place)
-    return prefetch(global_batches(rows, runtime, batch_size, num_rows), runtime.device)
+    return prefetch(packed_batches(rows, runtime, batch_size, num_rows), runtime.device)
 
 
-def eval_rows(
-    conversations: Conversations, tokenizer: Tokenizer, sequence_len: int, max_tokens: int
+def conversation_eval_rows(
+    conversations: ConversationSource, tokenizer: Tokenizer, sequence_len: int, max_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets, (rows, T) each, of the first rows, `max_tokens` positions at most but one row at least.
 
@@ -224,12 +230,12 @@ def eval_rows(
     """
     bos, count = tokenizer.get_bos_token_id(), max(1, max_tokens // sequence_len)
     rows: list[tuple[np.ndarray, np.ndarray]] = []
-    for start in range(0, len(conversations), CHUNK):
+    for start in range(0, len(conversations), CHUNK_SIZE):
         if len(rows) < count:
-            chosen = range(start, min(start + CHUNK, len(conversations)))
-            rendered = render(conversations, chosen, tokenizer, sequence_len)
-            packed = pack(rendered, sequence_len, np.random.default_rng(start))
-            rows += [lay_out(row, sequence_len, bos) for row in packed]
+            chosen = range(start, min(start + CHUNK_SIZE, len(conversations)))
+            rendered = render_conversations(conversations, chosen, tokenizer, sequence_len)
+            packed = pack_rows(rendered, sequence_len, np.random.default_rng(start))
+            rows += [collate_row(row, sequence_len, bos) for row in packed]
     tokens = np.array([tokens for tokens, _ in rows[:count]], dtype=np.int64).reshape(-1, sequence_len + 1)
     targets = np.array([targets for _, targets in rows[:count]], dtype=np.int64).reshape(-1, sequence_len)
     return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets)

@@ -34,7 +34,7 @@ Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class ShardInfo:
     """What is known of a shard: its documents, its size in bytes and its SHA-256."""
 
     documents: int
@@ -49,7 +49,7 @@ class Manifest:
     source: str
     train: tuple[str, ...]
     validation: str
-    files: dict[str, FileFacts]
+    files: dict[str, ShardInfo]
     recipe: dict[str, Any]
 
     def hash(self) -> str:
@@ -74,7 +74,7 @@ def read_manifest(data_dir: Path) -> Manifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise UserError(f"{path} has format {content['format']}, not {FORMAT}: make the data set again")
-        files = {name: FileFacts(**facts) for name, facts in content["files"].items()}
+        files = {name: ShardInfo(**facts) for name, facts in content["files"].items()}
         names = (*content["train"], content["validation"])
         if missing := [name for name in names if name not in files]:
             raise KeyError(missing[0])
@@ -93,13 +93,13 @@ def load_manifest(data_dir: Path | None = None) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"no data set in {folder}: make one, for example with python -m nanochat.dataset -n 8")
-    if missing := missing_files(manifest, folder):
+    if missing := missing_shards(manifest, folder):
         what = "the validation shard" if manifest.validation in missing else "a training shard"
         raise UserError(f"{folder / missing[-1]}, {what}, is missing or cut short: make the data set again")
     return manifest
 
 
-def missing_files(manifest: Manifest, data_dir: Path) -> list[str]:
+def missing_shards(manifest: Manifest, data_dir: Path) -> list[str]:
     """The shards that are not there, or not of the size that the manifest gives; the validation shard comes last."""
 
     def whole(name: str) -> bool:
@@ -130,7 +130,7 @@ def open_split(split: Split, data_dir: Path | None = None) -> Documents:
 
 def iter_documents(split: Split, data_dir: Path | None = None) -> Iterator[str]:
     """Every document of a split, once, in the global order; one row group is in memory at a time."""
-    return open_split(split, data_dir).iterate()
+    return open_split(split, data_dir).iter_texts()
 
 
 class Documents:
@@ -152,8 +152,10 @@ class Documents:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def iterate(self, start: int = 0, step: int = 1) -> Iterator[str]:
-        """Documents start, start + step, ... to the end; `iterate(rank, world_size)` is one rank's share of an epoch.
+    def iter_texts(self, start: int = 0, step: int = 1) -> Iterator[str]:
+        """Yield documents start, start + step, ... to the end.
+
+        `iter_texts(rank, world_size)` is one rank's share of an epoch.
 
         Row groups of which no document is wanted are not read. UserError if a shard turns out not to be readable.
         """
@@ -167,10 +169,10 @@ class Documents:
             yield from self._read(group).take(pa.array(wanted, pa.int64())).to_pylist()
             index += len(wanted) * step
 
-    def arrays(self, start: int = 0) -> Iterator[Any]:
+    def iter_arrays(self, start: int = 0) -> Iterator[Any]:
         """Documents start, start + 1, ... to the end as Arrow arrays of strings without nulls, none of them empty.
 
-        The same documents as `iterate` gives, without a Python object for each. UserError as there.
+        The same documents as `iter_texts` gives, without a Python object for each. UserError as there.
         """
         assert start >= 0, f"start {start} must not be negative"
         for group in range(bisect_right(self._starts, start) - 1, len(self._groups)):
@@ -193,7 +195,7 @@ class Documents:
 
 def write_shards(
     documents: Iterable[str], data_dir: Path, prefix: str = "shard", docs_per_shard: int | None = None
-) -> dict[str, FileFacts]:
+) -> dict[str, ShardInfo]:
     """Write documents as `<prefix>_00000.parquet`, ... (`<prefix>.parquet` when docs_per_shard is None, even if empty).
 
     Each file appears under its name when it is whole. Returns the facts of the files, in order.
@@ -202,7 +204,7 @@ def write_shards(
     if docs_per_shard is None:
         return {f"{prefix}.parquet": write_shard(documents, data_dir / f"{prefix}.parquet")}
     rest = iter(documents)
-    files: dict[str, FileFacts] = {}
+    files: dict[str, ShardInfo] = {}
     for first in rest:
         name = f"{prefix}_{len(files):05d}.parquet"
         shard = itertools.chain([first], itertools.islice(rest, docs_per_shard - 1))
@@ -210,7 +212,7 @@ def write_shards(
     return files
 
 
-def write_shard(documents: Iterable[str], path: Path) -> FileFacts:
+def write_shard(documents: Iterable[str], path: Path) -> ShardInfo:
     """Write one parquet file with a `text` column; it appears whole or not at all."""
     schema = pa.schema([("text", pa.string())])
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -224,7 +226,7 @@ def write_shard(documents: Iterable[str], path: Path) -> FileFacts:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    return describe_shard(path)
+    return read_shard_info(path)
 
 
 def write_dataset(
@@ -253,11 +255,11 @@ def write_dataset(
     return manifest
 
 
-def describe_shard(path: Path) -> FileFacts:
+def read_shard_info(path: Path) -> ShardInfo:
     """Count and hash a shard. UserError if it is not parquet with a `text` column."""
     with _open_shard(path) as shard:
         documents = shard.metadata.num_rows
-    return FileFacts(documents, path.stat().st_size, file_sha256(path))
+    return ShardInfo(documents, path.stat().st_size, file_sha256(path))
 
 
 def file_sha256(path: Path) -> str:

@@ -47,7 +47,7 @@ class HFTokenizer:
         first, second, both = self._ids(["a", "x", "a x"])
         if not both:  # what transformers makes of a folder without its files
             raise UserError("it has no tokens: are its files in the folder?")
-        self.adds_space = first + second == both  # before a text that begins with none, as SentencePiece's do
+        self.adds_prefix_space = first + second == both  # before a text that begins with none, as SentencePiece's do
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self.inner(texts, **PLAIN)["input_ids"]
@@ -63,7 +63,7 @@ class HFTokenizer:
         A space that the tokenizer puts before a text by itself is taken for the one that the text begins with.
         """
         texts = [text] if isinstance(text, str) else text
-        rows = self._ids([t.removeprefix(" ") if self.adds_space else t for t in texts]) if texts else []
+        rows = self._ids([t.removeprefix(" ") if self.adds_prefix_space else t for t in texts]) if texts else []
         return rows[0] if isinstance(text, str) else rows
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -77,7 +77,7 @@ class HFTokenizer:
 
     def num_bytes(self, text: str, count: int) -> int:
         """Bytes of the text that its first `count` ids stand for."""
-        given = text.removeprefix(" ") if self.adds_space else text
+        given = text.removeprefix(" ") if self.adds_prefix_space else text
         ids, size = self._ids([given])[0], len(text.encode("utf-8"))
         names = list(map(len, self.inner.convert_ids_to_tokens(ids)))
         if count == 0 or sum(names) == size:  # a letter for each byte

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nanochat.core_eval import OptionScore, Prompt, batch_tokens_for
 from nanochat.data.shards import Documents
-from nanochat.dataloader import in_rows
+from nanochat.dataloader import split_into_rows
 from nanochat.eval.hf_causal import MAX_LOGITS, CausalModel, HFTokenizer, prefill_prefix
 from nanochat.layers.padding import pad_right
 from nanochat.loss_eval import nats_and_tokens
@@ -151,8 +151,8 @@ def bits_per_byte_of(
 
 
 def text_rows(documents: Documents, tokenizer: HFTokenizer, sequence_len: int, max_tokens: int) -> tuple[Tensor, int]:
-    """The rows that `nanochat.dataloader.eval_rows` would give, and the bytes of text that they hold."""
-    tokens, num_bytes, texts = array("q"), 0, documents.iterate()
+    """The rows that `nanochat.dataloader.document_eval_rows` would give, and the bytes of text that they hold."""
+    tokens, num_bytes, texts = array("q"), 0, documents.iter_texts()
     while len(tokens) <= max_tokens and (batch := list(islice(texts, DOCUMENTS))):
         for text, ids in zip(batch, tokenizer.encode(batch), strict=True):
             room = max_tokens - len(tokens)  # for its text, after what begins it; the first token is nobody's target
@@ -162,4 +162,4 @@ def text_rows(documents: Documents, tokenizer: HFTokenizer, sequence_len: int, m
             tokens.extend(ids[:room])
             whole = len(ids) <= room
             num_bytes += len(text.encode("utf-8")) if whole else tokenizer.num_bytes(text, room)
-    return in_rows(np.asarray(tokens), sequence_len), num_bytes
+    return split_into_rows(np.asarray(tokens), sequence_len), num_bytes

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nanochat.common import UserError, print0
-from nanochat.data.packing import Rendered
+from nanochat.data.packing import RenderedConversation
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import Asking, text_of
 from nanochat.layers.padding import pad_right
@@ -209,7 +209,11 @@ class RolloutBatch:
 
 
 def micro_batches(
-    groups: Sequence[RolloutGroup], worked: Sequence[Rendered], weight: float, batch_size: int, device: torch.device
+    groups: Sequence[RolloutGroup],
+    worked: Sequence[RenderedConversation],
+    weight: float,
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[RolloutBatch]:
     """The answers of groups with signal, and worked conversations, each token of which counts `weight`.
 

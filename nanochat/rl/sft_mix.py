@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.data.packing import Conversations, Rendered
+from nanochat.data.packing import ConversationSource, RenderedConversation
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ from nanochat.tokenizer import Tokenizer
 class SFTRows:
     """This process's share of a step's conversations, and the number of trained tokens in all of them."""
 
-    rows: list[Rendered]
+    rows: list[RenderedConversation]
     num_tokens: int
 
 
@@ -26,7 +26,7 @@ class SFTRows:
 class SFTMix:
     """`count` conversations a step, in their order, again and again: what a step has depends on its number only."""
 
-    conversations: Conversations
+    conversations: ConversationSource
     description: list[dict[str, Any]]
     count: int
     tokenizer: Tokenizer

@@ -27,8 +27,8 @@ class Span:
     """A special token, or text (no special token, whatever it says), and whether the model learns to say it."""
 
     text: str
-    special: bool
-    trained: bool
+    is_special: bool
+    is_trained: bool
 
 
 # What stands around each kind of part, and whether the opening token, the text and the closing token are trained on.
@@ -39,7 +39,7 @@ _PARTS: dict[str, tuple[str | None, str | None, tuple[bool, bool, bool]]] = {
 }
 
 
-def document_of(conversation: Conversation) -> str | None:
+def document_text(conversation: Conversation) -> str | None:
     """The text of a document; None for a conversation. Raises UserError for what is both, or no text."""
     if not isinstance(conversation, Mapping) or "text" not in conversation:
         return None
@@ -55,7 +55,7 @@ def render_turns(conversation: Conversation) -> list[list[Span]]:
 
     >>> messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
     >>> for turn in render_turns({"messages": messages}):
-    ...     print([(span.text, span.trained) for span in turn])
+    ...     print([(span.text, span.is_trained) for span in turn])
     [('<|user_start|>', False), ('2+2?', False), ('<|user_end|>', False)]
     [('<|assistant_start|>', False), ('4', True), ('<|assistant_end|>', True)]
     """

@@ -21,7 +21,7 @@ _NO_UTF8 = re.compile("([\udc80-\udcff]+)")  # how surrogateescape shows bytes t
 class TextEncoder(Protocol):
     """What the evaluation of a base model asks of a tokenizer, ours or another's."""
 
-    adds_space: bool  # before a text that begins with none
+    adds_prefix_space: bool  # before a text that begins with none
 
     @overload
     def encode(self, text: str) -> list[int]: ...
@@ -34,13 +34,13 @@ class TextEncoder(Protocol):
         """Id of the token that begins a document."""
 
 
-def encode_end(tokenizer: TextEncoder, head: str, ids: list[int], end: str) -> tuple[list[int], list[int]]:
+def encode_continuation(tokenizer: TextEncoder, head: str, ids: list[int], end: str) -> tuple[list[int], list[int]]:
     """The ids of a text, here `head` with its `ids`, and of what follows it.
 
     Each is encoded by itself. Only where the tokenizer would add a space that nobody wrote, both are encoded together:
     a token that reaches over the border then belongs to the end.
     """
-    if end.startswith(" ") or not tokenizer.adds_space:
+    if end.startswith(" ") or not tokenizer.adds_prefix_space:
         return ids, tokenizer.encode(end)
     whole = tokenizer.encode(head + end)
     pairs = enumerate(zip(ids, whole, strict=False))
@@ -57,11 +57,11 @@ def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:
     return Encoder
 
 
-def as_strings(texts: Any) -> Iterator[Any]:
+def iter_strings(texts: Any) -> Iterator[Any]:
     """The texts of what the Rust extension takes, as Python objects: strings or bytes, Arrow arrays, or a mixture.
 
     >>> import pyarrow as pa
-    >>> list(as_strings(["a", pa.array(["b", "c"])]))
+    >>> list(iter_strings(["a", pa.array(["b", "c"])]))
     ['a', 'b', 'c']
     """
     if hasattr(texts, "to_pylist"):
@@ -100,7 +100,7 @@ class TiktokenEncoder:
 
     def encode_lists(self, texts: Any, num_threads: int = 1) -> list[list[int]]:
         """The ids of each text as a list."""
-        texts = list(as_strings(texts))
+        texts = list(iter_strings(texts))
         if all(isinstance(text, str) for text in texts):
             return self._encoding.encode_ordinary_batch(texts, num_threads=num_threads)
         return [self.encode(text) for text in texts]

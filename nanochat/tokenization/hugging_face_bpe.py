@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 
-Progress = Callable[[int, int], object]
+ProgressCallback = Callable[[int, int], object]
 """Called now and then while training, with the bytes of text read and the merges found so far."""
 
 
-def train_hugging_face(texts: Iterable[str], num_tokens: int, pattern: str, progress: Progress | None) -> list[bytes]:
+def train_hugging_face(
+    texts: Iterable[str], num_tokens: int, pattern: str, progress: ProgressCallback | None
+) -> list[bytes]:
     """The bytes of at most `num_tokens` tokens by id, the 256 single bytes first.
 
     Pairs of equal count may be merged in another order than by the Rust extension. `texts` is read once, as a stream.

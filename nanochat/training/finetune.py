@@ -14,7 +14,7 @@ from typing import Any
 
 from nanochat.checkpoint_manager import Checkpoint, describe_model, run_dir
 from nanochat.common import Stopped, UserError, print0
-from nanochat.data.packing import conversation_batches, count_rows, eval_rows
+from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.loss_eval import nats_and_tokens
@@ -98,7 +98,12 @@ def loss_evaluator(
     """An event's `run` that measures the loss on held-out conversations, in all and of each part of the mixture."""
     count = sum(map(len, data.held_out))
     rows = [
-        (task.name, *eval_rows(task, tokenizer, config.max_seq_len, config.eval_tokens * len(task) // max(1, count)))
+        (
+            task.name,
+            *conversation_eval_rows(
+                task, tokenizer, config.max_seq_len, config.eval_tokens * len(task) // max(1, count)
+            ),
+        )
         for task in data.held_out
     ]
 

@@ -25,7 +25,7 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import UserError, base_dir, print0
 from nanochat.core_eval import ModelScorer, core, evaluate_task
 from nanochat.data.shards import open_split
-from nanochat.dataloader import eval_rows
+from nanochat.dataloader import document_eval_rows
 from nanochat.eval.core_bundle import find_bundle, read_bundle
 from nanochat.eval.core_tables import core_name
 from nanochat.eval.samples import write_samples
@@ -164,7 +164,7 @@ def bpb_evaluator(
     model: GPT, tokenizer: Tokenizer, runtime: Runtime, max_tokens: int, batch_size: int
 ) -> Callable[[LoopState], Metrics]:
     """An event's `run` that measures bits per byte on the first `max_tokens` of the validation shard."""
-    rows, num_tokens = eval_rows(open_split("val"), tokenizer, model.config.sequence_len, max_tokens)
+    rows, num_tokens = document_eval_rows(open_split("val"), tokenizer, model.config.sequence_len, max_tokens)
     if num_tokens < max_tokens:
         print0(f"The validation shard has {num_tokens:,} tokens: --eval_tokens={max_tokens:,} are not there")
     token_bytes = torch.tensor(tokenizer.token_bytes())

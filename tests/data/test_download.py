@@ -14,7 +14,7 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.data import download as module
-from nanochat.data.download import Stopped, download, download_all
+from nanochat.data.download import DownloadCancelled, download, download_all
 from tests.support.fileserver import FileServer, die_after, running, stall_after, status
 
 CONTENT = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(20_000))  # 640,000 bytes
@@ -30,8 +30,8 @@ download(sys.argv[1], Path(sys.argv[2]))
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.5)
     with running(FileServer({"a": CONTENT})) as server:
         yield server
 
@@ -92,12 +92,12 @@ def test_a_server_without_ranges(server: FileServer, tmp_path: Path) -> None:
 
 
 def test_progress_is_never_given_up(server: FileServer, tmp_path: Path) -> None:
-    """A line that breaks every 70,000 bytes breaks more often than ATTEMPTS."""
+    """A line that breaks every 70,000 bytes breaks more often than MAX_ATTEMPTS."""
     server.faults["a"] = [die_after(70_000)]
     server.stuck = True
     download(server.address("a"), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == CONTENT
-    assert len(server.log) > module.ATTEMPTS
+    assert len(server.log) > module.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("code", [429, 500, 503])
@@ -109,7 +109,7 @@ def test_waits_as_long_as_the_server_wishes(
     monkeypatch.setattr(stop, "wait", lambda seconds: bool(waits.append(seconds)))
     server.faults["a"] = [status(code), status(code, Retry_After="7"), status(code, Retry_After="100000"), status(code)]
     download(server.address("a"), tmp_path / "a", stop)
-    assert waits == [0.01, 7.0, module.LONGEST_WAIT, 0.08]
+    assert waits == [0.01, 7.0, module.MAX_WAIT_SECONDS, 0.08]
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
@@ -127,7 +127,7 @@ def test_waits_as_long_as_the_server_wishes(
 def test_gives_up_with_one_message(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: dict, fault: object, message: str
 ) -> None:
-    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
     server.linked, server.stuck = linked, True
     server.faults["a"] = [fault] if fault else []
     with pytest.raises(UserError, match=message) as caught:
@@ -147,7 +147,7 @@ def test_no_second_attempt_where_it_cannot_help(server: FileServer, tmp_path: Pa
 
 @pytest.mark.usefixtures("server")
 def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "MAX_ATTEMPTS", 2)
     with pytest.raises(UserError, match="2 times in a row: Connection refused;"):
         download("http://127.0.0.1:9/a", tmp_path / "a")
     with pytest.raises(UserError, match="cannot be downloaded"):
@@ -174,7 +174,7 @@ def test_the_first_error_ends_the_others(server: FileServer, tmp_path: Path) -> 
 
 def test_stops(server: FileServer, tmp_path: Path) -> None:
     stop = threading.Event()
-    with pytest.raises(Stopped):
+    with pytest.raises(DownloadCancelled):
         download(server.address("a"), tmp_path / "a", stop, on_bytes=lambda _: stop.set())
     download(server.address("a"), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == CONTENT

@@ -18,13 +18,13 @@ from torch import Tensor
 from nanochat.common import UserError
 from nanochat.data import packing
 from nanochat.data.packing import (
-    Cursor,
-    Row,
+    PackedRow,
+    PackingCursor,
     best_fit,
     conversation_batches,
+    conversation_eval_rows,
     count_rows,
-    eval_rows,
-    global_batches,
+    packed_batches,
     packed_rows,
 )
 from nanochat.dataloader import MicroBatch
@@ -37,20 +37,20 @@ from tests.support.processes import Forker
 from tests.support.talks import BOS, MIXTURES, TOKENIZER, Talk, sums, talk
 
 SIZES = st.sampled_from([64, 100, 256, 512])
-Rendered = tuple[tuple[int, ...], tuple[int, ...]]
+RenderedConversation = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def runtime(rank: int = 0, world_size: int = 1) -> Runtime:
     return Runtime(rank, rank, world_size, torch.device("cpu"), torch.float32, 0)
 
 
-def rendered(talks: Sequence[Talk], sequence_len: int) -> Counter[Rendered]:
+def rendered(talks: Sequence[Talk], sequence_len: int) -> Counter[RenderedConversation]:
     """What there is to learn in an epoch."""
     found = (TOKENIZER.render_conversation(one, sequence_len + 1) for one in talks)
     return Counter((tuple(ids), tuple(mask)) for ids, mask in found if ids)
 
 
-def taken_apart(tokens: Sequence[int], targets: Sequence[int]) -> list[Rendered]:
+def taken_apart(tokens: Sequence[int], targets: Sequence[int]) -> list[RenderedConversation]:
     """The conversations of a row with their masks; what is left must be padding."""
     starts = [i for i, token in enumerate(tokens) if token == BOS]
     found = []
@@ -66,14 +66,14 @@ def taken_apart(tokens: Sequence[int], targets: Sequence[int]) -> list[Rendered]
     return found
 
 
-def conversations_of(rows: Sequence[Row]) -> Counter[Rendered]:
+def conversations_of(rows: Sequence[PackedRow]) -> Counter[RenderedConversation]:
     return Counter(one for row in rows for one in taken_apart(row.tokens.tolist(), row.targets.tolist()))
 
 
 @pytest.fixture(params=[3, 2048], ids="chunk{}".format)
 def chunk(request: pytest.FixtureRequest) -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "CHUNK", request.param)
+        patch.setattr(packing, "CHUNK_SIZE", request.param)
         yield request.param
 
 
@@ -136,10 +136,10 @@ def test_resumes_at_every_row(talks: list[Talk], sequence_len: int) -> None:
     """Over two epochs, in small chunks: what comes after a cursor is what came after it."""
     assume(rendered(talks, sequence_len))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "CHUNK", 4)
+        patch.setattr(packing, "CHUNK_SIZE", 4)
         rows = list(packed_rows(talks, TOKENIZER, sequence_len, 5, num_epochs=2))
         for index, row in enumerate(rows):
-            again = list(packed_rows(talks, TOKENIZER, sequence_len, 5, 2, Cursor(**asdict(row.cursor))))
+            again = list(packed_rows(talks, TOKENIZER, sequence_len, 5, 2, PackingCursor(**asdict(row.cursor))))
             assert [one.cursor for one in again] == [one.cursor for one in rows[index + 1 :]]
             assert [one.progress for one in again] == [one.progress for one in rows[index + 1 :]]
             for one, twin in zip(again, rows[index + 1 :], strict=True):
@@ -182,12 +182,12 @@ def test_what_is_no_conversation_is_named() -> None:
 
 def test_count_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted where there are few conversations, estimated where there are many."""
-    monkeypatch.setattr(packing, "CHUNK", 50)
+    monkeypatch.setattr(packing, "CHUNK_SIZE", 50)
     talks = sums(1000)
     exact = len(list(packed_rows(talks, TOKENIZER, 100, 3, num_epochs=1)))
     assert count_rows(talks, TOKENIZER, 100) == exact
-    monkeypatch.setattr(packing, "COUNTED", 999)
-    monkeypatch.setattr(packing, "SAMPLED", 200)
+    monkeypatch.setattr(packing, "MAX_EXACT_COUNT", 999)
+    monkeypatch.setattr(packing, "COUNT_SAMPLE_SIZE", 200)
     assert count_rows(talks, TOKENIZER, 100) == pytest.approx(exact, rel=0.1)
 
 
@@ -198,7 +198,7 @@ def batches_of(
     talks: list[Talk], rank: int, world_size: int, batch_size: int, num_rows: int | None = None
 ) -> list[MicroBatch]:
     rows = packed_rows(talks, TOKENIZER, 64, 0, None if num_rows else 2)
-    return list(global_batches(rows, runtime(rank, world_size), batch_size, num_rows))
+    return list(packed_batches(rows, runtime(rank, world_size), batch_size, num_rows))
 
 
 @given(talks=MIXTURES, world_size=st.integers(1, 3), batch_size=st.integers(1, 4))
@@ -246,27 +246,27 @@ def test_the_thread_changes_nothing() -> None:
             assert (batch.progress, batch.cursor) == (twin.progress, twin.cursor)
 
 
-def test_eval_rows() -> None:
+def test_conversation_eval_rows() -> None:
     talks = [*sums(30), talk("no answer")]
-    inputs, targets = eval_rows(talks, TOKENIZER, 64, 10**6)
+    inputs, targets = conversation_eval_rows(talks, TOKENIZER, 64, 10**6)
     assert len(inputs) == len(targets) == count_rows(talks, TOKENIZER, 64)
     assert int((targets != -1).sum()) == sum(sum(mask) for _, mask in rendered(talks, 64).elements())
-    few, few_targets = eval_rows(talks, TOKENIZER, 64, 3 * 64 + 63)
+    few, few_targets = conversation_eval_rows(talks, TOKENIZER, 64, 3 * 64 + 63)
     assert few.equal(inputs[:3])
     assert few_targets.equal(targets[:3])
     for empty in ([], [talk("no answer"), talk("q" * 99, "out of reach")]):
-        nothing, none = eval_rows(empty, TOKENIZER, 64, 10**6)
+        nothing, none = conversation_eval_rows(empty, TOKENIZER, 64, 10**6)
         assert nothing.shape == none.shape == (0, 64)
 
 
-def test_eval_rows_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversation_eval_rows_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """From as many chunks as it takes, and no more."""
-    monkeypatch.setattr(packing, "CHUNK", 10)
+    monkeypatch.setattr(packing, "CHUNK_SIZE", 10)
     talks = sums(60)
-    inputs, _ = eval_rows(talks, TOKENIZER, 64, 10**6)
+    inputs, _ = conversation_eval_rows(talks, TOKENIZER, 64, 10**6)
     assert len(inputs) == count_rows(talks, TOKENIZER, 64)
     per_chunk = count_rows(talks[:10], TOKENIZER, 64)
-    few, _ = eval_rows([*talks[:20], {}], TOKENIZER, 64, (per_chunk + 1) * 64)
+    few, _ = conversation_eval_rows([*talks[:20], {}], TOKENIZER, 64, (per_chunk + 1) * 64)
     assert few.equal(inputs[: per_chunk + 1])
 
 
@@ -285,7 +285,7 @@ def test_no_step_gives_nan(talks: list[Talk], sequence_len: int, micro: int) -> 
     model = tiny_model(sequence_len)
     optimizer = build_optimizer(model, runtime())
     rows = packed_rows(talks, TOKENIZER, sequence_len, 0, num_epochs=1)
-    batches = global_batches(rows, runtime(), 4, None)
+    batches = packed_batches(rows, runtime(), 4, None)
     while group := list(itertools.islice(batches, micro)):
         loss, norm, _ = step(model, optimizer, group, Rates(1.0, 0.9), lambda: 0)
         assert 0 < loss < 100
@@ -307,7 +307,7 @@ def gradients(micro: int, here: Runtime) -> dict[str, Tensor]:
 
     optimizer.step = spy  # type: ignore[method-assign]
     rows = packed_rows(sums(17), TOKENIZER, 64, 0, num_epochs=1)  # seven rows, and one of padding
-    batches = list(global_batches(rows, here, 8 // micro // here.world_size, None))
+    batches = list(packed_batches(rows, here, 8 // micro // here.world_size, None))
     assert len(batches) == micro
     found["loss"] = torch.tensor(step(model, optimizer, batches, Rates(1.0, 0.9), lambda: 0)[0])
     return found

@@ -101,7 +101,7 @@ def test_jeopardy(shared_data: Path) -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     """It has a bundle, and something else."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "FIRST_WAIT_SECONDS", 0.01)
     packed = shutil.make_archive(str(tmp_path / "packed"), "zip", write_bundle(tmp_path / "in" / "eval_bundle").parent)
     with running(FileServer({"b.zip": Path(packed).read_bytes(), "page": b"<html>"})) as server:
         yield server

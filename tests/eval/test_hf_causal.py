@@ -23,7 +23,7 @@ from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.core_eval import evaluate_task, tokenize
 from nanochat.data.shards import open_split, write_dataset
-from nanochat.dataloader import eval_rows
+from nanochat.dataloader import document_eval_rows
 from nanochat.eval.core_bundle import read_bundle
 from nanochat.eval.eval_model import checkpoint, foreign
 from nanochat.eval.hf_causal import CausalModel, HFTokenizer, load_causal, write_samples
@@ -265,7 +265,7 @@ def test_scores_are_those_of_a_plain_reading(other: tuple[str, Path], batch_toke
 def test_no_space_that_nobody_wrote(old: bool) -> None:
     """An end without one, or with nothing before it, is what it is in the whole text, wherever its tokens begin."""
     tokenizer = HFTokenizer(sentence_piece(old))
-    assert tokenizer.adds_space
+    assert tokenizer.adds_prefix_space
     pairs = [("The sheep\n", "said"), ("The sheep\nA:", " said"), ("", "The"), ("she", "ep"), ("sh", "eep")]
     for (head, end), name in zip(pairs, ("s", "▁s", "▁", "e", "▁she"), strict=True):
         [(ids, count)] = tokenize([(head, end)], tokenizer, 64, 0).options
@@ -389,7 +389,7 @@ def test_rows_end_where_ours_do(base_dir: Path) -> None:
     write_dataset(TEXTS * 2, TEXTS, source="folder")
     sizes = torch.tensor(TOKENIZER.token_bytes())
     for most in (*range(1, 130, 3), 10**6):
-        rows, count = eval_rows(open_split("val"), TOKENIZER, 16, most)
+        rows, count = document_eval_rows(open_split("val"), TOKENIZER, 16, most)
         found, num_bytes = text_rows(open_split("val"), HFTokenizer(theirs), 16, most)
         assert torch.equal(found, rows)
         targets = rows[:, 1:]

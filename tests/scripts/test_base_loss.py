@@ -16,7 +16,7 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.configurator import cli
 from nanochat.data import storyworld
 from nanochat.data.shards import open_split, write_dataset
-from nanochat.dataloader import eval_rows
+from nanochat.dataloader import document_eval_rows
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import render
 from nanochat.reporting.schema import proportion
@@ -63,7 +63,7 @@ def test_end_to_end(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer, _ = load_model("base", runtime)
     token_bytes = torch.tensor(tokenizer.token_bytes())
     for split, name in (("train", "training"), ("val", "validation")):
-        rows, _ = eval_rows(open_split(split), tokenizer, 64, 1000)
+        rows, _ = document_eval_rows(open_split(split), tokenizer, 64, 1000)
         assert found[f"{name} bits per byte"] == bits_per_byte(model, rows, token_bytes, 2, runtime)
     section = json.loads((run_here / "report" / "base_loss.json").read_text(encoding="utf-8"))
     assert section["metrics"] == found

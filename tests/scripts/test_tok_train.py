@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.tokenization.encoders import as_strings
+from nanochat.tokenization.encoders import iter_strings
 from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, get_tokenizer
 from scripts import tok_eval, tok_train
 
@@ -30,7 +30,7 @@ class Documents:
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
 
-    def arrays(self) -> Iterator[pa.Array]:
+    def iter_arrays(self) -> Iterator[pa.Array]:
         return (pa.array(self.texts[i : i + 70]) for i in range(0, len(self.texts), 70))
 
 
@@ -73,7 +73,7 @@ def test_a_smaller_vocabulary_is_told(base_dir: Path, capsys: pytest.CaptureFixt
 
 
 def test_hugging_face_trains_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tok_train, "trainable_tokenizer", lambda: HuggingFaceTokenizer)
+    monkeypatch.setattr(tok_train, "trainable_tokenizer_class", lambda: HuggingFaceTokenizer)
     tok_train.main(tok_train.Config(vocab_size=300))
     assert get_tokenizer().get_vocab_size() == 300
 
@@ -84,7 +84,7 @@ def test_reading_stops_at_max_chars() -> None:
             yield pa.array(["abcdef"])
 
     def text(max_chars: int, doc_cap: int) -> str:
-        return "".join(as_strings(tok_train.capped(endless(), max_chars, doc_cap)))
+        return "".join(iter_strings(tok_train.cap_documents(endless(), max_chars, doc_cap)))
 
     assert text(max_chars=20, doc_cap=4) == "abcd" * 5
     assert text(max_chars=20, doc_cap=-1) == "abcdefabcdefabcdefab"
@@ -104,20 +104,20 @@ def test_cut_by_characters(texts: list[list[str]], max_chars: int, doc_cap: int,
         if left:
             expected.append(text[: left if doc_cap == -1 else min(doc_cap, left)])
             left -= len(expected[-1])
-    arrays = tok_train.capped((pa.array(array, kind) for array in texts), max_chars, doc_cap)
-    found = list(as_strings(arrays))
+    arrays = tok_train.cap_documents((pa.array(array, kind) for array in texts), max_chars, doc_cap)
+    found = list(iter_strings(arrays))
     assert [text for text in found if text] == [text for text in expected if text]
 
 
 def test_the_same_tokenizer_as_from_strings() -> None:
     """Documents of several kinds of characters, cut in the middle."""
     texts = [f"{text} été 你好 {i}" for i, text in enumerate(TRAIN)]
-    arrays = tok_train.capped([pa.array(texts[:100]), pa.array(texts[100:])], 5000, 40)
+    arrays = tok_train.cap_documents([pa.array(texts[:100]), pa.array(texts[100:])], 5000, 40)
     strings = "".join(text[:40] for text in texts)
     cut = [strings[start : start + 40] for start in range(0, 5000, 40)]
     from_arrow, from_strings = (RustBPETokenizer.train_from_iterator(given, 400) for given in (arrays, cut))
     assert from_arrow.hash() == from_strings.hash()
-    capped = tok_train.capped([pa.array(texts)], 5000, 40)
+    capped = tok_train.cap_documents([pa.array(texts)], 5000, 40)
     assert HuggingFaceTokenizer.train_from_iterator(capped, 400).ranks == (
         HuggingFaceTokenizer.train_from_iterator(cut, 400).ranks
     )

@@ -131,7 +131,7 @@ def test_a_line_is_a_conversation_or_a_user_error(value: list[Any]) -> None:
     except UserError:
         return
     spans = [span for turn in render_turns(conversation) for span in turn]
-    assert any(span.trained for span in spans)
+    assert any(span.is_trained for span in spans)
     assert all(span.text.encode() is not None for span in spans)
 
 

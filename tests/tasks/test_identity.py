@@ -16,7 +16,7 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.data.shards import FileFacts, Manifest
+from nanochat.data.shards import Manifest, ShardInfo
 from tasks.customjson import read_conversations
 from tasks.identity import ABILITIES, GREETINGS, SYSTEM_SHARE, TOPICS, WHO, Identity, generate
 from tasks.mixture import kind_of_base_data
@@ -75,7 +75,7 @@ def test_a_file_goes_before_the_templates(base_dir: Path) -> None:
 @pytest.mark.parametrize(("source", "kind"), [("storyworld", "world"), ("my/folder", "web"), (None, "world")])
 def test_its_abilities_are_those_of_the_base_data(source: str | None, kind: str, base_dir: Path) -> None:
     if source:
-        Manifest(source, (), "v", {"v": FileFacts(1, 1, "")}, {}).save(base_dir / "base_data")
+        Manifest(source, (), "v", {"v": ShardInfo(1, 1, "")}, {}).save(base_dir / "base_data")
     assert kind_of_base_data(if_none="world") == kind
     assert kind_of_base_data() == (kind if source else "web")
     assert read_conversations(main(Config(num=20))) == generate(20, kind)

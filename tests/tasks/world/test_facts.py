@@ -21,7 +21,7 @@ from nanochat.data.storyworld.relations import RELATIONS
 from nanochat.data.storyworld.voice import Voice
 from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
-from nanochat.tokenizer import Tokenizer, trainable_tokenizer
+from nanochat.tokenizer import Tokenizer, trainable_tokenizer_class
 from tasks.common import Task, row_random
 from tasks.world.base import answer, facts_of, held_out_pairs, shuffled
 from tasks.world.chat import LONGEST_STORY, WorldChat
@@ -302,7 +302,7 @@ def test_some_conversations_have_a_system_message_and_many_have_several_turns() 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return trainable_tokenizer().train_from_iterator(islice(stories("train"), 1_500), 2_048)
+    return trainable_tokenizer_class().train_from_iterator(islice(stories("train"), 1_500), 2_048)
 
 
 @pytest.mark.parametrize(
