@@ -21,7 +21,6 @@ mod train;
 
 pub use encode::{encode_batch, encode_fed, Batch, Encoder, Id, Vocabulary};
 pub use error::Error;
-pub use packed::WordCounts;
 pub use split::Splitter;
 pub use text::Text;
-pub use train::{count_words, token_bytes, train_merges, Texts};
+pub use train::{count_words, token_bytes, train_merges, Texts, WordCounts};

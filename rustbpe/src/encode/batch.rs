@@ -1,7 +1,8 @@
 //! Many texts at once, in several threads: the texts are cut into jobs of about equal size, which the threads take in
 //! turn. Long texts are cut at places that change no word, so one long text keeps all threads busy as well.
 
-use super::encoder::{Encoder, Id, Worker};
+use super::encoder::{Encoder, Id};
+use super::worker::Worker;
 use crate::huge_pages::advise_huge_pages;
 use crate::jobs::{Job, JobCutter, Part};
 use crate::{Error, Text};

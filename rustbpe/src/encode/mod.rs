@@ -5,6 +5,7 @@ mod encoder;
 mod merge_word;
 mod vocabulary;
 mod word_cache;
+mod worker;
 
 pub use batch::{encode_batch, encode_fed, Batch};
 pub use encoder::{Encoder, Id};

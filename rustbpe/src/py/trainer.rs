@@ -1,6 +1,7 @@
 //! The function `train` of the Python module: texts in, progress and signals meanwhile.
 
-use super::{arrow, Source};
+use super::arrow;
+use super::texts::Source;
 use crate::{count_words, token_bytes, train_merges, Error, Splitter, Text, Texts};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;

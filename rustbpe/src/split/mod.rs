@@ -4,6 +4,7 @@ mod block_scan;
 mod char_class;
 mod pattern;
 mod splitter;
+mod word_scan;
 
 pub use splitter::Splitter;
 pub(crate) use splitter::MANY;

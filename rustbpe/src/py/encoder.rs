@@ -1,0 +1,82 @@
+//! The class `Encoder` of the Python module.
+
+use super::int_array::{Numbers, Store};
+use super::texts::{Held, Source};
+use crate::{Encoder, Splitter, Vocabulary};
+use pyo3::exceptions::{PyKeyError, PyOverflowError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyList};
+
+/// A vocabulary with its split pattern; text is never a special token.
+#[pyclass(frozen, module = "nanochat.tokenization._rustbpe", name = "Encoder")]
+pub struct PyEncoder(Encoder);
+
+#[pymethods]
+impl PyEncoder {
+    /// Encoder(pattern, tokens, special_tokens): the tokens by id; the special ones have the ids that follow.
+    #[new]
+    fn new(pattern: &str, tokens: Vec<PyBackedBytes>, special_tokens: Vec<String>) -> PyResult<Self> {
+        let splitter = Splitter::new(pattern)?;
+        Ok(Self(Encoder::new(Vocabulary::new(&tokens, &special_tokens)?, splitter)))
+    }
+
+    /// The ids of one text, a str or bytes.
+    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        let held = Held::new(text)?;
+        Ok(py.detach(|| self.0.encode(held.text()))?)
+    }
+
+    /// The ids of all texts, one after another, and the offsets: text i has ids[offsets[i]:offsets[i + 1]].
+    #[pyo3(signature = (texts, num_threads=1))]
+    fn encode_batch(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        num_threads: usize,
+    ) -> PyResult<(Numbers, Numbers)> {
+        let source = Source::new(texts)?;
+        let (ids, offsets) = if self.0.vocabulary.len() <= 1 << 16 {
+            let batch = source.encode(py, &self.0, num_threads)?;
+            (Store::U16(batch.ids), batch.offsets)
+        } else {
+            let batch = source.encode(py, &self.0, num_threads)?;
+            (Store::U32(batch.ids), batch.offsets)
+        };
+        Ok((Numbers(ids), Numbers(Store::I64(offsets))))
+    }
+
+    /// The ids of each text as a list.
+    #[pyo3(signature = (texts, num_threads=1))]
+    fn encode_lists<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        num_threads: usize,
+    ) -> PyResult<Vec<Bound<'py, PyList>>> {
+        let batch = Source::new(texts)?.encode::<u32>(py, &self.0, num_threads)?;
+        let row = |range: &[i64]| PyList::new(py, &batch.ids[range[0] as usize..range[1] as usize]);
+        batch.offsets.windows(2).map(row).collect()
+    }
+
+    /// The bytes of ids. Raises KeyError for an id that does not exist.
+    fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let py = ids.py();
+        let ids: Vec<i64> = ids.extract().map_err(|error: PyErr| {
+            // Beyond 64 bits there is no token either.
+            if error.is_instance_of::<PyOverflowError>(py) {
+                PyKeyError::new_err(format!("no token has one of these ids: {error}"))
+            } else {
+                error
+            }
+        })?;
+        let mut bytes = Vec::new();
+        self.0.vocabulary.decode(&ids, &mut bytes)?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// The bytes of each row of ids.
+    fn decode_batch<'py>(&self, rows: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        rows.iter().map(|ids| self.decode_bytes(ids)).collect()
+    }
+}
