@@ -48,7 +48,7 @@ def train(
     """
 
 @final
-class Numbers:
+class IntArray:
     r"""An array of integers; `numpy.asarray` looks at it without a copy.
 
     >>> import numpy
@@ -84,7 +84,7 @@ class Encoder:
         ([256, 256], [255, 256])
         """
 
-    def encode_batch(self, texts: Texts, num_threads: int = 1) -> tuple[Numbers, Numbers]:
+    def encode_batch(self, texts: Texts, num_threads: int = 1) -> tuple[IntArray, IntArray]:
         """The ids of all texts, one after another, and the offsets: text i has `ids[offsets[i]:offsets[i + 1]]`.
 
         ids are uint16 for up to 65,536 tokens, else uint32; offsets, one more than texts, are int64.

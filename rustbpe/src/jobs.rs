@@ -53,7 +53,7 @@ impl<'s, T: Copy> JobCutter<'s, T> {
             while start < bytes.len() {
                 let rest = &bytes[start..];
                 let missing = self.min_bytes - self.job.num_bytes;
-                let len = if rest.len() > missing { self.splitter.cut(rest, missing) } else { rest.len() };
+                let len = if rest.len() > missing { self.splitter.next_safe_cut(rest, missing) } else { rest.len() };
                 self.job.parts.push(Part { text, range: start..start + len });
                 self.job.num_bytes += len;
                 start += len;
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_regex_keeps_texts_whole() {
-        let splitter = Splitter::by_regex(PATTERN).unwrap();
+        let splitter = Splitter::with_regex(PATTERN).unwrap();
         let texts = ["to be or not to be", "a"];
         let lens: Vec<usize> = cut(&texts, &splitter, 8).iter().map(|job| job.num_bytes).collect();
         assert_eq!(lens, [18, 1]);

@@ -19,8 +19,8 @@ mod split;
 mod text;
 mod train;
 
-pub use encode::{encode_batch, encode_fed, Batch, Encoder, Id, Vocabulary};
+pub use encode::{encode_batch, encode_batch_with, EncodedBatch, Encoder, TokenId, Vocabulary};
 pub use error::Error;
 pub use split::Splitter;
 pub use text::Text;
-pub use train::{count_words, token_bytes, train_merges, Texts, WordCounts};
+pub use train::{count_words, token_bytes, train_merges, TextBatch, WordCounts};

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// The longest word that can be packed, in bytes.
-pub const SHORT: usize = 15;
+pub const MAX_PACKED_LEN: usize = 15;
 
 /// The bytes of a short word, the first one lowest, and its length in the highest byte. Never 0.
-pub type Packed = u128;
+pub type PackedWord = u128;
 
-const MASKS: [u128; SHORT + 1] = {
-    let mut masks = [0; SHORT + 1];
+const MASKS: [u128; MAX_PACKED_LEN + 1] = {
+    let mut masks = [0; MAX_PACKED_LEN + 1];
     let mut length = 1;
-    while length <= SHORT {
+    while length <= MAX_PACKED_LEN {
         masks[length] = u128::MAX >> (128 - 8 * length);
         length += 1;
     }
@@ -21,9 +21,9 @@ const MASKS: [u128; SHORT + 1] = {
 
 /// `text[start..end]`, which has at least one byte, if it is short enough.
 #[inline(always)]
-pub fn pack(text: &[u8], start: usize, end: usize) -> Option<Packed> {
+pub fn pack(text: &[u8], start: usize, end: usize) -> Option<PackedWord> {
     let length = end - start;
-    if length > SHORT {
+    if length > MAX_PACKED_LEN {
         return None;
     }
     // Read sixteen bytes at once where the text has them, whatever the length of the word.
@@ -39,13 +39,13 @@ pub fn pack(text: &[u8], start: usize, end: usize) -> Option<Packed> {
 }
 
 /// The bytes of a packed word, and how many of them count.
-pub fn unpack(word: Packed) -> ([u8; 16], usize) {
+pub fn unpack(word: PackedWord) -> ([u8; 16], usize) {
     (word.to_le_bytes(), (word >> 120) as usize)
 }
 
 /// 64 well-mixed bits of a packed word.
 #[inline(always)]
-pub fn hash(word: Packed) -> u64 {
+pub fn hash(word: PackedWord) -> u64 {
     mix(word as u64 ^ 0x9E37_79B9_7F4A_7C15, (word >> 64) as u64 ^ 0xD1B5_4A32_D192_ED03)
 }
 
@@ -58,9 +58,9 @@ fn mix(a: u64, b: u64) -> u64 {
 
 /// A quick hash for the maps in here; not meant to withstand an attacker.
 #[derive(Default)]
-pub struct QuickHasher(u64);
+pub struct FastHasher(u64);
 
-impl Hasher for QuickHasher {
+impl Hasher for FastHasher {
     fn write(&mut self, bytes: &[u8]) {
         let mut chunks = bytes.chunks_exact(8);
         for chunk in &mut chunks {
@@ -85,7 +85,7 @@ impl Hasher for QuickHasher {
     }
 }
 
-pub type QuickMap<K, V> = HashMap<K, V, BuildHasherDefault<QuickHasher>>;
+pub type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<FastHasher>>;
 
 #[cfg(test)]
 mod tests {
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn words_that_differ_in_zero_bytes_only_are_different() {
-        let keys: Vec<_> = (1..=SHORT).map(|length| pack(&[0; 32], 0, length).unwrap()).collect();
-        assert!((1..SHORT).all(|i| keys[i] != keys[i - 1] && keys[i] != 0));
+        let keys: Vec<_> = (1..=MAX_PACKED_LEN).map(|length| pack(&[0; 32], 0, length).unwrap()).collect();
+        assert!((1..MAX_PACKED_LEN).all(|i| keys[i] != keys[i - 1] && keys[i] != 0));
         assert_eq!(pack(&[0; 32], 0, 16), None);
         assert_eq!(unpack(pack(b"xabc", 1, 4).unwrap()).1, 3);
     }

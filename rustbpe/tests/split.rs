@@ -86,8 +86,8 @@ impl Rng {
 fn by_hand_equals_the_regex() {
     let mut rng = Rng(0x9E37_79B9_7F4A_7C15);
     for pattern in FAMILY {
-        let (fast, slow) = (Splitter::new(pattern).unwrap(), Splitter::by_regex(pattern).unwrap());
-        assert!(fast.is_by_hand() && !slow.is_by_hand(), "{pattern}");
+        let (fast, slow) = (Splitter::new(pattern).unwrap(), Splitter::with_regex(pattern).unwrap());
+        assert!(!fast.uses_regex() && slow.uses_regex(), "{pattern}");
         for text in TRICKY {
             assert_eq!(words(&fast, text), words(&slow, text), "{pattern} on {text:?}");
             for before in 0..80 {
@@ -108,8 +108,10 @@ fn by_hand_equals_the_regex() {
 #[test]
 #[ignore = "ten million strings: minutes"]
 fn by_hand_equals_the_regex_at_length() {
-    let splitters: Vec<_> =
-        FAMILY.iter().map(|pattern| (Splitter::new(pattern).unwrap(), Splitter::by_regex(pattern).unwrap())).collect();
+    let splitters: Vec<_> = FAMILY
+        .iter()
+        .map(|pattern| (Splitter::new(pattern).unwrap(), Splitter::with_regex(pattern).unwrap()))
+        .collect();
     let mut rng = Rng(20_261_121);
     for round in 0..10_000_000 {
         let text = rng.text();
@@ -151,7 +153,7 @@ fn cuts_change_no_word() {
             if rng.below(4) == 0 {
                 bytes.retain(|byte| byte.is_ascii() || rng.below(6) > 0);
             }
-            let cut = splitter.cut(&bytes, rng.below(bytes.len() + 1));
+            let cut = splitter.next_safe_cut(&bytes, rng.below(bytes.len() + 1));
             let parts = [byte_words(&splitter, &bytes[..cut]), byte_words(&splitter, &bytes[cut..])].concat();
             assert_eq!(parts, byte_words(&splitter, &bytes), "{bytes:?} at {cut}, {pattern}");
             cuts += usize::from(cut < bytes.len());
@@ -160,19 +162,19 @@ fn cuts_change_no_word() {
         assert!(cuts > 1500 && beyond_ascii > 500, "{cuts}, {beyond_ascii}");
     }
     let splitter = Splitter::new(OURS).unwrap();
-    assert_eq!(splitter.cut(b"ab cd ef", 3), 5);
-    assert_eq!(splitter.cut("世世\n世\n世世".as_bytes(), 2), 7);
-    assert_eq!(splitter.cut("世\u{3000}\n世\n\u{3000}世".as_bytes(), 2), 17);
-    assert_eq!(splitter.cut("हिन्दी में".as_bytes(), 1), 18);
-    assert_eq!(splitter.cut("é\u{a0} \u{2003} 𝔸 ".as_bytes(), 1), 13);
-    assert_eq!(splitter.cut(b"\xe2\x80 x", 0), 2);
-    assert_eq!(Splitter::by_regex(OURS).unwrap().cut(b"ab cd ef", 3), 8);
+    assert_eq!(splitter.next_safe_cut(b"ab cd ef", 3), 5);
+    assert_eq!(splitter.next_safe_cut("世世\n世\n世世".as_bytes(), 2), 7);
+    assert_eq!(splitter.next_safe_cut("世\u{3000}\n世\n\u{3000}世".as_bytes(), 2), 17);
+    assert_eq!(splitter.next_safe_cut("हिन्दी में".as_bytes(), 1), 18);
+    assert_eq!(splitter.next_safe_cut("é\u{a0} \u{2003} 𝔸 ".as_bytes(), 1), 13);
+    assert_eq!(splitter.next_safe_cut(b"\xe2\x80 x", 0), 2);
+    assert_eq!(Splitter::with_regex(OURS).unwrap().next_safe_cut(b"ab cd ef", 3), 8);
 }
 
 #[test]
 fn other_patterns_run_on_the_regex_engine() {
     for pattern in [r"\w+|\W", &OURS[1..], &format!("{OURS}|x")] {
-        assert!(!Splitter::new(pattern).unwrap().is_by_hand());
+        assert!(Splitter::new(pattern).unwrap().uses_regex());
     }
     assert!(Splitter::new("(").is_err());
 }

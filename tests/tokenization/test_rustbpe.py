@@ -298,7 +298,7 @@ def test_ctrl_c_stops_the_training(texts: str) -> None:
 def test_help_has_something_to_say() -> None:
     methods = [method for name, method in vars(_rustbpe.Encoder).items() if not name.startswith("_")]
     assert len(methods) == 5
-    assert all(thing.__doc__ for thing in (_rustbpe.train, _rustbpe.Encoder, _rustbpe.Numbers, *methods))
+    assert all(thing.__doc__ for thing in (_rustbpe.train, _rustbpe.Encoder, _rustbpe.IntArray, *methods))
 
 
 def test_the_examples_in_the_stub() -> None:

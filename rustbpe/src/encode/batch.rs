@@ -1,7 +1,7 @@
 //! Many texts at once, in several threads: the texts are cut into jobs of about equal size, which the threads take in
 //! turn. Long texts are cut at places that change no word, so one long text keeps all threads busy as well.
 
-use super::encoder::{Encoder, Id};
+use super::encoder::{Encoder, TokenId};
 use super::worker::Worker;
 use crate::huge_pages::advise_huge_pages;
 use crate::jobs::{Job, JobCutter, Part};
@@ -13,11 +13,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Bytes of text in a job.
-const JOB: usize = 1 << 17;
+const MIN_JOB_BYTES: usize = 1 << 17;
 
 /// The ids of many texts, one after another: text `i` has `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Batch<I> {
+pub struct EncodedBatch<I> {
     pub ids: Vec<I>,
     pub offsets: Vec<i64>,
 }
@@ -37,9 +37,13 @@ type Count = (usize, usize);
 /// let batch = encode_batch::<u16>(&encoder, &[Text::Str("ab"), Text::Str(""), Text::Str("c")], 2).unwrap();
 /// assert_eq!((batch.ids, batch.offsets), (vec![97, 98, 99], vec![0, 2, 2, 3]));
 /// ```
-pub fn encode_batch<I: Id>(encoder: &Encoder, texts: &[Text], num_threads: usize) -> Result<Batch<I>, Error> {
+pub fn encode_batch<I: TokenId>(
+    encoder: &Encoder,
+    texts: &[Text],
+    num_threads: usize,
+) -> Result<EncodedBatch<I>, Error> {
     let size = texts.iter().map(Text::len).sum();
-    encode_fed(encoder, num_threads, size, |add| {
+    encode_batch_with(encoder, num_threads, size, |add| {
         texts.iter().for_each(|&text| add(text));
         Ok(())
     })
@@ -47,15 +51,15 @@ pub fn encode_batch<I: Id>(encoder: &Encoder, texts: &[Text], num_threads: usize
 
 /// Encode the texts that `feed` hands to its argument, on this thread, while others begin to work; this one joins them when
 /// `feed` returns. `size` is about how many bytes they have; memory for the ids is taken by it.
-pub fn encode_fed<'t, I: Id, E: From<Error>>(
+pub fn encode_batch_with<'t, I: TokenId, E: From<Error>>(
     encoder: &Encoder,
     num_threads: usize,
     size: usize,
     feed: impl FnOnce(&mut dyn FnMut(Text<'t>)) -> Result<(), E>,
-) -> Result<Batch<I>, E> {
+) -> Result<EncodedBatch<I>, E> {
     let (queue, jobs) = channel::<(usize, TextJob)>();
     let jobs = Mutex::new(jobs);
-    let rows = Mutex::new(Rows::<I>::new(size));
+    let rows = Mutex::new(BatchAssembler::<I>::new(size));
     let failed = AtomicBool::new(false);
     let work = || {
         let outcome = encoder.with_worker(|worker| work_off(encoder, worker, &jobs, &rows, &failed));
@@ -64,7 +68,7 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
     };
     let num_texts = thread::scope(|scope| {
         let mut others = Vec::new();
-        let mut cutter = JobCutter::new(&encoder.splitter, JOB);
+        let mut cutter = JobCutter::new(&encoder.splitter, MIN_JOB_BYTES);
         let (mut num_texts, mut num_jobs) = (0, 0);
         let mut send = |job| {
             // Another thread only for a second job: a little text is not worth it.
@@ -94,11 +98,11 @@ pub fn encode_fed<'t, I: Id, E: From<Error>>(
 }
 
 /// Take jobs until there are no more, or somebody failed.
-fn work_off<I: Id>(
+fn work_off<I: TokenId>(
     encoder: &Encoder,
     worker: &mut Worker,
     jobs: &Mutex<Receiver<(usize, TextJob)>>,
-    rows: &Mutex<Rows<I>>,
+    rows: &Mutex<BatchAssembler<I>>,
     failed: &AtomicBool,
 ) -> Result<(), Error> {
     let (mut ids, mut counts) = (Vec::new(), Vec::new());
@@ -110,7 +114,7 @@ fn work_off<I: Id>(
         }
         ids.clear();
         counts.clear();
-        if job.num_bytes >= JOB {
+        if job.num_bytes >= MIN_JOB_BYTES {
             worker.prepare();
         }
         for Part { text: (index, text), range } in job.parts {
@@ -124,8 +128,8 @@ fn work_off<I: Id>(
 
 /// The ids of all jobs that are done up to the first that is not, in order. The threads' own memory for ids is used again
 /// and again, since new memory is slow at first.
-struct Rows<I> {
-    batch: Batch<I>,
+struct BatchAssembler<I> {
+    batch: EncodedBatch<I>,
     /// The number of the job that is awaited.
     next: usize,
     /// Jobs that were done before it.
@@ -134,14 +138,14 @@ struct Rows<I> {
     size: usize,
 }
 
-impl<I: Id> Rows<I> {
+impl<I: TokenId> BatchAssembler<I> {
     fn new(size: usize) -> Self {
-        Self { batch: Batch { ids: Vec::new(), offsets: vec![0] }, next: 0, early: BTreeMap::new(), size }
+        Self { batch: EncodedBatch { ids: Vec::new(), offsets: vec![0] }, next: 0, early: BTreeMap::new(), size }
     }
 
     /// Add the ids of a job of so many bytes, and how many of them each of its parts has.
     fn add(&mut self, job: usize, bytes: usize, ids: &[I], counts: &[Count]) {
-        let Batch { ids: all, .. } = &mut self.batch;
+        let EncodedBatch { ids: all, .. } = &mut self.batch;
         if all.is_empty() {
             // The others will have about as many ids for their bytes. Room that is not used costs next to nothing, moving
             // what is there for want of room a lot. Where there is not so much, it is taken bit by bit.
@@ -161,7 +165,7 @@ impl<I: Id> Rows<I> {
     }
 
     fn append(&mut self, ids: &[I], counts: &[Count]) {
-        let Batch { ids: all, offsets } = &mut self.batch;
+        let EncodedBatch { ids: all, offsets } = &mut self.batch;
         let mut end = all.len() as i64;
         for &(text, count) in counts {
             offsets.resize(text + 2, end); // texts without a part, between the last one and this, are empty
@@ -172,7 +176,7 @@ impl<I: Id> Rows<I> {
         self.next += 1;
     }
 
-    fn finish(mut self, num_texts: usize) -> Batch<I> {
+    fn finish(mut self, num_texts: usize) -> EncodedBatch<I> {
         let end = self.batch.ids.len() as i64;
         self.batch.offsets.resize(num_texts + 1, end);
         self.batch.ids.shrink_to_fit();
@@ -194,8 +198,8 @@ mod tests {
             // About 10 ms for the word of many x, which is just below the limit; with more of them it is an error.
             let splitter = Splitter::new(r"(?:x|xx)+(?=y)|\w+|\W").unwrap();
             let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), splitter);
-            let job = "x".repeat(24) + " " + &"z".repeat(JOB);
-            let batch = encode_fed::<u16, _>(&encoder, 3, JOB, |add| {
+            let job = "x".repeat(24) + " " + &"z".repeat(MIN_JOB_BYTES);
+            let batch = encode_batch_with::<u16, _>(&encoder, 3, MIN_JOB_BYTES, |add| {
                 add(Text::Str(&job));
                 add(Text::Str(&text));
                 (0..400_000).for_each(|_| add(Text::Str(&job)));
@@ -210,15 +214,15 @@ mod tests {
     fn an_error_ends_the_work() {
         let told = Error::Text("of the feeder".into());
         assert_eq!(error_of("a".into(), Err(told.clone())), Some(told));
-        assert!(matches!(error_of("x".repeat(JOB), Ok(())), Some(Error::Split(_))));
+        assert!(matches!(error_of("x".repeat(MIN_JOB_BYTES), Ok(())), Some(Error::Split(_))));
     }
 
     #[test]
     fn room_that_no_machine_has_is_not_taken() {
         for size in [1 << 50, usize::MAX] {
-            let mut rows = Rows::<u32>::new(size);
+            let mut rows = BatchAssembler::<u32>::new(size);
             rows.add(0, 1, &[1, 2, 3], &[(0, 3)]);
-            assert_eq!(rows.finish(1), Batch { ids: vec![1, 2, 3], offsets: vec![0, 3] });
+            assert_eq!(rows.finish(1), EncodedBatch { ids: vec![1, 2, 3], offsets: vec![0, 3] });
         }
     }
 
@@ -233,7 +237,7 @@ mod tests {
             (&[6], &[(6, 1)]),
         ];
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3], [2, 4, 0, 3, 1]] {
-            let mut rows = Rows::new(7);
+            let mut rows = BatchAssembler::new(7);
             for job in order {
                 rows.add(job, 1, jobs[job].0, jobs[job].1);
             }

@@ -6,17 +6,17 @@ use crate::{Error, Splitter, Text};
 use std::sync::Mutex;
 
 /// How ids are stored: in 16 bits where the vocabulary allows, else in 32.
-pub trait Id: Copy + Default + Send + Sync + 'static {
+pub trait TokenId: Copy + Default + Send + Sync + 'static {
     fn new(id: u32) -> Self;
 }
 
-impl Id for u16 {
+impl TokenId for u16 {
     fn new(id: u32) -> Self {
         id as u16
     }
 }
 
-impl Id for u32 {
+impl TokenId for u32 {
     fn new(id: u32) -> Self {
         id
     }
@@ -27,16 +27,16 @@ pub struct Encoder {
     pub vocabulary: Vocabulary,
     pub splitter: Splitter,
     /// Memories of threads that are done, for the next ones.
-    rested: Mutex<Vec<Worker>>,
+    idle_workers: Mutex<Vec<Worker>>,
     /// They are some megabytes each, so no more of them are kept than there are cores; or eight, the number of threads
     /// that is asked for by default.
-    most_rested: usize,
+    max_idle_workers: usize,
 }
 
 impl Encoder {
     pub fn new(vocabulary: Vocabulary, splitter: Splitter) -> Self {
-        let most_rested = std::thread::available_parallelism().map_or(1, usize::from).max(8);
-        Self { vocabulary, splitter, rested: Mutex::default(), most_rested }
+        let max_idle_workers = std::thread::available_parallelism().map_or(1, usize::from).max(8);
+        Self { vocabulary, splitter, idle_workers: Mutex::default(), max_idle_workers }
     }
 
     /// The ids of one text.
@@ -56,12 +56,12 @@ impl Encoder {
 
     /// Lend a worker's memory to `work`.
     pub fn with_worker<R>(&self, work: impl FnOnce(&mut Worker) -> R) -> R {
-        let rested = || self.rested.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut worker = rested().pop().unwrap_or_default();
+        let idle_workers = || self.idle_workers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut worker = idle_workers().pop().unwrap_or_default();
         let result = work(&mut worker);
-        let mut rested = rested();
-        if rested.len() < self.most_rested {
-            rested.push(worker);
+        let mut idle_workers = idle_workers();
+        if idle_workers.len() < self.max_idle_workers {
+            idle_workers.push(worker);
         }
         result
     }
@@ -78,10 +78,10 @@ mod tests {
         }
         let tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), Splitter::new(r"\w+").unwrap());
-        let rested = || encoder.rested.lock().unwrap().len();
+        let idle_workers = || encoder.idle_workers.lock().unwrap().len();
         nest(&encoder, 2);
-        assert_eq!(rested(), 3);
-        nest(&encoder, encoder.most_rested + 2);
-        assert_eq!(rested(), encoder.most_rested);
+        assert_eq!(idle_workers(), 3);
+        nest(&encoder, encoder.max_idle_workers + 2);
+        assert_eq!(idle_workers(), encoder.max_idle_workers);
     }
 }

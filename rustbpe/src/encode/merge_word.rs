@@ -1,7 +1,7 @@
 //! Merges the bytes of one word: always the pair with the lowest id, the leftmost of equals, until none is left.
 
-use super::vocabulary::{Vocabulary, NONE};
-use crate::packed::SHORT;
+use super::vocabulary::{Vocabulary, NO_TOKEN};
+use crate::packed::MAX_PACKED_LEN;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -11,36 +11,36 @@ const SCANNED: usize = 256;
 const GROUP: usize = 16;
 
 /// Append the ids of a word to `out`. The tables are always those of the same vocabulary.
-pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], tables: &mut Tables, out: &mut Vec<u32>) {
-    if word.len() <= SHORT {
+pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], tables: &mut MergeScratch, out: &mut Vec<u32>) {
+    if word.len() <= MAX_PACKED_LEN {
         merge_short(vocabulary, word, out);
     } else if word.len() <= SCANNED {
-        scan_groups(vocabulary, word, out);
+        merge_grouped(vocabulary, word, out);
     } else {
-        Buckets::new(vocabulary, word, tables).merge_all(out);
+        BucketMerger::new(vocabulary, word, tables).merge_all(out);
     }
 }
 
 /// Append the ids of a short word to `out`.
 pub fn merge_short(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
-    let mut ids = [0; SHORT];
+    let mut ids = [0; MAX_PACKED_LEN];
     // ranks[i]: what ids[i] and ids[i + 1] make together
-    let mut ranks = [NONE; SHORT];
+    let mut ranks = [NO_TOKEN; MAX_PACKED_LEN];
     let mut length = word.len();
     for (id, &byte) in ids.iter_mut().zip(word) {
-        *id = vocabulary.of_byte(byte);
+        *id = vocabulary.byte_id(byte);
     }
     for (rank, pair) in ranks.iter_mut().zip(word.windows(2)) {
-        *rank = vocabulary.of_byte_pair(pair[0], pair[1]);
+        *rank = vocabulary.byte_pair_id(pair[0], pair[1]);
     }
     while length > 1 {
-        let (mut lowest, mut at) = (NONE, 0);
+        let (mut lowest, mut at) = (NO_TOKEN, 0);
         for (i, &rank) in ranks[..length - 1].iter().enumerate() {
             if rank < lowest {
                 (lowest, at) = (rank, i);
             }
         }
-        if lowest == NONE {
+        if lowest == NO_TOKEN {
             break;
         }
         ids[at] = lowest;
@@ -50,18 +50,18 @@ pub fn merge_short(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
             ranks[i - 1] = ranks[i];
         }
         if at > 0 {
-            ranks[at - 1] = vocabulary.of_pair(ids[at - 1], lowest);
+            ranks[at - 1] = vocabulary.merged_id(ids[at - 1], lowest);
         }
-        ranks[at] = if at + 1 < length { vocabulary.of_pair(lowest, ids[at + 1]) } else { NONE };
+        ranks[at] = if at + 1 < length { vocabulary.merged_id(lowest, ids[at + 1]) } else { NO_TOKEN };
     }
     out.extend_from_slice(&ids[..length]);
 }
 
 /// For words of at most `SCANNED` bytes. A token stands at the place of its first byte and does not move.
-fn scan_groups(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+fn merge_grouped(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
     /// What a token makes with the next one, and in the lowest byte its own place, so that the lowest number is the next merge.
     const NOTHING: i32 = i32::MAX;
-    let pair = |rank: u32, at: usize| if rank == NONE { NOTHING } else { (rank << 8) as i32 | at as i32 };
+    let pair = |rank: u32, at: usize| if rank == NO_TOKEN { NOTHING } else { (rank << 8) as i32 | at as i32 };
     let lowest_of = |pairs: &[i32; GROUP]| pairs.iter().fold(NOTHING, |lowest, &pair| lowest.min(pair));
 
     let mut ids = [0; SCANNED + 1];
@@ -70,10 +70,10 @@ fn scan_groups(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
     let mut pairs = [[NOTHING; GROUP]; SCANNED / GROUP];
     let mut lowest = [NOTHING; SCANNED / GROUP];
     for (id, &byte) in ids.iter_mut().zip(word) {
-        *id = vocabulary.of_byte(byte);
+        *id = vocabulary.byte_id(byte);
     }
     for (at, bytes) in word.windows(2).enumerate() {
-        pairs[at / GROUP][at % GROUP] = pair(vocabulary.of_byte_pair(bytes[0], bytes[1]), at);
+        pairs[at / GROUP][at % GROUP] = pair(vocabulary.byte_pair_id(bytes[0], bytes[1]), at);
     }
     let groups = word.len().div_ceil(GROUP);
     for group in 0..groups {
@@ -91,10 +91,10 @@ fn scan_groups(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
         next[at] = after as u16;
         previous[after] = at as u16;
         pairs[gone / GROUP][gone % GROUP] = NOTHING;
-        let with_after = if after < word.len() { vocabulary.of_pair(made, ids[after]) } else { NONE };
+        let with_after = if after < word.len() { vocabulary.merged_id(made, ids[after]) } else { NO_TOKEN };
         pairs[at / GROUP][at % GROUP] = pair(with_after, at);
         if before < at {
-            pairs[before / GROUP][before % GROUP] = pair(vocabulary.of_pair(ids[before], made), before);
+            pairs[before / GROUP][before % GROUP] = pair(vocabulary.merged_id(ids[before], made), before);
         }
         for group in before / GROUP..=gone / GROUP {
             lowest[group] = lowest_of(&pairs[group]);
@@ -112,19 +112,19 @@ fn scan_groups(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
 /// A list is gone through from left to right, so that memory is read in order and the time is linear but for the heap,
 /// which holds each token once. There is a cell for each byte; the id of a token stands in the first and in the last
 /// of its cells, as in `train/merges.rs`.
-struct Buckets<'v> {
+struct BucketMerger<'v> {
     vocabulary: &'v Vocabulary,
-    tables: &'v mut Tables,
+    tables: &'v mut MergeScratch,
     /// An id in the first cell of a token; in the last one, if that is another, the id with the bit `END`.
     cells: Vec<u32>,
     buckets: Vec<Bucket>,
     lowest: BinaryHeap<Reverse<u32>>,
 }
 
-/// What `Buckets` knows of each id of the vocabulary: all zeros between two words, since to make them anew would cost more
+/// What `BucketMerger` knows of each id of the vocabulary: all zeros between two words, since to make them anew would cost more
 /// than to merge a word that is not very long.
 #[derive(Default)]
-pub struct Tables {
+pub struct MergeScratch {
     /// The number of the token's bucket plus one, or 0.
     bucket_of: Vec<u32>,
     /// How often two neighbouring bytes make it.
@@ -134,7 +134,7 @@ pub struct Tables {
 /// In a cell where no token starts.
 const END: u32 = 1 << 31;
 /// In a cell inside a token.
-const INSIDE: u32 = NONE;
+const INSIDE: u32 = NO_TOKEN;
 
 #[derive(Default)]
 struct Bucket {
@@ -145,23 +145,23 @@ struct Bucket {
     is_unsorted: bool,
 }
 
-impl<'v> Buckets<'v> {
-    fn new(vocabulary: &'v Vocabulary, word: &[u8], tables: &'v mut Tables) -> Self {
+impl<'v> BucketMerger<'v> {
+    fn new(vocabulary: &'v Vocabulary, word: &[u8], tables: &'v mut MergeScratch) -> Self {
         assert!(u32::try_from(word.len()).is_ok(), "a word of more than 4 GiB");
         tables.bucket_of.resize(vocabulary.len(), 0);
         tables.counts.resize(vocabulary.len(), 0);
         let mut buckets = Self {
             vocabulary,
             tables,
-            cells: word.iter().map(|&byte| vocabulary.of_byte(byte)).collect(),
+            cells: word.iter().map(|&byte| vocabulary.byte_id(byte)).collect(),
             buckets: Vec::new(),
             lowest: BinaryHeap::new(),
         };
         // Once to count, once to note: no list has to grow.
-        let made = |pair: &[u8]| vocabulary.of_byte_pair(pair[0], pair[1]);
+        let made = |pair: &[u8]| vocabulary.byte_pair_id(pair[0], pair[1]);
         let counts = &mut buckets.tables.counts;
-        word.windows(2).map(made).filter(|&made| made != NONE).for_each(|made| counts[made as usize] += 1);
-        for (at, made) in word.windows(2).map(made).enumerate().filter(|&(_, made)| made != NONE) {
+        word.windows(2).map(made).filter(|&made| made != NO_TOKEN).for_each(|made| counts[made as usize] += 1);
+        for (at, made) in word.windows(2).map(made).enumerate().filter(|&(_, made)| made != NO_TOKEN) {
             let count = std::mem::take(&mut buckets.tables.counts[made as usize]);
             buckets.note(made, at).reserve_exact(count.saturating_sub(1) as usize);
         }
@@ -186,8 +186,8 @@ impl<'v> Buckets<'v> {
 
     /// If `left`, which stands at `at`, and `right` behind it can be merged, note it.
     fn note_pair(&mut self, left: u32, right: u32, at: usize) {
-        let made = self.vocabulary.of_pair(left, right);
-        if made != NONE {
+        let made = self.vocabulary.merged_id(left, right);
+        if made != NO_TOKEN {
             self.note(made, at);
         }
     }
@@ -217,7 +217,7 @@ impl<'v> Buckets<'v> {
         let mut at = 0;
         while at < self.cells.len() {
             out.push(self.cells[at]);
-            at += self.vocabulary.length(self.cells[at]);
+            at += self.vocabulary.token_len(self.cells[at]);
         }
     }
 
@@ -227,9 +227,9 @@ impl<'v> Buckets<'v> {
         if first & END != 0 {
             return;
         }
-        let middle = at + self.vocabulary.length(first);
-        let end = at + self.vocabulary.length(made);
-        if middle >= end || middle + self.vocabulary.length(self.cells[middle]) != end {
+        let middle = at + self.vocabulary.token_len(first);
+        let end = at + self.vocabulary.token_len(made);
+        if middle >= end || middle + self.vocabulary.token_len(self.cells[middle]) != end {
             return;
         }
         self.cells[middle - 1] = INSIDE;
@@ -238,7 +238,7 @@ impl<'v> Buckets<'v> {
         self.cells[end - 1] = made | END;
         if at > 0 {
             let before = self.cells[at - 1] & !END;
-            self.note_pair(before, made, at - self.vocabulary.length(before));
+            self.note_pair(before, made, at - self.vocabulary.token_len(before));
         }
         if let Some(&after) = self.cells.get(end) {
             self.note_pair(made, after, at);
@@ -254,9 +254,10 @@ mod tests {
     fn slow(vocabulary: &Vocabulary, word: &[u8]) -> Vec<u32> {
         let mut parts: Vec<Vec<u8>> = word.iter().map(|&byte| vec![byte]).collect();
         loop {
-            let joined = parts.windows(2).map(|pair| vocabulary.id_of(&pair.concat()));
-            let Some((_, at)) = joined.enumerate().map(|(at, id)| (id, at)).filter(|&(id, _)| id != NONE).min() else {
-                return parts.iter().map(|part| vocabulary.id_of(part)).collect();
+            let joined = parts.windows(2).map(|pair| vocabulary.id(&pair.concat()));
+            let Some((_, at)) = joined.enumerate().map(|(at, id)| (id, at)).filter(|&(id, _)| id != NO_TOKEN).min()
+            else {
+                return parts.iter().map(|part| vocabulary.id(part)).collect();
             };
             let right = parts.remove(at + 1);
             parts[at].extend(right);
@@ -282,19 +283,19 @@ mod tests {
                 }
             }
             let vocabulary = Vocabulary::new(&tokens, &[]).unwrap();
-            let mut tables = Tables::default();
+            let mut tables = MergeScratch::default();
             for _ in 0..8 {
                 let length = 1 + below(&mut state, if round % 10 == 0 { SCANNED as u64 } else { 100 });
                 let word: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
                 let expected = slow(&vocabulary, &word);
-                if word.len() <= SHORT {
+                if word.len() <= MAX_PACKED_LEN {
                     let mut scanned = Vec::new();
                     merge_short(&vocabulary, &word, &mut scanned);
                     assert_eq!(scanned, expected, "{word:?} {tokens:?}");
                 }
                 let (mut scanned, mut bucketed) = (Vec::new(), Vec::new());
-                scan_groups(&vocabulary, &word, &mut scanned);
-                Buckets::new(&vocabulary, &word, &mut tables).merge_all(&mut bucketed);
+                merge_grouped(&vocabulary, &word, &mut scanned);
+                BucketMerger::new(&vocabulary, &word, &mut tables).merge_all(&mut bucketed);
                 assert!(tables.bucket_of.iter().chain(&tables.counts).all(|&number| number == 0));
                 assert_eq!(scanned, expected, "{word:?} {tokens:?}");
                 assert_eq!(bucketed, expected, "{word:?} {tokens:?}");

@@ -7,6 +7,6 @@ mod vocabulary;
 mod word_cache;
 mod worker;
 
-pub use batch::{encode_batch, encode_fed, Batch};
-pub use encoder::{Encoder, Id};
+pub use batch::{encode_batch, encode_batch_with, EncodedBatch};
+pub use encoder::{Encoder, TokenId};
 pub use vocabulary::Vocabulary;

@@ -1,10 +1,10 @@
 //! The tokens: from bytes to id, from a pair of neighbours to the id of both together, from id to bytes.
 
-use crate::packed::{self as words, Packed, QuickMap};
+use crate::packed::{self as words, FastMap, PackedWord};
 use crate::Error;
 
 /// No token.
-pub const NONE: u32 = u32::MAX;
+pub const NO_TOKEN: u32 = u32::MAX;
 
 /// The most tokens: ids, and ids plus one, take 21 bits, so that three of them fit into one number.
 const MAX_TOKENS: usize = (1 << 21) - 1;
@@ -15,10 +15,10 @@ pub struct Vocabulary {
     /// Token `id` is `bytes[starts[id]..starts[id + 1]]`.
     starts: Vec<u32>,
     num_ordinary: usize,
-    of_byte: [u32; 256],
-    of_byte_pair: Vec<u32>,
+    byte_id: [u32; 256],
+    byte_pair_id: Vec<u32>,
     short: ShortTable,
-    long: QuickMap<Box<[u8]>, u32>,
+    long: FastMap<Box<[u8]>, u32>,
     pairs: PairTable,
 }
 
@@ -34,10 +34,10 @@ impl Vocabulary {
             bytes: Vec::new(),
             starts: vec![0],
             num_ordinary: tokens.len(),
-            of_byte: [NONE; 256],
-            of_byte_pair: vec![NONE; 1 << 16],
+            byte_id: [NO_TOKEN; 256],
+            byte_pair_id: vec![NO_TOKEN; 1 << 16],
             short: ShortTable::with_room_for(tokens.len()),
-            long: QuickMap::default(),
+            long: FastMap::default(),
             pairs: PairTable::default(),
         };
         for (id, token) in tokens.iter().enumerate() {
@@ -46,7 +46,7 @@ impl Vocabulary {
         for name in specials {
             vocabulary.append(name.as_bytes())?;
         }
-        if let Some(byte) = vocabulary.of_byte.iter().position(|&id| id == NONE) {
+        if let Some(byte) = vocabulary.byte_id.iter().position(|&id| id == NO_TOKEN) {
             return Err(Error::Vocabulary(format!("the single byte 0x{byte:02x} has no token")));
         }
         vocabulary.find_pairs();
@@ -61,13 +61,13 @@ impl Vocabulary {
     }
 
     fn add(&mut self, id: u32, token: &[u8]) -> Result<(), Error> {
-        if token.is_empty() || self.id_of(token) != NONE {
+        if token.is_empty() || self.id(token) != NO_TOKEN {
             return Err(Error::Vocabulary(format!("token {id} is empty, or there twice: {token:?}")));
         }
         self.append(token)?;
         match *token {
-            [byte] => self.of_byte[usize::from(byte)] = id,
-            [a, b] => self.of_byte_pair[usize::from(a) << 8 | usize::from(b)] = id,
+            [byte] => self.byte_id[usize::from(byte)] = id,
+            [a, b] => self.byte_pair_id[usize::from(a) << 8 | usize::from(b)] = id,
             _ => {}
         }
         match words::pack(token, 0, token.len()) {
@@ -80,15 +80,15 @@ impl Vocabulary {
     /// Every way to cut a token into two tokens, not only the one by which it was made: a merge depends on bytes alone.
     fn find_pairs(&mut self) {
         let ordinary = 0..self.num_ordinary as u32;
-        let longest = ordinary.clone().map(|id| self.length(id)).max().unwrap_or(0);
+        let longest = ordinary.clone().map(|id| self.token_len(id)).max().unwrap_or(0);
         let mut is_length = vec![false; longest + 1]; // is there a token of that length? Spares long tokens most cuts
-        ordinary.clone().for_each(|id| is_length[self.length(id)] = true);
+        ordinary.clone().for_each(|id| is_length[self.token_len(id)] = true);
         let mut found = Vec::new();
         for id in ordinary {
             let token = self.token(id);
             for cut in (1..token.len()).filter(|&cut| is_length[cut] && is_length[token.len() - cut]) {
-                let (left, right) = (self.id_of(&token[..cut]), self.id_of(&token[cut..]));
-                if left != NONE && right != NONE {
+                let (left, right) = (self.id(&token[..cut]), self.id(&token[cut..]));
+                if left != NO_TOKEN && right != NO_TOKEN {
                     found.push((left, right, id));
                 }
             }
@@ -112,39 +112,39 @@ impl Vocabulary {
     }
 
     #[inline]
-    pub fn length(&self, id: u32) -> usize {
+    pub fn token_len(&self, id: u32) -> usize {
         let id = id as usize;
         (self.starts[id + 1] - self.starts[id]) as usize
     }
 
     #[inline]
-    pub fn of_byte(&self, byte: u8) -> u32 {
-        self.of_byte[usize::from(byte)]
+    pub fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_id[usize::from(byte)]
     }
 
     #[inline]
-    pub fn of_byte_pair(&self, a: u8, b: u8) -> u32 {
-        self.of_byte_pair[usize::from(a) << 8 | usize::from(b)]
+    pub fn byte_pair_id(&self, a: u8, b: u8) -> u32 {
+        self.byte_pair_id[usize::from(a) << 8 | usize::from(b)]
     }
 
     #[inline]
-    pub fn of_short(&self, word: Packed) -> u32 {
+    pub fn packed_id(&self, word: PackedWord) -> u32 {
         self.short.get(word)
     }
 
     #[inline]
-    pub fn of_pair(&self, left: u32, right: u32) -> u32 {
+    pub fn merged_id(&self, left: u32, right: u32) -> u32 {
         self.pairs.get(left, right)
     }
 
-    /// The ordinary token with exactly these bytes, or NONE.
-    pub fn id_of(&self, bytes: &[u8]) -> u32 {
+    /// The ordinary token with exactly these bytes, or NO_TOKEN.
+    pub fn id(&self, bytes: &[u8]) -> u32 {
         if bytes.is_empty() {
-            return NONE;
+            return NO_TOKEN;
         }
         match words::pack(bytes, 0, bytes.len()) {
             Some(word) => self.short.get(word),
-            None => self.long.get(bytes).copied().unwrap_or(NONE),
+            None => self.long.get(bytes).copied().unwrap_or(NO_TOKEN),
         }
     }
 
@@ -162,17 +162,17 @@ impl Vocabulary {
 
 /// Packed words to ids: open addressing, at most half full.
 struct ShortTable {
-    words: Vec<Packed>,
+    words: Vec<PackedWord>,
     ids: Vec<u32>,
 }
 
 impl ShortTable {
     fn with_room_for(entries: usize) -> Self {
         let size = (2 * entries + 2).next_power_of_two();
-        Self { words: vec![0; size], ids: vec![NONE; size] }
+        Self { words: vec![0; size], ids: vec![NO_TOKEN; size] }
     }
 
-    fn slot(&self, word: Packed) -> usize {
+    fn slot(&self, word: PackedWord) -> usize {
         let mask = self.words.len() - 1;
         let mut at = words::hash(word) as usize & mask;
         while self.words[at] != word && self.words[at] != 0 {
@@ -181,13 +181,13 @@ impl ShortTable {
         at
     }
 
-    fn insert(&mut self, word: Packed, id: u32) {
+    fn insert(&mut self, word: PackedWord, id: u32) {
         let at = self.slot(word);
         self.words[at] = word;
         self.ids[at] = id;
     }
 
-    fn get(&self, word: Packed) -> u32 {
+    fn get(&self, word: PackedWord) -> u32 {
         self.ids[self.slot(word)]
     }
 }
@@ -237,7 +237,7 @@ impl PairTable {
                 return (entry & 0x1F_FFFF) as u32;
             }
             if entry == 0 {
-                return NONE;
+                return NO_TOKEN;
             }
             at = (at + 1) & mask;
         }

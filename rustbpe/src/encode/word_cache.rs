@@ -1,22 +1,22 @@
 //! Words that a thread has seen before, with their ids. Bounded: a word takes the place of another.
 
 use crate::huge_pages::advise_huge_pages;
-use crate::packed::{self as words, Packed, QuickHasher};
+use crate::packed::{self as words, FastHasher, PackedWord};
 use std::hash::Hasher;
 
 /// The ids of a short word: up to four of 21 bits, in 32 bits each, and how many they are in the highest byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShortIds(u128);
+pub struct InlineIds(u128);
 
 /// Ids that are kept with a short word.
-pub const FEW: usize = 4;
+pub const MAX_INLINE_IDS: usize = 4;
 const COUNT_AT: u32 = 120;
 const ID_MASKS: u128 = 0x001F_FFFF_001F_FFFF_001F_FFFF_001F_FFFF;
 
-impl ShortIds {
+impl InlineIds {
     /// More than a few ids: only their number is kept, and they stand among the long words.
     fn new(ids: &[u32]) -> Self {
-        let few = if ids.len() <= FEW { ids } else { &[] };
+        let few = if ids.len() <= MAX_INLINE_IDS { ids } else { &[] };
         let all = few.iter().rev().fold(0, |all, &id| all << 32 | u128::from(id));
         Self(all | (ids.len() as u128) << COUNT_AT)
     }
@@ -29,7 +29,7 @@ impl ShortIds {
 
     /// The bytes of a few ids, 32 bits each and the lowest byte first, and zeros behind them.
     #[inline(always)]
-    pub fn few(self) -> [u8; 4 * FEW] {
+    pub fn few(self) -> [u8; 4 * MAX_INLINE_IDS] {
         (self.0 & ID_MASKS).to_le_bytes()
     }
 
@@ -50,7 +50,7 @@ const BYTES_ROOM: usize = 1 << 22;
 const IDS_ROOM: usize = 1 << 20;
 
 /// One thread's memory. Its tables are arrays of numbers, which the system gives out as zeros without writing them first.
-pub struct Cache {
+pub struct WordCache {
     /// From `begin` on, lines of (word, its ids, word, its ids); a word of 0: nothing.
     short: Vec<u128>,
     /// That many numbers further, lines of the processor's cache begin.
@@ -62,7 +62,7 @@ pub struct Cache {
     is_prepared: bool,
 }
 
-impl Default for Cache {
+impl Default for WordCache {
     fn default() -> Self {
         let short = vec![0; (LINES + 1) * LINE];
         let begin = short.as_ptr().cast::<u8>().align_offset(LINE * size_of::<u128>()) / size_of::<u128>();
@@ -70,7 +70,7 @@ impl Default for Cache {
     }
 }
 
-impl Cache {
+impl WordCache {
     /// Have all of the tables' memory at hand, before much is encoded; words that were here are forgotten, the first time.
     ///
     /// A page that is read before it is written costs twice, and the second time all threads are interrupted: for them it
@@ -96,7 +96,7 @@ impl Cache {
 
     /// The line of a word, which is fetched from memory meanwhile.
     #[inline(always)]
-    pub fn ask(&self, word: Packed) -> usize {
+    pub fn ask(&self, word: PackedWord) -> usize {
         let line = self.line(words::hash(word));
         #[cfg(target_arch = "x86_64")]
         // SAFETY: every x86-64 processor has SSE. A prefetch reads nothing into the program and never faults, whatever
@@ -109,35 +109,35 @@ impl Cache {
     }
 
     /// The line for words whose own line is full.
-    fn second_line(&self, word: Packed) -> usize {
+    fn second_line(&self, word: PackedWord) -> usize {
         self.line(words::hash(word) >> 32)
     }
 
     /// The ids of a word, if it is in its line.
     #[inline(always)]
-    pub fn short(&self, word: Packed, line: usize) -> Option<ShortIds> {
+    pub fn short(&self, word: PackedWord, line: usize) -> Option<InlineIds> {
         let line: &[u128; LINE] = self.short[line..line + LINE].try_into().expect("of this length");
         let half = 2 * usize::from(line[2] == word); // without a branch: nobody knows which of the two it is
-        (line[half] == word).then_some(ShortIds(line[half + 1]))
+        (line[half] == word).then_some(InlineIds(line[half + 1]))
     }
 
     /// The ids of a word that is not in its line, if it is in its second line, which is asked only if the first is full.
-    pub fn displaced(&self, word: Packed, line: usize) -> Option<ShortIds> {
+    pub fn displaced(&self, word: PackedWord, line: usize) -> Option<InlineIds> {
         (self.short[line + 2] != 0).then(|| self.short(word, self.second_line(word))).flatten()
     }
 
     /// Keep a word: in its line, else in its second line, else instead of the last word in its line. What came early stays:
     /// frequent words come early.
-    pub fn keep_short(&mut self, word: Packed, line: usize, ids: &[u32]) {
+    pub fn keep_short(&mut self, word: PackedWord, line: usize, ids: &[u32]) {
         let is_empty = |place: &usize| self.short[*place] == 0;
         let first = [line, line + 2].into_iter().find(is_empty);
         let second = || [0, 2].map(|half| self.second_line(word) + half).into_iter().find(is_empty);
         let place = first.or_else(second).unwrap_or(line + 2);
-        self.short[place..place + 2].copy_from_slice(&[word, ShortIds::new(ids).0]);
+        self.short[place..place + 2].copy_from_slice(&[word, InlineIds::new(ids).0]);
     }
 
     fn hash_long(word: &[u8]) -> u64 {
-        let mut hasher = QuickHasher::default();
+        let mut hasher = FastHasher::default();
         hasher.write(word);
         hasher.finish()
     }
@@ -184,22 +184,22 @@ mod tests {
     #[test]
     fn a_few_ids_in_one_number() {
         let ids = [0, (1 << 21) - 2, 5, 1_000_000, 7];
-        for count in 1..=FEW {
-            let kept = ShortIds::new(&ids[..count]);
+        for count in 1..=MAX_INLINE_IDS {
+            let kept = InlineIds::new(&ids[..count]);
             assert_eq!(kept.all().collect::<Vec<_>>(), ids[..count]);
             assert_eq!(
                 kept.few()[..4 * count],
                 ids[..count].iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>()
             );
         }
-        assert_eq!(ShortIds::new(&ids).count(), 5);
+        assert_eq!(InlineIds::new(&ids).count(), 5);
     }
 
     #[test]
     fn what_is_remembered_of_many_words_is_true_and_it_is_most_of_them() {
-        let mut cache = Cache::default();
+        let mut cache = WordCache::default();
         let word = |number: u32| words::pack(&number.to_le_bytes(), 0, 4).unwrap();
-        let find = |cache: &Cache, number| {
+        let find = |cache: &WordCache, number| {
             cache
                 .short(word(number), cache.ask(word(number)))
                 .or(cache.displaced(word(number), cache.ask(word(number))))
@@ -207,10 +207,10 @@ mod tests {
         for number in 0..LINES as u32 {
             assert_eq!(find(&cache, number), None);
             cache.keep_short(word(number), cache.ask(word(number)), &[number]);
-            assert_eq!(find(&cache, number), Some(ShortIds::new(&[number])));
+            assert_eq!(find(&cache, number), Some(InlineIds::new(&[number])));
         }
         let remembered = (0..LINES as u32).filter(|&number| match find(&cache, number) {
-            Some(ids) => ids == ShortIds::new(&[number]) || panic!("{number}: {ids:?}"),
+            Some(ids) => ids == InlineIds::new(&[number]) || panic!("{number}: {ids:?}"),
             None => false,
         });
         assert!(remembered.count() > LINES * 9 / 10);
@@ -218,12 +218,12 @@ mod tests {
         assert!((0..LINES as u32).all(|number| find(&cache, number).is_none()));
         cache.keep_short(word(1), cache.ask(word(1)), &[1]);
         cache.prepare();
-        assert_eq!(find(&cache, 1), Some(ShortIds::new(&[1])));
+        assert_eq!(find(&cache, 1), Some(InlineIds::new(&[1])));
     }
 
     #[test]
     fn long_words_are_forgotten_when_the_room_is_full() {
-        let mut cache = Cache::default();
+        let mut cache = WordCache::default();
         let word = |number: u32| [number.to_le_bytes(); 20].concat();
         for number in 0..100_000 {
             cache.keep_long(&word(number), &[number]);

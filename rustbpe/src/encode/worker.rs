@@ -1,23 +1,23 @@
 //! The state of one encoding thread.
 
-use super::encoder::{Encoder, Id};
-use super::merge_word::{merge_short, merge_word, Tables};
-use super::vocabulary::{Vocabulary, NONE};
-use super::word_cache::{Cache, FEW};
-use crate::packed::{pack, unpack, Packed, SHORT};
-use crate::split::MANY;
+use super::encoder::{Encoder, TokenId};
+use super::merge_word::{merge_short, merge_word, MergeScratch};
+use super::vocabulary::{Vocabulary, NO_TOKEN};
+use super::word_cache::{WordCache, MAX_INLINE_IDS};
+use crate::packed::{pack, unpack, PackedWord, MAX_PACKED_LEN};
+use crate::split::MAX_BOUNDS;
 use crate::{Error, Text};
 
 /// Bytes for the ids of as many words as are asked for at once, if each of their bytes is a token.
-const ROOM: usize = 4 * SHORT * MANY;
+const ROOM: usize = 4 * MAX_PACKED_LEN * MAX_BOUNDS;
 
 /// What one thread needs for itself.
 pub struct Worker {
-    cache: Cache,
+    cache: WordCache,
     scratch: Vec<u32>,
-    tables: Tables,
+    tables: MergeScratch,
     /// Words, with their places in the cache, which is asked for many of them at once: memory is slow, but not one at a time.
-    waiting: Box<[(Packed, usize); MANY]>,
+    waiting: Box<[(PackedWord, usize); MAX_BOUNDS]>,
     /// Room for their ids, in 32 bits each, the lowest byte first.
     room: Box<[u8; ROOM]>,
 }
@@ -25,10 +25,10 @@ pub struct Worker {
 impl Default for Worker {
     fn default() -> Self {
         Self {
-            cache: Cache::default(),
+            cache: WordCache::default(),
             scratch: Vec::new(),
-            tables: Tables::default(),
-            waiting: Box::new([(0, 0); MANY]),
+            tables: MergeScratch::default(),
+            waiting: Box::new([(0, 0); MAX_BOUNDS]),
             room: Box::new([0; ROOM]),
         }
     }
@@ -41,7 +41,7 @@ impl Worker {
     }
 
     /// Append the ids of a text to `out`. Neighbouring bytes that are no UTF-8 are a word of their own.
-    pub fn encode_into<I: Id>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
+    pub fn encode_into<I: TokenId>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
         let bytes = match text {
             Text::Str(text) => return self.encode_str(encoder, text, out),
             Text::Bytes(bytes) => bytes,
@@ -63,16 +63,16 @@ impl Worker {
         Ok(())
     }
 
-    fn encode_invalid<I: Id>(&mut self, encoder: &Encoder, bytes: &[u8], out: &mut Vec<I>) {
+    fn encode_invalid<I: TokenId>(&mut self, encoder: &Encoder, bytes: &[u8], out: &mut Vec<I>) {
         self.scratch.clear();
-        match encoder.vocabulary.id_of(bytes) {
-            NONE => merge_word(&encoder.vocabulary, bytes, &mut self.tables, &mut self.scratch),
+        match encoder.vocabulary.id(bytes) {
+            NO_TOKEN => merge_word(&encoder.vocabulary, bytes, &mut self.tables, &mut self.scratch),
             id => self.scratch.push(id),
         }
         out.extend(self.scratch.iter().map(|&id| I::new(id)));
     }
 
-    fn encode_str<I: Id>(&mut self, encoder: &Encoder, text: &str, out: &mut Vec<I>) -> Result<(), Error> {
+    fn encode_str<I: TokenId>(&mut self, encoder: &Encoder, text: &str, out: &mut Vec<I>) -> Result<(), Error> {
         let bytes = text.as_bytes();
         let vocabulary = &encoder.vocabulary;
         encoder.splitter.split(text, |bounds| {
@@ -93,12 +93,12 @@ impl Worker {
 
     /// Append the ids of the words that wait.
     #[inline(never)]
-    fn answer<I: Id>(&mut self, vocabulary: &Vocabulary, waiting: usize, out: &mut Vec<I>) {
+    fn answer<I: TokenId>(&mut self, vocabulary: &Vocabulary, waiting: usize, out: &mut Vec<I>) {
         let mut used = 0;
         for &(word, line) in &self.waiting[..waiting] {
             match self.cache.short(word, line) {
-                Some(ids) if ids.count() <= FEW => {
-                    self.room[used..used + 4 * FEW].copy_from_slice(&ids.few());
+                Some(ids) if ids.count() <= MAX_INLINE_IDS => {
+                    self.room[used..used + 4 * MAX_INLINE_IDS].copy_from_slice(&ids.few());
                     used += 4 * ids.count();
                 }
                 known => {
@@ -117,14 +117,14 @@ impl Worker {
 
     /// A word that cannot be packed.
     #[inline(never)]
-    fn long<I: Id>(&mut self, vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<I>) {
+    fn long<I: TokenId>(&mut self, vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<I>) {
         if let Some(ids) = self.cache.long(word) {
             out.extend(ids.iter().map(|&id| I::new(id)));
             return;
         }
         self.scratch.clear();
-        match vocabulary.id_of(word) {
-            NONE => merge_word(vocabulary, word, &mut self.tables, &mut self.scratch),
+        match vocabulary.id(word) {
+            NO_TOKEN => merge_word(vocabulary, word, &mut self.tables, &mut self.scratch),
             id => self.scratch.push(id),
         }
         self.cache.keep_long(word, &self.scratch);
@@ -135,15 +135,15 @@ impl Worker {
 /// The ids of a short word that is not in its line, or (`has_many`) has more than a few of them.
 #[inline(never)]
 fn look_further<'s>(
-    cache: &mut Cache,
+    cache: &mut WordCache,
     scratch: &'s mut Vec<u32>,
     vocabulary: &Vocabulary,
-    (word, line): (Packed, usize),
+    (word, line): (PackedWord, usize),
     mut has_many: bool,
 ) -> &'s [u32] {
     scratch.clear();
     if let Some(ids) = if has_many { None } else { cache.displaced(word, line) } {
-        if ids.count() <= FEW {
+        if ids.count() <= MAX_INLINE_IDS {
             scratch.extend(ids.all());
             return scratch;
         }
@@ -155,14 +155,14 @@ fn look_further<'s>(
         scratch.extend_from_slice(ids);
         return scratch;
     }
-    match vocabulary.of_short(word) {
-        NONE => merge_short(vocabulary, bytes, scratch),
+    match vocabulary.packed_id(word) {
+        NO_TOKEN => merge_short(vocabulary, bytes, scratch),
         id => scratch.push(id),
     }
     if !has_many {
         cache.keep_short(word, line, scratch);
     }
-    if scratch.len() > FEW {
+    if scratch.len() > MAX_INLINE_IDS {
         cache.keep_long(bytes, scratch);
     }
     scratch

@@ -1,7 +1,7 @@
 //! The class `Encoder` of the Python module.
 
-use super::int_array::{Numbers, Store};
-use super::texts::{Held, Source};
+use super::int_array::{IntArray, Ints};
+use super::texts::{PyText, TextSource};
 use crate::{Encoder, Splitter, Vocabulary};
 use pyo3::exceptions::{PyKeyError, PyOverflowError};
 use pyo3::prelude::*;
@@ -23,7 +23,7 @@ impl PyEncoder {
 
     /// The ids of one text, a str or bytes.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-        let held = Held::new(text)?;
+        let held = PyText::new(text)?;
         Ok(py.detach(|| self.0.encode(held.text()))?)
     }
 
@@ -34,16 +34,16 @@ impl PyEncoder {
         py: Python<'_>,
         texts: &Bound<'_, PyAny>,
         num_threads: usize,
-    ) -> PyResult<(Numbers, Numbers)> {
-        let source = Source::new(texts)?;
+    ) -> PyResult<(IntArray, IntArray)> {
+        let source = TextSource::new(texts)?;
         let (ids, offsets) = if self.0.vocabulary.len() <= 1 << 16 {
             let batch = source.encode(py, &self.0, num_threads)?;
-            (Store::U16(batch.ids), batch.offsets)
+            (Ints::U16(batch.ids), batch.offsets)
         } else {
             let batch = source.encode(py, &self.0, num_threads)?;
-            (Store::U32(batch.ids), batch.offsets)
+            (Ints::U32(batch.ids), batch.offsets)
         };
-        Ok((Numbers(ids), Numbers(Store::I64(offsets))))
+        Ok((IntArray(ids), IntArray(Ints::I64(offsets))))
     }
 
     /// The ids of each text as a list.
@@ -54,7 +54,7 @@ impl PyEncoder {
         texts: &Bound<'py, PyAny>,
         num_threads: usize,
     ) -> PyResult<Vec<Bound<'py, PyList>>> {
-        let batch = Source::new(texts)?.encode::<u32>(py, &self.0, num_threads)?;
+        let batch = TextSource::new(texts)?.encode::<u32>(py, &self.0, num_threads)?;
         let row = |range: &[i64]| PyList::new(py, &batch.ids[range[0] as usize..range[1] as usize]);
         batch.offsets.windows(2).map(row).collect()
     }

@@ -5,22 +5,22 @@ use pyo3::types::PyDict;
 
 /// An array of integers; numpy.asarray looks at it without a copy.
 #[pyclass(frozen, module = "nanochat.tokenization._rustbpe")]
-pub struct Numbers(pub Store);
+pub struct IntArray(pub Ints);
 
-pub enum Store {
+pub enum Ints {
     U16(Vec<u16>),
     U32(Vec<u32>),
     I64(Vec<i64>),
 }
 
 #[pymethods]
-impl Numbers {
+impl IntArray {
     /// How many numbers there are.
     fn __len__(&self) -> usize {
         match &self.0 {
-            Store::U16(numbers) => numbers.len(),
-            Store::U32(numbers) => numbers.len(),
-            Store::I64(numbers) => numbers.len(),
+            Ints::U16(numbers) => numbers.len(),
+            Ints::U32(numbers) => numbers.len(),
+            Ints::I64(numbers) => numbers.len(),
         }
     }
 
@@ -28,9 +28,9 @@ impl Numbers {
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (kind, address) = match &self.0 {
-            Store::U16(numbers) => ("u2", numbers.as_ptr() as usize),
-            Store::U32(numbers) => ("u4", numbers.as_ptr() as usize),
-            Store::I64(numbers) => ("i8", numbers.as_ptr() as usize),
+            Ints::U16(numbers) => ("u2", numbers.as_ptr() as usize),
+            Ints::U32(numbers) => ("u4", numbers.as_ptr() as usize),
+            Ints::I64(numbers) => ("i8", numbers.as_ptr() as usize),
         };
         let order = if cfg!(target_endian = "little") { '<' } else { '>' };
         let interface = PyDict::new(py);

@@ -13,7 +13,7 @@ mod trainer;
 
 use crate::Error;
 use encoder::PyEncoder;
-use int_array::Numbers;
+use int_array::IntArray;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use trainer::train;
@@ -30,6 +30,6 @@ impl From<Error> for PyErr {
 #[pymodule(gil_used = false)]
 fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEncoder>()?;
-    module.add_class::<Numbers>()?;
+    module.add_class::<IntArray>()?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }

@@ -1,7 +1,7 @@
 //! Texts from Python.
 
 use super::arrow::{ChunkedTextArray, Exported};
-use crate::{encode_batch, encode_fed, Batch, Encoder, Id, Text};
+use crate::{encode_batch, encode_batch_with, EncodedBatch, Encoder, Text, TokenId};
 use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
@@ -10,44 +10,44 @@ use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyString};
 use std::sync::OnceLock;
 
 /// A Python string or bytes, held so that Rust can read it without Python's lock.
-pub enum Held {
+pub enum PyText {
     Str(PyBackedStr),
     Bytes(PyBackedBytes),
 }
 
-impl Held {
+impl PyText {
     pub fn new(text: &Bound<'_, PyAny>) -> PyResult<Self> {
         if text.is_instance_of::<PyBytes>() {
-            return Ok(Held::Bytes(text.extract()?));
+            return Ok(PyText::Bytes(text.extract()?));
         }
         match text.extract::<PyBackedStr>() {
             Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => {
                 // A lone surrogate, which UTF-8 has no bytes for, becomes U+FFFD.
                 let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
-                Ok(Held::Str(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
+                Ok(PyText::Str(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
             }
-            other => other.map(Held::Str),
+            other => other.map(PyText::Str),
         }
     }
 
     pub fn text(&self) -> Text<'_> {
         match self {
-            Held::Str(text) => Text::Str(text),
-            Held::Bytes(bytes) => Text::Bytes(bytes),
+            PyText::Str(text) => Text::Str(text),
+            PyText::Bytes(bytes) => Text::Bytes(bytes),
         }
     }
 }
 
 /// The texts of a batch: Python's strings and bytes, or an Arrow array.
-pub enum Source {
+pub enum TextSource {
     Python(Vec<Py<PyAny>>),
     Arrow(ChunkedTextArray),
 }
 
-impl Source {
+impl TextSource {
     pub fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
         let from_arrow =
-            |texts: Result<ChunkedTextArray, String>| texts.map(Source::Arrow).map_err(PyValueError::new_err);
+            |texts: Result<ChunkedTextArray, String>| texts.map(TextSource::Arrow).map_err(PyValueError::new_err);
         if texts.hasattr("__arrow_c_stream__")? {
             let stream = take_from_capsule(&texts.call_method0("__arrow_c_stream__")?)?;
             return from_arrow(ChunkedTextArray::from_stream(stream));
@@ -61,12 +61,17 @@ impl Source {
         if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
             return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
         }
-        texts.try_iter()?.map(|text| Ok(text?.unbind())).collect::<PyResult<_>>().map(Source::Python)
+        texts.try_iter()?.map(|text| Ok(text?.unbind())).collect::<PyResult<_>>().map(TextSource::Python)
     }
 
-    pub fn encode<I: Id>(&self, py: Python<'_>, encoder: &Encoder, num_threads: usize) -> PyResult<Batch<I>> {
+    pub fn encode<I: TokenId>(
+        &self,
+        py: Python<'_>,
+        encoder: &Encoder,
+        num_threads: usize,
+    ) -> PyResult<EncodedBatch<I>> {
         match self {
-            Source::Python(texts) => {
+            TextSource::Python(texts) => {
                 // Python gives out strings as UTF-8 one at a time, under its lock: other threads begin with those it gave.
                 // What is neither string nor bytes is refused when its turn comes, and may say any length meanwhile.
                 let is_text = |text: &Bound<'_, PyAny>| {
@@ -75,12 +80,12 @@ impl Source {
                 let lengths =
                     texts.iter().map(|text| text.bind(py)).filter(|text| is_text(text)).map(|text| text.len());
                 let size = lengths.sum::<PyResult<usize>>()?;
-                let held: Vec<OnceLock<Held>> = texts.iter().map(|_| OnceLock::new()).collect();
+                let held: Vec<OnceLock<PyText>> = texts.iter().map(|_| OnceLock::new()).collect();
                 py.detach(|| {
-                    encode_fed(encoder, num_threads, size, |add| {
+                    encode_batch_with(encoder, num_threads, size, |add| {
                         Python::attach(|py| {
                             for (cell, text) in held.iter().zip(texts) {
-                                let text = Held::new(text.bind(py))?;
+                                let text = PyText::new(text.bind(py))?;
                                 add(cell.get_or_init(|| text).text());
                             }
                             Ok(())
@@ -88,7 +93,7 @@ impl Source {
                     })
                 })
             }
-            Source::Arrow(arrays) => {
+            TextSource::Arrow(arrays) => {
                 let texts = arrays.texts().map_err(PyValueError::new_err)?;
                 Ok(py.detach(|| encode_batch(encoder, &texts, num_threads))?)
             }

@@ -1,8 +1,8 @@
 //! The function `train` of the Python module: texts in, progress and signals meanwhile.
 
 use super::arrow;
-use super::texts::Source;
-use crate::{count_words, token_bytes, train_merges, Error, Splitter, Text, Texts};
+use super::texts::TextSource;
+use crate::{count_words, token_bytes, train_merges, Error, Splitter, Text, TextBatch};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -15,18 +15,18 @@ const BATCH_BYTES: usize = 1 << 20;
 /// And from at most so many items, so that an endless stream of empty ones can be interrupted.
 const BATCH_ITEMS: usize = 1 << 14;
 /// How often Python gets a chance to show progress or to interrupt.
-const TICK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Reports progress to Python now and then, and lets Ctrl-C through.
-struct Pulse {
+struct ProgressReporter {
     progress: Option<Py<PyAny>>,
     bytes_read: usize,
     last: Instant,
 }
 
-impl Pulse {
+impl ProgressReporter {
     fn beat(&mut self, merges: usize) -> PyResult<()> {
-        if self.last.elapsed() < TICK {
+        if self.last.elapsed() < POLL_INTERVAL {
             return Ok(());
         }
         Python::attach(|py| self.tell(py, merges))
@@ -43,35 +43,35 @@ impl Pulse {
 }
 
 /// Texts to train on, as they come from Python: strings, which are not copied, or an Arrow array.
-enum Portion {
+enum TrainingBatch {
     Strings(Vec<PyBackedStr>),
     Column(arrow::TextArray),
 }
 
-impl Texts for Portion {
+impl TextBatch for TrainingBatch {
     fn len(&self) -> usize {
         match self {
-            Portion::Strings(texts) => texts.len(),
-            Portion::Column(column) => column.len(),
+            TrainingBatch::Strings(texts) => texts.len(),
+            TrainingBatch::Column(column) => column.len(),
         }
     }
 
     fn get(&self, index: usize) -> Result<Text<'_>, Error> {
         match self {
-            Portion::Strings(texts) => texts.get(index),
-            Portion::Column(column) => column.get(index).map(Text::Bytes).map_err(Error::Text),
+            TrainingBatch::Strings(texts) => texts.get(index),
+            TrainingBatch::Column(column) => column.get(index).map(Text::Bytes).map_err(Error::Text),
         }
     }
 }
 
 /// Batches from an iterator over strings and Arrow arrays, or from one Arrow array.
-struct Batches {
+struct BatchReader {
     iterator: Py<PyIterator>,
     /// Columns of an Arrow array that was taken already.
     columns: VecDeque<arrow::TextArray>,
 }
 
-impl Batches {
+impl BatchReader {
     fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
         if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
             return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
@@ -81,7 +81,7 @@ impl Batches {
     }
 
     /// The next batch, or None at the end.
-    fn next(&mut self, py: Python<'_>) -> PyResult<Option<Portion>> {
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<TrainingBatch>> {
         let mut strings: Vec<PyBackedStr> = Vec::new();
         let (mut bytes, mut items) = (0, 0);
         while self.columns.is_empty() && bytes < BATCH_BYTES && items < BATCH_ITEMS {
@@ -93,7 +93,7 @@ impl Batches {
                     strings.push(text);
                 }
                 Some(item) => {
-                    if let Source::Arrow(texts) = Source::new(&item)? {
+                    if let TextSource::Arrow(texts) = TextSource::new(&item)? {
                         self.columns.extend(texts.chunks);
                     }
                 }
@@ -103,10 +103,10 @@ impl Batches {
         }
         if strings.is_empty() {
             if let Some(column) = self.columns.pop_front() {
-                return Ok(Some(Portion::Column(column)));
+                return Ok(Some(TrainingBatch::Column(column)));
             }
         }
-        Ok(Some(Portion::Strings(strings)))
+        Ok(Some(TrainingBatch::Strings(strings)))
     }
 }
 
@@ -130,8 +130,8 @@ pub fn train(
     }
     let splitter = Splitter::new(pattern)?;
     let num_threads = num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let mut batches = Batches::new(texts)?;
-    let mut pulse = Pulse { progress, bytes_read: 0, last: Instant::now() };
+    let mut batches = BatchReader::new(texts)?;
+    let mut pulse = ProgressReporter { progress, bytes_read: 0, last: Instant::now() };
     let tokens = py.detach(|| {
         let next_batch = |spent| {
             Python::attach(|py| {

@@ -1,10 +1,10 @@
 //! Where words begin, for 64 bytes at once: a bit for each byte, and the split pattern as arithmetic on these bits. It has
 //! hardly a branch that depends on the text, which is why it is quicker than going from word to word.
 
-use super::char_class::{Class, Classes};
+use super::char_class::{CharClass, CharClassTable};
 
 /// Bytes looked at together.
-pub const BLOCK: usize = 64;
+pub const BLOCK_LEN: usize = 64;
 
 /// Which bytes of a block are of a class: bit `i` stands for byte `i`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,17 +23,17 @@ struct Masks {
 
 /// What is known of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Starts {
+pub struct BlockScan {
     /// Where a word begins; the first one at bit 0. Where the last of them ends is not known.
     pub bits: u64,
-    /// Behind the last start something stands at this place that needs a closer look; `BLOCK` if nothing does.
+    /// Behind the last start something stands at this place that needs a closer look; `BLOCK_LEN` if nothing does.
     pub hard: usize,
 }
 
 /// Starts of words in a block whose first byte begins a word, for a pattern in which letters take any one character before
 /// them, numbers come in groups of `digits`, and line ends follow other characters.
 #[inline(always)]
-pub fn starts(classes: &Classes, block: &[u8; BLOCK], digits: usize) -> Starts {
+pub fn scan_block(classes: &CharClassTable, block: &[u8; BLOCK_LEN], digits: usize) -> BlockScan {
     let mut masks = Masks::new(block);
     if masks.beyond_ascii != 0 {
         masks.look_beyond_ascii(classes, block);
@@ -66,28 +66,28 @@ pub fn starts(classes: &Classes, block: &[u8; BLOCK], digits: usize) -> Starts {
     // Blanks before a line end, and contractions with a letter behind them or of two letters.
     let long_contractions = apostrophes & other_starts & (letters >> 1) & (letters >> 2);
     let hard = (beyond_ascii | (blanks & (lines >> 1)) | long_contractions).trailing_zeros();
-    let mut known = u64::MAX.checked_shr(BLOCK as u32 - hard).unwrap_or(0);
+    let mut known = u64::MAX.checked_shr(BLOCK_LEN as u32 - hard).unwrap_or(0);
     if free & known & !(known >> 1) != 0 {
         // White space up to there: how it goes on decides where it is cut.
         known = u64::MAX >> (run_starts & known).leading_zeros();
     }
     let bits = (letter_starts | number_starts | other_starts | white_starts) & known;
-    Starts { bits: bits | 1, hard: hard as usize }
+    BlockScan { bits: bits | 1, hard: hard as usize }
 }
 
 impl Masks {
     /// Give the characters beyond ASCII to the letters or the others, up to the first that is neither, or not whole.
-    fn look_beyond_ascii(&mut self, classes: &Classes, block: &[u8; BLOCK]) {
+    fn look_beyond_ascii(&mut self, classes: &CharClassTable, block: &[u8; BLOCK_LEN]) {
         while self.beyond_ascii != 0 {
             let at = self.beyond_ascii.trailing_zeros() as usize;
-            let length = Classes::length(block[at]);
-            if at + length > BLOCK {
+            let length = CharClassTable::length(block[at]);
+            if at + length > BLOCK_LEN {
                 return;
             }
             let bits = ((1 << length) - 1) << at;
             match classes.at(block, at).0 {
-                Class::Letter => self.letters |= bits,
-                Class::Other => self.tails |= bits & (bits << 1),
+                CharClass::Letter => self.letters |= bits,
+                CharClass::Other => self.tails |= bits & (bits << 1),
                 _ => return,
             }
             self.beyond_ascii &= !bits;
@@ -96,7 +96,7 @@ impl Masks {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn new(block: &[u8; BLOCK]) -> Self {
+    fn new(block: &[u8; BLOCK_LEN]) -> Self {
         use std::arch::x86_64::{
             __m128i, _mm_add_epi8, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
             _mm_set1_epi8,
@@ -136,13 +136,13 @@ impl Masks {
 
     #[cfg(not(target_arch = "x86_64"))]
     #[inline(always)]
-    fn new(block: &[u8; BLOCK]) -> Self {
+    fn new(block: &[u8; BLOCK_LEN]) -> Self {
         Self::by_eights(block)
     }
 
     /// Eight bytes at a time, in one number.
     #[cfg(any(test, not(target_arch = "x86_64")))]
-    fn by_eights(block: &[u8; BLOCK]) -> Self {
+    fn by_eights(block: &[u8; BLOCK_LEN]) -> Self {
         const ONES: u64 = 0x0101_0101_0101_0101;
         const HIGH: u64 = 0x80 * ONES;
         let mut masks = Self::default();
@@ -175,8 +175,8 @@ mod tests {
     #[test]
     fn masks_of_every_byte_at_every_place() {
         for byte in 0..=255_u8 {
-            for place in 0..BLOCK {
-                let mut block = [b'x'; BLOCK];
+            for place in 0..BLOCK_LEN {
+                let mut block = [b'x'; BLOCK_LEN];
                 block[place] = byte;
                 let masks = Masks::new(&block);
                 let bit = |condition: bool| u64::from(condition) << place;

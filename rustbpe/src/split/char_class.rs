@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Class {
+pub enum CharClass {
     /// Neither letter, number nor white space: punctuation, symbols, marks, unassigned.
     Other,
     /// `\p{L}`
@@ -20,38 +20,40 @@ pub enum Class {
     LineEnd,
 }
 
-impl Class {
-    pub fn is_white(self) -> bool {
-        matches!(self, Class::Space | Class::LineEnd)
+impl CharClass {
+    pub fn is_whitespace(self) -> bool {
+        matches!(self, CharClass::Space | CharClass::LineEnd)
     }
 }
 
 const PAGE: usize = 256;
 
 /// A class for every character: a page number for each 256 of them, and the distinct pages.
-pub struct Classes {
-    ascii: [Class; 128],
+pub struct CharClassTable {
+    ascii: [CharClass; 128],
     page_of: Vec<u16>,
-    pages: Vec<[Class; PAGE]>,
+    pages: Vec<[CharClass; PAGE]>,
 }
 
-impl Classes {
+impl CharClassTable {
     /// The table of this process, made at the first call.
     pub fn get() -> &'static Self {
-        static TABLE: OnceLock<Classes> = OnceLock::new();
+        static TABLE: OnceLock<CharClassTable> = OnceLock::new();
         TABLE.get_or_init(Self::new)
     }
 
     fn new() -> Self {
-        let mut all = vec![Class::Other; 0x11_0000];
-        for (pattern, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
+        let mut all = vec![CharClass::Other; 0x11_0000];
+        for (pattern, class) in
+            [(r"\p{L}", CharClass::Letter), (r"\p{N}", CharClass::Number), (r"\s", CharClass::Space)]
+        {
             for (first, last) in ranges(pattern) {
                 all[first as usize..=last as usize].fill(class);
             }
         }
-        all[usize::from(b'\r')] = Class::LineEnd;
-        all[usize::from(b'\n')] = Class::LineEnd;
-        let mut pages: Vec<[Class; PAGE]> = Vec::new();
+        all[usize::from(b'\r')] = CharClass::LineEnd;
+        all[usize::from(b'\n')] = CharClass::LineEnd;
+        let mut pages: Vec<[CharClass; PAGE]> = Vec::new();
         let mut page_of = Vec::with_capacity(all.len() / PAGE);
         for page in all.chunks_exact(PAGE) {
             let known = pages.iter().position(|other| other == page);
@@ -66,7 +68,7 @@ impl Classes {
 
     /// The class of the character that begins at `at`, and its length in bytes. `text` is valid UTF-8.
     #[inline(always)]
-    pub fn at(&self, text: &[u8], at: usize) -> (Class, usize) {
+    pub fn at(&self, text: &[u8], at: usize) -> (CharClass, usize) {
         let byte = text[at];
         if byte < 0x80 {
             return (self.ascii[usize::from(byte)], 1);
@@ -86,7 +88,7 @@ impl Classes {
     }
 
     #[inline]
-    fn beyond_ascii(&self, text: &[u8], at: usize) -> (Class, usize) {
+    fn beyond_ascii(&self, text: &[u8], at: usize) -> (CharClass, usize) {
         let tail = |offset: usize| usize::from(text[at + offset] & 0x3F);
         let first = usize::from(text[at]);
         let (code, length) = match first {
@@ -115,16 +117,23 @@ mod tests {
     #[test]
     fn every_character_as_the_regex_engine_sees_it() {
         let text: String = ('\0'..=char::MAX).collect();
-        let mut expected = vec![Class::Other; text.len()];
-        for (pattern, class) in
-            [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space), (r"[\r\n]", Class::LineEnd)]
-        {
+        let mut expected = vec![CharClass::Other; text.len()];
+        for (pattern, class) in [
+            (r"\p{L}", CharClass::Letter),
+            (r"\p{N}", CharClass::Number),
+            (r"\s", CharClass::Space),
+            (r"[\r\n]", CharClass::LineEnd),
+        ] {
             for found in fancy_regex::Regex::new(pattern).unwrap().find_iter(&text) {
                 expected[found.unwrap().start()] = class;
             }
         }
         for (at, character) in text.char_indices() {
-            assert_eq!(Classes::get().at(text.as_bytes(), at), (expected[at], character.len_utf8()), "{character:?}");
+            assert_eq!(
+                CharClassTable::get().at(text.as_bytes(), at),
+                (expected[at], character.len_utf8()),
+                "{character:?}"
+            );
         }
     }
 }

@@ -2,9 +2,9 @@
 
 mod block_scan;
 mod char_class;
-mod pattern;
+mod gpt_pattern;
 mod splitter;
 mod word_scan;
 
 pub use splitter::Splitter;
-pub(crate) use splitter::MANY;
+pub(crate) use splitter::MAX_BOUNDS;

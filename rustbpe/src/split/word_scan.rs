@@ -1,50 +1,50 @@
 //! Word ends, one word at a time.
 
-use super::char_class::{Class, Classes};
-use super::pattern::Family;
+use super::char_class::{CharClass, CharClassTable};
+use super::gpt_pattern::GptPattern;
 
-impl Family {
+impl GptPattern {
     /// Where the word that begins at `start` ends.
     #[inline(always)]
-    pub(super) fn word_end(&self, classes: &Classes, text: &[u8], start: usize) -> usize {
+    pub(super) fn word_end(&self, classes: &CharClassTable, text: &[u8], start: usize) -> usize {
         let (class, length) = classes.at(text, start);
         let next = start + length;
         match class {
-            Class::Letter => letters_end(classes, text, next),
-            Class::Number => self.number_end(classes, text, next),
-            Class::Other => {
+            CharClass::Letter => letters_end(classes, text, next),
+            CharClass::Number => self.number_end(classes, text, next),
+            CharClass::Other => {
                 if text[start] == b'\'' {
                     if let Some(end) = self.contraction_end(text, next) {
                         return end;
                     }
                 }
-                if self.letters_take_any && next < text.len() {
+                if self.letters_take_any_char && next < text.len() {
                     let (after, length) = classes.at(text, next);
-                    if after == Class::Letter {
+                    if after == CharClass::Letter {
                         return letters_end(classes, text, next + length);
                     }
                 }
                 self.other_end(classes, text, next)
             }
-            Class::Space => self.space_end(classes, text, start, next),
-            Class::LineEnd => self.white_end(classes, text, start),
+            CharClass::Space => self.space_end(classes, text, start, next),
+            CharClass::LineEnd => self.white_end(classes, text, start),
         }
     }
 
     /// A word that begins with a space or the like: it may belong to what follows.
     #[inline(always)]
-    fn space_end(&self, classes: &Classes, text: &[u8], start: usize, next: usize) -> usize {
+    fn space_end(&self, classes: &CharClassTable, text: &[u8], start: usize, next: usize) -> usize {
         if next < text.len() {
             let is_space = text[start] == b' ';
             let (after, length) = classes.at(text, next);
             match after {
-                Class::Letter if is_space || self.letters_take_any => {
+                CharClass::Letter if is_space || self.letters_take_any_char => {
                     return letters_end(classes, text, next + length);
                 }
-                Class::Number if is_space && self.numbers_take_space => {
+                CharClass::Number if is_space && self.numbers_take_space => {
                     return self.number_end(classes, text, next + length);
                 }
-                Class::Other if is_space => return self.other_end(classes, text, next + length),
+                CharClass::Other if is_space => return self.other_end(classes, text, next + length),
                 _ => {}
             }
         }
@@ -54,7 +54,7 @@ impl Family {
     /// Behind the apostrophe: the end of a contraction, if there is one.
     fn contraction_end(&self, text: &[u8], at: usize) -> Option<usize> {
         let byte = |offset: usize| match text.get(at + offset) {
-            Some(byte) if self.contractions_in_capitals => byte.to_ascii_lowercase(),
+            Some(byte) if self.contractions_ignore_case => byte.to_ascii_lowercase(),
             Some(byte) => *byte,
             None => 0,
         };
@@ -62,17 +62,17 @@ impl Family {
             (b's' | b'd' | b'm' | b't', _) => Some(at + 1),
             (b'l', b'l') | (b'v', b'e') | (b'r', b'e') => Some(at + 2),
             // The long s, U+017F, is a small s to a regex that ignores case.
-            (0xC5, 0xBF) if self.contractions_in_capitals => Some(at + 2),
+            (0xC5, 0xBF) if self.contractions_ignore_case => Some(at + 2),
             _ => None,
         }
     }
 
     /// `at` is behind the first digit.
-    fn number_end(&self, classes: &Classes, text: &[u8], mut at: usize) -> usize {
+    fn number_end(&self, classes: &CharClassTable, text: &[u8], mut at: usize) -> usize {
         let mut digits = 1;
-        while digits < self.digits && at < text.len() {
+        while digits < self.max_digits && at < text.len() {
             let (class, length) = classes.at(text, at);
-            if class != Class::Number {
+            if class != CharClass::Number {
                 break;
             }
             at += length;
@@ -82,15 +82,15 @@ impl Family {
     }
 
     /// `at` is behind the first character that is neither letter, number nor white.
-    fn other_end(&self, classes: &Classes, text: &[u8], mut at: usize) -> usize {
+    fn other_end(&self, classes: &CharClassTable, text: &[u8], mut at: usize) -> usize {
         while at < text.len() {
             let (class, length) = classes.at(text, at);
-            if class != Class::Other {
+            if class != CharClass::Other {
                 break;
             }
             at += length;
         }
-        while self.lines && at < text.len() && matches!(text[at], b'\r' | b'\n') {
+        while self.splits_at_line_ends && at < text.len() && matches!(text[at], b'\r' | b'\n') {
             at += 1;
         }
         at
@@ -98,22 +98,22 @@ impl Family {
 
     /// White space that nothing else takes: up to its last line end, or all but the last character (which may belong
     /// to the word that follows), or all of it.
-    fn white_end(&self, classes: &Classes, text: &[u8], start: usize) -> usize {
+    fn white_end(&self, classes: &CharClassTable, text: &[u8], start: usize) -> usize {
         let (mut at, mut last, mut behind_line) = (start, start, start);
         while at < text.len() {
             let (class, length) = classes.at(text, at);
-            if !class.is_white() {
+            if !class.is_whitespace() {
                 break;
             }
             last = at;
             at += length;
-            if class == Class::LineEnd {
+            if class == CharClass::LineEnd {
                 behind_line = at;
             }
         }
-        if self.whole_end && at == text.len() {
+        if self.keeps_trailing_whitespace && at == text.len() {
             at
-        } else if self.lines && behind_line > start {
+        } else if self.splits_at_line_ends && behind_line > start {
             behind_line
         } else if at == text.len() || last == start {
             at
@@ -125,7 +125,7 @@ impl Family {
 
 /// `at` is behind the first letter. Letters of ASCII are skipped eight at a time.
 #[inline(always)]
-fn letters_end(classes: &Classes, text: &[u8], mut at: usize) -> usize {
+fn letters_end(classes: &CharClassTable, text: &[u8], mut at: usize) -> usize {
     loop {
         while let Some(eight) = text.get(at..at + 8) {
             let others = not_letters(u64::from_le_bytes(eight.try_into().expect("eight bytes")));
@@ -138,7 +138,7 @@ fn letters_end(classes: &Classes, text: &[u8], mut at: usize) -> usize {
             return at;
         }
         let (class, length) = classes.at(text, at);
-        if class != Class::Letter {
+        if class != CharClass::Letter {
             return at;
         }
         at += length;

@@ -10,13 +10,13 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 /// Bytes of text that a thread takes at a time.
-const JOB: usize = 1 << 18;
+const MIN_JOB_BYTES: usize = 1 << 18;
 
 /// `progress` is called at least this often, however long a job takes.
-const TICK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Texts that come together, and are read by several threads.
-pub trait Texts: Send + Sync {
+pub trait TextBatch: Send + Sync {
     fn len(&self) -> usize;
 
     fn get(&self, index: usize) -> Result<Text<'_>, Error>;
@@ -26,7 +26,7 @@ pub trait Texts: Send + Sync {
     }
 }
 
-impl<T: AsRef<str> + Send + Sync> Texts for Vec<T> {
+impl<T: AsRef<str> + Send + Sync> TextBatch for Vec<T> {
     fn len(&self) -> usize {
         self.len()
     }
@@ -54,7 +54,7 @@ type BatchJob<T> = (Arc<T>, Job<usize>);
 /// counts.sort();
 /// assert_eq!(counts, [(b"a".to_vec(), 1), (b"b".to_vec(), 2)]);
 /// ```
-pub fn count_words<T: Texts, E: From<Error>>(
+pub fn count_words<T: TextBatch, E: From<Error>>(
     splitter: &Splitter,
     num_threads: usize,
     mut next_batch: impl FnMut(Vec<Arc<T>>) -> Result<Option<T>, E>,
@@ -74,7 +74,7 @@ pub fn count_words<T: Texts, E: From<Error>>(
             .collect();
         let mut feed = || -> Result<(), E> {
             let mut back = Vec::new();
-            let mut cutter = JobCutter::new(splitter, JOB);
+            let mut cutter = JobCutter::new(splitter, MIN_JOB_BYTES);
             while let Some(batch) = next_batch(std::mem::take(&mut back))?.map(Arc::new) {
                 let mut send = |job: Job<usize>| {
                     let num_bytes = job.num_bytes;
@@ -85,7 +85,7 @@ pub fn count_words<T: Texts, E: From<Error>>(
                         if workers.iter().any(ScopedJoinHandle::is_finished) {
                             break;
                         }
-                        back.extend(spent.recv_timeout(TICK)); // there is room when a job is done
+                        back.extend(spent.recv_timeout(POLL_INTERVAL)); // there is room when a job is done
                         progress(0)?;
                     }
                     progress(num_bytes)
@@ -111,7 +111,7 @@ pub fn count_words<T: Texts, E: From<Error>>(
             if outcome.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
-            match spent.recv_timeout(TICK) {
+            match spent.recv_timeout(POLL_INTERVAL) {
                 Err(RecvTimeoutError::Disconnected) => break, // all workers are done
                 _ => outcome = outcome.and_then(|()| progress(0)),
             }
@@ -132,7 +132,7 @@ pub fn count_words<T: Texts, E: From<Error>>(
     })
 }
 
-fn count_jobs<T: Texts>(
+fn count_jobs<T: TextBatch>(
     splitter: &Splitter,
     inbox: &Mutex<Receiver<BatchJob<T>>>,
     done: &Sender<Arc<T>>,
@@ -181,7 +181,7 @@ mod tests {
         let splitter = Splitter::new(OURS).unwrap();
         let lines: Vec<String> = (0..60_000).map(|i| format!("It's {i}  and\t{}!\n\n \n", i % 7)).collect();
         let text = lines.concat();
-        assert!(text.len() > 4 * JOB);
+        assert!(text.len() > 4 * MIN_JOB_BYTES);
         let mut expected = WordCounts::default();
         let words = |bounds: &[usize]| {
             bounds.windows(2).for_each(|word| expected.add(text.as_bytes(), word[0], word[1], 1));
@@ -206,7 +206,7 @@ mod tests {
 
     struct Raw(Vec<Vec<u8>>);
 
-    impl Texts for Raw {
+    impl TextBatch for Raw {
         fn len(&self) -> usize {
             self.0.len()
         }
@@ -225,13 +225,13 @@ mod tests {
         };
         assert_eq!(count(vec!["été x".into(), b"x y".to_vec()]), Ok(3));
         assert!(matches!(count(vec![b"x\xff".to_vec()]), Err(Error::Text(_))));
-        assert!(matches!(count(vec![[vec![b'x'; JOB], vec![0xC3]].concat()]), Err(Error::Text(_))));
+        assert!(matches!(count(vec![[vec![b'x'; MIN_JOB_BYTES], vec![0xC3]].concat()]), Err(Error::Text(_))));
     }
 
     /// Texts of which a worker gets one only when the caller was told again meanwhile.
     struct Slow<'t>(&'t AtomicUsize, thread::ThreadId);
 
-    impl Texts for Slow<'_> {
+    impl TextBatch for Slow<'_> {
         fn len(&self) -> usize {
             6
         }
@@ -241,7 +241,7 @@ mod tests {
             while thread::current().id() != self.1 && self.0.load(Ordering::Relaxed) == before {
                 assert!(Instant::now() < end, "nobody is told while a worker is busy");
             }
-            Ok(Text::Bytes(&[b'x'; JOB])) // so that the queue is full for a while, too
+            Ok(Text::Bytes(&[b'x'; MIN_JOB_BYTES])) // so that the queue is full for a while, too
         }
     }
 
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn counting_stops_within_a_text() {
         let text = "1 ".repeat(1000);
-        for (pattern, most) in [(OURS, crate::split::MANY), (r"\w+|\W", 1)] {
+        for (pattern, most) in [(OURS, crate::split::MAX_BOUNDS), (r"\w+|\W", 1)] {
             let (mut counts, stop) = (WordCounts::default(), AtomicBool::new(true));
             count(&Splitter::new(pattern).unwrap(), Text::Str(&text), &mut counts, &stop).unwrap();
             let counted: u64 = counts.iter().map(|(_, count)| count).sum();

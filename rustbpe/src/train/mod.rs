@@ -1,9 +1,9 @@
 //! Train the merges of byte-level BPE.
 
 mod count_words;
-mod merges;
+mod train_merges;
 mod word_counts;
 
-pub use count_words::{count_words, Texts};
-pub use merges::{token_bytes, train_merges};
+pub use count_words::{count_words, TextBatch};
+pub use train_merges::{token_bytes, train_merges};
 pub use word_counts::WordCounts;

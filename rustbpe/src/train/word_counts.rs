@@ -1,6 +1,6 @@
 //! A table of distinct words with their counts.
 
-use crate::packed::{hash, pack, unpack, Packed, QuickMap};
+use crate::packed::{hash, pack, unpack, FastMap, PackedWord};
 
 /// Distinct words, and how often each was seen.
 ///
@@ -14,7 +14,7 @@ pub struct WordCounts {
     /// Open addressing; the length is a power of two, at least half of it empty.
     short: Vec<Slot>,
     used: usize,
-    long: QuickMap<Box<[u8]>, u64>,
+    long: FastMap<Box<[u8]>, u64>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -26,7 +26,7 @@ struct Slot {
 
 impl Slot {
     #[inline(always)]
-    fn word(&self) -> Packed {
+    fn word(&self) -> PackedWord {
         u128::from(self.high) << 64 | u128::from(self.low)
     }
 }
@@ -42,7 +42,7 @@ impl WordCounts {
     }
 
     #[inline(always)]
-    fn add_short(&mut self, word: Packed, count: u64) {
+    fn add_short(&mut self, word: PackedWord, count: u64) {
         if 2 * self.used >= self.short.len() {
             self.grow();
         }

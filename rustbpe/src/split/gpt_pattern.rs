@@ -2,26 +2,26 @@
 
 /// What differs within the family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Family {
+pub struct GptPattern {
     /// 's, 'd, 'm, 't, 'll, 've, 're are words; in capitals too?
-    pub contractions_in_capitals: bool,
+    pub contractions_ignore_case: bool,
     /// Letters take any one character before them that is no letter, number or line end; or only a space.
-    pub letters_take_any: bool,
-    /// Numbers are cut into groups of so many digits.
-    pub digits: usize,
-    /// Numbers take a space before them.
+    pub letters_take_any_char: bool,
+    /// IntArray are cut into groups of so many digits.
+    pub max_digits: usize,
+    /// IntArray take a space before them.
     pub numbers_take_space: bool,
     /// Line ends: other characters take those after them, and white space ends behind its last one.
-    pub lines: bool,
+    pub splits_at_line_ends: bool,
     /// White space at the end of the text is one word, with line ends in it.
-    pub whole_end: bool,
+    pub keeps_trailing_whitespace: bool,
 }
 
-impl Family {
+impl GptPattern {
     /// The member that a pattern describes, if it is of the family.
     pub fn of(pattern: &str) -> Option<Self> {
         let mut rest = pattern;
-        let contractions_in_capitals = take(
+        let contractions_ignore_case = take(
             &mut rest,
             &[
                 (r"'(?i:[sdmt]|ll|ve|re)|", true),
@@ -30,7 +30,7 @@ impl Family {
                 (r"'s|'t|'re|'ve|'m|'ll|'d|", false),
             ],
         )?;
-        let letters_take_any = take(
+        let letters_take_any_char = take(
             &mut rest,
             &[
                 (r"[^\r\n\p{L}\p{N}]?+\p{L}+|", true),
@@ -40,7 +40,7 @@ impl Family {
                 (r" ?\p{L}++|", false),
             ],
         )?;
-        let (digits, numbers_take_space) = take(
+        let (max_digits, numbers_take_space) = take(
             &mut rest,
             &[
                 (r"\p{N}|", (1, false)),
@@ -51,7 +51,7 @@ impl Family {
                 (r" ?\p{N}++|", (usize::MAX, true)),
             ],
         )?;
-        let (lines, whole_end) = take(
+        let (splits_at_line_ends, keeps_trailing_whitespace) = take(
             &mut rest,
             &[
                 (r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+", (true, false)),
@@ -61,7 +61,14 @@ impl Family {
                 (r" ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s", (false, true)),
             ],
         )?;
-        let family = Self { contractions_in_capitals, letters_take_any, digits, numbers_take_space, lines, whole_end };
+        let family = Self {
+            contractions_ignore_case,
+            letters_take_any_char,
+            max_digits,
+            numbers_take_space,
+            splits_at_line_ends,
+            keeps_trailing_whitespace,
+        };
         rest.is_empty().then_some(family)
     }
 }

@@ -9,7 +9,7 @@
 //! written once, in rising order, and a heap entry whose count is out of date can only be too high, so that it is
 //! enough to correct it when it reaches the top.
 
-use crate::packed::QuickMap;
+use crate::packed::FastMap;
 use crate::{Error, WordCounts};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,9 +17,9 @@ use std::collections::BinaryHeap;
 type Pair = (u32, u32);
 
 /// Of so many words or cells that are laid out, one is told of.
-const BEAT: u32 = 1 << 16;
+const PROGRESS_INTERVAL: u32 = 1 << 16;
 /// Between two words.
-const WALL: u32 = u32::MAX;
+const WORD_BOUNDARY: u32 = u32::MAX;
 /// Inside a token of three bytes or more.
 const INSIDE: u32 = u32::MAX - 1;
 
@@ -67,7 +67,7 @@ pub fn token_bytes(merges: &[Pair]) -> Vec<Vec<u8>> {
 }
 
 /// Where a pair stands, and how often in the corpus.
-struct Place {
+struct Occurrences {
     count: u64,
     at: Vec<u32>,
 }
@@ -78,14 +78,14 @@ fn key((a, b): Pair) -> u64 {
 }
 
 struct Trainer {
-    /// Ids at both ends of every token, `INSIDE` between them, a `WALL` before, between and after words.
+    /// Ids at both ends of every token, `INSIDE` between them, a `WORD_BOUNDARY` before, between and after words.
     cells: Vec<u32>,
     /// The word that each cell belongs to.
     word_of: Vec<u32>,
     word_counts: Vec<u64>,
     /// Bytes of each token.
     lengths: Vec<u32>,
-    pairs: QuickMap<u64, Place>,
+    pairs: FastMap<u64, Occurrences>,
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
     /// Of the step under way, by id: how often the token has just become a neighbour of the new one.
     left: Neighbours,
@@ -110,9 +110,9 @@ impl Neighbours {
         self.places[slot].push(place);
     }
 
-    fn take(&mut self, id: u32) -> Place {
+    fn take(&mut self, id: u32) -> Occurrences {
         let slot = id as usize;
-        Place { count: std::mem::take(&mut self.counts[slot]), at: std::mem::take(&mut self.places[slot]) }
+        Occurrences { count: std::mem::take(&mut self.counts[slot]), at: std::mem::take(&mut self.places[slot]) }
     }
 
     fn grow(&mut self) {
@@ -136,7 +136,7 @@ impl Trainer {
             word_of: Vec::with_capacity(size),
             word_counts: Vec::with_capacity(counts.len()),
             lengths: vec![1; 256],
-            pairs: QuickMap::default(),
+            pairs: FastMap::default(),
             heap: BinaryHeap::new(),
             left: Neighbours::default(),
             right: Neighbours::default(),
@@ -145,15 +145,15 @@ impl Trainer {
             trainer.left.grow();
             trainer.right.grow();
         });
-        trainer.cells.push(WALL);
+        trainer.cells.push(WORD_BOUNDARY);
         trainer.word_of.push(0);
         for (word, count) in counts.iter() {
             let index = trainer.word_counts.len() as u32;
             trainer.word_counts.push(count);
             trainer.cells.extend(word.iter().map(|&byte| u32::from(byte)));
-            trainer.cells.push(WALL);
+            trainer.cells.push(WORD_BOUNDARY);
             trainer.word_of.resize(trainer.cells.len(), index);
-            if index % BEAT == 0 {
+            if index % PROGRESS_INTERVAL == 0 {
                 beat()?;
             }
         }
@@ -162,15 +162,15 @@ impl Trainer {
     }
 
     fn find_first_pairs<E>(&mut self, mut beat: impl FnMut() -> Result<(), E>) -> Result<(), E> {
-        let mut places: Vec<Place> = (0..256 * 256).map(|_| Place { count: 0, at: Vec::new() }).collect();
+        let mut places: Vec<Occurrences> = (0..256 * 256).map(|_| Occurrences { count: 0, at: Vec::new() }).collect();
         for at in 1..self.cells.len() - 1 {
             let (a, b) = (self.cells[at], self.cells[at + 1]);
-            if a != WALL && b != WALL {
+            if a != WORD_BOUNDARY && b != WORD_BOUNDARY {
                 let place = &mut places[(a << 8 | b) as usize];
                 place.count += self.word_counts[self.word_of[at] as usize];
                 place.at.push(at as u32);
             }
-            if at as u32 % BEAT == 0 {
+            if at as u32 % PROGRESS_INTERVAL == 0 {
                 beat()?;
             }
         }
@@ -222,10 +222,10 @@ impl Trainer {
         self.cells[first] = new;
         self.cells[last] = new;
         let count = self.word_counts[self.word_of[first] as usize];
-        if before != WALL {
+        if before != WORD_BOUNDARY {
             self.left.add(before, count, (first - self.lengths[before as usize] as usize) as u32);
         }
-        if after != WALL {
+        if after != WORD_BOUNDARY {
             self.right.add(after, count, at);
         }
     }
@@ -257,7 +257,7 @@ impl Trainer {
         }
     }
 
-    fn open(&mut self, pair: Pair, place: Place) {
+    fn open(&mut self, pair: Pair, place: Occurrences) {
         if place.count > 0 {
             self.heap.push((place.count, Reverse(pair)));
             self.pairs.insert(key(pair), place);
