@@ -29,8 +29,8 @@ from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.tokenization.chat_format import Conversation
 from tasks.customjson import parse_conversation
-from tasks.identity import ABILITIES, FILE_NAME, WHO, generate
-from tasks.mixture import kind_of_base_data
+from tasks.identity import ABILITIES, FILE_NAME, PERSONA, generate_conversations
+from tasks.mixture import detect_data_kind
 
 ORDER = """Below is a conversation between a user and a chat model, as a JSON list of messages. Write another like it.
 Keep every fact and the order of the topics. Change the wording, and how formal or playful the user is. Be brief.
@@ -66,8 +66,8 @@ class Config(Settings):
 
 def main(config: Config) -> Path:
     """Write the file and return its path."""
-    kind = kind_of_base_data(if_none="world") if config.kind == "auto" else config.kind
-    conversations = generate(config.num, kind, config.seed)
+    kind = detect_data_kind(if_none="world") if config.kind == "auto" else config.kind
+    conversations = generate_conversations(config.num, kind, config.seed)
     if config.endpoint:
         conversations = reworded(config, conversations)
     out = config.out or base_dir() / FILE_NAME
@@ -100,7 +100,7 @@ def reworded(config: Config, conversations: Sequence[Conversation]) -> list[Conv
 
 def _reworded(config: Config, conversation: Conversation) -> Conversation:
     told = json.dumps(conversation["messages"], ensure_ascii=False)
-    order = ORDER.format(name=WHO["name"], conversation=told)
+    order = ORDER.format(name=PERSONA["name"], conversation=told)
     for attempt in range(1, config.attempts + 1):
         try:
             return _checked(_answer(config, order), conversation)
@@ -138,7 +138,7 @@ def _checked(answer: str, original: Conversation) -> Conversation:
     roles = [[message["role"] for message in one["messages"]] for one in (found, original)]
     if roles[0] != roles[1]:
         raise UserError("its conversation has other turns")
-    if WHO["name"] in str(original["messages"]) and WHO["name"] not in str(found["messages"]):
+    if PERSONA["name"] in str(original["messages"]) and PERSONA["name"] not in str(found["messages"]):
         raise UserError("its conversation does not name the model")
     return found
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data.shards import iter_documents
-from tasks.words import FILE_NAME, LENGTHS
+from tasks.words import FILE_NAME, WORD_LENGTHS
 
 # In small letters as it is written, so that most names and all halves of "don't" are left out.
-_WORD = re.compile(rf"(?<![\w'’-])[a-z]{{{LENGTHS.start},{LENGTHS.stop - 1}}}(?![\w'’-])")
+_WORD = re.compile(rf"(?<![\w'’-])[a-z]{{{WORD_LENGTHS.start},{WORD_LENGTHS.stop - 1}}}(?![\w'’-])")
 
 
 @dataclass(frozen=True)

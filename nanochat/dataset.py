@@ -174,10 +174,10 @@ def _copy_from_mirror(names: Iterable[str], folder: Path) -> None:
 
 
 def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Manifest:
-    from nanochat.data.storyworld import stories  # not needed, and so not loaded, for the other sources
+    from nanochat.data.storyworld import generate_stories  # not needed, and so not loaded, for the other sources
 
     def take(split: str, count: int) -> Iterator[str]:
-        return itertools.islice(stories(split, seed=config.seed), count)
+        return itertools.islice(generate_stories(split, seed=config.seed), count)
 
     if old and old.source != "storyworld":
         _must_overwrite(config, folder, old, "storyworld")

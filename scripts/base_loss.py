@@ -110,8 +110,10 @@ def sample_and_judge(subject: Subject, config: Config, source: str) -> tuple[lis
         return samples, {}
     sound = total = 0
     for sample in samples:
-        given = len(storyworld.check(sample["prompt"], cut=True))  # whole sentences of the prompt are not the model's
-        verdicts = storyworld.check(sample["prompt"] + sample["text"], cut=not sample["whole"])[given:]
+        given = len(
+            storyworld.check_text(sample["prompt"], truncated=True)
+        )  # whole sentences of the prompt are not the model's
+        verdicts = storyworld.check_text(sample["prompt"] + sample["text"], truncated=not sample["whole"])[given:]
         sample["verdicts"] = [{"sentence": v.sentence, "sound": v.ok, "reason": v.reason} for v in verdicts]
         if verdicts:
             sample["share_sound"] = sum(v.ok for v in verdicts) / len(verdicts)

@@ -23,9 +23,9 @@ from nanochat.report import log_section
 from nanochat.reporting.markdown import format_duration
 from nanochat.runtime import Runtime
 from nanochat.serving.chat_session import join, reply
-from tasks.catalogue import get_task, known_name
 from tasks.common import Task
-from tasks.mixture import kind_of_base_data
+from tasks.mixture import detect_data_kind
+from tasks.registry import canonical_name, get_task
 
 WORLD = ("Facts", "FactChoice", "SpellingBee-quoted", "SpellingBee-unquoted", "WordProblems", "HardProblems")
 QUESTIONS = ("Hello! Who are you?", "What is the capital of France?", 'How many r are in "strawberry"?')
@@ -74,17 +74,17 @@ class Config(Settings):
         return None if self.max_problems == -1 else self.max_problems
 
     def chosen(self) -> list[str]:
-        """The tasks that were named, each once, as the catalogue spells them."""
+        """The tasks that were named, each once, as the registry spells them."""
         variants = {name.lower(): name for name in VARIANTS}
         names = [name.strip() for name in (self.tasks or "").split("|") if self.tasks is not None]
-        return list(dict.fromkeys(variants.get(name.lower()) or known_name(name) for name in names))
+        return list(dict.fromkeys(variants.get(name.lower()) or canonical_name(name) for name in names))
 
 
 def names_of(config: Config) -> list[str]:
     """The tasks that were asked for, or those that go with the data in the base folder."""
     if config.tasks is not None:
         return config.chosen()
-    return list(WORLD if kind_of_base_data() == "world" else CHAT_CORE)
+    return list(WORLD if detect_data_kind() == "world" else CHAT_CORE)
 
 
 def open_task(name: str) -> Task:
@@ -121,7 +121,7 @@ def row(score: TaskResult) -> str:
 def talk(engine: Engine, max_tokens: int) -> list[dict[str, Any]]:
     """A conversation for the report: who are you, and a question of each kind; what does not fit is not asked."""
     questions = list(QUESTIONS)
-    if kind_of_base_data() == "world":
+    if detect_data_kind() == "world":
         tasks = map(open_task, ("Facts", "SpellingBee-quoted", "WordProblems"))
         questions[1:] = [task[0]["messages"][-2]["content"] for task in tasks]
     messages: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import LETTERS, multiple_choice
+from tasks.common import LETTERS, make_multiple_choice
 from tasks.hub import HubTask
 
 
@@ -28,4 +28,4 @@ class ARC(HubTask):
         row = self.row(index)
         labels, key = row["choices"]["label"], row["answerKey"]
         letters = labels if set(labels) <= set(LETTERS) else LETTERS
-        return multiple_choice(row["question"], row["choices"]["text"], labels.index(key), letters)
+        return make_multiple_choice(row["question"], row["choices"]["text"], labels.index(key), letters)

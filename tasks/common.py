@@ -124,28 +124,28 @@ class TaskMixture(TaskSequence):
         return super().locate(int(self._order[index]))
 
 
-def chat(question: str, answer: str | list[dict[str, str]], **extras: Any) -> Conversation:
+def make_conversation(question: str, answer: str | list[dict[str, str]], **extras: Any) -> Conversation:
     """A conversation of one question and its answer: text, or parts such as tool calls."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": messages, **extras}
 
 
-def text(words: str) -> dict[str, str]:
+def text_part(words: str) -> dict[str, str]:
     """A part of an answer: what the model says."""
     return {"type": "text", "text": words}
 
 
-def tool_call(expression: str, result: str) -> list[dict[str, str]]:
+def tool_call_parts(expression: str, result: str) -> list[dict[str, str]]:
     """Two parts of an answer: the calculator is called, and gives its result."""
     return [{"type": "python", "text": expression}, {"type": "python_output", "text": result}]
 
 
-def multiple_choice(
+def make_multiple_choice(
     question: str, choices: Sequence[str], answer: int, letters: Sequence[str] = LETTERS
 ) -> Conversation:
     """A categorical conversation; `answer` is the index of the right choice.
 
-    >>> print(multiple_choice("Which one flies?", ["an owl", "a pig"], 0)["messages"][0]["content"])
+    >>> print(make_multiple_choice("Which one flies?", ["an owl", "a pig"], 0)["messages"][0]["content"])
     Which one flies?
     - an owl=A
     - a pig=B
@@ -157,7 +157,7 @@ def multiple_choice(
     # The letter follows the text, so that the model has read what it stands for.
     lines = [f"- {choice}={letter}" for choice, letter in zip(choices, letters, strict=True)]
     prompt = "\n".join([question, *lines, "Answer with the letter only."])
-    return chat(prompt, letters[answer], letters=letters)
+    return make_conversation(prompt, letters[answer], letters=letters)
 
 
 _NUMBER = re.compile(
@@ -167,10 +167,10 @@ _NUMBER = re.compile(
 _MAX_DIGITS = 100
 
 
-def read_number(words: str) -> Fraction | None:
+def parse_number(words: str) -> Fraction | None:
     """The number that a text begins with, or None. Spaces, a dollar sign, and commas between thousands may be there.
 
-    >>> read_number(" $1,000.50 in all"), read_number("-7."), read_number("no")
+    >>> parse_number(" $1,000.50 in all"), parse_number("-7."), parse_number("no")
     (Fraction(2001, 2), Fraction(-7, 1), None)
     """
     match = _NUMBER.match(words)
@@ -180,23 +180,23 @@ def read_number(words: str) -> Fraction | None:
     return number if (match["sign"] or match["inner"] or "+") == "+" else -number
 
 
-def final_number(completion: str) -> Fraction | None:
+def extract_final_number(completion: str) -> Fraction | None:
     """The number after the last `####`, where a worked answer says its result; None if there is none.
 
-    >>> final_number("4 and 3 are 7.\\n#### 7"), final_number("It is 7.")
+    >>> extract_final_number("4 and 3 are 7.\\n#### 7"), extract_final_number("It is 7.")
     (Fraction(7, 1), None)
     """
     _, marker, rest = completion.rpartition("####")
-    return read_number(rest) if marker else None
+    return parse_number(rest) if marker else None
 
 
-def same_number(conversation: Conversation, completion: str) -> bool:
+def final_numbers_match(conversation: Conversation, completion: str) -> bool:
     """Whether a completion's final number is that of the right answer, as numbers: 1,000 is 1000.0."""
-    number = final_number(completion)
-    return number is not None and number == final_number(said(conversation))
+    number = extract_final_number(completion)
+    return number is not None and number == extract_final_number(reference_text(conversation))
 
 
-def said(conversation: Conversation) -> str:
+def reference_text(conversation: Conversation) -> str:
     """The text of the right answer, without its tool calls."""
     content = conversation["messages"][-1]["content"]
     if isinstance(content, str):
@@ -204,6 +204,6 @@ def said(conversation: Conversation) -> str:
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
-def row_random(*key: object) -> random.Random:
+def row_rng(*key: object) -> random.Random:
     """Random numbers that depend on the key only (a name, a seed, a row): the same in every process."""
     return random.Random(":".join(map(str, key)))

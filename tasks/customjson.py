@@ -20,7 +20,7 @@ from tasks.common import Task
 EVERY = 20  # one conversation in twenty is not trained on
 
 
-class Conversations(Task):
+class ConversationListTask(Task):
     """Conversations from a list; "test" is every 20th of them, the first ones not among them, "train" the others."""
 
     def __init__(self, conversations: Sequence[Conversation], split: str = "train", **rows: Any) -> None:
@@ -39,7 +39,7 @@ class Conversations(Task):
         return self._conversations[index]
 
 
-class CustomJSON(Conversations):
+class CustomJSON(ConversationListTask):
     """The conversations of a JSONL file."""
 
     name = "CustomJSON"
@@ -67,7 +67,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     return found
 
 
-def fingerprint(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import chat, final_number, same_number, text, tool_call
+from tasks.common import extract_final_number, final_numbers_match, make_conversation, text_part, tool_call_parts
 from tasks.hub import HubTask
 
 _CALL = re.compile(r"<<([^<>]+)=([^<>=]+)>>")
@@ -29,12 +29,12 @@ class GSM8K(HubTask):
 
     def get_example(self, index: int) -> Conversation:
         row = self.row(index)
-        if final_number(row["answer"]) is None:
+        if extract_final_number(row["answer"]) is None:
             raise UserError(f"{self.name} ({self.split}), row {index}: no number after ####")
-        return chat(row["question"], solution_parts(row["answer"]))
+        return make_conversation(row["question"], solution_parts(row["answer"]))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        return same_number(conversation, completion)
+        return final_numbers_match(conversation, completion)
 
 
 def solution_parts(solution: str) -> list[dict[str, str]]:
@@ -46,6 +46,6 @@ def solution_parts(solution: str) -> list[dict[str, str]]:
     parts = []
     end = 0
     for match in _CALL.finditer(solution):
-        parts += [text(solution[end : match.start()]), *tool_call(match[1], match[2])]
+        parts += [text_part(solution[end : match.start()]), *tool_call_parts(match[1], match[2])]
         end = match.end()
-    return [part for part in [*parts, text(solution[end:])] if part["text"]]
+    return [part for part in [*parts, text_part(solution[end:])] if part["text"]]

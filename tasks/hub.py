@@ -20,7 +20,7 @@ from nanochat.common import UserError
 from tasks.common import Task
 
 
-class Unavailable(UserError):
+class DatasetUnavailableError(UserError):
     """A data set is neither in the mirror nor to be had from the hub."""
 
 
@@ -93,7 +93,7 @@ def _from_hub(repository: str, configuration: str, split: str, mirror: str | Non
     except Exception as error:  # the library raises whatever its many layers do: no network, no such data set, no disk
         where = f"not under $NANOCHAT_HUB_DIR ({mirror})" if mirror else "$NANOCHAT_HUB_DIR is not set"
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-        raise Unavailable(
+        raise DatasetUnavailableError(
             f"{repository} ({configuration}, {split}) cannot be had: {where}, and the hub gave: {reason}. "
             f"Go online, or set NANOCHAT_HUB_DIR to a folder with {repository}/{configuration}/{split}-*.parquet"
         ) from error

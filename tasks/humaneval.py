@@ -16,7 +16,7 @@ from typing import Any
 
 from nanochat.execution import run_program
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import chat
+from tasks.common import make_conversation
 from tasks.hub import HubTask
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
@@ -41,7 +41,7 @@ class HumanEval(HubTask):
         question = f"Complete this Python function:\n\n```python\n{row['prompt'].strip()}\n```"
         answer = f"```python\n{(row['prompt'] + row['canonical_solution']).strip()}\n```"
         keys = ("prompt", "test", "entry_point")
-        return chat(question, answer, **{key: row[key] for key in keys})
+        return make_conversation(question, answer, **{key: row[key] for key in keys})
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         prompt, entry_point = conversation["prompt"], conversation["entry_point"]

@@ -13,13 +13,13 @@ from typing import Any
 
 from nanochat.common import UserError, base_dir
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import row_random
-from tasks.customjson import Conversations, read_conversations
-from tasks.system_messages import with_system
+from tasks.common import row_rng
+from tasks.customjson import ConversationListTask, read_conversations
+from tasks.system_messages import add_system_message
 
 FILE_NAME = "identity_conversations.jsonl"
 
-WHO = {
+PERSONA = {
     "name": "nanochat",
     "maker": "people who like small programs",
     "licence": "MIT",
@@ -131,10 +131,10 @@ Ahoj|Ahoj! Jsem {name}. I speak English best.
 مرحبا|مرحبا! I am {name}. I speak English best.
 """.strip().split("\n")
 
-SYSTEM_SHARE = 0.1
+SYSTEM_MESSAGE_PROB = 0.1
 
 
-class Identity(Conversations):
+class Identity(ConversationListTask):
     """Conversations about the model itself: those of a file if there is one, else `size` from the templates."""
 
     name = "Identity"
@@ -151,14 +151,14 @@ class Identity(Conversations):
         """`kind`: whose ABILITIES; `path`: a file, else that of the base folder if there is one, else templates."""
         file = Path(path) if path else base_dir() / FILE_NAME
         from_file = path is not None or file.is_file()
-        super().__init__(read_conversations(file) if from_file else generate(size, kind), split, **rows)
+        super().__init__(read_conversations(file) if from_file else generate_conversations(size, kind), split, **rows)
 
 
-def generate(count: int, kind: str = "world", seed: int = 0) -> list[Conversation]:
+def generate_conversations(count: int, kind: str = "world", seed: int = 0) -> list[Conversation]:
     """`count` conversations of one to four turns, the same for the same seed. Raises UserError for an unknown kind."""
     if kind not in ABILITIES:
         raise UserError(f"no abilities of {kind!r} in tasks/identity.py: {', '.join(ABILITIES)}")
-    return [_conversation(row_random("Identity", seed, row), WHO | ABILITIES[kind]) for row in range(count)]
+    return [_conversation(row_rng("Identity", seed, row), PERSONA | ABILITIES[kind]) for row in range(count)]
 
 
 def _conversation(generator: random.Random, facts: dict[str, str]) -> Conversation:
@@ -179,7 +179,7 @@ def _conversation(generator: random.Random, facts: dict[str, str]) -> Conversati
             {"role": "user", "content": _typed(question, generator)},
             {"role": "assistant", "content": answer.format(**facts)},
         ]
-    return with_system({"messages": messages}, generator, SYSTEM_SHARE)
+    return add_system_message({"messages": messages}, generator, SYSTEM_MESSAGE_PROB)
 
 
 def _typed(question: str, generator: random.Random) -> str:

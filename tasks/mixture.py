@@ -1,7 +1,7 @@
 """What midtraining and fine-tuning learn from: a table of tasks for each, or a file of the user's own.
 
     [[entry]]                  # a --mixture file, in TOML: one such block for each task, in any order
-    task = "SpellingBee"       # a name of tasks/catalogue.py
+    task = "SpellingBee"       # a name of tasks/registry.py
     rows = 5000                # how many, chosen at random; without it all, where the task has an end
     epochs = 2                 # how often each of them; 1 without it
     split = "train"            # the default
@@ -23,11 +23,11 @@ from typing import Any
 
 from nanochat.common import UserError, base_dir, print0
 from nanochat.data.shards import default_data_dir, read_manifest
-from tasks.catalogue import ENDLESS, get_task, known_name
 from tasks.common import Task, TaskMixture
-from tasks.customjson import fingerprint
-from tasks.hub import Unavailable
+from tasks.customjson import file_sha256
+from tasks.hub import DatasetUnavailableError
 from tasks.identity import FILE_NAME as IDENTITY_FILE
+from tasks.registry import UNBOUNDED_TASKS, canonical_name, get_task
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +40,7 @@ FIRST_ROW = {"mid": 0, "sft": 1_000_000}  # of the tasks without end
 
 
 @dataclass(frozen=True)
-class Entry:
+class MixtureEntry:
     """Rows of one task, each as often as `epochs` says; `where` begins what is said of its mistakes."""
 
     task: str
@@ -52,49 +52,49 @@ class Entry:
     where: str = ""
 
 
-MIXTURES: dict[tuple[str, str], tuple[Entry, ...]] = {
+MIXTURES: dict[tuple[str, str], tuple[MixtureEntry, ...]] = {
     ("mid", "web"): (
-        Entry("SmolTalk", 460_000),
-        Entry("MMLU", 100_000, val_split="validation"),
-        Entry("GSM8K"),
-        Entry("Identity", epochs=2),
-        Entry("SimpleSpelling", 200_000),
-        Entry("SpellingBee", 80_000),
+        MixtureEntry("SmolTalk", 460_000),
+        MixtureEntry("MMLU", 100_000, val_split="validation"),
+        MixtureEntry("GSM8K"),
+        MixtureEntry("Identity", epochs=2),
+        MixtureEntry("SimpleSpelling", 200_000),
+        MixtureEntry("SpellingBee", 80_000),
     ),
     ("sft", "web"): (
-        Entry("ARC-Easy"),
-        Entry("ARC-Challenge"),
-        Entry("GSM8K"),
-        Entry("SmolTalk", 10_000),
-        Entry("Identity", 1_000),
-        Entry("SimpleSpelling", 300),
-        Entry("SpellingBee", 300),
+        MixtureEntry("ARC-Easy"),
+        MixtureEntry("ARC-Challenge"),
+        MixtureEntry("GSM8K"),
+        MixtureEntry("SmolTalk", 10_000),
+        MixtureEntry("Identity", 1_000),
+        MixtureEntry("SimpleSpelling", 300),
+        MixtureEntry("SpellingBee", 300),
     ),
     # The embedded data. Facts and FactChoice never ask for what is held out; of HardProblems nothing is shown.
     ("mid", "world"): (
-        Entry("WorldChat", 1_000),
-        Entry("WorldNotes", 2_500),  # what later stages should not forget
-        Entry("Facts", 4_000),
-        Entry("FactChoice", 1_000),
-        Entry("WordProblems", 5_000),
-        Entry("SimpleSpelling", 14_000),
-        Entry("SpellingBee", 5_000),
-        Entry("Identity", 500),
+        MixtureEntry("WorldChat", 1_000),
+        MixtureEntry("WorldNotes", 2_500),  # what later stages should not forget
+        MixtureEntry("Facts", 4_000),
+        MixtureEntry("FactChoice", 1_000),
+        MixtureEntry("WordProblems", 5_000),
+        MixtureEntry("SimpleSpelling", 14_000),
+        MixtureEntry("SpellingBee", 5_000),
+        MixtureEntry("Identity", 500),
     ),
     ("sft", "world"): (
-        Entry("WorldChat", 500),
-        Entry("WorldNotes", 2_000),
-        Entry("Facts", 800),
-        Entry("FactChoice", 300),
-        Entry("WordProblems", 3_500),
-        Entry("SimpleSpelling", 1_000),
-        Entry("SpellingBee", 3_500),
-        Entry("Identity", 300),
+        MixtureEntry("WorldChat", 500),
+        MixtureEntry("WorldNotes", 2_000),
+        MixtureEntry("Facts", 800),
+        MixtureEntry("FactChoice", 300),
+        MixtureEntry("WordProblems", 3_500),
+        MixtureEntry("SimpleSpelling", 1_000),
+        MixtureEntry("SpellingBee", 3_500),
+        MixtureEntry("Identity", 300),
     ),
 }
 
 
-def training_mixture(
+def build_mixture(
     stage: str,
     kind: str,
     *,
@@ -112,7 +112,7 @@ def training_mixture(
     """
     entries = list(read_mixture(Path(mixture_file)) if mixture_file else MIXTURES[stage, kind])
     if conversations:
-        entries.append(Entry("CustomJSON", options={"path": str(conversations)}))
+        entries.append(MixtureEntry("CustomJSON", options={"path": str(conversations)}))
     train, val, description = [], [], []
     for number, entry in enumerate(entries):
         entry = _complete(entry, kind)
@@ -121,7 +121,7 @@ def training_mixture(
             continue
         try:
             chosen, checked = _tasks(entry, FIRST_ROW[stage], seed + number)
-        except Unavailable as error:
+        except DatasetUnavailableError as error:
             if not allow_missing:
                 raise UserError(f"{entry.where}{error}. --allow_missing goes on without {entry.task}") from error
             print0(f"{entry.task} is left out: {error}")
@@ -139,7 +139,7 @@ def training_mixture(
     return TaskMixture(train, seed), TaskMixture(val, seed), description
 
 
-def kind_of_base_data(if_none: str = "web") -> str:
+def detect_data_kind(if_none: str = "web") -> str:
     """Whose mixture fits the base folder's data: "world" for the embedded data, else "web"."""
     manifest = read_manifest(default_data_dir())
     if manifest is None:
@@ -147,7 +147,7 @@ def kind_of_base_data(if_none: str = "web") -> str:
     return "world" if manifest.source == "storyworld" else "web"
 
 
-def read_mixture(path: Path) -> list[Entry]:
+def read_mixture(path: Path) -> list[MixtureEntry]:
     """The entries of a mixture file. Raises UserError that names the file and the entry."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -172,7 +172,7 @@ _KEYS: dict[str, tuple[type, str]] = {
 }
 
 
-def _entry(block: Any, where: str) -> Entry:
+def _entry(block: Any, where: str) -> MixtureEntry:
     if not isinstance(block, dict) or "task" not in block:
         raise UserError(f'{where}it must name its task = "..."')
     for key, value in block.items():
@@ -184,15 +184,15 @@ def _entry(block: Any, where: str) -> Entry:
         if isinstance(value, int) and value < 1:
             raise UserError(f"{where}{key} = {value} must be at least 1")
     try:
-        entry = Entry(**{**block, "task": known_name(block["task"])}, where=where)
+        entry = MixtureEntry(**{**block, "task": canonical_name(block["task"])}, where=where)
     except UserError as error:
         raise UserError(f"{where}{error}") from error
-    if entry.task in ENDLESS and entry.rows is None:
+    if entry.task in UNBOUNDED_TASKS and entry.rows is None:
         raise UserError(f"{where}{entry.task} has no end, so rows = must say how many")
     return entry
 
 
-def _complete(entry: Entry, kind: str) -> Entry:
+def _complete(entry: MixtureEntry, kind: str) -> MixtureEntry:
     """The entry, with where the identity comes from: the file of the base folder if there is one, else templates."""
     if entry.task != "Identity" or "path" in entry.options:
         return entry
@@ -201,9 +201,9 @@ def _complete(entry: Entry, kind: str) -> Entry:
     return dataclasses.replace(entry, options={**options, **entry.options})
 
 
-def _tasks(entry: Entry, first: int, seed: int) -> tuple[Task, Task | None]:
+def _tasks(entry: MixtureEntry, first: int, seed: int) -> tuple[Task, Task | None]:
     """What an entry trains on, and what it validates on."""
-    if entry.task in ENDLESS:
+    if entry.task in UNBOUNDED_TASKS:
         assert entry.rows is not None, "an entry of a task without end says how many rows"
         size = first + entry.rows
         train = get_task(entry.task, entry.split, size=size, start=first, **entry.options)
@@ -217,20 +217,21 @@ def _tasks(entry: Entry, first: int, seed: int) -> tuple[Task, Task | None]:
     return train, get_task(entry.task, entry.val_split, stop=number, shuffle=seed, **entry.options)
 
 
-def _described(entry: Entry, rows: int, val_rows: int) -> dict[str, Any]:
+def _described(entry: MixtureEntry, rows: int, val_rows: int) -> dict[str, Any]:
     found: dict[str, Any] = {"name": entry.task, "split": entry.split, "rows": rows, "epochs": entry.epochs}
     found["val_rows"] = val_rows
     if path := entry.options.get("path"):
-        found |= {"file": Path(path).name, "sha256": fingerprint(Path(path))}
+        found |= {"file": Path(path).name, "sha256": file_sha256(Path(path))}
     if options := {key: value for key, value in entry.options.items() if key != "path"}:
         found["options"] = dict(options)
     return found
 
 
-def names(description: Sequence[Mapping[str, Any]]) -> str:
+def format_description(description: Sequence[Mapping[str, Any]]) -> str:
     """A description in one line, for the log.
 
-    >>> names([{"name": "GSM8K", "rows": 7473, "epochs": 1}, {"name": "Identity", "rows": 1000, "epochs": 2}])
+    >>> parts = [{"name": "GSM8K", "rows": 7473, "epochs": 1}, {"name": "Identity", "rows": 1000, "epochs": 2}]
+    >>> format_description(parts)
     'GSM8K 7,473, Identity 2 x 1,000'
     """
     times = [f"{entry['epochs']} x " if entry["epochs"] > 1 else "" for entry in description]

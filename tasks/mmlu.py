@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import multiple_choice
+from tasks.common import make_multiple_choice
 from tasks.hub import HubTask
 
 
@@ -31,4 +31,4 @@ class MMLU(HubTask):
 
     def get_example(self, index: int) -> Conversation:
         row = self.row(index)
-        return {**multiple_choice(row["question"], row["choices"], row["answer"]), "subject": row["subject"]}
+        return {**make_multiple_choice(row["question"], row["choices"], row["answer"]), "subject": row["subject"]}

@@ -7,11 +7,11 @@ from typing import Any
 
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation, render_turns
-from tasks.common import row_random
+from tasks.common import row_rng
 from tasks.hub import HubTask
-from tasks.system_messages import with_system
+from tasks.system_messages import add_system_message
 
-SYSTEM_SHARE = 0.15
+SYSTEM_MESSAGE_PROB = 0.15
 
 
 class SmolTalk(HubTask):
@@ -27,7 +27,7 @@ class SmolTalk(HubTask):
 
     def __init__(self, split: str = "test", **rows: Any) -> None:
         super().__init__("data", split, **rows)
-        self.invalid: set[int] = set()
+        self.invalid_rows: set[int] = set()
 
     def get_example(self, index: int) -> Conversation:
         for row in itertools.chain(range(index, self.num_examples()), range(index)):
@@ -35,7 +35,7 @@ class SmolTalk(HubTask):
             try:
                 render_turns(conversation)
             except UserError:
-                self.invalid.add(row)
+                self.invalid_rows.add(row)
                 continue
-            return with_system(conversation, row_random(self.name, row), SYSTEM_SHARE)
+            return add_system_message(conversation, row_rng(self.name, row), SYSTEM_MESSAGE_PROB)
         raise UserError(f"{self.repository} ({self.split}) has no conversation")

@@ -21,16 +21,24 @@ from typing import Any
 
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import Task, chat, row_random, said, same_number, text, tool_call
-from tasks.words import words
+from tasks.common import (
+    Task,
+    final_numbers_match,
+    make_conversation,
+    reference_text,
+    row_rng,
+    text_part,
+    tool_call_parts,
+)
+from tasks.words import load_words
 
 Parts = list[dict[str, str]]
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-ABSENT = 0.1  # the share of questions for any letter of the alphabet, which the word may not have
+RANDOM_LETTER_PROB = 0.1  # the share of questions for any letter of the alphabet, which the word may not have
 
 # {L} and {W}: the letter and the word, each with its quotes if it has any.
-COUNTING = """
+COUNT_TEMPLATES = """
 How many {L} are in {W}?
 How many {L} are in the word {W}?
 How many {L} are there in {W}?
@@ -60,7 +68,7 @@ Do you know how many {L} are in {W}?
 Can you count the {L} in the word {W}?
 """.strip().split("\n")
 
-SPELLING = """
+SPELL_TEMPLATES = """
 Spell {W}.
 Spell the word {W}.
 Spell the word {W}
@@ -80,22 +88,22 @@ Spell it out: {W}
 """.strip().split("\n")
 
 
-def spelled(word: str) -> str:
+def spell(word: str) -> str:
     """`apple` -> `a p p l e`: each letter is a token of its own."""
     return " ".join(word)
 
 
 def _count(sequence: str, letter: str) -> Parts:
-    return tool_call(f'"{sequence}".count("{letter}")', str(sequence.count(letter)))
+    return tool_call_parts(f'"{sequence}".count("{letter}")', str(sequence.count(letter)))
 
 
 # How a question is worked out, by name: (word, letter) -> the parts before the result.
-STYLES: dict[str, Callable[[str, str], Parts]] = {
-    "word": lambda word, letter: [text(f"{spelled(word)}\n"), *_count(word, letter)],
-    "letters": lambda word, letter: [text(f"{spelled(word)}\n"), *_count(spelled(word), letter)],
+SOLUTION_STYLES: dict[str, Callable[[str, str], Parts]] = {
+    "word": lambda word, letter: [text_part(f"{spell(word)}\n"), *_count(word, letter)],
+    "letters": lambda word, letter: [text_part(f"{spell(word)}\n"), *_count(spell(word), letter)],
     "call": lambda word, letter: _count(word, letter),
 }
-STYLE = "letters"
+DEFAULT_STYLE = "letters"
 
 
 class _OfWords(Task):
@@ -120,8 +128,8 @@ class _OfWords(Task):
     @functools.cached_property
     def words(self) -> list[str]:
         """The words of the split, in the order in which they are asked."""
-        found = list(words(self.split, self.word_list))
-        row_random(self.name, self.split).shuffle(found)
+        found = list(load_words(self.split, self.word_list))
+        row_rng(self.name, self.split).shuffle(found)
         return found
 
     def num_examples(self) -> int:
@@ -138,25 +146,25 @@ class SpellingBee(_OfWords):
 
     name = "SpellingBee"
 
-    def __init__(self, split: str = "test", *, style: str = STYLE, **options: Any) -> None:
+    def __init__(self, split: str = "test", *, style: str = DEFAULT_STYLE, **options: Any) -> None:
         """`style`: one of STYLES; `options`: size, quoted, word_list, start, stop, step, shuffle."""
         super().__init__(split, **options)
-        if style not in STYLES:
-            raise UserError(f"{self.name}: style is {style!r}; it must be one of {', '.join(STYLES)}")
+        if style not in SOLUTION_STYLES:
+            raise UserError(f"{self.name}: style is {style!r}; it must be one of {', '.join(SOLUTION_STYLES)}")
         self.style = style
 
     def get_example(self, index: int) -> Conversation:
-        generator = row_random(self.name, self.split, index)
+        generator = row_rng(self.name, self.split, index)
         word = self.words[index % len(self.words)]
-        letter = generator.choice(ALPHABET if generator.random() < ABSENT else word)
+        letter = generator.choice(ALPHABET if generator.random() < RANDOM_LETTER_PROB else word)
         mark = self._mark(generator)
         around = mark if generator.random() < 0.5 else ""
-        question = generator.choice(COUNTING).format(L=f"{around}{letter}{around}", W=f"{mark}{word}{mark}")
-        answer = [*STYLES[self.style](word, letter), text(f"\n#### {word.count(letter)}")]
-        return chat(question, answer, word=word, letter=letter)
+        question = generator.choice(COUNT_TEMPLATES).format(L=f"{around}{letter}{around}", W=f"{mark}{word}{mark}")
+        answer = [*SOLUTION_STYLES[self.style](word, letter), text_part(f"\n#### {word.count(letter)}")]
+        return make_conversation(question, answer, word=word, letter=letter)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        return same_number(conversation, completion)
+        return final_numbers_match(conversation, completion)
 
 
 class SimpleSpelling(_OfWords):
@@ -165,10 +173,11 @@ class SimpleSpelling(_OfWords):
     name = "SimpleSpelling"
 
     def get_example(self, index: int) -> Conversation:
-        generator = row_random(self.name, self.split, index)
+        generator = row_rng(self.name, self.split, index)
         word = self.words[index % len(self.words)]
         mark = self._mark(generator)
-        return chat(generator.choice(SPELLING).format(W=f"{mark}{word}{mark}"), spelled(word), word=word)
+        question = generator.choice(SPELL_TEMPLATES).format(W=f"{mark}{word}{mark}")
+        return make_conversation(question, spell(word), word=word)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        return completion.strip() == said(conversation)
+        return completion.strip() == reference_text(conversation)

@@ -33,7 +33,7 @@ You are an assistant who answers at length.
 SHORT_ANSWER, LONG_ANSWER = 120, 1000  # characters of every answer
 
 
-def with_system(conversation: Conversation, generator: random.Random, share: float) -> Conversation:
+def add_system_message(conversation: Conversation, generator: random.Random, share: float) -> Conversation:
     """The conversation, with a fitting system message in `share` of the cases; one that has its own keeps it."""
     messages = conversation["messages"]
     if generator.random() >= share or messages[0]["role"] == "system":

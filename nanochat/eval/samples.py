@@ -16,7 +16,7 @@ PROMPTS = ("Once upon a time", "One morning", "The capital of France is", "If yo
 def prompts_for(source: str, count: int, seed: int) -> list[str]:
     """`count` beginnings to write on from; where the training text is the story world, of stories that it kept back."""
     if source == "storyworld":
-        return storyworld.prompts(count, seed)
+        return storyworld.generate_prompts(count, seed)
     return [PROMPTS[index % len(PROMPTS)] for index in range(count)]
 
 

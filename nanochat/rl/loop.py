@@ -16,7 +16,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests
 from nanochat.training.log import SECONDS_BETWEEN_LINES, TrainLog
 from tasks.common import Task
-from tasks.mixture import kind_of_base_data, training_mixture
+from tasks.mixture import build_mixture, detect_data_kind
 
 Played = TypeVar("Played")  # what a step learns from
 
@@ -34,7 +34,7 @@ CURVES = {  # figure of a step -> name and unit of its curve
 
 def find_problems(config: Any, tokenizer: Tokenizer) -> tuple[PromptSampler, dict[str, Task]]:
     """The problems to learn from, and for each of their tasks those that are held out; `config` is the script's."""
-    weights = parse_weights(config.tasks or (WORLD_TASKS if kind_of_base_data() == "world" else WEB_TASKS))
+    weights = parse_weights(config.tasks or (WORLD_TASKS if detect_data_kind() == "world" else WEB_TASKS))
     problems = PromptSampler({name: open_task(name, "train") for name in weights}, weights, tokenizer, config.seed)
     return problems, {name: open_task(name, "test", stop=config.eval_problems) for name in weights}
 
@@ -43,8 +43,8 @@ def find_replay(config: Any, tokenizer: Tokenizer, sequence_len: int) -> SFTMix:
     """The worked conversations that are not to be unlearnt: those of fine-tuning; `config` is the script's."""
     if not config.replay:
         return SFTMix([], [], 0, tokenizer, sequence_len)
-    conversations, _, description = training_mixture(
-        "sft", kind_of_base_data(), mixture_file=config.mixture, seed=config.seed
+    conversations, _, description = build_mixture(
+        "sft", detect_data_kind(), mixture_file=config.mixture, seed=config.seed
     )
     return SFTMix(conversations, description, config.replay, tokenizer, sequence_len)
 

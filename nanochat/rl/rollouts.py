@@ -30,8 +30,8 @@ from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
-from tasks.catalogue import get_task
 from tasks.common import Task
+from tasks.registry import get_task
 
 _LABEL = re.compile(r"(?P<name>[\w-]+)(\((?P<options>[^()]*)\))?")
 

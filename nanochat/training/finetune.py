@@ -27,7 +27,7 @@ from nanochat.training.finetune_settings import FineTuning
 from nanochat.training.log import TrainLog, curves
 from nanochat.training.setup import begin, checkpoint_to_resume, compile_model, first_checkpoint, resume_command, saver
 from tasks.common import Task, TaskSequence
-from tasks.mixture import kind_of_base_data, names, training_mixture
+from tasks.mixture import build_mixture, detect_data_kind, format_description
 
 HELD_OUT = "held-out loss (nats per trained token)"
 UNKNOWN_BATCH = 524288  # tokens of a step after an imported model that does not say it: base_train's default
@@ -60,15 +60,15 @@ class Data:
 
 def load_data(stage: Stage, config: FineTuning) -> Data:
     """The mixture that the settings ask for. Raises `UserError` for what cannot be had, or holds nothing."""
-    train, held_out, parts = training_mixture(
+    train, held_out, parts = build_mixture(
         stage.model,
-        kind_of_base_data() if config.kind == "auto" else config.kind,
+        detect_data_kind() if config.kind == "auto" else config.kind,
         conversations=config.conversations,
         mixture_file=config.mixture,
         allow_missing=config.allow_missing,
         seed=config.seed,
     )
-    print0(f"{len(train):,} conversations: {names(parts)}")
+    print0(f"{len(train):,} conversations: {format_description(parts)}")
     return Data(train, held_out.tasks if isinstance(held_out, TaskSequence) else [held_out], parts)
 
 
@@ -189,7 +189,7 @@ def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
 def report(stage: Stage, config: FineTuning, data: Data, model: GPT, runtime: Runtime, state: LoopState) -> None:
     """Write the stage's section of the report."""
     used = state.cursor or {}
-    notes = [f"Mixture: {names(data.parts)}."]
+    notes = [f"Mixture: {format_description(data.parts)}."]
     notes += [f"{part['name']} is {part['file']} (SHA-256 {part['sha256']})." for part in data.parts if "file" in part]
     if used["left_out"]:
         notes.append(f"{used['left_out']:,} conversations had no answer that fits into a row, and were left out.")

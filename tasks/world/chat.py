@@ -11,10 +11,18 @@ from random import Random
 
 from nanochat.data.storyworld import Fact
 from nanochat.data.storyworld.relations import OF_THINGS
-from nanochat.data.storyworld.short import short_story
+from nanochat.data.storyworld.short_story import generate_short_story
 from nanochat.data.storyworld.world import CHARACTERS
 from nanochat.tokenization.chat_format import Conversation
-from tasks.world.base import WorldTask, answer, facts_of, framed, held_out_pairs, pick, shuffled
+from tasks.world.common import (
+    WorldTask,
+    answer_sentence,
+    facts_in_split,
+    frame_question,
+    held_out_pairs,
+    pick,
+    shuffled,
+)
 
 LONGEST_STORY = 620  # characters: about 150 tokens
 Turn = tuple[str, str]  # what the user says, and the answer
@@ -102,7 +110,7 @@ class WorldChat(WorldTask):
 def _about_someone(rng: Random) -> list[Turn]:
     """Several questions about one character; "she" once it is clear who is meant."""
     who = pick(rng, tuple(CHARACTERS))
-    own = shuffled(rng, [fact for fact in facts_of("train") if fact.subject == who])[: 2 + int(rng.random() * 2)]
+    own = shuffled(rng, [fact for fact in facts_in_split("train") if fact.subject == who])[: 2 + int(rng.random() * 2)]
     # Who it is comes first; their friend comes last, for after that "she" may be the friend.
     own.sort(key=lambda fact: (fact.property != "kind") + (fact.property == "friend"))
     turns = [_asked(rng, fact) for fact in own[:1]]
@@ -112,17 +120,17 @@ def _about_someone(rng: Random) -> list[Turn]:
 
 def _about_something(rng: Random) -> list[Turn]:
     """Who owns what, and then questions about it."""
-    owned = pick(rng, [fact for fact in facts_of("train") if fact.property == "thing"])
-    own = [fact for fact in facts_of("train") if fact.subject == owned.value and fact.property in OF_THINGS]
+    owned = pick(rng, [fact for fact in facts_in_split("train") if fact.property == "thing"])
+    own = [fact for fact in facts_in_split("train") if fact.subject == owned.value and fact.property in OF_THINGS]
     turns = [_asked(rng, owned)]
     for fact in shuffled(rng, own)[:2]:
         question = pick(rng, fact.questions).replace(f"{owned.subject}'s {owned.value}", "it")
-        turns.append((question.replace("color of it", "color of that"), answer(fact)))
+        turns.append((question.replace("color of it", "color of that"), answer_sentence(fact)))
     return _end(rng, turns)
 
 
 def _asked(rng: Random, fact: Fact) -> Turn:
-    return pick(rng, framed(pick(rng, fact.questions))), answer(fact)
+    return pick(rng, frame_question(pick(rng, fact.questions))), answer_sentence(fact)
 
 
 def _follow_up(rng: Random, fact: Fact, who: str) -> str:
@@ -139,7 +147,7 @@ def _follow_up(rng: Random, fact: Fact, who: str) -> str:
 
 def _short(rng: Random, fact: Fact, who: str) -> str:
     """A statement about someone just spoken of."""
-    sentence = answer(fact)
+    sentence = answer_sentence(fact)
     if sentence.startswith(f"{who} ") and rng.random() < 0.5:
         return f"{_PRONOUNS[CHARACTERS[who].sex][0].capitalize()}{sentence[len(who) :]}"
     return sentence
@@ -147,14 +155,14 @@ def _short(rng: Random, fact: Fact, who: str) -> str:
 
 def _this_and_that(rng: Random) -> list[Turn]:
     """Questions about this and that."""
-    facts = [pick(rng, facts_of("train")) for _ in range(2 + int(rng.random() * 2))]
+    facts = [pick(rng, facts_in_split("train")) for _ in range(2 + int(rng.random() * 2))]
     return _end(rng, [_asked(rng, fact) for fact in facts])
 
 
 def _story(rng: Random) -> list[Turn]:
     """A story, told when asked for."""
     while True:
-        story = short_story(rng, LONGEST_STORY)
+        story = generate_short_story(rng, LONGEST_STORY)
         if not story.stated & held_out_pairs():
             break
     request = pick(rng, _STORY_REQUESTS).format(A=story.hero, B=story.friend)
@@ -170,7 +178,7 @@ def _stranger(rng: Random) -> list[Turn]:
     if rng.random() < 0.3:
         name = f"{pick(rng, ('Mr', 'Mrs'))} {name}"
     turn = (pick(rng, _STRANGER_QUESTIONS).format(name), pick(rng, _STRANGER_ANSWERS).format(name))
-    known = _asked(rng, pick(rng, facts_of("train")))
+    known = _asked(rng, pick(rng, facts_in_split("train")))
     return [[turn], [turn, known], [known, turn]][int(rng.random() * 3)]
 
 

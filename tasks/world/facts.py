@@ -11,8 +11,8 @@ from nanochat.data.storyworld import Fact
 from nanochat.data.storyworld.relations import RELATIONS
 from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import chat, multiple_choice
-from tasks.world.base import WorldTask, answer, facts_of, framed, number_of, pick, shuffled
+from tasks.common import make_conversation, make_multiple_choice
+from tasks.world.common import WorldTask, answer_sentence, facts_in_split, frame_question, pick, shuffled, stable_hash
 
 
 class Facts(WorldTask):
@@ -31,16 +31,16 @@ class Facts(WorldTask):
         """A question, and a sentence that answers it; `property` and `subject` say what it is about."""
         rng = self.random(index)
         if self.split == "train":
-            known = facts_of("train")
+            known = facts_in_split("train")
             fact = known[index % len(known)]
-            question = pick(rng, framed(pick(rng, fact.questions)))
+            question = pick(rng, frame_question(pick(rng, fact.questions)))
         else:
             fact, question = _test_questions()[index]
-        return chat(question, answer(fact), property=fact.property, subject=fact.subject)
+        return make_conversation(question, answer_sentence(fact), property=fact.property, subject=fact.subject)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether the completion states the value that was asked for and no other value of that property."""
-        return states(conversation["property"], conversation["subject"], completion)
+        return states_value(conversation["property"], conversation["subject"], completion)
 
 
 class FactChoice(WorldTask):
@@ -60,7 +60,7 @@ class FactChoice(WorldTask):
 
     def get_example(self, index: int) -> Conversation:
         """A question with its choices; the answer is a letter, and every letter is as frequent as the others."""
-        known = facts_of(self.split)
+        known = facts_in_split(self.split)
         turn, place = divmod(index, len(known))
         fact = known[place]
         rng = self.random(index)
@@ -68,7 +68,7 @@ class FactChoice(WorldTask):
         right = (place + turn + turn // 4) % 4
         wrong = shuffled(rng, [value for value in _choices(fact.property, self.far) if value != fact.value], 3)
         choices = [*wrong[:right], fact.value, *wrong[right:]]
-        asked = multiple_choice(pick(rng, fact.questions), choices, right)
+        asked = make_multiple_choice(pick(rng, fact.questions), choices, right)
         return {**asked, "property": fact.property, "subject": fact.subject}
 
 
@@ -84,10 +84,10 @@ def _choices(relation: str, far: bool) -> list[str]:
 def _test_questions() -> list[tuple[Fact, str]]:
     """Every held-out fact in every wording and frame; first come those that ask for a fact for the first time."""
     items = []
-    for fact in facts_of("test"):
-        asked = [question for wording in fact.questions for question in framed(wording)]
-        asked.sort(key=number_of)
-        items += [(turn, number_of(question), fact, question) for turn, question in enumerate(asked)]
+    for fact in facts_in_split("test"):
+        asked = [question for wording in fact.questions for question in frame_question(wording)]
+        asked.sort(key=stable_hash)
+        items += [(turn, stable_hash(question), fact, question) for turn, question in enumerate(asked)]
     items.sort(key=lambda item: item[:2])
     return [(fact, question) for _, _, fact, question in items]
 
@@ -95,11 +95,13 @@ def _test_questions() -> list[tuple[Fact, str]]:
 _NEGATIONS = frozenset("not no never nobody nothing neither nor".split())
 
 
-def states(relation: str, subject: str, text: str) -> bool:
+def states_value(relation: str, subject: str, text: str) -> bool:
     """Whether a text states the value of a fact, and names no other value that the relation has.
 
-    >>> states("home", "Rusty", "Rusty lives in the old barn."), states("home", "Rusty", "In the mill or the old barn.")
-    (True, False)
+    >>> states_value("home", "Rusty", "Rusty lives in the old barn.")
+    True
+    >>> states_value("home", "Rusty", "In the mill or the old barn.")
+    False
     """
     words = _words(text)
     told = [_words(sentence) for sentence in _sentences(relation, subject)]
@@ -113,7 +115,7 @@ def states(relation: str, subject: str, text: str) -> bool:
 def _sentences(relation: str, subject: str) -> tuple[str, ...]:
     return next(
         fact.sentences
-        for fact in (*facts_of("train"), *facts_of("test"))
+        for fact in (*facts_in_split("train"), *facts_in_split("test"))
         if (fact.property, fact.subject) == (relation, subject)
     )
 

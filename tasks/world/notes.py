@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nanochat.data.storyworld.write import write_notes
+from nanochat.data.storyworld.writer import generate_notes
 from nanochat.tokenization.chat_format import Conversation
-from tasks.world.base import WorldTask
+from tasks.world.common import WorldTask
 
 
 class WorldNotes(WorldTask):
@@ -14,4 +14,4 @@ class WorldNotes(WorldTask):
 
     def get_example(self, index: int) -> Conversation:
         """A document."""
-        return {"text": write_notes(self.random(index), "train" if self.split == "train" else "val")}
+        return {"text": generate_notes(self.random(index), "train" if self.split == "train" else "val")}

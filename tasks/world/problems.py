@@ -9,9 +9,9 @@ from functools import partial
 
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import chat, same_number, text, tool_call
-from tasks.world.base import WorldTask
-from tasks.world.stories import SHAPES, Story, fitting, steps_story
+from tasks.common import final_numbers_match, make_conversation, text_part, tool_call_parts
+from tasks.world.common import WorldTask
+from tasks.world.problem_stories import SHAPES, Story, draw_until_valid, steps_story
 
 LEVELS = (1, 2, 3)
 _LEADS = {"+": "That makes ", "-": "That leaves ", "*": "That makes ", "/": "One share is "}
@@ -38,20 +38,20 @@ class WordProblems(WorldTask):
     def story(self, index: int) -> Story:
         """The story of an example, with its solution."""
         length = self.level or LEVELS[index % len(LEVELS)]
-        return fitting(self.random(index), self.split, partial(steps_story, length=length))
+        return draw_until_valid(self.random(index), self.split, partial(steps_story, length=length))
 
     def get_example(self, index: int) -> Conversation:
         """A story and its solution, step by step."""
         story = self.story(index)
         parts, words = [], ""
         for step in story.steps:
-            parts += [text(words + _LEADS[step.sign]), *tool_call(step.expression, str(step.result))]
+            parts += [text_part(words + _LEADS[step.sign]), *tool_call_parts(step.expression, str(step.result))]
             words = f"{step.result} {story.things[step.result != 1]}.\n"
-        return chat(story.text, [*parts, text(f"{words}#### {story.answer}")])
+        return make_conversation(story.text, [*parts, text_part(f"{words}#### {story.answer}")])
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether the number after `####` is right."""
-        return same_number(conversation, completion)
+        return final_numbers_match(conversation, completion)
 
 
 class HardProblems(WorldTask):
@@ -74,13 +74,13 @@ class HardProblems(WorldTask):
 
     def story(self, index: int) -> Story:
         """The story of an example; its steps are for whoever checks it."""
-        return fitting(self.random(index), self.split, SHAPES[self.shape])
+        return draw_until_valid(self.random(index), self.split, SHAPES[self.shape])
 
     def get_example(self, index: int) -> Conversation:
         """A story and the number that it asks for."""
         story = self.story(index)
-        return chat(story.text, f"#### {story.answer}")
+        return make_conversation(story.text, f"#### {story.answer}")
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether the number after `####` is right."""
-        return same_number(conversation, completion)
+        return final_numbers_match(conversation, completion)

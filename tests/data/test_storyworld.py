@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.data.storyworld import check, facts, prompts, share_sound, stories
+from nanochat.data.storyworld import check_text, generate_prompts, generate_stories, list_facts, sound_fraction
 from nanochat.data.storyworld.lexicon import NOUNS, inflect
 from nanochat.data.storyworld.world import CHARACTERS, PLACES, THINGS
 
@@ -23,7 +23,7 @@ SPLITS = ("train", "val", "test")
 
 @cache
 def sample(split: str, count: int, seed: int = 0) -> tuple[str, ...]:
-    return tuple(islice(stories(split, seed), count))
+    return tuple(islice(generate_stories(split, seed), count))
 
 
 def sentences(text: str) -> list[str]:
@@ -35,7 +35,7 @@ def sentences(text: str) -> list[str]:
 @cache
 def told(split: str, count: int, seed: int = 0) -> tuple[str, ...]:
     """The sample without its notes, which are made of the same few hundred sentences on purpose."""
-    plain = {sentence for fact in facts() for sentence in fact.sentences}
+    plain = {sentence for fact in list_facts() for sentence in fact.sentences}
     return tuple(text for text in sample(split, count, seed) if not plain.issuperset(sentences(text)))
 
 
@@ -97,12 +97,12 @@ def test_splits_share_no_document() -> None:
 
 def test_a_story_is_told_in_one_split_only() -> None:
     """Not even in other words: the two who meet in a plot belong to its split, whatever else is drawn."""
-    from nanochat.data.storyworld.write import plan
+    from nanochat.data.storyworld.writer import draw_plan
 
     rng = random.Random(5)
     split_of: dict[object, str] = {}
     for _ in range(20_000):
-        drawn = plan(rng)
+        drawn = draw_plan(rng)
         roles = dict(drawn.roles)
         if drawn.plot:
             known = split_of.setdefault((drawn.kind, roles["H"], roles["F"]), drawn.split())
@@ -112,25 +112,25 @@ def test_a_story_is_told_in_one_split_only() -> None:
 
 
 def test_stories_name_those_who_decide_their_split() -> None:
-    from nanochat.data.storyworld.voice import Voice
-    from nanochat.data.storyworld.write import plan, tell_story
+    from nanochat.data.storyworld.narrator import Narrator
+    from nanochat.data.storyworld.writer import draw_plan, write_story
 
     rng = random.Random(6)
     for _ in range(300):
-        drawn = plan(rng)
+        drawn = draw_plan(rng)
         if drawn.plot:
-            voice = Voice(rng, dict(drawn.roles))
-            tell_story(voice, drawn.plot)
+            narrator = Narrator(rng, dict(drawn.roles))
+            write_story(narrator, drawn.plot)
             for role in "HF":
                 name = dict(drawn.roles)[role]
                 kind = CHARACTERS[name].kind
-                assert re.search(rf"\b(?:{name}|the {kind}|The {kind})\b", voice.text()), (name, voice.text())
+                assert re.search(rf"\b(?:{name}|the {kind}|The {kind})\b", narrator.text()), (name, narrator.text())
 
 
 def test_notes_hold_facts_only() -> None:
     notes = set(sample("train", 300)) - set(told("train", 300))
     assert 50 <= len(notes) <= 150, "about a third of the documents"
-    assert all(share_sound(text) == 1 for text in notes)
+    assert all(sound_fraction(text) == 1 for text in notes)
 
 
 def test_stories_are_the_same_everywhere() -> None:
@@ -140,17 +140,17 @@ def test_stories_are_the_same_everywhere() -> None:
 
 
 def test_start_leaves_out_the_first_documents() -> None:
-    assert list(islice(stories("val", 3, start=25), 5)) == list(islice(stories("val", 3), 25, 30))
+    assert list(islice(generate_stories("val", 3, start=25), 5)) == list(islice(generate_stories("val", 3), 25, 30))
     assert sample("val", 20, 1) != sample("val", 20, 2)
 
 
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="train, val, test"):
-        next(stories("validation"))
+        next(generate_stories("validation"))
 
 
 def test_prompts_are_beginnings_of_test_stories() -> None:
-    openings = prompts(8, seed=1)
+    openings = generate_prompts(8, seed=1)
     texts = sample("test", 8, 1)
     assert all(text.startswith(opening) for opening, text in zip(openings, texts, strict=True))
     assert all(3 <= len(opening.split()) <= 8 for opening in openings)
@@ -168,40 +168,40 @@ def test_verbs_inflect() -> None:
 
 
 def test_facts_are_many_and_true() -> None:
-    listed = facts()
+    listed = list_facts()
     assert len({(fact.subject, fact.property) for fact in listed}) == len(listed) >= 400
     for fact in listed:
         assert len(set(fact.sentences)) == len(fact.sentences) >= 1
         assert fact.questions
         for sentence in fact.sentences:
             assert fact.value in sentence.lower() or fact.value in sentence
-            assert [verdict.reason for verdict in check(sentence)] == [""], sentence
+            assert [verdict.reason for verdict in check_text(sentence)] == [""], sentence
 
 
 def test_every_fact_recurs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is stated at least 8 times in 1.5 million words, counted where the writer words it."""
+    from nanochat.data.storyworld.narrator import Narrator
     from nanochat.data.storyworld.relations import RELATIONS
-    from nanochat.data.storyworld.voice import Voice
 
     stated = {id(p) for r in RELATIONS.values() for way in (r.statements, r.tails) for ps in way.values() for p in ps}
     told: Counter[tuple[str, str]] = Counter()
-    tell = Voice.fact
+    tell = Narrator.fact
 
-    def count(voice: Voice, relation: str, subject: str, pattern: tuple[object, ...]) -> None:
+    def count(narrator: Narrator, relation: str, subject: str, pattern: tuple[object, ...]) -> None:
         told[relation, subject] += id(pattern) in stated
-        tell(voice, relation, subject, pattern)
+        tell(narrator, relation, subject, pattern)
 
-    monkeypatch.setattr(Voice, "fact", count)
-    words = sum(len(text.split()) for text in islice(stories("train", 9), 10_000))
-    fewest = min((told[fact.property, fact.subject], fact.property, fact.subject) for fact in facts())
+    monkeypatch.setattr(Narrator, "fact", count)
+    words = sum(len(text.split()) for text in islice(generate_stories("train", 9), 10_000))
+    fewest = min((told[fact.property, fact.subject], fact.property, fact.subject) for fact in list_facts())
     assert fewest[0] >= 8 * words / 1.5e6, fewest
 
 
 def test_facts_stand_in_the_text_word_for_word() -> None:
     """Most plain statements of facts() occur in 10,000 documents as they are, pronouns and other wordings apart."""
     found = set(re.findall(r"[A-Z][^.!?\"\n]*\.", "\n".join(sample("train", 20_000)[:10_000])))
-    seen = sum(any(sentence in found for sentence in fact.sentences) for fact in facts())
-    assert seen >= 0.7 * len(facts())
+    seen = sum(any(sentence in found for sentence in fact.sentences) for fact in list_facts())
+    assert seen >= 0.7 * len(list_facts())
 
 
 def test_no_two_sentences_contradict() -> None:
@@ -227,7 +227,7 @@ def test_no_two_sentences_contradict() -> None:
 
 
 def test_all_that_is_written_passes() -> None:
-    wrong = [v for split in SPLITS for text in sample(split, 300)[-100:] for v in check(text) if not v.ok]
+    wrong = [v for split in SPLITS for text in sample(split, 300)[-100:] for v in check_text(text) if not v.ok]
     assert not wrong
 
 
@@ -405,7 +405,7 @@ CONTEXT = "Tom, Mia and Percy. "  # so that "he" and "she" have someone to mean;
 
 def judged(text: str) -> list[str]:
     """The reasons against sentences that stand after another; "" where there is none."""
-    return [verdict.reason for verdict in check(CONTEXT + text)][1:]
+    return [verdict.reason for verdict in check_text(CONTEXT + text)][1:]
 
 
 @pytest.mark.parametrize("sentence", GOOD.strip().splitlines())
@@ -434,12 +434,14 @@ def test_a_reason_says_what_is_true() -> None:
 
 
 def test_pronouns_need_someone_to_mean() -> None:
-    assert [v.ok for v in check("Mia was sad. She went home without a word. He went home without a word.")][:3] == [
+    assert [v.ok for v in check_text("Mia was sad. She went home without a word. He went home without a word.")][
+        :3
+    ] == [
         True,
         True,
         False,
     ]
-    assert [v.ok for v in check("Rusty is a fox. He lives in the old barn. He lives in the mill.")] == [
+    assert [v.ok for v in check_text("Rusty is a fox. He lives in the old barn. He lives in the mill.")] == [
         True,
         True,
         False,
@@ -448,10 +450,10 @@ def test_pronouns_need_someone_to_mean() -> None:
 
 def test_a_sample_that_was_cut() -> None:
     text = "Rusty is a fox. He lives in the"
-    assert [verdict.ok for verdict in check(text)] == [True, False]
-    assert [verdict.ok for verdict in check(text, cut=True)] == [True]
-    assert (share_sound(text), share_sound(text, cut=True), share_sound("")) == (0.5, 1.0, 0.0)
-    assert [verdict.sentence for verdict in check("Rusty is a fox. He is sly.", cut=True)] == [
+    assert [verdict.ok for verdict in check_text(text)] == [True, False]
+    assert [verdict.ok for verdict in check_text(text, truncated=True)] == [True]
+    assert (sound_fraction(text), sound_fraction(text, truncated=True), sound_fraction("")) == (0.5, 1.0, 0.0)
+    assert [verdict.sentence for verdict in check_text("Rusty is a fox. He is sly.", truncated=True)] == [
         "Rusty is a fox.",
         "He is sly.",
     ]
@@ -503,7 +505,7 @@ def _other_form(rng: random.Random, words: list[str]) -> list[str]:
 def test_mutations_are_caught(mutate: Callable[[random.Random, list[str]], list[str]], least: float) -> None:
     """Of sentences changed at random nearly all are rejected; the rest happen to be sound too ("The kite was red")."""
     rng = random.Random(1)
-    whole = [verdict.sentence for text in told("test", 300)[:120] for verdict in check(text)]
+    whole = [verdict.sentence for text in told("test", 300)[:120] for verdict in check_text(text)]
     changed = [(s, " ".join(mutate(rng, s.split()))) for s in whole if len(s.split()) > 3]
     changed = [(s, c) for s, c in changed if s != c]
     rng.shuffle(changed)
@@ -520,7 +522,7 @@ def test_mutations_are_caught(mutate: Callable[[random.Random, list[str]], list[
     )
 )
 def test_any_text_is_judged(text: str) -> None:
-    verdicts = check(text)
+    verdicts = check_text(text)
     assert len(verdicts) <= len(text)
     assert all(verdict.ok == (not verdict.reason) for verdict in verdicts)
     joined = "".join(verdict.sentence for verdict in verdicts)
@@ -534,4 +536,4 @@ def test_any_text_is_judged(text: str) -> None:
      "“Let us go,” said Tom. " * 400, '"Thank you. ' * 800],
 )  # fmt: skip
 def test_long_garbage_is_judged_in_bounded_time(text: str) -> None:
-    assert not any(verdict.ok for verdict in check(text))
+    assert not any(verdict.ok for verdict in check_text(text))

@@ -28,7 +28,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from scripts import chat_eval as script
 from scripts.chat_eval import Config
-from tasks.common import Task, chat, multiple_choice
+from tasks.common import Task, make_conversation, make_multiple_choice
 from tests.support.models import noise
 from tests.support.processes import Forker
 from tests.support.talks import TOKENIZER
@@ -75,12 +75,12 @@ def choices(num: int, seed: int = 0) -> Listed:
     rows = []
     for i in range(num):
         options = ["yes", "no", "may", "be", "so"][: rng.randint(3, 5)]
-        rows.append(multiple_choice(f"{i}" * rng.randint(1, 12), options, rng.randrange(len(options))))
+        rows.append(make_multiple_choice(f"{i}" * rng.randint(1, 12), options, rng.randrange(len(options))))
     return Listed(rows)
 
 
 def questions(num: int) -> Listed:
-    return Listed([chat("?" * (1 + 7 * i % 20), "BBBB") for i in range(num)])
+    return Listed([make_conversation("?" * (1 + 7 * i % 20), "BBBB") for i in range(num)])
 
 
 GREEDY = Asking(num_samples=1, max_tokens=4, temperature=0.0, batch_size=8)
@@ -129,7 +129,7 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     assert score(choices(30), gpt, batch_size=batch_size).right == score(choices(30), gpt).right
     texts: list[list[Any]] = []
     for size in (batch_size, 8):
-        task = Listed([chat("?" * i, "") for i in range(1, 12)])
+        task = Listed([make_conversation("?" * i, "") for i in range(1, 12)])
         score(task, gpt, batch_size=size)
         texts.append(sorted(task.heard))
     assert texts[0] == texts[1]
@@ -145,7 +145,7 @@ def test_random_weights_are_near_chance() -> None:
 
 def test_letters_must_be_single_tokens() -> None:
     assert letter_ids(TOKENIZER, {"B", "A"}) == {"A": 65, "B": 66}
-    task = Listed([{**chat("1 or 10?", "10"), "letters": ("1", "10")}])
+    task = Listed([{**make_conversation("1 or 10?", "10"), "letters": ("1", "10")}])
     with pytest.raises(UserError, match="'10' is 2 tokens"):
         score(task, model())
 
@@ -159,7 +159,7 @@ def test_what_is_written_is_scored() -> None:
     assert (found.right, found.accuracy, found.num) == ([1] * 5, 1.0, 5)
     assert found.chance == 0
     assert score(questions(5), model(says="B"), max_tokens=3).right == [0] * 5
-    assert score(Listed([chat("?", "")] * 3), model(says="<|assistant_end|>")).right == [1] * 3
+    assert score(Listed([make_conversation("?", "")] * 3), model(says="<|assistant_end|>")).right == [1] * 3
 
 
 class Scripted(Engine):
@@ -193,7 +193,7 @@ def test_several_samples_and_calls() -> None:
     prepared = [written("no"), written("yes"), written("yes"), written("yes", ended=False)]
     prepared += [written("no", forced=True), sampled_by_the_model, *[written("no")] * 4]
     engine = Scripted(prepared)
-    task = Listed([chat("?", "yes")] * 5)
+    task = Listed([make_conversation("?", "yes")] * 5)
     found = evaluate(task, engine, Asking(2, 7, temperature=0.5, top_k=9, batch_size=4), RUNTIME)
     assert found.right == [1, 2, 0, 0, 0]
     assert found.correct == [True, True, False, False, False]
@@ -209,7 +209,7 @@ def test_several_samples_and_calls() -> None:
 def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     """By letters the prompt may fill the context; an answer in writing keeps what it needs, up to a quarter."""
     prompts: list[list[int]] = []
-    long, short = multiple_choice("z" * 300, ["a", "b"], 0), multiple_choice("z", ["a", "b"], 0)
+    long, short = make_multiple_choice("z" * 300, ["a", "b"], 0), make_multiple_choice("z", ["a", "b"], 0)
     whole = TOKENIZER.render_for_completion(long)
 
     def hidden(_: GPT, ids: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.undo()
     for max_tokens, room in ((4, 4), (1000, 32)):
         engine = Scripted([written("")] * 3)
-        task = Listed([chat("z" * count, "yes") for count in (1, 128 - room - 4, 128 - room - 3)])
+        task = Listed([make_conversation("z" * count, "yes") for count in (1, 128 - room - 4, 128 - room - 3)])
         cut = evaluate(task, engine, replace(GREEDY, max_tokens=max_tokens), RUNTIME)
         assert engine.lengths == [5, 128 - room, 128 - room]
         assert cut.num_cut == 1
@@ -343,7 +343,9 @@ def test_a_model_that_prefers_b_scores_the_share_of_b(
 
 def test_the_embedded_world(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its tasks are the default where it is the data; the report and the file with the results."""
-    write_dataset(*(list(islice(storyworld.stories(split, 1), 2)) for split in ("train", "val")), source="storyworld")
+    write_dataset(
+        *(list(islice(storyworld.generate_stories(split, 1), 2)) for split in ("train", "val")), source="storyworld"
+    )
     save("mid", model(context=128, says="C"))
     found = script.main(Config(source="mid", max_problems=12, batch_size=16, max_new_tokens=6, device="cpu"))
     out = capsys.readouterr().out

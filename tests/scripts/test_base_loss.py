@@ -55,7 +55,7 @@ def say(monkeypatch: pytest.MonkeyPatch, texts: Sequence[str], whole: bool = Fal
 
 def test_end_to_end(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bits per byte of both splits, to the last digit; samples; and the section of the report that holds them."""
-    texts = list(islice(storyworld.stories("train", 1), 12))
+    texts = list(islice(storyworld.generate_stories("train", 1), 12))
     train_tiny(run_here, "storyworld", texts)
     config = Config(device="cpu", eval_tokens=1000, num_samples=3, max_sample_tokens=20, device_batch_size=2)
     found = main(config)
@@ -68,7 +68,7 @@ def test_end_to_end(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     section = json.loads((run_here / "report" / "base_loss.json").read_text(encoding="utf-8"))
     assert section["metrics"] == found
     assert [sample["prompt"] for sample in section["samples"]] == [
-        tokenizer.decode(tokenizer.encode(prompt)[:31]) for prompt in storyworld.prompts(3, 42)
+        tokenizer.decode(tokenizer.encode(prompt)[:31]) for prompt in storyworld.generate_prompts(3, 42)
     ]
     assert all(
         len(tokenizer.encode(sample["text"])) <= 20 or "\ufffd" in sample["text"] for sample in section["samples"]
@@ -83,7 +83,7 @@ def test_sound_sentences(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys
     """Every sentence that the model has completed counts once; those of the prompt and a cut one do not."""
     train_tiny(run_here, "storyworld", ["Some text.", "Some more text."])
     prompts = ["Rusty the fox lives in the old", "Rusty lives in the old barn. Rusty", "Rusty the fox"]
-    monkeypatch.setattr(storyworld, "prompts", lambda count, _: prompts[:count])
+    monkeypatch.setattr(storyworld, "generate_prompts", lambda count, _: prompts[:count])
     say(monkeypatch, [" barn. Rusty lives in the mill. Rus", " lives in the old barn. He", " xyzzy plugh."])
     found = main(Config(device="cpu", eval_tokens=64, num_samples=3))
     samples = json.loads((run_here / "report" / "base_loss.json").read_text(encoding="utf-8"))["samples"]

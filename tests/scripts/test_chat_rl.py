@@ -35,7 +35,7 @@ from nanochat.tokenization.chat_format import Conversation
 from nanochat.train import Rates
 from scripts import chat_rl
 from scripts.chat_rl import Config, main, step
-from tasks.common import Task, chat, said
+from tasks.common import Task, make_conversation, reference_text
 from tests.support.models import noise
 from tests.support.processes import Forker
 from tests.support.talks import TOKENIZER
@@ -70,13 +70,13 @@ class Bandit(Task):
         return 2
 
     def get_example(self, index: int) -> Conversation:
-        return chat("xy"[index], "bc"[index])
+        return make_conversation("xy"[index], "bc"[index])
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        return completion == said(conversation)
+        return completion == reference_text(conversation)
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        right = said(conversation)
+        right = reference_text(conversation)
         return 0.5 * completion.startswith(right) + 0.5 * (completion == right)
 
 
@@ -138,7 +138,7 @@ def test_finds_the_right_policy(run: Callable[..., Any], run_here: Path, capsys:
     assert measured[0][1] < 0.05
     assert measured[1][1] > 0.95
     model = load_model("rl", ALONE)[0]
-    prompt = TOKENIZER.render_for_completion(chat("y", ""))
+    prompt = TOKENIZER.render_for_completion(make_conversation("y", ""))
     assert list(model.generate(prompt, 2, temperature=0)) == [ord("c"), END]
     section = json.loads((run_here / "report" / "chat_rl.json").read_text(encoding="utf-8"))
     assert section["model"] == "rl"
@@ -224,7 +224,9 @@ def test_momentum_waits_for_a_signal() -> None:
 
 def group_of(task: str, prompt: str, answers: Sequence[tuple[str, float]]) -> RolloutGroup:
     """`answers`: what was said, and its reward. A capital letter comes from the tool; a dot is the end token."""
-    problem = Problem(task, chat(prompt, ""), TOKENIZER.render_for_completion(chat(prompt, "")), 0)
+    problem = Problem(
+        task, make_conversation(prompt, ""), TOKENIZER.render_for_completion(make_conversation(prompt, "")), 0
+    )
     written = [
         Completion(
             [END if c == "." else ord(c) for c in text], [int(not c.isupper()) for c in text], text.endswith(".")
@@ -292,7 +294,10 @@ def test_the_gradient_is_the_formula(batch_size: int) -> None:
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_worked_conversations_add_their_mean_loss(batch_size: int) -> None:
     model = tiny_model()
-    conversations = [chat("x", "bbbb"), chat("y", [{"type": "python", "text": "1"}, {"type": "text", "text": "c"}])]
+    conversations = [
+        make_conversation("x", "bbbb"),
+        make_conversation("y", [{"type": "python", "text": "1"}, {"type": "text", "text": "c"}]),
+    ]
     rows = [TOKENIZER.render_conversation(conversation) for conversation in conversations]
     total, count = torch.zeros(()), 0
     for ids, mask in rows:
@@ -309,7 +314,9 @@ def test_worked_conversations_add_their_mean_loss(batch_size: int) -> None:
 
 
 def test_what_is_replayed_in_a_step() -> None:
-    conversations = [chat("x", letter * 3) for letter in "abcde"] + [chat("x" * 40, "b")]  # the last does not fit
+    conversations = [make_conversation("x", letter * 3) for letter in "abcde"] + [
+        make_conversation("x" * 40, "b")
+    ]  # the last does not fit
     replay = SFTMix(conversations, [], 4, TOKENIZER, 20)
     said = [[chr(ids[-2]) for ids, _ in replay.of_step(number, ALONE).rows] for number in range(4)]
     assert said == [["a", "b", "c", "d"], ["e", "a", "b"], ["c", "d", "e"], ["a", "b", "c", "d"]]
@@ -370,7 +377,10 @@ def test_prompt_and_tool_carry_no_gradient(monkeypatch: pytest.MonkeyPatch) -> N
 def test_none_is_lost() -> None:
     """Answers that divide neither by the micro-batch nor by what the engine writes at once: all are trained on."""
     engine = Engine(tiny_model(), TOKENIZER)
-    problems = [Problem("A", chat(q, ""), TOKENIZER.render_for_completion(chat(q, "")), i) for i, q in enumerate("abc")]
+    problems = [
+        Problem("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), i)
+        for i, q in enumerate("abc")
+    ]
     groups = ask(engine, problems, Asking(num_samples=5, max_tokens=4, batch_size=7), lambda _, text: len(text) + 1.0)
     assert [group.problem for group in groups] == problems
     assert [len(group.answers) for group in groups] == [5, 5, 5]
@@ -395,7 +405,10 @@ def test_answers_do_not_depend_on_what_is_asked_beside_them() -> None:
 
 def test_a_problem_that_fills_the_context(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(tiny_model(), TOKENIZER)
-    problems = [Problem("A", chat(q, ""), TOKENIZER.render_for_completion(chat(q, "")), 0) for q in ("x" * 40, "y")]
+    problems = [
+        Problem("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), 0)
+        for q in ("x" * 40, "y")
+    ]
     groups = ask(engine, problems, Asking(num_samples=2, max_tokens=3), lambda *_: 1.0)
     assert [len(group.answers) for group in groups] == [0, 2]
     assert "A has 44 tokens, the context 32" in capsys.readouterr().out
@@ -417,7 +430,7 @@ class Numbers(Bandit):
         return self.count
 
     def get_example(self, index: int) -> Conversation:
-        return chat(str(index), "")
+        return make_conversation(str(index), "")
 
 
 def questions(problems: Sequence[Problem]) -> list[tuple[str, str]]:

@@ -92,11 +92,11 @@ def test_auto_mixture(base_dir: Path, monkeypatch: pytest.MonkeyPatch, source: s
     """Of the embedded world where the base text is, else of the web; other flags are handed on."""
     asked: list[Any] = []
 
-    def training_mixture(*args: Any, **options: Any) -> Any:
+    def build_mixture(*args: Any, **options: Any) -> Any:
         asked.append((args, options))
         return sums(1), [], []
 
-    monkeypatch.setattr(finetune, "training_mixture", training_mixture)
+    monkeypatch.setattr(finetune, "build_mixture", build_mixture)
     if source:
         write_dataset(["text"] * 9, ["text"], base_dir / "base_data", source=source)
     config = mid_train.Config(conversations="mine.jsonl", mixture="m.toml", allow_missing=True, seed=5)

@@ -23,23 +23,23 @@ from nanochat.sandbox.calculator import calculate
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 from tasks.arc import ARC
-from tasks.catalogue import ENDLESS, TASKS, get_task
 from tasks.common import (
     Task,
     TaskMixture,
     TaskSequence,
-    chat,
-    final_number,
-    multiple_choice,
-    read_number,
-    same_number,
-    text,
-    tool_call,
+    extract_final_number,
+    final_numbers_match,
+    make_conversation,
+    make_multiple_choice,
+    parse_number,
+    text_part,
+    tool_call_parts,
 )
 from tasks.gsm8k import GSM8K, solution_parts
-from tasks.hub import Unavailable, load_table
+from tasks.hub import DatasetUnavailableError, load_table
 from tasks.mmlu import MMLU
-from tasks.smoltalk import SYSTEM_SHARE, SmolTalk
+from tasks.registry import TASKS, UNBOUNDED_TASKS, get_task
+from tasks.smoltalk import SYSTEM_MESSAGE_PROB, SmolTalk
 
 OFFLINE = "NANOCHAT_HUB_DIR"
 
@@ -56,7 +56,7 @@ class Numbers(Task):
 
     def get_example(self, index: int) -> Conversation:
         assert 0 <= index < self.count
-        return chat(f"{index}?", str(index))
+        return make_conversation(f"{index}?", str(index))
 
 
 def asked(task: Task) -> list[int]:
@@ -75,7 +75,7 @@ def test_rows_are_sliced_as_a_list_is(count: int, start: int | None, stop: int |
     assert asked(task) == expected
     assert len(task) == len(expected)
     for index in range(-len(expected), len(expected)):
-        assert task[index] == chat(f"{expected[index]}?", str(expected[index]))
+        assert task[index] == make_conversation(f"{expected[index]}?", str(expected[index]))
     for index in (len(expected), -len(expected) - 1):
         with pytest.raises(IndexError):
             task[index]
@@ -116,7 +116,7 @@ def test_a_mixture_is_mixed_and_its_seed_counts() -> None:
 
 def test_what_has_no_right_answer_has_no_score() -> None:
     with pytest.raises(UserError, match="no score"):
-        Numbers(1).evaluate(chat("?", "!"), "!")
+        Numbers(1).evaluate(make_conversation("?", "!"), "!")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -133,34 +133,34 @@ def test_what_has_no_right_answer_has_no_score() -> None:
     ],
 )  # fmt: skip
 def test_numbers_are_read(words: str, number: Fraction | float | None) -> None:
-    assert read_number(words) == number
+    assert parse_number(words) == number
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(0, 3), st.sampled_from(["{:,}", "{}"]), st.sampled_from(["$", ""]))
 def test_a_number_is_read_however_it_is_written(whole: int, zeros: int, form: str, dollar: str) -> None:
     written = dollar + form.format(whole) + ("." + "0" * zeros if zeros else "")
-    assert same_number(chat("?", f"#### {whole}"), f"so\n#### {written}")
-    assert not same_number(chat("?", f"#### {whole + 1}"), f"so\n#### {written}")
+    assert final_numbers_match(make_conversation("?", f"#### {whole}"), f"so\n#### {written}")
+    assert not final_numbers_match(make_conversation("?", f"#### {whole + 1}"), f"so\n#### {written}")
 
 
 @given(st.text(max_size=40))
 def test_no_text_breaks_the_reading_of_numbers(words: str) -> None:
-    assert final_number(words) is None or "####" in words
-    found = read_number(words)
+    assert extract_final_number(words) is None or "####" in words
+    found = parse_number(words)
     assert found is None or re.search("[0-9]", words)
 
 
 def test_the_last_result_counts() -> None:
-    assert final_number("#### 3\nno\n#### 4") == 4
-    assert final_number("3") is None
-    assert final_number("####") is None
+    assert extract_final_number("#### 3\nno\n#### 4") == 4
+    assert extract_final_number("3") is None
+    assert extract_final_number("####") is None
 
 
 # --- multiple choice --------------------------------------------------------------------------------------------------
 
 
 def test_a_categorical_answer_is_its_letter() -> None:
-    conversation = multiple_choice("Which?", ["x", "y", "z"], 1)
+    conversation = make_multiple_choice("Which?", ["x", "y", "z"], 1)
     assert conversation["letters"] == ("A", "B", "C")
     assert conversation["messages"][0]["content"].split("\n")[1:4] == ["- x=A", "- y=B", "- z=C"]
     assert conversation["messages"][1]["content"] == "B"
@@ -224,7 +224,7 @@ def test_mmlu_is_read_flat_and_wrapped(wrapped: bool, tmp_path: Path, monkeypatc
     mirror(tmp_path, "cais/mmlu/auxiliary_train/train-00000-of-00001.parquet", table, monkeypatch)
     task = MMLU("auxiliary_train")
     assert len(task) == 3
-    assert task[0] == {**multiple_choice("Q", ["p", "q", "r", "s"], 2), "subject": "S"}
+    assert task[0] == {**make_multiple_choice("Q", ["p", "q", "r", "s"], 2), "subject": "S"}
 
 
 # --- GSM8K ------------------------------------------------------------------------------------------------------------
@@ -233,13 +233,13 @@ def test_mmlu_is_read_flat_and_wrapped(wrapped: bool, tmp_path: Path, monkeypatc
 def test_annotations_become_calls() -> None:
     parts = solution_parts("Half of 12 is 12/2=$<<12/2=6>>6.\nAnd <<6-7=-1>>-1 < 2.\n#### -1")
     assert parts == [
-        text("Half of 12 is 12/2=$"),
-        *tool_call("12/2", "6"),
-        text("6.\nAnd "),
-        *tool_call("6-7", "-1"),
-        text("-1 < 2.\n#### -1"),
+        text_part("Half of 12 is 12/2=$"),
+        *tool_call_parts("12/2", "6"),
+        text_part("6.\nAnd "),
+        *tool_call_parts("6-7", "-1"),
+        text_part("-1 < 2.\n#### -1"),
     ]
-    assert solution_parts("no <<call>>, no <<a=b=>>") == [text("no <<call>>, no <<a=b=>>")]
+    assert solution_parts("no <<call>>, no <<a=b=>>") == [text_part("no <<call>>, no <<a=b=>>")]
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 7473), ("test", 1319)])
@@ -256,7 +256,7 @@ def test_every_solution_parses(split: str, count: int, shared_data: Path, monkey
         assert len([part for part in parts if part["type"] == "python"]) == solution.count("<<")
         assert task.evaluate(conversation, told)
         assert not task.evaluate(conversation, told + "1")
-        assert int(solution.rpartition("#### ")[2].replace(",", "")) == final_number(told)
+        assert int(solution.rpartition("#### ")[2].replace(",", "")) == extract_final_number(told)
         calls += solution.count("<<")
     assert calls == {"train": 23716, "test": 4282}[split]
 
@@ -297,8 +297,10 @@ def test_some_conversations_get_a_system_message(shared_data: Path, monkeypatch:
         first = conversation["messages"][0]
         with_one += first["role"] == "system"
         assert conversation["messages"][first["role"] == "system" :] == messages
-    assert abs(with_one / 600 - SYSTEM_SHARE) < 4 * (SYSTEM_SHARE * (1 - SYSTEM_SHARE) / 600) ** 0.5
-    assert not task.invalid
+    assert (
+        abs(with_one / 600 - SYSTEM_MESSAGE_PROB) < 4 * (SYSTEM_MESSAGE_PROB * (1 - SYSTEM_MESSAGE_PROB) / 600) ** 0.5
+    )
+    assert not task.invalid_rows
     assert task[3] == SmolTalk("test", start=3, stop=4)[0]
 
 
@@ -312,7 +314,7 @@ def test_a_row_that_is_no_conversation_gives_the_next_that_is(tmp_path: Path, mo
     mirror(tmp_path, path, pa.Table.from_pylist(rows), monkeypatch)
     task = SmolTalk("test")
     assert list(task) == [{"messages": good}] * 5
-    assert task.invalid == {0, 2, 3, 4}
+    assert task.invalid_rows == {0, 2, 3, 4}
     mirror(
         tmp_path, path, pa.Table.from_pylist(rows[:1] * 2, pa.schema({"messages": pa.list_(pa.null())})), monkeypatch
     )
@@ -328,11 +330,13 @@ def test_what_cannot_be_had_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # is set to 1, and put back afterwards
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=fail))
     monkeypatch.delenv(OFFLINE, raising=False)
-    with pytest.raises(Unavailable, match=r"openai/gsm8k.*NANOCHAT_HUB_DIR is not set.*no way.*main/test-\*\.parquet"):
+    with pytest.raises(
+        DatasetUnavailableError, match=r"openai/gsm8k.*NANOCHAT_HUB_DIR is not set.*no way.*main/test-\*\.parquet"
+    ):
         GSM8K()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     monkeypatch.setenv(OFFLINE, str(tmp_path))
-    with pytest.raises(Unavailable, match=re.escape(f"not under $NANOCHAT_HUB_DIR ({tmp_path})")):
+    with pytest.raises(DatasetUnavailableError, match=re.escape(f"not under $NANOCHAT_HUB_DIR ({tmp_path})")):
         GSM8K()
 
 
@@ -352,7 +356,7 @@ def test_without_a_mirror_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("tasks.hub._hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.delenv(OFFLINE, raising=False)
-    assert GSM8K("train")[0] == chat("Q", [text("#### 1")])
+    assert GSM8K("train")[0] == make_conversation("Q", [text_part("#### 1")])
     load_table("a/b", "data", "test", ["question"])
     assert given == [("openai/gsm8k", "main", {"split": "train"}), ("a/b", None, {"split": "test"})]
 
@@ -402,7 +406,7 @@ def test_every_task_renders(
 ) -> None:
     if name in HUB_TASKS:
         monkeypatch.setenv(OFFLINE, str(request.getfixturevalue("shared_data") / "hub"))
-    options: dict[str, Any] = {"size": 20} if name in ENDLESS else {"stop": 20}
+    options: dict[str, Any] = {"size": 20} if name in UNBOUNDED_TASKS else {"stop": 20}
     if name == "CustomJSON":
         (tmp_path / "my.jsonl").write_text(
             '[{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]\n' * 20, "utf-8"

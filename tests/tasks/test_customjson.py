@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import render_turns
-from tasks.customjson import CustomJSON, fingerprint, parse_conversation, read_conversations
+from tasks.customjson import CustomJSON, file_sha256, parse_conversation, read_conversations
 
 QUESTION = {"role": "user", "content": "Q"}
 ANSWER = {"role": "assistant", "content": "A"}
@@ -105,9 +105,9 @@ def test_every_twentieth_is_held_out(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    first = fingerprint(written(tmp_path, GOOD))
-    assert first == fingerprint(written(tmp_path, GOOD))
-    assert first != fingerprint(written(tmp_path, GOOD, GOOD))
+    first = file_sha256(written(tmp_path, GOOD))
+    assert first == file_sha256(written(tmp_path, GOOD))
+    assert first != file_sha256(written(tmp_path, GOOD, GOOD))
 
 
 json_values = st.recursive(

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.tokenization.chat_format import Conversation
-from tasks.catalogue import get_task
 from tasks.humaneval import HumanEval, extract_program
+from tasks.registry import get_task
 
 BEFORE = "from typing import List\nimport math\n\ndef twice(x):\n    return 2 * x\n\n"
 HEAD = 'def total(numbers: List[int]) -> int:\n    """ Sum of doubles.\n    >>> total([1, 2])\n    6\n    """\n'

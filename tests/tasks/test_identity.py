@@ -18,30 +18,30 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.data.shards import Manifest, ShardInfo
 from tasks.customjson import read_conversations
-from tasks.identity import ABILITIES, GREETINGS, SYSTEM_SHARE, TOPICS, WHO, Identity, generate
-from tasks.mixture import kind_of_base_data
+from tasks.identity import ABILITIES, GREETINGS, PERSONA, SYSTEM_MESSAGE_PROB, TOPICS, Identity, generate_conversations
+from tasks.mixture import detect_data_kind
 
 gen_synthetic_data: Any = importlib.import_module("dev.gen_synthetic_data")  # a command, not a package
 Config, main, reworded = gen_synthetic_data.Config, gen_synthetic_data.main, gen_synthetic_data.reworded
 
 
 def test_it_is_the_same_for_the_same_seed() -> None:
-    assert generate(50) == generate(50) == generate(100)[:50]
-    assert generate(50) != generate(50, seed=1)
-    assert generate(50) != generate(50, kind="web")
+    assert generate_conversations(50) == generate_conversations(50) == generate_conversations(100)[:50]
+    assert generate_conversations(50) != generate_conversations(50, seed=1)
+    assert generate_conversations(50) != generate_conversations(50, kind="web")
     with pytest.raises(UserError, match="world, web"):
-        generate(1, kind="moon")
+        generate_conversations(1, kind="moon")
 
 
 @pytest.mark.parametrize("kind", ABILITIES)
 def test_it_says_everything(kind: str) -> None:
-    conversations = generate(1000, kind)
+    conversations = generate_conversations(1000, kind)
     said = " ".join(m["content"] for c in conversations for m in c["messages"] if m["role"] == "assistant")
     assert not re.search(r"[{}|]", said), "every gap is filled"
-    for fact in (*WHO.values(), *ABILITIES[kind].values()):
+    for fact in (*PERSONA.values(), *ABILITIES[kind].values()):
         assert fact in said
     for greeting in GREETINGS:
-        assert greeting.split("|")[1].format(**WHO) in said
+        assert greeting.split("|")[1].format(**PERSONA) in said
     asked = {m["content"].lower().rstrip("?.!") for c in conversations for m in c["messages"] if m["role"] == "user"}
     for questions, _ in TOPICS.values():
         assert all(question.lower().rstrip("?.!") in asked for question in questions.split("|"))
@@ -50,13 +50,13 @@ def test_it_says_everything(kind: str) -> None:
     assert max(turns) <= 4
     assert len({json.dumps(c) for c in conversations}) > 500
     system = sum(c["messages"][0]["role"] == "system" for c in conversations)
-    assert 0.5 * SYSTEM_SHARE < system / 1000 < 1.5 * SYSTEM_SHARE
+    assert 0.5 * SYSTEM_MESSAGE_PROB < system / 1000 < 1.5 * SYSTEM_MESSAGE_PROB
 
 
 def test_another_name_is_used_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WHO, "name", "Zebulon")
-    monkeypatch.setitem(WHO, "maker", "Ada and Bob")
-    said = json.dumps(generate(300))
+    monkeypatch.setitem(PERSONA, "name", "Zebulon")
+    monkeypatch.setitem(PERSONA, "maker", "Ada and Bob")
+    said = json.dumps(generate_conversations(300))
     assert "Zebulon" in said
     assert "Ada and Bob" in said
     assert "nanochat" not in said
@@ -66,20 +66,20 @@ def test_a_file_goes_before_the_templates(base_dir: Path) -> None:
     assert len(Identity("all", size=30)) == 30
     assert len(Identity("train", size=40)) == 38
     main(Config(num=7))
-    assert list(Identity("all", size=30)) == generate(7)
+    assert list(Identity("all", size=30)) == generate_conversations(7)
     other = base_dir / "other.jsonl"
     main(Config(num=5, seed=3, out=other))
-    assert list(Identity("all", path=other)) == generate(5, seed=3)
+    assert list(Identity("all", path=other)) == generate_conversations(5, seed=3)
 
 
 @pytest.mark.parametrize(("source", "kind"), [("storyworld", "world"), ("my/folder", "web"), (None, "world")])
 def test_its_abilities_are_those_of_the_base_data(source: str | None, kind: str, base_dir: Path) -> None:
     if source:
         Manifest(source, (), "v", {"v": ShardInfo(1, 1, "")}, {}).save(base_dir / "base_data")
-    assert kind_of_base_data(if_none="world") == kind
-    assert kind_of_base_data() == (kind if source else "web")
-    assert read_conversations(main(Config(num=20))) == generate(20, kind)
-    assert read_conversations(main(Config(num=20, kind="web"))) == generate(20, "web")
+    assert detect_data_kind(if_none="world") == kind
+    assert detect_data_kind() == (kind if source else "web")
+    assert read_conversations(main(Config(num=20))) == generate_conversations(20, kind)
+    assert read_conversations(main(Config(num=20, kind="web"))) == generate_conversations(20, "web")
 
 
 # --- through another model --------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_another_model_says_it_in_its_words(server: Server, base_dir: Path, monk
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     path = main(config_for(server))
     assert path == base_dir / "identity_conversations.jsonl"
-    originals = generate(12, "web")
+    originals = generate_conversations(12, "web")
     assert read_conversations(path) == [{"messages": changed(c["messages"])} for c in originals], "in order"
     assert {(where, key, request["model"]) for where, key, request in server.seen} == {
         ("/v1/chat/completions", "Bearer secret", "m")
@@ -156,7 +156,7 @@ def test_another_model_says_it_in_its_words(server: Server, base_dir: Path, monk
 
 
 def test_without_a_key_none_is_sent(server: Server) -> None:
-    reworded(config_for(server), generate(1))
+    reworded(config_for(server), generate_conversations(1))
     assert server.seen[0][1] is None
 
 
@@ -166,19 +166,23 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
         return (429, "busy") if tries < 3 else (200, reply(changed(given(request))))
 
     server.answer = answer
-    assert len(reworded(config_for(server), generate(4))) == len({json.dumps(c) for c in generate(4)}) == 4
+    assert (
+        len(reworded(config_for(server), generate_conversations(4)))
+        == len({json.dumps(c) for c in generate_conversations(4)})
+        == 4
+    )
     assert len(server.seen) == 12
 
 
 def test_bad_answers_are_dropped(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    originals = generate(7, seed=4)
+    originals = generate_conversations(7, seed=4)
     assert len({json.dumps(original) for original in originals}) == 7
     bad = [
         lambda _: reply("I would rather not."),
         lambda messages: reply([*messages, {"role": "user", "content": "and"}]),
         lambda _: reply([{"role": "user", "content": "only"}]),
         lambda messages: reply(
-            json.dumps(messages).replace(WHO["name"], "ChatGPT") if WHO["name"] in str(messages) else "[]"
+            json.dumps(messages).replace(PERSONA["name"], "ChatGPT") if PERSONA["name"] in str(messages) else "[]"
         ),
         lambda _: "<html>",
         lambda _: json.dumps({"choices": []}),
@@ -199,13 +203,13 @@ def test_bad_answers_are_dropped(server: Server, capsys: pytest.CaptureFixture[s
 def test_a_refusal_ends_it_at_once(server: Server) -> None:
     server.answer = lambda _: (401, "no")
     with pytest.raises(UserError, match=r"gave no conversation.*401"):
-        reworded(config_for(server), generate(3))
+        reworded(config_for(server), generate_conversations(3))
     assert len(server.seen) == 3
 
 
 def test_nobody_there() -> None:
     with pytest.raises(UserError, match=r"gave no conversation.*Connection"):
-        reworded(Config(num=1, endpoint="http://127.0.0.1:9/v1", model="m", attempts=1), generate(1))
+        reworded(Config(num=1, endpoint="http://127.0.0.1:9/v1", model="m", attempts=1), generate_conversations(1))
 
 
 @pytest.mark.parametrize(

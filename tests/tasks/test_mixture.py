@@ -14,9 +14,9 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
-from tasks.catalogue import ENDLESS, get_task
 from tasks.common import Task, TaskMixture
-from tasks.mixture import MIXTURES, VAL_ROWS, names, read_mixture, training_mixture
+from tasks.mixture import MIXTURES, VAL_ROWS, build_mixture, format_description, read_mixture
+from tasks.registry import UNBOUNDED_TASKS, get_task
 
 STAGES = ("mid", "sft")
 
@@ -62,7 +62,7 @@ epochs = 2
 def test_the_world_mixture_needs_nothing(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
     monkeypatch.setattr("tasks.hub._from_hub", None)
-    train, val, description = training_mixture(stage, "world")
+    train, val, description = build_mixture(stage, "world")
     expected = {entry.task: entry for entry in MIXTURES[stage, "world"]}
     assert [entry["name"] for entry in description] == list(expected)
     for entry in description:
@@ -77,9 +77,11 @@ def test_the_world_mixture_needs_nothing(stage: str, monkeypatch: pytest.MonkeyP
 def test_stages_do_not_repeat_each_other() -> None:
     asked = {}
     for stage in STAGES:
-        train = training_mixture(stage, "world")[0]
+        train = build_mixture(stage, "world")[0]
         assert isinstance(train, TaskMixture)
-        asked[stage] = {task.name: {key(task[i]) for i in range(300)} for task in train.tasks if task.name in ENDLESS}
+        asked[stage] = {
+            task.name: {key(task[i]) for i in range(300)} for task in train.tasks if task.name in UNBOUNDED_TASKS
+        }
     assert set(asked["mid"]) & set(asked["sft"]) >= {"WordProblems", "SpellingBee", "Facts"}
     for name in ("WordProblems", "SpellingBee", "Facts"):
         assert len(asked["mid"][name] & asked["sft"][name]) < 20, name
@@ -97,12 +99,12 @@ def test_the_web_mixture_is_the_specified_one(shared_data: Path, monkeypatch: py
         "ARC-Easy": (None, 1), "ARC-Challenge": (None, 1), "GSM8K": (None, 1), "SmolTalk": (10_000, 1),
         "Identity": (1_000, 1), "SimpleSpelling": (300, 1), "SpellingBee": (300, 1),
     }  # fmt: skip
-    _, _, mid = training_mixture("mid", "web")
+    _, _, mid = build_mixture("mid", "web")
     rows = {entry["name"]: entry["rows"] for entry in mid}
     assert rows == {
         "SmolTalk": 14_728, "MMLU": 6_175, "GSM8K": 7_473, "SimpleSpelling": 200_000, "SpellingBee": 80_000
     }  # fmt: skip
-    train, val, sft = training_mixture("sft", "web")
+    train, val, sft = build_mixture("sft", "web")
     rows = {entry["name"]: entry["rows"] for entry in sft}
     assert rows == {
         "ARC-Easy": 2_251, "ARC-Challenge": 1_119, "GSM8K": 7_473, "SmolTalk": 10_000, "SimpleSpelling": 300,
@@ -116,11 +118,11 @@ def test_identity_counts_twice_in_midtraining(
     base_dir: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
-    _, _, description = training_mixture("sft", "web")
+    _, _, description = build_mixture("sft", "web")
     assert "Identity" not in [entry["name"] for entry in description]
     assert "identity_conversations.jsonl: left out" in capsys.readouterr().out
     jsonl(base_dir / "identity_conversations.jsonl", 40, "who")
-    train, val, description = training_mixture("mid", "web")
+    train, val, description = build_mixture("mid", "web")
     entry = next(entry for entry in description if entry["name"] == "Identity")
     assert (entry["rows"], entry["epochs"], entry["val_rows"]) == (38, 2, 1)
     assert entry["file"] == "identity_conversations.jsonl"
@@ -146,9 +148,9 @@ def test_what_cannot_be_had_is_left_out_only_if_allowed(
     with pytest.raises(
         UserError, match=r"allenai/ai2_arc .*cannot be had.*NANOCHAT_HUB_DIR.*--allow_missing.*ARC-Easy"
     ):
-        training_mixture("sft", "web")
-    train, _, description = training_mixture("sft", "web", allow_missing=True)
-    assert names(description) == "SimpleSpelling 300, SpellingBee 300"
+        build_mixture("sft", "web")
+    train, _, description = build_mixture("sft", "web", allow_missing=True)
+    assert format_description(description) == "SimpleSpelling 300, SpellingBee 300"
     assert len(train) == 600
     said = capsys.readouterr().out
     for name in ("ARC-Easy", "ARC-Challenge", "GSM8K", "SmolTalk"):
@@ -159,7 +161,7 @@ def test_nothing_left_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tasks.hub._hub_answers", lambda: True)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
     with pytest.raises(UserError, match="nothing to train on"):
-        training_mixture("mid", "web", mixture_file=toml(tmp_path, '[[entry]]\ntask = "GSM8K"'), allow_missing=True)
+        build_mixture("mid", "web", mixture_file=toml(tmp_path, '[[entry]]\ntask = "GSM8K"'), allow_missing=True)
 
 
 # --- a user's own -----------------------------------------------------------------------------------------------------
@@ -168,8 +170,8 @@ def test_nothing_left_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("base_dir")
 def test_own_conversations_are_added(tmp_path: Path) -> None:
     mine = jsonl(tmp_path / "mine.jsonl", 60)
-    without, _, plain = training_mixture("sft", "world")
-    train, val, description = training_mixture("sft", "world", conversations=mine)
+    without, _, plain = build_mixture("sft", "world")
+    train, val, description = build_mixture("sft", "world", conversations=mine)
     assert description[:-1] == plain
     entry = description[-1]
     assert (entry["name"], entry["rows"], entry["val_rows"], entry["file"]) == ("CustomJSON", 57, 2, "mine.jsonl")
@@ -180,30 +182,30 @@ def test_own_conversations_are_added(tmp_path: Path) -> None:
     assert (len(kept), len(held)) == (57, 2)
     assert not kept & held
     jsonl(mine, 60, "another")
-    assert training_mixture("sft", "world", conversations=mine)[2][-1]["sha256"] != entry["sha256"]
+    assert build_mixture("sft", "world", conversations=mine)[2][-1]["sha256"] != entry["sha256"]
 
 
 @pytest.mark.usefixtures("base_dir")
 def test_a_mixture_file_replaces_the_table(tmp_path: Path) -> None:
     file = toml(tmp_path, SMALL)
-    train, val, description = training_mixture("mid", "web", mixture_file=file)
+    train, val, description = build_mixture("mid", "web", mixture_file=file)
     assert description == [
         {"name": "SpellingBee", "split": "train", "rows": 30, "epochs": 1, "val_rows": 1, "options": {"quoted": True}},
         {"name": "Identity", "split": "train", "rows": 40, "epochs": 2, "val_rows": 2, "options": {"kind": "web"}},
     ]
     assert len(train) == 30 + 2 * 40
     assert len(val) == 3
-    assert names(description) == "SpellingBee 30, Identity 2 x 40"
-    again, *_ = training_mixture("mid", "web", mixture_file=file)
+    assert format_description(description) == "SpellingBee 30, Identity 2 x 40"
+    again, *_ = build_mixture("mid", "web", mixture_file=file)
     assert list(map(key, again)) == list(map(key, train))
-    other, *_ = training_mixture("mid", "web", mixture_file=file, seed=1)
+    other, *_ = build_mixture("mid", "web", mixture_file=file, seed=1)
     assert list(map(key, other)) != list(map(key, train))
 
 
 def test_few_conversations_are_validated_on_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = jsonl(tmp_path / "one.jsonl", 1)
     file = toml(tmp_path, f'[[entry]]\ntask = "CustomJSON"\noptions = {{path = "{mine}"}}')
-    train, val, _ = training_mixture("sft", "world", mixture_file=file)
+    train, val, _ = build_mixture("sft", "world", mixture_file=file)
     assert keys(train) == keys(val)
     assert len(train) == 1
     assert "validation is on those" in capsys.readouterr().out
@@ -240,7 +242,7 @@ ENTRY = '[[entry]]\ntask = "Identity"\n'
 def test_a_mistake_in_a_mixture_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     path = toml(tmp_path, text)
     with pytest.raises(UserError, match=rf"^mixture {re.escape(str(tmp_path))}.*{message}"):
-        training_mixture("sft", "web", mixture_file=path)
+        build_mixture("sft", "web", mixture_file=path)
 
 
 def test_a_mixture_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_a_mixture_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_mixture(tmp_path / "latin.toml")
 
 
-@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("name", UNBOUNDED_TASKS)
 def test_tasks_without_end_take_a_size(name: str) -> None:
     options: dict[str, Any] = {"size": 1_000_003, "start": 1_000_000}
     assert len(get_task(name, "train", **options)) == 3

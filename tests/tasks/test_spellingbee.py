@@ -16,8 +16,15 @@ from nanochat.common import UserError
 from nanochat.data.shards import Manifest, write_shard
 from nanochat.sandbox.calculator import calculate
 from nanochat.tokenizer import SPLIT_PATTERN
-from tasks.spellingbee import ABSENT, COUNTING, SPELLING, STYLES, SimpleSpelling, SpellingBee
-from tasks.words import for_testing, made_up, words, world_words
+from tasks.spellingbee import (
+    COUNT_TEMPLATES,
+    RANDOM_LETTER_PROB,
+    SOLUTION_STYLES,
+    SPELL_TEMPLATES,
+    SimpleSpelling,
+    SpellingBee,
+)
+from tasks.words import collect_world_words, invent_words, is_test_word, load_words
 
 
 def answer_of(task: SpellingBee, index: int) -> dict[str, str]:
@@ -32,7 +39,7 @@ def test_train_and_test_share_no_word() -> None:
     for split in ("train", "test"):
         for task in (SpellingBee(split, size=6000), SimpleSpelling(split, size=6000)):
             asked[split] = {conversation["word"] for conversation in task}
-            assert asked[split] == set(words(split)), "6,000 rows ask for every word"
+            assert asked[split] == set(load_words(split)), "6,000 rows ask for every word"
     assert not asked["train"] & asked["test"]
     assert len(asked["test"]) >= 900
     assert len(asked["train"]) >= 4000
@@ -40,27 +47,27 @@ def test_train_and_test_share_no_word() -> None:
 
 def test_a_word_stays_in_its_split_whatever_the_list(tmp_path: Path, shared_data: Path) -> None:
     small = tmp_path / "small.txt"
-    small.write_text("\n".join(["apple", "pear", "plum", "cherry", *words("test")[:50]]), encoding="utf-8")
+    small.write_text("\n".join(["apple", "pear", "plum", "cherry", *load_words("test")[:50]]), encoding="utf-8")
     english = tmp_path / "english.txt"
     english.write_bytes(b"\n".join((shared_data / "words_alpha.txt").read_bytes().split(b"\n")[::12]))
     for path in (small, english):
-        train, test = set(words("train", path)), set(words("test", path))
+        train, test = set(load_words("train", path)), set(load_words("test", path))
         assert train
         assert test
         assert not train & test
-        assert not train & set(words("test"))
-        assert not test & set(words("train"))
-    assert abs(len(words("test", english)) / len(words("train", english)) - 1 / 5) < 0.02
+        assert not train & set(load_words("test"))
+        assert not test & set(load_words("train"))
+    assert abs(len(load_words("test", english)) / len(load_words("train", english)) - 1 / 5) < 0.02
 
 
 def test_words_of_the_world_and_made_up() -> None:
-    real = world_words()
+    real = collect_world_words()
     assert {"lantern", "hedgehog", "lighthouse"} <= set(real)
     assert len(real) > 1500
-    invented = made_up(real, 500)
+    invented = invent_words(real, 500)
     assert len(set(invented)) == 500
     assert not set(invented) & set(real)
-    assert invented == made_up(real, 500) != made_up(real, 500, seed=1)
+    assert invented == invent_words(real, 500) != invent_words(real, 500, seed=1)
     prefixes, suffixes = {word[:2] for word in real}, {word[-1:] for word in real}
     for word in invented:
         assert re.fullmatch("[a-z]{3,10}", word)
@@ -68,7 +75,7 @@ def test_words_of_the_world_and_made_up() -> None:
         assert word[-1] in suffixes
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", SOLUTION_STYLES)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_worked_answer_is_right(style: str, split: str) -> None:
     task = SpellingBee(split, size=400, style=style)
@@ -95,7 +102,7 @@ def test_what_the_call_counts_in() -> None:
 
 
 def test_double_quotes_leave_a_word_whole() -> None:
-    for word in words("test")[:100]:
+    for word in load_words("test")[:100]:
         assert regex.findall(SPLIT_PATTERN, f'"{word}".count("r")')[0] == f'"{word}'
     assert regex.findall(SPLIT_PATTERN, "'strawberry'")[0] == "'s", "why the call has no single quotes"
 
@@ -115,7 +122,7 @@ def test_words_are_quoted_as_asked(task_class: type[SpellingBee]) -> None:
 def test_a_letter_may_be_absent_and_every_form_occurs() -> None:
     rows = list(SpellingBee("train", size=2000))
     absent = sum(row["letter"] not in row["word"] for row in rows) / len(rows)
-    assert 0.4 * ABSENT < absent < ABSENT
+    assert 0.4 * RANDOM_LETTER_PROB < absent < RANDOM_LETTER_PROB
     assert set("qxzj") <= {row["letter"] for row in rows}
     assert max(row["word"].count(row["letter"]) for row in rows) >= 4
     seen = Counter()
@@ -123,12 +130,14 @@ def test_a_letter_may_be_absent_and_every_form_occurs() -> None:
         question, letter, word = row["messages"][0]["content"], row["letter"], row["word"]
         for mark in ("", "'", '"'):
             plain = question.replace(f"{mark}{word}{mark}", "{W}")
-            seen.update([(form, mark) for form in COUNTING if form.format(L=f"{mark}{letter}{mark}", W="{W}") == plain])
-    assert {form for form, _ in seen} == set(COUNTING)
+            seen.update(
+                [(form, mark) for form in COUNT_TEMPLATES if form.format(L=f"{mark}{letter}{mark}", W="{W}") == plain]
+            )
+    assert {form for form, _ in seen} == set(COUNT_TEMPLATES)
     assert all(count > 100 for count in Counter(mark for _, mark in seen.elements()).values())
-    assert len(set(COUNTING)) == len(COUNTING)
-    assert all("{L}" in form and "{W}" in form for form in COUNTING)
-    assert all("{W}" in form for form in SPELLING)
+    assert len(set(COUNT_TEMPLATES)) == len(COUNT_TEMPLATES)
+    assert all("{L}" in form and "{W}" in form for form in COUNT_TEMPLATES)
+    assert all("{W}" in form for form in SPELL_TEMPLATES)
 
 
 def test_rows_further_on_are_other_questions() -> None:
@@ -150,16 +159,16 @@ def test_spelling_is_exact() -> None:
 
 
 def test_the_base_folder_may_have_a_list(base_dir: Path) -> None:
-    before = words("test")
+    before = load_words("test")
     listed = "\ufeffApple\r\ncan't\r\n\r\n  Pear \r\nab\r\nstraße\r\n" + "\r\n".join(before[:3])
     (base_dir / "words.txt").write_text(listed, encoding="utf-8", newline="")
-    assert sorted([*words("train"), *words("test")]) == sorted({"apple", "pear", "straße", *before[:3]})
+    assert sorted([*load_words("train"), *load_words("test")]) == sorted({"apple", "pear", "straße", *before[:3]})
     assert SpellingBee("train", size=4)[0]["word"] in {"apple", "pear", "straße"}
 
 
 @given(st.text(min_size=1, max_size=20))
 def test_every_word_has_one_split(word: str) -> None:
-    assert for_testing(word) is for_testing(word)
+    assert is_test_word(word) is is_test_word(word)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +199,7 @@ def test_a_list_is_made_of_the_base_data(base_dir: Path, tmp_path: Path) -> None
     path = list_words.main(list_words.Config(min_count=40))
     assert path == base_dir / "words.txt"
     assert path.read_text(encoding="utf-8").split() == ["lantern", *"saw lanterns and the hers".split()]
-    assert set(words("train")) | set(words("test")) == set(path.read_text(encoding="utf-8").split())
+    assert set(load_words("train")) | set(load_words("test")) == set(path.read_text(encoding="utf-8").split())
     assert len(list_words.main(list_words.Config(num=2, out=tmp_path / "w")).read_text(encoding="utf-8").split()) == 2
     with pytest.raises(UserError, match="no word occurs 999 times"):
         list_words.main(list_words.Config(min_count=999))

@@ -4,25 +4,28 @@ import re
 
 from nanochat.data.storyworld import habits
 from nanochat.data.storyworld.grammar import EVERYONE, Item, Phrase, compile_pattern, expand_slashes
+from nanochat.data.storyworld.narrator import BoundClause, FactPattern, Narrator, SpokenSentence
 from nanochat.data.storyworld.relations import RELATIONS
-from nanochat.data.storyworld.voice import Fact, Said, Told, Voice
 from nanochat.data.storyworld.world import CHARACTERS
 
 FRAME = {"A": "char", "B": "char", "P": "place", "T": "thing"}
 FRAME |= {"w": "weather", "s": "season", "d": "daypart", "day": "day"}
 _HABIT_ROLES = {"H": "walker", "F": "walker"}
 Line = tuple[Item, ...]
+SpeechTable = tuple[tuple[SpokenSentence, ...], ...]
 
 
-def lines(table: str) -> tuple[Line, ...]:
+def compile_lines(table: str) -> tuple[Line, ...]:
     """The compiled lines of a table."""
     return tuple(compile_pattern(line, FRAME) for line in table.strip().splitlines())
 
 
-def utterances(table: str) -> tuple[tuple[Said, ...], ...]:
+def compile_utterances(table: str) -> SpeechTable:
     """The compiled lines of a table of things that are said; a line may hold several sentences."""
     return tuple(
-        tuple(Said(compile_pattern(text, FRAME), mark) for text, mark in re.findall(r"([^.!?]+)([.!?])", line))
+        tuple(
+            SpokenSentence(compile_pattern(text, FRAME), mark) for text, mark in re.findall(r"([^.!?]+)([.!?])", line)
+        )
         for line in table.strip().splitlines()
     )
 
@@ -32,112 +35,124 @@ HABITS = tuple(
     for line in habits.HABITS.strip().splitlines()
     for text in expand_slashes(line)
 )
-HABIT_PATTERNS = lines(habits.HABIT_PATTERNS)
-PORTRAITS, PORTRAIT_ENDS, THING_INTROS = map(lines, (habits.PORTRAITS, habits.PORTRAIT_ENDS, habits.THING_INTROS))
-WALKS, STOPS, WALK_ENDS = lines(habits.WALKS), lines(habits.STOPS), lines(habits.WALK_ENDS)
-MEETINGS, CLASSROOM, BELLS = lines(habits.MEETINGS), lines(habits.CLASSROOM), lines(habits.BELLS)
-ANSWERS, QUESTIONS = utterances(habits.ANSWERS), utterances(habits.QUESTIONS)
-CURIOUS, PRAISE, PARTINGS = utterances(habits.CURIOUS), utterances(habits.PRAISE), utterances(habits.PARTINGS)
+HABIT_PATTERNS = compile_lines(habits.HABIT_PATTERNS)
+PORTRAITS = compile_lines(habits.PORTRAITS)
+PORTRAIT_ENDS = compile_lines(habits.PORTRAIT_ENDS)
+THING_INTROS = compile_lines(habits.THING_INTROS)
+WALKS, STOPS, WALK_ENDS = compile_lines(habits.WALKS), compile_lines(habits.STOPS), compile_lines(habits.WALK_ENDS)
+MEETINGS, CLASSROOM, BELLS = (
+    compile_lines(habits.MEETINGS),
+    compile_lines(habits.CLASSROOM),
+    compile_lines(habits.BELLS),
+)
+ANSWERS, QUESTIONS = compile_utterances(habits.ANSWERS), compile_utterances(habits.QUESTIONS)
+CURIOUS, PRAISE, PARTINGS = (
+    compile_utterances(habits.CURIOUS),
+    compile_utterances(habits.PRAISE),
+    compile_utterances(habits.PARTINGS),
+)
 
 
-def _line(voice: Voice, table: tuple[Line, ...]) -> None:
-    voice.begin()
-    voice.emit(voice.choose(table))
+def _line(narrator: Narrator, table: tuple[Line, ...]) -> None:
+    narrator.begin()
+    narrator.emit(narrator.choose(table))
 
 
-def state(voice: Voice, relation: str, subject: str, tense: str = "present") -> None:
+def state_fact(narrator: Narrator, relation: str, subject: str, tense: str = "present") -> None:
     """State a fact as a sentence."""
-    voice.begin()
-    voice.fact(relation, subject, voice.choose(RELATIONS[relation].statements[tense]))
-    voice.say(".")
+    narrator.begin()
+    narrator.fact(relation, subject, narrator.choose(RELATIONS[relation].statements[tense]))
+    narrator.say(".")
 
 
-def portrait(voice: Voice, facts: list[tuple[str, str]]) -> None:
+def write_portrait(narrator: Narrator, facts: list[tuple[str, str]]) -> None:
     """What someone is like, does every day, and owns."""
-    hero = voice.roles["A"]
-    voice.tense = "present"
-    voice.roles["H"] = hero
-    voice.roles["T"] = CHARACTERS[hero].thing
-    if voice.random() < 0.7:
-        _line(voice, PORTRAITS)
+    hero = narrator.roles["A"]
+    narrator.tense = "present"
+    narrator.roles["H"] = hero
+    narrator.roles["T"] = CHARACTERS[hero].thing
+    if narrator.random() < 0.7:
+        _line(narrator, PORTRAITS)
     for relation, subject in facts:
         if subject == hero:
-            state(voice, relation, subject)
+            state_fact(narrator, relation, subject)
     if hero != "Finn":
-        voice.paragraph()
-        for _ in range(1 + int(voice.random() * 4)):
-            voice.roles = {role: value for role, value in voice.roles.items() if role in "AHTwsd"}
-            voice.roles["F"] = voice.choose([name for name in CHARACTERS if name not in (hero, "Finn")])
-            voice.begin()
-            voice.emit(voice.choose(HABIT_PATTERNS), (), (Told((hero,), voice.choose(HABITS)),))
-    things = [fact for fact in facts if fact[1] == voice.roles["T"]]
+        narrator.paragraph()
+        for _ in range(1 + int(narrator.random() * 4)):
+            narrator.roles = {role: value for role, value in narrator.roles.items() if role in "AHTwsd"}
+            narrator.roles["F"] = narrator.choose([name for name in CHARACTERS if name not in (hero, "Finn")])
+            narrator.begin()
+            narrator.emit(narrator.choose(HABIT_PATTERNS), (), (BoundClause((hero,), narrator.choose(HABITS)),))
+    things = [fact for fact in facts if fact[1] == narrator.roles["T"]]
     if things:
-        voice.paragraph()
-        _line(voice, THING_INTROS)
+        narrator.paragraph()
+        _line(narrator, THING_INTROS)
         for relation, subject in things:
-            state(voice, relation, subject)
-    if voice.random() < 0.4:
-        _line(voice, PORTRAIT_ENDS)
+            state_fact(narrator, relation, subject)
+    if narrator.random() < 0.4:
+        _line(narrator, PORTRAIT_ENDS)
 
 
-def walk(voice: Voice, facts: list[tuple[str, str]]) -> None:
+def write_walk(narrator: Narrator, facts: list[tuple[str, str]]) -> None:
     """Two friends walk from place to place."""
-    _line(voice, WALKS)
+    _line(narrator, WALKS)
     for relation, place in facts:
-        if voice.roles.get("P") != place:
-            voice.roles["P"] = place
-            if voice.random() < 0.3:
-                voice.paragraph()
-            _line(voice, STOPS)
-        state(voice, relation, place, "past" if voice.random() < 0.5 else "present")
-    _line(voice, WALK_ENDS)
+        if narrator.roles.get("P") != place:
+            narrator.roles["P"] = place
+            if narrator.random() < 0.3:
+                narrator.paragraph()
+            _line(narrator, STOPS)
+        state_fact(narrator, relation, place, "past" if narrator.random() < 0.5 else "present")
+    _line(narrator, WALK_ENDS)
 
 
-def _about(voice: Voice, table: tuple[tuple[Said, ...], ...], fact: Fact) -> list[Said]:
-    return [Said(said.items, said.mark, fact=fact) for said in voice.choose(table)]
+def _about(
+    narrator: Narrator, table: tuple[tuple[SpokenSentence, ...], ...], fact: FactPattern
+) -> list[SpokenSentence]:
+    return [SpokenSentence(said.items, said.mark, fact=fact) for said in narrator.choose(table)]
 
 
 def _exchange(
-    voice: Voice, asking: str, answering: str, facts: list[tuple[str, str]], pupils: tuple[str, ...] = ()
+    narrator: Narrator, asking: str, answering: str, facts: list[tuple[str, str]], pupils: tuple[str, ...] = ()
 ) -> None:
     for relation, subject in facts:
         if pupils:
-            answering = voice.choose(pupils)
-        if voice.random() < 0.3:
-            voice.paragraph()
-        question = _about(voice, QUESTIONS, (relation, subject, voice.choose(RELATIONS[relation].questions)))
-        if voice.random() < 0.2:
-            question = [*voice.choose(CURIOUS), *question] if not pupils else question
-        voice.speak(asking, answering, question)
-        statement = voice.choose(RELATIONS[relation].statements["present"])
-        voice.speak(answering, asking, _about(voice, ANSWERS, (relation, subject, statement)))
-        if voice.random() < 0.3:
-            voice.speak(asking, answering, list(voice.choose(PRAISE)))
+            answering = narrator.choose(pupils)
+        if narrator.random() < 0.3:
+            narrator.paragraph()
+        question = _about(narrator, QUESTIONS, (relation, subject, narrator.choose(RELATIONS[relation].questions)))
+        if narrator.random() < 0.2:
+            question = [*narrator.choose(CURIOUS), *question] if not pupils else question
+        narrator.tell_speech(asking, answering, question)
+        statement = narrator.choose(RELATIONS[relation].statements["present"])
+        narrator.tell_speech(answering, asking, _about(narrator, ANSWERS, (relation, subject, statement)))
+        if narrator.random() < 0.3:
+            narrator.tell_speech(asking, answering, list(narrator.choose(PRAISE)))
 
 
-def talk(voice: Voice, facts: list[tuple[str, str]]) -> None:
+def write_talk(narrator: Narrator, facts: list[tuple[str, str]]) -> None:
     """One asks, the other knows."""
-    asking, answering = voice.roles["A"], voice.roles["B"]
-    _line(voice, MEETINGS)
-    _exchange(voice, asking, answering, facts)
-    if voice.random() < 0.7:
-        voice.speak(asking, answering, list(voice.choose(PARTINGS)))
+    asking, answering = narrator.roles["A"], narrator.roles["B"]
+    _line(narrator, MEETINGS)
+    _exchange(narrator, asking, answering, facts)
+    if narrator.random() < 0.7:
+        narrator.tell_speech(asking, answering, list(narrator.choose(PARTINGS)))
 
 
-def lesson(voice: Voice, facts: list[tuple[str, str]]) -> None:
+def write_lesson(narrator: Narrator, facts: list[tuple[str, str]]) -> None:
     """The teacher asks, the children answer."""
-    _line(voice, CLASSROOM)
-    pupils = (voice.roles["B"], voice.roles["C"], voice.roles["D"])
-    _exchange(voice, voice.roles["A"], pupils[0], facts, pupils)
-    voice.roles["B"] = voice.choose([pupil for pupil in pupils if pupil in voice.known])
-    voice.paragraph()
-    _line(voice, BELLS)
+    _line(narrator, CLASSROOM)
+    pupils = (narrator.roles["B"], narrator.roles["C"], narrator.roles["D"])
+    _exchange(narrator, narrator.roles["A"], pupils[0], facts, pupils)
+    narrator.roles["B"] = narrator.choose([pupil for pupil in pupils if pupil in narrator.known])
+    narrator.paragraph()
+    _line(narrator, BELLS)
 
 
-def notes(voice: Voice, facts: list[tuple[str, str]]) -> None:
+def write_notes(narrator: Narrator, facts: list[tuple[str, str]]) -> None:
     """One fact after another, as a pupil would write them down: most of what a small model knows comes from here."""
-    voice.tense, voice.plain = "present", True
+    narrator.tense, narrator.plain = "present", True
     for index, (relation, subject) in enumerate(facts):
-        if index and voice.random() < 0.2:
-            voice.paragraph()
-        state(voice, relation, subject)
+        if index and narrator.random() < 0.2:
+            narrator.paragraph()
+        state_fact(narrator, relation, subject)

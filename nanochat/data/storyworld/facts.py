@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
+from nanochat.data.storyworld.narrator import Narrator
 from nanochat.data.storyworld.relations import RELATIONS
-from nanochat.data.storyworld.voice import Voice
-from nanochat.data.storyworld.write import stories
+from nanochat.data.storyworld.writer import generate_stories
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Fact:
     questions: tuple[str, ...]
 
 
-def facts() -> list[Fact]:
+def list_facts() -> list[Fact]:
     """All facts of the world, always in the same order."""
     return list(_facts())
 
@@ -38,17 +38,17 @@ def _facts() -> Iterator[Fact]:
 
 
 def _say(relation: str, subject: str, pattern: tuple[tuple[object, ...], ...], mark: str) -> str:
-    voice = Voice(Random(0), {})
-    voice.plain = True
-    voice.fact(relation, subject, pattern)
-    voice.say(mark)
-    return voice.text()
+    narrator = Narrator(Random(0), {})
+    narrator.plain = True
+    narrator.fact(relation, subject, pattern)
+    narrator.say(mark)
+    return narrator.text()
 
 
-def prompts(count: int, seed: int = 0) -> list[str]:
+def generate_prompts(count: int, seed: int = 0) -> list[str]:
     """Beginnings of `count` stories of the test split, each a few words long, for a model to write on from."""
     openings = []
-    for text in islice(stories("test", seed), count):
+    for text in islice(generate_stories("test", seed), count):
         words = text.split("\n")[0].split(" ")
         openings.append(" ".join(words[:6]))
     return openings

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from nanochat.data.storyworld import world
 from nanochat.data.storyworld.grammar import BIT, EVERYONE, NAMES, SEX, Phrase, names_in
-from nanochat.data.storyworld.parse import SPEECH_NUMBER, SPEECH_OWN, Finding
+from nanochat.data.storyworld.parser import SPEECH_NUMBER, SPEECH_OWN, Finding
 from nanochat.data.storyworld.relations import RELATIONS
 
 _KINDS = {c.kind: BIT[name] for name, c in world.CHARACTERS.items()}
@@ -132,8 +132,10 @@ class Judge:
         who, plural = self.agent
         if isinstance(self.topic, int) and self.topic != EVERYONE:
             who, plural = self.topic, False
-        fits = word in ("their", "them") if plural else bool(who & SEX[_OWN_SEX[word]]) if word in _OWN_SEX else False
-        if not fits:
+        has_required_forms = (
+            word in ("their", "them") if plural else bool(who & SEX[_OWN_SEX[word]]) if word in _OWN_SEX else False
+        )
+        if not has_required_forms:
             raise Wrong(f"{word!r} does not fit its owner")
 
     def _owner(self, noun: str, who: object) -> None:

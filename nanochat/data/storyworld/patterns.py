@@ -3,7 +3,7 @@
 from collections import defaultdict
 from functools import cache, lru_cache
 
-from nanochat.data.storyworld import documents, script, sentences, voice, world
+from nanochat.data.storyworld import documents, narrator, plots, sentences, world
 from nanochat.data.storyworld.grammar import CHOICE_ITEMS, Item, Phrase
 from nanochat.data.storyworld.lexicon import NOUNS
 from nanochat.data.storyworld.relations import RELATIONS
@@ -37,9 +37,12 @@ def split_sentences(pattern: Pattern) -> list[Pattern]:
 def sentence_patterns() -> tuple[Pattern, ...]:
     """Every pattern of a whole narrative sentence."""
     tables = [
-        pattern for kind in (voice.JOIN_PATTERNS, voice.WRAP_PATTERNS) for rows in kind.values() for _, pattern in rows
+        pattern
+        for kind in (narrator.JOIN_PATTERNS, narrator.WRAP_PATTERNS)
+        for rows in kind.values()
+        for _, pattern in rows
     ]
-    tables += documents.lines(sentences.OPENINGS) + documents.lines(sentences.ENDINGS)
+    tables += documents.compile_lines(sentences.OPENINGS) + documents.compile_lines(sentences.ENDINGS)
     for (
         name
     ) in "HABIT_PATTERNS PORTRAITS THING_INTROS PORTRAIT_ENDS WALKS STOPS WALK_ENDS MEETINGS CLASSROOM BELLS".split():
@@ -56,13 +59,13 @@ def utterance_patterns() -> tuple[tuple[Pattern, str, str], ...]:
             for row in getattr(documents, t) for s in row]  # fmt: skip
     for step in _steps():
         said += [(u.items, u.mark, "") for u in step.utterances if not u.kind]
-    for kind, rows in voice.SPEECH_PATTERNS.items():
+    for kind, rows in narrator.SPEECH_PATTERNS.items():
         said += [(pattern[:-1], pattern[-1][1], kind) for _, pattern in rows]
     return tuple(dict.fromkeys(said))
 
 
-def _steps() -> list[script.Step]:
-    return [step for plot in script.STORY_PLOTS for beat in plot.beats for way in beat.ways for step in way]
+def _steps() -> list[plots.Step]:
+    return [step for plot in plots.STORY_PLOTS for beat in plot.beats for way in beat.ways for step in way]
 
 
 @lru_cache(maxsize=1)

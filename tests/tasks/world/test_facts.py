@@ -16,19 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.data.storyworld import Fact, facts, stories
+from nanochat.data.storyworld import Fact, generate_stories, list_facts
+from nanochat.data.storyworld.narrator import Narrator
 from nanochat.data.storyworld.relations import RELATIONS
-from nanochat.data.storyworld.voice import Voice
 from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer, trainable_tokenizer_class
-from tasks.common import Task, row_random
-from tasks.world.base import answer, facts_of, held_out_pairs, shuffled
+from tasks.common import Task, row_rng
 from tasks.world.chat import LONGEST_STORY, WorldChat
-from tasks.world.facts import FactChoice, Facts, states
+from tasks.world.common import answer_sentence, facts_in_split, held_out_pairs, shuffled
+from tasks.world.facts import FactChoice, Facts, states_value
 from tasks.world.problems import HardProblems, WordProblems
 
-ALL = facts()
+ALL = list_facts()
 HELD = [fact for fact in ALL if (fact.property, fact.subject) in held_out_pairs()]
 TRAINING = [kind("train", size=1_500) for kind in (Facts, FactChoice, WorldChat)]
 TESTS: list[Task] = [Facts(), FactChoice()]
@@ -50,7 +50,7 @@ def said(conversation: Conversation, role: str) -> list[str]:
 
 def test_at_least_300_facts_are_held_out_and_every_property_and_every_subject_is_asked_for_in_training() -> None:
     assert len(HELD) >= 300
-    asked = facts_of("train")
+    asked = facts_in_split("train")
     assert len(asked) + len(HELD) == len(ALL)
     assert {fact.property for fact in asked} == set(RELATIONS)
     assert len({fact.property for fact in HELD}) >= 20
@@ -100,7 +100,7 @@ def test_no_held_out_fact_is_asked_for_or_told_in_training(task: Task) -> None:
     questions = {question for conversation in conversations for question in said(conversation, "user")}
     asked = "\n".join(question.split("\n- ")[0] for question in questions)  # without choices
     assert not [fact for fact in HELD if asked_for(asked, fact)]
-    assert any(asked_for(asked, fact) for fact in facts_of("train"))
+    assert any(asked_for(asked, fact) for fact in facts_in_split("train"))
     assert not [fact for conversation in conversations for fact in told(conversation)]
 
 
@@ -120,10 +120,10 @@ def in_the_past(fact: Fact) -> set[str]:
     """The sentences that state a fact in a story."""
     sentences = set()
     for pattern in RELATIONS[fact.property].statements["past"]:
-        voice = Voice(row_random("past"), {})
-        voice.plain = True
-        voice.fact(fact.property, fact.subject, pattern)
-        sentences.add(voice.text())
+        narrator = Narrator(row_rng("past"), {})
+        narrator.plain = True
+        narrator.fact(fact.property, fact.subject, pattern)
+        sentences.add(narrator.text())
     return sentences
 
 
@@ -133,13 +133,13 @@ def test_stories_told_in_training_state_no_held_out_fact() -> None:
     assert max(map(len, told)) <= LONGEST_STORY
     text = "\n".join(told)
     assert not [fact for fact in HELD if any(sentence in text for sentence in in_the_past(fact))]
-    assert sum(any(sentence in text for sentence in in_the_past(fact)) for fact in facts_of("train")) > 10
+    assert sum(any(sentence in text for sentence in in_the_past(fact)) for fact in facts_in_split("train")) > 10
 
 
 def test_what_is_held_out_stands_in_the_base_text() -> None:
     """Word for word and by full name, in the present or the past; other wordings ("he", "the fox") come on top."""
     text, size = [], 0
-    for story in stories("train"):
+    for story in generate_stories("train"):
         text.append(story)
         size += len(story)
         if size > 3e6:
@@ -170,8 +170,8 @@ def test_an_answer_names_the_value_last_and_begins_as_no_answer_about_another_pr
     """To the word after the subject: "Mia has" would leave open whether her hair or her kite is meant."""
     begins: dict[tuple[str, str], set[str]] = {}
     for fact in ALL:
-        words = answer(fact).lower()
-        assert states(fact.property, fact.subject, words)
+        words = answer_sentence(fact).lower()
+        assert states_value(fact.property, fact.subject, words)
         if fact.property != "season":
             end = words.find(fact.subject.lower()) + len(fact.subject)
             assert words.rfind(fact.value.lower()) >= end
@@ -217,7 +217,7 @@ def test_far_choices_are_of_another_kind() -> None:
 
 
 def test_a_fact_has_each_letter_in_four_turns() -> None:
-    known = len(facts_of("train"))
+    known = len(facts_in_split("train"))
     task = FactChoice("train", size=8 * known)
     for place in range(0, known, 50):
         letters = [task[place + turn * known]["messages"][1]["content"] for turn in range(8)]
@@ -230,24 +230,24 @@ def test_a_fact_has_each_letter_in_four_turns() -> None:
 def test_every_true_sentence_and_short_answer_is_right() -> None:
     for fact in ALL:
         for right in (*fact.sentences, f"{fact.value}.", fact.value.upper(), f"I am sure that {fact.sentences[0]}"):
-            assert states(fact.property, fact.subject, right), (fact, right)
+            assert states_value(fact.property, fact.subject, right), (fact, right)
 
 
 @given(st.sampled_from(ALL), st.randoms(use_true_random=False))
 def test_another_value_is_wrong_alone_and_beside_the_right_one(fact: Fact, rng: object) -> None:
     others = shuffled(rng, sorted(set(RELATIONS[fact.property].values.values()) - {fact.value}))  # type: ignore[arg-type]
-    assert not states(fact.property, fact.subject, f"{others[0]}.")
+    assert not states_value(fact.property, fact.subject, f"{others[0]}.")
     if others[0].lower() not in fact.subject.lower():
         for joined in (" or ", ". ", ", "):
-            assert not states(fact.property, fact.subject, fact.sentences[0] + joined + others[0])
+            assert not states_value(fact.property, fact.subject, fact.sentences[0] + joined + others[0])
         every = ", ".join([fact.value, *others])
-        assert not states(fact.property, fact.subject, every)
+        assert not states_value(fact.property, fact.subject, every)
 
 
 @given(st.sampled_from(ALL))
 def test_a_denial_and_nothing_are_wrong(fact: Fact) -> None:
     for wrong in ("", "I do not know.", f"Not {fact.value}.", fact.questions[0], f"It is not true: {fact.value}."):
-        assert not states(fact.property, fact.subject, wrong), wrong
+        assert not states_value(fact.property, fact.subject, wrong), wrong
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_denial_and_nothing_are_wrong(fact: Fact) -> None:
     ],
 )
 def test_examples(relation: str, subject: str, answer: str, right: bool) -> None:
-    assert states(relation, subject, answer) is right
+    assert states_value(relation, subject, answer) is right
 
 
 def test_facts_accepts_its_own_answers() -> None:
@@ -302,7 +302,7 @@ def test_some_conversations_have_a_system_message_and_many_have_several_turns() 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return trainable_tokenizer_class().train_from_iterator(islice(stories("train"), 1_500), 2_048)
+    return trainable_tokenizer_class().train_from_iterator(islice(generate_stories("train"), 1_500), 2_048)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from nanochat.common import UserError
 from nanochat.data.storyworld.world import CHARACTERS
 from nanochat.execution import calculate
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import Task, said
-from tasks.world import sentences as world_sentences
+from tasks.common import Task, reference_text
+from tasks.world import problem_sentences as world_sentences
+from tasks.world.problem_stories import SHAPES, is_in_split
 from tasks.world.problems import LEVELS, HardProblems, WordProblems
-from tasks.world.stories import SHAPES, in_split
 
 SPLITS = ("train", "test")
 Part = dict[str, str]
@@ -96,7 +96,7 @@ def two_stories(text: str, names: list[str]) -> list[str]:
 
 
 def answer_of(task: Task, index: int) -> int:
-    return int(said(task[index]).rpartition("#### ")[2])
+    return int(reference_text(task[index]).rpartition("#### ")[2])
 
 
 def solve(text: str) -> int:
@@ -178,7 +178,7 @@ def test_each_call_of_the_calculator_gives_what_stands_there_and_uses_known_numb
         for call, result in zip(calls, results, strict=True):
             assert set(re.findall(r"\d+", call)) <= set(known), row
             known.append(result)
-        assert said(row).endswith(f"#### {results[-1]}")
+        assert reference_text(row).endswith(f"#### {results[-1]}")
         # Each result is used by the next call, or by the last: the question asks for a running total.
         for place, result in enumerate(results[:-1], 1):
             assert any(result in re.findall(r"\d+", call) for call in (calls[place], calls[-1])), row
@@ -222,9 +222,9 @@ def test_train_and_test_share_no_numbers() -> None:
 
 
 def test_the_numbers_decide_the_split() -> None:
-    sizes = Counter(in_split((a, b), "test") for a in range(1, 21) for b in range(1, 21))
+    sizes = Counter(is_in_split((a, b), "test") for a in range(1, 21) for b in range(1, 21))
     assert 0.15 < sizes[True] / 400 < 0.25
-    assert all(in_split((a, 7), "test") != in_split((a, 7), "train") for a in range(100))
+    assert all(is_in_split((a, 7), "test") != is_in_split((a, 7), "train") for a in range(100))
 
 
 @pytest.mark.parametrize("task", [WordProblems(), *(HardProblems(shape=s) for s in SHAPES)], ids=lambda t: t.name)
@@ -253,7 +253,7 @@ def test_grammar(task: Task) -> None:
     """One of a thing is singular, more are plural; sentences begin with capitals; nothing is left to fill in."""
     plurals = {many for _, many in world_sentences.THINGS}
     for row in task:
-        text = question_of(row) + " " + said(row).replace("\n", " ")
+        text = question_of(row) + " " + reference_text(row).replace("\n", " ")
         for number, word in re.findall(r"\b(\d+) (\w+)", text):
             if word in plurals:
                 assert number != "1", text
@@ -286,13 +286,13 @@ def test_only_the_right_number_is_right(index: int, change: int, after: str) -> 
     for task in (problems("test"), hard("compare")):
         row = task[index % len(task)]
         answer = answer_of(task, index % len(task))
-        assert task.evaluate(row, said(row))
+        assert task.evaluate(row, reference_text(row))
         assert task.evaluate(row, f"#### {answer + change}{after}") == (change == 0)
         assert task.reward(row, f"I see. #### {answer + change}{after}") == float(change == 0)
         assert not task.evaluate(row, f"It is {answer}.")
         assert not task.evaluate(row, f"#### {answer}.5")
         assert not task.evaluate(row, f"#### {answer}{abs(change)}")
-        assert not task.evaluate(row, f"{said(row)}\n#### {answer + 1}")
+        assert not task.evaluate(row, f"{reference_text(row)}\n#### {answer + 1}")
 
 
 def test_bad_options_are_named() -> None:

@@ -14,7 +14,7 @@ HIS = {"m": "his", "f": "her"}
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU]|hour)")
 
 
-class Naming:
+class MentionTracker:
     """Collects the words of a document; knows who was mentioned lately, so that pronouns are clear."""
 
     def __init__(self, rng: Random, roles: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nanochat.data.storyworld import world
 from nanochat.data.storyworld.grammar import NAMES
 from nanochat.data.storyworld.judge import Context, Judge
-from nanochat.data.storyworld.parse import Parser
+from nanochat.data.storyworld.parser import Parser
 from nanochat.data.storyworld.patterns import vocabulary
 
 LONGEST = 90  # words and marks of a sentence
@@ -25,12 +25,12 @@ class Verdict:
     reason: str = ""
 
 
-def check(text: str, *, cut: bool = False) -> list[Verdict]:
+def check_text(text: str, *, truncated: bool = False) -> list[Verdict]:
     """A verdict on every sentence of a text, in order; pronouns are understood from the sentences before.
 
-    `cut` says that the text may end in mid-sentence, as a sample cut by its length does: such an end is left out.
+    `truncated` says that the text may end in mid-sentence, as a sample cut by its length does: such an end is left out.
 
-    >>> [verdict.ok for verdict in check("Rusty the fox lives in the old barn. Rusty lives in the mill.")]
+    >>> [verdict.ok for verdict in check_text("Rusty the fox lives in the old barn. Rusty lives in the mill.")]
     [True, False]
     """
     verdicts: list[Verdict] = []
@@ -42,14 +42,14 @@ def check(text: str, *, cut: bool = False) -> list[Verdict]:
             context = trial
         else:
             verdicts.extend(_judge(piece, context) for piece in pieces)
-    if cut and verdicts and not verdicts[-1].sentence.rstrip('"').endswith(_ENDS):
+    if truncated and verdicts and not verdicts[-1].sentence.rstrip('"').endswith(_ENDS):
         verdicts.pop()
     return verdicts
 
 
-def share_sound(text: str, *, cut: bool = False) -> float:
-    """The share of sentences that are sound, 0 for a text without any; `cut` as in `check`."""
-    verdicts = check(text, cut=cut)
+def sound_fraction(text: str, *, truncated: bool = False) -> float:
+    """The share of sentences that are sound, 0 for a text without any; `truncated` as in `check_text`."""
+    verdicts = check_text(text, truncated=truncated)
     return sum(verdict.ok for verdict in verdicts) / len(verdicts) if verdicts else 0.0
 
 

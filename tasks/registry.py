@@ -32,7 +32,7 @@ _CLASSES = {
 }
 
 # These are generated: they have as many rows as `size` asks for, and other rows further on.
-ENDLESS = (
+UNBOUNDED_TASKS = (
     "SpellingBee",
     "SimpleSpelling",
     "Facts",
@@ -54,7 +54,7 @@ def _make(name: str, *arguments: Any, **options: Any) -> Task:
 TASKS: Mapping[str, Callable[..., Task]] = {name: functools.partial(_make, name) for name in _CLASSES}
 
 
-def known_name(name: str) -> str:
+def canonical_name(name: str) -> str:
     """The name as the catalogue spells it; small and capital letters are alike. Raises UserError with the nearest."""
     by_small_name = {known.lower(): known for known in TASKS}
     if name.lower() not in by_small_name:
@@ -72,7 +72,7 @@ def get_task(name: str, split: str = "test", **options: Any) -> Task:
 
     Raises UserError for an unknown name, split or option.
     """
-    name = known_name(name)
+    name = canonical_name(name)
     try:
         return TASKS[name](split, **options)
     except TypeError as error:

@@ -8,7 +8,7 @@ A parse is a tuple of findings, small tuples that check.py judges:
 
 from collections import defaultdict
 
-from nanochat.data.storyworld import voice, world
+from nanochat.data.storyworld import narrator, world
 from nanochat.data.storyworld.grammar import (
     BIT,
     CHARACTER_CLASSES,
@@ -21,7 +21,7 @@ from nanochat.data.storyworld.grammar import (
     members,
 )
 from nanochat.data.storyworld.lexicon import NOUNS
-from nanochat.data.storyworld.naming import HE, HIM, HIS
+from nanochat.data.storyworld.mentions import HE, HIM, HIS
 from nanochat.data.storyworld.patterns import (
     WORD_KINDS,
     Pattern,
@@ -108,7 +108,7 @@ class Parser:
         for end, bits in self.character(i, "he"):
             found.append((end, (("subject", k, bits, False),)))
             if self.words[end : end + 2] == [",", "who"]:
-                for name in voice.ASIDES:
+                for name in narrator.ASIDES:
                     for tail in (*RELATIONS[name].tails["past"], *RELATIONS[name].tails["present"]):
                         for stop, new in self.sequence((*tail, ("w", ",")), end + 2):
                             found.append((stop, (("subject", k, bits, False), ("about", bits), *new)))
@@ -148,7 +148,7 @@ class Parser:
         return [(end, (("other", bits),)) for end, bits in self.character(i, "him")]
 
     def _s(self, _: Item, i: int) -> list[Parse]:
-        return [(i + 1, (("saying", mark),)) for mark, words in voice.SAYING.items() if self.words[i] in words]
+        return [(i + 1, (("saying", mark),)) for mark, words in narrator.SPEECH_VERBS.items() if self.words[i] in words]
 
     def _q(self, _: Item, i: int) -> list[Parse]:
         states: list[Parse] = [(i, ())]

@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from nanochat.data.storyworld.documents import lesson, lines, notes, portrait, state, talk, walk
+from nanochat.data.storyworld.documents import (
+    compile_lines,
+    state_fact,
+    write_lesson,
+    write_notes,
+    write_portrait,
+    write_talk,
+    write_walk,
+)
 from nanochat.data.storyworld.grammar import NAMES, SORTS, members
+from nanochat.data.storyworld.narrator import SPEECH_PATTERNS, BoundClause, Narrator, SpokenSentence, has_required_forms
+from nanochat.data.storyworld.plots import STORY_PLOTS, Plot, Step
 from nanochat.data.storyworld.relations import GENERAL, OF_PLACES, OF_THINGS, PERSONAL, RELATIONS
-from nanochat.data.storyworld.script import STORY_PLOTS, Plot, Step
 from nanochat.data.storyworld.sentences import ENDINGS, OPENINGS, PARTS_OF_DAY, SEASONS, WEATHER
-from nanochat.data.storyworld.voice import SPEECH_PATTERNS, Said, Told, Voice, fits
 from nanochat.data.storyworld.world import CHARACTERS, DAYS, PLACES
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-_OPENINGS, _ENDINGS = lines(OPENINGS), lines(ENDINGS)
+_OPENINGS, _ENDINGS = compile_lines(OPENINGS), compile_lines(ENDINGS)
 _INTRODUCTIONS = ("home", "food", "hobby", "fear", "look", "trait", "friend", "thing", "kind")
 
 
@@ -133,72 +141,80 @@ _PLANNERS = (
     *[_plan_lesson] * 3,
     *[_plan_notes] * 10,
 )
-_TELLERS = {"portrait": portrait, "walk": walk, "talk": talk, "lesson": lesson, "notes": notes}
+_WRITERS = {
+    "portrait": write_portrait,
+    "walk": write_walk,
+    "talk": write_talk,
+    "lesson": write_lesson,
+    "notes": write_notes,
+}
 
 
-def plan(rng: Random) -> Plan:
+def draw_plan(rng: Random) -> Plan:
     """Draw what the next document is about."""
     return _PLANNERS[int(rng.random() * len(_PLANNERS))](rng)
 
 
-def _clauses(voice: Voice, step: Step) -> tuple[Told, ...]:
-    return tuple(Told(tuple(voice.roles[a] for a in c.agents), voice.choose(c.phrases)) for c in step.clauses)
+def _bind_clauses(narrator: Narrator, step: Step) -> tuple[BoundClause, ...]:
+    return tuple(
+        BoundClause(tuple(narrator.roles[a] for a in c.agents), narrator.choose(c.phrases)) for c in step.clauses
+    )
 
 
-def _tell(voice: Voice, step: Step, join: str) -> None:
+def _write_step(narrator: Narrator, step: Step, join: str) -> None:
     if step.join != "speech":
         clauses = tuple(
-            Told(tuple(voice.roles[agent] for agent in clause.agents), voice.choose(clause.phrases))
+            BoundClause(tuple(narrator.roles[agent] for agent in clause.agents), narrator.choose(clause.phrases))
             for clause in step.clauses
         )
-        return voice.told(clauses, join)
-    speaker, hearer = voice.roles[step.speaker], voice.roles[step.hearer]
+        return narrator.tell_clauses(clauses, join)
+    speaker, hearer = narrator.roles[step.speaker], narrator.roles[step.hearer]
     said = []
     for utterance in step.utterances:
         if utterance.kind:
             agents = {"plan": (speaker, hearer), "did": (hearer,), "can": (hearer,)}.get(utterance.kind, (speaker,))
-            clause = Told(agents, voice.choose(utterance.phrases))
-            pattern = voice.choose(SPEECH_PATTERNS[utterance.kind])[1]
-            while not fits(pattern, (clause,)):
-                pattern = voice.choose(SPEECH_PATTERNS[utterance.kind])[1]
-            said.append(Said(pattern[:-1], pattern[-1][1], agents, clause))
+            clause = BoundClause(agents, narrator.choose(utterance.phrases))
+            pattern = narrator.choose(SPEECH_PATTERNS[utterance.kind])[1]
+            while not has_required_forms(pattern, (clause,)):
+                pattern = narrator.choose(SPEECH_PATTERNS[utterance.kind])[1]
+            said.append(SpokenSentence(pattern[:-1], pattern[-1][1], agents, clause))
         else:
-            said.append(Said(utterance.items, utterance.mark, (speaker,)))
-    return voice.speak(speaker, hearer, said)
+            said.append(SpokenSentence(utterance.items, utterance.mark, (speaker,)))
+    return narrator.tell_speech(speaker, hearer, said)
 
 
-def tell_story(voice: Voice, plot: Plot) -> None:
+def write_story(narrator: Narrator, plot: Plot) -> None:
     """Opening, introduction, the plot's beats, ending."""
-    hero = voice.roles["H"]
-    voice.roles["A"], voice.roles["B"] = hero, voice.roles.get("F", hero)
-    opening = voice.choose(_OPENINGS)
+    hero = narrator.roles["H"]
+    narrator.roles["A"], narrator.roles["B"] = hero, narrator.roles.get("F", hero)
+    opening = narrator.choose(_OPENINGS)
     beats = list(plot.beats)
-    voice.begin()
+    narrator.begin()
     if any(item[0] == "c" for item in opening):
-        step = voice.choose(beats.pop(0).ways)[0]
-        voice.emit(opening, (), _clauses(voice, step))
+        step = narrator.choose(beats.pop(0).ways)[0]
+        narrator.emit(opening, (), _bind_clauses(narrator, step))
     else:
-        voice.emit(opening)
-        for name in sorted(_INTRODUCTIONS, key=lambda _: voice.random())[: int(voice.random() * 3)]:
-            state(voice, name, hero, "past")
-        if "T" in voice.roles and voice.random() < 0.6:
-            state(voice, voice.choose(OF_THINGS), voice.roles["T"], "past")
+        narrator.emit(opening)
+        for name in sorted(_INTRODUCTIONS, key=lambda _: narrator.random())[: int(narrator.random() * 3)]:
+            state_fact(narrator, name, hero, "past")
+        if "T" in narrator.roles and narrator.random() < 0.6:
+            state_fact(narrator, narrator.choose(OF_THINGS), narrator.roles["T"], "past")
     for beat in beats:
         if beat.mark == "/":
-            voice.paragraph()
+            narrator.paragraph()
             continue
-        if beat.mark == "?" and voice.random() < 0.5:
+        if beat.mark == "?" and narrator.random() < 0.5:
             continue
-        for step in voice.choose(beat.ways):
+        for step in narrator.choose(beat.ways):
             join = {"!": "sudden", "$": "final"}.get(beat.mark, "one") if step.join == "one" else step.join
-            _tell(voice, step, join)
-    if voice.random() < 0.7:
-        voice.paragraph()
-        voice.begin()
-        voice.emit(voice.choose(_ENDINGS))
+            _write_step(narrator, step, join)
+    if narrator.random() < 0.7:
+        narrator.paragraph()
+        narrator.begin()
+        narrator.emit(narrator.choose(_ENDINGS))
 
 
-def stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
+def generate_stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
     """Documents without end, all distinct, the same for the same arguments everywhere; `start` leaves out the first.
 
     Raises ValueError for a split that is not "train", "val" or "test".
@@ -208,15 +224,15 @@ def stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
     rng = Random(seed)
     seen: set[int] = set()
     while True:
-        drawn = plan(rng)
+        drawn = draw_plan(rng)
         if drawn.split() != split:
             continue
-        voice = Voice(rng, dict(drawn.roles))
+        narrator = Narrator(rng, dict(drawn.roles))
         if drawn.plot:
-            tell_story(voice, drawn.plot)
+            write_story(narrator, drawn.plot)
         else:
-            _TELLERS[drawn.kind](voice, list(drawn.facts))
-        text = voice.text()
+            _WRITERS[drawn.kind](narrator, list(drawn.facts))
+        text = narrator.text()
         mark = zlib.crc32(text.encode()) | zlib.adler32(text.encode()) << 32
         if mark in seen:
             continue
@@ -225,10 +241,10 @@ def stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
             yield text
 
 
-def write_notes(rng: Random, split: str) -> str:
+def generate_notes(rng: Random, split: str) -> str:
     """One more document of notes, of this split."""
     while (drawn := _plan_notes(rng)).split() != split:
         pass
-    voice = Voice(rng, {})
-    notes(voice, list(drawn.facts))
-    return voice.text()
+    narrator = Narrator(rng, {})
+    write_notes(narrator, list(drawn.facts))
+    return narrator.text()

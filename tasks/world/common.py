@@ -15,9 +15,9 @@ from random import Random
 from typing import TypeVar
 
 from nanochat.common import UserError
-from nanochat.data.storyworld import Fact, facts
+from nanochat.data.storyworld import Fact, list_facts
 from nanochat.data.storyworld.relations import RELATIONS
-from tasks.common import Task, row_random
+from tasks.common import Task, row_rng
 
 T = TypeVar("T")
 Pair = tuple[str, str]  # property, subject
@@ -48,7 +48,7 @@ class WorldTask(Task):
 
     def random(self, index: int) -> Random:
         """What is random in an example."""
-        return row_random(self.name, self.split, self.seed, index)
+        return row_rng(self.name, self.split, self.seed, index)
 
 
 def pick(rng: Random, options: Sequence[T]) -> T:
@@ -62,7 +62,7 @@ def shuffled(rng: Random, options: Sequence[T], count: int | None = None) -> lis
     return [left.pop(int(rng.random() * len(left))) for _ in options[:count]]
 
 
-def number_of(*key: object) -> int:
+def stable_hash(*key: object) -> int:
     """A 32-bit hash that is the same everywhere."""
     return zlib.crc32(repr(key).encode())
 
@@ -78,8 +78,8 @@ def held_out_pairs() -> frozenset[Pair]:
     for subject, names in properties.items():
         quota = len(names) // 2
         mutual = {name: group for name in names if (group := _mutual(name, subject))}
-        chosen = [name for name, group in mutual.items() if number_of(name, group) % len(names) < quota]
-        rest = sorted(set(names) - set(mutual), key=lambda name: number_of(name, subject))
+        chosen = [name for name, group in mutual.items() if stable_hash(name, group) % len(names) < quota]
+        rest = sorted(set(names) - set(mutual), key=lambda name: stable_hash(name, subject))
         held.update((name, subject) for name in [*chosen, *rest][:quota])
     return frozenset(held)
 
@@ -92,10 +92,10 @@ def _mutual(relation: str, subject: str) -> tuple[str, ...]:
 
 
 @cache
-def facts_of(split: str) -> tuple[Fact, ...]:
+def facts_in_split(split: str) -> tuple[Fact, ...]:
     """The facts that are asked for in a split."""
     held = held_out_pairs()
-    return tuple(fact for fact in facts() if ((fact.property, fact.subject) in held) == (split == "test"))
+    return tuple(fact for fact in list_facts() if ((fact.property, fact.subject) in held) == (split == "test"))
 
 
 # Which of a fact's sentences answers a question. They name the value last, after the subject, as most of the base text
@@ -104,7 +104,7 @@ def facts_of(split: str) -> tuple[Fact, ...]:
 _ANSWERS = {"food": 2, "trait": 1, "fear": 2, "color": 1, "kept": 1, "sight": 1}  # otherwise the first
 
 
-def answer(fact: Fact) -> str:
+def answer_sentence(fact: Fact) -> str:
     """The sentence that answers every question for a fact."""
     return fact.sentences[_ANSWERS.get(fact.property, 0)]
 
@@ -123,10 +123,10 @@ FRAMES = (
 _WHOLE = tuple(frame for frame in FRAMES if frame[:-3][-1:] not in (",", ":"))
 
 
-def framed(question: str) -> list[str]:
+def frame_question(question: str) -> list[str]:
     """A question in every frame that it goes with.
 
-    >>> framed("Do you know where Mia lives?")[-1]
+    >>> frame_question("Do you know where Mia lives?")[-1]
     'Please help me. Do you know where Mia lives?'
     """
     if question.startswith("Do you know"):

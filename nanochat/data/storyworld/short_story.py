@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from random import Random
 
-from nanochat.data.storyworld.voice import Voice
-from nanochat.data.storyworld.write import plan, tell_story
+from nanochat.data.storyworld.narrator import Narrator
+from nanochat.data.storyworld.writer import draw_plan, write_story
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class ShortStory:
     stated: frozenset[tuple[str, str]]
 
 
-def short_story(rng: Random, longest: int) -> ShortStory:
+def generate_short_story(rng: Random, longest: int) -> ShortStory:
     """A story of the training split, of at most `longest` characters (500 or more: shorter ones are too rare)."""
     assert longest >= 500, f"a story of at most {longest} characters may never come"
     while True:
-        drawn = plan(rng)
+        drawn = draw_plan(rng)
         if drawn.plot is None or drawn.split() != "train":
             continue
-        voice = Voice(rng, dict(drawn.roles))
-        tell_story(voice, drawn.plot)
-        if len(text := voice.text()) <= longest:
-            return ShortStory(text, voice.roles["H"], voice.roles["B"], frozenset(voice.stated))
+        narrator = Narrator(rng, dict(drawn.roles))
+        write_story(narrator, drawn.plot)
+        if len(text := narrator.text()) <= longest:
+            return ShortStory(text, narrator.roles["H"], narrator.roles["B"], frozenset(narrator.stated))

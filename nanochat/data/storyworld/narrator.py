@@ -4,20 +4,20 @@ from dataclasses import dataclass
 
 from nanochat.data.storyworld.grammar import CHOICE_ITEMS, SORTS, Item, Phrase, compile_pattern, members
 from nanochat.data.storyworld.lexicon import CHOICES
-from nanochat.data.storyworld.naming import HIM, HIS, Naming
+from nanochat.data.storyworld.mentions import HIM, HIS, MentionTracker
 from nanochat.data.storyworld.relations import RELATIONS
 from nanochat.data.storyworld.sentences import JOINS, SPEECH, WRAPS
 from nanochat.data.storyworld.world import CHARACTERS
 
-Fact = tuple[str, str, tuple[Item, ...]]  # relation, subject, the pattern that states it or asks for it
+FactPattern = tuple[str, str, tuple[Item, ...]]  # relation, subject, the pattern that states it or asks for it
 ASIDES = ("home", "trait", "food", "hobby", "fear", "look", "thing", "friend")
-SAYING = {mark: CHOICES[name] for mark, name in ((".", "said"), (",", "replied"), ("?", "asked"), ("!", "cried"))}
-GENTLE = {("cat", "softly"), ("cat", "kindly")}
-NOTHING = Phrase("*be", {}, 0)
+SPEECH_VERBS = {mark: CHOICES[name] for mark, name in ((".", "said"), (",", "replied"), ("?", "asked"), ("!", "cried"))}
+SOFT_MANNERS = {("cat", "softly"), ("cat", "kindly")}
+EMPTY_PHRASE = Phrase("*be", {}, 0)
 
 
 @dataclass(frozen=True)
-class Told:
+class BoundClause:
     """A clause whose roles are filled in: its subjects by name and one phrase."""
 
     agents: tuple[str, ...]
@@ -25,14 +25,14 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Said:
+class SpokenSentence:
     """One sentence of a speech, to be worded with `roles` of the plot; `mark` closes it."""
 
     items: tuple[Item, ...]
     mark: str
     agents: tuple[str, ...] = ()
-    clause: Told | None = None
-    fact: Fact | None = None
+    clause: BoundClause | None = None
+    fact: FactPattern | None = None
 
 
 def _by_kind(table: str) -> dict[str, tuple[tuple[bool, tuple[Item, ...]], ...]]:
@@ -48,7 +48,7 @@ SPEECH_PATTERNS = _by_kind(SPEECH)
 WRAP_PATTERNS = _by_kind(WRAPS)
 
 
-def fits(pattern: tuple[Item, ...], clauses: tuple[Told, ...]) -> bool:
+def has_required_forms(pattern: tuple[Item, ...], clauses: tuple[BoundClause, ...]) -> bool:
     """Whether the clauses' verbs are used in the forms that a pattern wants."""
     for item in pattern:
         if item[0] in "vc":
@@ -58,7 +58,7 @@ def fits(pattern: tuple[Item, ...], clauses: tuple[Told, ...]) -> bool:
     return True
 
 
-class Voice(Naming):
+class Narrator(MentionTracker):
     """Tells a document."""
 
     def subject(self, names: tuple[str, ...], described: bool = True, pronoun: bool = True) -> None:
@@ -99,8 +99,8 @@ class Voice(Naming):
         self,
         items: tuple[Item, ...],
         agents: tuple[str, ...] = (),
-        clauses: tuple[Told, ...] = (),
-        fact: Fact | None = None,
+        clauses: tuple[BoundClause, ...] = (),
+        fact: FactPattern | None = None,
     ) -> None:
         """Word a pattern; `agents` are the subjects of the phrase it is, `clauses` and `fact` what its parts mean."""
         for item in items:
@@ -124,12 +124,12 @@ class Voice(Naming):
             elif tag == "f" and fact:
                 self.fact(*fact)
 
-    def verb(self, told: Told, form: str) -> None:
+    def verb(self, told: BoundClause, form: str) -> None:
         """The verb phrase of a clause in one of its forms."""
         plural = len(told.agents) > 1 or (self.inside and told.agents != (self.speaker,))
         self.emit(told.phrase.forms["pastp" if form == "past" and plural else form], told.agents)
 
-    def clause(self, told: Told, form: str) -> None:
+    def clause(self, told: BoundClause, form: str) -> None:
         """A whole clause in the past, or with form "perf" in the past perfect."""
         if told.agents:
             self.subject(told.agents)
@@ -191,7 +191,7 @@ class Voice(Naming):
         self.hide_color = False
         self.roles["A"], self.roles["v"] = kept[0] or "", kept[1] or ""
 
-    def told(self, clauses: tuple[Told, ...], join: str) -> None:
+    def tell_clauses(self, clauses: tuple[BoundClause, ...], join: str) -> None:
         """One or two clauses, joined in one of the ways of `join`, as one or two sentences."""
         first, self.replying = not self.known_story, False
         self.plain = False  # name everyone and everything in full
@@ -203,27 +203,27 @@ class Voice(Naming):
             on_purpose, pattern = self.choose(JOIN_PATTERNS[join])
             if first and pattern[0] == ("cat", "next"):
                 continue
-            if not fits(pattern, clauses):
+            if not has_required_forms(pattern, clauses):
                 continue
             if not on_purpose or (clauses[0].phrase.on_purpose and clauses[0].agents):
                 return self.emit(pattern, (), clauses)
 
-    def speak(self, speaker: str, hearer: str, said: list[Said]) -> None:
+    def tell_speech(self, speaker: str, hearer: str, said: list[SpokenSentence]) -> None:
         """What one character says to another, wrapped into a sentence or two."""
         self.begin()
         kind = "2" if len(said) > 1 and self.random() < 0.6 else "1"
         _, pattern = self.choose(WRAP_PATTERNS[kind])
-        while said[0].mark != "." and not GENTLE.isdisjoint(pattern):
+        while said[0].mark != "." and not SOFT_MANNERS.isdisjoint(pattern):
             _, pattern = self.choose(WRAP_PATTERNS[kind])
         parts = {1: said, 2: []} if ("q", 2) not in pattern else {1: said[:1], 2: said[1:]}
-        teller = Told((speaker,), NOTHING)
+        teller = BoundClause((speaker,), EMPTY_PHRASE)
         for place, item in enumerate(pattern):
             if item[0] == "q":
                 last = place + 2 >= len(pattern) or pattern[place + 2] == ("w", ".") or item[1] == 2
                 self.quote(speaker, hearer, parts[item[1]], last)
             elif item[0] == "s":
                 mark = said[0 if parts[2] else -1].mark
-                self.say(self.choose(SAYING["," if mark == "." and self.replying else mark]))
+                self.say(self.choose(SPEECH_VERBS["," if mark == "." and self.replying else mark]))
             elif item[0] == "m":
                 self.character(hearer, "him")
             elif item[0] == "n":
@@ -232,7 +232,7 @@ class Voice(Naming):
                 self.emit((item,), (), (teller,))
         self.replying = True
 
-    def quote(self, speaker: str, hearer: str, said: list[Said], last: bool) -> None:
+    def quote(self, speaker: str, hearer: str, said: list[SpokenSentence], last: bool) -> None:
         """The words between quotation marks; a closing full stop is a comma unless it is the `last` of the sentence."""
         self.speaker, self.hearer, self.inside = speaker, hearer, True
         for sentence in said:

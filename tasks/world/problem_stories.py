@@ -8,8 +8,8 @@ from functools import partial
 from random import Random
 
 from nanochat.data.storyworld.world import CHARACTERS
-from tasks.world import sentences as tables
-from tasks.world.base import number_of, pick
+from tasks.world import problem_sentences as tables
+from tasks.world.common import pick, stable_hash
 
 LARGEST = 20  # number in a story
 LARGEST_RESULT = 99
@@ -46,7 +46,7 @@ class Story:
         return self.steps[-1].result
 
 
-class NoFit(Exception):
+class InvalidDraw(Exception):
     """These draws do not fit together: draw again."""
 
 
@@ -86,13 +86,13 @@ def draw_chain(rng: Random, length: int, signs: str = "+-*/", groups_share: floa
 
 def _number(rng: Random, least: int, most: int) -> int:
     if most < least:
-        raise NoFit
+        raise InvalidDraw
     return least + int(rng.random() * (most - least + 1))
 
 
 def _checked(result: int) -> int:
     if not 1 <= result <= LARGEST_RESULT:
-        raise NoFit
+        raise InvalidDraw
     return result
 
 
@@ -105,31 +105,31 @@ def _operand(rng: Random, sign: str, total: int) -> int:
         return _number(rng, 2, 5)
     fitting = [number for number in range(2, 10) if total % number == 0]
     if not fitting:
-        raise NoFit
+        raise InvalidDraw
     return pick(rng, fitting)
 
 
-def in_split(numbers: Sequence[int], split: str) -> bool:
+def is_in_split(numbers: Sequence[int], split: str) -> bool:
     """Whether stories with these numbers, in any order, belong to a split; one in five is for the test."""
-    return (number_of(*sorted(numbers)) % 5 == 0) == (split == "test")
+    return (stable_hash(*sorted(numbers)) % 5 == 0) == (split == "test")
 
 
 def _kept(numbers: tuple[int, ...], split: str) -> tuple[int, ...]:
-    if not in_split(numbers, split):
-        raise NoFit
+    if not is_in_split(numbers, split):
+        raise InvalidDraw
     return numbers
 
 
-def fitting(rng: Random, split: str, draw: Callable[[Random, str], Story]) -> Story:
+def draw_until_valid(rng: Random, split: str, draw: Callable[[Random, str], Story]) -> Story:
     """The first story of a split for which the draws fit together."""
     while True:
         try:
             return draw(rng, split)
-        except NoFit:
+        except InvalidDraw:
             continue
 
 
-class Teller:
+class StoryTeller:
     """Words sentences about people and things; says "she" for who was spoken of, where it can mean no one else."""
 
     def __init__(self, rng: Random, people: int = 1) -> None:
@@ -187,7 +187,7 @@ class Teller:
 def steps_story(rng: Random, split: str, length: int) -> Story:
     """One person, `length` steps."""
     chain = draw_chain(rng, length)
-    numbers, teller = _kept(chain.numbers, split), Teller(rng)
+    numbers, teller = _kept(chain.numbers, split), StoryTeller(rng)
     who = teller.people[0]
     sentences = [*teller.chain(who, chain), teller.ask(tables.ASKED, who)]
     return Story(" ".join(sentences), numbers, chain.steps, teller.things)
@@ -197,7 +197,7 @@ def pair_story(rng: Random, split: str, lengths: tuple[int, int], sign: str = ""
     """Two people, so many steps each: how many have they together ("+"), or how many more has one of them ("-")?"""
     sign = sign or pick(rng, "+-")
     first, second = draw_chain(rng, lengths[0]), draw_chain(rng, lengths[1])
-    numbers, teller = _kept(first.numbers + second.numbers, split), Teller(rng, 2)
+    numbers, teller = _kept(first.numbers + second.numbers, split), StoryTeller(rng, 2)
     one, two = teller.people
     sentences = [*teller.chain(one, first), *teller.chain(two, second)]
     a, b = first.result, second.result
@@ -214,7 +214,7 @@ def more_than_story(rng: Random, split: str) -> Story:
     chain, more = draw_chain(rng, 0), _number(rng, 2, LARGEST)
     first = chain.result
     second = _checked(first + more)
-    numbers, teller = _kept((first, more), split), Teller(rng, 2)
+    numbers, teller = _kept((first, more), split), StoryTeller(rng, 2)
     one, two = teller.people
     steps = (Step(first, "+", more, second), Step(first, "+", second, _checked(first + second)))
     sentences = [*teller.chain(one, chain)]
@@ -226,7 +226,7 @@ def more_than_story(rng: Random, split: str) -> Story:
 def before_story(rng: Random, split: str) -> Story:
     """What happened and what there is now are told: how many were there at first?"""
     step = draw_chain(rng, 1, "+-", 0).steps[0]
-    numbers, teller = _kept((step.right, step.result), split), Teller(rng)
+    numbers, teller = _kept((step.right, step.result), split), StoryTeller(rng)
     who = teller.people[0]
     sentences = [
         teller.say(tables.SOME, who),
@@ -241,7 +241,7 @@ def before_story(rng: Random, split: str) -> Story:
 def distractor_story(rng: Random, split: str) -> Story:
     """One person, one to three steps, and a number that does not matter: counting the sentences does not find it."""
     chain, needless = draw_chain(rng, pick(rng, (1, 2, 3)), groups_share=0.0), _number(rng, 2, LARGEST)
-    numbers, teller = _kept((*chain.numbers, needless), split), Teller(rng)
+    numbers, teller = _kept((*chain.numbers, needless), split), StoryTeller(rng)
     who = teller.people[0]
     place = 1 + int(rng.random() * len(chain.kinds))  # of the sentence with the needless number
     sentences = []
@@ -257,7 +257,7 @@ def distractor_story(rng: Random, split: str) -> Story:
 def new_words_story(rng: Random, split: str, length: int, signs: str = "+-*/") -> Story:
     """One person, `length` steps, in words that no worked solution has."""
     chain = draw_chain(rng, length, signs, 0)
-    numbers, teller = _kept(chain.numbers, split), Teller(rng)
+    numbers, teller = _kept(chain.numbers, split), StoryTeller(rng)
     who = teller.people[0]
     sentences = [*teller.chain(who, chain, tables.NEW_SENTENCES), teller.ask(tables.ASKED, who)]
     return Story(" ".join(sentences), numbers, chain.steps, teller.things)
