@@ -95,10 +95,10 @@ class TimedOptimizer(Optimizer):
         super().__init__(inner.buckets, inner.settings, inner.runtime)
         self.clock, self.began, self.ended = clock, 0.0, 0.0
 
-    def step(self, lr_scale: float, momentum: float, weight_decay_scale: float = 1.0) -> Tensor:
+    def step(self, lr_multiplier: float, momentum: float) -> Tensor:
         """As the optimizer's own."""
         self.began = self.clock.now()
-        norm = super().step(lr_scale, momentum, weight_decay_scale)
+        norm = super().step(lr_multiplier, momentum)
         self.ended = self.clock.now()
         return norm
 

@@ -14,7 +14,7 @@ ITERATIONS = 5
 TINY = 1e-7  # keeps a matrix of zeros at zero
 
 
-def orthogonalise(stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def orthogonalize(stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The matrices of a (K, R, C) stack with their singular values moved close to 1 (about 0.7 to 1.2), as `dtype`.
 
     Five steps of a quintic Newton-Schulz iteration, all matrices at once. The products run in `dtype`, by default the
@@ -45,4 +45,4 @@ def muon_step(
     average.lerp_(grads, 1 - momentum)
     nesterov = grads.lerp(average, momentum)
     stretch = max(1.0, weights.size(-2) / weights.size(-1)) ** 0.5
-    weights.sub_(orthogonalise(nesterov, dtype).to(average.dtype) * (lr * stretch))
+    weights.sub_(orthogonalize(nesterov, dtype).to(average.dtype) * (lr * stretch))

@@ -39,14 +39,14 @@ class OptimSettings:
 
     matrix_lr: float = 0.02
     embedding_lr: float = 0.2
-    head_lr: float = 0.004
+    unembedding_lr: float = 0.004
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     betas: tuple[float, float] = (0.8, 0.95)
     eps: float = 1e-10
 
     def __post_init__(self) -> None:
-        for name in ("matrix_lr", "embedding_lr", "head_lr", "weight_decay", "grad_clip"):
+        for name in ("matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}: it must be a number, 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -78,7 +78,7 @@ def _rules(settings: OptimSettings, width: int, products: torch.dtype | None, co
     return {
         "matrix": Rule(muon, settings.matrix_lr, ("momentum",), ("momentum",), by_matrix=True),
         "embedding": Rule(adamw, settings.embedding_lr * by_width, moments, scalars),
-        "head": Rule(adamw, settings.head_lr * by_width, moments, scalars),
+        "head": Rule(adamw, settings.unembedding_lr * by_width, moments, scalars),
     }
 
 
@@ -128,9 +128,9 @@ class Bucket:
             self.grads = torch.empty_like(self.full[self.share])
             self.work = dist.reduce_scatter_tensor(self.grads, self.full, async_op=True)
 
-    def start_update(self, lr_scale: float, scalars: Mapping[str, float], grad_scale: Tensor) -> None:
+    def start_update(self, lr_multiplier: float, scalars: Mapping[str, float], grad_scale: Tensor) -> None:
         """Update this process's share of the weights and begin to send it to the others."""
-        values = {"lr": self.rule.lr * lr_scale} | {key: scalars[key] for key in self.rule.scalars}
+        values = {"lr": self.rule.lr * lr_multiplier} | {key: scalars[key] for key in self.rule.scalars}
         # Filled on the device: neither a recompilation for each new number nor a wait for a copy.
         filled = {
             key: torch.full((), value, dtype=self.dtype, device=self.grads.device) for key, value in values.items()
@@ -177,7 +177,7 @@ class Optimizer:
         self.steps = 0
 
     @torch.no_grad()
-    def step(self, lr_scale: float, momentum: float, weight_decay_scale: float = 1.0) -> Tensor:
+    def step(self, lr_multiplier: float, momentum: float) -> Tensor:
         """Update the weights from the gradients' mean over the processes, clipped to the norm `grad_clip`.
 
         Returns that mean's norm before clipping, a 0-dim tensor, the same on all processes. Every parameter must have
@@ -187,10 +187,9 @@ class Optimizer:
         for bucket in self.buckets:
             bucket.start_reduction()
         norm, grad_scale = self._norm_and_scale()
-        decay = self.settings.weight_decay * weight_decay_scale
-        scalars = {"momentum": momentum, "weight_decay": decay, "step": float(self.steps)}
+        scalars = {"momentum": momentum, "weight_decay": self.settings.weight_decay, "step": float(self.steps)}
         for bucket in self.buckets:
-            bucket.start_update(lr_scale, scalars, grad_scale)
+            bucket.start_update(lr_multiplier, scalars, grad_scale)
         for bucket in self.buckets:
             bucket.finish_update()
         return norm

@@ -41,7 +41,6 @@ class Rates:
 
     lr_scale: float
     momentum: float
-    weight_decay_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def step(
     # One reduction carries the loss and the wish to stop: all processes stop after the same step.
     asked = stop()
     total, stops = runtime.sum(torch.stack([total, torch.tensor(float(asked), device=device)]))
-    norm = optimizer.step(rates.lr_scale, rates.momentum, rates.weight_decay_scale)
+    norm = optimizer.step(rates.lr_scale, rates.momentum)
     optimizer.zero_grad()
     return (total / trained.clamp(min=1)).item(), norm.item(), agreed_stop(asked, stops.item() > 0)
 

@@ -120,7 +120,7 @@ def step(
             if param.grad is None:  # only other processes have something to learn
                 param.grad = torch.zeros_like(param)
         metrics["entropy"] = total / max(1.0, tokens)
-        metrics["grad_norm"] = optimizer.step(rates.lr_scale, rates.momentum, rates.weight_decay_scale).item()
+        metrics["grad_norm"] = optimizer.step(rates.lr_scale, rates.momentum).item()
         optimizer.zero_grad()
     return metrics, agreed_stop(asked, stops > 0)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.muon import muon_step, orthogonalise
+from nanochat.muon import muon_step, orthogonalize
 
 SHAPES = [(1, 16, 16), (3, 40, 10), (2, 10, 40), (5, 7, 9)]
 
@@ -33,10 +33,10 @@ def _stack(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_orthogonalise(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+def test_orthogonalize(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
     stack = _stack(shape)
     expected = torch.from_numpy(np.stack([_by_singular_values(m) for m in stack.numpy()]))
-    result = orthogonalise(stack.to(dtype), dtype)
+    result = orthogonalize(stack.to(dtype), dtype)
     assert result.dtype == dtype
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance)
 
@@ -45,16 +45,16 @@ BFLOAT16 = """
 import sys, torch
 sys.path.insert(0, "tests")
 from test_muon import SHAPES, _stack
-from nanochat.muon import orthogonalise
+from nanochat.muon import orthogonalize
 for shape in [*SHAPES, (2, 128, 64)]:
-    exact = orthogonalise(_stack(shape), torch.float64)
-    coarse = orthogonalise(_stack(shape).float(), torch.bfloat16)
+    exact = orthogonalize(_stack(shape), torch.float64)
+    coarse = orthogonalize(_stack(shape).float(), torch.bfloat16)
     assert coarse.dtype == torch.bfloat16
     print(float((coarse.double() - exact).norm() / exact.norm()))
 """
 
 
-def test_orthogonalise_in_bfloat16() -> None:
+def test_orthogonalize_in_bfloat16() -> None:
     """Within 3% of float64 in the Frobenius norm; four roundings of 2^-9 a step leave about 1%.
 
     In a process of its own: some machines announce AMX and have it switched off, and bfloat16 products die there.
@@ -69,14 +69,14 @@ def test_orthogonalise_in_bfloat16() -> None:
 
 
 def test_singular_values_come_close_to_one() -> None:
-    values = torch.linalg.svdvals(orthogonalise(_stack((4, 32, 48)), torch.float64))
+    values = torch.linalg.svdvals(orthogonalize(_stack((4, 32, 48)), torch.float64))
     assert values.min() > 0.6
     assert values.max() < 1.3
 
 
 def test_zero_stays_zero() -> None:
     """At the start most gradients are exactly zero, because the output projections are."""
-    assert torch.equal(orthogonalise(torch.zeros(2, 4, 3), torch.float32), torch.zeros(2, 4, 3))
+    assert torch.equal(orthogonalize(torch.zeros(2, 4, 3), torch.float32), torch.zeros(2, 4, 3))
 
 
 Step = Callable[..., None]

@@ -76,9 +76,9 @@ def _batch(step: int) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def _scales(step: int) -> tuple[float, float, float]:
-    """(lr, momentum, decay): all of them move."""
-    return 1 - step / 40, 0.85 + step / 200, 1 - step / 30
+def _scales(step: int) -> tuple[float, float]:
+    """(lr_multiplier, momentum): both change from step to step."""
+    return 1 - step / 40, 0.85 + step / 200
 
 
 def _runtime(rank: int = 0, world_size: int = 1, dtype: torch.dtype = torch.float32) -> Runtime:
@@ -173,7 +173,7 @@ def _reference(model: Toy) -> tuple[dict[str, Tensor], list[float]]:
         model.zero_grad()
         model(*_batch(step)).backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), SETTINGS.grad_clip)))
-        scale, momentum, decay = _scales(step)
+        scale, momentum = _scales(step)
         for name, param in named:
             assert param.grad is not None
             m, v, grad, weight = first[name], second[name], param.grad, param.data
@@ -181,7 +181,7 @@ def _reference(model: Toy) -> tuple[dict[str, Tensor], list[float]]:
                 m.copy_(0.8 * m + 0.2 * grad)
                 v.copy_(0.95 * v + 0.05 * grad**2)
                 update = (m / (1 - 0.8 ** (step + 1))) / ((v / (1 - 0.95 ** (step + 1))) ** 0.5 + 1e-10)
-                weight -= rates[name] * scale * (update + 0.1 * decay * weight)
+                weight -= rates[name] * scale * (update + 0.1 * weight)
             else:
                 m.copy_(momentum * m + (1 - momentum) * grad)
                 mixed = momentum * m + (1 - momentum) * grad

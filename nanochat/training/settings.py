@@ -41,8 +41,13 @@ class Training(Settings):
 
     def optim_settings(self) -> OptimSettings:
         """The optimizer's share of the settings."""
-        rates = {name: getattr(self, name) * self.lr_scale for name in ("matrix_lr", "embedding_lr", "head_lr")}
-        return OptimSettings(**rates, weight_decay=self.weight_decay, grad_clip=self.grad_clip)
+        return OptimSettings(
+            matrix_lr=self.matrix_lr * self.lr_scale,
+            embedding_lr=self.embedding_lr * self.lr_scale,
+            unembedding_lr=self.head_lr * self.lr_scale,
+            weight_decay=self.weight_decay,
+            grad_clip=self.grad_clip,
+        )
 
     def rates(self, progress: float, num_steps: int) -> Rates:
         """What the schedule sets at this progress."""

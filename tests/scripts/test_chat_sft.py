@@ -35,7 +35,7 @@ def test_rates() -> None:
     """A fiftieth of the rates of pretraining, falling to 0 in a straight line from the first step on."""
     config = chat_sft.Config()
     rates = config.optim_settings()
-    assert (rates.matrix_lr, rates.embedding_lr, rates.head_lr) == pytest.approx((0.0004, 0.004, 0.00008))
+    assert (rates.matrix_lr, rates.embedding_lr, rates.unembedding_lr) == pytest.approx((0.0004, 0.004, 0.00008))
     assert [config.rates(p, 100).lr_scale for p in (0, 0.25, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
     config = chat_sft.Config(warmup=0.5, warmdown=0.25, final_lr=0.1)
     assert [config.rates(p, 100).lr_scale for p in (0, 0.25, 0.5, 0.875, 1)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
