@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nanochat.common import UserError
-from nanochat.eval.core_bundle import CoreTask
+from nanochat.common import UserError, base_dir
+from nanochat.eval.core_bundle import CoreTask, find_bundle, read_bundle
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
@@ -293,3 +294,35 @@ class ModelScorer:
             hits[rows] = logits[rows].argmax(-1) == wanted[rows]
             exact.append(hits.cpu())
         return torch.cat(losses), torch.cat(exact)
+
+
+class CoreScores(TypedDict):
+    """Result of `evaluate_model`: accuracies by task, the same centred (0 = guessing, 1 = all right), and their mean."""
+
+    results: dict[str, float]
+    centered_results: dict[str, float]
+    core_metric: float
+
+
+def evaluate_model(
+    model: GPT, tokenizer: TextEncoder, device: torch.device | str, max_per_task: int = 500
+) -> CoreScores:
+    """Score a model on CORE with the evaluation bundle of the base folder; `max_per_task`: examples of a task, -1 = all.
+
+    Under torchrun the examples are shared out among the processes, and all get the same scores. Raises `UserError` if
+    there is no bundle.
+    """
+    path = find_bundle()
+    if path is None:
+        raise UserError(f"no evaluation bundle at {base_dir() / 'eval_bundle'}: put its folder or zip file there")
+    runtime = Runtime.current(device)
+    scorer = ModelScorer(model)
+    max_examples = None if max_per_task == -1 else max_per_task
+    context = model.config.sequence_len
+    tasks = read_bundle(path).tasks
+    results = [evaluate_task(task, scorer, tokenizer, context, runtime, max_examples) for task in tasks]
+    return {
+        "results": {result.label: result.accuracy for result in results},
+        "centered_results": {result.label: result.centre(result.accuracy) for result in results},
+        "core_metric": core(results)[0]["value"],
+    }

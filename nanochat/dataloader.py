@@ -16,6 +16,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -25,9 +26,10 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from nanochat.data.shards import Split, open_split
 from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 TOKENIZE_CHUNK_BYTES = 1 << 20  # tokenised at a time: enough for the threads to share
 PREFETCH_BATCHES = 4
@@ -202,6 +204,26 @@ def document_batches(
     """
     stream = TokenStream(documents, tokenizer, StreamCursor(**(cursor or {})))
     return prefetch(token_batches(stream, runtime, batch_size, sequence_len, horizon), runtime.device)
+
+
+def tokenizing_distributed_data_loader(
+    batch_size: int, sequence_len: int, split: Split, device: torch.device | str = "auto"
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield (inputs, targets), each (B, T), of a split of the base folder's data set, epoch after epoch without end.
+
+    Tokenizes with the base folder's tokenizer. Under torchrun each process gets its own rows of every batch. Raises
+    `UserError` if there is no data set, no tokenizer, or nothing in the split.
+    """
+    runtime = Runtime.current(device)
+    tokenizer = get_tokenizer()
+    batches = document_batches(open_split(split), tokenizer, runtime, batch_size, sequence_len, horizon=1)
+
+    def pairs() -> Generator[tuple[Tensor, Tensor], None, None]:
+        with closing(batches):
+            for batch in batches:
+                yield batch.inputs, batch.targets
+
+    return pairs()
 
 
 def document_eval_rows(

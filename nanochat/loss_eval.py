@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import islice
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from nanochat.layers.padding import pad_rows
@@ -35,6 +38,30 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
         num_bytes += size.sum()
     total_nats, total_bytes = runtime.sum(nats).item(), runtime.sum(num_bytes).item()
     return total_nats / (math.log(2) * total_bytes) if total_bytes else float("inf")
+
+
+@torch.no_grad()
+def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor) -> float:
+    """Bits per byte over the first `steps` batches of (inputs, targets), each (B, T): `bits_per_byte` of a loader.
+
+    Targets of -1 are ignored. Under torchrun each process passes its own batches, and all get the same result.
+    Infinite if no target has a byte.
+    """
+    num_nats: Tensor | None = None
+    num_bytes: Tensor | None = None
+    for inputs, targets in islice(batches, steps):
+        losses = model(inputs, targets, loss_reduction="none")  # (B, T)
+        sizes = token_bytes.to(targets.device)[targets.clamp(min=0)] * (targets >= 0)
+        wide = torch.float64 if targets.device.type != "mps" else torch.float32
+        nats = (losses * (sizes > 0)).sum(dtype=wide)
+        num_nats = nats if num_nats is None else num_nats + nats
+        num_bytes = sizes.sum() if num_bytes is None else num_bytes + sizes.sum()
+    if num_nats is None or num_bytes is None:
+        return float("inf")
+    if dist.is_initialized():
+        dist.all_reduce(num_nats)
+        dist.all_reduce(num_bytes)
+    return num_nats.item() / (math.log(2) * num_bytes.item()) if num_bytes.item() else float("inf")
 
 
 @torch.no_grad()

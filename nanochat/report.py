@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from nanochat.reporting.markdown import escape, fence, format_duration, format_n
 from nanochat.reporting.schema import STAGES, Section, is_accuracy, log_section, read_sections, stage_of
 from nanochat.reporting.significance import accuracies_by_task, accuracy_lines, accuracy_tables
 
-__all__ = ["log_section", "main", "read_sections", "render"]
+__all__ = ["Report", "get_report", "log_section", "main", "read_sections", "render"]
 _ACCURACIES = "accuracies.png"  # no stage's name ends like this
 _WIDTH = 100  # of text, in the report and at the terminal
 Sections = Mapping[str, Section]
@@ -249,6 +250,44 @@ def _print_summary(sections: Sections) -> None:
         print0("---")
 
 
+class Report:
+    """The report of the base folder, to add to and to render from a program or a notebook."""
+
+    def log(self, section: str, data: Mapping[str, Any]) -> Path:
+        """Write `data` as a section of the report in place of an earlier one of that title; returns its path.
+
+        Numbers are metrics; "settings" is a dict of settings; other values become notes `name: value`. Raises
+        `UserError` for a title without a letter or digit.
+        """
+        name = re.sub(r"[^a-z0-9]+", "_", section.lower()).strip("_")
+        if not name:
+            raise UserError(f"section is {section!r}: a title needs at least one of a-z and 0-9")
+        content: dict[str, Any] = {"title": section, "metrics": {}, "notes": []}
+        for key, value in data.items():
+            if key == "settings":
+                content["settings"] = value
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                content["metrics"][key] = value
+            else:
+                content["notes"].append(f"{key}: {value}")
+        return log_section(name, content)
+
+    def generate(self) -> Path:
+        """Render report.md and its pictures; returns the path of report.md."""
+        return render()
+
+    def reset(self) -> None:
+        """Remove the sections and all that was rendered from them."""
+        folder = base_dir() / "report"
+        for path in [*folder.glob("*.json"), *folder.glob("*.png"), folder / "report.md"]:
+            path.unlink(missing_ok=True)
+
+
+def get_report() -> Report:
+    """Return the report of the base folder."""
+    return Report()
+
+
 @dataclass(frozen=True)
 class Config(Settings):
     """What to do with the report."""
@@ -260,8 +299,7 @@ def main(config: Config) -> None:
     """Render and summarise; or remove the sections and what was rendered from them."""
     folder = base_dir() / "report"
     if config.action == "reset":
-        for path in [*folder.glob("*.json"), *folder.glob("*.png"), folder / "report.md"]:
-            path.unlink(missing_ok=True)
+        get_report().reset()
         print0(f"report: {folder} is empty now")
         return
     path = render()
