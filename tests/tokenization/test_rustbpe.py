@@ -1,4 +1,4 @@
-"""The Rust trainer against a slow, readable twin and against the package of the same name on PyPI."""
+"""The Rust trainer, compared with the readable reference and with the PyPI package of the same name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.tokenization.bpe_reference import train as reference_train
 from nanochat.tokenizer import SPLIT_PATTERN
 
 _rustbpe = pytest.importorskip(
@@ -35,40 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Few characters, so that pairs repeat, with ties, runs and every branch of the pattern.
 texts_strategy = st.lists(st.text(st.sampled_from("aab b\n'sS1é! \té你"), max_size=60), max_size=8)
-
-
-def slow_train(texts: list[str], vocab_size: int, pattern: str = SPLIT_PATTERN) -> list[bytes]:
-    """Count everything anew for every merge."""
-    found = (match.encode() for text in texts for match in regex.findall(pattern, text))
-    words = Counter(tuple(word) for word in found)
-    tokens = [bytes([byte]) for byte in range(256)]
-    while len(tokens) < vocab_size:
-        counts: Counter[tuple[int, int]] = Counter()
-        for word, count in words.items():
-            for pair in pairwise(word):
-                counts[pair] += count
-        if not counts:
-            break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
-        merged: Counter[tuple[int, ...]] = Counter()
-        for word, count in words.items():
-            merged[slow_merge(word, best, len(tokens))] += count
-        words = merged
-        tokens.append(tokens[best[0]] + tokens[best[1]])
-    return tokens
-
-
-def slow_merge(word: tuple[int, ...], pair: tuple[int, int], new: int) -> tuple[int, ...]:
-    out: list[int] = []
-    i = 0
-    while i < len(word):
-        if word[i : i + 2] == pair:
-            out.append(new)
-            i += 2
-        else:
-            out.append(word[i])
-            i += 1
-    return tuple(out)
 
 
 def peer_train(texts: list[str], vocab_size: int) -> list[bytes]:
@@ -87,13 +51,13 @@ def read_text(path: Path, max_chars: int) -> list[str]:
 
 @given(texts_strategy, st.integers(256, 300))
 @settings(deadline=None, max_examples=150)
-def test_equals_the_slow_twin_and_the_peer(texts: list[str], vocab_size: int) -> None:
+def test_equals_the_reference_and_the_peer(texts: list[str], vocab_size: int) -> None:
     if not any(texts):
         with pytest.raises(ValueError, match="nothing to train on"):
             _rustbpe.train(texts, vocab_size, SPLIT_PATTERN)
         return
     tokens = _rustbpe.train(texts, vocab_size, SPLIT_PATTERN)
-    assert tokens == slow_train(texts, vocab_size)
+    assert tokens == reference_train(texts, vocab_size)
     assert tokens == peer_train(texts, vocab_size)
     assert len(set(tokens)) == len(tokens)
 
@@ -101,7 +65,7 @@ def test_equals_the_slow_twin_and_the_peer(texts: list[str], vocab_size: int) ->
 @given(st.lists(st.text(st.sampled_from("ab"), min_size=1, max_size=40), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=150)
 def test_runs_and_overlaps(texts: list[str]) -> None:
-    assert _rustbpe.train(texts, 290, SPLIT_PATTERN) == slow_train(texts, 290)
+    assert _rustbpe.train(texts, 290, SPLIT_PATTERN) == reference_train(texts, 290)
 
 
 @pytest.mark.shared_data
@@ -115,13 +79,13 @@ def test_real_text(shared_data: Path, name: str) -> None:
     assert tokens == _rustbpe.train(reversed(texts), 3000, SPLIT_PATTERN, num_threads=2)
     assert tokens == _rustbpe.train(pa.array(texts), 3000, SPLIT_PATTERN, num_threads=7)
     few = [text[:2000] for text in texts[:10]]
-    assert _rustbpe.train(few, 330, SPLIT_PATTERN) == slow_train(few, 330)
+    assert _rustbpe.train(few, 330, SPLIT_PATTERN) == reference_train(few, 330)
 
 
 @given(texts_strategy, st.data())
 @settings(deadline=None, max_examples=80)
 def test_arrow_trains_like_strings(texts: list[str], data: st.DataObject) -> None:
-    """One array, several chunks, an iterator of arrays and strings in turn; sliced arrays and empty ones among them."""
+    """One array, several chunks, and an iterator that mixes strings with sliced and empty arrays."""
     texts = [*texts, "abc abc"]
     kind = data.draw(st.sampled_from([pa.string(), pa.large_string(), pa.binary(), pa.large_binary()]))
     array = pa.array([text.encode() for text in texts], pa.binary()).cast(kind)
@@ -132,8 +96,8 @@ def test_arrow_trains_like_strings(texts: list[str], data: st.DataObject) -> Non
         assert _rustbpe.train(given_texts, 290, SPLIT_PATTERN) == expected
 
 
-def test_one_long_text_keeps_all_threads_busy_without_a_trace() -> None:
-    """A document of some megabytes is cut for the threads; its words are those of the whole."""
+def test_a_long_text_cut_for_several_threads_gives_the_same_tokens() -> None:
+    """A document of some megabytes is cut for the threads, and its words are counted as if it had not been."""
     rng = random.Random(5)
     words = ["it's", "SEEN", "été", "12345", "你好", "\n\n ", "a\tb", "  x", "!!", "\u3000", "'ll"]
     text = " ".join(rng.choices(words, k=400_000))
@@ -148,7 +112,7 @@ def test_one_long_text_keeps_all_threads_busy_without_a_trace() -> None:
 
 def test_another_pattern() -> None:
     texts = ["key=value; key = other", "key=value"]
-    assert _rustbpe.train(texts, 280, r"[^=;]+|[=;]") == slow_train(texts, 280, r"[^=;]+|[=;]")
+    assert _rustbpe.train(texts, 280, r"[^=;]+|[=;]") == reference_train(texts, 280, r"[^=;]+|[=;]")
 
 
 def test_fewer_tokens_when_no_pair_is_left() -> None:
@@ -203,10 +167,10 @@ def test_an_exception_of_the_iterator_reaches_the_caller() -> None:
         _rustbpe.train(texts(), 300, SPLIT_PATTERN)
 
 
-def test_progress_tells_bytes_and_merges_and_may_stop_the_training() -> None:
-    seen: list[tuple[int, int]] = []
-    _rustbpe.train(["été abcd"] * 10, 260, SPLIT_PATTERN, progress=lambda *told: seen.append(told))
-    assert seen[-1] == (100, 4)
+def test_progress_reports_bytes_and_merges_and_may_stop_the_training() -> None:
+    calls: list[tuple[int, int]] = []
+    _rustbpe.train(["été abcd"] * 10, 260, SPLIT_PATTERN, progress=lambda *counts: calls.append(counts))
+    assert calls[-1] == (100, 4)
 
     def stop(_bytes_read: int, _merges: int) -> None:
         raise KeyboardInterrupt
@@ -240,26 +204,27 @@ def test_other_threads_run_meanwhile() -> None:
 
 
 def test_everything_from_many_threads_at_once() -> None:
-    """One encoder and several trainings, each thread with texts of its own: what each gives by itself."""
+    """One encoder and several trainings in threads with different texts give the results of one thread."""
     rng = random.Random(1)
     words = ["the", "cat's", "été", "12", "你好", "\n", "never", "ending"]
     texts = [[" ".join(rng.choices(words, k=rng.randrange(3000))) for _ in range(20)] for _ in range(6)]
     encoder = _rustbpe.Encoder(SPLIT_PATTERN, _rustbpe.train(texts[0], 300, SPLIT_PATTERN), [])
 
-    def work(own: list[str]) -> list[Any]:
-        ids, offsets = map(np.asarray, encoder.encode_batch(pa.array(own), 2))
-        lists = encoder.encode_lists(own, 1)
-        tokens = _rustbpe.train(pa.array(own), 320, SPLIT_PATTERN, num_threads=2)
-        return [ids.tolist(), offsets.tolist(), lists, encoder.encode(own[0]), encoder.decode_batch(lists), tokens]
+    def work(documents: list[str]) -> list[Any]:
+        ids, offsets = map(np.asarray, encoder.encode_batch(pa.array(documents), 2))
+        lists = encoder.encode_lists(documents, 1)
+        tokens = _rustbpe.train(pa.array(documents), 320, SPLIT_PATTERN, num_threads=2)
+        decoded = encoder.decode_batch(lists)
+        return [ids.tolist(), offsets.tolist(), lists, encoder.encode(documents[0]), decoded, tokens]
 
-    alone = [work(own) for own in texts]
+    alone = [work(documents) for documents in texts]
     assert alone[0] != alone[1]
     with ThreadPoolExecutor(len(texts)) as pool:
         for _ in range(3):
             assert list(pool.map(work, texts)) == alone
 
 
-# Each never ends by itself; the last but in many minutes: a regex that tries a hundred thousand ways for every word.
+# Texts on which training does not end by itself (the last one: not for many minutes, as its regex backtracks).
 ENDLESS = {
     "many strings": "itertools.repeat('never ending text ' * 1000)",
     "empty strings": "itertools.repeat('')",
@@ -286,7 +251,7 @@ def test_ctrl_c_stops_the_training(texts: str) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
-        time.sleep(0.1)  # most likely it trains by now; if not, the interruption comes even sooner
+        time.sleep(0.1)  # training has most likely begun; if not, the interruption comes even earlier
         process.send_signal(signal.SIGINT)
         try:
             errors = process.communicate(timeout=60)[1]
@@ -295,7 +260,7 @@ def test_ctrl_c_stops_the_training(texts: str) -> None:
     assert "KeyboardInterrupt" in errors
 
 
-def test_help_has_something_to_say() -> None:
+def test_everything_public_has_a_docstring() -> None:
     methods = [method for name, method in vars(_rustbpe.Encoder).items() if not name.startswith("_")]
     assert len(methods) == 5
     assert all(thing.__doc__ for thing in (_rustbpe.train, _rustbpe.Encoder, _rustbpe.IntArray, *methods))
@@ -305,7 +270,7 @@ def test_the_examples_in_the_stub() -> None:
     runner = doctest.DocTestRunner()
     source = (ROOT / "nanochat" / "tokenization" / "_rustbpe.pyi").read_text(encoding="utf-8")
     names = vars(_rustbpe).copy()
-    for node in ast.walk(ast.parse(source)):  # a class before its methods, which use its example's names
+    for node in ast.walk(ast.parse(source)):  # visits a class before its methods, which use the names of its example
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (text := ast.get_docstring(node)):
             examples = doctest.DocTestParser().get_doctest(text, names, node.name, None, None)
             names = examples.globs
