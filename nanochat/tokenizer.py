@@ -1,10 +1,13 @@
-"""Text to token ids and back, and conversations to ids with a mask that says what the model learns to say.
+"""Tokenizer: text to token ids and back, and conversations to ids with a mask of the tokens to train on.
 
-Byte-level BPE: 256 tokens for the single bytes, then the merges, then nine special tokens. Text can never become a
-special token, whatever it says. `RustBPETokenizer` is trained by our Rust extension, `HuggingFaceTokenizer` by the
-`tokenizers` package where the extension could not be built; both encode alike and save the same `tokenizer.json`:
+Byte-level BPE: 256 tokens for the single bytes, then the merges, then nine special tokens. Encoding a text never yields
+a special token, even if the text contains its name. `RustBPETokenizer` is trained by the Rust extension in `rustbpe/`,
+`HuggingFaceTokenizer` by the `tokenizers` package on machines where the extension is not built. Both encode in the same
+way and save the same file, `tokenizer.json`:
 
     {"format": 1, "pattern": str, "ranks": {base64 of the bytes: id}, "special_tokens": {name: id}}
+
+`nanochat/tokenization/bpe_reference.py` is the algorithm in plain Python, written to be read.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
@@ -26,22 +29,34 @@ from nanochat.tokenization.chat_format import Conversation, Span, document_text,
 from nanochat.tokenization.encoders import TrainingTexts, encoder_class, iter_strings
 from nanochat.tokenization.hugging_face_bpe import ProgressCallback, train_hugging_face
 
-# GPT-4's pattern, with numbers in groups of at most two digits: better for small vocabularies than one or three.
+if TYPE_CHECKING:
+    from nanochat.tokenization._rustbpe import Texts
+
+# Cuts a text into words, whose borders no merge crosses. It is GPT-4's pattern with numbers in groups of at most two
+# digits, which suit small vocabularies better than one or three.
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 SPECIAL_TOKENS = (
     "<|bos|>",  # begins every document and every conversation
-    *("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
-    *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),  # a tool call and its result
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",  # the assistant calls the calculator
+    "<|python_end|>",
+    "<|output_start|>",  # the calculator's result
+    "<|output_end|>",
 )
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-FORMAT_VERSION, TOKENIZER_FILE = 1, "tokenizer.json"
+FORMAT_VERSION = 1
+TOKENIZER_FILE = "tokenizer.json"
+
 T = TypeVar("T", bound="Tokenizer")
 
 
 class Tokenizer:
-    r"""A trained vocabulary. Subclasses differ in how they train only; all encode with what `encoder_class` finds.
+    r"""A trained vocabulary with its split pattern. Subclasses differ only in their trainer.
 
     >>> tokenizer = Tokenizer(r"\w|\W", {bytes([b]): b for b in range(256)}, dict(zip(SPECIAL_TOKENS, range(256, 265))))
     >>> ids, offsets = tokenizer.encode_arrays(["été", "!"])
@@ -50,10 +65,14 @@ class Tokenizer:
     """
 
     def __init__(self, pattern: str, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
-        """`ranks`: the bytes of every token but the special ones -> id. Raises UserError for parts that do not fit."""
+        """Check the vocabulary and build its encoder, the Rust extension's if it is built, else tiktoken's.
+
+        `ranks`: the bytes of each token -> its id, which is also its rank: the lower it is, the earlier it is merged.
+        `special_tokens`: name -> id. Raises UserError if the ids have gaps, or a byte or a special token has no id.
+        """
         _check_vocabulary(ranks, special_tokens)
         self.pattern = pattern
-        self.adds_prefix_space = False  # as some of other models do
+        self.adds_prefix_space = False  # required by TextEncoder; some tokenizers of other models do
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(special_tokens)
         names = sorted(special_tokens, key=lambda name: special_tokens[name])
@@ -62,7 +81,7 @@ class Tokenizer:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    # Training, saving, loading
+    # --- training, saving, loading ---
 
     @classmethod
     def train_from_iterator(
@@ -73,14 +92,15 @@ class Tokenizer:
         pattern: str = SPLIT_PATTERN,
         progress: ProgressCallback | None = None,
     ) -> T:
-        """Train on texts, read once. `vocab_size` counts everything: 256 bytes + merges + 9 special tokens.
+        """Train on texts, which are read once, as a stream.
 
-        The vocabulary is smaller than asked for if the texts have no more pairs to merge.
-        Raises ValueError for a vocabulary under the minimum, a bad pattern, or texts without a word.
+        `vocab_size` is the total: 256 bytes + merges + 9 special tokens. The vocabulary is smaller if the texts have no
+        more pairs to merge. Raises UserError for a `vocab_size` below MIN_VOCAB_SIZE, and ValueError for an invalid
+        pattern and for texts without a word.
         """
         if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
-                f"vocab_size {vocab_size}: must be at least {MIN_VOCAB_SIZE}: 256 bytes and the special tokens"
+                f"vocab_size {vocab_size}: must be at least {MIN_VOCAB_SIZE}, the 256 bytes and the special tokens"
             )
         tokens = cls._train(texts, vocab_size - len(SPECIAL_TOKENS), pattern, progress)
         ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -90,17 +110,17 @@ class Tokenizer:
     def _train(
         cls, texts: TrainingTexts, num_tokens: int, pattern: str, progress: ProgressCallback | None
     ) -> list[bytes]:
-        """The bytes of at most `num_tokens` tokens by id, the 256 single bytes first."""
+        """Return the bytes of at most `num_tokens` tokens by id, the 256 single bytes first."""
         raise NotImplementedError(f"{cls.__name__} cannot be trained: use RustBPETokenizer or HuggingFaceTokenizer")
 
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` into `folder`, whole or not at all."""
-        write_text_atomic(folder / TOKENIZER_FILE, self._json)
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.json` into a directory, completely or not at all."""
+        write_text_atomic(directory / TOKENIZER_FILE, self._json)
 
     @classmethod
-    def load(cls: type[T], folder: Path) -> T:
-        """Read what `save` wrote. Raises UserError that says what is wrong with a missing or damaged file."""
-        path = folder / TOKENIZER_FILE
+    def load(cls: type[T], directory: Path) -> T:
+        """Read `tokenizer.json` from a directory. Raises UserError if the file is missing or damaged."""
+        path = directory / TOKENIZER_FILE
         try:
             with open(path, encoding="utf-8") as file:
                 saved = json.load(file)
@@ -111,14 +131,14 @@ class Tokenizer:
                 f"{path} cannot be read ({error}): train a new one with `python -m scripts.tok_train`"
             ) from error
         if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
-            found = saved.get("format") if isinstance(saved, dict) else None
-            raise UserError(f"{path}: format {found!r}, but this program reads format {FORMAT_VERSION}")
+            version = saved.get("format") if isinstance(saved, dict) else None
+            raise UserError(f"{path}: format {version!r}, but this program reads format {FORMAT_VERSION}")
         try:
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in saved["ranks"].items()}
             return cls(saved["pattern"], ranks, saved["special_tokens"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path} is damaged: {why}") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path} is damaged: {reason}") from error
 
     @cached_property
     def _json(self) -> str:
@@ -136,30 +156,30 @@ class Tokenizer:
         return hashlib.sha256(self._json.encode("utf-8")).hexdigest()
 
     def hash(self) -> str:
-        """SHA-256 of `tokenizer.json`, in hexadecimal: equal for equal tokenizers, written into every checkpoint."""
+        """Return the SHA-256 of `tokenizer.json` in hexadecimal: equal for equal tokenizers, saved in checkpoints."""
         return self._hash
 
-    # Facts
+    # --- vocabulary ---
 
     def get_vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """Return the number of ids, special tokens included."""
         return len(self.ranks) + len(self.special_tokens)
 
     def get_bos_token_id(self) -> int:
-        """Id of `<|bos|>`, which begins every document."""
+        """Return the id of `<|bos|>`, which begins every document."""
         return self.encode_special("<|bos|>")
 
     def encode_special(self, name: str) -> int:
-        """Id of a special token, by name. Raises ValueError for an unknown name."""
+        """Return the id of a special token. Raises ValueError for an unknown name."""
         if name not in self.special_tokens:
-            raise ValueError(f"{name!r} is no special token: {', '.join(self.special_tokens)}")
+            raise ValueError(f"{name!r} is no special token: choose one of {', '.join(self.special_tokens)}")
         return self.special_tokens[name]
 
     def token_bytes(self) -> list[int]:
-        """Raw bytes of text that each id stands for, by id; 0 for special tokens. Some are parts of characters."""
+        """Return the number of bytes of text in each token, by id; 0 for special tokens."""
         return [len(token) for token in self.ranks] + [0] * len(self.special_tokens)
 
-    # Text
+    # --- text ---
 
     @overload
     def encode(
@@ -176,94 +196,139 @@ class Tokenizer:
         append: int | str | None = None,
         num_threads: int = 8,
     ) -> list[int] | list[list[int]]:
-        """The ids of one text, or of each in a list; names of special tokens in it are ordinary text.
+        """Return the ids of one text, or of each text in a list. Names of special tokens in a text are ordinary text.
 
-        `prepend` and `append`: special tokens around each text, an id or a name. `num_threads`: at most the cores.
+        `prepend` and `append`: a special token, by id or name, before and after each text. `num_threads`: threads for a
+        list, limited to the usable cores.
         """
-        before = [] if prepend is None else [self.encode_special(prepend) if isinstance(prepend, str) else prepend]
-        after = [] if append is None else [self.encode_special(append) if isinstance(append, str) else append]
+        before = self._special_ids(prepend)
+        after = self._special_ids(append)
         if isinstance(text, str):
             return before + self._encoder.encode(text) + after
         rows = self._encoder.encode_lists(text, min(num_threads, usable_cores()))
         return [before + row + after for row in rows] if before or after else rows
 
-    def encode_arrays(self, texts: Any, num_threads: int = 8) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts, one after another, and offsets (N + 1,): text i has `ids[offsets[i]:offsets[i + 1]]`.
+    def _special_ids(self, token: int | str | None) -> list[int]:
+        if token is None:
+            return []
+        return [self.encode_special(token) if isinstance(token, str) else token]
 
-        `texts`: strings, bytes, or an Arrow array of either, which is read in place. ids are uint16 for a vocabulary of
-        up to 65,536, else uint32; offsets are int64. Many times faster than lists.
+    def encode_arrays(self, texts: Texts, num_threads: int = 8) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of N texts in one array, and offsets (N + 1,): text i is `ids[offsets[i]:offsets[i + 1]]`.
+
+        `texts`: strings, bytes, or an Arrow array of either, which is read in place. `ids` is uint16 for a vocabulary
+        of up to 65,536 tokens, else uint32; `offsets` is int64. This is many times faster than `encode` of a list.
         """
         ids, offsets = self._encoder.encode_batch(texts, min(num_threads, usable_cores()))
         return np.asarray(ids), np.asarray(offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The raw bytes of ids, special tokens by their names. Raises KeyError for an id that does not exist."""
+        """Return the bytes of ids, special tokens as their names. Raises KeyError for an id that does not exist."""
         return self._encoder.decode_bytes(ids)
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """`decode` of each row."""
+        """Return the text of each row of ids, as `decode` does."""
         return [text.decode("utf-8", errors="replace") for text in self._encoder.decode_batch(rows)]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text as the ids come in: at each what is whole characters by then, and at the end what is left."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for i in ids:
-            yield decoder.decode(self.decode_bytes([i]))
-        yield decoder.decode(b"", final=True)
+        """Yield the text that each id completes, in whole characters (see `StreamDecoder`), and at the end the rest."""
+        decoder = StreamDecoder(self)
+        for token_id in ids:
+            yield decoder.decode(token_id)
+        yield decoder.flush()
 
-    # Conversations
+    # --- conversations ---
 
     def render_conversation(
         self, conversation: Conversation, max_tokens: int | None = None
     ) -> tuple[list[int], list[int]]:
-        """A whole conversation as (ids, mask), both (T,), T <= max_tokens; mask 1 = the model learns to say this token.
+        """Return the ids of a conversation and a mask, both of length T <= max_tokens; 1 = trained on, 0 = not.
 
-        One that is too long ends after the last answer that fits whole. If not even the first does, that answer is cut.
-        If nothing of that fits, or there is no answer, nothing is to be learnt: ([], []), which the caller leaves out.
-        A question after the last answer is left out. Of a document all is learnt that fits.
-        Raises UserError that names the message for what is no conversation.
+        Trained on are the assistant's texts and tool calls and its end token, not the user's messages and tool results:
+
+            <|bos|> <|user_start|> 2+2? <|user_end|> <|assistant_start|> 4 <|assistant_end|>
+               0          0         0        0               0           1         1
+
+        A conversation that is too long is cut after the last answer that fits completely; if the first answer does not
+        fit, it is cut within that answer. A user message after the last answer is left out. The result is ([], []) if
+        no token to train on remains. Of a document, `{"text": str}`, all tokens after `<|bos|>` are trained on.
+        Raises UserError with the number of the message if the conversation is malformed.
         """
-        if (text := document_text(conversation)) is not None:
+        text = document_text(conversation)
+        if text is not None:
             ids = self.encode(text, prepend=self.get_bos_token_id())[:max_tokens]
             return (ids, [0] + [1] * (len(ids) - 1)) if len(ids) > 1 else ([], [])
-        ids, mask = [self.get_bos_token_id()], [0]
+
+        ids = [self.get_bos_token_id()]
+        mask = [0]
         end = 0  # of the last answer that fits
         for turn in render_turns(conversation):
-            for token_ids, trained in map(self._encode_span, turn):
-                ids += token_ids
-                mask += [int(trained)] * len(token_ids)
-            if max_tokens is None or len(ids) <= max_tokens:
-                end = len(ids) if mask[-1] else end
-            else:
+            for span in turn:
+                span_ids = self._encode_span(span)
+                ids += span_ids
+                mask += [int(span.is_trained)] * len(span_ids)
+            if max_tokens is not None and len(ids) > max_tokens:
                 end = end or max_tokens
                 break
-        ids, mask = ids[:end], mask[:end]
+            if mask[-1]:
+                end = len(ids)
+        ids = ids[:end]
+        mask = mask[:end]
         return (ids, mask) if any(mask) else ([], [])
 
     def render_for_completion(self, conversation: Conversation) -> list[int]:
-        """The ids up to `<|assistant_start|>` of the last answer, for the model to give. What it said is left out."""
+        """Return the prompt for the last answer: all ids up to and including its `<|assistant_start|>`.
+
+        The conversation ends with a user message, or with an assistant message, which is left out.
+        """
         turns = render_turns(conversation)
-        asked = turns[: len(turns) - (len(turns) % 2 == 0)]
+        if len(turns) % 2 == 0:  # the last turn is the assistant's
+            turns = turns[:-1]
         ids = [self.get_bos_token_id()]
-        for span in (span for turn in asked for span in turn):
-            ids += self._encode_span(span)[0]
+        for turn in turns:
+            for span in turn:
+                ids += self._encode_span(span)
         return [*ids, self.encode_special("<|assistant_start|>")]
 
-    def _encode_span(self, span: Span) -> tuple[list[int], bool]:
-        return ([self.encode_special(span.text)] if span.is_special else self.encode(span.text)), span.is_trained
+    def _encode_span(self, span: Span) -> list[int]:
+        return [self.encode_special(span.text)] if span.is_special else self.encode(span.text)
 
     def visualize_tokenization(self, ids: Sequence[int], mask: Sequence[int]) -> str:
-        """The tokens with bars between them, for a terminal: green is trained on, red is not."""
-        colours = {0: "\033[31m", 1: "\033[32m"}
-        return "|".join(f"{colours[m]}{self.decode([i])}\033[0m" for i, m in zip(ids, mask, strict=True))
+        """Return the tokens separated by bars, in a terminal's colors: green = trained on (mask 1), red = not."""
+        colors = {0: "\033[31m", 1: "\033[32m"}
+        return "|".join(f"{colors[m]}{self.decode([i])}\033[0m" for i, m in zip(ids, mask, strict=True))
+
+
+class StreamDecoder:
+    r"""Incremental decoder: the text of token ids as they arrive, in whole characters only.
+
+    A token may end within a character of several bytes; these bytes are held until the character is complete.
+
+    >>> tokenizer = Tokenizer(r"\w|\W", {bytes([b]): b for b in range(256)}, dict(zip(SPECIAL_TOKENS, range(256, 265))))
+    >>> decoder = StreamDecoder(tokenizer)
+    >>> decoder.decode(0xC3), decoder.decode(0xA9), decoder.decode(0xC3), decoder.flush()
+    ('', 'é', '', '\ufffd')
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def decode(self, token_id: int) -> str:
+        """Return the characters that this id completes; bytes that are not UTF-8 become U+FFFD."""
+        return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
+
+    def flush(self) -> str:
+        """Return U+FFFD if an incomplete character is held, else "", and start anew."""
+        return self._utf8.decode(b"", final=True)
 
 
 class RustBPETokenizer(Tokenizer):
-    """Trained by the Rust extension."""
+    """Tokenizer trained by the Rust extension."""
 
     @classmethod
     def _train(
@@ -275,7 +340,7 @@ class RustBPETokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Trained by Hugging Face tokenizers: slower, and other merges among pairs of equal count."""
+    """Tokenizer trained by Hugging Face's `tokenizers`: slower, and it orders pairs of equal count differently."""
 
     @classmethod
     def _train(
@@ -285,7 +350,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def trainable_tokenizer_class() -> type[Tokenizer]:
-    """The class to train with: RustBPETokenizer; without the extension, a notice and HuggingFaceTokenizer."""
+    """Return RustBPETokenizer if the Rust extension is built, else print a notice and return HuggingFaceTokenizer."""
     try:
         from nanochat.tokenization import _rustbpe  # noqa: F401
     except ImportError as error:
@@ -295,17 +360,21 @@ def trainable_tokenizer_class() -> type[Tokenizer]:
 
 
 def get_tokenizer() -> Tokenizer:
-    """The tokenizer of the base folder, as `scripts.tok_train` left it. Raises UserError if there is none."""
+    """Load the tokenizer that `scripts.tok_train` saved in the base folder. Raises UserError if there is none."""
     return Tokenizer.load(base_dir() / "tokenizer")
 
 
 def _check_vocabulary(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
-    ids: list[Any] = [*ranks.values(), *special_tokens.values()]
+    """Raise UserError unless every byte, every merge and every special token has an id, without gaps, in this order."""
+    ids = [*ranks.values(), *special_tokens.values()]
     if sorted(ids) != list(range(len(ids))) or (special_tokens and min(special_tokens.values()) < len(ranks)):
         raise UserError("the ids must count up from 0 without gaps, special tokens last")
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+    missing_bytes = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing_bytes:
         raise UserError(
-            f"{len(missing)} single bytes have no token, for one 0x{missing[0]:02x}: some text could not be encoded"
+            f"{len(missing_bytes)} single bytes have no token, the first is 0x{missing_bytes[0]:02x}: "
+            "not every text could be encoded"
         )
-    if absent := [name for name in SPECIAL_TOKENS if name not in special_tokens]:
-        raise UserError(f"the special token {absent[0]} is missing")
+    missing_names = [name for name in SPECIAL_TOKENS if name not in special_tokens]
+    if missing_names:
+        raise UserError(f"the special token {missing_names[0]} is missing")

@@ -1,1 +1,1 @@
-"""Chat format, encoders and trainers that serve `nanochat.tokenizer`."""
+"""Chat format, encoders and BPE trainers behind `nanochat.tokenizer`, and a reference BPE to read."""

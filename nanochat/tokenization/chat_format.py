@@ -1,13 +1,15 @@
-"""What a conversation may look like, and the order of its tokens. `tokenizer.py` turns this into ids.
+"""Chat format: the structure of a conversation, and the order and loss mask of its parts.
 
-    {"messages": [{"role": "system", "content": str},                       # may be missing
+`nanochat/tokenizer.py` turns the spans of `render_turns` into token ids. A conversation is
+
+    {"messages": [{"role": "system", "content": str},                       # optional
                   {"role": "user", "content": str},
                   {"role": "assistant", "content": str | [{"type": "text" | "python" | "python_output", "text": str}]},
                   ...]}
 
-User and assistant alternate, the user first. A system message goes before the first user message, with a blank line.
-Parts of an answer that are text and stand in a row are one text: where it was cut does not show in its tokens.
-In a mixture, `{"text": str}` may stand among conversations: a document as in pretraining, of which all is learnt.
+User and assistant alternate; the user begins. The system message is put before the first user message, separated by a
+blank line. Consecutive text parts of an answer are joined before they are encoded, so that the borders between them do
+not change the tokens. A mixture may also contain documents, `{"text": str}`, which are trained on as in pretraining.
 """
 
 from __future__ import annotations
@@ -24,23 +26,34 @@ Conversation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Span:
-    """A special token, or text (no special token, whatever it says), and whether the model learns to say it."""
+    """A special token or a stretch of text, with its place in the loss mask."""
 
-    text: str
+    text: str  # the name of the special token, or ordinary text, which may contain such a name
     is_special: bool
     is_trained: bool
 
 
-# What stands around each kind of part, and whether the opening token, the text and the closing token are trained on.
-_PARTS: dict[str, tuple[str | None, str | None, tuple[bool, bool, bool]]] = {
-    "text": (None, None, (True, True, True)),
-    "python": ("<|python_start|>", "<|python_end|>", (True, True, True)),
-    "python_output": ("<|output_start|>", "<|output_end|>", (False, False, False)),
+@dataclass(frozen=True)
+class _PartFormat:
+    """The special tokens around a part of an answer, if any, and the place of all three in the loss mask."""
+
+    start: str | None
+    end: str | None
+    is_trained: bool
+
+
+_PARTS = {
+    "text": _PartFormat(start=None, end=None, is_trained=True),
+    "python": _PartFormat(start="<|python_start|>", end="<|python_end|>", is_trained=True),
+    "python_output": _PartFormat(start="<|output_start|>", end="<|output_end|>", is_trained=False),
 }
 
 
 def document_text(conversation: Conversation) -> str | None:
-    """The text of a document; None for a conversation. Raises UserError for what is both, or no text."""
+    """Return the text of a document, or None for a conversation.
+
+    Raises UserError if it has messages as well, or if its text is not a string.
+    """
     if not isinstance(conversation, Mapping) or "text" not in conversation:
         return None
     if "messages" in conversation or not isinstance(conversation["text"], str):
@@ -49,9 +62,10 @@ def document_text(conversation: Conversation) -> str | None:
 
 
 def render_turns(conversation: Conversation) -> list[list[Span]]:
-    """The spans of each turn: user, assistant, user, ... without `<|bos|>`.
+    """Return the spans of each turn (user, assistant, user, ...), without `<|bos|>`.
 
-    Raises UserError that names the message for a role out of turn, content of the wrong type, or an unknown part.
+    Raises UserError with the number of the message if a role is out of turn, content has the wrong type, or the type
+    of a part is unknown.
 
     >>> messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
     >>> for turn in render_turns({"messages": messages}):
@@ -59,34 +73,38 @@ def render_turns(conversation: Conversation) -> list[list[Span]]:
     [('<|user_start|>', False), ('2+2?', False), ('<|user_end|>', False)]
     [('<|assistant_start|>', False), ('4', True), ('<|assistant_end|>', True)]
     """
-    system, messages = _checked(conversation)
+    system_text, numbered_messages = _checked_messages(conversation)
     turns = []
-    for index, (number, message) in enumerate(messages):
-        role = ("user", "assistant")[index % 2]
+    for index, (number, message) in enumerate(numbered_messages):
+        is_assistant = index % 2 == 1
+        role = "assistant" if is_assistant else "user"
         if message["role"] != role:
             raise UserError(
                 f"message {number}: role {message['role']!r} where {role!r} is due (they alternate, the user first)"
             )
         content = message["content"]
-        if role == "user":
-            if not isinstance(content, str):
-                raise UserError(f"message {number}: a user's content must be text, not {type(content).__name__}")
-            inner = [Span(f"{system}\n\n{content}" if system is not None and index == 0 else content, False, False)]
+        if is_assistant:
+            content_spans = list(_assistant_spans(content, number))
+        elif isinstance(content, str):
+            text = f"{system_text}\n\n{content}" if system_text is not None and index == 0 else content
+            content_spans = [Span(text, is_special=False, is_trained=False)]
         else:
-            inner = list(_assistant_spans(content, number))
-        is_assistant = role == "assistant"
-        turns.append([Span(f"<|{role}_start|>", True, False), *inner, Span(f"<|{role}_end|>", True, is_assistant)])
+            raise UserError(f"message {number}: a user's content must be text, not {type(content).__name__}")
+        start = Span(f"<|{role}_start|>", is_special=True, is_trained=False)
+        end = Span(f"<|{role}_end|>", is_special=True, is_trained=is_assistant)
+        turns.append([start, *content_spans, end])
     return turns
 
 
-def _checked(conversation: Conversation) -> tuple[str | None, list[tuple[int, Mapping[str, Any]]]]:
-    """The system text, if any, and the other messages with their numbers, counted from 1."""
+def _checked_messages(conversation: Conversation) -> tuple[str | None, list[tuple[int, Mapping[str, Any]]]]:
+    """Return the system text, if any, and the other messages with their numbers, counted from 1."""
     messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
     if not isinstance(messages, list) or not messages:
         raise UserError('a conversation must be {"messages": [...]} with at least one message')
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
             raise UserError(f"message {number}: must have a role and a content")
+
     numbered = list(enumerate(messages, 1))
     if messages[0]["role"] != "system":
         return None, numbered
@@ -109,12 +127,15 @@ def _assistant_spans(content: object, number: int) -> Iterator[Span]:
             raise UserError(
                 f'message {number}: a part must be {{"type": {" | ".join(_PARTS)}, "text": str}}, not {part!r}'
             )
+
     for kind, group in groupby(parts, key=lambda part: str(part["type"])):
         texts = [part["text"] for part in group]
-        before, after, trained = _PARTS[kind]
-        for text in ["".join(texts)] if kind == "text" else texts:
-            if before:
-                yield Span(before, True, trained[0])
-            yield Span(text, False, trained[1])
-            if after:
-                yield Span(after, True, trained[2])
+        if kind == "text":
+            texts = ["".join(texts)]
+        part_format = _PARTS[kind]
+        for text in texts:
+            if part_format.start:
+                yield Span(part_format.start, is_special=True, is_trained=part_format.is_trained)
+            yield Span(text, is_special=False, is_trained=part_format.is_trained)
+            if part_format.end:
+                yield Span(part_format.end, is_special=True, is_trained=part_format.is_trained)

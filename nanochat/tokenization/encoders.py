@@ -1,55 +1,68 @@
-"""What turns text into ids: the Rust extension, or tiktoken behind the same interface where that is not built."""
+"""Encoders: text to ids with a trained vocabulary, in Rust or, where the extension is not built, by tiktoken.
+
+    Encoder           the Rust extension's class (see `_rustbpe.pyi`): strings, bytes and Arrow arrays, in threads
+    TiktokenEncoder   the same interface and the same ids, by the tiktoken package; the tests compare the two
+
+`encoder_class` chooses between them. `TextEncoder` is the smaller interface that the evaluation of a base model needs,
+which the tokenizers of other models offer as well.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import numpy as np
 import tiktoken
 
 if TYPE_CHECKING:
-    from nanochat.tokenization._rustbpe import Encoder
+    from nanochat.tokenization._rustbpe import ArrowTexts, Encoder, Texts
 
-TrainingTexts = Iterable[Any]
-"""Strings, and Arrow arrays of strings, in any mixture."""
+TrainingTexts: TypeAlias = "Iterable[str | ArrowTexts] | ArrowTexts"
+"""Strings and Arrow arrays of strings, in any mixture, or one such array."""
 
-_NO_UTF8 = re.compile("([\udc80-\udcff]+)")  # how surrogateescape shows bytes that are no UTF-8
+_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # the characters that surrogateescape puts for bytes that are not UTF-8
 
 
 class TextEncoder(Protocol):
-    """What the evaluation of a base model asks of a tokenizer, ours or another's."""
+    """Tokenizer interface that the evaluation of a base model needs: `Tokenizer`, or the tokenizer of another model."""
 
-    adds_prefix_space: bool  # before a text that begins with none
+    adds_prefix_space: bool  # True if it puts a space before a text that does not begin with one, as SentencePiece does
 
     @overload
     def encode(self, text: str) -> list[int]: ...
     @overload
     def encode(self, text: list[str]) -> list[list[int]]: ...
     def encode(self, text: str | list[str]) -> list[int] | list[list[int]]:
-        """The ids of one text, or of each in a list, with nothing around them."""
+        """Return the ids of one text, or of each text in a list, without special tokens around them."""
 
     def get_bos_token_id(self) -> int:
-        """Id of the token that begins a document."""
+        """Return the id of the token that begins a document."""
 
 
-def encode_continuation(tokenizer: TextEncoder, head: str, ids: list[int], end: str) -> tuple[list[int], list[int]]:
-    """The ids of a text, here `head` with its `ids`, and of what follows it.
+def encode_continuation(
+    tokenizer: TextEncoder, context: str, context_ids: list[int], continuation: str
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a context, whose own ids are given, and of the continuation that follows it.
 
-    Each is encoded by itself. Only where the tokenizer would add a space that nobody wrote, both are encoded together:
-    a token that reaches over the border then belongs to the end.
+    Each is encoded separately. Only if the tokenizer would add a space at the start of the continuation, which the text
+    does not have, both are encoded together; a token that spans the border then belongs to the continuation.
     """
-    if end.startswith(" ") or not tokenizer.adds_prefix_space:
-        return ids, tokenizer.encode(end)
-    whole = tokenizer.encode(head + end)
-    pairs = enumerate(zip(ids, whole, strict=False))
-    same = next((place for place, (one, other) in pairs if one != other), min(len(ids), len(whole) - 1))
-    return whole[:same], whole[same:]
+    if continuation.startswith(" ") or not tokenizer.adds_prefix_space:
+        return context_ids, tokenizer.encode(continuation)
+    joint_ids = tokenizer.encode(context + continuation)
+    differing = (
+        position
+        for position, (context_id, joint_id) in enumerate(zip(context_ids, joint_ids, strict=False))
+        if context_id != joint_id
+    )
+    border = next(differing, min(len(context_ids), len(joint_ids) - 1))
+    return joint_ids[:border], joint_ids[border:]
 
 
 def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:
-    """The Rust extension's Encoder, else its stand-in. The ids are the same."""
+    """Return the Rust extension's `Encoder` if it is built, else `TiktokenEncoder`. Their ids are the same."""
     try:
         from nanochat.tokenization._rustbpe import Encoder
     except ImportError:
@@ -57,24 +70,23 @@ def encoder_class() -> type[Encoder] | type[TiktokenEncoder]:
     return Encoder
 
 
-def iter_strings(texts: Any) -> Iterator[Any]:
-    """The texts of what the Rust extension takes, as Python objects: strings or bytes, Arrow arrays, or a mixture.
+def iter_strings(texts: Texts | TrainingTexts) -> Iterator[Any]:
+    """Yield the texts that the Rust extension takes as Python objects: strings or bytes, also those in Arrow arrays.
 
     >>> import pyarrow as pa
     >>> list(iter_strings(["a", pa.array(["b", "c"])]))
     ['a', 'b', 'c']
     """
-    if hasattr(texts, "to_pylist"):
-        texts = [texts]
-    for text in texts:
-        if hasattr(text, "to_pylist"):
-            yield from text.to_pylist()
+    items: Any = [texts] if hasattr(texts, "to_pylist") else texts
+    for item in items:
+        if hasattr(item, "to_pylist"):
+            yield from item.to_pylist()
         else:
-            yield text
+            yield item
 
 
 class TiktokenEncoder:
-    """The interface of the Rust extension's `Encoder`, by tiktoken: also its independent twin in the tests."""
+    """The interface of the Rust extension's `Encoder`, implemented with tiktoken."""
 
     def __init__(self, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> None:
         ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -87,38 +99,38 @@ class TiktokenEncoder:
             raise ValueError(f"split pattern: {error}") from error
 
     def encode(self, text: str | bytes) -> list[int]:
-        """The ids of one text."""
+        """Return the ids of one text. Bytes that are not UTF-8 are encoded as words of their own."""
         if isinstance(text, str):
             return self._encoding.encode_ordinary(text)
         ids: list[int] = []
-        for i, part in enumerate(_NO_UTF8.split(text.decode("utf-8", "surrogateescape"))):
-            if i % 2:
+        for index, part in enumerate(_NOT_UTF8.split(text.decode("utf-8", "surrogateescape"))):
+            if index % 2:  # the pattern's group: bytes that are not UTF-8
                 ids += self._encoding._encode_single_piece(part.encode("utf-8", "surrogateescape"))
             else:
                 ids += self._encoding.encode_ordinary(part)
         return ids
 
-    def encode_lists(self, texts: Any, num_threads: int = 1) -> list[list[int]]:
-        """The ids of each text as a list."""
-        texts = list(iter_strings(texts))
-        if all(isinstance(text, str) for text in texts):
-            return self._encoding.encode_ordinary_batch(texts, num_threads=num_threads)
-        return [self.encode(text) for text in texts]
+    def encode_lists(self, texts: Texts, num_threads: int = 1) -> list[list[int]]:
+        """Return the ids of each text as a list."""
+        strings = list(iter_strings(texts))
+        if all(isinstance(text, str) for text in strings):
+            return self._encoding.encode_ordinary_batch(strings, num_threads=num_threads)
+        return [self.encode(text) for text in strings]
 
-    def encode_batch(self, texts: Any, num_threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts, one after another, and the offsets."""
+    def encode_batch(self, texts: Texts, num_threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of N texts in one array, and offsets (N + 1,): text i is `ids[offsets[i]:offsets[i + 1]]`."""
         rows = self.encode_lists(texts, num_threads)
         dtype = np.uint16 if self._encoding.n_vocab <= 1 << 16 else np.uint32
         ids = np.fromiter((i for row in rows for i in row), dtype=dtype, count=sum(map(len, rows)))
         return ids, np.cumsum([0, *map(len, rows)], dtype=np.int64)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids. Raises KeyError for an id that does not exist."""
+        """Return the bytes of ids. Raises KeyError for an id that does not exist."""
         try:
             return self._encoding.decode_bytes(list(ids))
         except OverflowError as error:  # below 0, or beyond 32 bits
             raise KeyError(f"no token has one of these ids: {ids}") from error
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
-        """The bytes of each row of ids."""
+        """Return the bytes of each row of ids."""
         return [self.decode_bytes(ids) for ids in rows]

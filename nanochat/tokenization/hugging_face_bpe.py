@@ -1,4 +1,4 @@
-"""Byte-level BPE training by Hugging Face tokenizers, for machines where the Rust extension could not be built."""
+"""Byte-level BPE training with Hugging Face's `tokenizers`, for machines on which the Rust extension is not built."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 
 ProgressCallback = Callable[[int, int], object]
-"""Called now and then while training, with the bytes of text read and the merges found so far."""
+"""Called repeatedly during training with the number of bytes of text read and of merges learned so far."""
 
 
 def train_hugging_face(
     texts: Iterable[str], num_tokens: int, pattern: str, progress: ProgressCallback | None
 ) -> list[bytes]:
-    """The bytes of at most `num_tokens` tokens by id, the 256 single bytes first.
+    """Train on texts, which are read once, as a stream.
 
-    Pairs of equal count may be merged in another order than by the Rust extension. `texts` is read once, as a stream.
-    Raises ValueError for a bad pattern and for texts without a character.
+    Return the bytes of at most `num_tokens` tokens by id, the 256 single bytes first. Pairs of equal count may be
+    merged in another order than by the Rust extension. Raises ValueError for an invalid pattern and for empty texts.
 
     >>> train_hugging_face(["nana"], 258, r"\\w+", None)[256:]
     [b'na', b'nana']
@@ -34,7 +34,7 @@ def train_hugging_face(
 
     try:
         split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    except Exception as error:  # what the package raises has no type of its own
+    except Exception as error:  # the package raises plain exceptions
         raise ValueError(f"split pattern: {error}") from error
     model = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -47,19 +47,21 @@ def train_hugging_face(
     merges = json.loads(model.to_str())["model"]["merges"]
     if progress:
         progress(bytes_read, len(merges))
-    to_byte = {character: byte for byte, character in enumerate(byte_level_alphabet())}
+    byte_of = {character: byte for byte, character in enumerate(byte_level_alphabet())}
     tokens = [bytes([byte]) for byte in range(256)]
-    tokens += [bytes(to_byte[character] for character in left + right) for left, right in merges]
+    tokens += [bytes(byte_of[character] for character in left + right) for left, right in merges]
     return list(dict.fromkeys(tokens))  # two merges may spell the same token
 
 
 def byte_level_alphabet() -> list[str]:
-    """The character that stands for each byte in such vocabularies: itself if visible, else the next from U+0100.
+    """Return the character that represents each byte in Hugging Face's byte-level vocabularies, as GPT-2 defined it.
+
+    A visible Latin-1 character represents itself; the other bytes get the characters from U+0100 on, in order.
 
     >>> alphabet = byte_level_alphabet()
     >>> alphabet[ord("a")], alphabet[ord(" ")]
     ('a', '\u0120')
     """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    unseen = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in visible else chr(next(unseen)) for byte in range(256)]
+    substitutes = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in visible else chr(next(substitutes)) for byte in range(256)]
