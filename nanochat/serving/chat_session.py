@@ -7,7 +7,6 @@ an answer comes as pieces, and `join` makes of them what goes into the history.
 from __future__ import annotations
 
 import bisect
-import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from nanochat.checkpoint_manager import list_tags
 from nanochat.common import UserError, base_dir
 from nanochat.engine import Engine
 from nanochat.tokenization.chat_format import render_turns
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import StreamDecoder, Tokenizer
 
 Message = Mapping[str, Any]
 Content = str | list[dict[str, str]]
@@ -108,17 +107,18 @@ def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[Piece]:
     Bytes that are no UTF-8 become U+FFFD. Special tokens are not shown, not even those that do not belong here.
     """
     names = {i: name for name, i in tokenizer.special_tokens.items()}
-    kind, decoder = "text", codecs.getincrementaldecoder("utf-8")("replace")
+    kind = "text"
+    decoder = StreamDecoder(tokenizer)
     for token in tokens:
         name = names.get(token)
-        text = decoder.decode(b"" if name else tokenizer.decode_bytes([token]), final=name is not None)
+        text = decoder.flush() if name else decoder.decode(token)
         if text:
             yield Piece(kind, text)
         if name:
             kind = OPENING.get(name, "text")
             if kind != "text":
                 yield Piece(kind, "")
-    if rest := decoder.decode(b"", final=True):
+    if rest := decoder.flush():
         yield Piece(kind, rest)
 
 
