@@ -25,10 +25,11 @@ from tqdm import tqdm
 from nanochat.common import UserError, base_dir
 from nanochat.eval.core_bundle import CoreTask, find_bundle, read_bundle
 from nanochat.eval.task_eval import choose_rows
+from nanochat.eval.task_result import TaskResult
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
 from nanochat.layers.padding import pad_right
-from nanochat.reporting.schema import Z95, Section, proportion
+from nanochat.reporting.schema import Z95, Section
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TextEncoder, encode_continuation
 
@@ -72,66 +73,14 @@ class OptionScore:
 Scorer = Callable[[Sequence[Prompt]], Iterator[tuple[Prompt, list[OptionScore]]]]  # in any order
 
 
-@dataclass(frozen=True)
-class TaskResult:
-    """What a model made of a task."""
-
-    label: str
-    correct: list[bool]
-    guessing: list[float]  # how likely a guess is right, for each example
-    baseline: float  # the accuracy that counts as 0
-    num_cut: int  # examples that did not fit into the context
-    examples: str  # hash of the examples: results with the same one can be compared one by one
-    seconds: float
-
-    @property
-    def num(self) -> int:
-        """Number of examples."""
-        return len(self.correct)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the examples that are right."""
-        return sum(self.correct) / self.num
-
-    @property
-    def guess(self) -> float:
-        """The accuracy of guessing, from the numbers of options."""
-        return math.fsum(self.guessing) / self.num
-
-    @property
-    def metric(self) -> Section:
-        """The accuracy as a metric of the report, with its 95% interval."""
-        return {**proportion(sum(self.correct), self.num), "chance": self.guess}
-
-    @property
-    def answers(self) -> Section:
-        """What was right, one by one, as the report has it."""
-        return {"problems": self.examples, "correct": "".join(str(int(right)) for right in self.correct)}
-
-    @property
-    def standard_error(self) -> float:
-        """Of the centred accuracy: sqrt(p (1 - p) / n) of a share that is not taken for 0 or 1 because this one is.
-
-        p = (right + 1) / (n + 2) is Laplace's rule of succession (Théorie analytique des probabilités, 1812), the mean
-        under a uniform prior. So CORE's interval holds in 95 of 100 cases down to one example of each task.
-        """
-        p = (sum(self.correct) + 1) / (self.num + 2)
-        return math.sqrt(p * (1 - p) / self.num) / (1 - self.baseline)
-
-    def centre(self, accuracy: float) -> float:
-        """An accuracy on the scale on which the baseline is 0 and everything right is 1."""
-        return (accuracy - self.baseline) / (1 - self.baseline)
-
-
 def core(results: Sequence[TaskResult]) -> tuple[Section, float, float]:
     """CORE as a metric of the report, its standard error, and the CORE of guessing, which need not be 0."""
     count = len(results)
-    value = math.fsum(result.centre(result.accuracy) for result in results) / count
+    value = math.fsum(result.centred for result in results) / count
     error = math.hypot(*(result.standard_error for result in results)) / count
-    floor = math.fsum(result.centre(result.guess) for result in results) / count
+    floor = math.fsum(result.centre(result.chance) for result in results) / count
     interval = [value - Z95 * error, value + Z95 * error]
-    return {"value": value, "n": sum(result.num for result in results), "interval": interval}, error, floor
+    return {"value": value, "n": sum(result.num_examples for result in results), "interval": interval}, error, floor
 
 
 def evaluate_task(
@@ -168,12 +117,12 @@ def evaluate_task(
     chosen = [task.examples[row] for row in rows]
     guessing = task.guessing
     return TaskResult(
-        label=task.label,
-        correct=[bool(right) for right in correct],
-        guessing=[guessing[row] for row in rows],
+        name=task.label,
+        num_correct=correct,
+        chance=math.fsum(guessing[row] for row in rows) / len(rows),
         baseline=task.baseline,
         num_cut=sum(cut),
-        examples=hashlib.sha256(repr(chosen).encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        examples_hash=hashlib.sha256(repr(chosen).encode("utf-8", "surrogatepass")).hexdigest()[:16],
         seconds=time.monotonic() - start,
     )
 
@@ -275,10 +224,10 @@ class ModelScorer:
         model.hidden(pad_right(begins, 0, device=model.device), once)  # (E, P)
         counts = [len(prompt.options) for prompt in batch]
         cache = KVCache(model.config, sum(counts), model.compute_dtype, model.device)
-        cache.hold([skip for skip, count in zip(shared, counts, strict=True) for _ in range(count)])
+        cache.reserve([skip for skip, count in zip(shared, counts, strict=True) for _ in range(count)])
         row = 0
         for place, count in enumerate(counts):
-            cache.load(row, count, once, place)
+            cache.copy_prefix(row, count, once, place)
             row += count
         return cache
 

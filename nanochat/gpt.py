@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.common import UserError
-from nanochat.layers.sampler import check_sampling, sample_next
+from nanochat.layers.sampler import sample_next
+from nanochat.layers.sampling_params import SamplingParams
 
 NORM_EPS = 1e-6
 SOFTCAP = 15.0
@@ -290,10 +291,10 @@ class GPT(nn.Module):
 
         Stops when the context is full, and at no special token.
         """
-        check_sampling(temperature, top_k)
+        params = SamplingParams(temperature, top_k)
         generator = torch.Generator(self.device).manual_seed(seed)
         ids = list(tokens)
         for _ in range(min(max_tokens, self.config.sequence_len - len(tokens))):
             hidden = self.hidden(torch.tensor([ids], device=self.device))[:, -1]  # (1, T) -> (1, C)
-            ids.append(int(sample_next(self.logits(hidden), temperature, top_k, generator)))
+            ids.append(int(sample_next(self.logits(hidden), params, generator)))
             yield ids[-1]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.core_eval import TaskResult, core, evaluate_task
+from nanochat.core_eval import core, evaluate_task
 from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.eval.core_tables import (
     HEADER,
@@ -36,6 +36,7 @@ from nanochat.eval.core_tables import (
     pair_summary,
 )
 from nanochat.eval.eval_model import EvalModel, checkpoint, foreign, named
+from nanochat.eval.task_result import TaskResult
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 
@@ -117,9 +118,9 @@ def evaluate(candidate: EvalModel, bundle: Bundle, config: Config, runtime: Runt
             "model": "base" if ours else None,
             "checkpoint": candidate.name if ours else None,
             "settings": config,
-            "metrics": {**{result.label: result.metric for result in results}, **scores},
+            "metrics": {**{result.name: result.metric for result in results}, **scores},
             "headline": [name, f"{name} of guessing alone"],
-            "answers": {result.label: result.answers for result in results},
+            "answers": {result.name: result.answers for result in results},
             "notes": [candidate.note, *notes],
             "seconds": time.monotonic() - start,
         },
@@ -146,7 +147,7 @@ def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime:
         print0(note)
     if runtime.is_main:
         write_csv(f"compare_{a.file_name}_{b.file_name}", pair_csv(before, after, name))
-    gains = {one.label: gain_of(one, two) for one, two in zip(before, after, strict=True)}
+    gains = {one.name: gain_of(one, two) for one, two in zip(before, after, strict=True)}
     log_section(
         "core_compare",
         {

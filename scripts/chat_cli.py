@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import random
 import re
 import sys
 from collections.abc import Iterator
@@ -23,8 +22,9 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
-from nanochat.serving.chat_session import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces
+from nanochat.serving.chat_session import Piece, fit_messages, has_ended, join, last_stage, pieces
 from nanochat.serving.terminal import Screen, read_message, set_up_line_editing
 
 HELP = """/clear   forget what was said so far
@@ -54,6 +54,11 @@ class Config(Settings):
         if self.prompt is not None and not self.prompt.strip():
             raise UserError("the prompt is empty: ask something")
 
+    def sampling_params(self, num_replies: int) -> SamplingParams:
+        """Return the settings of the next reply, given how many came before it: with a seed, each has the next one."""
+        seed = None if self.seed is None else self.seed + num_replies
+        return SamplingParams(self.temperature, self.top_k, self.max_tokens, seed=seed)
+
 
 class Chat:
     """A conversation: the history, and the model that answers."""
@@ -71,15 +76,16 @@ class Chat:
         """
         asked = [*self.messages, {"role": "user", "content": question}]
         context = self.engine.model.config.sequence_len
-        reserve = answer_room(context, self.config.max_tokens)
-        prompt, dropped = fit_messages(self.engine.tokenizer, asked, context, reserve)
+        params = self.config.sampling_params(self._answers)
+        prompt, dropped = fit_messages(self.engine.tokenizer, asked, context, params.reserved_tokens(context))
+        self._answers += 1
         if dropped:
             self.screen.notice(f"(the oldest {dropped} messages no longer fit: forgotten)")
         tokens: list[int] = []
         said: list[Piece] = []
         stopped = False
         try:
-            for piece in pieces(self.engine.tokenizer, self._tokens(prompt, tokens)):
+            for piece in pieces(self.engine.tokenizer, self._tokens(prompt, params, tokens)):
                 said.append(piece)
                 self.screen.show(piece)
         except KeyboardInterrupt:
@@ -94,12 +100,9 @@ class Chat:
         self.messages = asked[dropped:] + answer if content else asked[dropped:-1]  # no answer, no question
         return not stopped
 
-    def _tokens(self, prompt: list[int], tokens: list[int]) -> Iterator[int]:
+    def _tokens(self, prompt: list[int], params: SamplingParams, tokens: list[int]) -> Iterator[int]:
         """The tokens of the answer, each put into `tokens` too."""
-        config = self.config
-        seed = random.randrange(2**32) if config.seed is None else config.seed + self._answers
-        self._answers += 1
-        for column, _ in self.engine.generate(prompt, 1, config.max_tokens, config.temperature, config.top_k, seed):
+        for column, _ in self.engine.stream(prompt, params):
             tokens.append(column[0])
             yield column[0]
 

@@ -18,7 +18,9 @@ from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
-from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskResult, chat_core, evaluate
+from nanochat.eval.task_eval import CHAT_CORE, chat_core, evaluate_chat_task
+from nanochat.eval.task_result import TaskResult
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.report import log_section
 from nanochat.reporting.markdown import format_duration
 from nanochat.runtime import Runtime
@@ -64,12 +66,12 @@ class Config(Settings):
         self.chosen()
 
     @property
-    def asking(self) -> Asking:
-        """How the problems are answered."""
-        return Asking(self.num_samples, self.max_new_tokens, self.temperature, self.top_k, self.batch_size)
+    def sampling_params(self) -> SamplingParams:
+        """The settings of generation."""
+        return SamplingParams(self.temperature, self.top_k, self.max_new_tokens, self.num_samples, self.seed)
 
     @property
-    def most(self) -> int | None:
+    def max_examples(self) -> int | None:
         """Problems of each task; None for all."""
         return None if self.max_problems == -1 else self.max_problems
 
@@ -101,7 +103,9 @@ def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, confi
     print0(f"{'task':28} right   95% interval       problems  chance  centred  calls      time")
     scores = []
     for name, task in tasks.items():
-        score = evaluate(task, engine, config.asking, runtime, config.most, config.seed)
+        score = evaluate_chat_task(
+            task, engine, config.sampling_params, runtime, config.max_examples, config.batch_size
+        )
         asked = f" pass@{score.num_samples}" if score.num_samples > 1 else ""  # another measure: under another name
         scores.append(replace(score, name=name + asked))
         print0(row(scores[-1]))
@@ -111,9 +115,9 @@ def evaluate_all(tasks: dict[str, Task], engine: Engine, runtime: Runtime, confi
 def row(score: TaskResult) -> str:
     """A row of the table at the terminal."""
     low, high = score.interval
-    calls = f"{score.tool_share:.0%}" if score.tool_calls else ""
+    calls = f"{score.tool_share:.0%}" if score.num_tool_calls else ""
     return (
-        f"{score.name:28} {score.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {score.num:9,} {score.chance:7.1%} "
+        f"{score.name:28} {score.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {score.num_examples:9,} {score.chance:7.1%} "
         f"{score.centred:8.3f} {calls:>6} {format_duration(score.seconds):>9}"
     )
 
@@ -128,7 +132,7 @@ def talk(engine: Engine, max_tokens: int) -> list[dict[str, Any]]:
     for question in questions:
         asked = [*messages, {"role": "user", "content": question}]
         try:
-            answer = join(reply(engine, asked, max_tokens=max_tokens, temperature=0.0))
+            answer = join(reply(engine, asked, SamplingParams(temperature=0.0, max_tokens=max_tokens)))
         except UserError:  # the context of this model is shorter than the question
             continue
         messages = [*asked, {"role": "assistant", "content": answer}]
@@ -139,7 +143,7 @@ def write_results(config: Config, tag: str, step: int, scores: list[TaskResult],
     """The report's section, and the file with the result of each problem."""
     core, value = chat_core(scores)
     answers = {score.name: score.answers for score in scores}
-    calls = {f"{s.name}: answers with a calculator's result": s.tool_share for s in scores if s.tool_calls}
+    calls = {f"{s.name}: answers with a calculator's result": s.tool_share for s in scores if s.num_tool_calls}
     accuracies = {score.name: score.metric for score in scores}
     log_section(
         f"chat_eval_{config.source}",
@@ -174,8 +178,8 @@ def main(config: Config) -> list[TaskResult]:
     for score in scores:
         if score.num_cut:
             notes.append(
-                f"{score.name}: {score.num_cut} of {score.num} prompts were too long for the context and lost their "
-                "beginning."
+                f"{score.name}: {score.num_cut} of {score.num_examples} prompts were too long for the context and lost "
+                "their beginning."
             )
             print0(notes[-1])
     if runtime.is_main:

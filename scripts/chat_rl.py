@@ -22,9 +22,9 @@ from nanochat.checkpoint_manager import describe_model, run_dir
 from nanochat.common import Stopped
 from nanochat.configurator import cli, setting
 from nanochat.engine import Engine
-from nanochat.eval.pass_at_k import measure
-from nanochat.eval.task_eval import Asking
+from nanochat.eval.pass_at_k import evaluate_pass_at_k
 from nanochat.gpt import GPT
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.optim import Optimizer
 from nanochat.rl.loop import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl
 from nanochat.rl.rollouts import PromptSampler, RolloutGroup, ask, figures, micro_batches, parse_weights, tally
@@ -75,10 +75,10 @@ class Config(Training):
         super().__post_init__()
         parse_weights(self.tasks or WEB_TASKS)
 
-    def asking(self, num_samples: int) -> Asking:
-        """How problems are answered."""
+    def sampling_params(self, num_samples: int) -> SamplingParams:
+        """Return the settings of generation, for `num_samples` completions of each prompt."""
         top_k = None if self.top_k == -1 else self.top_k
-        return Asking(num_samples, self.max_new_tokens, self.temperature, top_k, self.rollout_batch_size)
+        return SamplingParams(self.temperature, top_k, self.max_new_tokens, num_samples, self.seed)
 
     def num_steps(self, problems: PromptSampler) -> int:
         """The horizon in steps."""
@@ -143,11 +143,13 @@ def main(config: Config) -> LoopState:
 
     def play(number: int) -> tuple[list[RolloutGroup], SFTRows]:
         mine = problems.of_step(number, config.num_problems, runtime)
-        groups = ask(Engine(model, tokenizer), mine, config.asking(config.num_samples), problems.reward)
+        params = config.sampling_params(config.num_samples)
+        groups = ask(Engine(model, tokenizer), mine, params, problems.reward, config.rollout_batch_size)
         return groups, replay.of_step(number, runtime)
 
     def evaluate(_: LoopState) -> Metrics:
-        return measure(Engine(model, tokenizer), held_out, config.asking(config.eval_samples), config.seed, runtime)
+        params = config.sampling_params(config.eval_samples)
+        return evaluate_pass_at_k(Engine(model, tokenizer), held_out, params, runtime, config.rollout_batch_size)
 
     with closing(log):
         reinforce(

@@ -24,8 +24,9 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.engine import Engine
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
-from nanochat.serving.chat_request import Sampling, check_number
+from nanochat.serving.chat_request import check_number
 from nanochat.serving.chat_session import last_stage
 from nanochat.serving.server import Service, create_app
 
@@ -67,7 +68,7 @@ def load(config: Config) -> Service:
         engines.append(Engine(model, tokenizer))
         step = meta["step"]  # the others shall be the same
     name = f"{source} d{engines[0].model.config.n_layer}, step {step}"
-    return Service(engines, name, Sampling(config.temperature, config.top_k, config.max_tokens))
+    return Service(engines, name, SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -25,7 +25,6 @@ from nanochat.core_eval import (
     ModelScorer,
     OptionScore,
     Prompt,
-    TaskResult,
     core,
     decide,
     evaluate_task,
@@ -34,6 +33,8 @@ from nanochat.core_eval import (
 from nanochat.data.shards import write_dataset
 from nanochat.eval.core_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
 from nanochat.eval.core_tables import core_name
+from nanochat.eval.task_eval import choose_rows
+from nanochat.eval.task_result import TaskResult
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
@@ -137,8 +138,8 @@ def test_by_hand(tmp_path: Path) -> None:
     scorer = ModelScorer(pair_model(LOGITS))
     results = [evaluate_task(task, scorer, TOKENIZER, 64, RUNTIME) for task in bundle.tasks]
     assert [result.correct for result in results] == [right for _, _, right in HAND.values()]
-    assert [result.centre(result.accuracy) for result in results] == pytest.approx([0.1 / 0.6, 1 / 3, 0.25])
-    assert [result.guess for result in results] == pytest.approx([(1 / 2 + 1 / 2 + 1 / 3 + 1 / 3) / 4, 0.5, 0])
+    assert [result.centred for result in results] == pytest.approx([0.1 / 0.6, 1 / 3, 0.25])
+    assert [result.chance for result in results] == pytest.approx([(1 / 2 + 1 / 2 + 1 / 3 + 1 / 3) / 4, 0.5, 0])
     found, error, floor = core(results)
     assert core_name(bundle) == "CORE over 3 of 4"
     assert found["value"] == pytest.approx((1 / 6 + 1 / 3 + 1 / 4) / 3)
@@ -286,8 +287,8 @@ def test_processes_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate_task(task, scorer, TOKENIZER, 96, RUNTIME)
     some = evaluate_task(task, scorer, TOKENIZER, 96, RUNTIME, max_examples=4)
     assert 0 < sum(whole.correct) < 11
-    assert some.num == 4
-    assert some.examples != whole.examples
+    assert some.num_examples == 4
+    assert some.examples_hash != whole.examples_hash
     monkeypatch.setattr(dist, "all_reduce", lambda _: None)
     parts = [
         evaluate_task(task, scorer, TOKENIZER, 96, replace(RUNTIME, rank=rank, world_size=2)).correct for rank in (0, 1)
@@ -332,8 +333,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert not any(process.returncode for process in processes), "\n".join(errors)
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert found[0] == found[1] == found_by(RUNTIME)
-    assert [len(one["correct"]) for one in found[0]] == [9, 1, 7, 1, 5, 1]
-    assert all(True in one["correct"] and False in one["correct"] for one in found[0][::2])
+    assert [len(one["num_correct"]) for one in found[0]] == [9, 1, 7, 1, 5, 1]
+    assert all(True in one["num_correct"] and False in one["num_correct"] for one in found[0][::2])
     assert found[0][2]["num_cut"] > 1
 
 
@@ -371,7 +372,12 @@ def test_guessing_gets_the_floor(shared_data: Path) -> None:
     zero_shot = [replace(task, num_fewshot=0) for task in bundle.tasks]  # the prompts are not read
     results = [evaluate_task(task, guess, TOKENIZER, 2048, RUNTIME, max_examples=200) for task in zero_shot]
     found, error, floor = core(results)
-    variances = [math.fsum(p * (1 - p) for p in r.guessing) / r.num**2 / (1 - r.baseline) ** 2 for r in results]
+    variances = []
+    for task, result in zip(zero_shot, results, strict=True):
+        chances = [task.guessing[row] for row in choose_rows(len(task.examples), 200)]
+        assert result.chance == pytest.approx(math.fsum(chances) / len(chances))
+        variance = math.fsum(p * (1 - p) for p in chances) / result.num_examples**2
+        variances.append(variance / (1 - result.baseline) ** 2)
     assert error == pytest.approx(math.sqrt(sum(variances)) / 21, rel=0.15)
     assert abs(found["value"] - floor) < 3 * math.sqrt(sum(variances)) / 21
     assert floor == pytest.approx(-0.0272, abs=2e-3)
@@ -502,7 +508,7 @@ def test_base_eval(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert section["answers"]["choice"]["correct"] == "1010"
     assert (section["model"], section["checkpoint"]) == ("base", "d1:5")
     limited = base_eval.main(base_eval.Config(device="cpu", max_per_task=2))
-    assert [result.num for result in limited] == [2, 2, 2]
+    assert [result.num_examples for result in limited] == [2, 2, 2]
 
 
 @pytest.mark.usefixtures("run_here")
@@ -575,12 +581,12 @@ def test_refused_settings() -> None:
 
 def test_standard_error_of_a_mean() -> None:
     """One task, right 3 of 4 times, on a scale of a half: p = 4 / 6 in sqrt(p (1 - p) / 4) / 0.5; and at the ends."""
-    found, error, floor = core([TaskResult("t", [True, True, True, False], [0.5] * 4, 0.5, 0, "", 0.0)])
+    found, error, floor = core([TaskResult("t", [1, 1, 1, 0], 0.5, 0.5, 0, "", 0.0)])
     assert (found["value"], floor) == (0.5, 0.0)
     assert error == pytest.approx(0.4714045)
     for right in (False, True):  # of one example nothing is known but the most that it can be, and that it is not 0
-        assert core([TaskResult("t", [right], [0.0], 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(2) / 3)
-    assert core([TaskResult("t", [False] * 98, [0.0], 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(0.99 / 9800))
+        assert core([TaskResult("t", [int(right)], 0.0, 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(2) / 3)
+    assert core([TaskResult("t", [0] * 98, 0.0, 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(0.99 / 9800))
 
 
 @pytest.mark.parametrize("num", [1, 2, 20])
@@ -591,7 +597,7 @@ def test_the_interval_holds_with_few_examples(num: int) -> None:
     truth = math.fsum((p - baseline) / (1 - baseline) for p, baseline in tasks) / 21
     holds = 0
     for _ in range(800):
-        drawn = [TaskResult("t", [rng.random() < p for _ in range(num)], [0.0], b, 0, "", 0.0) for p, b in tasks]
+        drawn = [TaskResult("t", [int(rng.random() < p) for _ in range(num)], 0.0, b, 0, "", 0.0) for p, b in tasks]
         low, high = core(drawn)[0]["interval"]
         holds += low <= truth <= high
     assert 0.93 < holds / 800 < 0.97

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from nanochat.common import UserError
 from nanochat.engine import Completion, Engine
 from nanochat.execution import calculate
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.inference import kv_cache
+from nanochat.inference import decode_batch, kv_cache
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.tokenizer import SPECIAL_TOKENS
 from tests.support.talks import TOKENIZER
 
@@ -58,7 +60,7 @@ def model(request: pytest.FixtureRequest) -> GPT:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models must still meet what large ones do: a cache that grows, prompts that are read in several passes."""
     monkeypatch.setattr(kv_cache, "CACHE_CHUNK", 4)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 60)
+    monkeypatch.setattr(decode_batch, "MAX_PREFILL_TOKENS", 60)
 
 
 @torch.inference_mode()
@@ -135,25 +137,25 @@ def test_many_samples_that_call_at_different_steps_are_those_of_the_plain_genera
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_answers_to_prompts_of_many_lengths_are_those_of_each_alone(model: GPT, batch_size: int) -> None:
     prompts = [*random_prompts(30, 40), [BOS] * model.config.sequence_len, [9]]
-    answers = Engine(model, TOKENIZER).answers(prompts, 2, temperature=0, batch_size=batch_size)
+    answers = Engine(model, TOKENIZER).generate_many(prompts, SamplingParams(0, num_samples=2), batch_size=batch_size)
     expected = [plain_answer(model, prompt) for prompt in prompts]
     assert answers == [[answer, answer] for answer in expected]
     assert expected[-2] == Completion([], [], False)  # no room for an answer
     assert sum(bool(call_steps(answer)) for answer in expected) > 5
-    assert len({len(answer.tokens) for answer in expected if answer.ended}) > 3
+    assert len({len(answer.tokens) for answer in expected if answer.has_ended}) > 3
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 11])
 def test_max_tokens_holds_for_each_answer(model: GPT, max_tokens: int) -> None:
     prompts = random_prompts(20, model.config.sequence_len)
-    answers = Engine(model, TOKENIZER).answers(prompts, 1, max_tokens, temperature=0)
+    answers = Engine(model, TOKENIZER).generate_many(prompts, SamplingParams(0, max_tokens=max_tokens))
     assert answers == [[plain_answer(model, prompt, max_tokens)] for prompt in prompts]
 
 
 @given(st.lists(st.integers(1, 80), min_size=1, max_size=30))
 def test_prompts_are_read_in_passes_of_a_bounded_size(lengths: list[int]) -> None:
     prompts = [[BOS] * length for length in lengths]
-    groups = [prompts[group] for group in engine_module.groups(prompts, 100)]
+    groups = [prompts[group] for group in decode_batch.prefill_groups(prompts, 100)]
     assert [prompt for group in groups for prompt in group] == prompts
     for group, following in itertools.zip_longest(groups, groups[1:]):
         assert len(group) == 1 or len(group) * max(map(len, group)) <= 100
@@ -167,21 +169,24 @@ def test_prompts_are_read_in_passes_of_a_bounded_size(lengths: list[int]) -> Non
 def test_an_answer_does_not_depend_on_the_batch_it_is_written_in(model: GPT) -> None:
     prompts = random_prompts(12, 30)
     engine = Engine(model, TOKENIZER)
-    whole = engine.answers(prompts, 4, temperature=0.8, top_k=50, seed=3)
+    params = SamplingParams(temperature=0.8, top_k=50, num_samples=4, seed=3)
+    whole = engine.generate_many(prompts, params)
     assert len({tuple(answer.tokens) for group in whole for answer in group}) > 40
     for batch_size in (1, 5, 17):
-        assert engine.answers(prompts, 4, temperature=0.8, top_k=50, seed=3, batch_size=batch_size) == whole
-    assert engine.answers(prompts[:5], 4, temperature=0.8, top_k=50, seed=3) == whole[:5]
-    assert engine.answers(prompts, 4, temperature=0.8, top_k=50, seed=4) != whole
+        assert engine.generate_many(prompts, params, batch_size=batch_size) == whole
+    assert engine.generate_many(prompts[:5], params) == whole[:5]
+    assert engine.generate_many(prompts, replace(params, seed=4)) != whole
     torch.manual_seed(1)
-    assert engine.answers(prompts, 4, temperature=0.8, top_k=50, seed=3) == whole
+    assert engine.generate_many(prompts, params) == whole
 
 
 def test_answers_follow_the_models_distribution() -> None:
     """The first and the second token of thousands of answers against the softmax of a pass without a cache."""
     model = calling_model("plain")
     prompts = [[BOS, 7, 99], [BOS, 3]]
-    many = Engine(model, TOKENIZER).answers(prompts, 5000, 2, batch_size=3000)
+    many = Engine(model, TOKENIZER).generate_many(
+        prompts, SamplingParams(num_samples=5000, max_tokens=2), batch_size=3000
+    )
     for prompt, answers in zip(prompts, many, strict=True):
         firsts = torch.tensor([answer.tokens[0] for answer in answers])
         likeliest = int(firsts.bincount().argmax())
@@ -198,9 +203,9 @@ def test_answers_follow_the_models_distribution() -> None:
 def test_settings_that_mean_nothing_are_refused() -> None:
     engine = Engine(calling_model("plain"), TOKENIZER)
     with pytest.raises(UserError, match="batch_size is 0"):
-        engine.answers([[BOS]], batch_size=0)
+        engine.generate_many([[BOS]], SamplingParams(), batch_size=0)
     with pytest.raises(UserError, match="49 tokens, but the context of this model is 48"):
-        engine.answers([[BOS], [BOS] * 49])
+        engine.generate_many([[BOS], [BOS] * 49], SamplingParams())
     with pytest.raises(UserError, match="prompt is empty"):
-        engine.answers([[BOS], []])
-    assert engine.answers([]) == []
+        engine.generate_many([[BOS], []], SamplingParams())
+    assert engine.generate_many([], SamplingParams()) == []

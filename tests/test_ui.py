@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
-from nanochat.serving.chat_request import Sampling
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.server import Service
 from tests.support.scripted import Gated, Scripted, answer_ids, question, serving
 
@@ -78,7 +78,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, Service, Talker]]:
     talker = Talker()
-    with serving(talker, defaults=Sampling(0.7, 40, 300)) as (address, service):
+    with serving(talker, defaults=SamplingParams(0.7, 40, 300, seed=None)) as (address, service):
         yield address, service, talker
 
 

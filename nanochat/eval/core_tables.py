@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nanochat.core_eval import TaskResult, core
+from nanochat.core_eval import core
 from nanochat.eval.core_bundle import Bundle
+from nanochat.eval.task_result import TaskResult
 from nanochat.reporting.markdown import format_duration
 from nanochat.reporting.schema import Section
 from nanochat.reporting.significance import format_p_value, mean_metric, paired_gain, scale_metric
@@ -27,8 +28,8 @@ def line(result: TaskResult) -> str:
     """A row of the table at the terminal."""
     low, high = result.metric["interval"]
     return (
-        f"{result.label:34} {result.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {result.num:7,} {result.guess:9.1%} "
-        f"{result.baseline:9.1%} {result.centre(result.accuracy):8.3f} {format_duration(result.seconds):>9}"
+        f"{result.name:34} {result.accuracy:6.1%} [{low:6.1%}, {high:6.1%}] {result.num_examples:7,} "
+        f"{result.chance:9.1%} {result.baseline:9.1%} {result.centred:8.3f} {format_duration(result.seconds):>9}"
     )
 
 
@@ -37,8 +38,15 @@ def as_csv(results: Sequence[TaskResult], name: str, found: Section, floor: floa
     names = ("task", "accuracy", "low_95", "high_95", "n", "guessing", "baseline", "centred", "cut")
     rows: list[tuple[Any, ...]] = [
         (
-            *(result.label, result.accuracy, *result.metric["interval"], result.num, result.guess, result.baseline),
-            *(result.centre(result.accuracy), result.num_cut),
+            *(
+                result.name,
+                result.accuracy,
+                *result.metric["interval"],
+                result.num_examples,
+                result.chance,
+                result.baseline,
+            ),
+            *(result.centred, result.num_cut),
         )
         for result in results
     ]
@@ -55,8 +63,8 @@ def notes_on(results: Sequence[TaskResult], bundle: Bundle) -> list[str]:
     for result in results:
         if result.num_cut:
             notes.append(
-                f"{result.label}: {result.num_cut} of {result.num} prompts were too long for the context and lost "
-                "their beginning."
+                f"{result.name}: {result.num_cut} of {result.num_examples} prompts were too long for the context and "
+                "lost their beginning."
             )
     return notes
 
@@ -66,7 +74,7 @@ def notes_on(results: Sequence[TaskResult], bundle: Bundle) -> list[str]:
 
 def gain_of(a: TaskResult, b: TaskResult) -> Section:
     """B's accuracy - A's, its interval and McNemar's p, from the same examples."""
-    assert (a.label, a.examples) == (b.label, b.examples), f"{a.label} and {b.label}: other examples"
+    assert (a.name, a.examples_hash) == (b.name, b.examples_hash), f"{a.name} and {b.name}: other examples"
     return paired_gain(a.correct, b.correct)
 
 
@@ -76,7 +84,7 @@ def core_gain(before: Sequence[TaskResult], after: Sequence[TaskResult]) -> Sect
     The interval takes the tasks for independent. It is that of these examples, not of other seeds or other text.
     """
     gains = [scale_metric(gain_of(a, b), 1 / (1 - a.baseline)) for a, b in zip(before, after, strict=True)]
-    return {**mean_metric(gains), "n": sum(result.num for result in before)}
+    return {**mean_metric(gains), "n": sum(result.num_examples for result in before)}
 
 
 def pair_line(a: TaskResult, b: TaskResult) -> str:
@@ -84,8 +92,8 @@ def pair_line(a: TaskResult, b: TaskResult) -> str:
     gain = gain_of(a, b)
     low, high = gain["interval"]
     return (
-        f"{a.label:34} {a.accuracy:6.1%} {b.accuracy:6.1%} {gain['value']:+7.1%} [{low:+7.1%}, {high:+7.1%}] "
-        f"{a.num:7,}  {format_p_value(gain['p'])}"
+        f"{a.name:34} {a.accuracy:6.1%} {b.accuracy:6.1%} {gain['value']:+7.1%} [{low:+7.1%}, {high:+7.1%}] "
+        f"{a.num_examples:7,}  {format_p_value(gain['p'])}"
     )
 
 
@@ -97,7 +105,7 @@ def pair_summary(before: Sequence[TaskResult], after: Sequence[TaskResult], name
         f"{name}: A {a['value']:.4f}, B {b['value']:.4f}, B - A {gain['value']:+.4f}, "
         f"95% interval of the paired difference {low:+.4f} to {high:+.4f}"
     )
-    differ = [a.label for a, b in zip(before, after, strict=True) if gain_of(a, b)["p"] < 0.05]
+    differ = [a.name for a, b in zip(before, after, strict=True) if gain_of(a, b)["p"] < 0.05]
     expected = f"of two equally good models at most one in twenty would, {len(before) / 20:.1f} of {len(before)}"
     yield f"Tasks that differ with p < 0.05: {', '.join(differ) or 'none'} ({expected})"
 
@@ -108,7 +116,7 @@ def pair_csv(before: Sequence[TaskResult], after: Sequence[TaskResult], name: st
     rows: list[tuple[Any, ...]] = []
     for a, b in zip(before, after, strict=True):
         gain = gain_of(a, b)
-        rows.append((a.label, a.accuracy, b.accuracy, gain["value"], *gain["interval"], gain["n"], gain["p"]))
+        rows.append((a.name, a.accuracy, b.accuracy, gain["value"], *gain["interval"], gain["n"], gain["p"]))
     gain = core_gain(before, after)
     scores = (core(results)[0]["value"] for results in (before, after))
     rows.append((name, *scores, gain["value"], *gain["interval"], gain["n"], ""))

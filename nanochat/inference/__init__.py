@@ -1,1 +1,1 @@
-"""The KV cache and tool use that serve `nanochat.engine`."""
+"""The parts of `nanochat.engine`: the KV cache, batched decoding and tool use."""

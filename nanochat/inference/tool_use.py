@@ -1,4 +1,8 @@
-"""An answer as it is written: the model's tokens, and between them what its calculator says."""
+"""Tool use during generation: calculator calls are detected token by token, and their results forced into the text.
+
+sampled  <|python_start|> 6 * 7 <|python_end|>                                     mask 1
+forced                                          <|output_start|> 42 <|output_end|>  mask 0
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,21 @@ from nanochat.tokenizer import Tokenizer
 
 
 class Tool:
-    """The ids around a call and its result, and the call itself."""
+    """The calculator, from token ids to token ids, and the special tokens that delimit a call and end a completion."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        special = tokenizer.encode_special
-        self._tokenizer, self.first_special = tokenizer, min(tokenizer.special_tokens.values())
-        self.end_ids = frozenset({special("<|assistant_end|>"), special("<|bos|>")})
-        self.call_start, self.call_end = special("<|python_start|>"), special("<|python_end|>")
-        self._output_start, self._output_end = special("<|output_start|>"), special("<|output_end|>")
+        self._tokenizer = tokenizer
+        self.first_special = min(tokenizer.special_tokens.values())
+        self.end_ids = frozenset({tokenizer.encode_special("<|assistant_end|>"), tokenizer.encode_special("<|bos|>")})
+        self.call_start = tokenizer.encode_special("<|python_start|>")
+        self.call_end = tokenizer.encode_special("<|python_end|>")
+        self._output_start = tokenizer.encode_special("<|output_start|>")
+        self._output_end = tokenizer.encode_special("<|output_end|>")
 
     def output(self, call: list[int]) -> list[int]:
-        """What follows a call, given its ids without the tokens around it: nothing, if it has no result.
+        """Return the tokens to force after a call, given the ids between its delimiters; [] if it has no result.
 
-        A result is ordinary text, whatever it says: there is no end token in it.
+        The result is encoded as ordinary text: whatever it contains, it has no special token such as an end token.
         """
         result = calculate(self._tokenizer.decode(call))
         if result is None:
@@ -28,38 +34,45 @@ class Tool:
 
 
 class RowState:
-    """One answer being written: `tokens` and `mask` (1 = the model chose it) so far, and whether it is `done`.
+    """One completion in progress: its `tokens` so far and their `mask` (1 = sampled, 0 = forced by the tool).
 
-    A call is what stands between `<|python_end|>` and the last `<|python_start|>` before it in this answer, which no
-    other call has used; without one, `<|python_end|>` calls nothing. What a prompt leaves open is no call.
+    `has_ended`: the model sampled an end token, which is the last of `tokens`. `is_done`: ended or `max_tokens` long.
+
+    A call is the text between `<|python_end|>` and the last `<|python_start|>` before it in this completion that no
+    earlier call used. Without such a start, `<|python_end|>` calls nothing; a start in the prompt does not count.
     """
 
-    __slots__ = ("_call", "_room", "_tool", "_waiting", "done", "ended", "mask", "tokens")
+    __slots__ = ("_call_start", "_forced_tokens", "_max_tokens", "_tool", "has_ended", "is_done", "mask", "tokens")
 
-    def __init__(self, tool: Tool, room: int) -> None:
-        """`room`: tokens that it may have at most, the tool's included, whose output is cut there."""
+    def __init__(self, tool: Tool, max_tokens: int) -> None:
+        """`max_tokens`: length limit, forced tokens included: a result is cut there."""
         self.tokens: list[int] = []
         self.mask: list[int] = []
-        self.ended, self.done = False, room <= 0
-        self._tool, self._room = tool, room
-        self._call: int | None = None  # where the open call begins
-        self._waiting: list[int] = []  # output that is not written yet, the next token last
+        self.has_ended = False
+        self.is_done = max_tokens <= 0
+        self._tool = tool
+        self._max_tokens = max_tokens
+        self._call_start: int | None = None  # index in `tokens` of the open call's first token
+        self._forced_tokens: list[int] = []  # tool output that is yet to be appended, in reverse order
 
-    def write(self, drawn: int) -> None:
-        """Add a token: the next of the tool's, if it has any to say; else `drawn`, the model's."""
-        token, mask = (self._waiting.pop(), 0) if self._waiting else (drawn, 1)
-        self.tokens.append(token)
-        self.mask.append(mask)
-        if mask and token >= self._tool.first_special:
-            self._read(token)
-        self.done = self.ended or len(self.tokens) == self._room
+    def append(self, sampled: int) -> None:
+        """Append the next forced token if there is one (`sampled` is then discarded), else `sampled`."""
+        if self._forced_tokens:
+            self.tokens.append(self._forced_tokens.pop())
+            self.mask.append(0)
+        else:
+            self.tokens.append(sampled)
+            self.mask.append(1)
+            if sampled >= self._tool.first_special:
+                self._handle_special(sampled)
+        self.is_done = self.has_ended or len(self.tokens) == self._max_tokens
 
-    def _read(self, token: int) -> None:
+    def _handle_special(self, token: int) -> None:
         tool = self._tool
         if token in tool.end_ids:
-            self.ended = True
+            self.has_ended = True
         elif token == tool.call_start:
-            self._call = len(self.tokens)
-        elif token == tool.call_end and self._call is not None:
-            self._waiting = tool.output(self.tokens[self._call : -1])[::-1]
-            self._call = None
+            self._call_start = len(self.tokens)
+        elif token == tool.call_end and self._call_start is not None:
+            self._forced_tokens = tool.output(self.tokens[self._call_start : -1])[::-1]
+            self._call_start = None

@@ -1,8 +1,10 @@
-"""From logits to the next token: greedy, at a temperature, among the k best."""
+"""Sampling: from logits to the next token, greedy, at a temperature, or among the k most likely tokens.
+
+Letters in shape comments: B rows, V vocabulary, K tokens that remain after top-k.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,70 +13,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.common import UserError
+from nanochat.layers.sampling_params import SamplingParams
 
-Words = npt.NDArray[np.uint64]
+RNGStreams = npt.NDArray[np.uint64]
 
-GREEDY_BELOW = 1e-5  # dividing logits by less gains nothing and ends in infinities
-
-
-def check_sampling(temperature: float, top_k: int | None) -> None:
-    """Raise `UserError` for settings that mean nothing."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(f"temperature is {temperature}: it must be a number of at least 0 (0 = always the likeliest)")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k is {top_k}: it must be at least 1; leave it out to choose among all tokens")
+GREEDY_BELOW = 1e-5  # a lower temperature is greedy: dividing the logits by it would overflow
 
 
-def sample_next(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """Draw an id for each row of logits, (B, V) -> (B,), each row by itself.
-
-    `temperature` 0: the likeliest. `top_k`: among the k best (all, if the vocabulary is smaller).
-    """
-    if temperature < GREEDY_BELOW:
+def sample_next(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> Tensor:
+    """Sample a token id for each row of logits, (B, V) -> (B,), independently of the other rows."""
+    if params.temperature < GREEDY_BELOW:
         return logits.argmax(dim=-1)
-    shares, ids = _shares(logits, temperature, top_k)
-    drawn = torch.multinomial(shares, num_samples=1, generator=generator)  # (B, 1)
+    probs, ids = _probs(logits, params)
+    drawn = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
     return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
 
 
-def sample_at(logits: Tensor, temperature: float, top_k: int | None, where: Tensor) -> Tensor:
-    """`sample_next` with a given number for each row instead of a generator: `where`, float32 (B,), in [0, 1).
+def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
+    """Sample like `sample_next`, (B, V) -> (B,), by inverting the cumulative distribution at `u` instead.
 
-    The id is the one at that share of the way through the distribution, so a row depends on its own number only.
+    `u`: float32 (B,), uniform in [0, 1). A row's token depends on its own logits and its own `u` only, whatever the
+    other rows of the batch are. Example with probabilities [0.5, 0.3, 0.2]:
+
+    >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(4, -1)
+    >>> sample_at(logits, SamplingParams(), torch.tensor([0.0, 0.49, 0.51, 0.81])).tolist()
+    [0, 0, 1, 2]
     """
-    if temperature < GREEDY_BELOW:
+    if params.temperature < GREEDY_BELOW:
         return logits.argmax(dim=-1)
-    shares, ids = _shares(logits, temperature, top_k)
-    ends = shares.cumsum(-1)  # (B, V): the last is 1, but for rounding
-    drawn = torch.searchsorted(ends, where[:, None] * ends[:, -1:], right=True)  # (B, 1): never one whose share is 0
+    probs, ids = _probs(logits, params)
+    cdf = probs.cumsum(-1)  # (B, V) or (B, K); the last is 1 up to rounding
+    # right=True: a token of probability 0 is never returned, not even for u = 0.
+    drawn = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)  # (B, 1)
     return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
 
 
-def _shares(logits: Tensor, temperature: float, top_k: int | None) -> tuple[Tensor, Tensor | None]:
-    """Probabilities, (B, V) or the k best (B, k), and then which ids they are."""
+def _probs(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """Return probabilities (B, V) and None, or with top-k those of the most likely tokens (B, K) and their ids."""
     ids = None
-    if top_k is not None and top_k < logits.size(-1):
-        logits, ids = logits.topk(top_k)
-    return F.softmax(logits / temperature, dim=-1), ids
+    if params.top_k is not None and params.top_k < logits.size(-1):
+        logits, ids = logits.topk(params.top_k)
+    return F.softmax(logits / params.temperature, dim=-1), ids
 
 
-def streams(seed: int, count: int) -> Words:
-    """`count` random streams for `numbers`, uint64 (count,): the first ones are the same whatever the count."""
-    start = _scramble(np.array([seed % 2**64], np.uint64))
-    found: Words = _scramble(start + np.arange(count).astype(np.uint64))
-    return found
+def rng_streams(seed: int, count: int) -> RNGStreams:
+    """Return `count` random streams for `uniforms`, uint64 (count,). Stream i depends on `seed` and i only."""
+    start = _splitmix64(np.array([seed % 2**64], np.uint64))
+    streams: RNGStreams = _splitmix64(start + np.arange(count).astype(np.uint64))
+    return streams
 
 
-def numbers(streams: Words, steps: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Each stream's number at its step, both (B,): float32 in [0, 1), multiples of 2^-23."""
-    bits = _scramble(streams + steps.astype(np.uint64)) >> np.uint64(41)
-    share: npt.NDArray[np.float32] = bits.astype(np.float32) * np.float32(2**-23)
-    return share
+def uniforms(streams: RNGStreams, steps: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return each stream's number at its step, (B,), (B,) -> (B,): float32, uniform in [0, 1), multiples of 2^-23."""
+    bits = _splitmix64(streams + steps.astype(np.uint64)) >> np.uint64(41)
+    u: npt.NDArray[np.float32] = bits.astype(np.float32) * np.float32(2**-23)
+    return u
 
 
-def _scramble(x: Any) -> Any:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014): as good as random, and nothing to carry along."""
+def _splitmix64(x: Any) -> Any:
+    """Return the output of SplitMix64 at state `x` (Steele, Lea, Flood 2014): a random number without a state."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -25,8 +25,9 @@ from torch import Tensor
 from nanochat.common import UserError, print0
 from nanochat.data.packing import RenderedConversation
 from nanochat.engine import Completion, Engine
-from nanochat.eval.task_eval import Asking, text_of
+from nanochat.eval.task_eval import completion_text
 from nanochat.layers.padding import pad_right
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
@@ -171,8 +172,10 @@ class RolloutGroup:
         return [reward - mean for reward in self.rewards]
 
 
-def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scorer) -> list[RolloutGroup]:
-    """Have each problem answered `asking.num_samples` times and score the answers. In the problems' order.
+def ask(
+    engine: Engine, problems: Sequence[Problem], params: SamplingParams, score: Scorer, batch_size: int = 256
+) -> list[RolloutGroup]:
+    """Have each problem answered `params.num_samples` times and score the answers. In the problems' order.
 
     What is answered to one does not depend on the others. A problem that fills the context has no answers, and is said.
     """
@@ -182,12 +185,13 @@ def ask(engine: Engine, problems: Sequence[Problem], asking: Asking, score: Scor
         if len(problem.prompt) >= context:
             print0(f"A problem of {problem.task} has {len(problem.prompt)} tokens, the context {context}: left out")
     prompts = [problem.prompt for problem in fitting]
-    seeds = [problem.seed for problem in fitting] or 0
-    found = dict(zip(map(id, fitting), asking.answers(engine, prompts, seeds), strict=True))
+    seeds = [problem.seed for problem in fitting]
+    completions = engine.generate_many(prompts, params, seeds=seeds, batch_size=batch_size)
+    found = dict(zip(map(id, fitting), completions, strict=True))
     groups = []
     for problem in problems:
         answers = found.get(id(problem), [])
-        texts = [text_of(answer, engine.tokenizer) for answer in answers]
+        texts = [completion_text(answer, engine.tokenizer) for answer in answers]
         groups.append(RolloutGroup(problem, answers, [score(problem, text) for text in texts]))
     return groups
 
@@ -255,7 +259,7 @@ def tally(groups: Sequence[RolloutGroup], names: Sequence[str], runtime: Runtime
             counts["sampled"] += sum(answer.mask)
             counts["tokens"] += len(answer.tokens)
             counts["tool"] += 0 in answer.mask  # it was used, and had something to say
-            counts["ended"] += answer.ended
+            counts["ended"] += answer.has_ended
     return dict(
         zip(counts, runtime.sum(torch.tensor(list(counts.values()), device=runtime.device)).tolist(), strict=True)
     )

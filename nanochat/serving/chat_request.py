@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat.common import UserError
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.tokenization.chat_format import render_turns
 
 
@@ -27,20 +28,12 @@ class Limits:
     seed: tuple[int, int] = (0, 2**32 - 1)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn. `seed` None: another answer every time."""
-
-    temperature: float = 0.6
-    top_k: int = 50
-    max_tokens: int = 512
-    seed: int | None = None
-
-
 LIMITS = Limits()
+DEFAULTS = SamplingParams(temperature=0.6, top_k=50, max_tokens=512, seed=None)
+PARAMS = ("temperature", "top_k", "max_tokens", "seed")  # those of SamplingParams that a request may set
 
 
-def read_request(body: bytes, defaults: Sampling) -> tuple[list[Mapping[str, Any]], Sampling]:
+def read_request(body: bytes, defaults: SamplingParams) -> tuple[list[Mapping[str, Any]], SamplingParams]:
     """The messages and the sampling of a request; what is missing or null is as in `defaults`.
 
     Raises `UserError` that names the value and the limit or the rule that it breaks.
@@ -51,7 +44,7 @@ def read_request(body: bytes, defaults: Sampling) -> tuple[list[Mapping[str, Any
         raise UserError(f"the body is not JSON: {error}") from None
     if not isinstance(request, dict):
         raise UserError(f'the body must be {{"messages": [...]}}, not {_short(request)}')
-    known = ("messages", *asdict(defaults))
+    known = ("messages", *PARAMS)
     if unknown := [name for name in request if name not in known]:
         raise UserError(f"unknown field {_short(unknown[0])}: known are {', '.join(known)}")
     messages = request.pop("messages", None)
@@ -59,7 +52,7 @@ def read_request(body: bytes, defaults: Sampling) -> tuple[list[Mapping[str, Any
     given = {name: value for name, value in request.items() if value is not None}
     for name, value in given.items():
         check_number(name, value)
-    return messages, Sampling(**{**asdict(defaults), **given})
+    return messages, replace(defaults, **given)
 
 
 def check_number(name: str, value: Any) -> None:

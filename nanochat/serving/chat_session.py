@@ -14,6 +14,7 @@ from typing import Any
 from nanochat.checkpoint_manager import list_tags
 from nanochat.common import UserError, base_dir
 from nanochat.engine import Engine
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.tokenization.chat_format import render_turns
 from nanochat.tokenizer import StreamDecoder, Tokenizer
 
@@ -76,28 +77,15 @@ def fit_messages(
     return prompt(first), 2 * first
 
 
-def answer_room(context: int, max_tokens: int | None) -> int:
-    """Tokens of the context to keep for an answer: `max_tokens`, but not more than a quarter of it."""
-    quarter = max(1, context // 4)
-    return quarter if max_tokens is None else min(max_tokens, quarter)
-
-
-def reply(
-    engine: Engine,
-    messages: Sequence[Message],
-    max_tokens: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    seed: int = 42,
-) -> Iterator[Piece]:
+def reply(engine: Engine, messages: Sequence[Message], params: SamplingParams) -> Iterator[Piece]:
     """Write the answer to the last message, piece by piece; to close the iterator stops the model.
 
     Old messages that do not fit are left out. Raises `UserError`, before the first piece, as `fit_messages` and
-    `Engine.generate` do.
+    `Engine.stream` do.
     """
     context = engine.model.config.sequence_len
-    prompt, _ = fit_messages(engine.tokenizer, messages, context, answer_room(context, max_tokens))
-    columns = engine.generate(prompt, 1, max_tokens, temperature, top_k, seed)
+    prompt, _ = fit_messages(engine.tokenizer, messages, context, params.reserved_tokens(context))
+    columns = engine.stream(prompt, params)
     return pieces(engine.tokenizer, (column[0] for column, _ in columns))
 
 

@@ -21,7 +21,6 @@ import hashlib
 import json
 import logging
 import re
-import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -38,8 +37,9 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat.common import UserError
 from nanochat.engine import Engine
-from nanochat.serving.chat_request import LIMITS, Sampling, read_request
-from nanochat.serving.chat_session import answer_room, fit_messages, has_ended, pieces
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.chat_request import LIMITS, PARAMS, read_request
+from nanochat.serving.chat_session import fit_messages, has_ended, pieces
 
 PAGE = Path(__file__).resolve().parents[1] / "ui.html"
 MAX_BYTES = 1_000_000  # of a request: more than the longest conversation needs, however it is escaped
@@ -79,14 +79,14 @@ class Job:
 
     prompt: list[int]
     dropped: int
-    sampling: Sampling
+    params: SamplingParams
     stop: threading.Event
 
 
 class Service:
     """The copies of a model, and the line before them. `name` is what users see of it."""
 
-    def __init__(self, engines: Sequence[Engine], name: str, defaults: Sampling) -> None:
+    def __init__(self, engines: Sequence[Engine], name: str, defaults: SamplingParams) -> None:
         self.engines, self.name, self.defaults = list(engines), name, defaults
         self.stats = Stats()
         self.stopping = threading.Event()
@@ -95,12 +95,12 @@ class Service:
         for engine in self.engines:
             self._free.put_nowait(engine)
 
-    def job(self, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Job:
+    def job(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams) -> Job:
         """What answers the last message. Raises `UserError` if that is too long for the model."""
         engine = self.engines[0]
         context = engine.model.config.sequence_len
-        prompt, dropped = fit_messages(engine.tokenizer, messages, context, answer_room(context, sampling.max_tokens))
-        return Job(prompt, dropped, sampling, threading.Event())
+        prompt, dropped = fit_messages(engine.tokenizer, messages, context, params.reserved_tokens(context))
+        return Job(prompt, dropped, params, threading.Event())
 
     async def answer(self, job: Job) -> AsyncGenerator[Event, None]:
         """The events of an answer. To close the generator stops it, and frees its place at the next token."""
@@ -150,10 +150,8 @@ class Service:
 
     def _tokens(self, engine: Engine, job: Job, said: list[int]) -> Iterator[int]:
         """The tokens of an answer, which `said` collects, until it ends or nobody wants it."""
-        how = job.sampling
-        seed = secrets.randbelow(2**32) if how.seed is None else how.seed
         before = time.monotonic()
-        for column, _ in engine.generate(job.prompt, 1, how.max_tokens, how.temperature, how.top_k, seed):
+        for column, _ in engine.stream(job.prompt, job.params):
             if job.stop.is_set() or self.stopping.is_set():
                 return
             said.append(column[0])
@@ -216,7 +214,7 @@ async def health(request: Request) -> dict[str, Any]:
         "ready": not service.stopping.is_set(),
         "model": service.name,
         "device": ", ".join(str(engine.model.device) for engine in service.engines),
-        "defaults": asdict(service.defaults),
+        "defaults": {name: getattr(service.defaults, name) for name in PARAMS},
         "limits": asdict(LIMITS),
     }
 
@@ -244,8 +242,8 @@ async def complete(request: Request) -> Response:
             if len(body) > MAX_BYTES:
                 status = 413
                 raise UserError(f"the body has more than {MAX_BYTES} bytes")
-        messages, sampling = read_request(body, service.defaults)
-        job = await asyncio.to_thread(service.job, messages, sampling)
+        messages, params = read_request(body, service.defaults)
+        job = await asyncio.to_thread(service.job, messages, params)
     except UserError as error:
         service.stats.count(refused=1)
         return JSONResponse({"error": str(error)}, status)

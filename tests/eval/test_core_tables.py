@@ -15,9 +15,10 @@ import torch
 from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.core_eval import TaskResult, core
+from nanochat.core_eval import core
 from nanochat.eval.core_tables import core_gain, gain_of, pair_line, pair_summary
 from nanochat.eval.eval_model import named
+from nanochat.eval.task_result import TaskResult
 from nanochat.reporting.schema import Z95, proportion
 from nanochat.reporting.significance import mcnemar, paired_gain, unpaired_gain
 from scripts import base_eval, base_loss, export_hf
@@ -26,7 +27,7 @@ from tests.test_core_eval import HAND, LOGITS, RUNTIME, TOKENIZER, pair_model, r
 
 def result(correct: list[bool], baseline: float = 0.0, label: str = "t", examples: str = "same") -> TaskResult:
     """What a model made of a task."""
-    return TaskResult(label, correct, [0.5] * len(correct), baseline, 0, examples, 0.0)
+    return TaskResult(label, [int(right) for right in correct], 0.5, baseline, 0, examples, 0.0)
 
 
 def answers(both: int, lost: int, won: int, neither: int) -> tuple[list[bool], list[bool]]:

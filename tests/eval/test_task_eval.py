@@ -21,8 +21,10 @@ from nanochat.configurator import parse
 from nanochat.data import storyworld
 from nanochat.data.shards import write_dataset
 from nanochat.engine import Completion, Engine
-from nanochat.eval.task_eval import CHAT_CORE, Asking, TaskResult, chat_core, choose_rows, evaluate, letter_ids
+from nanochat.eval.task_eval import CHAT_CORE, chat_core, choose_rows, evaluate_chat_task, letter_ids
+from nanochat.eval.task_result import TaskResult
 from nanochat.gpt import GPT
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
@@ -83,14 +85,20 @@ def questions(num: int) -> Listed:
     return Listed([make_conversation("?" * (1 + 7 * i % 20), "BBBB") for i in range(num)])
 
 
-GREEDY = Asking(num_samples=1, max_tokens=4, temperature=0.0, batch_size=8)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=4)
 
 
-def score(
-    task: Task, gpt: GPT, runtime: Runtime = RUNTIME, max_problems: int | None = None, **asking: int
+def evaluate(
+    task: Task,
+    gpt: GPT,
+    runtime: Runtime = RUNTIME,
+    max_examples: int | None = None,
+    batch_size: int = 8,
+    max_tokens: int = 4,
 ) -> TaskResult:
-    """With other ways to ask than GREEDY's where given."""
-    return evaluate(task, Engine(gpt, TOKENIZER), replace(GREEDY, **asking), runtime, max_problems)
+    """Evaluate with greedy decoding."""
+    params = replace(GREEDY, max_tokens=max_tokens)
+    return evaluate_chat_task(task, Engine(gpt, TOKENIZER), params, runtime, max_examples, batch_size)
 
 
 # --- by letters -------------------------------------------------------------------------------------------------------
@@ -106,8 +114,8 @@ def test_the_likeliest_of_a_problems_own_letters_is_chosen() -> None:
             logits: Tensor = gpt(torch.tensor([ids]))[0, -1]
             likeliest = max(conversation["letters"], key=lambda letter, row=logits: float(row[ord(letter)]))
             expected.append(int(likeliest == conversation["messages"][-1]["content"]))
-    found = score(task, gpt)
-    assert found.right == expected
+    found = evaluate(task, gpt)
+    assert found.num_correct == expected
     assert 5 < sum(expected) < 35
     letters = [len(conversation["letters"]) for conversation in task]
     assert set(letters) == {3, 4, 5}
@@ -116,9 +124,9 @@ def test_the_likeliest_of_a_problems_own_letters_is_chosen() -> None:
 
 def test_a_letter_that_a_problem_does_not_have_cannot_be_chosen() -> None:
     """A model that wants to say E: where there is no E, the others are alike and the first is taken."""
-    found = score(choices(40), model(says="E"))
+    found = evaluate(choices(40), model(says="E"))
     answers = [c["messages"][-1]["content"] for c in choices(40)]
-    assert found.right == [
+    assert found.num_correct == [
         int(answer == ("E" if "E" in c["letters"] else "A")) for answer, c in zip(answers, choices(40), strict=True)
     ]
 
@@ -126,11 +134,11 @@ def test_a_letter_that_a_problem_does_not_have_cannot_be_chosen() -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     gpt = model()
-    assert score(choices(30), gpt, batch_size=batch_size).right == score(choices(30), gpt).right
+    assert evaluate(choices(30), gpt, batch_size=batch_size).num_correct == evaluate(choices(30), gpt).num_correct
     texts: list[list[Any]] = []
     for size in (batch_size, 8):
         task = Listed([make_conversation("?" * i, "") for i in range(1, 12)])
-        score(task, gpt, batch_size=size)
+        evaluate(task, gpt, batch_size=size)
         texts.append(sorted(task.heard))
     assert texts[0] == texts[1]
     assert len(texts[0]) == 11
@@ -138,7 +146,7 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
 
 
 def test_random_weights_are_near_chance() -> None:
-    found = score(choices(600, seed=5), model())
+    found = evaluate(choices(600, seed=5), model())
     low, high = found.interval
     assert low - 0.05 < found.chance < high + 0.05
 
@@ -147,7 +155,7 @@ def test_letters_must_be_single_tokens() -> None:
     assert letter_ids(TOKENIZER, {"B", "A"}) == {"A": 65, "B": 66}
     task = Listed([{**make_conversation("1 or 10?", "10"), "letters": ("1", "10")}])
     with pytest.raises(UserError, match="'10' is 2 tokens"):
-        score(task, model())
+        evaluate(task, model())
 
 
 # --- in writing -------------------------------------------------------------------------------------------------------
@@ -155,11 +163,11 @@ def test_letters_must_be_single_tokens() -> None:
 
 def test_what_is_written_is_scored() -> None:
     """BBBB: four tokens, of which there are no more; and answers that end at once are empty, without the end token."""
-    found = score(questions(5), model(says="B"))
-    assert (found.right, found.accuracy, found.num) == ([1] * 5, 1.0, 5)
+    found = evaluate(questions(5), model(says="B"))
+    assert (found.num_correct, found.accuracy, found.num_examples) == ([1] * 5, 1.0, 5)
     assert found.chance == 0
-    assert score(questions(5), model(says="B"), max_tokens=3).right == [0] * 5
-    assert score(Listed([make_conversation("?", "")] * 3), model(says="<|assistant_end|>")).right == [1] * 3
+    assert evaluate(questions(5), model(says="B"), max_tokens=3).num_correct == [0] * 5
+    assert evaluate(Listed([make_conversation("?", "")] * 3), model(says="<|assistant_end|>")).num_correct == [1] * 3
 
 
 class Scripted(Engine):
@@ -171,39 +179,40 @@ class Scripted(Engine):
         self.calls: list[dict[str, Any]] = []
         self.lengths: list[int] = []
 
-    def answers(self, prompts: Any, num_samples: int, *settings: Any) -> list[list[Completion]]:  # type: ignore[override]
+    def generate_many(  # type: ignore[override]
+        self, prompts: Sequence[list[int]], params: SamplingParams, *, batch_size: int
+    ) -> list[list[Completion]]:
         self.lengths += map(len, prompts)
-        names = ("max_tokens", "temperature", "top_k", "seed", "batch_size")
-        told = dict(zip(names, settings, strict=True))
-        self.calls.append({"prompts": len(prompts), "num_samples": num_samples, **told})
-        return [[self.prepared.pop(0) for _ in range(num_samples)] for _ in prompts]
+        self.calls.append({"prompts": len(prompts), "params": params, "batch_size": batch_size})
+        return [[self.prepared.pop(0) for _ in range(params.num_samples)] for _ in prompts]
 
 
-def written(text: str, ended: bool = True, forced: bool = False) -> Completion:
+def written(text: str, has_ended: bool = True, forced: bool = False) -> Completion:
     ids = TOKENIZER.encode(text)
     if forced:
         ids = [TOKENIZER.encode_special("<|output_start|>"), *ids]
-    end = [TOKENIZER.encode_special("<|assistant_end|>")] if ended else []
-    return Completion(tokens=ids + end, mask=[int(not forced), *[1] * (len(ids) - 1 + len(end))], ended=ended)
+    end = [TOKENIZER.encode_special("<|assistant_end|>")] if has_ended else []
+    return Completion(tokens=ids + end, mask=[int(not forced), *[1] * (len(ids) - 1 + len(end))], has_ended=has_ended)
 
 
 def test_several_samples_and_calls() -> None:
     """A problem is solved by any of its samples; a call counts if the calculator gave a result."""
     sampled_by_the_model = replace(written("x", forced=True), mask=[1, 1, 1])
-    prepared = [written("no"), written("yes"), written("yes"), written("yes", ended=False)]
+    prepared = [written("no"), written("yes"), written("yes"), written("yes", has_ended=False)]
     prepared += [written("no", forced=True), sampled_by_the_model, *[written("no")] * 4]
     engine = Scripted(prepared)
     task = Listed([make_conversation("?", "yes")] * 5)
-    found = evaluate(task, engine, Asking(2, 7, temperature=0.5, top_k=9, batch_size=4), RUNTIME)
-    assert found.right == [1, 2, 0, 0, 0]
+    params = SamplingParams(temperature=0.5, top_k=9, max_tokens=7, num_samples=2)
+    found = evaluate_chat_task(task, engine, params, RUNTIME, batch_size=4)
+    assert found.num_correct == [1, 2, 0, 0, 0]
     assert found.correct == [True, True, False, False, False]
-    assert (found.accuracy, found.num, found.num_samples) == (0.4, 5, 2)
-    assert (found.tool_calls, found.tool_share) == (1, 0.1)
+    assert (found.accuracy, found.num_examples, found.num_samples) == (0.4, 5, 2)
+    assert (found.num_tool_calls, found.tool_share) == (1, 0.1)
     assert found.interval == tuple(proportion(2, 5)["interval"])
     assert [call["prompts"] for call in engine.calls] == [2, 2, 1], "four answers at once"
-    assert len({call["seed"] for call in engine.calls}) == 3, "no two draw the same numbers"
-    asked = dict(prompts=2, num_samples=2, max_tokens=7, temperature=0.5, top_k=9, batch_size=4)  # noqa: C408
-    assert {name: value for name, value in engine.calls[0].items() if name != "seed"} == asked
+    assert len({call["params"].seed for call in engine.calls}) == 3, "no two draw the same numbers"
+    for call in engine.calls:
+        assert (replace(call["params"], seed=42), call["batch_size"]) == (params, 4)
 
 
 def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,14 +226,14 @@ def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> N
         return torch.zeros(*ids.shape, 16)
 
     monkeypatch.setattr(GPT, "hidden", hidden)
-    found = score(Listed([long, short]), model(), batch_size=1)
+    found = evaluate(Listed([long, short]), model(), batch_size=1)
     assert found.num_cut == 1
     assert prompts[1] == [whole[0], *whole[-127:]]
     monkeypatch.undo()
     for max_tokens, room in ((4, 4), (1000, 32)):
         engine = Scripted([written("")] * 3)
         task = Listed([make_conversation("z" * count, "yes") for count in (1, 128 - room - 4, 128 - room - 3)])
-        cut = evaluate(task, engine, replace(GREEDY, max_tokens=max_tokens), RUNTIME)
+        cut = evaluate_chat_task(task, engine, replace(GREEDY, max_tokens=max_tokens), RUNTIME)
         assert engine.lengths == [5, 128 - room, 128 - room]
         assert cut.num_cut == 1
 
@@ -246,17 +255,17 @@ def test_fewer_problems_come_from_everywhere() -> None:
 
 def test_the_hash_is_of_the_problems() -> None:
     gpt, other = model(), model(says="B")
-    first = score(choices(20), gpt)
-    assert first.problems == score(choices(20), other).problems
-    assert first.problems != score(choices(20, seed=1), gpt).problems
-    assert first.problems != score(choices(20), gpt, max_problems=19).problems
-    assert score(choices(20), gpt, max_problems=7).num == 7
+    first = evaluate(choices(20), gpt)
+    assert first.examples_hash == evaluate(choices(20), other).examples_hash
+    assert first.examples_hash != evaluate(choices(20, seed=1), gpt).examples_hash
+    assert first.examples_hash != evaluate(choices(20), gpt, max_examples=19).examples_hash
+    assert evaluate(choices(20), gpt, max_examples=7).num_examples == 7
 
 
 def test_a_task_without_problems() -> None:
     for task in (Listed([]), choices(0)):
-        found = score(task, model())
-        assert (found.num, found.accuracy, found.interval, found.tool_share) == (0, 0.0, (0.0, 1.0), 0.0)
+        found = evaluate(task, model())
+        assert (found.num_examples, found.accuracy, found.interval, found.tool_share) == (0, 0.0, (0.0, 1.0), 0.0)
 
 
 # --- ChatCORE ---------------------------------------------------------------------------------------------------------
@@ -264,7 +273,7 @@ def test_a_task_without_problems() -> None:
 
 def scored(name: str, solved: int, num: int, chance: float) -> TaskResult:
     right = [1] * solved + [0] * (num - solved)
-    return TaskResult(name, right, num_samples=1, chance=chance, tool_calls=0, num_cut=0, problems="", seconds=0.0)
+    return TaskResult(name, right, chance, baseline=chance, num_cut=0, examples_hash="", seconds=0.0)
 
 
 def test_chat_core_is_the_mean_of_six_centred_accuracies() -> None:
@@ -287,7 +296,7 @@ def facts(runtime: Runtime) -> list[dict[str, Any]]:
     """Scores of tasks with an odd number of problems, and with one, of which the second process has none."""
     tasks = (choices(7), choices(1), questions(5))
     found = [
-        score(task, model(says=None if task.eval_type == "categorical" else "B"), runtime=runtime) for task in tasks
+        evaluate(task, model(says=None if task.eval_type == "categorical" else "B"), runtime=runtime) for task in tasks
     ]
     return [{**vars(one), "seconds": 0} for one in found]
 
@@ -354,7 +363,7 @@ def test_the_embedded_world(run_here: Path, capsys: pytest.CaptureFixture[str]) 
     assert choice.accuracy == sum(c["messages"][-1]["content"] == "C" for c in _rows("FactChoice", 12)) / 12
     section = json.loads((run_here / "report" / "chat_eval_mid.json").read_text(encoding="utf-8"))
     assert (section["model"], section["checkpoint"]) == ("mid", "d1:5")
-    assert section["answers"]["FactChoice"] == {"problems": choice.problems, "correct": choice.answers["correct"]}
+    assert section["answers"]["FactChoice"] == {"problems": choice.examples_hash, "correct": choice.answers["correct"]}
     assert section["metrics"]["FactChoice"] == choice.metric
     saved = json.loads((run_here / "chat_eval" / "mid_d1.json").read_text(encoding="utf-8"))
     assert saved == section["answers"]

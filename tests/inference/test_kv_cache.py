@@ -68,10 +68,10 @@ def test_rows_come_and_go_and_what_stays_is_what_was_written(seed: int) -> None:
     prompts = torch.randn(3, 2, 4, 2, max(lengths), 10, generator=generator)
     put(source, prompts)
     cache = KVCache(CONFIG, sum(copies), torch.float32, CPU)
-    cache.hold([length for length, count in zip(lengths, copies, strict=True) for _ in range(count)])
+    cache.reserve([length for length, count in zip(lengths, copies, strict=True) for _ in range(count)])
     rows: list[Tensor] = []  # each (3 layers, 2, K, positions, D)
     for i, (length, count) in enumerate(zip(lengths, copies, strict=True)):
-        cache.load(len(rows), count, source, i)
+        cache.copy_prefix(len(rows), count, source, i)
         rows += [prompts[:, :, i, :, :length]] * count
     while len(rows) > 1 and max(row.size(3) for row in rows) < 23:
         ragged = len({row.size(3) for row in rows}) > 1
@@ -90,6 +90,6 @@ def test_rows_come_and_go_and_what_stays_is_what_was_written(seed: int) -> None:
                 assert torch.equal(v[i][:, visible], row[layer, 1])
         gone = [i for i in range(len(rows)) if integer(6) == 0][: len(rows) - 1]
         if gone:
-            order = cache.drop(gone)
+            order = cache.remove_rows(gone)
             assert sorted(order) == [i for i in range(len(rows)) if i not in gone]
             rows = [rows[i] for i in order]

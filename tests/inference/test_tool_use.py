@@ -29,8 +29,8 @@ def written(draws: str, room: int = 1000) -> tuple[str, str, RowState]:
     """What is written when the model wants `draws`, with `.` for what it says while the tool speaks, and the mask."""
     writer = RowState(TOOL, room)
     for token in ids(draws):
-        writer.write(token)
-        if writer.done:
+        writer.append(token)
+        if writer.is_done:
             break
     text = "".join(
         f"[{SPECIAL_TOKENS[i - 257].strip('<|>')}]" if i >= 257 else TOKENIZER.decode([i]) for i in writer.tokens
@@ -96,7 +96,7 @@ def written(draws: str, room: int = 1000) -> tuple[str, str, RowState]:
 def test_what_is_written(draws: str, text: str, mask: str) -> None:
     found, found_mask, writer = written(draws)
     assert (found, found_mask) == (text, mask)
-    assert writer.done == writer.ended == (writer.tokens[-1] in TOOL.end_ids and writer.mask[-1] == 1)
+    assert writer.is_done == writer.has_ended == (writer.tokens[-1] in TOOL.end_ids and writer.mask[-1] == 1)
 
 
 @pytest.mark.parametrize("room", range(1, 9))
@@ -107,13 +107,13 @@ def test_the_tools_output_is_cut_where_there_is_no_more_room(room: int) -> None:
         writer.tokens
         == (ids("[python_start]9*9*9[python_end][output_start]729[output_end]") + ids("." * 9))[: 7 + room]
     )
-    assert writer.done
-    assert not writer.ended
+    assert writer.is_done
+    assert not writer.has_ended
 
 
 def test_no_room_is_done() -> None:
-    assert RowState(TOOL, 0).done
-    assert not RowState(TOOL, 1).done
+    assert RowState(TOOL, 0).is_done
+    assert not RowState(TOOL, 1).is_done
 
 
 def test_the_tool_cannot_end_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import torch
 from nanochat.checkpoint_manager import run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.chat_session import Piece
 from nanochat.serving.terminal import Screen, printable
 from scripts import chat_cli
@@ -74,8 +75,8 @@ def test_the_model_is_shown_what_was_said(monkeypatch: pytest.MonkeyPatch) -> No
     messages = [user("a"), assistant(content), user("b"), assistant("")]
     scripted: Any = chat.engine
     assert scripted.asked == [
-        (TOKENIZER.render_for_completion({"messages": messages[:2]}), 1, 99, 0.3, 7, 5),
-        (TOKENIZER.render_for_completion({"messages": messages}), 1, 99, 0.3, 7, 6),
+        (TOKENIZER.render_for_completion({"messages": messages[:2]}), SamplingParams(0.3, 7, 99, seed=5)),
+        (TOKENIZER.render_for_completion({"messages": messages}), SamplingParams(0.3, 7, 99, seed=6)),
     ]
     assert chat.messages[-1] == assistant(content)
 

@@ -23,9 +23,9 @@ from nanochat.checkpoint_manager import build_model, describe_model, load_model,
 from nanochat.common import Stopped, UserError
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine
-from nanochat.eval.pass_at_k import ks_of, pass_at_k
-from nanochat.eval.task_eval import Asking
+from nanochat.eval.pass_at_k import pass_at_k, reported_ks
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.rl import rollouts as rl
 from nanochat.rl.rollouts import Problem, PromptSampler, RolloutGroup, ask, micro_batches, parse_weights, tally
@@ -381,7 +381,9 @@ def test_none_is_lost() -> None:
         Problem("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), i)
         for i, q in enumerate("abc")
     ]
-    groups = ask(engine, problems, Asking(num_samples=5, max_tokens=4, batch_size=7), lambda _, text: len(text) + 1.0)
+    groups = ask(
+        engine, problems, SamplingParams(num_samples=5, max_tokens=4), lambda _, text: len(text) + 1.0, batch_size=7
+    )
     assert [group.problem for group in groups] == problems
     assert [len(group.answers) for group in groups] == [5, 5, 5]
     assert [len(set(map(str, group.answers))) for group in groups] == [5, 5, 5]
@@ -396,10 +398,10 @@ def test_none_is_lost() -> None:
 
 def test_answers_do_not_depend_on_what_is_asked_beside_them() -> None:
     engine = Engine(tiny_model(), TOKENIZER)
-    asking = Asking(num_samples=3, max_tokens=6, batch_size=4)
+    params = SamplingParams(num_samples=3, max_tokens=6)
     problems = PromptSampler({"Bandit": Bandit()}, {"Bandit": 1.0}, TOKENIZER, seed=5).of_step(2, 7, ALONE)
-    together = ask(engine, problems, asking, lambda *_: 0.0)
-    assert [ask(engine, [problem], asking, lambda *_: 0.0)[0] for problem in problems] == together
+    together = ask(engine, problems, params, lambda *_: 0.0, batch_size=4)
+    assert [ask(engine, [problem], params, lambda *_: 0.0, batch_size=4)[0] for problem in problems] == together
     assert together[0].answers != together[2].answers  # the same question at another place
 
 
@@ -409,7 +411,7 @@ def test_a_problem_that_fills_the_context(capsys: pytest.CaptureFixture[str]) ->
         Problem("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), 0)
         for q in ("x" * 40, "y")
     ]
-    groups = ask(engine, problems, Asking(num_samples=2, max_tokens=3), lambda *_: 1.0)
+    groups = ask(engine, problems, SamplingParams(num_samples=2, max_tokens=3), lambda *_: 1.0)
     assert [len(group.answers) for group in groups] == [0, 2]
     assert "A has 44 tokens, the context 32" in capsys.readouterr().out
     assert tally(groups, ["A"], ALONE)["answers"] == 2
@@ -496,7 +498,7 @@ def test_pass_at_k(num_samples: int) -> None:
 
 
 def test_ks() -> None:
-    assert [ks_of(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+    assert [reported_ks(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

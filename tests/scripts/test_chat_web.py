@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
-from nanochat.serving.chat_request import Sampling, check_messages, read_request
+from nanochat.serving.chat_request import DEFAULTS, check_messages, read_request
 from nanochat.serving.chat_session import reply
 from nanochat.serving.server import MAX_BYTES, PAGE
 from scripts import chat_web
@@ -90,7 +92,7 @@ def _close_client() -> Iterator[None]:
 
 def refusal(body: Any) -> str:
     with pytest.raises(UserError) as caught:
-        read_request(body if isinstance(body, bytes) else json.dumps(body).encode(), Sampling())
+        read_request(body if isinstance(body, bytes) else json.dumps(body).encode(), DEFAULTS)
     return str(caught.value)
 
 
@@ -155,14 +157,14 @@ def test_what_stands_at_a_limit_is_taken() -> None:
     check_messages(many)
     for temperature, top_k, max_tokens, seed in [(0, 1, 1, 0), (2, 200, 4096, 2**32 - 1), (0.5, 7, 9, 1)]:
         asked = {"temperature": temperature, "top_k": top_k, "max_tokens": max_tokens, "seed": seed}
-        read = read_request(json.dumps({"messages": full, **asked}).encode(), Sampling())
-        assert read == (full, Sampling(temperature, top_k, max_tokens, seed))
+        read = read_request(json.dumps({"messages": full, **asked}).encode(), DEFAULTS)
+        assert read == (full, SamplingParams(temperature, top_k, max_tokens, seed=seed))
 
 
 def test_what_is_left_out_or_null_is_as_the_server_has_it() -> None:
-    defaults = Sampling(0.1, 2, 3, 4)
+    defaults = SamplingParams(0.1, 2, 3, seed=4)
     body = json.dumps({**HELLO, "top_k": None, "max_tokens": 8}).encode()
-    assert read_request(body, defaults) == (HELLO["messages"], Sampling(0.1, 2, 8, 4))
+    assert read_request(body, defaults) == (HELLO["messages"], replace(defaults, max_tokens=8))
 
 
 json_values = st.recursive(
@@ -189,11 +191,11 @@ odd_messages = st.lists(
 )
 def test_whatever_comes_is_read_or_refused(body: Any) -> None:
     try:
-        messages, sampling = read_request(json.dumps(body).encode(), Sampling())
+        messages, params = read_request(json.dumps(body).encode(), DEFAULTS)
     except UserError:
         return
     TOKENIZER.render_conversation({"messages": messages})
-    assert 0 <= sampling.temperature <= 2
+    assert 0 <= params.temperature <= 2
 
 
 # Over a connection
@@ -203,7 +205,7 @@ def test_whatever_comes_is_read_or_refused(body: Any) -> None:
 def plain() -> Iterator[tuple[str, Any, Scripted]]:
     """A server whose model says CALL, and its engine."""
     engine = Scripted(lambda _: answer_ids(CALL))
-    with serving(engine, defaults=Sampling(0.5, 5, 55)) as (address, service):
+    with serving(engine, defaults=SamplingParams(0.5, 5, 55, seed=None)) as (address, service):
         yield address, service, engine
 
 
@@ -223,15 +225,16 @@ def test_an_answer_is_a_stream_of_events(plain: tuple[str, Any, Scripted]) -> No
         "dropped": 0,
     }
     prompt = TOKENIZER.render_for_completion(HELLO)
-    assert engine.asked[-1] == (prompt, 1, 55, 0.5, 5, 7)
+    assert engine.asked[-1] == (prompt, SamplingParams(0.5, 5, 55, seed=7))
 
 
 def test_without_a_seed_every_answer_has_its_own(plain: tuple[str, Any, Scripted]) -> None:
     address, _, engine = plain
     for _ in range(3):
         ask(address, temperature=1, top_k=9, max_tokens=2)
-    assert len({asked[-1] for asked in engine.asked[-3:]}) == 3
-    assert {asked[1:-1] for asked in engine.asked[-3:]} == {(1, 2, 1, 9)}
+    params = [params for _, params in engine.asked[-3:]]
+    assert params == [SamplingParams(1, 9, 2, seed=None)] * 3
+    assert len({params.draw_seed() for params in params}) == 3
 
 
 def test_an_answer_that_was_cut_says_so(plain: tuple[str, Any, Scripted]) -> None:
@@ -295,7 +298,9 @@ def test_a_real_model_streams_what_it_says_in_the_terminal() -> None:
     model = tiny_model(64)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
     engine = Engine(model, TOKENIZER)
-    expected = [(piece.kind, piece.text) for piece in reply(engine, HELLO["messages"], 30, 1.0, 50, 5)]
+    expected = [
+        (piece.kind, piece.text) for piece in reply(engine, HELLO["messages"], SamplingParams(1.0, 50, 30, seed=5))
+    ]
     with serving(engine) as (address, _):
         *said, done = events(ask(address, temperature=1, max_tokens=30, seed=5).content.decode("utf-8"))
     assert [(event["kind"], event["text"]) for event in said] == expected

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.serving.chat_session import Piece, answer_room, fit_messages, has_ended, join, last_stage, pieces, reply
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.chat_session import Piece, fit_messages, has_ended, join, last_stage, pieces, reply
 from tests.support.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, user
 
 # Fitting
@@ -77,11 +78,6 @@ def test_a_last_message_that_is_too_long_is_named_with_what_fits() -> None:
 def test_what_asks_nothing_is_refused(messages: list[dict[str, Any]], why: str) -> None:
     with pytest.raises(UserError, match=why):
         fit_messages(TOKENIZER, messages, 100, 10)
-
-
-def test_room_for_the_answer() -> None:
-    assert [answer_room(256, asked) for asked in (None, 10, 64, 65, 4096)] == [64, 10, 64, 64, 64]
-    assert answer_room(2, None) == 1
 
 
 # Pieces
@@ -182,18 +178,19 @@ def test_a_conversation_of_two_turns() -> None:
     answers = iter([answer_ids(call), answer_ids("Yes.")])
     engine = Scripted(lambda _: next(answers))
     messages = [user("1+1?")]
-    messages.append(assistant(join(reply(engine, messages, 50, 0.5, 7, 9))))  # type: ignore[arg-type]
+    params = SamplingParams(0.5, top_k=7, max_tokens=50, seed=9)
+    messages.append(assistant(join(reply(engine, messages, params))))  # type: ignore[arg-type]
     messages.append(user("Sure?"))
-    assert join(reply(engine, messages, 50)) == "Yes."  # type: ignore[arg-type]
-    (first, *settings), (second, *_) = engine.asked
-    assert settings == [1, 50, 0.5, 7, 9]
+    assert join(reply(engine, messages, params)) == "Yes."  # type: ignore[arg-type]
+    (first, first_params), (second, _) = engine.asked
+    assert first_params == params
     said = [*first, *answer_ids(call)]
     assert second == [*said, *TOKENIZER.render_for_completion({"messages": [user("Sure?")]})[1:]]
 
 
 def test_a_reply_that_is_closed_stops_the_model() -> None:
     engine = Scripted(lambda _: answer_ids("abcdef"))
-    stream = reply(engine, [user("?")])  # type: ignore[arg-type]
+    stream = reply(engine, [user("?")], SamplingParams())  # type: ignore[arg-type]
     assert next(stream).text == "a"
     stream.close()  # type: ignore[attr-defined]
     assert (engine.said, engine.closed) == (1, 1)
@@ -202,7 +199,7 @@ def test_a_reply_that_is_closed_stops_the_model() -> None:
 def test_mistakes_are_told_before_the_first_piece() -> None:
     engine = Scripted(lambda _: [], context=20)
     with pytest.raises(UserError, match="the message is too long"):
-        reply(engine, [user("x" * 40)])  # type: ignore[arg-type]
+        reply(engine, [user("x" * 40)], SamplingParams())  # type: ignore[arg-type]
 
 
 def test_a_real_engine_answers() -> None:
@@ -213,10 +210,10 @@ def test_a_real_engine_answers() -> None:
     model.init_weights(0)
     engine = Engine(model, TOKENIZER)
     torch.manual_seed(0)
-    first = list(reply(engine, [user("?")], 8, temperature=1.0, seed=3))
+    first = list(reply(engine, [user("?")], SamplingParams(max_tokens=8, seed=3)))
     assert first
-    assert first == list(reply(engine, [user("?")], 8, temperature=1.0, seed=3))
-    assert first != list(reply(engine, [user("?")], 8, temperature=1.0, seed=4))
+    assert first == list(reply(engine, [user("?")], SamplingParams(max_tokens=8, seed=3)))
+    assert first != list(reply(engine, [user("?")], SamplingParams(max_tokens=8, seed=4)))
 
 
 # Which model

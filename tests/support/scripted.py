@@ -11,7 +11,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from nanochat.serving.chat_request import Sampling
+from nanochat.engine import Column
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.chat_request import DEFAULTS
 from nanochat.serving.server import Service, create_app
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -55,16 +57,14 @@ class Scripted:
     def __init__(self, script: Callable[[list[int]], Iterable[int]], context: int = 256) -> None:
         self.tokenizer, self.script = TOKENIZER, script
         self.model = SimpleNamespace(config=SimpleNamespace(sequence_len=context), device="cpu")
-        self.asked: list[tuple[Any, ...]] = []
+        self.asked: list[tuple[list[int], SamplingParams]] = []
         self.said = self.closed = 0
 
-    def generate(
-        self, tokens: list[int], num_samples: int, max_tokens: int | None, *settings: Any
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        self.asked.append((tokens, num_samples, max_tokens, *settings))
-        return self._run(tokens, len(tokens) + 1_000_000 if max_tokens is None else max_tokens)
+    def stream(self, tokens: list[int], params: SamplingParams) -> Iterator[Column]:
+        self.asked.append((tokens, params))
+        return self._run(tokens, len(tokens) + 1_000_000 if params.max_tokens is None else params.max_tokens)
 
-    def _run(self, tokens: list[int], room: int) -> Iterator[tuple[list[int], list[int]]]:
+    def _run(self, tokens: list[int], room: int) -> Iterator[Column]:
         finished = False
         try:
             for count, token in enumerate(self.script(tokens), 1):
@@ -92,9 +92,9 @@ class Gated(Scripted):
 
 
 @contextmanager
-def serving(*engines: Any, defaults: Sampling | None = None) -> Iterator[tuple[str, Service]]:
+def serving(*engines: Any, defaults: SamplingParams = DEFAULTS) -> Iterator[tuple[str, Service]]:
     """The server with these copies of the model, and its address."""
-    service = Service(engines, "scripted", defaults or Sampling())
+    service = Service(engines, "scripted", defaults)
     with serving_app(create_app(lambda: service)) as address:
         try:
             yield address, service
