@@ -271,7 +271,7 @@ def evaluate_model(
     tasks = read_bundle(path).tasks
     results = [evaluate_task(task, scorer, tokenizer, context, runtime, max_examples) for task in tasks]
     return {
-        "results": {result.label: result.accuracy for result in results},
-        "centered_results": {result.label: result.centre(result.accuracy) for result in results},
+        "results": {result.name: result.accuracy for result in results},
+        "centered_results": {result.name: result.centred for result in results},
         "core_metric": core(results)[0]["value"],
     }
