@@ -119,6 +119,14 @@ def list_tags(source: str) -> list[str]:
     return sorted(tags, key=lambda tag: (int(tag[1:]) if re.fullmatch(r"d\d+", tag) else -1, tag))
 
 
+def default_tag(source: str) -> str:
+    """Return the tag to use where none is given: that of the deepest model. Raises `UserError` if there is none."""
+    tags = list_tags(source)
+    if not tags:
+        raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
+    return tags[-1]
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -260,10 +268,7 @@ def load_model(
     `source`: base, mid, sft or rl; `phase`: "eval" or "train". Without a tag the deepest model is taken, and said;
     step -1 is the last. Raises `UserError` if there is no such checkpoint, or the tokenizer has changed since.
     """
-    tags = list_tags(source)
-    if model_tag is None and not tags:
-        raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
-    checkpoint = open_checkpoint(run_dir(source, model_tag or tags[-1]), step)
+    checkpoint = open_checkpoint(run_dir(source, model_tag or default_tag(source)), step)
     tokenizer = get_tokenizer()
     check_tokenizer(checkpoint, tokenizer)
     print0(f"Loading {checkpoint.path}")

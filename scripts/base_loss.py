@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from nanochat.checkpoint_manager import list_tags, load_model
+from nanochat.checkpoint_manager import default_tag, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data import storyworld
@@ -69,8 +69,8 @@ class Subject:
 
 def our_model(config: Config, runtime: Runtime) -> Subject:
     """A checkpoint of ours."""
-    tag = config.model_tag or "".join(list_tags("base")[-1:])
-    model, tokenizer, meta = load_model("base", runtime, model_tag=tag or None, step=config.step)
+    tag = config.model_tag or default_tag("base")
+    model, tokenizer, meta = load_model("base", runtime, model_tag=tag, step=config.step)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     token_bytes = torch.tensor(tokenizer.token_bytes())
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat.checkpoint_manager import FOLDERS, list_tags, load_model
+from nanochat.checkpoint_manager import FOLDERS, default_tag, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
@@ -166,8 +166,8 @@ def main(config: Config) -> list[TaskResult]:
     start = time.monotonic()
     tasks = {name: open_task(name) for name in names_of(config)}  # what cannot be had is said before a model is loaded
     runtime = Runtime.start(config.seed, config.device)
-    tag = config.model_tag or "".join(list_tags(config.source)[-1:])
-    model, tokenizer, meta = load_model(config.source, runtime, model_tag=tag or None, step=config.step)
+    tag = config.model_tag or default_tag(config.source)
+    model, tokenizer, meta = load_model(config.source, runtime, model_tag=tag, step=config.step)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     engine = Engine(model, tokenizer)
     scores = evaluate_all(tasks, engine, runtime, config)

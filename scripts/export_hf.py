@@ -28,7 +28,7 @@ from nanochat.checkpoint_manager import (
     FOLDERS,
     Checkpoint,
     check_tokenizer,
-    list_tags,
+    default_tag,
     open_checkpoint,
     run_dir,
 )
@@ -140,14 +140,12 @@ def main(config: Config) -> Path:
     assert config.out is not None, "__post_init__ has checked it"
     if config.push and not config.yes and not sys.stdin.isatty():
         raise UserError("--push asks before it uploads, and here is no terminal to ask at: add --yes")
-    tags = [config.model_tag] if config.model_tag else list_tags(config.source)
-    if not tags:
-        raise UserError(f"no {config.source} checkpoint in {run_dir(config.source, '')}: run that stage first")
-    checkpoint = open_checkpoint(run_dir(config.source, tags[-1]), config.step)
+    tag = config.model_tag or default_tag(config.source)
+    checkpoint = open_checkpoint(run_dir(config.source, tag), config.step)
     tokenizer = get_tokenizer()
     check_tokenizer(checkpoint, tokenizer)
     with new_folder(config.out, config.overwrite) as folder:
-        write_model(folder, checkpoint, tokenizer, config.source, tags[-1])
+        write_model(folder, checkpoint, tokenizer, config.source, tag)
     print0(f"Exported {checkpoint.path} to {config.out}")
     if config.push and (config.yes or agreed(f"Upload {config.out} to {config.push}? [y/N] ")):
         push(config.out, config.push)

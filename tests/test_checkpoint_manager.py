@@ -25,6 +25,7 @@ from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import (
     FORMAT,
     build_model,
+    default_tag,
     describe_model,
     list_steps,
     list_tags,
@@ -326,7 +327,10 @@ def test_tags_are_sorted_by_depth(tokenizer: Tokenizer, base_dir: Path) -> None:
     (base_dir / "base_checkpoints" / "d20").mkdir()  # nothing in it
     (base_dir / "base_checkpoints" / "d30").write_text("a stray file", encoding="utf-8")
     assert list_tags("base") == ["experiment", "d4", "d12"]
+    assert default_tag("base") == "d12"
     assert list_tags("mid") == []
+    with pytest.raises(UserError, match=r"no mid checkpoint in .*: run that stage first"):
+        default_tag("mid")
     assert load_model("base", CPU)[0].config.n_layer == 2
     assert load_model("base", CPU, model_tag="experiment")[0].config.n_layer == 3
 

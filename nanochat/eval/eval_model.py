@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanochat.checkpoint_manager import list_tags, load_model, run_dir
+from nanochat.checkpoint_manager import default_tag, list_tags, load_model, run_dir
 from nanochat.common import UserError
 from nanochat.core_eval import ModelScorer, Scorer
 from nanochat.eval.hf_causal import load_causal
@@ -30,8 +30,8 @@ class EvalModel:
 
 def checkpoint(runtime: Runtime, batch_tokens: int, tag: str | None = None, step: int = -1) -> EvalModel:
     """A base checkpoint; without a tag that of the deepest model, without a step the last."""
-    tag = tag or "".join(list_tags("base")[-1:])
-    model, tokenizer, meta = load_model("base", runtime, model_tag=tag or None, step=step)
+    tag = tag or default_tag("base")
+    model, tokenizer, meta = load_model("base", runtime, model_tag=tag, step=step)
     dtype = replace(runtime, compute_dtype=model.compute_dtype).dtype_name
     return EvalModel(
         name=f"{tag}:{meta['step']}",

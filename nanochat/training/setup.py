@@ -16,7 +16,7 @@ from nanochat.checkpoint_manager import (
     Checkpoint,
     build_model,
     check_tokenizer,
-    list_tags,
+    default_tag,
     open_checkpoint,
     restore_model,
     run_dir,
@@ -97,10 +97,7 @@ def first_checkpoint(made: str, config: Any, tokenizer: Tokenizer) -> Checkpoint
     Without a model tag the deepest model is taken. Raises `UserError` if there is none. `config` is the script's.
     """
     source, step = (made, config.resume_from_step) if config.resuming else (config.source, config.source_step)
-    tags = list_tags(source)
-    if config.model_tag is None and not tags:
-        raise UserError(f"no {source} checkpoint in {run_dir(source, '')}: run that stage first")
-    checkpoint = open_checkpoint(run_dir(source, config.model_tag or tags[-1]), step)
+    checkpoint = open_checkpoint(run_dir(source, config.model_tag or default_tag(source)), step)
     check_tokenizer(checkpoint, tokenizer)
     if config.resuming:
         check_resumable(checkpoint)
