@@ -1,27 +1,31 @@
-//! The patterns that are split by hand: what tells one member of the family from another.
+//! The split patterns of GPT-2, GPT-4 and nanochat as one family with a few options.
+//!
+//! Each pattern is a list of alternatives in this order: contractions, letters, numbers, other characters, whitespace.
+//! A pattern of the family is recognized by its text, alternative by alternative, in the spellings that are in use. Some
+//! spellings differ only in possessive quantifiers (`++`, `?+`), which match the same words faster on a regex engine.
 
-/// What differs within the family.
+/// The options by which the patterns of the family differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GptPattern {
-    /// 's, 'd, 'm, 't, 'll, 've, 're are words; in capitals too?
+    /// The contractions 's, 'd, 'm, 't, 'll, 've and 're also match in capitals.
     pub contractions_ignore_case: bool,
-    /// Letters take any one character before them that is no letter, number or line end; or only a space.
+    /// Letters take any one preceding character that is no letter, number or line end. If false, only a space.
     pub letters_take_any_char: bool,
-    /// IntArray are cut into groups of so many digits.
+    /// Longest run of digits in one word.
     pub max_digits: usize,
-    /// IntArray take a space before them.
+    /// Numbers take a preceding space.
     pub numbers_take_space: bool,
-    /// Line ends: other characters take those after them, and white space ends behind its last one.
+    /// Other characters take the line ends that follow, and whitespace is cut after its last line end.
     pub splits_at_line_ends: bool,
-    /// White space at the end of the text is one word, with line ends in it.
+    /// Whitespace at the end of the text is one word, line ends included.
     pub keeps_trailing_whitespace: bool,
 }
 
 impl GptPattern {
-    /// The member that a pattern describes, if it is of the family.
-    pub fn of(pattern: &str) -> Option<Self> {
+    /// Parse a pattern. Return `None` if it is not of the family.
+    pub fn parse(pattern: &str) -> Option<Self> {
         let mut rest = pattern;
-        let contractions_ignore_case = take(
+        let contractions_ignore_case = strip_first_of(
             &mut rest,
             &[
                 (r"'(?i:[sdmt]|ll|ve|re)|", true),
@@ -30,7 +34,7 @@ impl GptPattern {
                 (r"'s|'t|'re|'ve|'m|'ll|'d|", false),
             ],
         )?;
-        let letters_take_any_char = take(
+        let letters_take_any_char = strip_first_of(
             &mut rest,
             &[
                 (r"[^\r\n\p{L}\p{N}]?+\p{L}+|", true),
@@ -40,7 +44,7 @@ impl GptPattern {
                 (r" ?\p{L}++|", false),
             ],
         )?;
-        let (max_digits, numbers_take_space) = take(
+        let (max_digits, numbers_take_space) = strip_first_of(
             &mut rest,
             &[
                 (r"\p{N}|", (1, false)),
@@ -51,7 +55,7 @@ impl GptPattern {
                 (r" ?\p{N}++|", (usize::MAX, true)),
             ],
         )?;
-        let (splits_at_line_ends, keeps_trailing_whitespace) = take(
+        let (splits_at_line_ends, keeps_trailing_whitespace) = strip_first_of(
             &mut rest,
             &[
                 (r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+", (true, false)),
@@ -61,21 +65,23 @@ impl GptPattern {
                 (r" ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s", (false, true)),
             ],
         )?;
-        let family = Self {
+        if !rest.is_empty() {
+            return None;
+        }
+        Some(Self {
             contractions_ignore_case,
             letters_take_any_char,
             max_digits,
             numbers_take_space,
             splits_at_line_ends,
             keeps_trailing_whitespace,
-        };
-        rest.is_empty().then_some(family)
+        })
     }
 }
 
-/// Strip the first of the options that `rest` begins with.
-fn take<T: Copy>(rest: &mut &str, options: &[(&str, T)]) -> Option<T> {
-    let (text, value) = options.iter().find(|(text, _)| rest.starts_with(text))?;
-    *rest = &rest[text.len()..];
+/// Strip the first spelling that `rest` starts with, and return its value.
+fn strip_first_of<T: Copy>(rest: &mut &str, spellings: &[(&str, T)]) -> Option<T> {
+    let (spelling, value) = spellings.iter().find(|(spelling, _)| rest.starts_with(spelling))?;
+    *rest = &rest[spelling.len()..];
     Some(*value)
 }

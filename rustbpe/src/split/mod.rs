@@ -1,4 +1,7 @@
-//! Split text into the words that merges never cross.
+//! Splitting: cut text into the words (pre-tokens) that merges never cross.
+//!
+//! [`Splitter`] is the entry point. It parses the split pattern ([`gpt_pattern`]), and runs one of three algorithms:
+//! [`block_scan`] and [`word_scan`] for the patterns of the GPT family, or a regex engine for any other pattern.
 
 mod block_scan;
 mod char_class;

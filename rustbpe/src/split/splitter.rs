@@ -1,8 +1,4 @@
-//! Cuts text into the words that merges never cross.
-//!
-//! The patterns of GPT-2, GPT-4 and ours are one family: contractions, letters, numbers, other characters, white
-//! space, in this order, with small differences. For these the words are found by hand, in one pass without
-//! backtracking; any other pattern runs on a regex engine. Both give the same words, which the tests compare.
+//! The splitter: a compiled split pattern that yields the bounds of words.
 
 use super::block_scan::{scan_block, BLOCK_LEN};
 use super::char_class::CharClassTable;
@@ -11,42 +7,49 @@ use crate::Error;
 use fancy_regex::Regex;
 
 /// A compiled split pattern.
+///
+/// Patterns of the GPT family are split in one pass without backtracking, any other pattern by a regex engine. The tests
+/// check that both give the same words.
 pub struct Splitter(Kind);
 
 enum Kind {
-    GptPattern(GptPattern, &'static CharClassTable),
+    Gpt(GptPattern, &'static CharClassTable),
     Regex(Box<Regex>),
 }
 
 impl Splitter {
-    /// A splitter by hand where the pattern is of the family, else by regex.
+    /// Compile a pattern. Errors: it is not a regular expression.
     pub fn new(pattern: &str) -> Result<Self, Error> {
-        match GptPattern::of(pattern) {
-            Some(family) => Ok(Self(Kind::GptPattern(family, CharClassTable::get()))),
+        match GptPattern::parse(pattern) {
+            Some(gpt_pattern) => Ok(Self(Kind::Gpt(gpt_pattern, CharClassTable::get()))),
             None => Self::with_regex(pattern),
         }
     }
 
-    /// A splitter by regex whatever the pattern: the readable twin of the fast one.
+    /// Compile a pattern for the regex engine, even if it is of the GPT family: the slow reference for the tests.
     pub fn with_regex(pattern: &str) -> Result<Self, Error> {
         let regex = Regex::new(pattern).map_err(|error| Error::Pattern(error.to_string()))?;
         Ok(Self(Kind::Regex(Box::new(regex))))
     }
 
-    /// True if the pattern runs on the regex engine.
+    /// Return true if the pattern runs on the regex engine.
     pub fn uses_regex(&self) -> bool {
         matches!(self.0, Kind::Regex(_))
     }
 
-    /// Call `visit` with the places in `text` between which the words are, in order, many at a time: each word ends where
-    /// the next one begins. What the pattern does not match is between the last place of a call and the first of the next.
+    /// Call `visit` with the bounds of words, in order, at most `MAX_BOUNDS` at a time.
+    ///
+    /// Within one call each word ends where the next one starts: bounds `[0, 2, 5]` are the words `0..2` and `2..5`.
+    /// Text that the pattern does not match lies between the last bound of a call and the first bound of the next.
     ///
     /// ```
     /// let splitter = rustbpe::Splitter::new(r" ?\w+|\s+").unwrap();
     /// let mut words = Vec::new();
     /// splitter.split("to be, or", |bounds| words.extend(bounds.windows(2).map(|word| (word[0], word[1])))).unwrap();
-    /// assert_eq!(words, [(0, 2), (2, 5), (6, 9)]);
+    /// assert_eq!(words, [(0, 2), (2, 5), (6, 9)]); // "to", " be", " or"
     /// ```
+    ///
+    /// Errors: the regex engine reached its backtracking limit.
     #[inline]
     pub fn split(&self, text: &str, mut visit: impl FnMut(&[usize])) -> Result<(), Error> {
         self.split_while(text, |bounds| {
@@ -55,14 +58,14 @@ impl Splitter {
         })
     }
 
-    /// `split` that ends when `visit` gives false.
+    /// Like [`split`](Self::split), but stop when `visit` returns false.
     #[inline]
     pub fn split_while(&self, text: &str, mut visit: impl FnMut(&[usize]) -> bool) -> Result<(), Error> {
         match &self.0 {
-            Kind::GptPattern(family, classes) => family.split(classes, text.as_bytes(), visit),
+            Kind::Gpt(pattern, classes) => pattern.split(classes, text.as_bytes(), visit),
             Kind::Regex(regex) => {
-                for found in regex.find_iter(text) {
-                    let word = found.map_err(|error| Error::Split(error.to_string()))?;
+                for regex_match in regex.find_iter(text) {
+                    let word = regex_match.map_err(|error| Error::Split(error.to_string()))?;
                     if word.start() < word.end() && !visit(&[word.start(), word.end()]) {
                         break;
                     }
@@ -72,84 +75,95 @@ impl Splitter {
         Ok(())
     }
 
-    /// A place near `at`, but not before it, where `text` can be cut without changing a word; its end if there is none.
+    /// Return the first position at or after `min_pos`, and after 0, at which `text` can be cut without changing a word.
     ///
-    /// In the family no word has a space after a character that is not white, nor goes on behind a line end between two
-    /// such characters, and no rule looks back. All this holds for bytes that are no UTF-8, too.
-    pub fn next_safe_cut(&self, text: &[u8], at: usize) -> usize {
-        let Kind::GptPattern(_, classes) = &self.0 else { return text.len() };
-        let is_cut = |i: &usize| match (text[*i - 1], text[*i]) {
-            (_, b' ') => ends_solid(classes, &text[..*i]),
-            (b'\n', _) => ends_solid(classes, &text[..*i - 1]) && begins_solid(classes, &text[*i..]),
+    /// Returns the length of the text if there is no such position. That is always the case for a regex: its words are
+    /// unknown. In the patterns of the GPT family no rule looks behind, and these positions are always between two words:
+    ///
+    /// - before a space that follows a character other than whitespace;
+    /// - after a line feed between two characters other than whitespace.
+    ///
+    /// Invalid UTF-8 counts as such a character.
+    pub fn next_safe_cut(&self, text: &[u8], min_pos: usize) -> usize {
+        let Kind::Gpt(_, classes) = &self.0 else { return text.len() };
+        let is_safe = |pos: &usize| match (text[*pos - 1], text[*pos]) {
+            (_, b' ') => !ends_in_whitespace(classes, &text[..*pos]),
+            (b'\n', _) => {
+                !ends_in_whitespace(classes, &text[..*pos - 1]) && !starts_with_whitespace(classes, &text[*pos..])
+            }
             _ => false,
         };
-        (at.max(1)..text.len()).find(is_cut).unwrap_or(text.len())
+        (min_pos.max(1)..text.len()).find(is_safe).unwrap_or(text.len())
     }
 }
 
-/// Does the text begin with something that is not white?
-fn begins_solid(classes: &CharClassTable, text: &[u8]) -> bool {
-    is_solid(classes, (1..=text.len().min(4)).map(|length| &text[..length]))
+fn starts_with_whitespace(classes: &CharClassTable, text: &[u8]) -> bool {
+    is_whitespace(classes, (1..=text.len().min(4)).map(|len| &text[..len]))
 }
 
-/// Does it end with such?
-fn ends_solid(classes: &CharClassTable, text: &[u8]) -> bool {
-    is_solid(classes, (1..=text.len().min(4)).map(|length| &text[text.len() - length..]))
+fn ends_in_whitespace(classes: &CharClassTable, text: &[u8]) -> bool {
+    is_whitespace(classes, (1..=text.len().min(4)).map(|len| &text[text.len() - len..]))
 }
 
-/// The shortest of the pieces that is UTF-8 is a character. If none is, these are bytes that are no UTF-8: not white.
-fn is_solid<'t>(classes: &CharClassTable, mut pieces: impl Iterator<Item = &'t [u8]>) -> bool {
-    let character = pieces.find(|piece| std::str::from_utf8(piece).is_ok());
-    character.is_none_or(|character| !classes.at(character, 0).0.is_whitespace())
+/// Return true if the first candidate that is valid UTF-8 is a whitespace character.
+///
+/// The candidates are 1 to 4 bytes at one end of a text, shortest first, so the first valid one is a single character. No
+/// valid one means invalid UTF-8, which is not whitespace.
+fn is_whitespace<'t>(classes: &CharClassTable, mut candidates: impl Iterator<Item = &'t [u8]>) -> bool {
+    let character = candidates.find(|bytes| std::str::from_utf8(bytes).is_ok());
+    character.is_some_and(|character| classes.class_at(character, 0).0.is_whitespace())
 }
 
-/// Bounds of words handed over together, at most.
+/// The largest number of bounds that one call of `visit` gets.
 pub const MAX_BOUNDS: usize = 3 * BLOCK_LEN;
 
 impl GptPattern {
-    /// May words be found by blocks?
+    /// Return true if `scan_block` implements the rules of this pattern.
     fn allows_block_scan(&self) -> bool {
         self.letters_take_any_char && self.splits_at_line_ends && !self.numbers_take_space
     }
 
-    /// By blocks, if the pattern allows that, and from word to word around what is hard.
+    /// Scan block by block where the pattern and the text allow it, else word by word. See `block_scan.rs`.
     #[inline(always)]
     fn split(&self, classes: &CharClassTable, text: &[u8], mut visit: impl FnMut(&[usize]) -> bool) {
         let mut bounds = [0; MAX_BOUNDS];
-        let (mut start, mut count) = (0, 1); // `start` is the last bound so far
-        let mut hard = if self.allows_block_scan() { 0 } else { usize::MAX }; // before this place it goes from word to word
+        let mut num_bounds = 1;
+        let mut start = 0; // of the next word; the last bound so far
+        let mut block_scan_from = if self.allows_block_scan() { 0 } else { usize::MAX };
         loop {
-            if count > MAX_BOUNDS - BLOCK_LEN || start >= text.len() {
-                if !visit(&bounds[..count]) || start >= text.len() {
+            if num_bounds > MAX_BOUNDS - BLOCK_LEN || start >= text.len() {
+                if !visit(&bounds[..num_bounds]) || start >= text.len() {
                     return;
                 }
                 bounds[0] = start;
-                count = 1;
+                num_bounds = 1;
             }
             match text.get(start..start + BLOCK_LEN) {
-                Some(block) if start >= hard => {
-                    let found = scan_block(classes, block.try_into().expect("of this length"), self.max_digits);
-                    let known = found.bits.count_ones() as usize;
-                    let mut bits = found.bits & (found.bits - 1);
-                    // By eights: bounds that are too many are written over, and the number of turns is easy to foresee.
-                    for eight in bounds[count..].chunks_exact_mut(8).take((known + 6) / 8) {
-                        for bound in eight {
-                            *bound = start + bits.trailing_zeros() as usize;
-                            bits &= bits.wrapping_sub(1);
+                Some(block) if start >= block_scan_from => {
+                    let block = block.try_into().expect("the slice has the length of a block");
+                    let scan = scan_block(classes, block, self.max_digits);
+                    let num_starts = scan.word_starts.count_ones() as usize;
+                    let mut starts = scan.word_starts & (scan.word_starts - 1); // without the first, a bound already
+                                                                                // Eight bounds per step, more than needed in the last one: the number of steps is easier to predict
+                                                                                // for the processor than the number of bounds. The next bounds overwrite the surplus.
+                    for eight_bounds in bounds[num_bounds..].chunks_exact_mut(8).take((num_starts + 6) / 8) {
+                        for bound in eight_bounds {
+                            *bound = start + starts.trailing_zeros() as usize;
+                            starts &= starts.wrapping_sub(1);
                         }
                     }
-                    count += known - 1;
-                    if found.hard < BLOCK_LEN {
-                        hard = start + found.hard + 1;
-                    } else if known == 1 {
-                        hard = start + 1; // a word longer than the block
+                    num_bounds += num_starts - 1;
+                    if scan.undecided_pos < BLOCK_LEN {
+                        block_scan_from = start + scan.undecided_pos + 1;
+                    } else if num_starts == 1 {
+                        block_scan_from = start + 1; // the word is longer than the block
                     }
-                    start += BLOCK_LEN - 1 - found.bits.leading_zeros() as usize;
+                    start += BLOCK_LEN - 1 - scan.word_starts.leading_zeros() as usize;
                 }
                 _ => {
                     start = self.word_end(classes, text, start);
-                    bounds[count] = start;
-                    count += 1;
+                    bounds[num_bounds] = start;
+                    num_bounds += 1;
                 }
             }
         }

@@ -1,14 +1,16 @@
-//! Word ends, one word at a time.
+//! The word scan: the end of one word, character by character.
+//!
+//! It implements every pattern of the GPT family, and runs wherever the block scan does not.
 
 use super::char_class::{CharClass, CharClassTable};
 use super::gpt_pattern::GptPattern;
 
 impl GptPattern {
-    /// Where the word that begins at `start` ends.
+    /// Return the end of the word that starts at `start`, a position before the end of the text.
     #[inline(always)]
     pub(super) fn word_end(&self, classes: &CharClassTable, text: &[u8], start: usize) -> usize {
-        let (class, length) = classes.at(text, start);
-        let next = start + length;
+        let (class, len) = classes.class_at(text, start);
+        let next = start + len;
         match class {
             CharClass::Letter => letters_end(classes, text, next),
             CharClass::Number => self.number_end(classes, text, next),
@@ -19,138 +21,153 @@ impl GptPattern {
                     }
                 }
                 if self.letters_take_any_char && next < text.len() {
-                    let (after, length) = classes.at(text, next);
-                    if after == CharClass::Letter {
-                        return letters_end(classes, text, next + length);
+                    let (next_class, next_len) = classes.class_at(text, next);
+                    if next_class == CharClass::Letter {
+                        return letters_end(classes, text, next + next_len);
                     }
                 }
                 self.other_end(classes, text, next)
             }
             CharClass::Space => self.space_end(classes, text, start, next),
-            CharClass::LineEnd => self.white_end(classes, text, start),
+            CharClass::LineEnd => self.whitespace_end(classes, text, start),
         }
     }
 
-    /// A word that begins with a space or the like: it may belong to what follows.
+    /// The end of a word that starts with whitespace other than a line end: it may belong to what follows.
     #[inline(always)]
     fn space_end(&self, classes: &CharClassTable, text: &[u8], start: usize, next: usize) -> usize {
         if next < text.len() {
             let is_space = text[start] == b' ';
-            let (after, length) = classes.at(text, next);
-            match after {
+            let (next_class, next_len) = classes.class_at(text, next);
+            match next_class {
                 CharClass::Letter if is_space || self.letters_take_any_char => {
-                    return letters_end(classes, text, next + length);
+                    return letters_end(classes, text, next + next_len);
                 }
                 CharClass::Number if is_space && self.numbers_take_space => {
-                    return self.number_end(classes, text, next + length);
+                    return self.number_end(classes, text, next + next_len);
                 }
-                CharClass::Other if is_space => return self.other_end(classes, text, next + length),
+                CharClass::Other if is_space => return self.other_end(classes, text, next + next_len),
                 _ => {}
             }
         }
-        self.white_end(classes, text, start)
+        self.whitespace_end(classes, text, start)
     }
 
-    /// Behind the apostrophe: the end of a contraction, if there is one.
-    fn contraction_end(&self, text: &[u8], at: usize) -> Option<usize> {
-        let byte = |offset: usize| match text.get(at + offset) {
+    /// The end of the contraction whose apostrophe ends at `pos`, or `None` if there is no contraction.
+    fn contraction_end(&self, text: &[u8], pos: usize) -> Option<usize> {
+        let byte = |offset: usize| match text.get(pos + offset) {
             Some(byte) if self.contractions_ignore_case => byte.to_ascii_lowercase(),
             Some(byte) => *byte,
             None => 0,
         };
         match (byte(0), byte(1)) {
-            (b's' | b'd' | b'm' | b't', _) => Some(at + 1),
-            (b'l', b'l') | (b'v', b'e') | (b'r', b'e') => Some(at + 2),
-            // The long s, U+017F, is a small s to a regex that ignores case.
-            (0xC5, 0xBF) if self.contractions_ignore_case => Some(at + 2),
+            (b's' | b'd' | b'm' | b't', _) => Some(pos + 1),
+            (b'l', b'l') | (b'v', b'e') | (b'r', b'e') => Some(pos + 2),
+            // The long s (U+017F) equals "s" in a regex that ignores case.
+            (0xC5, 0xBF) if self.contractions_ignore_case => Some(pos + 2),
             _ => None,
         }
     }
 
-    /// `at` is behind the first digit.
-    fn number_end(&self, classes: &CharClassTable, text: &[u8], mut at: usize) -> usize {
-        let mut digits = 1;
-        while digits < self.max_digits && at < text.len() {
-            let (class, length) = classes.at(text, at);
+    /// The end of a number. `pos` is after its first digit.
+    fn number_end(&self, classes: &CharClassTable, text: &[u8], mut pos: usize) -> usize {
+        let mut num_digits = 1;
+        while num_digits < self.max_digits && pos < text.len() {
+            let (class, len) = classes.class_at(text, pos);
             if class != CharClass::Number {
                 break;
             }
-            at += length;
-            digits += 1;
+            pos += len;
+            num_digits += 1;
         }
-        at
+        pos
     }
 
-    /// `at` is behind the first character that is neither letter, number nor white.
-    fn other_end(&self, classes: &CharClassTable, text: &[u8], mut at: usize) -> usize {
-        while at < text.len() {
-            let (class, length) = classes.at(text, at);
+    /// The end of other characters. `pos` is after the first of them.
+    fn other_end(&self, classes: &CharClassTable, text: &[u8], mut pos: usize) -> usize {
+        while pos < text.len() {
+            let (class, len) = classes.class_at(text, pos);
             if class != CharClass::Other {
                 break;
             }
-            at += length;
+            pos += len;
         }
-        while self.splits_at_line_ends && at < text.len() && matches!(text[at], b'\r' | b'\n') {
-            at += 1;
+        while self.splits_at_line_ends && pos < text.len() && matches!(text[pos], b'\r' | b'\n') {
+            pos += 1;
         }
-        at
+        pos
     }
 
-    /// White space that nothing else takes: up to its last line end, or all but the last character (which may belong
-    /// to the word that follows), or all of it.
-    fn white_end(&self, classes: &CharClassTable, text: &[u8], start: usize) -> usize {
-        let (mut at, mut last, mut behind_line) = (start, start, start);
-        while at < text.len() {
-            let (class, length) = classes.at(text, at);
+    /// The end of whitespace that belongs to no other word: after its last line end, else before its last character, which
+    /// may belong to the next word, else after all of it.
+    fn whitespace_end(&self, classes: &CharClassTable, text: &[u8], start: usize) -> usize {
+        let mut pos = start;
+        let mut last_char = start;
+        let mut after_line_end = start;
+        while pos < text.len() {
+            let (class, len) = classes.class_at(text, pos);
             if !class.is_whitespace() {
                 break;
             }
-            last = at;
-            at += length;
+            last_char = pos;
+            pos += len;
             if class == CharClass::LineEnd {
-                behind_line = at;
+                after_line_end = pos;
             }
         }
-        if self.keeps_trailing_whitespace && at == text.len() {
-            at
-        } else if self.splits_at_line_ends && behind_line > start {
-            behind_line
-        } else if at == text.len() || last == start {
-            at
+        if self.keeps_trailing_whitespace && pos == text.len() {
+            pos
+        } else if self.splits_at_line_ends && after_line_end > start {
+            after_line_end
+        } else if pos == text.len() || last_char == start {
+            pos
         } else {
-            last
+            last_char
         }
     }
 }
 
-/// `at` is behind the first letter. Letters of ASCII are skipped eight at a time.
+/// The end of a run of letters. `pos` is after the first of them. Skips ASCII letters eight at a time.
 #[inline(always)]
-fn letters_end(classes: &CharClassTable, text: &[u8], mut at: usize) -> usize {
+fn letters_end(classes: &CharClassTable, text: &[u8], mut pos: usize) -> usize {
     loop {
-        while let Some(eight) = text.get(at..at + 8) {
-            let others = not_letters(u64::from_le_bytes(eight.try_into().expect("eight bytes")));
-            at += (others.trailing_zeros() / 8) as usize;
-            if others != 0 {
+        while let Some(eight) = text.get(pos..pos + 8) {
+            let non_letters = non_letter_bits(u64::from_le_bytes(eight.try_into().expect("the slice has eight bytes")));
+            pos += (non_letters.trailing_zeros() / 8) as usize;
+            if non_letters != 0 {
                 break;
             }
         }
-        if at >= text.len() {
-            return at;
+        if pos >= text.len() {
+            return pos;
         }
-        let (class, length) = classes.at(text, at);
+        let (class, len) = classes.class_at(text, pos);
         if class != CharClass::Letter {
-            return at;
+            return pos;
         }
-        at += length;
+        pos += len;
     }
 }
 
-/// The high bit of every byte that is no letter of ASCII.
+/// Return the high bit of every byte that is not an ASCII letter.
 #[inline(always)]
-fn not_letters(bytes: u64) -> u64 {
+fn non_letter_bits(bytes: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
-    let small = (bytes | (0x20 * ONES)) & (0x7F * ONES);
-    let from_a = small + (0x80 - 0x61) * ONES; // high bit: at least 'a'
-    let beyond_z = small + (0x80 - 0x7B) * ONES; // high bit: more than 'z'
-    !(from_a & !beyond_z & !bytes) & (0x80 * ONES)
+    let lowercase = (bytes | (0x20 * ONES)) & (0x7F * ONES);
+    let at_least_a = lowercase + (0x80 - 0x61) * ONES; // high bit set: at least 'a'
+    let beyond_z = lowercase + (0x80 - 0x7B) * ONES; // high bit set: after 'z'
+    !(at_least_a & !beyond_z & !bytes) & (0x80 * ONES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn non_letter_bits_of_every_byte() {
+        for byte in 0..=255_u8 {
+            let expected = if byte.is_ascii_alphabetic() { 0 } else { 0x8080_8080_8080_8080 };
+            assert_eq!(non_letter_bits(u64::from_le_bytes([byte; 8])), expected, "{byte}");
+        }
+    }
 }
