@@ -1,42 +1,45 @@
-//! What can go wrong, in words that a user can act on.
+//! The error type of the crate.
 
 use std::fmt;
 
+/// An error with a message for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
     /// The split pattern is not a regular expression.
     Pattern(String),
-    /// The regular expression gave up on a text (its backtracking limit).
+    /// The regex engine gave up on a text: it reached its backtracking limit.
     Split(String),
-    /// A text to train on that is no text.
+    /// A training text cannot be read or is not UTF-8.
     Text(String),
-    /// Fewer tokens were asked for than there are bytes.
+    /// The vocabulary size is less than the number of byte values.
     VocabSize(usize),
-    /// There was no text, or the pattern matched nothing in it.
+    /// There are no texts, or the pattern matches nothing in them.
     EmptyCorpus,
-    /// More distinct words than positions can be counted in 32 bits.
+    /// The distinct words have more bytes than 32-bit positions can address.
     TooManyWords(usize),
-    /// The tokens do not make a vocabulary.
+    /// The tokens are not a valid vocabulary.
     Vocabulary(String),
-    /// An id that no token has.
+    /// No token has this id.
     UnknownId(i64),
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Pattern(why) => write!(f, "split pattern: {why}"),
-            Error::Split(why) => write!(f, "the split pattern failed on a text: {why}"),
-            Error::Text(why) => write!(f, "a text to train on cannot be read: {why}"),
-            Error::VocabSize(size) => write!(f, "vocab_size {size}: must be at least 256, one token per byte"),
+            Error::Pattern(reason) => write!(f, "split pattern: {reason}"),
+            Error::Split(reason) => write!(f, "the split pattern failed on a text: {reason}"),
+            Error::Text(reason) => write!(f, "a training text cannot be read: {reason}"),
+            Error::VocabSize(size) => {
+                write!(f, "`vocab_size` is {size}: must be at least 256, one token per byte value")
+            }
             Error::EmptyCorpus => {
-                write!(f, "nothing to train on: the texts are empty, or the pattern matches nothing in them")
+                write!(f, "nothing to train on: the texts are empty, or the split pattern matches nothing in them")
             }
-            Error::Vocabulary(why) => write!(f, "vocabulary: {why}"),
-            Error::UnknownId(id) => write!(f, "no token has the id {id}"),
             Error::TooManyWords(bytes) => {
-                write!(f, "{bytes} bytes of distinct words: more than 4 GiB; train on fewer characters")
+                write!(f, "the distinct words have {bytes} bytes: must be less than 4 GiB (train on less text)")
             }
+            Error::Vocabulary(reason) => write!(f, "vocabulary: {reason}"),
+            Error::UnknownId(id) => write!(f, "no token has the id {id}"),
         }
     }
 }

@@ -1,62 +1,65 @@
-//! Words as keys: short ones packed into one number, so that comparing and hashing them costs next to nothing.
+//! Short words packed into one integer, which is cheap to compare and to hash.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// The longest word that can be packed, in bytes.
+/// The largest number of bytes that can be packed.
 pub const MAX_PACKED_LEN: usize = 15;
 
-/// The bytes of a short word, the first one lowest, and its length in the highest byte. Never 0.
+/// A word of 1 to 15 bytes: the first byte in the lowest byte of the integer, the length in the highest. Never 0.
+///
+/// `"ab"` is packed as `0x02_..._62_61`.
 pub type PackedWord = u128;
 
-const MASKS: [u128; MAX_PACKED_LEN + 1] = {
+/// `BYTE_MASKS[len]` covers the lowest `len` bytes.
+const BYTE_MASKS: [u128; MAX_PACKED_LEN + 1] = {
     let mut masks = [0; MAX_PACKED_LEN + 1];
-    let mut length = 1;
-    while length <= MAX_PACKED_LEN {
-        masks[length] = u128::MAX >> (128 - 8 * length);
-        length += 1;
+    let mut len = 1;
+    while len <= MAX_PACKED_LEN {
+        masks[len] = u128::MAX >> (128 - 8 * len);
+        len += 1;
     }
     masks
 };
 
-/// `text[start..end]`, which has at least one byte, if it is short enough.
+/// Pack `text[start..end]`, which must not be empty. Returns `None` if it is longer than `MAX_PACKED_LEN`.
 #[inline(always)]
 pub fn pack(text: &[u8], start: usize, end: usize) -> Option<PackedWord> {
-    let length = end - start;
-    if length > MAX_PACKED_LEN {
+    let len = end - start;
+    if len > MAX_PACKED_LEN {
         return None;
     }
-    // Read sixteen bytes at once where the text has them, whatever the length of the word.
+    // One read of sixteen bytes, whatever the length of the word, except near the end of the text.
     let bytes = match text.get(start..start + 16) {
-        Some(sixteen) => u128::from_le_bytes(sixteen.try_into().expect("sixteen bytes")),
+        Some(sixteen) => u128::from_le_bytes(sixteen.try_into().expect("the slice has sixteen bytes")),
         None => {
             let mut sixteen = [0; 16];
-            sixteen[..length].copy_from_slice(&text[start..end]);
+            sixteen[..len].copy_from_slice(&text[start..end]);
             u128::from_le_bytes(sixteen)
         }
     };
-    Some((bytes & MASKS[length]) | (length as u128) << 120)
+    Some((bytes & BYTE_MASKS[len]) | (len as u128) << 120)
 }
 
-/// The bytes of a packed word, and how many of them count.
+/// Return sixteen bytes that start with those of the word, and the length of the word.
 pub fn unpack(word: PackedWord) -> ([u8; 16], usize) {
     (word.to_le_bytes(), (word >> 120) as usize)
 }
 
-/// 64 well-mixed bits of a packed word.
+/// Return 64 well-mixed bits of a packed word.
 #[inline(always)]
-pub fn hash(word: PackedWord) -> u64 {
+pub fn hash_packed(word: PackedWord) -> u64 {
     mix(word as u64 ^ 0x9E37_79B9_7F4A_7C15, (word >> 64) as u64 ^ 0xD1B5_4A32_D192_ED03)
 }
 
-/// The two halves of a product, folded.
+/// Return the lower half of the 128-bit product, xored with the upper half.
 #[inline(always)]
 fn mix(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
 }
 
-/// A quick hash for the maps in here; not meant to withstand an attacker.
+/// A fast hash for the maps of this crate. It does not resist keys that were chosen to collide.
 #[derive(Default)]
 pub struct FastHasher(u64);
 
@@ -64,7 +67,7 @@ impl Hasher for FastHasher {
     fn write(&mut self, bytes: &[u8]) {
         let mut chunks = bytes.chunks_exact(8);
         for chunk in &mut chunks {
-            self.write_u64(u64::from_le_bytes(chunk.try_into().expect("eight bytes")));
+            self.write_u64(u64::from_le_bytes(chunk.try_into().expect("the chunk has eight bytes")));
         }
         let mut rest = [0; 8];
         rest[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
@@ -92,10 +95,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_that_differ_in_zero_bytes_only_are_different() {
-        let keys: Vec<_> = (1..=MAX_PACKED_LEN).map(|length| pack(&[0; 32], 0, length).unwrap()).collect();
-        assert!((1..MAX_PACKED_LEN).all(|i| keys[i] != keys[i - 1] && keys[i] != 0));
-        assert_eq!(pack(&[0; 32], 0, 16), None);
-        assert_eq!(unpack(pack(b"xabc", 1, 4).unwrap()).1, 3);
+    fn first_byte_lowest_and_length_highest() {
+        assert_eq!(pack(b"ab", 0, 2), Some(2 << 120 | 0x62_61));
+        assert_eq!(pack(&[b'x'; 32], 0, 16), None);
+        assert_eq!(unpack(pack(b"xabc", 1, 4).unwrap()), (*b"abc\0\0\0\0\0\0\0\0\0\0\0\0\x03", 3));
+    }
+
+    #[test]
+    fn words_that_differ_only_in_zero_bytes_are_different() {
+        let words: Vec<_> = (1..=MAX_PACKED_LEN).map(|len| pack(&[0; 32], 0, len).unwrap()).collect();
+        assert!((1..MAX_PACKED_LEN).all(|i| words[i] != words[i - 1] && words[i] != 0));
     }
 }

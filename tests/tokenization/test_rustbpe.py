@@ -122,7 +122,7 @@ def test_fewer_tokens_when_no_pair_is_left() -> None:
 @pytest.mark.parametrize(
     ("texts", "vocab_size", "pattern", "message"),
     [
-        (["a"], 255, SPLIT_PATTERN, "vocab_size 255: must be at least 256"),
+        (["a"], 255, SPLIT_PATTERN, "`vocab_size` is 255: must be at least 256"),
         (["a"], 300, "(unclosed", "split pattern"),
         ([], 300, SPLIT_PATTERN, "nothing to train on"),
         (["", ""], 300, SPLIT_PATTERN, "nothing to train on"),
@@ -149,8 +149,8 @@ def test_wrong_types_are_type_errors() -> None:
         (pa.array(["a", None]), "row 1 is null"),
         ([pa.array([1, 2])], "expected a column of type string"),
         ([pa.table({"text": ["a"]})], "expected a column of type string"),
-        (pa.array([b"ab", b"\xff"]), "a text to train on cannot be read: invalid utf-8"),
-        (pa.array([b"ab " * 200_000 + b"\xff"]), "a text to train on cannot be read: invalid utf-8"),
+        (pa.array([b"ab", b"\xff"]), "a training text cannot be read: invalid utf-8"),
+        (pa.array([b"ab " * 200_000 + b"\xff"]), "a training text cannot be read: invalid utf-8"),
     ],
 )
 def test_arrow_that_is_no_text(texts: Any, message: str) -> None:

@@ -174,7 +174,7 @@ impl ShortTable {
 
     fn slot(&self, word: PackedWord) -> usize {
         let mask = self.words.len() - 1;
-        let mut at = words::hash(word) as usize & mask;
+        let mut at = words::hash_packed(word) as usize & mask;
         while self.words[at] != word && self.words[at] != 0 {
             at = (at + 1) & mask;
         }

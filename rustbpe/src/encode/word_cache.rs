@@ -97,7 +97,7 @@ impl WordCache {
     /// The line of a word, which is fetched from memory meanwhile.
     #[inline(always)]
     pub fn ask(&self, word: PackedWord) -> usize {
-        let line = self.line(words::hash(word));
+        let line = self.line(words::hash_packed(word));
         #[cfg(target_arch = "x86_64")]
         // SAFETY: every x86-64 processor has SSE. A prefetch reads nothing into the program and never faults, whatever
         // the address.
@@ -110,7 +110,7 @@ impl WordCache {
 
     /// The line for words whose own line is full.
     fn second_line(&self, word: PackedWord) -> usize {
-        self.line(words::hash(word) >> 32)
+        self.line(words::hash_packed(word) >> 32)
     }
 
     /// The ids of a word, if it is in its line.

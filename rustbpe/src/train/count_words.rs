@@ -1,22 +1,25 @@
-//! Counts distinct words, in as many threads as asked for. Long texts are cut at places that change no word, so one
-//! long text keeps all threads busy as well.
+//! Count the distinct words of a corpus in several threads.
+//!
+//! The calling thread reads batches of texts, cuts them into jobs and puts these into a short queue. Each worker takes jobs
+//! from the queue and counts into a table of its own. At the end the tables are added up.
 
 use crate::jobs::{Job, JobCutter, Part};
 use crate::{Error, Splitter, Text, WordCounts};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{channel, sync_channel, Receiver, RecvTimeoutError, Sender, TrySendError};
+use std::sync::mpsc::{channel, sync_channel, Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
-/// Bytes of text that a thread takes at a time.
+/// Bytes of text in a job.
 const MIN_JOB_BYTES: usize = 1 << 18;
 
-/// `progress` is called at least this often, however long a job takes.
+/// Longest time between two calls of `progress`, however long a job takes.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Texts that come together, and are read by several threads.
+/// Texts that several threads read by index.
 pub trait TextBatch: Send + Sync {
+    /// Number of texts.
     fn len(&self) -> usize;
 
     fn get(&self, index: usize) -> Result<Text<'_>, Error>;
@@ -39,16 +42,21 @@ impl<T: AsRef<str> + Send + Sync> TextBatch for Vec<T> {
 /// A job with the batch that its parts index.
 type BatchJob<T> = (Arc<T>, Job<usize>);
 
-/// Count the words of all texts, which must be UTF-8. The counts do not depend on `num_threads`.
+type WorkerHandle<'scope> = ScopedJoinHandle<'scope, Result<WordCounts, Error>>;
+
+/// Count the words of all texts. The counts do not depend on `num_threads`.
 ///
-/// `next_batch` is called on this thread until it gives `None`; the counting goes on meanwhile in other threads. It is
-/// handed the batches that are done with, so that the caller decides where they are dropped (Python's objects want
-/// Python's lock). `progress` is called on this thread too, again and again, with the bytes that were handed out since
-/// the last time. An error of either, of a text or of the splitter ends the counting, in the middle of a text as well.
+/// Both callbacks run on the calling thread:
+///
+/// - `next_batch` returns the next batch, or `None` at the end of the corpus. Its argument are the batches that all workers
+///   have finished, so that the caller decides when to drop them (objects of Python need Python's lock).
+/// - `progress` gets the number of bytes queued since its last call, which may be 0. It is called at least every 10 ms.
+///
+/// Errors of a callback, a text that is not UTF-8, and errors of the splitter stop the counting, within a text as well.
 ///
 /// ```
 /// let splitter = rustbpe::Splitter::new(r"\w+").unwrap();
-/// let mut batches = vec![vec!["a b"], vec!["b"]].into_iter();
+/// let mut batches = [vec!["a b"], vec!["b"]].into_iter();
 /// let counts = rustbpe::count_words::<_, rustbpe::Error>(&splitter, 2, |_| Ok(batches.next()), |_| Ok(())).unwrap();
 /// let mut counts: Vec<_> = counts.iter().collect();
 /// counts.sort();
@@ -57,62 +65,37 @@ type BatchJob<T> = (Arc<T>, Job<usize>);
 pub fn count_words<T: TextBatch, E: From<Error>>(
     splitter: &Splitter,
     num_threads: usize,
-    mut next_batch: impl FnMut(Vec<Arc<T>>) -> Result<Option<T>, E>,
+    next_batch: impl FnMut(Vec<Arc<T>>) -> Result<Option<T>, E>,
     mut progress: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<WordCounts, E> {
     let num_threads = num_threads.max(1);
-    let (to_worker, inbox) = sync_channel::<BatchJob<T>>(num_threads);
-    let inbox = Mutex::new(inbox);
-    let (done, spent) = channel();
+    let (job_sender, job_receiver) = sync_channel(num_threads);
+    let job_receiver = Mutex::new(job_receiver);
+    let (done_sender, done_receiver) = channel();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let workers: Vec<ScopedJoinHandle<Result<WordCounts, Error>>> = (0..num_threads)
+        let workers: Vec<WorkerHandle> = (0..num_threads)
             .map(|_| {
-                let (inbox, done, stop) = (&inbox, done.clone(), &stop);
-                scope.spawn(move || count_jobs(splitter, inbox, &done, stop))
+                let (job_receiver, done_sender, stop) = (&job_receiver, done_sender.clone(), &stop);
+                scope.spawn(move || count_jobs(splitter, job_receiver, &done_sender, stop))
             })
             .collect();
-        let mut feed = || -> Result<(), E> {
-            let mut back = Vec::new();
-            let mut cutter = JobCutter::new(splitter, MIN_JOB_BYTES);
-            while let Some(batch) = next_batch(std::mem::take(&mut back))?.map(Arc::new) {
-                let mut send = |job: Job<usize>| {
-                    let num_bytes = job.num_bytes;
-                    let mut job = (batch.clone(), job);
-                    while let Err(TrySendError::Full(again)) = to_worker.try_send(job) {
-                        job = again;
-                        // A worker ends before the queue does only if it panics, which is told where it is joined.
-                        if workers.iter().any(ScopedJoinHandle::is_finished) {
-                            break;
-                        }
-                        back.extend(spent.recv_timeout(POLL_INTERVAL)); // there is room when a job is done
-                        progress(0)?;
-                    }
-                    progress(num_bytes)
-                };
-                for index in 0..batch.len() {
-                    for job in cutter.push(index, batch.get(index)?.as_bytes()) {
-                        send(job)?;
-                    }
-                }
-                cutter.finish().map_or(Ok(()), send)?;
-                done.send(batch).expect("the other end is in this function");
-                back.extend(spent.try_iter());
-                progress(0)?; // there may be no job in a batch
-                if stop.load(Ordering::Relaxed) || workers.iter().any(ScopedJoinHandle::is_finished) {
-                    break;
-                }
-            }
-            Ok(())
+        let feeder = Feeder {
+            splitter,
+            job_sender,
+            done_sender,
+            done_receiver: &done_receiver,
+            done_batches: Vec::new(),
+            workers: &workers,
+            stop: &stop,
         };
-        let mut outcome: Result<(), E> = feed();
-        drop((to_worker, done));
+        let mut outcome = feeder.feed(next_batch, &mut progress);
         loop {
             if outcome.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
-            match spent.recv_timeout(POLL_INTERVAL) {
-                Err(RecvTimeoutError::Disconnected) => break, // all workers are done
+            match done_receiver.recv_timeout(POLL_INTERVAL) {
+                Err(RecvTimeoutError::Disconnected) => break, // all workers have finished
                 _ => outcome = outcome.and_then(|()| progress(0)),
             }
         }
@@ -132,33 +115,100 @@ pub fn count_words<T: TextBatch, E: From<Error>>(
     })
 }
 
+/// The calling thread's side of the queue.
+struct Feeder<'a, 'scope, T> {
+    splitter: &'a Splitter,
+    job_sender: SyncSender<BatchJob<T>>,
+    done_sender: Sender<Arc<T>>,
+    done_receiver: &'a Receiver<Arc<T>>,
+    /// References to batches, each returned with a finished job.
+    done_batches: Vec<Arc<T>>,
+    workers: &'a [WorkerHandle<'scope>],
+    stop: &'a AtomicBool,
+}
+
+impl<T: TextBatch> Feeder<'_, '_, T> {
+    /// Queue all batches, then close the queue.
+    fn feed<E: From<Error>>(
+        mut self,
+        mut next_batch: impl FnMut(Vec<Arc<T>>) -> Result<Option<T>, E>,
+        progress: &mut impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut cutter = JobCutter::new(self.splitter, MIN_JOB_BYTES);
+        while let Some(batch) = next_batch(std::mem::take(&mut self.done_batches))?.map(Arc::new) {
+            for index in 0..batch.len() {
+                for job in cutter.push(index, batch.get(index)?.as_bytes()) {
+                    self.send(&batch, job, progress)?;
+                }
+            }
+            if let Some(job) = cutter.finish() {
+                self.send(&batch, job, progress)?;
+            }
+            self.done_sender.send(batch).expect("the receiver outlives the threads");
+            self.done_batches.extend(self.done_receiver.try_iter());
+            progress(0)?; // a batch without text has no job
+            if self.stop.load(Ordering::Relaxed) || self.has_finished_worker() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queue one job. While the queue is full, wait for finished jobs and call `progress`.
+    fn send<E>(
+        &mut self,
+        batch: &Arc<T>,
+        job: Job<usize>,
+        progress: &mut impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let num_bytes = job.num_bytes;
+        let mut batch_job = (batch.clone(), job);
+        while let Err(TrySendError::Full(unsent)) = self.job_sender.try_send(batch_job) {
+            batch_job = unsent;
+            if self.has_finished_worker() {
+                break;
+            }
+            self.done_batches.extend(self.done_receiver.recv_timeout(POLL_INTERVAL));
+            progress(0)?;
+        }
+        progress(num_bytes)
+    }
+
+    /// Return true if a worker has panicked: no other worker ends before the queue is closed. `count_words` reports it.
+    fn has_finished_worker(&self) -> bool {
+        self.workers.iter().any(ScopedJoinHandle::is_finished)
+    }
+}
+
+/// Count the words of jobs until the queue is closed. After an error the jobs are taken, but not read.
 fn count_jobs<T: TextBatch>(
     splitter: &Splitter,
-    inbox: &Mutex<Receiver<BatchJob<T>>>,
-    done: &Sender<Arc<T>>,
+    job_receiver: &Mutex<Receiver<BatchJob<T>>>,
+    done_sender: &Sender<Arc<T>>,
     stop: &AtomicBool,
 ) -> Result<WordCounts, Error> {
     let mut counts = WordCounts::default();
     let mut outcome = Ok(());
     loop {
-        let received = inbox.lock().expect("no worker panics while it holds the queue").recv();
+        let received = job_receiver.lock().expect("no worker panics while it holds the queue").recv();
         let Ok((batch, job)) = received else { break };
-        for Part { text, range } in job.parts {
+        for Part { text: index, range } in job.parts {
             if !stop.load(Ordering::Relaxed) {
-                let part = batch.get(text).map(|text| text.slice(range));
-                outcome = part.and_then(|part| count(splitter, part, &mut counts, stop));
+                let part = batch.get(index).map(|text| text.slice(range));
+                outcome = part.and_then(|part| count_part(splitter, part, &mut counts, stop));
             }
             if outcome.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
         }
-        let _ = done.send(batch); // nobody listens once the input has ended
+        done_sender.send(batch).expect("the receiver outlives the threads");
     }
     outcome.map(|()| counts)
 }
 
-fn count(splitter: &Splitter, text: Text, counts: &mut WordCounts, stop: &AtomicBool) -> Result<(), Error> {
-    let text = match text {
+/// Count the words of one part, until `stop` is set. Errors: it is not UTF-8, or the splitter fails.
+fn count_part(splitter: &Splitter, part: Text, counts: &mut WordCounts, stop: &AtomicBool) -> Result<(), Error> {
+    let text = match part {
         Text::Str(text) => text,
         Text::Bytes(bytes) => simdutf8::compat::from_utf8(bytes).map_err(|error| Error::Text(error.to_string()))?,
     };
@@ -174,11 +224,11 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::time::Instant;
 
-    const OURS: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+    const PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
     #[test]
     fn one_long_text_is_counted_like_its_words() {
-        let splitter = Splitter::new(OURS).unwrap();
+        let splitter = Splitter::new(PATTERN).unwrap();
         let lines: Vec<String> = (0..60_000).map(|i| format!("It's {i}  and\t{}!\n\n \n", i % 7)).collect();
         let text = lines.concat();
         assert!(text.len() > 4 * MIN_JOB_BYTES);
@@ -191,22 +241,22 @@ mod tests {
         expected.sort();
         for num_threads in [1, 2, 7] {
             let mut batches = [vec![text.clone()]].into_iter();
-            let mut told = 0;
-            let progress = |size| {
-                told += size;
+            let mut total_bytes = 0;
+            let progress = |num_bytes| {
+                total_bytes += num_bytes;
                 Ok(())
             };
             let counts = count_words::<_, Error>(&splitter, num_threads, |_| Ok(batches.next()), progress).unwrap();
             let mut counts: Vec<_> = counts.iter().collect();
             counts.sort();
             assert!(counts == expected, "{num_threads} threads");
-            assert_eq!(told, text.len());
+            assert_eq!(total_bytes, text.len());
         }
     }
 
-    struct Raw(Vec<Vec<u8>>);
+    struct ByteTexts(Vec<Vec<u8>>);
 
-    impl TextBatch for Raw {
+    impl TextBatch for ByteTexts {
         fn len(&self) -> usize {
             self.0.len()
         }
@@ -220,7 +270,7 @@ mod tests {
     fn bytes_must_be_utf8() {
         let splitter = Splitter::new(r"\w+").unwrap();
         let count = |texts: Vec<Vec<u8>>| {
-            let mut batches = [Raw(texts)].into_iter();
+            let mut batches = [ByteTexts(texts)].into_iter();
             count_words::<_, Error>(&splitter, 2, |_| Ok(batches.next()), |_| Ok(())).map(|counts| counts.len())
         };
         assert_eq!(count(vec!["été x".into(), b"x y".to_vec()]), Ok(3));
@@ -228,32 +278,38 @@ mod tests {
         assert!(matches!(count(vec![[vec![b'x'; MIN_JOB_BYTES], vec![0xC3]].concat()]), Err(Error::Text(_))));
     }
 
-    /// Texts of which a worker gets one only when the caller was told again meanwhile.
-    struct Slow<'t>(&'t AtomicUsize, thread::ThreadId);
+    /// Texts that a worker can read only after another call of `progress`.
+    struct SlowTexts<'t> {
+        num_progress_calls: &'t AtomicUsize,
+        caller: thread::ThreadId,
+    }
 
-    impl TextBatch for Slow<'_> {
+    impl TextBatch for SlowTexts<'_> {
         fn len(&self) -> usize {
             6
         }
 
         fn get(&self, _: usize) -> Result<Text<'_>, Error> {
-            let (before, end) = (self.0.load(Ordering::Relaxed), Instant::now() + Duration::from_secs(30));
-            while thread::current().id() != self.1 && self.0.load(Ordering::Relaxed) == before {
-                assert!(Instant::now() < end, "nobody is told while a worker is busy");
+            let before = self.num_progress_calls.load(Ordering::Relaxed);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            let is_worker = thread::current().id() != self.caller;
+            while is_worker && self.num_progress_calls.load(Ordering::Relaxed) == before {
+                assert!(Instant::now() < deadline, "`progress` is not called while a worker is busy");
             }
-            Ok(Text::Bytes(&[b'x'; MIN_JOB_BYTES])) // so that the queue is full for a while, too
+            Ok(Text::Bytes(&[b'x'; MIN_JOB_BYTES])) // a job each: the queue is full for a while
         }
     }
 
     #[test]
     fn progress_is_called_while_workers_are_busy() {
-        let told = AtomicUsize::new(0);
-        let mut batches = [Slow(&told, thread::current().id())].into_iter();
+        let num_progress_calls = AtomicUsize::new(0);
+        let texts = SlowTexts { num_progress_calls: &num_progress_calls, caller: thread::current().id() };
+        let mut batches = [texts].into_iter();
         let progress = |_| {
-            told.fetch_add(1, Ordering::Relaxed);
+            num_progress_calls.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
-        let splitter = Splitter::new(OURS).unwrap();
+        let splitter = Splitter::new(PATTERN).unwrap();
         let counts = count_words::<_, Error>(&splitter, 1, |_| Ok(batches.next()), progress).unwrap();
         assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 6);
     }
@@ -261,25 +317,25 @@ mod tests {
     #[test]
     fn counting_stops_within_a_text() {
         let text = "1 ".repeat(1000);
-        for (pattern, most) in [(OURS, crate::split::MAX_BOUNDS), (r"\w+|\W", 1)] {
+        for (pattern, max_words) in [(PATTERN, crate::split::MAX_BOUNDS), (r"\w+|\W", 1)] {
             let (mut counts, stop) = (WordCounts::default(), AtomicBool::new(true));
-            count(&Splitter::new(pattern).unwrap(), Text::Str(&text), &mut counts, &stop).unwrap();
+            count_part(&Splitter::new(pattern).unwrap(), Text::Str(&text), &mut counts, &stop).unwrap();
             let counted: u64 = counts.iter().map(|(_, count)| count).sum();
-            assert!(counted > 0 && counted <= most as u64, "{counted} by {pattern}");
+            assert!(counted > 0 && counted <= max_words as u64, "{counted} by {pattern}");
         }
     }
 
     #[test]
-    fn spent_batches_come_back_once_each() {
+    fn finished_batches_are_returned_once_each() {
         let splitter = Splitter::new(r"\w+").unwrap();
-        let mut back = 0;
-        let mut given = 0;
-        let next = |spent: Vec<Arc<Vec<String>>>| {
-            back += spent.into_iter().filter_map(Arc::into_inner).count();
-            given += 1;
-            Ok((given <= 300).then(|| vec!["a b".to_string(); 3]))
+        let mut num_returned = 0;
+        let mut num_batches = 0;
+        let next_batch = |done: Vec<Arc<Vec<String>>>| {
+            num_returned += done.into_iter().filter_map(Arc::into_inner).count();
+            num_batches += 1;
+            Ok((num_batches <= 300).then(|| vec!["a b".to_string(); 3]))
         };
-        count_words::<_, Error>(&splitter, 3, next, |_| Ok(())).unwrap();
-        assert!(back > 200 && back <= 300, "{back}");
+        count_words::<_, Error>(&splitter, 3, next_batch, |_| Ok(())).unwrap();
+        assert!(num_returned > 200 && num_returned <= 300, "{num_returned}");
     }
 }

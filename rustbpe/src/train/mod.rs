@@ -1,4 +1,4 @@
-//! Train the merges of byte-level BPE.
+//! Training: count the words of a corpus, then find the merges.
 
 mod count_words;
 mod train_merges;

@@ -1,26 +1,28 @@
-//! A table of distinct words with their counts.
+//! A hash table of distinct words with their counts.
 
-use crate::packed::{hash, pack, unpack, FastMap, PackedWord};
+use crate::packed::{hash_packed, pack, unpack, FastMap, PackedWord};
 
-/// Distinct words, and how often each was seen.
+/// Distinct words with the number of times that each occurs.
 ///
 /// ```
 /// let mut counts = rustbpe::WordCounts::default();
-/// counts.add(b"to be", 3, 5, 2);
+/// counts.add(b"to be", 3, 5, 2); // "be", twice
 /// assert_eq!(counts.iter().collect::<Vec<_>>(), [(b"be".to_vec(), 2)]);
 /// ```
 #[derive(Default)]
 pub struct WordCounts {
-    /// Open addressing; the length is a power of two, at least half of it empty.
+    /// Packed words: open addressing, the length a power of two, at least half of the slots empty.
     short: Vec<Slot>,
-    used: usize,
+    num_short: usize,
+    /// Words that are too long to pack.
     long: FastMap<Box<[u8]>, u64>,
 }
 
+/// A packed word and its count. Two halves instead of a `u128`, whose alignment would make the slot 32 bytes instead of 24.
 #[derive(Clone, Copy, Default)]
 struct Slot {
     low: u64,
-    high: u64, // 0: empty
+    high: u64, // 0 if the slot is empty
     count: u64,
 }
 
@@ -29,10 +31,14 @@ impl Slot {
     fn word(&self) -> PackedWord {
         u128::from(self.high) << 64 | u128::from(self.low)
     }
+
+    fn is_empty(&self) -> bool {
+        self.high == 0
+    }
 }
 
 impl WordCounts {
-    /// Count `text[start..end]`, which has at least one byte, `count` times more.
+    /// Add `count` to the count of the word `text[start..end]`, which must not be empty.
     #[inline(always)]
     pub fn add(&mut self, text: &[u8], start: usize, end: usize, count: u64) {
         match pack(text, start, end) {
@@ -43,29 +49,29 @@ impl WordCounts {
 
     #[inline(always)]
     fn add_short(&mut self, word: PackedWord, count: u64) {
-        if 2 * self.used >= self.short.len() {
+        if 2 * self.num_short >= self.short.len() {
             self.grow();
         }
         let mask = self.short.len() - 1;
-        let mut at = hash(word) as usize & mask;
+        let mut index = hash_packed(word) as usize & mask;
         loop {
-            let slot = &mut self.short[at];
+            let slot = &mut self.short[index];
             if slot.word() == word {
                 slot.count += count;
                 return;
             }
-            if slot.high == 0 {
+            if slot.is_empty() {
                 *slot = Slot { low: word as u64, high: (word >> 64) as u64, count };
-                self.used += 1;
+                self.num_short += 1;
                 return;
             }
-            at = (at + 1) & mask;
+            index = (index + 1) & mask;
         }
     }
 
     fn add_long(&mut self, word: &[u8], count: u64) {
         match self.long.get_mut(word) {
-            Some(seen) => *seen += count,
+            Some(known) => *known += count,
             None => {
                 self.long.insert(word.into(), count);
             }
@@ -76,15 +82,15 @@ impl WordCounts {
     fn grow(&mut self) {
         let larger = vec![Slot::default(); (2 * self.short.len()).max(1 << 12)];
         let old = std::mem::replace(&mut self.short, larger);
-        self.used = 0;
-        for slot in old.iter().filter(|slot| slot.high != 0) {
+        self.num_short = 0;
+        for slot in old.iter().filter(|slot| !slot.is_empty()) {
             self.add_short(slot.word(), slot.count);
         }
     }
 
     /// Add all counts of `other`.
     pub fn merge(&mut self, other: Self) {
-        for slot in other.short.iter().filter(|slot| slot.high != 0) {
+        for slot in other.short.iter().filter(|slot| !slot.is_empty()) {
             self.add_short(slot.word(), slot.count);
         }
         for (word, count) in other.long {
@@ -94,18 +100,18 @@ impl WordCounts {
 
     /// Number of distinct words.
     pub fn len(&self) -> usize {
-        self.used + self.long.len()
+        self.num_short + self.long.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Every word with its count, in no particular order.
+    /// Iterate over all words with their counts, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (Vec<u8>, u64)> + '_ {
-        let short = self.short.iter().filter(|slot| slot.high != 0).map(|slot| {
-            let (bytes, length) = unpack(slot.word());
-            (bytes[..length].to_vec(), slot.count)
+        let short = self.short.iter().filter(|slot| !slot.is_empty()).map(|slot| {
+            let (bytes, len) = unpack(slot.word());
+            (bytes[..len].to_vec(), slot.count)
         });
         short.chain(self.long.iter().map(|(word, &count)| (word.to_vec(), count)))
     }
@@ -127,7 +133,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn counts_words_of_all_lengths() {
+    fn words_of_all_lengths() {
         let text: Vec<u8> = (0..200_u8).cycle().take(5000).collect();
         let mut counts = WordCounts::default();
         let mut expected = BTreeMap::new();
@@ -136,7 +142,7 @@ mod tests {
             counts.add(&text, start, end, 1);
             *expected.entry(text[start..end].to_vec()).or_insert(0) += 1;
         }
-        counts.add(&text, 4999, 5000, 1); // at the very end, where sixteen bytes cannot be read
+        counts.add(&text, 4999, 5000, 1); // at the end of the text, where sixteen bytes cannot be read
         *expected.entry(text[4999..].to_vec()).or_insert(0) += 1;
         assert_eq!(counts.len(), expected.len());
         assert_eq!(counts.iter().collect::<BTreeMap<_, _>>(), expected);
