@@ -36,7 +36,7 @@ from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
-from nanochat.system.environment import peak_memory
+from nanochat.system.environment import peak_memory_bytes
 from nanochat.tokenizer import Tokenizer, get_tokenizer, trainable_tokenizer_class
 
 WAYS = ("one at a time", "batched")
@@ -140,14 +140,14 @@ def serve(way: str, config: Config, vocab_size: int, pipe: Connection) -> None:
     model = load_model("base", runtime)[0] if config.trained else random_model(config.shape(vocab_size), runtime)
     model.compute_dtype = torch.float32  # whatever the machine is quick at
     batched = ModelScorer(model, config.batch_tokens)
-    pipe.send(Ready(model.config, peak_memory()))
+    pipe.send(Ready(model.config, peak_memory_bytes()))
     while (prompts := pipe.recv()) is not None:
         start, cpu_start = time.perf_counter(), time.process_time()
         found = list(batched(prompts) if way == "batched" else one_at_a_time(model, prompts))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         scores = {prompt.place: scores for prompt, scores in found}
         in_order = [scores[place] for place in sorted(scores)]
-        pipe.send(Answer(in_order, seconds, cpu_seconds, peak_memory(), product_flops()))
+        pipe.send(Answer(in_order, seconds, cpu_seconds, peak_memory_bytes(), product_flops()))
 
 
 def random_model(shape: GPTConfig, runtime: Runtime) -> GPT:

@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 import tiktoken
 
 from nanochat.configurator import Settings, cli, setting
-from nanochat.system.environment import peak_memory
+from nanochat.system.environment import peak_memory_bytes
 from nanochat.tokenization import _rustbpe
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPLIT_PATTERN
 
@@ -223,7 +223,7 @@ def measure(kind: str, name: str, files: list[str], job: Any, threads: int, chan
 
 
 def peak_megabytes() -> float:
-    return peak_memory() / 2**20
+    return peak_memory_bytes() / 2**20
 
 
 def forget_peak() -> float:

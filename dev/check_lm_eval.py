@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from nanochat.checkpoint_manager import build_model, describe_model, load_model, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import build_model, load_model, model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
@@ -251,7 +251,7 @@ def save_random(config: Config, bundle: Bundle) -> None:
             if name != "embed.weight":  # at first the others are 0 in part: all logits are 0, and all options a draw
                 param.copy_(torch.randn(param.shape, generator=generator) / param.shape[1] ** 0.5)
     tag = f"d{config.random_depth}"
-    save_checkpoint(run_dir("base", tag), 0, model.state_dict(), {}, describe_model(model, runtime, tokenizer))
+    save_checkpoint(run_dir("base", tag), 0, model.state_dict(), {}, model_meta(model, runtime, tokenizer))
 
 
 def line(task: CoreTask, found: Sequence[Verdict]) -> str:

@@ -34,13 +34,13 @@ from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 FORMAT = 1
 ARCH = "classic"
-FOLDERS = {
+CHECKPOINT_DIRS = {
     "base": "base_checkpoints",
     "mid": "mid_checkpoints",
     "sft": "chatsft_checkpoints",
     "rl": "chatrl_checkpoints",
 }
-STEP_FOLDER = re.compile(r"step_(\d{6,})(\.old)?")
+STEP_DIR_PATTERN = re.compile(r"step_(\d{6,})(\.old)?")
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,27 @@ class Checkpoint:
         """Which one it was of all that have been written into its folder: 1, 2, ..."""
         return int(self.meta["serial"])
 
-    def weights(self) -> dict[str, Tensor]:
+    def load_weights(self) -> dict[str, Tensor]:
         """The model's weights, on the CPU."""
-        return read_tensors(self.path / "model.safetensors")
+        return load_tensors(self.path / "model.safetensors")
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def load_optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's state, on the CPU."""
-        return read_tensors(self.path / "optimizer.safetensors")
+        return load_tensors(self.path / "optimizer.safetensors")
 
 
 def run_dir(source: str, tag: str) -> Path:
     """Where the checkpoints of a run stand. `source`: base, mid, sft or rl."""
-    if source not in FOLDERS:
-        raise UserError(f"no stage {source!r}: choose one of {', '.join(FOLDERS)}")
-    return base_dir() / FOLDERS[source] / tag
+    if source not in CHECKPOINT_DIRS:
+        raise UserError(f"no stage {source!r}: choose one of {', '.join(CHECKPOINT_DIRS)}")
+    return base_dir() / CHECKPOINT_DIRS[source] / tag
 
 
 def list_steps(folder: Path) -> dict[int, Path]:
     """Steps that have a whole checkpoint in this folder, in order, and where; what else lies there is overlooked."""
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("step_*"), reverse=True):  # step_000400 after step_000400.old, which it replaces
-        match = STEP_FOLDER.fullmatch(path.name)
+        match = STEP_DIR_PATTERN.fullmatch(path.name)
         if match and (path / "meta.json").is_file():
             found[int(match.group(1))] = path
     return dict(sorted(found.items()))
@@ -100,7 +100,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def by_age(folder: Path, skip_unreadable: bool = False) -> list[Checkpoint]:
+def list_checkpoints(folder: Path, skip_unreadable: bool = False) -> list[Checkpoint]:
     """All checkpoints of a run's folder, the one that was written last at the end."""
     found = []
     for path in list_steps(folder).values():
@@ -143,23 +143,23 @@ def save_checkpoint(
     aside = folder / f".{final.name}.tmp"
     try:
         remove_leftovers(folder)
-        earlier = by_age(folder, skip_unreadable=True)
+        earlier = list_checkpoints(folder, skip_unreadable=True)
         serial = earlier[-1].serial + 1 if earlier else 1
         aside.mkdir(parents=True)
-        write_tensors(aside / "model.safetensors", weights)
-        write_tensors(aside / "optimizer.safetensors", optimizer_state)
+        save_tensors(aside / "model.safetensors", weights)
+        save_tensors(aside / "optimizer.safetensors", optimizer_state)
         with open(aside / "meta.json", "w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, "arch": ARCH, "step": step, "serial": serial, **meta}, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        sync_folder(aside)
-        put_in_place(aside, final)
+        fsync_dir(aside)
+        move_into_place(aside, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint on a full disk is of no use
         raise UserError(f"cannot save {final} ({error}); the checkpoints before it are as they were") from error
     if keep_last > 0:
-        for old in by_age(folder, skip_unreadable=True)[:-keep_last]:
-            discard(old.path)
+        for old in list_checkpoints(folder, skip_unreadable=True)[:-keep_last]:
+            remove_checkpoint(old.path)
     return final
 
 
@@ -169,21 +169,21 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(half)
     for old in folder.glob("step_*.old"):
         if old.with_suffix("").exists():
-            discard(old)
+            remove_checkpoint(old)
 
 
-def put_in_place(aside: Path, final: Path) -> None:
+def move_into_place(aside: Path, final: Path) -> None:
     """Give a whole checkpoint its name. One that had it before is there, as `.old`, until the new one is."""
     old = final.with_name(f"{final.name}.old")
     if final.exists():  # a folder cannot be renamed onto a full one
-        discard(old)
+        remove_checkpoint(old)
         os.rename(final, old)
     os.rename(aside, final)
-    sync_folder(final.parent)
-    discard(old)
+    fsync_dir(final.parent)
+    remove_checkpoint(old)
 
 
-def discard(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, if it is there, so that a kill in between does not leave half of it under its name."""
     if path.exists():
         hidden = path.with_name(f".{path.name}.tmp")
@@ -191,14 +191,14 @@ def discard(path: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file and wait until it is on the disk."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises `UserError`, which names it, if it is missing or torn."""
     try:
         return load_file(path)
@@ -208,7 +208,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where the system can do that."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -222,7 +222,7 @@ def open_checkpoint(folder: Path, step: int = -1) -> Checkpoint:
     if not steps:
         raise UserError(f"no checkpoint in {folder}: train one first, or name another run with --model_tag")
     if step == -1:
-        return by_age(folder)[-1]
+        return list_checkpoints(folder)[-1]
     if step not in steps:
         raise UserError(f"no checkpoint of step {step} in {folder}: there are {', '.join(map(str, steps))}")
     return Checkpoint(steps[step], read_meta(steps[step]))
@@ -253,7 +253,7 @@ def restore_model(checkpoint: Checkpoint, runtime: Runtime) -> GPT:
         model = GPT(GPTConfig(**checkpoint.meta["model_config"]), runtime.compute_dtype)
     model.to_empty(device=runtime.device)
     try:
-        model.load_state_dict(checkpoint.weights())
+        model.load_state_dict(checkpoint.load_weights())
     except RuntimeError as error:
         raise UserError(f"{checkpoint.path} does not hold the weights that its meta.json describes") from error
     model.init_rope()
@@ -277,7 +277,7 @@ def load_model(
     return model, tokenizer, checkpoint.meta
 
 
-def describe_model(model: GPT, runtime: Runtime, tokenizer: Tokenizer) -> dict[str, Any]:
+def model_meta(model: GPT, runtime: Runtime, tokenizer: Tokenizer) -> dict[str, Any]:
     """What every stage writes into meta.json about its model."""
     return {
         "model_config": asdict(model.config),

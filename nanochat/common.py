@@ -19,7 +19,7 @@ class UserError(ValueError):
     """Something the user can mend: shown as one line, without a traceback, and exit code 2."""
 
 
-class Stopped(Exception):
+class StoppedBySignal(Exception):
     """A signal asked the run to stop, and it has. The message says how to go on; the exit code is 128 + the signal."""
 
     def __init__(self, signal_number: int, message: str) -> None:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanochat.common import Stopped, UserError, print0
+from nanochat.common import StoppedBySignal, UserError, print0
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -173,7 +173,7 @@ def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = No
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
-    except Stopped as stopped:
+    except StoppedBySignal as stopped:
         print0(stopped)
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:

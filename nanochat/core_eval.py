@@ -110,7 +110,7 @@ def evaluate_task(
             right = finite and decide(task.kind, scores, task.examples[rows[prompt.place]].gold)
             table[:, prompt.place] = torch.tensor([right, prompt.is_cut, not finite])
             bar.update()
-    correct, cut, bad = runtime.sum(table.to(runtime.device)).tolist()
+    correct, cut, bad = runtime.all_reduce(table.to(runtime.device)).tolist()
     if any(bad):
         ways = "score an earlier checkpoint, or the same one in NANOCHAT_DTYPE=float32"
         raise UserError(f"{task.label}: the model gives no finite loss on {sum(bad)} of {len(rows)} examples: {ways}")
@@ -201,7 +201,7 @@ class ModelScorer:
             (ids[skip:], count) for prompt, skip in zip(batch, shared, strict=True) for ids, count in prompt.options
         ]
         cache = self._read_shared(batch, shared) if any(shared) else None
-        hidden = self.model.hidden(
+        hidden = self.model.hidden_states(
             pad_right([ids[:-1] for ids, _ in options], 0, device=self.model.device), cache
         )  # (B, T) -> (B, T, C)
         rows = [row for row, (_, count) in enumerate(options) for _ in range(count)]
@@ -221,7 +221,7 @@ class ModelScorer:
         model = self.model
         once = KVCache(model.config, len(batch), model.compute_dtype, model.device)
         begins = [prompt.options[0][0][:skip] for prompt, skip in zip(batch, shared, strict=True)]
-        model.hidden(pad_right(begins, 0, device=model.device), once)  # (E, P)
+        model.hidden_states(pad_right(begins, 0, device=model.device), once)  # (E, P)
         counts = [len(prompt.options) for prompt in batch]
         cache = KVCache(model.config, sum(counts), model.compute_dtype, model.device)
         cache.reserve([skip for skip, count in zip(shared, counts, strict=True) for _ in range(count)])

@@ -1,10 +1,10 @@
 """Runs the model's Python programs in a process of their own, behind as many fences as the machine has.
 
 A program finds Python's standard library, an empty folder to write in, no environment and no input. Between it and the
-rest stand (`layers()` says which of the first four this machine has):
+rest stand (`isolation_layers()` says which of the first four this machine has):
 
-    name spaces   its own users, processes, network and shared memory (Linux, where users may make them)
-    mounts        its own root: Python read-only, a small folder in memory, no home, no /proc (with name spaces)
+    namespaces   its own users, processes, network and shared memory (Linux, where users may make them)
+    mounts        its own root: Python read-only, a small folder in memory, no home, no /proc (with namespaces)
     landlock      no file read but Python's and the system's, none written outside of its folder (Linux 6.2 and later)
     seccomp       no new processes, sockets, signals to others, mounts, shared memory (Linux on x86-64, ARM64, RISC-V)
     always        limits on time, memory, file size and output; a fresh interpreter; what it started is killed
@@ -17,7 +17,7 @@ What this does not protect against:
   a word that only its last line prints; a program that looks for that word in its own file finds it.)
 - Using what it is given: a core for its time, its memory, and without mounts the disk, any number of files of 16 MiB.
 - Without mounts and landlock (macOS, older Linux): it reads and writes whatever files the user can.
-- Without name spaces and seccomp (macOS): the network is open, and it can signal the user's other processes; it cannot
+- Without namespaces and seccomp (macOS): the network is open, and it can signal the user's other processes; it cannot
   start any. Root is refused there, because no limit on processes holds for root.
 """
 
@@ -40,9 +40,9 @@ from typing import Any, BinaryIO
 from nanochat.common import UserError
 from nanochat.sandbox.calculator import calculate
 
-__all__ = ["LAYERS", "ProgramResult", "calculate", "layers", "run_program"]
+__all__ = ["ISOLATION_LAYERS", "ProgramResult", "calculate", "isolation_layers", "run_program"]
 
-LAYERS = ("name spaces", "mounts", "landlock", "seccomp")
+ISOLATION_LAYERS = ("namespaces", "mounts", "landlock", "seccomp")
 
 _KEPT_BYTES = 64 << 10  # of each output
 _FLOOD_BYTES = 1 << 20  # both outputs together: more ends the program
@@ -63,13 +63,13 @@ class ProgramResult:
     stdout: str  # the first 64 KiB
     stderr: str
     error: str
-    layers: tuple[str, ...]  # which of LAYERS were active
+    layers: tuple[str, ...]  # which of ISOLATION_LAYERS were active
 
 
-def layers() -> dict[str, bool]:
-    """Which of LAYERS are active on this machine, found out by running an empty program."""
+def isolation_layers() -> dict[str, bool]:
+    """Which of ISOLATION_LAYERS are active on this machine, found out by running an empty program."""
     active = run_program("").layers
-    return {layer: layer in active for layer in LAYERS}
+    return {layer: layer in active for layer in ISOLATION_LAYERS}
 
 
 def run_program(
@@ -80,7 +80,7 @@ def run_program(
     `timeout` is in seconds by the clock; `memory_bytes` limits the address space; tests leave layers out by `without`.
     Raises UserError where nothing can be run at all: it is never a program's fault.
     """
-    assert not set(without) - set(LAYERS), f"layers are {LAYERS}, not {without}"
+    assert not set(without) - set(ISOLATION_LAYERS), f"layers are {ISOLATION_LAYERS}, not {without}"
     if sys.platform == "win32":
         raise UserError("programs of the model can be run on Linux and macOS, not on Windows")
     text = source.encode("utf-8", "surrogatepass")

@@ -82,7 +82,7 @@ class GPTConfig:
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-class KVCache(Protocol):
+class AttentionCache(Protocol):
     """What attention needs of a cache: the engine has one, training has none."""
 
     def positions(self, count: int) -> slice | Tensor:
@@ -107,7 +107,7 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (arXiv 2104.09864), halves: (B, H, T, D) with (T, D/2) or (B, 1, T, D/2) tables."""
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
@@ -136,12 +136,12 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.o_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, kv_cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, kv_cache: AttentionCache | None) -> Tensor:
         def heads(y: Tensor) -> Tensor:
             return y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, H*D) -> (B, H, T, D)
 
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        q, k = rms_norm(rotate(q, cos, sin)), rms_norm(rotate(k, cos, sin))
+        q, k = rms_norm(apply_rotary(q, cos, sin)), rms_norm(apply_rotary(k, cos, sin))
         seen = None
         if kv_cache is not None:
             k, v, seen = kv_cache.insert(self.layer, k, v)  # (B, K, T, D) -> (B, K, S, D)
@@ -153,7 +153,7 @@ class Attention(nn.Module):
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, grouped: bool) -> Tensor:
     """Attention of the T last positions, (B, H, T, D), on all S, (B, K, S, D): each sees itself and those before.
 
-    `seen` says otherwise, as `KVCache.insert` gives it; it must where 1 < T < S.
+    `seen` says otherwise, as `AttentionCache.insert` gives it; it must where 1 < T < S.
     """
     is_causal = seen is None and q.size(2) == k.size(2)  # else it is one token, which sees everything
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=is_causal, enable_gqa=grouped)
@@ -180,7 +180,7 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, kv_cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, kv_cache: AttentionCache | None) -> Tensor:
         x = x + self.attn(rms_norm(x), cos, sin, kv_cache)
         out: Tensor = x + self.mlp(rms_norm(x))
         return out
@@ -237,7 +237,7 @@ class GPT(nn.Module):
             groups[kinds.get(name, "matrix")].append((name, param))
         return [ParamGroup(kind, params) for kind, params in groups.items()]
 
-    def hidden(self, idx: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+    def hidden_states(self, idx: Tensor, kv_cache: AttentionCache | None = None) -> Tensor:
         """Token ids (B, T) -> the normalised last hidden state (B, T, C), in the compute dtype."""
         t, dtype = idx.size(1), self.compute_dtype
         assert t <= self.config.sequence_len, f"{t} positions, but the context holds {self.config.sequence_len}"
@@ -254,23 +254,27 @@ class GPT(nn.Module):
         return SOFTCAP * torch.tanh(raw / SOFTCAP)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, kv_cache: KVCache | None = None, loss_reduction: str = "mean"
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        kv_cache: AttentionCache | None = None,
+        loss_reduction: str = "mean",
     ) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with `targets` (B, T; -1 = ignored) the cross-entropy in nats instead.
 
         `loss_reduction`: "mean" over the targets that count (0 if there are none), "sum", or "none" -> (B, T) with 0
         where the target is ignored.
         """
-        hidden = self.hidden(idx, kv_cache)
+        hidden = self.hidden_states(idx, kv_cache)
         if targets is None:
             return self.logits(hidden)
-        losses = self.losses(hidden.flatten(0, 1), targets.flatten())
+        losses = self.token_losses(hidden.flatten(0, 1), targets.flatten())
         if loss_reduction == "none":
             return losses.view(targets.shape)
         total = losses.sum()
         return total if loss_reduction == "sum" else total / (targets != -1).sum().clamp(min=1)
 
-    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of N = B x T tokens: hidden (N, C), targets (N,) -> (N,). Where the logits live and die."""
         return F.cross_entropy(self.logits(hidden), targets, ignore_index=-1, reduction="none")
 
@@ -295,6 +299,6 @@ class GPT(nn.Module):
         generator = torch.Generator(self.device).manual_seed(seed)
         ids = list(tokens)
         for _ in range(min(max_tokens, self.config.sequence_len - len(tokens))):
-            hidden = self.hidden(torch.tensor([ids], device=self.device))[:, -1]  # (1, T) -> (1, C)
+            hidden = self.hidden_states(torch.tensor([ids], device=self.device))[:, -1]  # (1, T) -> (1, C)
             ids.append(int(sample_next(self.logits(hidden), params, generator)))
             yield ids[-1]

@@ -36,7 +36,7 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
         size = token_bytes[targets.clamp(min=0)] * (targets >= 0)
         nats += (losses * (size > 0)).sum(dtype=nats.dtype)
         num_bytes += size.sum()
-    total_nats, total_bytes = runtime.sum(nats).item(), runtime.sum(num_bytes).item()
+    total_nats, total_bytes = runtime.all_reduce(nats).item(), runtime.all_reduce(num_bytes).item()
     return total_nats / (math.log(2) * total_bytes) if total_bytes else float("inf")
 
 
@@ -78,4 +78,4 @@ def nats_and_tokens(
     for start in range(0, len(inputs[mine]), batch_size):
         idx, wanted = (rows[mine][start : start + batch_size].to(runtime.device) for rows in (inputs, targets))
         nats += model(idx, wanted, loss_reduction="none").sum(dtype=wide)
-    return runtime.sum(nats).item(), int((targets != -1).sum())
+    return runtime.all_reduce(nats).item(), int((targets != -1).sum())

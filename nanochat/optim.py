@@ -56,7 +56,7 @@ class OptimSettings:
 
 
 @dataclass(frozen=True)
-class Rule:
+class UpdateRule:
     """How one kind of parameter is updated."""
 
     update: Callable[..., None]  # (weights, grads, *state, lr=, and the scalars named below), in place
@@ -66,7 +66,7 @@ class Rule:
     by_matrix: bool = False  # works on whole matrices, not number by number
 
 
-def _rules(settings: OptimSettings, width: int, products: torch.dtype | None, compiled: bool) -> dict[str, Rule]:
+def _rules(settings: OptimSettings, width: int, products: torch.dtype | None, compiled: bool) -> dict[str, UpdateRule]:
     """The one table of which kind of parameter is updated how, and at which rate."""
     muon_kernel, adamw_kernel = muon_step, adamw_step
     if compiled:
@@ -76,16 +76,16 @@ def _rules(settings: OptimSettings, width: int, products: torch.dtype | None, co
     moments, scalars = ("exp_avg", "exp_avg_sq"), ("weight_decay", "step")
     by_width = (width / 768) ** -0.5
     return {
-        "matrix": Rule(muon, settings.matrix_lr, ("momentum",), ("momentum",), by_matrix=True),
-        "embedding": Rule(adamw, settings.embedding_lr * by_width, moments, scalars),
-        "head": Rule(adamw, settings.unembedding_lr * by_width, moments, scalars),
+        "matrix": UpdateRule(muon, settings.matrix_lr, ("momentum",), ("momentum",), by_matrix=True),
+        "embedding": UpdateRule(adamw, settings.embedding_lr * by_width, moments, scalars),
+        "head": UpdateRule(adamw, settings.unembedding_lr * by_width, moments, scalars),
     }
 
 
 class Bucket:
     """Parameters that are updated together, and this process's share of their state."""
 
-    def __init__(self, rule: Rule, members: Sequence[tuple[str, nn.Parameter]], runtime: Runtime) -> None:
+    def __init__(self, rule: UpdateRule, members: Sequence[tuple[str, nn.Parameter]], runtime: Runtime) -> None:
         self.rule = rule
         self.names = [name for name, _ in members]
         self.params = [param for _, param in members]
@@ -261,7 +261,7 @@ def build_optimizer(
     `compiled` compiles the update rules, once for each shape.
     """
     settings = settings or OptimSettings()
-    grouped: dict[tuple[object, ...], tuple[Rule, list[tuple[str, nn.Parameter]]]] = {}
+    grouped: dict[tuple[object, ...], tuple[UpdateRule, list[tuple[str, nn.Parameter]]]] = {}
     seen: set[int] = set()
     dtype = torch.bfloat16 if runtime.compute_dtype == torch.bfloat16 else None
     rules = _rules(settings, model.config.n_embd, dtype, compiled)

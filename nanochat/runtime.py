@@ -36,9 +36,9 @@ class Runtime:
         `$NANOCHAT_DTYPE` (float32 or bfloat16) overrules. Raises `UserError` for a device that is not here.
         """
         rank, local_rank, world_size = (int(os.environ.get(name, d)) for name, d in ENVIRONMENT)
-        chosen = find_device(device, local_rank)
+        chosen = resolve_device(device, local_rank)
         if chosen.type == "cpu":
-            set_up_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+            configure_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         elif chosen.type == "cuda":
             torch.cuda.set_device(chosen)
             torch.set_float32_matmul_precision("high")
@@ -58,7 +58,7 @@ class Runtime:
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else 0
-        chosen = device if isinstance(device, torch.device) else find_device(device, local_rank)
+        chosen = device if isinstance(device, torch.device) else resolve_device(device, local_rank)
         runtime = cls(rank, local_rank, world_size, chosen, torch.float32, seed)
         return replace(runtime, compute_dtype=choose_dtype(runtime))
 
@@ -81,23 +81,23 @@ class Runtime:
         return str(self.compute_dtype).removeprefix("torch.")
 
     @property
-    def facts(self) -> dict[str, str | int]:
+    def report_fields(self) -> dict[str, str | int]:
         """What a report tells of it."""
         return {"device": str(self.device), "compute dtype": self.dtype_name, "processes": self.world_size}
 
-    def sum(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         """Add a tensor up over all processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set in any process: all get the same answer."""
         if self.world_size == 1:
             return flag
-        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+        return bool(self.all_reduce(torch.tensor([float(flag)], device=self.device)).item())
 
-    def from_main(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main process's value, in every process."""
         if self.world_size == 1:
             return value
@@ -119,7 +119,7 @@ class Runtime:
 ENVIRONMENT = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # set by torchrun
 
 
-def find_device(name: str, local_rank: int) -> torch.device:
+def resolve_device(name: str, local_rank: int) -> torch.device:
     """auto -> CUDA, else MPS, else the CPU; anything else as asked for, if it is here."""
     found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -133,7 +133,7 @@ def find_device(name: str, local_rank: int) -> torch.device:
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
-def set_up_cpu(local_world_size: int) -> None:
+def configure_cpu(local_world_size: int) -> None:
     """Reproducible and quick: deterministic algorithms, the cores shared out among processes, pages kept."""
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without its import of the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
@@ -153,7 +153,7 @@ def choose_dtype(runtime: Runtime) -> torch.dtype:
     elif runtime.device.type == "cpu" and asked != "float32":
         speedup = prepare_bf16() if runtime.is_main else None
         runtime.barrier()  # the main process has measured: the others read its answer
-        speedup = runtime.from_main(speedup if runtime.is_main else prepare_bf16())
+        speedup = runtime.broadcast(speedup if runtime.is_main else prepare_bf16())
         automatic = torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
     else:
         automatic = torch.float32

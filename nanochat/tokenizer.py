@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import numpy as np
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
-from nanochat.system.environment import usable_cores
+from nanochat.system.environment import num_usable_cores
 from nanochat.tokenization.chat_format import Conversation, Span, document_text, render_turns
 from nanochat.tokenization.encoders import TrainingTexts, encoder_class, iter_strings
 from nanochat.tokenization.hugging_face_bpe import ProgressCallback, train_hugging_face
@@ -205,7 +205,7 @@ class Tokenizer:
         after = self._special_ids(append)
         if isinstance(text, str):
             return before + self._encoder.encode(text) + after
-        rows = self._encoder.encode_lists(text, min(num_threads, usable_cores()))
+        rows = self._encoder.encode_lists(text, min(num_threads, num_usable_cores()))
         return [before + row + after for row in rows] if before or after else rows
 
     def _special_ids(self, token: int | str | None) -> list[int]:
@@ -219,7 +219,7 @@ class Tokenizer:
         `texts`: strings, bytes, or an Arrow array of either, which is read in place. `ids` is uint16 for a vocabulary
         of up to 65,536 tokens, else uint32; `offsets` is int64. This is many times faster than `encode` of a list.
         """
-        ids, offsets = self._encoder.encode_batch(texts, min(num_threads, usable_cores()))
+        ids, offsets = self._encoder.encode_batch(texts, min(num_threads, num_usable_cores()))
         return np.asarray(ids), np.asarray(offsets)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -89,7 +89,7 @@ def train(
                     log(state, dict(event.run(state)))
                     if not upcoming and not state.stopped:  # no step will ask again
                         asked = stop()
-                        state.stopped = agreed_stop(asked, optimizer.runtime.any(asked > 0))
+                        state.stopped = agreed_stop(asked, optimizer.runtime.any_rank(asked > 0))
             if state.stopped or not upcoming:
                 return state
             start = time.perf_counter()
@@ -115,7 +115,7 @@ def step(
     """One optimizer step. Returns its loss, the gradient's norm, and the signal that asked a process to stop, or 0."""
     runtime = optimizer.runtime
     device = runtime.device
-    trained = runtime.sum(torch.stack([(batch.targets != -1).sum() for batch in micro_batches]).sum())
+    trained = runtime.all_reduce(torch.stack([(batch.targets != -1).sum() for batch in micro_batches]).sum())
     scale = runtime.world_size / trained.clamp(min=1)  # the optimizer takes the mean over the processes
     total = torch.zeros((), device=device)
     for batch in micro_batches:
@@ -124,7 +124,7 @@ def step(
         total += loss.detach()
     # One reduction carries the loss and the wish to stop: all processes stop after the same step.
     asked = stop()
-    total, stops = runtime.sum(torch.stack([total, torch.tensor(float(asked), device=device)]))
+    total, stops = runtime.all_reduce(torch.stack([total, torch.tensor(float(asked), device=device)]))
     norm = optimizer.step(rates.lr_scale, rates.momentum)
     optimizer.zero_grad()
     return (total / trained.clamp(min=1)).item(), norm.item(), agreed_stop(asked, stops.item() > 0)

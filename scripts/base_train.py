@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 
-from nanochat.checkpoint_manager import describe_model, run_dir
-from nanochat.common import Stopped, UserError
+from nanochat.checkpoint_manager import model_meta, run_dir
+from nanochat.common import StoppedBySignal, UserError
 from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
 from nanochat.dataloader import document_batches
@@ -107,7 +107,7 @@ class Config(Training):
 
 
 def main(config: Config) -> LoopState:
-    """Train, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
+    """Train, and return where the run ended. Raises `StoppedBySignal` if a signal has ended it early."""
     tokenizer, manifest, documents = get_tokenizer(), load_manifest(), open_split("train")
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
@@ -121,7 +121,7 @@ def main(config: Config) -> LoopState:
     log.start_wandb(config.run, config)
     batch_size = batch_size_of(config.device_batch_size, checkpoint, model, config.total_batch_size, runtime)
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": manifest.hash()}
-    save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
+    save = saver(folder, model, optimizer, model_meta(model, runtime, tokenizer) | facts, config.keep_last)
     show_samples = sampler(model, tokenizer, runtime, prompts_for(manifest.source, NUM_SAMPLES, config.seed))
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, horizon, state.cursor)
     with closing(loader), closing(log):
@@ -145,7 +145,7 @@ def main(config: Config) -> LoopState:
     runtime.finish()
     if state.stopped:
         go_on = resume_command("scripts.base_train", config)
-        raise Stopped(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
+        raise StoppedBySignal(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
     report_training("base_train", "Pretraining", config, model, runtime, state, horizon)
     return state
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat.checkpoint_manager import FOLDERS, default_tag, load_model
+from nanochat.checkpoint_manager import CHECKPOINT_DIRS, default_tag, load_model
 from nanochat.common import UserError, base_dir, print0, write_json_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Config(Settings):
-    source: str = setting("sft", "the stage whose model is scored", short="i", choices=tuple(FOLDERS))
+    source: str = setting("sft", "the stage whose model is scored", short="i", choices=tuple(CHECKPOINT_DIRS))
     tasks: str | None = setting(
         None, 'tasks, with | between them, such as "GSM8K|MMLU"; default: those for the data that is here', short="a"
     )

@@ -18,8 +18,8 @@ from functools import partial
 
 import torch
 
-from nanochat.checkpoint_manager import describe_model, run_dir
-from nanochat.common import Stopped
+from nanochat.checkpoint_manager import model_meta, run_dir
+from nanochat.common import StoppedBySignal
 from nanochat.configurator import cli, setting
 from nanochat.engine import Engine
 from nanochat.eval.pass_at_k import evaluate_pass_at_k
@@ -113,7 +113,7 @@ def step(
         surprise[0] += (batch.copies[:, None] * losses.detach()).sum()
         surprise[1] += (batch.copies[:, None] * (batch.targets != -1)).sum()
     asked = stop()
-    total, tokens, stops = runtime.sum(torch.cat([surprise, surprise.new_tensor([float(asked)])])).tolist()
+    total, tokens, stops = runtime.all_reduce(torch.cat([surprise, surprise.new_tensor([float(asked)])])).tolist()
     metrics = {**figures(counts, names), "lr_scale": rates.lr_scale, "grad_norm": 0.0}
     if counts["signal"] or worked.num_tokens:
         for param in model.parameters():
@@ -126,7 +126,7 @@ def step(
 
 
 def main(config: Config) -> LoopState:
-    """Reinforce, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
+    """Reinforce, and return where the run ended. Raises `StoppedBySignal` if a signal has ended it early."""
     tokenizer = get_tokenizer()
     origin = first_checkpoint("rl", config, tokenizer)
     problems, held_out = find_problems(config, tokenizer)
@@ -138,7 +138,7 @@ def main(config: Config) -> LoopState:
     runtime, num_steps = optimizer.runtime, config.num_steps(problems)
     log = RLLog(runtime, state, num_steps, config.num_problems * config.num_samples, model)
     log.start_wandb(config.run, config)
-    meta = {**describe_model(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
+    meta = {**model_meta(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
     save = saver(run_dir("rl", origin.path.parent.name), model, optimizer, meta, config.keep_last)
 
     def play(number: int) -> tuple[list[RolloutGroup], SFTRows]:
@@ -165,7 +165,7 @@ def main(config: Config) -> LoopState:
     runtime.finish()
     if state.stopped:
         told = f"Stopped at step {state.step} of {num_steps}. To go on: "
-        raise Stopped(state.stopped, told + resume_command("scripts.chat_rl", config))
+        raise StoppedBySignal(state.stopped, told + resume_command("scripts.chat_rl", config))
     report_rl(config, runtime, state, {name: len(task) for name, task in held_out.items()})
     return state
 

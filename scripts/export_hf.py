@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from nanochat.checkpoint_manager import (
-    FOLDERS,
+    CHECKPOINT_DIRS,
     Checkpoint,
     check_tokenizer,
     default_tag,
@@ -43,7 +43,7 @@ from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 @dataclass(frozen=True)
 class Config(Settings):
-    source: str = setting("base", "stage whose model is exported", short="i", choices=tuple(FOLDERS))
+    source: str = setting("base", "stage whose model is exported", short="i", choices=tuple(CHECKPOINT_DIRS))
     model_tag: str | None = setting(None, "which model; default: the deepest", short="g")
     step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, also=-1)
     out: Path | None = setting(None, "folder to write; must be given, and new or empty")
@@ -99,7 +99,7 @@ def write_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, sour
     config = GPTConfig(**meta["model_config"])
     if config.vocab_size != tokenizer.get_vocab_size():
         raise UserError(f"the model has {config.vocab_size} tokens, its tokenizer {tokenizer.get_vocab_size()}")
-    weights = to_hf_weights(checkpoint.weights(), config)
+    weights = to_hf_weights(checkpoint.load_weights(), config)
     parameters = sum(weight.numel() for weight in weights.values())
     origin = {"source": source, "tag": tag, "step": checkpoint.step, "compute_dtype": meta["compute_dtype"]}
     origin["total_batch_size"] = meta.get("settings", {}).get("total_batch_size")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanochat.checkpoint_manager import FOLDERS, list_steps, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import CHECKPOINT_DIRS, list_steps, run_dir, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.export.hf_model import from_hf_config, from_hf_weights
@@ -35,7 +35,7 @@ from nanochat.tokenizer import TOKENIZER_FILE, Tokenizer
 @dataclass(frozen=True)
 class Config(Settings):
     folder: Path | None = setting(None, "folder of the model", positional=True)
-    source: str = setting("base", "stage that it is imported as", short="i", choices=tuple(FOLDERS))
+    source: str = setting("base", "stage that it is imported as", short="i", choices=tuple(CHECKPOINT_DIRS))
     model_tag: str | None = setting(None, "name of the imported model; default: d and its layers", short="g")
 
     def __post_init__(self) -> None:

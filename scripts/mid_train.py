@@ -27,7 +27,7 @@ class Config(FineTuning):
 
 
 def main(config: Config) -> LoopState:
-    """Train, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
+    """Train, and return where the run ended. Raises `StoppedBySignal` if a signal has ended it early."""
     return fine_tune(STAGE, config)
 
 

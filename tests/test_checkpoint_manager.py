@@ -26,16 +26,16 @@ from nanochat.checkpoint_manager import (
     FORMAT,
     build_model,
     default_tag,
-    describe_model,
     list_steps,
     list_tags,
     load_model,
+    load_tensors,
+    model_meta,
     open_checkpoint,
-    read_tensors,
     restore_model,
     run_dir,
     save_checkpoint,
-    write_tensors,
+    save_tensors,
 )
 from nanochat.common import UserError
 from nanochat.gpt import GPTConfig
@@ -58,7 +58,7 @@ def value_of(folder: Path, step: int = -1) -> tuple[int, float]:
     """The step and the one value of a checkpoint, all of which is looked at."""
     checkpoint = open_checkpoint(folder, step)
     values = {checkpoint.meta["value"]}
-    for tensors in (checkpoint.weights(), checkpoint.optimizer_state()):
+    for tensors in (checkpoint.load_weights(), checkpoint.load_optimizer_state()):
         [tensor] = tensors.values()
         values |= set(tensor.tolist())
     [value] = values
@@ -161,7 +161,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("write_tensors", "sync_folder", "put_in_place"):
+    for name in ("save_tensors", "fsync_dir", "move_into_place"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_manager, name, full)
             with pytest.raises(UserError, match=r"cannot save .*step_000006 .*No space left.* as they were"):
@@ -239,8 +239,8 @@ def test_tensors_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
     numbers = torch.tensor([0.0, -0.0, 1e-40, 3e38, float("inf"), float("nan"), 1 / 3, -2.5])
     numbers = torch.arange(8) * 2**40 if dtype == torch.int64 else numbers.to(dtype)
     tensors = {"a": numbers, "view": numbers.clone().view(2, 4).T, "scalar": numbers[3].clone(), "empty": numbers[:0]}
-    write_tensors(tmp_path / "t.safetensors", tensors)
-    found = read_tensors(tmp_path / "t.safetensors")
+    save_tensors(tmp_path / "t.safetensors", tensors)
+    found = load_tensors(tmp_path / "t.safetensors")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert (found[name].dtype, found[name].shape) == (dtype, tensor.shape)
@@ -255,13 +255,13 @@ def test_torn_tensors(tmp_path: Path, name: str, size: int) -> None:
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
     checkpoint = open_checkpoint(tmp_path)
     with pytest.raises(UserError, match=rf"{name}.safetensors cannot be read .*remove its folder"):
-        checkpoint.weights() if name == "model" else checkpoint.optimizer_state()
+        checkpoint.load_weights() if name == "model" else checkpoint.load_optimizer_state()
 
 
 def test_missing_tensors(tmp_path: Path) -> None:
     (save(tmp_path, 4) / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model.safetensors cannot be read"):
-        open_checkpoint(tmp_path).weights()
+        open_checkpoint(tmp_path).load_weights()
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def save_model(
     model = build_model(shape, runtime)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(step))
     weights = model.state_dict()
-    save_checkpoint(run_dir("base", tag), step, weights, {}, describe_model(model, runtime, tokenizer))
+    save_checkpoint(run_dir("base", tag), step, weights, {}, model_meta(model, runtime, tokenizer))
     return weights
 
 
@@ -379,7 +379,7 @@ def test_load_model_errors(tokenizer: Tokenizer, base_dir: Path) -> None:
 def test_weights_of_another_model(tokenizer: Tokenizer) -> None:
     """A file that someone has copied from elsewhere."""
     save_model("d1", tokenizer)
-    write_tensors(run_dir("base", "d1") / "step_000004" / "model.safetensors", {"strange": torch.zeros(3)})
+    save_tensors(run_dir("base", "d1") / "step_000004" / "model.safetensors", {"strange": torch.zeros(3)})
     with pytest.raises(UserError, match=r"does not hold the weights that its meta.json describes"):
         load_model("base", CPU)
 

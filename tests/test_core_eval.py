@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from nanochat import core_eval
-from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.core_eval import (
     ModelScorer,
@@ -271,8 +271,10 @@ def test_of_equally_likely_tokens_the_first_is_the_likeliest() -> None:
 
 def test_a_batch_is_no_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
-    gpt, read = random_model(), GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda self, idx, cache=None: seen.append(idx.shape) or read(self, idx, cache))
+    gpt, read = random_model(), GPT.hidden_states
+    monkeypatch.setattr(
+        GPT, "hidden_states", lambda self, idx, cache=None: seen.append(idx.shape) or read(self, idx, cache)
+    )
     list(ModelScorer(gpt, 2000)(many_prompts(96)))
     assert max(rows * columns for rows, columns in seen) <= 2000
     assert len(seen) < 30
@@ -486,7 +488,7 @@ def test_a_flipped_bit_is_no_traceback(tmp_path: Path) -> None:
 def save(gpt: GPT) -> None:
     """A base checkpoint in the base folder."""
     TOKENIZER.save(run_dir("base", "").parent / "tokenizer")
-    save_checkpoint(run_dir("base", "d1"), 5, gpt.state_dict(), {}, describe_model(gpt, RUNTIME, TOKENIZER))
+    save_checkpoint(run_dir("base", "d1"), 5, gpt.state_dict(), {}, model_meta(gpt, RUNTIME, TOKENIZER))
 
 
 def test_base_eval(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,9 +195,9 @@ class Counted(GPT):
 
     asked: list[tuple[int, ...]]
 
-    def hidden(self, idx: Tensor, kv_cache: Any = None) -> Tensor:
+    def hidden_states(self, idx: Tensor, kv_cache: Any = None) -> Tensor:
         self.asked.append(tuple(idx.shape))
-        return super().hidden(idx, kv_cache)
+        return super().hidden_states(idx, kv_cache)
 
 
 @pytest.mark.parametrize(("max_tokens", "steps"), [(1, 1), (4, 4), (27, 27), (28, 27), (None, 27)])

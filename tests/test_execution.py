@@ -19,14 +19,14 @@ from types import FrameType
 import pytest
 
 from nanochat.common import UserError
-from nanochat.execution import LAYERS, ProgramResult, layers, run_program
+from nanochat.execution import ISOLATION_LAYERS, ProgramResult, isolation_layers, run_program
 from tests.support.hostile_programs import PREAMBLE, PROGRAMS, STARTING
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs run on Linux and macOS, not on Windows")
 
 LACKING = {  # layer -> why it cannot be shown here, and where it can
-    "name spaces": "no name spaces here (Linux has them; a container only where users may make some: --privileged)",
-    "mounts": "no mounts here (they come with name spaces)",
+    "namespaces": "no namespaces here (Linux has them; a container only where users may make some: --privileged)",
+    "mounts": "no mounts here (they come with namespaces)",
     "landlock": "no Landlock here (Linux 6.2 or later has it, unless it is switched off)",
     "seccomp": "no seccomp filter for this machine (there is one for Linux on x86-64, arm64 and riscv64)",
 }
@@ -59,7 +59,7 @@ class Grounds:
         self.signals: list[int] = []
         self.inherited = os.open(self.secret, os.O_RDONLY)
         os.set_inheritable(self.inherited, True)
-        self.active = layers()
+        self.active = isolation_layers()
         self.pool = ThreadPoolExecutor(4)
         self.futures: dict[tuple[str, tuple[str, ...]], Future[ProgramResult]] = {}
 
@@ -103,7 +103,7 @@ class Grounds:
         assert alive() == []
 
 
-FENCED = ("all layers", "no name spaces")  # with what a container on its own usually has: the same outcomes
+FENCED = ("all layers", "no namespaces")  # with what a container on its own usually has: the same outcomes
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def without(configuration: str, grounds: Grounds) -> tuple[str, ...]:
     """The layers to leave out; skips what this machine cannot show."""
     missing, needed = {
         "all layers": ((), {"seccomp", "landlock"}),
-        "no name spaces": (("name spaces",), {"seccomp", "landlock"}),
+        "no namespaces": (("namespaces",), {"seccomp", "landlock"}),
         "no landlock": (("landlock",), {"seccomp", "mounts"}),
-        "no seccomp": (("seccomp",), {"name spaces"}),
-        "only name spaces": (("mounts", "landlock", "seccomp"), {"name spaces"}),
+        "no seccomp": (("seccomp",), {"namespaces"}),
+        "only namespaces": (("mounts", "landlock", "seccomp"), {"namespaces"}),
     }[configuration]
     if lacking := {layer for layer in needed if not grounds.active[layer]}:
         pytest.skip("; ".join(sorted(LACKING[layer] for layer in lacking)))
@@ -159,14 +159,14 @@ def test_layers(grounds: Grounds, capsys: pytest.CaptureFixture[str]) -> None:
     """Prints which layers this machine has: the tests below are about these."""
     with capsys.disabled():
         print(f"\nsandbox layers here: {grounds.active}")
-    assert set(grounds.active) == set(LAYERS)
-    for layer in LAYERS:
-        gone = {layer} | ({"mounts"} if layer == "name spaces" else set())
-        if layer in ("name spaces", "seccomp") and os.geteuid() == 0 and not grounds.active["name spaces"]:
+    assert set(grounds.active) == set(ISOLATION_LAYERS)
+    for layer in ISOLATION_LAYERS:
+        gone = {layer} | ({"mounts"} if layer == "namespaces" else set())
+        if layer in ("namespaces", "seccomp") and os.geteuid() == 0 and not grounds.active["namespaces"]:
             continue
         assert (
             set(run_program("", 30.0, without=[layer]).layers)
-            == {name for name in LAYERS if grounds.active[name]} - gone
+            == {name for name in ISOLATION_LAYERS if grounds.active[name]} - gone
         )
 
 
@@ -192,7 +192,7 @@ def test_mounts_alone_guard_files(name: str, grounds: Grounds) -> None:
     judge(PROGRAMS[name][0], grounds.futures[name, left_out].result())
 
 
-@pytest.mark.parametrize("configuration", ["no seccomp", "only name spaces"])
+@pytest.mark.parametrize("configuration", ["no seccomp", "only namespaces"])
 @pytest.mark.parametrize("name", STARTING)
 def test_what_a_program_starts_ends_with_it(name: str, configuration: str, grounds: Grounds) -> None:
     left_out = without(configuration, grounds)
@@ -307,7 +307,7 @@ def test_without_any_layer() -> None:
     """As on macOS: limits alone. No process can be started; root is refused, because it could start some."""
     if os.geteuid() == 0:
         with pytest.raises(UserError, match="another user"):
-            run_program("print(1)", 30.0, without=LAYERS)
+            run_program("print(1)", 30.0, without=ISOLATION_LAYERS)
         return
     for name in (
         "fork",
@@ -321,7 +321,7 @@ def test_without_any_layer() -> None:
         "open files",
     ):
         expected, text = PROGRAMS[name]
-        result = run_program(PREAMBLE + text, 1.0 if expected == "time" else 30.0, without=LAYERS)
+        result = run_program(PREAMBLE + text, 1.0 if expected == "time" else 30.0, without=ISOLATION_LAYERS)
         judge(expected, result)
         assert result.layers == ()
 

@@ -65,7 +65,7 @@ def test_base_train(run_here: Path) -> None:
     val_bpb = state.history[-1]["val_bpb"]
     runtime = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, config.seed)
     first = build_model(config.model_config(vocab_size=265), runtime).state_dict()
-    weights = open_checkpoint(run_here / "base_checkpoints" / "d2").weights()
+    weights = open_checkpoint(run_here / "base_checkpoints" / "d2").load_weights()
     updates = {name: (weights[name] - first[name]).double().norm().item() for name in weights}
     print(f"LOSSES = {losses}\nVAL_BPB = {val_bpb}\nUPDATES = {updates}")
     assert losses == pytest.approx(LOSSES, rel=1e-4)

@@ -328,7 +328,7 @@ for model in models.values():
 idx = torch.randint(512, (2, 64), generator=torch.Generator().manual_seed(1))
 logits = {}
 for dtype, model in models.items():
-    assert model.hidden(idx).dtype == dtype and model(idx).dtype == torch.float32
+    assert model.hidden_states(idx).dtype == dtype and model(idx).dtype == torch.float32
     logits[dtype] = model(idx)
     model(idx, idx).backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())

@@ -17,7 +17,7 @@ from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte, nats_and_tokens
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from tests.support.models import noise
+from tests.support.models import random_model
 from tests.support.processes import Forker
 
 # Two tokens of several bytes are no UTF-8 by themselves: a blank with the first byte of a snowman, and its other two.
@@ -40,7 +40,7 @@ class Texts:
 
 
 def tiny_model() -> GPT:
-    return noise(8, len(BYTES), seed=7)
+    return random_model(8, len(BYTES), seed=7)
 
 
 def rows_of_texts(max_tokens: int = 10**6) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from nanochat import runtime as runtime_module
 from nanochat.common import UserError
-from nanochat.runtime import Runtime, choose_dtype, find_device, set_up_cpu
+from nanochat.runtime import Runtime, choose_dtype, configure_cpu, resolve_device
 from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,14 +53,14 @@ def test_auto_takes_the_best_device_there_is(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str
 ) -> None:
     put_devices(monkeypatch, cuda=cuda, mps=mps)
-    assert find_device("auto", 3) == torch.device(device)
+    assert resolve_device("auto", 3) == torch.device(device)
 
 
 def test_a_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     put_devices(monkeypatch, cuda=True, mps=True)
-    assert find_device("cpu", 1) == CPU
-    assert find_device("cuda", 1) == torch.device("cuda:1")
-    assert find_device("mps", 1) == torch.device("mps")
+    assert resolve_device("cpu", 1) == CPU
+    assert resolve_device("cuda", 1) == torch.device("cuda:1")
+    assert resolve_device("mps", 1) == torch.device("mps")
 
 
 def test_an_absent_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_an_absent_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Runtime.start(device="cuda")
     put_devices(monkeypatch, cuda=True)
     with pytest.raises(UserError, match=r"'mps' is not on this machine: choose one of auto, cpu, cuda$"):
-        find_device("mps", 0)
+        resolve_device("mps", 0)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:1", ""])
@@ -150,11 +150,11 @@ def test_one_process_alone() -> None:
     Runtime.start(seed=7, device="cpu")
     assert torch.equal(torch.rand(3), drawn)
     value, box = torch.tensor([1.5]), object()
-    assert runtime.sum(value) is value
+    assert runtime.all_reduce(value) is value
     assert value.item() == 1.5
-    assert runtime.from_main(box) is box
-    assert runtime.any(True)
-    assert not runtime.any(False)
+    assert runtime.broadcast(box) is box
+    assert runtime.any_rank(True)
+    assert not runtime.any_rank(False)
     runtime.barrier()
     runtime.finish()
 
@@ -171,7 +171,7 @@ def test_processes_share_the_cores_unless_the_user_says_how(
     if threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     torch.set_num_threads(3)
-    set_up_cpu(processes)
+    configure_cpu(processes)
     assert torch.get_num_threads() == expected
 
 
@@ -185,7 +185,7 @@ def test_two_processes_together(forker: Forker, tmp_path: Path) -> None:
     assert first == {
         "sum": [3.0, 30.0],
         "any": [True, True, False],
-        "from_main": {"rank": 0},
+        "broadcast": {"rank": 0},
         "dtype": "bfloat16",  # as the main process measured
         "left": True,
     }
@@ -209,9 +209,9 @@ def one_of_two(folder: Path) -> None:
     assert runtime.is_main == (rank == 0)
     found = {
         "rank": rank,
-        "sum": runtime.sum(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
-        "any": [runtime.any(rank == 0), runtime.any(rank == 1), runtime.any(False)],
-        "from_main": runtime.from_main({"rank": rank}),
+        "sum": runtime.all_reduce(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
+        "any": [runtime.any_rank(rank == 0), runtime.any_rank(rank == 1), runtime.any_rank(False)],
+        "broadcast": runtime.broadcast({"rank": rank}),
         "dtype": runtime.dtype_name,
     }
     runtime.barrier()

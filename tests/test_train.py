@@ -17,13 +17,13 @@ from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Event, LoopState, Metrics, Rates, step, stop_requests, train, warm_up
-from tests.support.models import noise
+from tests.support.models import random_model
 
 ROWS, T, V = 8, 6, 20
 
 
 def tiny_model() -> GPT:
-    return noise(T, V, seed=1)
+    return random_model(T, V, seed=1)
 
 
 def tiny_optimizer(model: GPT) -> Optimizer:

@@ -135,7 +135,7 @@ def _score_letters(problems: Sequence[_Problem], task: Task, engine: Engine, bat
         batch = problems[start : start + batch_size]
         lengths = torch.tensor([len(problem.prompt) for problem in batch], device=model.device)
         idx = pad_right([problem.prompt for problem in batch], fill=0, device=model.device)  # (B, T)
-        hidden = model.hidden(idx)  # (B, T) -> (B, T, C)
+        hidden = model.hidden_states(idx)  # (B, T) -> (B, T, C)
         last = hidden[torch.arange(len(batch), device=model.device), lengths - 1]  # (B, C)
         # In float32: in bf16 the logits of two letters would often be equal.
         logits = model.logits(last.float())[:, list(token_ids.values())].tolist()  # (B, C) -> (B, V) -> (B, letters)
@@ -199,7 +199,7 @@ def _gather(problems: Sequence[_Problem], num_examples: int, runtime: Runtime) -
         digest = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
         column = [problem.num_correct, problem.num_tool_calls, int(problem.is_cut), num_letters, digest]
         table[:, problem.index] = torch.tensor(column)
-    num_correct, num_tool_calls, cut, num_letters, digests = runtime.sum(table.to(runtime.device)).tolist()
+    num_correct, num_tool_calls, cut, num_letters, digests = runtime.all_reduce(table.to(runtime.device)).tolist()
     chance = math.fsum(1 / number for number in num_letters if number) / max(1, num_examples)
     return {
         "num_correct": num_correct,

@@ -50,7 +50,7 @@ class DecodeBatch:
         device = self.model.device
         lengths = [len(prompt) for prompt in prompts]
         cache = KVCache(self.model.config, len(prompts), self.model.compute_dtype, device)
-        hidden = self.model.hidden(pad_right(prompts, fill=0, device=device), cache)  # (P, T) -> (P, T, C)
+        hidden = self.model.hidden_states(pad_right(prompts, fill=0, device=device), cache)  # (P, T) -> (P, T, C)
         last = torch.tensor(lengths, device=device) - 1
         return cache, hidden[torch.arange(len(prompts), device=device), last]
 
@@ -67,7 +67,7 @@ class DecodeBatch:
         if done:
             self.rows = [self.rows[index] for index in self.cache.remove_rows(done)]
         last = torch.tensor([row.tokens[-1:] for row in self.rows], device=self.model.device)
-        self.logits = self.model.logits(self.model.hidden(last, self.cache)[:, -1])  # (B, 1) -> (B, C) -> (B, V)
+        self.logits = self.model.logits(self.model.hidden_states(last, self.cache)[:, -1])  # (B, 1) -> (B, C) -> (B, V)
         return True
 
 

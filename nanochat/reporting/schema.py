@@ -74,7 +74,7 @@ def log_section(stage: str, section: dict[str, Any]) -> Path:
         given["metrics"] = {name: metric for name, metric in given["metrics"].items() if metric is not None}
     plain: Section = _plain(given)
     _check(plain)
-    known = {**environment.describe(), **plain.pop("environment", {})}
+    known = {**environment.describe_environment(), **plain.pop("environment", {})}
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     write_json_atomic(path, {"format": FORMAT, "stage": stage, "time": now, **plain, "environment": known})
     return path

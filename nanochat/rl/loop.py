@@ -74,7 +74,7 @@ def reinforce(
                     log(state, dict(event.run(state)))
                     if ended and not state.stopped:  # no step will ask again
                         asked = stop()
-                        state.stopped = agreed_stop(asked, runtime.any(asked > 0))
+                        state.stopped = agreed_stop(asked, runtime.any_rank(asked > 0))
             if state.stopped or ended:
                 return state
             start = time.perf_counter()
@@ -151,7 +151,7 @@ def report_rl(config: Any, runtime: Runtime, state: LoopState, held_out: Mapping
             "model": "rl",
             "notes": notes,
             "settings": config,
-            "environment": runtime.facts,
+            "environment": runtime.report_fields,
             "metrics": metrics,
             "headline": [],  # the accuracies are chat_eval's to tell
             "curves": rl_curves(state.history, list(held_out)),

@@ -261,7 +261,9 @@ def tally(groups: Sequence[RolloutGroup], names: Sequence[str], runtime: Runtime
             counts["tool"] += 0 in answer.mask  # it was used, and had something to say
             counts["ended"] += answer.has_ended
     return dict(
-        zip(counts, runtime.sum(torch.tensor(list(counts.values()), device=runtime.device)).tolist(), strict=True)
+        zip(
+            counts, runtime.all_reduce(torch.tensor(list(counts.values()), device=runtime.device)).tolist(), strict=True
+        )
     )
 
 

@@ -1,7 +1,7 @@
 """The inner side of nanochat/execution.py, which starts it as a process: fences itself in and becomes the program.
 
 keeper           a Python of its own, in its own session; keeps the time and ends everything
-  first process  of a new process name space: when it ends, the kernel ends all in it (only with name spaces)
+  first process  of a new process namespace: when it ends, the kernel ends all in it (only with namespaces)
     program      limits, Landlock, seccomp; then a fresh Python that knows nothing of all this
 """
 
@@ -24,7 +24,7 @@ _NEW_SPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 _MOUNT_SETATTR, _HERE, _RECURSIVE, _ATTR_READ_ONLY, _ATTR_NOSUID, _ATTR_NODEV = 442, -100, 0x8000, 1, 2, 4
 _HOME = "/sandbox"
-_NOBODY = 1000  # the program's user id inside its name space, with no capabilities
+_NOBODY = 1000  # the program's user id inside its namespace, with no capabilities
 _MNT_DETACH = 2
 _DEVICES = ("/dev/null", "/dev/urandom")
 _PROCESSES = 64
@@ -46,7 +46,7 @@ def main() -> NoReturn:
     try:
         if sys.platform == "linux":
             libc("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM)
-        spaces = "name spaces" not in order["without"] and _enter_spaces()
+        spaces = "namespaces" not in order["without"] and _enter_spaces()
         signal.setitimer(signal.ITIMER_REAL, order["timeout"])
         child = os.fork()
         if child == 0:
@@ -80,7 +80,7 @@ def _wait_for(child: int) -> int:
 
 
 def _end_all(child: int) -> None:
-    """Kill the child and its group. There are no others: a name space ends with its first, elsewhere none start."""
+    """Kill the child and its group. There are no others: a namespace ends with its first, elsewhere none start."""
     for kill in (os.killpg, os.kill) if child else ():
         try:
             kill(child, signal.SIGKILL)
@@ -92,11 +92,11 @@ def _end_all(child: int) -> None:
         pass  # it had ended before
 
 
-# --- name spaces ------------------------------------------------------------------------------------------------------
+# --- namespaces ------------------------------------------------------------------------------------------------------
 
 
 def _enter_spaces() -> bool:
-    """New user, process, network, mount and IPC name spaces for the children; whether this machine permits them."""
+    """New user, process, network, mount and IPC namespaces for the children; whether this machine permits them."""
     user, group = os.getuid(), os.getgid()
     try:
         libc("unshare", _NEW_SPACES)
@@ -110,10 +110,10 @@ def _enter_spaces() -> bool:
 
 
 def _first_process(order: dict[str, Any]) -> NoReturn:
-    """Of the new process name space. It dies with the keeper, and all in the space die with it."""
+    """Of the new process namespace. It dies with the keeper, and all in the space die with it."""
     try:
         libc("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
-        layers = {"name spaces"}
+        layers = {"namespaces"}
         if "mounts" not in order["without"] and _new_root(order):
             layers.add("mounts")
         child = os.fork()
@@ -198,7 +198,7 @@ def _program(order: dict[str, Any], layers: set[str]) -> NoReturn:
             drop_privileges()
             _try("landlock", order, layers, lambda: restrict_files(order["readable"], [home, *_DEVICES]))
             _try("seccomp", order, layers, restrict_calls)
-        if "seccomp" not in layers and "name spaces" not in layers and os.geteuid() == 0:
+        if "seccomp" not in layers and "namespaces" not in layers and os.geteuid() == 0:
             raise OSError(0, "no limit on processes holds for root here; run as another user")
         _limit(order, layers)
         _tell(order, layers=sorted(layers))
@@ -215,7 +215,7 @@ def _try(layer: str, order: dict[str, Any], layers: set[str], put_up: Callable[[
             put_up()
             layers.add(layer)
         except OSError:
-            pass  # not on this machine; execution.layers() says so
+            pass  # not on this machine; execution.isolation_layers() says so
 
 
 def _limit(order: dict[str, Any], layers: set[str]) -> None:
@@ -229,7 +229,7 @@ def _limit(order: dict[str, Any], layers: set[str]) -> None:
         "MEMLOCK": 0,
     }
     if "seccomp" not in layers:  # which lets threads start and nothing else; here threads count as well, on Linux
-        limits["NPROC"] = _PROCESSES if "name spaces" in layers else 0
+        limits["NPROC"] = _PROCESSES if "namespaces" in layers else 0
     for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))

@@ -93,7 +93,7 @@ _DENIED = {
     ),
     # mount, umount2, pivot_root, chroot, unshare, setns, open_tree, move_mount, fsopen, fsconfig, fsmount, fspick,
     # mount_setattr, open_by_handle_at, mknod, mknodat
-    "name spaces": (
+    "namespaces": (
         *((165, 40), (166, 39), (155, 41), (161, 51), (272, 97), (308, 268), (428, 428), (429, 429), (430, 430)),
         *((431, 431), (432, 432), (433, 433), (442, 442), (304, 265), (133, None), (259, 33)),
     ),

@@ -47,9 +47,9 @@ def examine(check: Callable[[str], Finding], device: str, when_absent: str) -> F
 
 def check_versions(_: str) -> Finding:
     """Python, torch and the other declared dependencies."""
-    from nanochat.system.environment import version
+    from nanochat.system.environment import package_version
 
-    versions = {name: version(name) for name in ("torch", *LIBRARIES)}
+    versions = {name: package_version(name) for name in ("torch", *LIBRARIES)}
     if missing := [name for name, found in versions.items() if found is None]:
         return FAIL, f"not installed: {', '.join(missing)}; bash dev/setup.sh installs everything"
     told = ", ".join([f"Python {sys.version.split()[0]}", *(f"{name} {found}" for name, found in versions.items())])
@@ -63,10 +63,10 @@ def check_machine(_: str) -> Finding:
     """Processor, cores, threads, memory."""
     import torch
 
-    from nanochat.system.environment import memory_gb, processor, usable_cores
+    from nanochat.system.environment import num_usable_cores, processor_name, total_memory_gb
 
-    threads, cores, memory = torch.get_num_threads(), usable_cores(), memory_gb()
-    told = f"{processor()}, {cores} cores, {threads} threads, {memory} GB of memory"
+    threads, cores, memory = torch.get_num_threads(), num_usable_cores(), total_memory_gb()
+    told = f"{processor_name()}, {cores} cores, {threads} threads, {memory} GB of memory"
     if threads > cores:
         return NOTICE, f"{told}; more threads than cores slow each other down: set OMP_NUM_THREADS={cores}"
     return (NOTICE, f"{told}; keep --depth and --device_batch_size small") if memory < 4 else (OK, told)
@@ -127,14 +127,14 @@ def check_attention(device: str) -> Finding:
 
 def check_compile(device: str) -> Finding:
     """What torch.compile needs: a C++ compiler and Python's headers, on CUDA also Triton."""
-    from nanochat.runtime import find_device
+    from nanochat.runtime import resolve_device
 
     compilers = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
     compiler = next((found for name in compilers if name and (found := shutil.which(name))), None)
     missing = [] if compiler else ["a C++ compiler (g++ or clang++)"]
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         missing.append("Python's headers (python3-dev)")
-    if find_device(device, 0).type == "cuda" and find_spec("triton") is None:
+    if resolve_device(device, 0).type == "cuda" and find_spec("triton") is None:
         missing.append("Triton")
     if missing:
         return NOTICE, f"off: {' and '.join(missing)} not found; training runs eagerly"

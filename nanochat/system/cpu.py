@@ -24,7 +24,7 @@ ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
 
 
-class Bf16(TypedDict):
+class Bf16Probe(TypedDict):
     """An answer of this file."""
 
     speedup: float | None  # of bf16 products over float32 ones; None: they do not work
@@ -52,7 +52,7 @@ def cpu_flags() -> set[str]:
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
-def try_bf16(environment: dict[str, str]) -> float | None:
+def measure_bf16_speedup(environment: dict[str, str]) -> float | None:
     """How many times faster bf16 products are than float32 ones, with this environment; None if they do not work."""
     try:
         done = subprocess.run(
@@ -63,16 +63,16 @@ def try_bf16(environment: dict[str, str]) -> float | None:
         return None
 
 
-def measure_bf16(limit: str) -> Bf16:
+def probe_bf16(limit: str) -> Bf16Probe:
     """How bf16 products do, measured now: under this limit of oneDNN's if they work there, else without AMX."""
-    speedup = try_bf16(dict(os.environ))
+    speedup = measure_bf16_speedup(dict(os.environ))
     if speedup is None:
         limit = ISA_WITHOUT_AMX
-        speedup = try_bf16({**os.environ, ISA_VARIABLE: limit})
+        speedup = measure_bf16_speedup({**os.environ, ISA_VARIABLE: limit})
     return {"speedup": speedup, "isa": limit}
 
 
-def known_answers(path: Path) -> dict[str, Bf16]:
+def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
     """What earlier processes measured; nothing where the file is absent or damaged."""
     try:
         answers = json.loads(path.read_text(encoding="utf-8"))
@@ -97,12 +97,12 @@ def prepare_bf16() -> float | None:
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     path, limit = base_dir() / "cpu.json", os.environ.get(ISA_VARIABLE, "")
-    answer = known_answers(path).get(key(limit))
+    answer = read_cached_probes(path).get(key(limit))
     if answer is None:
         print0("Trying bf16 matrix products on this processor (once) ...")
-        answer = measure_bf16(limit)
+        answer = probe_bf16(limit)
         # the second entry is for this process, and those it starts, when they ask again under the limit set below
-        write_json_atomic(path, {**known_answers(path), key(limit): answer, key(answer["isa"]): answer})
+        write_json_atomic(path, {**read_cached_probes(path), key(limit): answer, key(answer["isa"]): answer})
     if answer["isa"]:
         os.environ[ISA_VARIABLE] = answer["isa"]
     return answer["speedup"]

@@ -13,26 +13,26 @@ from pathlib import Path
 import psutil
 
 
-def describe() -> dict[str, str | int | float]:
+def describe_environment() -> dict[str, str | int | float]:
     """The environment of this process, as names and values ready for JSON; what cannot be found out is left out.
 
     torch is asked only if the stage has loaded it: one without torch has used no GPU and need not wait for the import.
     """
     facts: dict[str, str | int | float | None] = {
         "system": platform.platform(),
-        "processor": processor(),
-        "cores": usable_cores(),
-        "memory (GB)": memory_gb(),
+        "processor": processor_name(),
+        "cores": num_usable_cores(),
+        "memory (GB)": total_memory_gb(),
         "GPU": _gpu(),
         "Python": platform.python_version(),
-        "torch": version("torch"),
+        "torch": package_version("torch"),
         "threads": _threads(),
-        "commit": commit(Path(__file__).resolve().parents[2]),
+        "commit": git_commit(Path(__file__).resolve().parents[2]),
     }
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     """The installed version of a package, found without importing it."""
     try:
         return metadata.version(package)
@@ -40,7 +40,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def processor() -> str | None:
+def processor_name() -> str | None:
     """The processor's name as its maker spells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -52,12 +52,12 @@ def processor() -> str | None:
     return next(filter(None, [*names, platform.processor(), platform.machine()]), None)
 
 
-def usable_cores() -> int:
+def num_usable_cores() -> int:
     """Cores this process may run on, which in a container or a batch job are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory_gb() -> float:
+def total_memory_gb() -> float:
     """Main memory in GB (10^9 bytes), or the container's limit if that is lower."""
     total = int(psutil.virtual_memory().total)
     try:
@@ -67,7 +67,7 @@ def memory_gb() -> float:
     return round((total if limit == "max" else min(total, int(limit))) / 1e9, 1)
 
 
-def peak_memory() -> int:
+def peak_memory_bytes() -> int:
     """Bytes that this process had in memory at most.
 
     Linux keeps what getrusage says across fork and exec: it would be the parent's peak, if that is higher.
@@ -83,7 +83,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def commit(checkout: Path) -> str | None:
+def git_commit(checkout: Path) -> str | None:
     """The git commit of a checkout, marked when tracked files differ from it; None for an installed package.
 
     A package inside a virtual environment inside somebody's repository must not report that repository's commit.

@@ -64,7 +64,7 @@ def auto_batch_size(model: GPT, total_batch_size: int, sequence_len: int, runtim
             raise UserError("not even one row fits into this GPU's memory: lower --max_seq_len or --depth")
     else:
         chosen = next((size for size in sizes if size * sequence_len <= CPU_TOKENS), 1)
-    chosen = runtime.from_main(chosen)
+    chosen = runtime.broadcast(chosen)
     print0(f"Device batch size {chosen}")
     return chosen
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from nanochat.checkpoint_manager import Checkpoint, describe_model, run_dir
-from nanochat.common import Stopped, UserError, print0
+from nanochat.checkpoint_manager import Checkpoint, model_meta, run_dir
+from nanochat.common import StoppedBySignal, UserError, print0
 from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
@@ -147,7 +147,7 @@ def batches(
 
 
 def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
-    """Train, and return where the run ended. Raises `Stopped` if a signal has ended it early."""
+    """Train, and return where the run ended. Raises `StoppedBySignal` if a signal has ended it early."""
     tokenizer = get_tokenizer()
     origin = first_checkpoint(stage.model, config, tokenizer)
     config = settled(config, origin)
@@ -162,7 +162,7 @@ def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
     log.start_wandb(config.run, config)
     batch_size = batch_size_of(config.device_batch_size, checkpoint, model, size, runtime, sequence_len)
     facts = {"settings": asdict(config), "device_batch_size": batch_size, "data_hash": data_hash}
-    save = saver(folder, model, optimizer, describe_model(model, runtime, tokenizer) | facts, config.keep_last)
+    save = saver(folder, model, optimizer, model_meta(model, runtime, tokenizer) | facts, config.keep_last)
     loader = batches(data, tokenizer, runtime, config, batch_size, state)
     with closing(loader), closing(log):
         train(
@@ -181,7 +181,7 @@ def fine_tune(stage: Stage, config: FineTuning) -> LoopState:
     runtime.finish()
     if state.stopped:
         go_on = resume_command(f"scripts.{stage.script}", config)
-        raise Stopped(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
+        raise StoppedBySignal(state.stopped, f"Stopped at step {state.step} of {num_steps}. To go on: {go_on}")
     report(stage, config, data, model, runtime, state)
     return state
 
@@ -202,7 +202,7 @@ def report(stage: Stage, config: FineTuning, data: Data, model: GPT, runtime: Ru
             "model": stage.model,
             "notes": notes,
             "settings": config,
-            "environment": runtime.facts,
+            "environment": runtime.report_fields,
             "metrics": {
                 "parameters": model.num_params(),
                 "conversations": len(data.train),

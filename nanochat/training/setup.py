@@ -61,7 +61,7 @@ def compile_model(
         failure = None
     except Exception as error:  # whatever a compiler may raise
         failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    if runtime.any(failure is not None):
+    if runtime.any_rank(failure is not None):
         print0(f"Compiling failed, so training runs uncompiled: {failure or 'on another process'}")
         return model
     return compiled
@@ -83,7 +83,7 @@ def saver(
                 print0(f"Saved {path}")
             except UserError as error:
                 failure = str(error)
-        failure = runtime.from_main(failure)  # the others wait here; they fail alike instead of waiting for ever
+        failure = runtime.broadcast(failure)  # the others wait here; they fail alike instead of waiting for ever
         if failure:
             raise UserError(failure)
         return {}
@@ -151,7 +151,7 @@ def begin(
     optimizer = build_optimizer(model, replace(runtime, compute_dtype=model.compute_dtype), settings)
     if checkpoint is None:
         return model, optimizer, LoopState()
-    optimizer.load_state_dict(checkpoint.optimizer_state())
+    optimizer.load_state_dict(checkpoint.load_optimizer_state())
     state = LoopState(**checkpoint.meta["loop"] | {"stopped": 0})
     print0(f"Resuming {checkpoint.path}, {state.progress:.1%} of the run done")
     return model, optimizer, state
@@ -230,7 +230,7 @@ def report_training(
             "title": title,
             "notes": notes,
             "settings": settings,
-            "environment": runtime.facts,
+            "environment": runtime.report_fields,
             "metrics": {
                 "parameters": model.num_params(),
                 "training tokens": num_tokens,

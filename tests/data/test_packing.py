@@ -32,7 +32,7 @@ from nanochat.gpt import GPT
 from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Rates, step
-from tests.support.models import noise
+from tests.support.models import random_model
 from tests.support.processes import Forker
 from tests.support.talks import BOS, MIXTURES, TOKENIZER, Talk, sums, talk
 
@@ -274,7 +274,7 @@ def test_conversation_eval_rows_of_many(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def tiny_model(sequence_len: int) -> GPT:
-    return noise(sequence_len, seed=7)
+    return random_model(sequence_len, seed=7)
 
 
 @given(talks=MIXTURES, sequence_len=SIZES, micro=st.sampled_from([1, 3]))

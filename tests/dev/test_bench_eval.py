@@ -45,8 +45,10 @@ def test_it_computes_in_float32(way: str, monkeypatch: pytest.MonkeyPatch) -> No
     model = bench_eval.random_model(config.shape(300), runtime)
     monkeypatch.setattr(Runtime, "start", lambda *_: runtime)
     monkeypatch.setattr(bench_eval, "random_model", lambda *_: model)
-    seen, read = [], type(model).hidden
-    monkeypatch.setattr(type(model), "hidden", lambda gpt, *rest: seen.append(gpt.compute_dtype) or read(gpt, *rest))
+    seen, read = [], type(model).hidden_states
+    monkeypatch.setattr(
+        type(model), "hidden_states", lambda gpt, *rest: seen.append(gpt.compute_dtype) or read(gpt, *rest)
+    )
     ours, theirs = multiprocessing.Pipe()
     ours.send([Prompt(0, [([1, 2, 3, 4], 2)], False)])
     ours.send(None)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.core_eval import core
@@ -110,7 +110,7 @@ def two(run_here: Path) -> Path:
     """A base folder with a bundle and a model at two steps: at the first it says nothing."""
     TOKENIZER.save(run_here / "tokenizer")
     for step, gpt in ((5, pair_model({})), (10, pair_model(LOGITS))):
-        save_checkpoint(run_dir("base", "d1"), step, gpt.state_dict(), {}, describe_model(gpt, RUNTIME, TOKENIZER))
+        save_checkpoint(run_dir("base", "d1"), step, gpt.state_dict(), {}, model_meta(gpt, RUNTIME, TOKENIZER))
     write_bundle(run_here / "eval_bundle", missing=["coqa"])
     return run_here
 
@@ -194,7 +194,7 @@ def test_refused(words: list[str]) -> None:
 def test_another_random_model_is_compared_too(two: Path) -> None:
     """A tag beside a tag: both are loaded, and each answers for itself."""
     gpt = random_model(64)
-    save_checkpoint(run_dir("base", "d2"), 1, gpt.state_dict(), {}, describe_model(gpt, RUNTIME, TOKENIZER))
+    save_checkpoint(run_dir("base", "d2"), 1, gpt.state_dict(), {}, model_meta(gpt, RUNTIME, TOKENIZER))
     both = base_eval.main(base_eval.Config(device="cpu", compare="d2", other="d1"))
     alone = [base_eval.main(base_eval.Config(device="cpu", model_tag=tag)) for tag in ("d2", "d1")]
     assert [found.correct for found in both] == [found.correct for results in alone for found in results]

@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.core_eval import evaluate_task, tokenize
 from nanochat.data.shards import open_split, write_dataset
@@ -68,7 +68,7 @@ def both(request: pytest.FixtureRequest, run_here: Path) -> Path:
     """A base folder with a checkpoint d2 and its export; gives the latter."""
     TOKENIZER.save(run_here / "tokenizer")
     model = our_model(request.param == "trained")
-    save_checkpoint(run_dir("base", "d2"), 7, model.state_dict(), {}, describe_model(model, CPU, TOKENIZER))
+    save_checkpoint(run_dir("base", "d2"), 7, model.state_dict(), {}, model_meta(model, CPU, TOKENIZER))
     return export_hf.main(export_hf.Config(out=run_here / "d2-hf"))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from nanochat.eval.samples import PROMPTS, write_samples
 from nanochat.gpt import GPT
-from tests.support.models import noise
+from tests.support.models import random_model
 from tests.support.talks import BOS, TOKENIZER
 
 ENDS = (BOS, TOKENIZER.encode_special("<|assistant_end|>"))
@@ -17,7 +17,7 @@ ENDS = (BOS, TOKENIZER.encode_special("<|assistant_end|>"))
 
 def model_of(sequence_len: int = 64, end_bias: float = 0.0) -> GPT:
     """A model of noise; with a bias it likes to end."""
-    model = noise(sequence_len)
+    model = random_model(sequence_len)
     with torch.no_grad():
         model.head.weight[BOS] *= end_bias
     return model

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.checkpoint_manager import describe_model, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.data import storyworld
@@ -31,7 +31,7 @@ from nanochat.tokenization.chat_format import Conversation
 from scripts import chat_eval as script
 from scripts.chat_eval import Config
 from tasks.common import Task, make_conversation, make_multiple_choice
-from tests.support.models import noise
+from tests.support.models import random_model
 from tests.support.processes import Forker
 from tests.support.talks import TOKENIZER
 
@@ -40,7 +40,7 @@ RUNTIME = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
 
 def model(context: int = 128, says: str | None = None) -> GPT:
     """A model with random weights; or one that finds a certain token likeliest, whatever stands before."""
-    built = noise(context, scale=1.0, n_head=2, n_kv_head=2)
+    built = random_model(context, scale=1.0, n_head=2, n_kv_head=2)
     if says is not None:
         with torch.no_grad():
             for name, param in built.named_parameters():  # every position has the same state, and only one logit is > 0
@@ -221,11 +221,11 @@ def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> N
     long, short = make_multiple_choice("z" * 300, ["a", "b"], 0), make_multiple_choice("z", ["a", "b"], 0)
     whole = TOKENIZER.render_for_completion(long)
 
-    def hidden(_: GPT, ids: Tensor) -> Tensor:
+    def hidden_states(_: GPT, ids: Tensor) -> Tensor:
         prompts.extend(ids.tolist())
         return torch.zeros(*ids.shape, 16)
 
-    monkeypatch.setattr(GPT, "hidden", hidden)
+    monkeypatch.setattr(GPT, "hidden_states", hidden_states)
     found = evaluate(Listed([long, short]), model(), batch_size=1)
     assert found.num_cut == 1
     assert prompts[1] == [whole[0], *whole[-127:]]
@@ -320,7 +320,7 @@ def write_facts(folder: Path) -> None:
 def save(stage: str, gpt: GPT) -> None:
     """A checkpoint of a stage in the base folder."""
     TOKENIZER.save(run_dir(stage, "").parent / "tokenizer")
-    save_checkpoint(run_dir(stage, "d1"), 5, gpt.state_dict(), {}, describe_model(gpt, RUNTIME, TOKENIZER))
+    save_checkpoint(run_dir(stage, "d1"), 5, gpt.state_dict(), {}, model_meta(gpt, RUNTIME, TOKENIZER))
 
 
 @pytest.mark.shared_data

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.checkpoint_manager import build_model, describe_model, load_model, open_checkpoint, save_checkpoint
-from nanochat.common import Stopped, UserError
+from nanochat.checkpoint_manager import build_model, load_model, model_meta, open_checkpoint, save_checkpoint
+from nanochat.common import StoppedBySignal, UserError
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine
 from nanochat.eval.pass_at_k import pass_at_k, reported_ks
@@ -36,7 +36,7 @@ from nanochat.train import Rates
 from scripts import chat_rl
 from scripts.chat_rl import Config, main, step
 from tasks.common import Task, make_conversation, reference_text
-from tests.support.models import noise
+from tests.support.models import random_model
 from tests.support.processes import Forker
 from tests.support.talks import TOKENIZER
 
@@ -111,7 +111,7 @@ def prepare(folder: Path) -> None:
     """A tokenizer and an sft checkpoint, which finds all tokens alike, in a base folder."""
     TOKENIZER.save(folder / "tokenizer")
     model = build_model(SHAPE, ALONE)
-    meta = describe_model(model, ALONE, TOKENIZER) | {"data_hash": "", "settings": {}}
+    meta = model_meta(model, ALONE, TOKENIZER) | {"data_hash": "", "settings": {}}
     save_checkpoint(folder / "chatsft_checkpoints" / "d1", 7, model.state_dict(), {}, meta)
 
 
@@ -124,7 +124,7 @@ def run(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def weights_of(folder: Path, step_number: int = -1) -> dict[str, Tensor]:
-    return open_checkpoint(folder / "chatrl_checkpoints" / "d1", step_number).weights()
+    return open_checkpoint(folder / "chatrl_checkpoints" / "d1", step_number).load_weights()
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_resume_is_exact(run: Callable[..., Any], run_here: Path, monkeypatch: p
     monkeypatch.setitem(TASKS, "Bandit", Halves)
     whole = run(**SHORT, eval_every=2, save_every=3)
     weights, first = weights_of(run_here), weights_of(run_here, 3)
-    optimizer = open_checkpoint(run_here / "chatrl_checkpoints" / "d1").optimizer_state()
+    optimizer = open_checkpoint(run_here / "chatrl_checkpoints" / "d1").load_optimizer_state()
     assert any((weights[name] != first[name]).any() for name in weights)
     if how == "by a signal":
         plain = chat_rl.step
@@ -172,13 +172,13 @@ def test_resume_is_exact(run: Callable[..., Any], run_here: Path, monkeypatch: p
         steps: list[int] = []
         with monkeypatch.context() as patch:
             patch.setattr(chat_rl, "step", signalled)
-            with pytest.raises(Stopped, match=r"step 3 of 6.*chat_rl .*--resume"):
+            with pytest.raises(StoppedBySignal, match=r"step 3 of 6.*chat_rl .*--resume"):
                 run(**SHORT, eval_every=2)
         again = run(**SHORT, eval_every=2, resume=True)
     else:
         again = run(**SHORT, eval_every=2, resume_from_step=3)
     assert same(weights_of(run_here), weights)
-    assert same(open_checkpoint(run_here / "chatrl_checkpoints" / "d1").optimizer_state(), optimizer)
+    assert same(open_checkpoint(run_here / "chatrl_checkpoints" / "d1").load_optimizer_state(), optimizer)
     assert [without_times(row) for row in again.history] == [without_times(row) for row in whole.history]
 
 
@@ -199,7 +199,7 @@ def test_other_problems_are_no_way_to_resume(run: Callable[..., Any]) -> None:
 def test_nothing_to_choose_nothing_learnt(run: Callable[..., Any], run_here: Path) -> None:
     """All rewards equal: not a weight moves, and no figure is NaN."""
     state = run(**SHORT, tasks="Indifferent")
-    before = open_checkpoint(run_here / "chatsft_checkpoints" / "d1").weights()
+    before = open_checkpoint(run_here / "chatsft_checkpoints" / "d1").load_weights()
     assert same(weights_of(run_here), before)
     steps = [row for row in state.history if "reward" in row]
     assert len(steps) == 6
@@ -247,7 +247,7 @@ GROUPS = [
 
 
 def tiny_model() -> GPT:
-    return noise(SHAPE.sequence_len, n_embd=SHAPE.n_embd)
+    return random_model(SHAPE.sequence_len, n_embd=SHAPE.n_embd)
 
 
 def gradient_by_hand(model: GPT, groups: Sequence[RolloutGroup]) -> dict[str, Tensor]:

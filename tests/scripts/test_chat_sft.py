@@ -46,7 +46,7 @@ def test_from_mid(run_here: Path, mixture: str) -> None:
     """Base, mid, SFT: the tag is kept, each begins with the weights of the one before, and the report shows both."""
 
     def weights(folder: str) -> dict[str, torch.Tensor]:
-        return open_checkpoint(run_here / folder / "d1").weights()
+        return open_checkpoint(run_here / folder / "d1").load_weights()
 
     mid_train.main(parse(mid_train.Config, [mixture, *FAST, "--num_epochs=2"]))
     state: LoopState = chat_sft.main(parse(chat_sft.Config, [mixture, *FAST]))
@@ -73,6 +73,6 @@ def test_from_base(run_here: Path, mixture: str) -> None:
     assert first.step == 2
     checkpoint = open_checkpoint(run_here / "chatsft_checkpoints" / "d1")
     assert checkpoint.meta["settings"]["source"] == "base"
-    assert int(checkpoint.optimizer_state()["step"]) == 2, "the optimizer is a new one"
+    assert int(checkpoint.load_optimizer_state()["step"]) == 2, "the optimizer is a new one"
     again = chat_sft.main(parse(chat_sft.Config, [mixture, *FAST, "--source=sft", "--num_iterations=3"]))
     assert again.step == 3

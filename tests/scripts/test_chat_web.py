@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.checkpoint_manager import build_model, describe_model, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import build_model, model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.engine import Engine
@@ -446,7 +446,7 @@ def tiny(run_here: Path) -> Path:
     with torch.no_grad():
         model.head.weight[97] = 1e-3  # all others stay at 0, and the ends are rare among 50 of them
     TOKENIZER.save(run_here / "tokenizer")
-    meta = describe_model(model, HERE, TOKENIZER)
+    meta = model_meta(model, HERE, TOKENIZER)
     save_checkpoint(run_dir("sft", "d1"), 7, model.state_dict(), {}, meta)
     return run_here
 

@@ -16,7 +16,7 @@ import torch
 
 from nanochat import train
 from nanochat.checkpoint_manager import open_checkpoint
-from nanochat.common import Stopped, UserError
+from nanochat.common import StoppedBySignal, UserError
 from nanochat.configurator import parse
 from nanochat.data.shards import write_dataset
 from nanochat.train import LoopState
@@ -125,7 +125,7 @@ def test_learns_and_reports(
     assert state.progress == 1
     checkpoint = open_checkpoint(run_here / MADE[script] / "d1")
     assert checkpoint.step == state.step == len(losses)
-    assert all(tensor.isfinite().all() for tensor in checkpoint.weights().values())
+    assert all(tensor.isfinite().all() for tensor in checkpoint.load_weights().values())
     section = json.loads((run_here / "report" / f"{script.STAGE.script}.json").read_text(encoding="utf-8"))
     assert section["model"] == script.STAGE.model
     metrics = section["metrics"]
@@ -163,7 +163,7 @@ def test_what_the_model_before_decides(run_here: Path, mixture: str) -> None:
     assert (state.cursor or {})["rows"] == 4
     model = save_model(run_here, tag="d3", step=9)
     run(mid_train, mixture, "--num_iterations=1", "--source_step=9", "--lr_scale=1e-30")
-    weights = open_checkpoint(run_here / "mid_checkpoints" / "d3").weights()
+    weights = open_checkpoint(run_here / "mid_checkpoints" / "d3").load_weights()
     assert all(torch.allclose(weights[name], value) for name, value in model.state_dict().items())
     run(mid_train, mixture, "--num_iterations=1", "--model_tag=d1", "--max_seq_len=32")
     checkpoint = open_checkpoint(run_here / "mid_checkpoints" / "d1")
@@ -188,7 +188,7 @@ def ended(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, torch.Tens
     loop = checkpoint.meta["loop"]
     assert loop.pop("seconds") > 0
     loop["history"] = [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in loop["history"]]
-    return loop, checkpoint.weights() | {f"state {k}": v for k, v in checkpoint.optimizer_state().items()}
+    return loop, checkpoint.load_weights() | {f"state {k}": v for k, v in checkpoint.load_optimizer_state().items()}
 
 
 @BOTH
@@ -204,7 +204,7 @@ def test_stop_and_resume(
     signalled = _with(train.step, lambda calls: signal.raise_signal(signal.SIGINT) if calls == stop_at else None)
     monkeypatch.setattr(train, "step", signalled)
     with pytest.raises(
-        Stopped, match=f"Stopped at step {stop_at} of 17. To go on: python -m {script.__name__}"
+        StoppedBySignal, match=f"Stopped at step {stop_at} of 17. To go on: python -m {script.__name__}"
     ) as stop:
         run(script, *flags)
     assert stop.value.exit_code == 130

@@ -118,7 +118,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "io_uring": ("refused", "attempt(lambda: raw(425, 8, ctypes.create_string_buffer(256)))"),
     # the kernel
     "more rights": ("refused", "attempt(lambda: os.setuid(12345), lambda: os.chroot('.'), lambda: os.nice(-5), lambda: raw('setns', 0, 0))"),
-    "name spaces of its own": ("refused", "attempt(lambda: raw('unshare', 0x10000000), lambda: raw('unshare', 0x20000))"),
+    "namespaces of its own": ("refused", "attempt(lambda: raw('unshare', 0x10000000), lambda: raw('unshare', 0x20000))"),
     "mount": ("refused", "attempt(lambda: raw('mount', b'none', b'/tmp', b'tmpfs', 0, b''), lambda: raw('umount2', b'/usr', 2))"),
     "the machine": ("refused", "attempt(lambda: raw('reboot', 0), lambda: raw('sethostname', b'x', 1), lambda: raw('swapoff', b'x'))"),
     "the clock": ("refused", "attempt(lambda: time.clock_settime(0, 0), lambda: raw(164 if x86 else 170, 0, 0))"),

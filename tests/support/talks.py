@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from nanochat.checkpoint_manager import build_model, describe_model, run_dir
+from nanochat.checkpoint_manager import build_model, model_meta, run_dir
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
@@ -86,6 +86,6 @@ def save_model(folder: Path, source: str = "base", tag: str = "d1", step: int = 
     poison = {name: value * torch.nan for name, value in optimizer.state_dict().items()}
     optimizer.load_state_dict(poison | {"step": torch.tensor(step)})
     settings = {"max_seq_len": context, "total_batch_size": 4 * context}
-    meta = {"settings": settings, "data_hash": "0", "device_batch_size": 2, **describe_model(model, runtime, TOKENIZER)}
+    meta = {"settings": settings, "data_hash": "0", "device_batch_size": 2, **model_meta(model, runtime, TOKENIZER)}
     saver(run_dir(source, tag), model, optimizer, meta, -1)(LoopState(step=step, progress=1.0))
     return model

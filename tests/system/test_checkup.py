@@ -34,12 +34,12 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     grade, told = checkup.check_versions("cpu")
     assert grade == OK
     assert f"torch {torch.__version__.split('+')[0]}" in told
-    monkeypatch.setattr(environment, "version", lambda name: None if name == "tiktoken" else "2.9.0")
+    monkeypatch.setattr(environment, "package_version", lambda name: None if name == "tiktoken" else "2.9.0")
     grade, told = checkup.check_versions("cpu")
     assert (grade, told.split(";")[0]) == (FAIL, "not installed: tiktoken")
-    monkeypatch.setattr(environment, "version", lambda _: "2.8.1")
+    monkeypatch.setattr(environment, "package_version", lambda _: "2.8.1")
     assert checkup.check_versions("cpu")[0] == FAIL
-    monkeypatch.setattr(environment, "version", lambda _: "2.10.0rc1+cu128")
+    monkeypatch.setattr(environment, "package_version", lambda _: "2.10.0rc1+cu128")
     assert checkup.check_versions("cpu")[0] == OK
 
 
@@ -52,8 +52,8 @@ def test_the_libraries_are_those_that_are_declared() -> None:
 
 
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
-    monkeypatch.setattr(environment, "memory_gb", lambda: 16.0)
+    monkeypatch.setattr(environment, "num_usable_cores", lambda: 2)
+    monkeypatch.setattr(environment, "total_memory_gb", lambda: 16.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert checkup.check_machine("cpu")[0] == OK
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
@@ -61,7 +61,7 @@ def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grade == NOTICE
     assert "OMP_NUM_THREADS=2" in told
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(environment, "memory_gb", lambda: 2.0)
+    monkeypatch.setattr(environment, "total_memory_gb", lambda: 2.0)
     assert checkup.check_machine("cpu")[0] == NOTICE
 
 

@@ -21,7 +21,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_it_is_json_without_gaps() -> None:
-    facts = environment.describe()
+    facts = environment.describe_environment()
     assert json.loads(json.dumps(facts)) == facts
     assert None not in facts.values()
     assert facts["Python"] == platform.python_version()
@@ -31,18 +31,18 @@ def test_it_is_json_without_gaps() -> None:
 def test_the_torch_version_is_torchs_own() -> None:
     import torch
 
-    assert environment.version("torch") == torch.__version__.split("+")[0]
-    assert environment.version("no-such-package-anywhere") is None
-    assert environment.describe()["threads"] == torch.get_num_threads()
+    assert environment.package_version("torch") == torch.__version__.split("+")[0]
+    assert environment.package_version("no-such-package-anywhere") is None
+    assert environment.describe_environment()["threads"] == torch.get_num_threads()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux hands the peak on")
 def test_peak_memory_is_this_processs_own() -> None:
     """A process that a larger one has started begins anew, and counts what it takes."""
     block = b"x" * 300_000_000
-    assert environment.peak_memory() > len(block)
+    assert environment.peak_memory_bytes() > len(block)
     program = (
-        "from nanochat.system.environment import peak_memory as peak; "
+        "from nanochat.system.environment import peak_memory_bytes as peak; "
         "a = peak(); b = b'x' * 50_000_000; print(a, peak() - a)"
     )
     before, more = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
@@ -51,9 +51,11 @@ def test_peak_memory_is_this_processs_own() -> None:
 
 
 def test_memory_and_cores_are_this_machines() -> None:
-    assert 1 <= environment.usable_cores() <= (os.cpu_count() or 1)
+    assert 1 <= environment.num_usable_cores() <= (os.cpu_count() or 1)
     if hasattr(os, "sysconf"):
-        assert 0 < environment.memory_gb() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 + 0.06
+        assert (
+            0 < environment.total_memory_gb() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 + 0.06
+        )
 
 
 def test_the_commit_says_when_files_differ_from_it(tmp_path: Path) -> None:
@@ -62,9 +64,9 @@ def test_the_commit_says_when_files_differ_from_it(tmp_path: Path) -> None:
     git(tmp_path, "add", "file")
     git(tmp_path, "commit", "-q", "-m", "one")
     head = git(tmp_path, "rev-parse", "HEAD")[:12]
-    assert environment.commit(tmp_path) == head
+    assert environment.git_commit(tmp_path) == head
     (tmp_path / "file").write_text("two", encoding="utf-8")
-    assert environment.commit(tmp_path) == f"{head} with uncommitted changes"
+    assert environment.git_commit(tmp_path) == f"{head} with uncommitted changes"
 
 
 def test_a_package_inside_somebodys_repository_has_no_commit(tmp_path: Path) -> None:
@@ -72,18 +74,18 @@ def test_a_package_inside_somebodys_repository_has_no_commit(tmp_path: Path) -> 
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
     installed = tmp_path / ".venv" / "site-packages"
     installed.mkdir(parents=True)
-    assert environment.commit(installed) is None
+    assert environment.git_commit(installed) is None
 
 
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment.commit(tmp_path) is None
-    assert "commit" not in environment.describe()
+    assert environment.git_commit(tmp_path) is None
+    assert "commit" not in environment.describe_environment()
 
 
 def test_asking_does_not_import_torch() -> None:
     program = (
-        "import sys; from nanochat import environment; facts = environment.describe();"
+        "import sys; from nanochat.system import environment; facts = environment.describe_environment();"
         "assert facts['threads'] == 3, facts; assert 'torch' not in sys.modules; assert 'GPU' not in facts"
     )
     variables = {**os.environ, "OMP_NUM_THREADS": "3"}

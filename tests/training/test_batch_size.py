@@ -28,7 +28,7 @@ MODEL: Any = SimpleNamespace(config=SimpleNamespace(sequence_len=512))  # all th
 
 def runtime(world_size: int = 1) -> Runtime:
     class Alone(Runtime):
-        def from_main(self, value: Any) -> Any:
+        def broadcast(self, value: Any) -> Any:
             return value
 
     return Alone(0, 0, world_size, torch.device("cpu"), torch.float32, 0)

@@ -195,7 +195,7 @@ def test_a_failed_save_fails_in_every_process(tmp_path: Path, model: GPT, monkey
         stage.saver(tmp_path, model, optimizer, {}, -1)(LoopState())
 
     class Second(Runtime):
-        def from_main(self, value: Any) -> Any:
+        def broadcast(self, value: Any) -> Any:
             assert value is None
             return "cannot save: the disk is full"
 
@@ -275,7 +275,7 @@ def test_compiling_fails_elsewhere(
     """One process's failure is every process's: they must run the same."""
 
     class Two(Runtime):
-        def any(self, flag: bool) -> bool:
+        def any_rank(self, flag: bool) -> bool:
             assert not flag
             return True
 
