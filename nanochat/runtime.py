@@ -53,8 +53,8 @@ class Runtime:
     def current(cls, device: torch.device | str = "auto", seed: int = 42) -> Runtime:
         """Return the runtime of a process that has been set up already, or that needs no setup.
 
-        Joins no process group, seeds nothing and changes no global setting: for library calls with a device instead of a
-        runtime. Without an initialised process group the process is alone. Raises `UserError` for an unknown device.
+        Joins no process group, seeds nothing and changes no global setting: for library calls with a device instead of
+        a runtime. Without an initialised process group the process is alone. Raises `UserError` for an unknown device.
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else 0
