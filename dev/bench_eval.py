@@ -30,9 +30,10 @@ from torch.nn import functional as F
 from nanochat.checkpoint_manager import build_model, load_model
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
 from nanochat.data.import_text import TextFiles
-from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.core_bundle import Bundle, find_bundle, read_bundle
+from nanochat.eval.core_prompts import CoreTask, EncodedExample, encode_example
+from nanochat.eval.core_scorer import ModelScorer, OptionScore, is_correct
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -119,7 +120,7 @@ class Row:
 # --- the two ways, each in its process --------------------------------------------------------------------------------
 
 
-def one_at_a_time(model: GPT, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
+def one_at_a_time(model: GPT, prompts: Sequence[EncodedExample]) -> Iterator[tuple[EncodedExample, list[OptionScore]]]:
     """The plain way."""
     for prompt in prompts:
         yield prompt, [score_alone(model, ids, count) for ids, count in prompt.options]
@@ -145,7 +146,7 @@ def serve(way: str, config: Config, vocab_size: int, pipe: Connection) -> None:
         start, cpu_start = time.perf_counter(), time.process_time()
         found = list(batched(prompts) if way == "batched" else one_at_a_time(model, prompts))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-        scores = {prompt.place: scores for prompt, scores in found}
+        scores = {prompt.index: scores for prompt, scores in found}
         in_order = [scores[place] for place in sorted(scores)]
         pipe.send(Answer(in_order, seconds, cpu_seconds, peak_memory_bytes(), product_flops()))
 
@@ -175,7 +176,7 @@ def product_flops() -> float:
 # --- what must be done at least ---------------------------------------------------------------------------------------
 
 
-def fewest_flops(prompts: Sequence[Prompt], shape: GPTConfig) -> tuple[float, float]:
+def fewest_flops(prompts: Sequence[EncodedExample], shape: GPTConfig) -> tuple[float, float]:
     """FLOPs of the plain way, and where nothing is computed twice or unasked: products of matrices, without padding."""
     per_token = 2.0 * shape.n_layer * (10 + 2 * shape.n_kv_head / shape.n_head) * shape.n_embd**2
     per_pair = 4.0 * shape.n_layer * shape.n_embd  # a token that looks at a token
@@ -186,10 +187,10 @@ def fewest_flops(prompts: Sequence[Prompt], shape: GPTConfig) -> tuple[float, fl
 
     plain = batched = 0.0
     for prompt in prompts:
-        batched += read(0, prompt.shared)
+        batched += read(0, prompt.prefix_len)
         for ids, count in prompt.options:
             plain += read(0, len(ids) - 1) + (len(ids) - 1) * per_logits
-            batched += read(prompt.shared, len(ids) - 1) + count * per_logits
+            batched += read(prompt.prefix_len, len(ids) - 1) + count * per_logits
     return plain, batched
 
 
@@ -210,7 +211,11 @@ def make_tokenizer(config: Config, bundle: Bundle) -> Tokenizer:
 
 
 def measure(
-    task: CoreTask, prompts: Sequence[Prompt], golds: Sequence[int], pipes: Sequence[Connection], shape: GPTConfig
+    task: CoreTask,
+    prompts: Sequence[EncodedExample],
+    golds: Sequence[int],
+    pipes: Sequence[Connection],
+    shape: GPTConfig,
 ) -> tuple[Row, list[int]]:
     """Score a task both ways, one after the other; also each way's peak of memory."""
     answers = []
@@ -221,7 +226,9 @@ def measure(
     pairs = [
         pair for one, other in zip(plain.scores, batched.scores, strict=True) for pair in zip(one, other, strict=True)
     ]
-    decisions = [[decide(task.kind, s, gold) for s, gold in zip(a.scores, golds, strict=True)] for a in answers]
+    decisions = [
+        [is_correct(task.task_type, s, gold) for s, gold in zip(a.scores, golds, strict=True)] for a in answers
+    ]
     row = Row(
         label=task.label,
         num=len(prompts),
@@ -232,7 +239,7 @@ def measure(
         products=(plain.product, batched.product),
         loss_difference=max(abs(one.loss - other.loss) for one, other in pairs),
         other_decisions=sum(one != other for one, other in zip(*decisions, strict=True)),
-        other_exact=sum(one.exact != other.exact for one, other in pairs),
+        other_exact=sum(one.is_greedy != other.is_greedy for one, other in pairs),
     )
     return row, [answer.memory for answer in answers]
 
@@ -328,7 +335,7 @@ def compare(
     for task in tasks:
         chosen = choose_rows(len(task.examples), None if config.max_per_task == -1 else config.max_per_task)
         prompts = [
-            tokenize(task.prompts(index, config.seed), tokenizer, shape.sequence_len, place)
+            encode_example(task.prompts(index, config.seed), tokenizer, shape.sequence_len, place)
             for place, index in enumerate(chosen)
         ]
         golds = [task.examples[index].gold for index in chosen]

@@ -37,8 +37,9 @@ import torch
 from nanochat.checkpoint_manager import build_model, load_model, model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.core_eval import ModelScorer, OptionScore, Prompt, decide, tokenize
-from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.eval.core_bundle import Bundle, find_bundle, read_bundle
+from nanochat.eval.core_prompts import CoreTask, EncodedExample, encode_example
+from nanochat.eval.core_scorer import ModelScorer, OptionScore, is_correct
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -125,9 +126,9 @@ class Verdict:
     exact_differ: int  # options, given the same tokens
 
 
-def why_other(prompt: Prompt, pairs: Sequence[Pair], texts: Sequence[tuple[str, str]], context: int) -> str:
+def why_other(prompt: EncodedExample, pairs: Sequence[Pair], texts: Sequence[tuple[str, str]], context: int) -> str:
     """Which point of the list at the top of this file gives an example other tokens than ours; "" if none does."""
-    if prompt.is_cut or any(len(head) + len(end) - 1 > context for head, end in pairs):
+    if prompt.is_truncated or any(len(head) + len(end) - 1 > context for head, end in pairs):
         return "cut"
     if all(ours_of(option) == pair for option, pair in zip(prompt.options, pairs, strict=True)):
         return ""
@@ -149,7 +150,7 @@ def as_scores(found: Sequence[tuple[float, bool]], counts: Sequence[int]) -> lis
 
 def agree(kind: str, gold: int, ours: Sequence[OptionScore], theirs: Sequence[OptionScore]) -> bool:
     """Whether both decide alike; in a draw within rounding both are right."""
-    if decide(kind, ours, gold) == decide(kind, theirs, gold):
+    if is_correct(kind, ours, gold) == is_correct(kind, theirs, gold):
         return True
     if kind == "language_modeling":
         return False
@@ -173,8 +174,8 @@ def judge_task(
     context = model.config.sequence_len
     rows = choose_rows(len(task.examples), most)
     texts = [task.prompts(row, seed) for row in rows]
-    prompts = [tokenize(text, tokenizer, context, place) for place, text in enumerate(texts)]
-    ours = {prompt.place: scores for prompt, scores in ModelScorer(model)(prompts)}
+    prompts = [encode_example(text, tokenizer, context, place) for place, text in enumerate(texts)]
+    ours = {prompt.index: scores for prompt, scores in ModelScorer(model)(prompts)}
     pairs = [[judge.pair(*text) for text in options] for options in texts]
     can_read = [all(len(end) <= context for _, end in their) for their in pairs]  # it cuts no continuation, and stops
     asked = [text for options, fits in zip(texts, can_read, strict=True) if fits for text in options]
@@ -188,23 +189,23 @@ def judge_task(
         if reason:
             same = as_scores([next(by_tokens) for _ in prompt.options], [count for _, count in prompt.options])
             text_scores = text_scores or same
-        scores, gold = ours[prompt.place], task.examples[row].gold
+        scores, gold = ours[prompt.index], task.examples[row].gold
         found.append(
             Verdict(
                 place=row,
                 why=reason,
                 detail=difference_of(prompt, their, tokenizer) if reason not in ("", "cut") else "",
-                right=(decide(task.kind, scores, gold), decide(task.kind, text_scores, gold)),
+                right=(is_correct(task.task_type, scores, gold), is_correct(task.task_type, text_scores, gold)),
                 losses=([score.loss for score in scores], [score.loss for score in text_scores]),
                 difference=max(abs(one.loss - other.loss) for one, other in zip(scores, same, strict=True)),
-                is_same=agree(task.kind, gold, scores, same),
-                exact_differ=sum(one.exact != other.exact for one, other in zip(scores, same, strict=True)),
+                is_same=agree(task.task_type, gold, scores, same),
+                exact_differ=sum(one.is_greedy != other.is_greedy for one, other in zip(scores, same, strict=True)),
             )
         )
     return found
 
 
-def difference_of(prompt: Prompt, pairs: Sequence[Pair], tokenizer: Tokenizer) -> str:
+def difference_of(prompt: EncodedExample, pairs: Sequence[Pair], tokenizer: Tokenizer) -> str:
     """The first option whose tokens differ, ours and theirs around the border."""
     for option, pair in zip(prompt.options, pairs, strict=True):
         ours = ours_of(option)
@@ -261,7 +262,8 @@ def line(task: CoreTask, found: Sequence[Verdict]) -> str:
     worst = [max((v.difference for v in some), default=0.0) for some in (same, other)]
     by_text = sum(v.right[0] == v.right[1] for v in found)
     return (
-        f"{task.label:32} {task.kind:17} {len(found):4} {by_text:8} {len(same):11} {sum(v.is_same for v in same):6} "
+        f"{task.label:32} {task.task_type:17} {len(found):4} {by_text:8} "
+        f"{len(same):11} {sum(v.is_same for v in same):6} "
         f"{worst[0]:9.1e}   {reasons:22} {sum(v.is_same for v in other):6} {worst[1]:9.1e}"
     )
 

@@ -1,4 +1,7 @@
-"""Bits per byte: cross-entropy that does not depend on the tokenizer. And nats, where tokens are chosen."""
+"""Bits per byte, a cross-entropy that does not depend on the tokenizer; and sums of losses over chosen tokens.
+
+Letters in shape comments: R rows of the whole evaluation, B rows of a batch, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -16,66 +19,81 @@ from nanochat.runtime import Runtime
 
 @torch.no_grad()
 def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_size: int, runtime: Runtime) -> float:
-    """Sum of the losses (nats) over all targets with at least one byte / (ln 2 x the bytes of these targets).
+    """Return the model's bits per byte on rows of text (Gao et al., The Pile, arXiv 2101.00027, section 3.1).
 
-    `rows` (R, T + 1) of token ids, -1 = padding, equal on all processes, each of which scores every N-th row;
-    `token_bytes` (V,) raw bytes of each token, 0 for special tokens. Infinite if no target has a byte.
+        bits per byte = sum of the losses in nats / (ln 2 x sum of the bytes)
+
+    Both sums are over the targets that have at least one byte: special tokens and padding do not count. A loss per
+    token would depend on the tokenizer, because a larger vocabulary has fewer and harder tokens for the same text.
+
+    Example: the targets " the" (4 bytes, 1.0 nats), "re" (2 bytes, 2.0 nats) and <|bos|> (0 bytes, 5.0 nats) give
+    (1.0 + 2.0) / (ln 2 x (4 + 2)) = 0.72.
+
+    `rows` (R, T + 1): token ids, -1 = padding, the same in all processes; each process scores every N-th row.
+    `token_bytes` (V,): the number of bytes of each token. The result is infinite if no target has a byte.
     """
     token_bytes = token_bytes.to(runtime.device)
-    nats = torch.zeros(
-        (), dtype=torch.float64 if runtime.device.type != "mps" else torch.float32, device=runtime.device
-    )
-    num_bytes = torch.zeros((), dtype=torch.int64, device=runtime.device)
-    mine = rows[runtime.rank :: runtime.world_size]
-    for start in range(0, len(mine), batch_size):
-        batch = pad_rows(mine[start : start + batch_size], batch_size, fill=-1).to(
-            runtime.device
-        )  # (B, T + 1): one shape, so that nothing is compiled again
-        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
-        losses = model(inputs, targets, loss_reduction="none")  # (B, T)
-        size = token_bytes[targets.clamp(min=0)] * (targets >= 0)
-        nats += (losses * (size > 0)).sum(dtype=nats.dtype)
-        num_bytes += size.sum()
-    total_nats, total_bytes = runtime.all_reduce(nats).item(), runtime.all_reduce(num_bytes).item()
-    return total_nats / (math.log(2) * total_bytes) if total_bytes else float("inf")
+    total_nats = torch.zeros((), dtype=_sum_dtype(runtime.device), device=runtime.device)
+    total_bytes = torch.zeros((), dtype=torch.int64, device=runtime.device)
+    local_rows = rows[runtime.rank :: runtime.world_size]
+    for start in range(0, len(local_rows), batch_size):
+        batch = pad_rows(local_rows[start : start + batch_size], batch_size, fill=-1).to(runtime.device)  # (B, T + 1)
+        nats, num_bytes = _nats_and_bytes(model, batch[:, :-1].clamp(min=0), batch[:, 1:], token_bytes)
+        total_nats += nats
+        total_bytes += num_bytes
+    return _bits_per_byte(runtime.all_reduce(total_nats).item(), runtime.all_reduce(total_bytes).item())
 
 
 @torch.no_grad()
 def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor) -> float:
-    """Bits per byte over the first `steps` batches of (inputs, targets), each (B, T): `bits_per_byte` of a loader.
+    """Return the `bits_per_byte` of the first `steps` batches of a loader, (inputs, targets) each (B, T).
 
-    Targets of -1 are ignored. Under torchrun each process passes its own batches, and all get the same result.
-    Infinite if no target has a byte.
+    Targets of -1 are ignored. Under torchrun each process passes its own batches, and all get the same result. The
+    result is infinite if no target has a byte.
     """
-    num_nats: Tensor | None = None
-    num_bytes: Tensor | None = None
+    total_nats: Tensor | None = None
+    total_bytes: Tensor | None = None
     for inputs, targets in islice(batches, steps):
-        losses = model(inputs, targets, loss_reduction="none")  # (B, T)
-        sizes = token_bytes.to(targets.device)[targets.clamp(min=0)] * (targets >= 0)
-        wide = torch.float64 if targets.device.type != "mps" else torch.float32
-        nats = (losses * (sizes > 0)).sum(dtype=wide)
-        num_nats = nats if num_nats is None else num_nats + nats
-        num_bytes = sizes.sum() if num_bytes is None else num_bytes + sizes.sum()
-    if num_nats is None or num_bytes is None:
+        nats, num_bytes = _nats_and_bytes(model, inputs, targets, token_bytes.to(targets.device))
+        total_nats = nats if total_nats is None else total_nats + nats
+        total_bytes = num_bytes if total_bytes is None else total_bytes + num_bytes
+    if total_nats is None or total_bytes is None:
         return float("inf")
     if dist.is_initialized():
-        dist.all_reduce(num_nats)
-        dist.all_reduce(num_bytes)
-    return num_nats.item() / (math.log(2) * num_bytes.item()) if num_bytes.item() else float("inf")
+        dist.all_reduce(total_nats)
+        dist.all_reduce(total_bytes)
+    return _bits_per_byte(total_nats.item(), total_bytes.item())
+
+
+def _nats_and_bytes(model: nn.Module, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss in nats of all targets that have a byte, and the number of their bytes, both scalars."""
+    losses = model(inputs, targets, loss_reduction="none")  # (B, T)
+    num_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)  # (B, T)
+    return (losses * (num_bytes > 0)).sum(dtype=_sum_dtype(losses.device)), num_bytes.sum()
+
+
+def _bits_per_byte(nats: float, num_bytes: float) -> float:
+    return nats / (math.log(2) * num_bytes) if num_bytes else float("inf")
 
 
 @torch.no_grad()
-def nats_and_tokens(
-    model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime
-) -> tuple[float, int]:
-    """Sum of the losses over all targets that are not -1, and their number.
+def sum_nats(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime) -> tuple[float, int]:
+    """Return the sum of the losses, in nats, over all targets that are not -1, and the number of these targets.
 
-    Rows (R, T) equal on all processes, each of which scores every N-th.
+    `inputs` and `targets` (R, T) are the same in all processes; each process scores every N-th row.
     """
-    wide = torch.float64 if runtime.device.type != "mps" else torch.float32
-    nats = torch.zeros((), dtype=wide, device=runtime.device)
-    mine = slice(runtime.rank, None, runtime.world_size)
-    for start in range(0, len(inputs[mine]), batch_size):
-        idx, wanted = (rows[mine][start : start + batch_size].to(runtime.device) for rows in (inputs, targets))
-        nats += model(idx, wanted, loss_reduction="none").sum(dtype=wide)
-    return runtime.all_reduce(nats).item(), int((targets != -1).sum())
+    total_nats = torch.zeros((), dtype=_sum_dtype(runtime.device), device=runtime.device)
+    local_rows = slice(runtime.rank, None, runtime.world_size)
+    local_inputs = inputs[local_rows]
+    local_targets = targets[local_rows]
+    for start in range(0, len(local_inputs), batch_size):
+        batch_inputs = local_inputs[start : start + batch_size].to(runtime.device)  # (B, T)
+        batch_targets = local_targets[start : start + batch_size].to(runtime.device)
+        losses = model(batch_inputs, batch_targets, loss_reduction="none")  # (B, T)
+        total_nats += losses.sum(dtype=total_nats.dtype)
+    return runtime.all_reduce(total_nats).item(), int((targets != -1).sum())
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of long sums: float64, except on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.core_eval import core, evaluate_task
-from nanochat.eval.core_bundle import Bundle, CoreTask, find_bundle, read_bundle
+from nanochat.core_eval import core_metric, evaluate_task
+from nanochat.eval.core_bundle import Bundle, find_bundle, read_bundle
+from nanochat.eval.core_prompts import CoreTask
 from nanochat.eval.core_tables import (
     HEADER,
     PAIR_HEADER,
@@ -35,7 +36,7 @@ from nanochat.eval.core_tables import (
     pair_line,
     pair_summary,
 )
-from nanochat.eval.eval_model import EvalModel, checkpoint, foreign, named
+from nanochat.eval.eval_model import EvalModel
 from nanochat.eval.task_result import TaskResult
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
@@ -85,7 +86,7 @@ def open_bundle(config: Config) -> Bundle:
 def score(task: CoreTask, candidate: EvalModel, config: Config, runtime: Runtime) -> TaskResult:
     """What a model makes of a task."""
     most = None if config.max_per_task == -1 else config.max_per_task
-    return evaluate_task(task, candidate.scorer, candidate.tokenizer, candidate.context, runtime, most, config.seed)
+    return evaluate_task(task, candidate.scorer, candidate.tokenizer, candidate.context_len, runtime, most, config.seed)
 
 
 def write_csv(name: str, content: str) -> None:
@@ -102,7 +103,7 @@ def evaluate(candidate: EvalModel, bundle: Bundle, config: Config, runtime: Runt
     for task in bundle.tasks:
         results.append(score(task, candidate, config, runtime))
         print0(line(results[-1]))
-    name, (found, error, floor) = core_name(bundle), core(results)
+    name, (found, error, floor) = core_name(bundle), core_metric(results)
     print0(f"{name}: {found['value']:.4f}, standard error {error:.4f}; guessing alone gives {floor:.4f}")
     notes = notes_on(results, bundle)
     for note in notes:
@@ -166,12 +167,12 @@ def main(config: Config) -> list[TaskResult]:
     bundle = open_bundle(config)  # what is wrong with it is said before a model is loaded
     runtime = Runtime.start(config.seed, config.device)
     if config.compare is not None and config.other is not None:
-        a, b = (named(name, runtime, config.batch_tokens) for name in (config.compare, config.other))
+        a, b = (EvalModel.from_name(name, runtime, config.batch_tokens) for name in (config.compare, config.other))
         results = compare(a, b, bundle, config, runtime)
     elif config.hf_path is not None:
-        results = evaluate(foreign(config.hf_path, runtime, config.batch_tokens), bundle, config, runtime)
+        results = evaluate(EvalModel.from_hf(config.hf_path, runtime, config.batch_tokens), bundle, config, runtime)
     else:
-        ours = checkpoint(runtime, config.batch_tokens, config.model_tag, config.step)
+        ours = EvalModel.from_checkpoint(runtime, config.batch_tokens, config.model_tag, config.step)
         results = evaluate(ours, bundle, config, runtime)
     runtime.finish()
     return results

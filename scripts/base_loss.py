@@ -25,7 +25,7 @@ from nanochat.data import storyworld
 from nanochat.data.shards import Documents, load_manifest, open_split
 from nanochat.dataloader import document_eval_rows
 from nanochat.eval import hf_causal
-from nanochat.eval.hf_scorer import bits_per_byte_of
+from nanochat.eval.hf_scorer import hf_bits_per_byte
 from nanochat.eval.samples import prompts_for, write_samples
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
@@ -87,16 +87,16 @@ def our_model(config: Config, runtime: Runtime) -> Subject:
 
 def foreign_model(name: str, config: Config, runtime: Runtime) -> Subject:
     """A model of transformers."""
-    model, tokenizer = hf_causal.load_causal(name, runtime)
-    length = min(model.context, config.hf_context)
+    model, tokenizer = hf_causal.load_hf_model(name, runtime)
+    length = min(model.context_len, config.hf_context)
 
     def bits(documents: Documents) -> float:
         batch = config.device_batch_size
-        return bits_per_byte_of(model, tokenizer, documents, length, config.eval_tokens, batch, runtime)
+        return hf_bits_per_byte(model, tokenizer, documents, length, config.eval_tokens, batch, runtime)
 
     def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
         most = config.max_sample_tokens
-        return hf_causal.write_samples(model, tokenizer, prompts, most, config.temperature, config.seed)
+        return hf_causal.write_hf_samples(model, tokenizer, prompts, most, config.temperature, config.seed)
 
     kind = type(model.inner).__name__
     note = f"{name}, {kind} of transformers, computing in {runtime.dtype_name}, in rows of {length:,} tokens."

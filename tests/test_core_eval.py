@@ -18,20 +18,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from nanochat import core_eval
 from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
-from nanochat.core_eval import (
-    ModelScorer,
-    OptionScore,
-    Prompt,
-    core,
-    decide,
-    evaluate_task,
-    tokenize,
-)
+from nanochat.core_eval import core_metric, evaluate_task
 from nanochat.data.shards import write_dataset
-from nanochat.eval.core_bundle import KINDS, CoreTask, Example, find_bundle, read_bundle
+from nanochat.eval import core_scorer
+from nanochat.eval.core_bundle import find_bundle, read_bundle
+from nanochat.eval.core_prompts import TASK_TYPES, CoreExample, CoreTask, EncodedExample, encode_example
+from nanochat.eval.core_scorer import ModelScorer, OptionScore, is_correct
 from nanochat.eval.core_tables import core_name
 from nanochat.eval.task_eval import choose_rows
 from nanochat.eval.task_result import TaskResult
@@ -140,7 +134,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert [result.correct for result in results] == [right for _, _, right in HAND.values()]
     assert [result.centred for result in results] == pytest.approx([0.1 / 0.6, 1 / 3, 0.25])
     assert [result.chance for result in results] == pytest.approx([(1 / 2 + 1 / 2 + 1 / 3 + 1 / 3) / 4, 0.5, 0])
-    found, error, floor = core(results)
+    found, error, floor = core_metric(results)
     assert core_name(bundle) == "CORE over 3 of 4"
     assert found["value"] == pytest.approx((1 / 6 + 1 / 3 + 1 / 4) / 3)
     assert found["n"] == 11
@@ -152,7 +146,7 @@ def test_by_hand(tmp_path: Path) -> None:
 
 def test_losses_by_hand() -> None:
     texts = [("Q", " a"), ("Q", " ccc"), ("x", " k")]
-    [(_, scores)] = ModelScorer(pair_model(LOGITS))([tokenize(texts, TOKENIZER, 64, 0)])
+    [(_, scores)] = ModelScorer(pair_model(LOGITS))([encode_example(texts, TOKENIZER, 64, 0)])
     expected = [
         (NOTHING + SPACE - 2) / 2,
         (NOTHING + SPACE - 1 + 2 * (C - 5)) / 4,
@@ -189,31 +183,31 @@ def test_few_shot_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_too_few_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = read_bundle(write_bundle(tmp_path / "bundle", 3))
     assert capsys.readouterr().out == "schema: its prompts should have 3 examples, but only 2 others exist\n"
-    assert [len(task.shots(1, 42)) for task in bundle.tasks] == [3, 2, 3]
+    assert [len(task.fewshot_examples(1, 42)) for task in bundle.tasks] == [3, 2, 3]
 
 
 def test_spaces_belong_to_the_continuation() -> None:
-    task = CoreTask("t", "multiple_choice", 0, " ", 0.0, (Example((("Answer: ", "A"), ("Answer: ", "B"))),))
+    task = CoreTask("t", "multiple_choice", 0, " ", 0.0, (CoreExample((("Answer: ", "A"), ("Answer: ", "B"))),))
     assert task.prompts(0, 1) == [("Answer:", "  A"), ("Answer:", "  B")]
 
 
 def test_cut_from_the_left_at_a_common_point() -> None:
     """Of a schema's options each loses as many tokens as the longest one has too many; the continuation is kept."""
     texts = [("0123456789", " ok"), ("01234567", " ok")]
-    prompt = tokenize(texts, TOKENIZER, 9, 0)
-    assert prompt.is_cut
-    assert prompt.longest == 9
+    prompt = encode_example(texts, TOKENIZER, 9, 0)
+    assert prompt.is_truncated
+    assert prompt.max_input_len == 9
     assert prompt.options == [([BOS, *b"456789", *b" ok"], 3), ([BOS, *b"4567", *b" ok"], 3)]
-    fits = tokenize(texts, TOKENIZER, 13, 0)
-    assert (fits.is_cut, fits.longest) == (False, 13)
+    fits = encode_example(texts, TOKENIZER, 13, 0)
+    assert (fits.is_truncated, fits.max_input_len) == (False, 13)
     assert fits.options[1] == ([BOS, *b"01234567", *b" ok"], 3)
-    too_long = tokenize([("012", " 3456789"), ("012", " 3")], TOKENIZER, 5, 0)
+    too_long = encode_example([("012", " 3456789"), ("012", " 3")], TOKENIZER, 5, 0)
     assert too_long.options == [([BOS, *b"56789"], 5), ([BOS, *b" 3"], 2)]
 
 
 def test_cut_prompts_are_counted() -> None:
     """And scored: the model looks at one token, so that a cut changes nothing."""
-    rows = tuple(Example((("L" * length, "ok"),)) for length in (3, 60, 61, 62, 200))
+    rows = tuple(CoreExample((("L" * length, "ok"),)) for length in (3, 60, 61, 62, 200))
     task = CoreTask("t", "language_modeling", 0, " ", 0.0, rows)
     result = evaluate_task(task, ModelScorer(pair_model(LOGITS)), TOKENIZER, 64, RUNTIME)
     assert (result.correct, result.num_cut) == ([True] * 5, 2)  # 61 letters, a space, "ok": <|bos|> and 63 are read
@@ -222,7 +216,7 @@ def test_cut_prompts_are_counted() -> None:
 # --- any batch, any number of processes -------------------------------------------------------------------------------
 
 
-def many_prompts(context: int) -> list[Prompt]:
+def many_prompts(context: int) -> list[EncodedExample]:
     """Examples of all types and lengths, some too long, some with nothing in common but `<|bos|>`."""
     rng = random.Random(1)
 
@@ -234,7 +228,7 @@ def many_prompts(context: int) -> list[Prompt]:
         head, end, count = text(context), text(9), rng.randint(1, 4)
         choices = [(head, text(20)) for _ in range(count)]
         schemas = [(head[: rng.randint(0, len(head))] + text(9), end) for _ in range(count)]
-        found.append(tokenize(rng.choice([choices, schemas]), TOKENIZER, context, place))
+        found.append(encode_example(rng.choice([choices, schemas]), TOKENIZER, context, place))
     return found
 
 
@@ -243,18 +237,18 @@ def test_batches_do_not_matter(batch_tokens: int, monkeypatch: pytest.MonkeyPatc
     """Losses are those of the whole sequence read at once, alone, without a cache; so is what is likeliest."""
     gpt = random_model()
     prompts = many_prompts(96)
-    assert {prompt.is_cut for prompt in prompts} == {True, False}
-    assert any(prompt.shared > 1 for prompt in prompts)
-    monkeypatch.setattr(core_eval, "HEAD_ROWS", 7)
+    assert {prompt.is_truncated for prompt in prompts} == {True, False}
+    assert any(prompt.prefix_len > 1 for prompt in prompts)
+    monkeypatch.setattr(core_scorer, "HEAD_ROWS", 7)
     places = []
     for prompt, scores in ModelScorer(gpt, batch_tokens)(prompts):
-        places.append(prompt.place)
+        places.append(prompt.index)
         for (ids, count), score in zip(prompt.options, scores, strict=True):
             with torch.no_grad():
                 logs = gpt(torch.tensor([ids[:-1]]))[0, -count:].log_softmax(-1)
             wanted = torch.tensor(ids[-count:])
             assert score.loss == pytest.approx(-logs[range(count), wanted].mean().item(), abs=1e-5)
-            assert score.exact == bool((logs.argmax(-1) == wanted).all())
+            assert score.is_greedy == bool((logs.argmax(-1) == wanted).all())
     assert sorted(places) == list(range(30))
 
 
@@ -262,10 +256,10 @@ def test_of_equally_likely_tokens_the_first_is_the_likeliest() -> None:
     """So a model that says nothing writes no text exactly."""
     gpt = pair_model({" o": 2.0, " p": 2.0})
     for end, exact in (("\0", True), ("\0\0", True), ("\1", False), (" o", False), ("\0 ", False)):
-        [(_, [score])] = ModelScorer(gpt)([tokenize([("x", end)], TOKENIZER, 64, 0)])
-        assert score.exact == exact
-    [(_, [first, second])] = ModelScorer(gpt)([tokenize([("x ", "o"), ("x ", "p")], TOKENIZER, 64, 0)])
-    assert (first.exact, second.exact) == (True, False)
+        [(_, [score])] = ModelScorer(gpt)([encode_example([("x", end)], TOKENIZER, 64, 0)])
+        assert score.is_greedy == exact
+    [(_, [first, second])] = ModelScorer(gpt)([encode_example([("x ", "o"), ("x ", "p")], TOKENIZER, 64, 0)])
+    assert (first.is_greedy, second.is_greedy) == (True, False)
     assert first.loss == second.loss
 
 
@@ -283,7 +277,7 @@ def test_a_batch_is_no_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_processes_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each scores its own examples, and the sum is everybody's; so is a choice of examples."""
     rng = random.Random(5)
-    rows = tuple(Example(tuple((f"q{n}", rng.choice("abcde") * 2) for _ in range(3)), n % 3) for n in range(11))
+    rows = tuple(CoreExample(tuple((f"q{n}", rng.choice("abcde") * 2) for _ in range(3)), n % 3) for n in range(11))
     task = CoreTask("t", "multiple_choice", 1, " ", 0.25, rows)
     scorer = ModelScorer(random_model())
     whole = evaluate_task(task, scorer, TOKENIZER, 96, RUNTIME)
@@ -306,12 +300,12 @@ def found_by(runtime: Runtime) -> list[dict[str, Any]]:
     def text(most: int) -> str:
         return "".join(rng.choice("abc de") for _ in range(rng.randint(1, most))) + "."
 
-    choices = [Example(tuple((f"q{n}", text(9)) for _ in range(3)), n % 3) for n in range(9)]
-    schemas = [Example(tuple((text(120), f"e{n}") for _ in range(2)), n % 2) for n in range(7)]
-    words = [Example(((f"{n}L", "ok" if n % 3 else "oz"),)) for n in range(5)]
+    choices = [CoreExample(tuple((f"q{n}", text(9)) for _ in range(3)), n % 3) for n in range(9)]
+    schemas = [CoreExample(tuple((text(120), f"e{n}") for _ in range(2)), n % 2) for n in range(7)]
+    words = [CoreExample(((f"{n}L", "ok" if n % 3 else "oz"),)) for n in range(5)]
     scorers = (ModelScorer(random_model(), 300), ModelScorer(random_model(), 300), ModelScorer(pair_model(LOGITS)))
     found = []
-    for kind, rows, scorer in zip(KINDS, (choices, schemas, words), scorers, strict=True):
+    for kind, rows, scorer in zip(TASK_TYPES, (choices, schemas, words), scorers, strict=True):
         for some in (rows, rows[:1]):
             task = CoreTask(kind, kind, 2, " ", 0.25, tuple(some))
             found.append(vars(evaluate_task(task, scorer, TOKENIZER, 64, runtime)))
@@ -349,9 +343,9 @@ def _process(rank: int, world_size: int, folder: Path) -> None:
 
 def test_ties_are_broken_by_order_not_by_rounding() -> None:
     scores = [OptionScore(1.0 + 1e-7, False), OptionScore(1.0, False), OptionScore(0.9, True)]
-    assert decide("schema", scores[:2], 0)
-    assert decide("multiple_choice", scores, 2)
-    assert not decide("language_modeling", scores, 0)
+    assert is_correct("schema", scores[:2], 0)
+    assert is_correct("multiple_choice", scores, 2)
+    assert not is_correct("language_modeling", scores, 0)
 
 
 # --- the real bundle --------------------------------------------------------------------------------------------------
@@ -363,20 +357,23 @@ def test_guessing_gets_the_floor(shared_data: Path) -> None:
     bundle = read_bundle(shared_data / "eval_bundle.zip")
     assert core_name(bundle) == "CORE over 21 of 22"
     assert bundle.missing == ("coqa",)
-    guesses = [(sum(task.guessing) / len(task.examples) - task.baseline) / (1 - task.baseline) for task in bundle.tasks]
+    guesses = [
+        (sum(task.guess_probabilities) / len(task.examples) - task.baseline) / (1 - task.baseline)
+        for task in bundle.tasks
+    ]
     assert sum(guesses) / 21 == pytest.approx(-0.0272, abs=1e-4)
     rng = random.Random(1)
 
-    def guess(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
+    def guess(prompts: Sequence[EncodedExample]) -> Iterator[tuple[EncodedExample, list[OptionScore]]]:
         for prompt in prompts:
             yield prompt, [OptionScore(rng.random(), False) for _ in prompt.options]
 
     zero_shot = [replace(task, num_fewshot=0) for task in bundle.tasks]  # the prompts are not read
     results = [evaluate_task(task, guess, TOKENIZER, 2048, RUNTIME, max_examples=200) for task in zero_shot]
-    found, error, floor = core(results)
+    found, error, floor = core_metric(results)
     variances = []
     for task, result in zip(zero_shot, results, strict=True):
-        chances = [task.guessing[row] for row in choose_rows(len(task.examples), 200)]
+        chances = [task.guess_probabilities[row] for row in choose_rows(len(task.examples), 200)]
         assert result.chance == pytest.approx(math.fsum(chances) / len(chances))
         variance = math.fsum(p * (1 - p) for p in chances) / result.num_examples**2
         variances.append(variance / (1 - result.baseline) ** 2)
@@ -559,7 +556,7 @@ def test_a_model_without_a_finite_loss(run_here: Path, capsys: pytest.CaptureFix
         gpt.head.weight[ord("a"), ord(" ")] = torch.nan  # after a space all probabilities are NaN
     save(gpt)
     path = write_bundle(run_here / "eval_bundle")
-    message = "choice: the model gives no finite loss on 4 of 4 examples: score an earlier checkpoint"
+    message = "choice: the loss is not finite on 4 of 4 examples: evaluate an earlier checkpoint"
     with pytest.raises(UserError, match=message):
         base_eval.main(base_eval.Config(device="cpu"))
     [event] = core_events(1, -1, gpt, TOKENIZER, RUNTIME)
@@ -567,11 +564,11 @@ def test_a_model_without_a_finite_loss(run_here: Path, capsys: pytest.CaptureFix
     assert event.run(LoopState(step=1)) == {}
     assert capsys.readouterr().out.startswith(f"CORE is not measured: {message}")
 
-    def one_in_two(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
+    def one_in_two(prompts: Sequence[EncodedExample]) -> Iterator[tuple[EncodedExample, list[OptionScore]]]:
         for prompt in prompts:
-            yield prompt, [OptionScore((1.0, math.inf)[prompt.place % 2], True)]
+            yield prompt, [OptionScore((1.0, math.inf)[prompt.index % 2], True)]
 
-    with pytest.raises(UserError, match="words: the model gives no finite loss on 2 of 4"):
+    with pytest.raises(UserError, match="words: the loss is not finite on 2 of 4"):
         evaluate_task(read_bundle(path).tasks[2], one_in_two, TOKENIZER, 64, RUNTIME)
 
 
@@ -583,12 +580,12 @@ def test_refused_settings() -> None:
 
 def test_standard_error_of_a_mean() -> None:
     """One task, right 3 of 4 times, on a scale of a half: p = 4 / 6 in sqrt(p (1 - p) / 4) / 0.5; and at the ends."""
-    found, error, floor = core([TaskResult("t", [1, 1, 1, 0], 0.5, 0.5, 0, "", 0.0)])
+    found, error, floor = core_metric([TaskResult("t", [1, 1, 1, 0], 0.5, 0.5, 0, "", 0.0)])
     assert (found["value"], floor) == (0.5, 0.0)
     assert error == pytest.approx(0.4714045)
     for right in (False, True):  # of one example nothing is known but the most that it can be, and that it is not 0
-        assert core([TaskResult("t", [int(right)], 0.0, 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(2) / 3)
-    assert core([TaskResult("t", [0] * 98, 0.0, 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(0.99 / 9800))
+        assert core_metric([TaskResult("t", [int(right)], 0.0, 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(2) / 3)
+    assert core_metric([TaskResult("t", [0] * 98, 0.0, 0.0, 0, "", 0.0)])[1] == pytest.approx(math.sqrt(0.99 / 9800))
 
 
 @pytest.mark.parametrize("num", [1, 2, 20])
@@ -600,7 +597,7 @@ def test_the_interval_holds_with_few_examples(num: int) -> None:
     holds = 0
     for _ in range(800):
         drawn = [TaskResult("t", [int(rng.random() < p) for _ in range(num)], 0.0, b, 0, "", 0.0) for p, b in tasks]
-        low, high = core(drawn)[0]["interval"]
+        low, high = core_metric(drawn)[0]["interval"]
         holds += low <= truth <= high
     assert 0.93 < holds / 800 < 0.97
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nanochat.dataloader import document_eval_rows
 from nanochat.gpt import GPT
-from nanochat.loss_eval import bits_per_byte, nats_and_tokens
+from nanochat.loss_eval import bits_per_byte, sum_nats
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from tests.support.models import random_model
@@ -132,14 +132,14 @@ def test_nats_and_tokens(batch_size: int) -> None:
             logs = model(row[None])[0].double().log_softmax(-1)
         expected -= sum(float(logs[i, t]) for i, t in enumerate(wanted.tolist()) if t != -1)
     count = int((targets != -1).sum())
-    assert nats_and_tokens(model, inputs, targets, batch_size, CPU) == (pytest.approx(expected, rel=1e-6), count)
-    assert nats_and_tokens(model, inputs[:0], targets[:0], batch_size, CPU) == (0.0, 0)
+    assert sum_nats(model, inputs, targets, batch_size, CPU) == (pytest.approx(expected, rel=1e-6), count)
+    assert sum_nats(model, inputs[:0], targets[:0], batch_size, CPU) == (0.0, 0)
 
 
 def test_leaves_no_gradient() -> None:
     model = tiny_model()
     bits_per_byte(model, rows_of_texts(), BYTES, 2, CPU)
-    nats_and_tokens(model, *some_targets(), 2, CPU)
+    sum_nats(model, *some_targets(), 2, CPU)
     assert all(param.grad is None for param in model.parameters())
 
 
@@ -154,7 +154,7 @@ def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
 def scores(runtime: Runtime) -> list[float]:
     rows = rows_of_texts()
     found = [bits_per_byte(tiny_model(), part, BYTES, 2, runtime) for part in (rows, rows[:1])]
-    return [*found, *nats_and_tokens(tiny_model(), *some_targets(), 2, runtime)]
+    return [*found, *sum_nats(tiny_model(), *some_targets(), 2, runtime)]
 
 
 def write_scores(folder: Path) -> None:

@@ -14,11 +14,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import random
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,73 +25,9 @@ import yaml
 from nanochat.common import UserError, as_user_error, base_dir, print0
 from nanochat.data.download import download
 from nanochat.data.import_text import read_utf8
+from nanochat.eval.core_prompts import TASK_TYPES, CoreExample, CoreTask
 
 FOLDER = "eval_bundle"
-KINDS = ("multiple_choice", "schema", "language_modeling")
-EXAMPLE_DELIMITER = "\n"  # between the examples of a prompt
-
-
-@dataclass(frozen=True)
-class Example:
-    """Options of (context, continuation), of which the one at `gold` is right; a single one is to be written exactly.
-
-    In multiple choice the options differ in their continuations, in a schema in their contexts.
-    """
-
-    options: tuple[tuple[str, str], ...]
-    gold: int = 0
-
-
-@dataclass(frozen=True)
-class CoreTask:
-    """One of the tasks. `baseline`: the accuracy that counts as 0 on the centred scale.
-
-    `categories`: that of each example, where the task has any: a question about literature stands behind solved ones
-    about literature. Each example counts once, whatever its category, so that the interval is that of a share.
-    """
-
-    label: str
-    kind: str
-    num_fewshot: int
-    delimiter: str
-    baseline: float
-    examples: tuple[Example, ...]
-    categories: tuple[str, ...] = ()
-
-    @cached_property
-    def _members(self) -> dict[str, list[int]]:
-        """Category -> its examples."""
-        members: dict[str, list[int]] = {}
-        for index, category in enumerate(self.categories):
-            members.setdefault(category, []).append(index)
-        return members
-
-    def shots(self, index: int, seed: int) -> list[Example]:
-        """Solved examples before this one: others of the task, of its category if it has any; the same for a seed."""
-        group: Sequence[int] = self._members[self.categories[index]] if self.categories else range(len(self.examples))
-        place, count = group.index(index), len(group) - 1  # the others
-        chosen = random.Random(f"{seed} {self.label} {index}").sample(range(count), min(self.num_fewshot, count))
-        return [self.examples[group[other + (other >= place)]] for other in chosen]
-
-    @property
-    def most_shots(self) -> int:
-        """How many solved examples there can be before any of its examples."""
-        return min(map(len, self._members.values()), default=len(self.examples)) - 1
-
-    def prompts(self, index: int, seed: int) -> list[tuple[str, str]]:
-        """For each option of an example the text before the continuation, and the continuation.
-
-        Spaces between the two belong to the continuation, because tokens are words with the space before them.
-        """
-        solved = [example.options[example.gold] for example in self.shots(index, seed)]
-        before = "".join(f"{context}{self.delimiter}{end}{EXAMPLE_DELIMITER}" for context, end in solved)
-        whole = [(f"{before}{context}{self.delimiter}", end) for context, end in self.examples[index].options]
-        return [(text.rstrip(" "), text[len(text.rstrip(" ")) :] + end) for text, end in whole]
-
-    @property
-    def guessing(self) -> list[float]:
-        """How likely a guess is right, for each example: nobody guesses a text."""
-        return [0.0 if self.kind == "language_modeling" else 1 / len(example.options) for example in self.examples]
 
 
 @dataclass(frozen=True)
@@ -165,7 +99,7 @@ def read_bundle(path: Path) -> Bundle:
             examples, categories = tuple(example for example, _ in rows), tuple(name for _, name in rows if name)
             delimiter = entry.get("continuation_delimiter", " ")
             task = CoreTask(label, kind, fewshot, delimiter, baselines[label], examples, categories)
-            if (others := task.most_shots) < fewshot:
+            if (others := task.max_fewshot) < fewshot:
                 print0(f"{label}: its prompts should have {fewshot} examples, but only {others} others exist")
             tasks.append(task)
     except OSError as error:
@@ -218,8 +152,8 @@ def _entry_problem(entry: Any) -> str | None:
     for name in ("label", "dataset_uri"):
         if not isinstance(entry.get(name), str) or not entry[name]:
             return f"{name} must be a text"
-    if entry.get("icl_task_type") not in KINDS:
-        return f"icl_task_type is {entry.get('icl_task_type')!r}: it must be {', '.join(KINDS)}"
+    if entry.get("icl_task_type") not in TASK_TYPES:
+        return f"icl_task_type is {entry.get('icl_task_type')!r}: it must be {', '.join(TASK_TYPES)}"
     shots = entry.get("num_fewshot")
     if not (isinstance(shots, list) and len(shots) == 1 and isinstance(shots[0], int) and shots[0] >= 0):
         return f"num_fewshot is {shots!r}: it must be a list of one number, at least 0"
@@ -247,7 +181,7 @@ def _read_baselines(file: Any) -> dict[str, float]:
     return found
 
 
-def _read_examples(file: Any, kind: str, has_categories: bool) -> Iterator[tuple[Example, str]]:
+def _read_examples(file: Any, kind: str, has_categories: bool) -> Iterator[tuple[CoreExample, str]]:
     """The examples of a task, each with its category or ""; empty lines are none."""
     found = False
     for number, line in enumerate(read_utf8(file).split("\n"), 1):
@@ -264,7 +198,7 @@ def _read_examples(file: Any, kind: str, has_categories: bool) -> Iterator[tuple
         raise UserError(f"{file}, line 1: no examples are there")
 
 
-def _example(row: Any, kind: str) -> Example:
+def _example(row: Any, kind: str) -> CoreExample:
     """A line of a task's file. Raises ValueError that says what is wrong with it."""
     if not isinstance(row, dict):
         raise ValueError("a line must be a JSON object")
@@ -282,7 +216,7 @@ def _example(row: Any, kind: str) -> Example:
         return value
 
     if kind == "language_modeling":
-        return Example(((text("context"), text("continuation")),))
+        return CoreExample(((text("context"), text("continuation")),))
     if kind == "multiple_choice":
         options = [(text("query"), choice) for choice in texts("choices")]
     else:
@@ -290,7 +224,7 @@ def _example(row: Any, kind: str) -> Example:
     gold = row.get("gold")
     if type(gold) is not int or not 0 <= gold < len(options):
         raise ValueError(f"gold is {gold!r}: it must be a number from 0 to {len(options) - 1}")
-    return Example(tuple(options), gold)
+    return CoreExample(tuple(options), gold)
 
 
 def _category(row: Any) -> str:

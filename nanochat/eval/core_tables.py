@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nanochat.core_eval import core
+from nanochat.core_eval import core_metric
 from nanochat.eval.core_bundle import Bundle
 from nanochat.eval.task_result import TaskResult
 from nanochat.reporting.markdown import format_duration
@@ -99,7 +99,7 @@ def pair_line(a: TaskResult, b: TaskResult) -> str:
 
 def pair_summary(before: Sequence[TaskResult], after: Sequence[TaskResult], name: str) -> Iterator[str]:
     """Both CORE scores, their difference, and how many tasks differ."""
-    (a, _, _), (b, _, _), gain = core(before), core(after), core_gain(before, after)
+    (a, _, _), (b, _, _), gain = core_metric(before), core_metric(after), core_gain(before, after)
     low, high = gain["interval"]
     yield (
         f"{name}: A {a['value']:.4f}, B {b['value']:.4f}, B - A {gain['value']:+.4f}, "
@@ -118,7 +118,7 @@ def pair_csv(before: Sequence[TaskResult], after: Sequence[TaskResult], name: st
         gain = gain_of(a, b)
         rows.append((a.name, a.accuracy, b.accuracy, gain["value"], *gain["interval"], gain["n"], gain["p"]))
     gain = core_gain(before, after)
-    scores = (core(results)[0]["value"] for results in (before, after))
+    scores = (core_metric(results)[0]["value"] for results in (before, after))
     rows.append((name, *scores, gain["value"], *gain["interval"], gain["n"], ""))
     return _csv([names, *rows])
 

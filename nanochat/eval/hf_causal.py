@@ -1,10 +1,10 @@
-"""Any causal language model of transformers, from a folder or by its name on the hub, as our evaluation needs it.
+"""A causal language model from Hugging Face transformers, from a folder or by its name on the hub, for evaluation.
 
-Weights that the folder lacks, code of its own, and a model that sees what comes after a token are refused: the first
-would be made up, the second would run, and the third knows the answers.
+Three kinds of model are refused: with weights that the folder lacks (transformers would initialise them at random),
+with code of their own (it would run), and with predictions that depend on later tokens (they would see the answers).
 
-Letters in shape comments: E examples, P tokens that an example's rows share, B rows, T tokens after these, N tokens to
-be predicted, C width, V vocabulary.
+Letters in shape comments: E examples, P tokens of their shared prefixes, B rows, T tokens after the prefixes, N
+predicted tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,190 +22,215 @@ from nanochat.common import UserError, as_user_error, print0
 from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 
-MAX_LOGITS = 1 << 28  # logits at a time: 1 GiB in float32
-NO_LIMIT = 2048  # tokens of context for a model that has no limit of its own
-PLAIN = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}  # a text and nothing else
-_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
+MAX_LOGITS = 1 << 28  # at a time: 1 GiB in float32
+DEFAULT_CONTEXT_LEN = 2048  # tokens, for a model whose configuration and tokenizer name no limit
+_CONTEXT_FIELDS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+    "seq_length",
+)
+_PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}  # nothing added or special
 
 
 class HFTokenizer:
-    """Another model's tokenizer, with nothing put around a text: a special token's name in it is text.
+    """A tokenizer of transformers that encodes text only: it adds nothing, and a special token's name in it is text.
 
-    A document begins with the token that the tokenizer itself names as the beginning (`bos_token`), also where it would
-    not put it there by itself, as GPT-2's: its training text stood so. Where it names none, `has_bos` is False: prompts
-    begin with nothing, and documents are parted by the end token (`eos_token`).
+    A document begins with the tokenizer's `bos_token`, also for tokenizers that do not add it themselves, like
+    GPT-2's: the documents of their training began with it. A tokenizer without one has `has_bos` False: prompts begin
+    with their text, and the `eos_token` separates documents.
     """
 
     def __init__(self, inner: Any) -> None:
-        """`inner`: a tokenizer of transformers. Raises UserError if it is empty, or names neither beginning nor end."""
+        """Wrap `inner`, a tokenizer of transformers. Raises UserError if it is empty or has neither bos nor eos."""
         self.inner = inner
         self.has_bos = inner.bos_token_id is not None
         bos = inner.bos_token_id if self.has_bos else inner.eos_token_id
         if bos is None:
-            raise UserError("it has neither a bos_token nor an eos_token: nothing can begin a document")
+            raise UserError("it has neither a bos_token nor an eos_token: one of them must begin each document")
         self._bos = int(bos)
         first, second, both = self._ids(["a", "x", "a x"])
-        if not both:  # what transformers makes of a folder without its files
+        if not both:  # transformers makes an empty tokenizer of a folder without tokenizer files
             raise UserError("it has no tokens: are its files in the folder?")
-        self.adds_prefix_space = first + second == both  # before a text that begins with none, as SentencePiece's do
+        # SentencePiece's tokenizers put a space before a text that does not begin with one.
+        self.adds_prefix_space = first + second == both
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        found: list[list[int]] = self.inner(texts, **PLAIN)["input_ids"]
-        return found
+        ids: list[list[int]] = self.inner(texts, **_PLAIN_TEXT)["input_ids"]
+        return ids
 
     @overload
     def encode(self, text: str) -> list[int]: ...
     @overload
     def encode(self, text: list[str]) -> list[list[int]]: ...
     def encode(self, text: str | list[str]) -> list[int] | list[list[int]]:
-        """The ids of one text, or of each in a list.
+        """Return the ids of one text, or of each text in a list.
 
-        A space that the tokenizer puts before a text by itself is taken for the one that the text begins with.
+        A space that the tokenizer adds before a text counts as the space that the text begins with.
         """
         texts = [text] if isinstance(text, str) else text
         rows = self._ids([t.removeprefix(" ") if self.adds_prefix_space else t for t in texts]) if texts else []
         return rows[0] if isinstance(text, str) else rows
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens by their names."""
+        """Return the text of ids, special tokens by their names."""
         text: str = self.inner.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
     def get_bos_token_id(self) -> int:
-        """Id of the token that begins a document."""
+        """Return the id of the token that begins a document."""
         return self._bos
 
-    def num_bytes(self, text: str, count: int) -> int:
-        """Bytes of the text that its first `count` ids stand for."""
+    def count_bytes(self, text: str, num_ids: int) -> int:
+        """Return how many bytes of the text its first `num_ids` tokens cover."""
         given = text.removeprefix(" ") if self.adds_prefix_space else text
-        ids, size = self._ids([given])[0], len(text.encode("utf-8"))
-        names = list(map(len, self.inner.convert_ids_to_tokens(ids)))
-        if count == 0 or sum(names) == size:  # a letter for each byte
-            return sum(names[:count])
-        if not self.inner.is_fast:  # what they decode to, which a lossy tokenizer may spell otherwise
-            return len(self.decode(ids[:count]).encode("utf-8"))
-        ends = [end for _, end in self.inner(given, return_offsets_mapping=True, **PLAIN)["offset_mapping"][:count]]
-        return size - len(given[max(ends) :].encode("utf-8"))
+        ids = self._ids([given])[0]
+        num_bytes = len(text.encode("utf-8"))
+        name_lens = list(map(len, self.inner.convert_ids_to_tokens(ids)))
+        if num_ids == 0 or sum(name_lens) == num_bytes:  # byte-level: a token's name has one letter for each byte
+            return sum(name_lens[:num_ids])
+        if not self.inner.is_fast:  # no offsets; the decoded text may be spelled differently by a lossy tokenizer
+            return len(self.decode(ids[:num_ids]).encode("utf-8"))
+        offsets = self.inner(given, return_offsets_mapping=True, **_PLAIN_TEXT)["offset_mapping"][:num_ids]
+        end = max(end for _, end in offsets)
+        return num_bytes - len(given[end:].encode("utf-8"))
 
 
-class CausalModel(nn.Module):
-    """A causal model of transformers. The head works in float32, and only where a token is to be predicted."""
+class HFCausalModel(nn.Module):
+    """A causal model of transformers. Its head computes in float32, and only where a token is to be predicted."""
 
-    def __init__(self, inner: Any, tokenizer_limit: int = NO_LIMIT) -> None:
-        """`tokenizer_limit`: the context that its tokenizer claims, for a model that names none."""
+    def __init__(self, inner: Any, tokenizer_context_len: int = DEFAULT_CONTEXT_LEN) -> None:
+        """Wrap `inner`. `tokenizer_context_len`: the context of its tokenizer, for a model that names none."""
         super().__init__()
         self.inner = inner
         config = inner.config.get_text_config()
-        limits = [getattr(config, name, None) for name in _LIMITS]
-        fallback = tokenizer_limit if tokenizer_limit < 1 << 20 else NO_LIMIT
-        self.context = next((limit for limit in limits if isinstance(limit, int) and limit > 0), fallback)
+        limits = [getattr(config, name, None) for name in _CONTEXT_FIELDS]
+        fallback = tokenizer_context_len if tokenizer_context_len < 1 << 20 else DEFAULT_CONTEXT_LEN
+        self.context_len = next((limit for limit in limits if isinstance(limit, int) and limit > 0), fallback)
         self.vocab_size = int(inner.get_input_embeddings().num_embeddings)
+        self.supports_prefix_sharing = False  # `load_hf_model` tries it
         head = inner.get_output_embeddings()
-        self.shares = False  # until it has been tried
         self.head = head if isinstance(head, nn.Linear) else None
-        if self.head is not None and self.head.weight.dtype != torch.float32:  # its own copy, if the input shares it
+        if self.head is not None and self.head.weight.dtype != torch.float32:
+            # New parameters: the input embedding may share the old ones, and keeps its dtype.
             for name, value in list(self.head.named_parameters()):
                 setattr(self.head, name, nn.Parameter(value.float(), requires_grad=False))
-            self.head.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
+            self.head.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.inner.get_input_embeddings().weight.device  # type: ignore[no-any-return]
 
-    def is_equal(self, logits: Tensor, others: Tensor) -> bool:
-        """Whether logits differ by no more than rounding does."""
+    def are_logits_equal(self, logits: Tensor, others: Tensor) -> bool:
+        """Return True if two tensors of logits differ by no more than rounding in the model's dtype."""
         tolerance = 1e-4 if self.inner.dtype == torch.float32 else 0.03
         return bool((logits - others).abs().max() <= tolerance * others.std().clamp(min=1e-6))
 
-    def predict(self, ids: Tensor, rows: Tensor, columns: Tensor, **options: Any) -> tuple[Tensor, Any]:
-        """Logits (N, V) in float32 of what follows these places (N,), (N,) of ids (B, T); and the model's output."""
-        chosen = False
+    def predict(self, idx: Tensor, rows: Tensor, columns: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Return the logits (N, V), in float32, at `rows` (N,) and `columns` (N,) of `idx` (B, T), and the output.
 
-        def choose(_head: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            nonlocal chosen
-            chosen = True
-            return given[0][rows, columns][None], *given[1:]  # (B, T, C) -> (1, N, C)
+        `kwargs` go to the model, for example a KV cache.
+        """
+        has_selected = False
 
-        hook = self.head.register_forward_pre_hook(choose, prepend=True) if self.head is not None else None
+        def select(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            nonlocal has_selected
+            has_selected = True
+            return args[0][rows, columns][None], *args[1:]  # (B, T, C) -> (1, N, C)
+
+        hook = self.head.register_forward_pre_hook(select, prepend=True) if self.head is not None else None
         try:
-            found = self.inner(input_ids=ids, **{"use_cache": False, **options})
+            output = self.inner(input_ids=idx, **{"use_cache": False, **kwargs})
         finally:
             if hook is not None:
                 hook.remove()
-        logits = found.logits[0] if chosen else found.logits[rows, columns]  # some models have no such head
-        return logits[:, : self.vocab_size].float(), found
+        logits = output.logits[0] if has_selected else output.logits[rows, columns]  # without a linear head: (B, T, V)
+        return logits[:, : self.vocab_size].float(), output
 
     def forward(self, idx: Tensor, targets: Tensor, loss_reduction: str = "none") -> Tensor:
-        """Cross-entropy in nats (B, T) of `targets` (B, T), 0 where they are -1: as our model's."""
-        assert loss_reduction == "none", f"loss_reduction {loss_reduction!r}: only none is needed"
+        """Return the cross-entropy in nats (B, T) of `targets` (B, T), 0 where they are -1, as `GPT.forward` does."""
+        assert loss_reduction == "none", f"loss_reduction is {loss_reduction!r}: only 'none' is supported"
         losses = torch.zeros(targets.shape, device=targets.device)
-        step = max(1, MAX_LOGITS // (targets.size(1) * self.vocab_size))
-        for first in range(0, len(idx), step):
-            wanted = targets[first : first + step]
-            rows, columns = (wanted != -1).nonzero(as_tuple=True)
+        num_rows = max(1, MAX_LOGITS // (targets.size(1) * self.vocab_size))
+        for start in range(0, len(idx), num_rows):
+            chunk = targets[start : start + num_rows]
+            rows, columns = (chunk != -1).nonzero(as_tuple=True)
             if len(rows):
-                logits, _ = self.predict(idx[first : first + step], rows, columns)
-                losses[first + rows, columns] = F.cross_entropy(logits, wanted[rows, columns], reduction="none")
+                logits, _ = self.predict(idx[start : start + num_rows], rows, columns)
+                losses[start + rows, columns] = F.cross_entropy(logits, chunk[rows, columns], reduction="none")
         return losses
 
 
 def prefill_prefix(
-    model: CausalModel, begins: Sequence[list[int]], counts: Sequence[int], width: int
+    model: HFCausalModel, prefixes: Sequence[list[int]], num_rows: Sequence[int], width: int
 ) -> dict[str, Any]:
-    """Read how each example begins; gives what `predict` needs to go on from there with (B, `width`) ids.
+    """Compute each example's prefix once. Returns the arguments with which `predict` continues on ids (B, `width`).
 
-    `counts`: rows of each example, one after the other. Only for a model that `shares`. The beginnings are padded on
-    the left: a window that counts columns, as GPT-Neo's, must not count padding between a beginning and what follows.
+    `num_rows`: rows of each example, which follow one another; their sum is B. Only for a model that
+    `supports_prefix_sharing`. Prefixes are padded on the left: a sliding window that counts columns, like GPT-Neo's,
+    must not count padding between a prefix and what follows it.
+
+        prefixes [1, 2], [3, 1, 4], num_rows [1, 2]  ->  idx [[0, 1, 2], [3, 1, 4]]; cache rows: 0, 1, 1
     """
-    device, longest = model.device, max(map(len, begins))
-    ids = torch.tensor([[0] * (longest - len(begin)) + begin for begin in begins], device=device)  # (E, P)
-    columns = torch.arange(longest + width, device=device)
-    places = columns - torch.tensor([[longest - len(begin)] for begin in begins], device=device)  # (E, P + T)
-    mask, first = (places >= 0).long(), torch.zeros(1, dtype=torch.int64, device=device)
-    known = {"attention_mask": mask[:, :longest], "position_ids": places[:, :longest].clamp(min=0)}
-    _, found = model.predict(ids, first, first, use_cache=True, **known)
-    cache = found.past_key_values
-    examples = torch.arange(len(begins), device=device).repeat_interleave(torch.tensor(counts, device=device))  # (B,)
+    device = model.device
+    max_len = max(map(len, prefixes))
+    idx = torch.tensor([[0] * (max_len - len(prefix)) + prefix for prefix in prefixes], device=device)  # (E, P)
+    padding = torch.tensor([[max_len - len(prefix)] for prefix in prefixes], device=device)  # (E, 1)
+    positions = torch.arange(max_len + width, device=device) - padding  # (E, P + T), negative on padding
+    mask = (positions >= 0).long()
+    first = torch.zeros(1, dtype=torch.int64, device=device)  # one prediction, which is not used
+    prefix_kwargs = {"attention_mask": mask[:, :max_len], "position_ids": positions[:, :max_len].clamp(min=0)}
+    _, output = model.predict(idx, first, first, use_cache=True, **prefix_kwargs)
+    cache = output.past_key_values
+    examples = torch.arange(len(prefixes), device=device)
+    examples = examples.repeat_interleave(torch.tensor(num_rows, device=device))  # (E,) -> (B,)
     cache.reorder_cache(examples)
-    after = {"attention_mask": mask[examples], "position_ids": places[examples, longest:]}
-    return {"past_key_values": cache, "use_cache": True, **after}
+    return {
+        "past_key_values": cache,
+        "use_cache": True,
+        "attention_mask": mask[examples],
+        "position_ids": positions[examples, max_len:],
+    }
 
 
 @torch.inference_mode()
-def can_share(model: CausalModel) -> bool:
+def try_prefix_sharing(model: HFCausalModel) -> bool:
     """Return True if `prefill_prefix` is exact: a plain KV cache, explicit positions, the same logits."""
     from transformers.cache_utils import DynamicLayer
 
-    begins, rests = [[1, 2], [3, 1, 4, 2]], [[2, 3], [1, 4], [4, 4]]
-    counts, rows = [1, 2], torch.arange(3, device=model.device)
-    whole = [[*begins[0], *rests[0]], [*begins[1], *rests[1]], [*begins[1], *rests[2]]]
+    prefixes = [[1, 2], [3, 1, 4, 2]]
+    rests = [[2, 3], [1, 4], [4, 4]]
+    whole = [prefixes[0] + rests[0], prefixes[1] + rests[1], prefixes[1] + rests[2]]
+    rows = torch.arange(3, device=model.device)
     last = torch.tensor([len(ids) - 1 for ids in whole], device=model.device)
     try:
-        known = prefill_prefix(model, begins, counts, 2)
-        if any(type(layer) is not DynamicLayer for layer in known["past_key_values"].layers):
+        cache_kwargs = prefill_prefix(model, prefixes, num_rows=[1, 2], width=2)
+        if any(type(layer) is not DynamicLayer for layer in cache_kwargs["past_key_values"].layers):
             return False
-        found, _ = model.predict(pad_right(rests, 0, device=model.device), rows, rows * 0 + 1, **known)
-    except Exception:  # whatever an architecture that does not do this may raise
+        shared, _ = model.predict(pad_right(rests, 0, device=model.device), rows, rows * 0 + 1, **cache_kwargs)
+    except Exception:  # an architecture without such a cache may raise anything
         return False
     plain, _ = model.predict(pad_right(whole, 0, device=model.device), rows, last)
-    return model.is_equal(found, plain)
+    return model.are_logits_equal(shared, plain)
 
 
 @torch.inference_mode()
-def check_causal(model: CausalModel) -> None:
-    """Raise UserError if a model's predictions depend on what comes after."""
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=model.device) % model.vocab_size
-    places = torch.arange(3, device=model.device)
-    one, other = (model.predict(row[None], places * 0, places)[0] for row in ids)
-    if not model.is_equal(one, other):
-        raise UserError("it is no causal language model: what it predicts depends on what comes after")
+def check_causal(model: HFCausalModel) -> None:
+    """Raise UserError if the model's predictions depend on later tokens."""
+    idx = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=model.device) % model.vocab_size
+    columns = torch.arange(3, device=model.device)
+    logits, others = (model.predict(row[None], columns * 0, columns)[0] for row in idx)
+    if not model.are_logits_equal(logits, others):
+        raise UserError("it is no causal language model: what it predicts depends on later tokens")
 
 
-def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, HFTokenizer]:
-    """A model and its tokenizer from a folder, or by name from the hub, on the runtime's device and in its dtype.
+def load_hf_model(name: str, runtime: Runtime) -> tuple[HFCausalModel, HFTokenizer]:
+    """Load a model and its tokenizer from a folder or by name from the hub, on the runtime's device and in its dtype.
 
-    Raises UserError for what is not there, cannot be read, or is no causal language model.
+    Raises UserError if it does not exist, cannot be read, or is not a causal language model.
     """
     try:
         import transformers
@@ -215,62 +240,70 @@ def load_causal(name: str, runtime: Runtime) -> tuple[CausalModel, HFTokenizer]:
     with as_user_error(f"the tokenizer of {name} cannot be loaded"):
         tokenizer = HFTokenizer(transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     with as_user_error(f"{name} cannot be loaded"):
-        kind: Any = transformers.AutoModelForCausalLM
-        inner, facts = kind.from_pretrained(
+        auto_model: Any = transformers.AutoModelForCausalLM
+        inner, loading_info = auto_model.from_pretrained(
             name, dtype=runtime.compute_dtype, trust_remote_code=False, output_loading_info=True
         )
-        if missing := sorted(facts["missing_keys"]):
+        if missing := sorted(loading_info["missing_keys"]):
             raise UserError(f"{len(missing)} weights of {type(inner).__name__} are missing, for one {missing[0]}")
         inner.to(runtime.device).eval()
-        model = CausalModel(inner, int(tokenizer.inner.model_max_length))
-        if (size := int(tokenizer.inner.vocab_size)) > model.vocab_size:
-            raise UserError(f"its tokenizer has {size} tokens, the model {model.vocab_size}")
+        model = HFCausalModel(inner, int(tokenizer.inner.model_max_length))
+        if (num_tokens := int(tokenizer.inner.vocab_size)) > model.vocab_size:
+            raise UserError(f"its tokenizer has {num_tokens} tokens, the model {model.vocab_size}")
         check_causal(model)
-        model.shares = can_share(model)
-    parameters = sum(parameter.numel() for parameter in inner.parameters())
-    print0(f"Loaded {name}: {type(inner).__name__}, {parameters:,} parameters, a context of {model.context:,} tokens")
+        model.supports_prefix_sharing = try_prefix_sharing(model)
+    num_params = sum(param.numel() for param in inner.parameters())
+    print0(
+        f"Loaded {name}: {type(inner).__name__}, {num_params:,} parameters, a context of {model.context_len:,} tokens"
+    )
     return model, tokenizer
 
 
 def check_name(name: str) -> None:
-    """Raise UserError for what is neither a folder with a model nor a possible name on the hub."""
+    """Raise UserError if `name` is neither a folder with a model nor a possible name on the hub."""
     folder = Path(name)
     with as_user_error(f"{name} cannot be read"):
-        is_folder, has_config = name != "" and folder.is_dir(), (folder / "config.json").is_file()
+        is_folder = name != "" and folder.is_dir()
+        has_config = (folder / "config.json").is_file()
     if is_folder and not has_config:
         raise UserError(f"{folder} holds no model of transformers: config.json is missing")
     if not is_folder and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
         raise UserError(f"{name!r} is neither a folder nor a name on the Hugging Face hub (OWNER/NAME)")
 
 
-def write_samples(
-    model: CausalModel,
+def write_hf_samples(
+    model: HFCausalModel,
     tokenizer: HFTokenizer,
     prompts: Sequence[str],
     max_tokens: int,
     temperature: float = 0.0,
     seed: int = 42,
 ) -> list[dict[str, Any]]:
-    """What `nanochat.eval.samples.write_samples` does, by transformers' own generation."""
+    """Return samples as `nanochat.eval.samples.write_samples` does, generated by transformers."""
     import transformers
 
-    configuration: Any = transformers.GenerationConfig
-    own = model.inner.generation_config.eos_token_id
-    ends = {tokenizer.get_bos_token_id(), tokenizer.inner.eos_token_id, *(own if isinstance(own, list) else [own])}
+    generation_config: Any = transformers.GenerationConfig
     bos = tokenizer.get_bos_token_id()
+    model_ends = model.inner.generation_config.eos_token_id
+    end_ids = {bos, tokenizer.inner.eos_token_id, *(model_ends if isinstance(model_ends, list) else [model_ends])}
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    model.inner.generation_config = configuration(  # nothing that the folder recommends, such as a penalty
-        eos_token_id=sorted(ends - {None}), pad_token_id=bos, **sampling
+    # A new configuration: without what the folder recommends, such as a repetition penalty.
+    model.inner.generation_config = generation_config(
+        eos_token_id=sorted(end_ids - {None}), pad_token_id=bos, **sampling
     )
+    start = [bos] if tokenizer.has_bos else []
     samples = []
     for index, prompt in enumerate(prompts):
-        start = [bos] if tokenizer.has_bos else []
-        tokens = (start + tokenizer.encode(prompt))[: max(1, model.context // 2)]
-        ids = torch.tensor([tokens], device=model.device)
+        tokens = (start + tokenizer.encode(prompt))[: max(1, model.context_len // 2)]
+        idx = torch.tensor([tokens], device=model.device)  # (1, T)
         torch.manual_seed(seed + index)
-        most = min(max_tokens, model.context - len(tokens))
-        given = model.inner.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most)[0].tolist()
-        whole = given[-1] in ends and len(given) > len(tokens)
-        used, text = (tokenizer.decode(found[len(start) :]) for found in (tokens, given[: len(given) - whole]))
-        samples.append({"prompt": used, "text": text[len(used) :], "whole": whole})
+        output = model.inner.generate(
+            idx,
+            attention_mask=torch.ones_like(idx),
+            max_new_tokens=min(max_tokens, model.context_len - len(tokens)),
+        )[0].tolist()
+        has_ended = output[-1] in end_ids and len(output) > len(tokens)
+        prompt_text = tokenizer.decode(tokens[len(start) :])
+        text = tokenizer.decode(output[len(start) : len(output) - has_ended])
+        samples.append({"prompt": prompt_text, "text": text[len(prompt_text) :], "whole": has_ended})
     return samples

@@ -1,4 +1,8 @@
-"""What our evaluation makes of a model of transformers: CORE's prompts scored, bits per byte of text."""
+"""CORE scores and bits per byte of a model from Hugging Face transformers.
+
+Letters in shape comments: E examples of a batch, B their options, P tokens of the shared prefixes, T tokens after
+these, N predicted tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -13,124 +17,88 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanochat.core_eval import OptionScore, Prompt, batch_tokens_for
 from nanochat.data.shards import Documents
 from nanochat.dataloader import split_into_rows
-from nanochat.eval.hf_causal import MAX_LOGITS, CausalModel, HFTokenizer, prefill_prefix
+from nanochat.eval.core_prompts import EncodedExample, EncodedOption
+from nanochat.eval.core_scorer import (
+    BatchSize,
+    OptionRows,
+    OptionScore,
+    default_batch_tokens,
+    prefix_ids,
+    score_in_batches,
+)
+from nanochat.eval.hf_causal import MAX_LOGITS, HFCausalModel, HFTokenizer, prefill_prefix
 from nanochat.layers.padding import pad_right
-from nanochat.loss_eval import nats_and_tokens
+from nanochat.loss_eval import sum_nats
 from nanochat.runtime import Runtime
 
-DOCUMENTS = 256  # tokenised at a time
+DOCUMENTS_PER_BATCH = 256  # tokenized at a time
 
 
 @dataclass(frozen=True)
-class _Size:
-    """What a batch takes: examples, their options, tokens to predict; the most that any example has."""
+class HFScorer:
+    """Scorer with a model of transformers, as `nanochat.eval.core_scorer.ModelScorer` is with a `GPT`.
 
-    examples: int = 0
-    options: int = 0
-    predicted: int = 0
-    longest: int = 0
-    shared: int = 0
-    rest: int = 0
-    all_share: bool = True
+    Shared prefixes are computed once where the model's cache allows it (`supports_prefix_sharing`).
 
-    def plus(self, prompt: Prompt) -> _Size:
-        """With one example more."""
-        return _Size(
-            self.examples + 1,
-            self.options + len(prompt.options),
-            self.predicted + sum(count for _, count in prompt.options),
-            max(self.longest, prompt.longest),
-            max(self.shared, prompt.shared),
-            max(self.rest, prompt.longest - prompt.shared),
-            self.all_share and prompt.shared > 0,
-        )
-
-    def positions(self, shares: bool) -> int:
-        """Positions of its forward passes, padding and what is cached included."""
-        if shares and self.all_share:
-            return self.options * (self.shared + self.rest) + self.examples * self.shared
-        return self.options * self.longest
-
-
-@dataclass(frozen=True)
-class CausalScorer:
-    """Scores prompts as `nanochat.core_eval.ModelScorer` does: many of like length at a time, padded on the right.
-
-    What the options of an example share is read once, where the model's cache allows it (`CausalModel.shares`).
-    `drop_first`: the tokenizer names no beginning, so a prompt begins with its text. Only a continuation with nothing
-    at all before it keeps what stands for a beginning, or its first token could not be predicted. `batch_tokens` = -1:
-    what suits the model's device.
+    `drop_bos`: the tokenizer has no beginning token, so an option begins with its text. Only an option without a
+    context keeps the token that stands in for the beginning: without it the first token could not be predicted.
+    `batch_tokens`: most positions of a forward pass; -1: the default of the model's device.
     """
 
-    model: CausalModel
-    drop_first: bool
+    model: HFCausalModel
+    drop_bos: bool
     batch_tokens: int = -1
 
-    def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[OptionScore]]]:
-        """Scores of each prompt's options, the longest prompts first."""
-        own = [replace(prompt, options=list(map(self._own, prompt.options))) for prompt in prompts]
-        for batch in self._batches(sorted(own, key=lambda prompt: -prompt.longest)):
-            scores = iter(self._score(batch))
-            for prompt in batch:
-                yield prompt, [next(scores) for _ in prompt.options]
+    def __call__(self, examples: Sequence[EncodedExample]) -> Iterator[tuple[EncodedExample, list[OptionScore]]]:
+        """Yield each example with its options' scores, the longest examples first."""
+        if self.drop_bos:
+            examples = [replace(example, options=list(map(_without_bos, example.options))) for example in examples]
+        return score_in_batches(examples, self._fits, self._score)
 
-    def _own(self, option: tuple[list[int], int]) -> tuple[list[int], int]:
-        """The option, as (ids, how many of the last ones are the continuation), as this model shall read it."""
-        ids, count = option
-        return (ids[1:] if self.drop_first and len(ids) > count + 1 else ids), count
+    def _fits(self, size: BatchSize) -> bool:
+        max_positions = default_batch_tokens(self.model.device) if self.batch_tokens == -1 else self.batch_tokens
+        if size.num_predicted * self.model.vocab_size > MAX_LOGITS:
+            return False
+        if not self.model.supports_prefix_sharing:
+            return size.num_positions_unshared <= max_positions
+        if size.width > self.model.context_len:  # some models have no position embeddings for such columns
+            return False
+        num_positions = size.num_positions if size.all_have_prefix else size.num_positions_unshared
+        return num_positions <= max_positions
 
-    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
-        """Prompts to read side by side: as many as fit, but at least one."""
-        most = batch_tokens_for(self.model.device) if self.batch_tokens == -1 else self.batch_tokens
-        batch: list[Prompt] = []
-        size = _Size()
-        for prompt in prompts:
-            more = size.plus(prompt)
-            too_many = more.positions(self.model.shares) > most
-            too_wide = self.model.shares and more.shared + more.rest > self.model.context  # some have no such columns
-            if batch and (too_many or too_wide or more.predicted * self.model.vocab_size > MAX_LOGITS):
-                yield batch
-                batch, more = [], _Size().plus(prompt)
-            batch.append(prompt)
-            size = more
-        if batch:
-            yield batch
-
-    def _skips(self, batch: Sequence[Prompt]) -> list[int]:
-        """How many tokens of each prompt are read once for all its options: all of them have some, or none has."""
-        skips = [prompt.shared for prompt in batch]
-        return skips if self.model.shares and min(skips) > 0 else [0] * len(batch)
+    def _prefix_lens(self, batch: Sequence[EncodedExample]) -> list[int]:
+        """Return the lengths of the prefixes to share: all examples of the batch have one, or none is shared."""
+        lengths = [example.prefix_len for example in batch]
+        return lengths if self.model.supports_prefix_sharing and min(lengths) > 0 else [0] * len(batch)
 
     @torch.inference_mode()
-    def _score(self, batch: Sequence[Prompt]) -> list[OptionScore]:
-        """Scores of all options of a batch, one prompt after the other."""
-        device, skips = self.model.device, self._skips(batch)
-        options = [(ids[skip:], n) for prompt, skip in zip(batch, skips, strict=True) for ids, n in prompt.options]
-        rows = [row for row, (_, count) in enumerate(options) for _ in range(count)]
-        columns = [column - 1 for ids, count in options for column in range(len(ids) - count, len(ids))]
-        targets = torch.tensor([token for ids, count in options for token in ids[-count:]], device=device)
-        ids = pad_right([ids[:-1] for ids, _ in options], 0, device=device)
-        if any(skips):
-            begins = [prompt.options[0][0][:skip] for prompt, skip in zip(batch, skips, strict=True)]
-            known = prefill_prefix(self.model, begins, [len(prompt.options) for prompt in batch], ids.size(1))
-        else:
-            known = {}
-        places = (torch.tensor(places, device=device) for places in (rows, columns))
-        logits, _ = self.model.predict(ids, *places, **known)  # (N, V)
+    def _score(self, batch: Sequence[EncodedExample]) -> list[OptionScore]:
+        device = self.model.device
+        prefix_lens = self._prefix_lens(batch)
+        options = OptionRows.from_examples(batch, prefix_lens)
+        idx = pad_right(options.input_ids, fill=0, device=device)  # (B, T)
+        cache_kwargs = {}
+        if any(prefix_lens):
+            num_options = [len(example.options) for example in batch]
+            cache_kwargs = prefill_prefix(self.model, prefix_ids(batch, prefix_lens), num_options, idx.size(1))
+        rows = torch.tensor(options.rows, device=device)
+        columns = torch.tensor(options.columns, device=device)
+        targets = torch.tensor(options.targets, device=device)
+        logits, _ = self.model.predict(idx, rows, columns, **cache_kwargs)  # (N, V)
         losses = F.cross_entropy(logits, targets, reduction="none").cpu()
-        exact = (logits.argmax(-1) == targets).cpu()
-        counts = [count for _, count in options]
-        return [
-            OptionScore(loss.mean().item(), bool(hits.all()))
-            for loss, hits in zip(losses.split(counts), exact.split(counts), strict=True)
-        ]
+        return options.scores(losses, (logits.argmax(-1) == targets).cpu())
 
 
-def bits_per_byte_of(
-    model: CausalModel,
+def _without_bos(option: EncodedOption) -> EncodedOption:
+    """Return the option without its beginning token, if a context remains before the continuation."""
+    has_context = len(option.ids) > option.continuation_len + 1
+    return EncodedOption(option.ids[1:], option.continuation_len) if has_context else option
+
+
+def hf_bits_per_byte(
+    model: HFCausalModel,
     tokenizer: HFTokenizer,
     documents: Documents,
     sequence_len: int,
@@ -138,28 +106,31 @@ def bits_per_byte_of(
     batch_size: int,
     runtime: Runtime,
 ) -> float:
-    """`nanochat.loss_eval.bits_per_byte` of the first `max_tokens` tokens of documents, at most one pass.
+    """Return the bits per byte of the first `max_tokens` tokens of the documents, at most one pass over them.
 
-    The bytes are those of the text, not of the tokens: right for a tokenizer that changes the text as well. What parts
-    the documents is read and not predicted.
+    The definition is that of `nanochat.loss_eval.bits_per_byte`, with the bytes of the text in place of those of the
+    tokens: a tokenizer may normalise the text. The tokens between documents are read, not predicted.
     """
     rows, num_bytes = text_rows(documents, tokenizer, sequence_len, max_tokens)
-    inputs, targets = rows[:, :-1].clamp(min=0), rows[:, 1:].clone()
+    inputs = rows[:, :-1].clamp(min=0)
+    targets = rows[:, 1:].clone()
     targets[targets == tokenizer.get_bos_token_id()] = -1
-    nats, _ = nats_and_tokens(model, inputs, targets, batch_size, runtime)
+    nats, _ = sum_nats(model, inputs, targets, batch_size, runtime)
     return nats / (math.log(2) * num_bytes) if num_bytes else float("inf")
 
 
 def text_rows(documents: Documents, tokenizer: HFTokenizer, sequence_len: int, max_tokens: int) -> tuple[Tensor, int]:
-    """The rows that `nanochat.dataloader.document_eval_rows` would give, and the bytes of text that they hold."""
-    tokens, num_bytes, texts = array("q"), 0, documents.iter_texts()
-    while len(tokens) <= max_tokens and (batch := list(islice(texts, DOCUMENTS))):
+    """Return rows (R, T + 1) as `document_eval_rows` of the loader does, and the bytes of the text that they hold."""
+    tokens = array("q")
+    num_bytes = 0
+    texts = documents.iter_texts()
+    while len(tokens) <= max_tokens and (batch := list(islice(texts, DOCUMENTS_PER_BATCH))):
         for text, ids in zip(batch, tokenizer.encode(batch), strict=True):
-            room = max_tokens - len(tokens)  # for its text, after what begins it; the first token is nobody's target
-            if room < 0:
+            max_ids = max_tokens - len(tokens)  # after the beginning token; the very first token is not a target
+            if max_ids < 0:
                 break
             tokens.append(tokenizer.get_bos_token_id())
-            tokens.extend(ids[:room])
-            whole = len(ids) <= room
-            num_bytes += len(text.encode("utf-8")) if whole else tokenizer.num_bytes(text, room)
+            tokens.extend(ids[:max_ids])
+            is_whole = len(ids) <= max_ids
+            num_bytes += len(text.encode("utf-8")) if is_whole else tokenizer.count_bytes(text, max_ids)
     return split_into_rows(np.asarray(tokens), sequence_len), num_bytes

@@ -17,7 +17,7 @@ from nanochat.common import StoppedBySignal, UserError, print0
 from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
-from nanochat.loss_eval import nats_and_tokens
+from nanochat.loss_eval import sum_nats
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
@@ -111,7 +111,7 @@ def loss_evaluator(
         nats: dict[str, float] = {}
         tokens: dict[str, int] = {}
         for name, inputs, targets in rows:
-            loss, number = nats_and_tokens(model, inputs, targets, batch_size, runtime)
+            loss, number = sum_nats(model, inputs, targets, batch_size, runtime)
             nats[name], tokens[name] = nats.get(name, 0.0) + loss, tokens.get(name, 0) + number
         total = sum(nats.values()) / max(1, sum(tokens.values()))
         return {"val_loss": total} | {f"{PART}{name}": nats[name] / tokens[name] for name in nats if tokens[name]}

@@ -23,10 +23,11 @@ from nanochat.checkpoint_manager import (
     save_checkpoint,
 )
 from nanochat.common import UserError, base_dir, print0
-from nanochat.core_eval import ModelScorer, core, evaluate_task
+from nanochat.core_eval import core_metric, evaluate_task
 from nanochat.data.shards import open_split
 from nanochat.dataloader import document_eval_rows
 from nanochat.eval.core_bundle import find_bundle, read_bundle
+from nanochat.eval.core_scorer import ModelScorer
 from nanochat.eval.core_tables import core_name
 from nanochat.eval.samples import write_samples
 from nanochat.gpt import GPT, GPTConfig
@@ -187,7 +188,7 @@ def core_events(every: int, max_per_task: int, model: GPT, tokenizer: Tokenizer,
         except UserError as error:  # a run goes on, as it does when its loss is not finite
             print0(f"CORE is not measured: {error}")
             return {}
-        found, doubt, floor = core(results)
+        found, doubt, floor = core_metric(results)
         score = f"{found['value']:.4f}, standard error {doubt:.4f}; guessing alone gives {floor:.4f}"
         print0(f"{core_name(bundle)}: {score}")
         return {"core": found["value"]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanochat.common import UserError
-from nanochat.core_eval import Prompt
+from nanochat.eval.core_prompts import EncodedExample, EncodedOption
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import Runtime
 from tests.support.bundles import write_bundle
@@ -50,7 +50,7 @@ def test_it_computes_in_float32(way: str, monkeypatch: pytest.MonkeyPatch) -> No
         type(model), "hidden_states", lambda gpt, *rest: seen.append(gpt.compute_dtype) or read(gpt, *rest)
     )
     ours, theirs = multiprocessing.Pipe()
-    ours.send([Prompt(0, [([1, 2, 3, 4], 2)], False)])
+    ours.send([EncodedExample(0, [EncodedOption([1, 2, 3, 4], 2)], False)])
     ours.send(None)
     bench_eval.serve(way, config, 300, theirs)
     assert set(seen) == {torch.float32}
@@ -59,8 +59,8 @@ def test_it_computes_in_float32(way: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_fewest_flops_by_hand() -> None:
     """Two options of 5 and 6 tokens, of which they share 3; the last one is only predicted."""
     shape = GPTConfig(sequence_len=8, vocab_size=64, n_layer=1, n_head=2, n_kv_head=1, n_embd=4)
-    prompt = Prompt(0, [([1, 2, 3, 4, 5], 1), ([1, 2, 3, 4, 6, 7], 2)], False)
-    assert prompt.shared == 3
+    prompt = EncodedExample(0, [EncodedOption([1, 2, 3, 4, 5], 1), EncodedOption([1, 2, 3, 4, 6, 7], 2)], False)
+    assert prompt.prefix_len == 3
     matrices = 2 * (4 * 4 + 2 * 2 * 4 + 4 * 4 + 2 * 4 * 16)  # q, k and v of one head of two, o, the MLP
     pair, logits = 4 * 4, 2 * 4 * 64
     plain, batched = bench_eval.fewest_flops([prompt], shape)

@@ -13,7 +13,8 @@ import torch
 
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError
-from nanochat.core_eval import OptionScore, tokenize
+from nanochat.eval.core_prompts import encode_example
+from nanochat.eval.core_scorer import OptionScore
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from tests.support.bundles import write_bundle
@@ -111,7 +112,9 @@ def test_why_tokens_differ() -> None:
     """A token over the border: encoded together "A" and "an" stay apart, "a" and "n" do not."""
 
     def why(head: str, end: str, pair: tuple[list[int], list[int]], context: int = 64) -> str:
-        return str(check.why_other(tokenize([(head, end)], TOKENIZER, context, 0), [pair], [(head, end)], context))
+        return str(
+            check.why_other(encode_example([(head, end)], TOKENIZER, context, 0), [pair], [(head, end)], context)
+        )
 
     a, n, newline = b"an\n"
     assert why("a", " an", ([BOS, a], [257])) == ""

@@ -14,7 +14,8 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.data import download
-from nanochat.eval.core_bundle import CoreTask, Example, find_bundle, read_bundle
+from nanochat.eval.core_bundle import find_bundle, read_bundle
+from nanochat.eval.core_prompts import CoreExample, CoreTask
 from scripts import base_eval
 from tests.support.fileserver import FileServer, die_after, running, status
 from tests.test_core_eval import HAND, write_bundle
@@ -24,7 +25,7 @@ CATEGORIES = ("history", "words", "history", "science", "words", "history")
 
 def quiz(categories: tuple[str, ...] = CATEGORIES, num_fewshot: int = 1) -> CoreTask:
     """A task whose contexts name their categories."""
-    examples = tuple(Example(((f"{name} {i}", "x"),)) for i, name in enumerate(categories or CATEGORIES))
+    examples = tuple(CoreExample(((f"{name} {i}", "x"),)) for i, name in enumerate(categories or CATEGORIES))
     return CoreTask("quiz", "language_modeling", num_fewshot, " ", 0.0, examples, categories)
 
 
@@ -32,18 +33,18 @@ def test_shots_are_of_the_category() -> None:
     """All the others of it, over many seeds, and never the question; as many as there are."""
     task = quiz()
     for index, name in enumerate(CATEGORIES):
-        drawn = {shot.options[0][0] for seed in range(60) for shot in task.shots(index, seed)}
+        drawn = {shot.options[0][0] for seed in range(60) for shot in task.fewshot_examples(index, seed)}
         assert drawn == {f"{name} {other}" for other, same in enumerate(CATEGORIES) if same == name and other != index}
-    assert task.most_shots == 0, "there is one question about science"
-    assert [len(quiz(num_fewshot=9).shots(index, 1)) for index in range(6)] == [2, 1, 2, 0, 1, 2]
+    assert task.max_fewshot == 0, "there is one question about science"
+    assert [len(quiz(num_fewshot=9).fewshot_examples(index, 1)) for index in range(6)] == [2, 1, 2, 0, 1, 2]
 
 
 def test_without_categories_nothing_changes() -> None:
     """One category for all is as none, to the order of the shots."""
     plain, one = quiz((), 3), quiz(("all",) * 6, 3)
-    assert plain.most_shots == one.most_shots == 5
+    assert plain.max_fewshot == one.max_fewshot == 5
     for index in range(6):
-        places = [[shot.options[0][0][-1] for shot in task.shots(index, 42)] for task in (plain, one)]
+        places = [[shot.options[0][0][-1] for shot in task.fewshot_examples(index, 42)] for task in (plain, one)]
         assert places[0] == places[1]
 
 
@@ -61,7 +62,7 @@ def with_categories(folder: Path, value: Any = True, names: tuple[str, ...] = ("
 def test_categories_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choice, schema, words = read_bundle(with_categories(tmp_path / "one")).tasks
     assert (choice.categories, schema.categories, words.categories) == ((), (), ("a", "b", "a", "b"))
-    assert words.shots(0, 42) == [words.examples[2]]
+    assert words.fewshot_examples(0, 42) == [words.examples[2]]
     assert capsys.readouterr().out == ""
     read_bundle(with_categories(tmp_path / "two", names=("a", "a", "a", "b")))
     assert capsys.readouterr().out == "words: its prompts should have 1 examples, but only 0 others exist\n"
@@ -89,7 +90,7 @@ def test_jeopardy(shared_data: Path) -> None:
     assert len(set(task.categories)) == 5
     for index in range(0, len(task.examples), 97):
         subject = task.examples[index].options[0][0].split(":")[0]
-        shots = task.shots(index, 42)
+        shots = task.fewshot_examples(index, 42)
         assert len(shots) == 10
         assert {shot.options[0][0].split(":")[0] for shot in shots} == {subject}
 

@@ -15,9 +15,9 @@ import torch
 from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.core_eval import core
+from nanochat.core_eval import core_metric
 from nanochat.eval.core_tables import core_gain, gain_of, pair_line, pair_summary
-from nanochat.eval.eval_model import named
+from nanochat.eval.eval_model import EvalModel
 from nanochat.eval.task_result import TaskResult
 from nanochat.reporting.schema import Z95, proportion
 from nanochat.reporting.significance import mcnemar, paired_gain, unpaired_gain
@@ -79,10 +79,10 @@ def test_core_gain_is_what_resampling_the_examples_gives() -> None:
         difference = (np.array(two, float) - np.array(one, float)) / (1 - baseline)
         resampled += difference[draw.integers(0, count, (4000, count))].mean(1) / 3
     found = core_gain(before, after)
-    assert found["value"] == pytest.approx(core(after)[0]["value"] - core(before)[0]["value"])
+    assert found["value"] == pytest.approx(core_metric(after)[0]["value"] - core_metric(before)[0]["value"])
     assert found["n"] == 3300
     assert found["interval"] == pytest.approx(np.quantile(resampled, [0.025, 0.975]).tolist(), abs=0.002)
-    separate = math.hypot(core(before)[1], core(after)[1])
+    separate = math.hypot(core_metric(before)[1], core_metric(after)[1])
     assert np.ptp(found["interval"]) / 2 < 0.7 * Z95 * separate, "less than if other examples had been asked"
 
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_and_a_folder(two: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("two")
 def test_no_such_model(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        named(name, RUNTIME, 100)
+        EvalModel.from_name(name, RUNTIME, 100)
 
 
 @pytest.mark.usefixtures("two")
@@ -180,7 +180,7 @@ def test_an_empty_name_is_not_ours() -> None:
 @pytest.mark.usefixtures("run_here")
 def test_no_checkpoint_at_all() -> None:
     with pytest.raises(UserError, match="there is none in"):
-        named("d2", RUNTIME, 100)
+        EvalModel.from_name("d2", RUNTIME, 100)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 
 from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
-from nanochat.core_eval import evaluate_task, tokenize
+from nanochat.core_eval import evaluate_task
 from nanochat.data.shards import open_split, write_dataset
 from nanochat.dataloader import document_eval_rows
 from nanochat.eval.core_bundle import read_bundle
-from nanochat.eval.eval_model import checkpoint, foreign
-from nanochat.eval.hf_causal import CausalModel, HFTokenizer, load_causal, write_samples
-from nanochat.eval.hf_scorer import CausalScorer, bits_per_byte_of, text_rows
+from nanochat.eval.core_prompts import encode_example
+from nanochat.eval.eval_model import EvalModel
+from nanochat.eval.hf_causal import HFCausalModel, HFTokenizer, load_hf_model, write_hf_samples
+from nanochat.eval.hf_scorer import HFScorer, hf_bits_per_byte, text_rows
 from nanochat.export.hf_tokenizer import to_hf_tokenizer
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -79,26 +80,27 @@ def both(request: pytest.FixtureRequest, run_here: Path) -> Path:
 def test_our_export_is_scored_like_our_checkpoint(both: Path, num_fewshot: int, tmp_path: Path) -> None:
     """All three types, prompts that are too long among them: the same losses to rounding, the same decisions."""
     bundle = read_bundle(write_bundle(tmp_path / "bundle", num_fewshot, "\nAnswer: "))
-    ours, theirs = checkpoint(CPU, 500), foreign(str(both), CPU, 500)
-    assert (theirs.name, theirs.context) == ("d2-hf", 48)
+    ours, theirs = EvalModel.from_checkpoint(CPU, 500), EvalModel.from_hf(str(both), CPU, 500)
+    assert (theirs.name, theirs.context_len) == ("d2-hf", 48)
     num_cut = 0
     for task in bundle.tasks:
         one, other = (
-            evaluate_task(task, model.scorer, model.tokenizer, model.context, CPU) for model in (ours, theirs)
+            evaluate_task(task, model.scorer, model.tokenizer, model.context_len, CPU) for model in (ours, theirs)
         )
         assert (one.correct, one.num_cut, one.examples_hash) == (other.correct, other.num_cut, other.examples_hash)
         num_cut += one.num_cut
         prompts = [
-            tokenize(task.prompts(row, 42), theirs.tokenizer, theirs.context, row) for row in range(len(task.examples))
+            encode_example(task.prompts(row, 42), theirs.tokenizer, theirs.context_len, row)
+            for row in range(len(task.examples))
         ]
         assert [prompt.options for prompt in prompts] == [
-            tokenize(task.prompts(row, 42), TOKENIZER, 48, row).options for row in range(len(task.examples))
+            encode_example(task.prompts(row, 42), TOKENIZER, 48, row).options for row in range(len(task.examples))
         ]
-        scores = {prompt.place: found for prompt, found in ours.scorer(prompts)}
+        scores = {prompt.index: found for prompt, found in ours.scorer(prompts)}
         for prompt, found in theirs.scorer(prompts):
-            for a, b in zip(scores.pop(prompt.place), found, strict=True):
+            for a, b in zip(scores.pop(prompt.index), found, strict=True):
                 assert b.loss == pytest.approx(a.loss, abs=2e-5)
-                assert b.exact == a.exact
+                assert b.is_greedy == a.is_greedy
         assert not scores
     assert (num_cut > 0) == (num_fewshot > 0)
 
@@ -242,20 +244,20 @@ def test_scores_are_those_of_a_plain_reading(other: tuple[str, Path], batch_toke
     kind, folder = other
     inner = transformers.AutoModelForCausalLM.from_pretrained(folder)
     spoken = transformers.AutoTokenizer.from_pretrained(folder)
-    model = foreign(str(folder), CPU, batch_tokens)
+    model = EvalModel.from_hf(str(folder), CPU, batch_tokens)
     texts = list(many_texts(12))
     start = [] if kind in ("llama", "mamba") else [spoken.bos_token_id]
     seen, exact = 0, []
-    for prompt, scores in model.scorer([tokenize(t, model.tokenizer, 64, n) for n, t in enumerate(texts)]):
-        if prompt.is_cut:
+    for prompt, scores in model.scorer([encode_example(t, model.tokenizer, 64, n) for n, t in enumerate(texts)]):
+        if prompt.is_truncated:
             continue
-        for (head, end), score in zip(texts[prompt.place], scores, strict=True):
+        for (head, end), score in zip(texts[prompt.index], scores, strict=True):
             whole = start + spoken(head + end, add_special_tokens=False)["input_ids"]
             count = len(whole) - len(start + spoken(head, add_special_tokens=False)["input_ids"])
             logs = read_plainly(inner, whole[:-1])[-count:]
             wanted = torch.tensor(whole[-count:])
             assert score.loss == pytest.approx(-logs[range(count), wanted].mean().item(), abs=1e-4)
-            exact.append(score.exact == bool((logs.argmax(-1) == wanted).all()))
+            exact.append(score.is_greedy == bool((logs.argmax(-1) == wanted).all()))
         seen += 1
     assert seen > 8
     assert all(exact)
@@ -268,7 +270,7 @@ def test_no_space_that_nobody_wrote(old: bool) -> None:
     assert tokenizer.adds_prefix_space
     pairs = [("The sheep\n", "said"), ("The sheep\nA:", " said"), ("", "The"), ("she", "ep"), ("sh", "eep")]
     for (head, end), name in zip(pairs, ("s", "▁s", "▁", "e", "▁she"), strict=True):
-        [(ids, count)] = tokenize([(head, end)], tokenizer, 64, 0).options
+        [(ids, count)] = encode_example([(head, end)], tokenizer, 64, 0).options
         assert ids[1:] == tokenizer.inner(head + end, add_special_tokens=False)["input_ids"]
         assert tokenizer.inner.convert_ids_to_tokens(ids[-count]) == name
 
@@ -276,31 +278,31 @@ def test_no_space_that_nobody_wrote(old: bool) -> None:
 def test_what_options_share_is_read_once(other: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where that is exact, which a cut cache and a state are not: fewer positions, the same scores, no larger batch."""
     kind, folder = other
-    model, tokenizer = load_causal(str(folder), CPU)
-    assert model.shares == (kind in ("gpt2", "llama", "bloom", "gpt_neo"))
+    model, tokenizer = load_hf_model(str(folder), CPU)
+    assert model.supports_prefix_sharing == (kind in ("gpt2", "llama", "bloom", "gpt_neo"))
     texts = [[("x" * (40 + 3 * n), end) for end in (" a", " bc", " the sheep", " x")] for n in range(6)]
     texts.append([("x", " long" * (10 + n)) for n in range(2)])  # beside what ends where the context does
-    prompts = [tokenize(options, tokenizer, 64, n) for n, options in enumerate(texts)]
+    prompts = [encode_example(options, tokenizer, 64, n) for n, options in enumerate(texts)]
     read: list[int] = []
-    predict = CausalModel.predict
+    predict = HFCausalModel.predict
     monkeypatch.setattr(
-        CausalModel,
+        HFCausalModel,
         "predict",
         lambda self, ids, *rest, **more: read.append(ids.numel()) or predict(self, ids, *rest, **more),
     )
     found, totals = [], []
-    can_share = model.shares
+    can_share = model.supports_prefix_sharing
     for shares in (can_share, False):
-        model.shares = shares
+        model.supports_prefix_sharing = shares
         read.clear()
-        by_place = {p.place: scores for p, scores in CausalScorer(model, not tokenizer.has_bos, 900)(prompts)}
+        by_place = {p.index: scores for p, scores in HFScorer(model, not tokenizer.has_bos, 900)(prompts)}
         found.append([score for place in range(7) for score in by_place[place]])
         totals.append(sum(read))
         assert max(read) <= 900
     assert (totals[0] < 0.6 * totals[1]) == can_share
     for one, two in zip(*found, strict=True):
         assert one.loss == pytest.approx(two.loss, abs=1e-4)
-        assert one.exact == two.exact
+        assert one.is_greedy == two.is_greedy
 
 
 def test_the_head_is_float32(tmp_path: Path) -> None:
@@ -308,13 +310,13 @@ def test_the_head_is_float32(tmp_path: Path) -> None:
     folder = str(save_foreign("gpt2", tmp_path / "x"))
     scores, samples = [], []
     for dtype in (torch.float32, torch.float64):
-        model, tokenizer = load_causal(folder, replace(CPU, compute_dtype=dtype))
+        model, tokenizer = load_hf_model(folder, replace(CPU, compute_dtype=dtype))
         assert model.head is not None
         assert (model.head.weight.dtype, model.inner.get_input_embeddings().weight.dtype) == (torch.float32, dtype)
-        prompts = [tokenize(options, tokenizer, 64, n) for n, options in enumerate(many_texts(9))]
-        found = {p.place: losses for p, losses in CausalScorer(model, False)(prompts)}
+        prompts = [encode_example(options, tokenizer, 64, n) for n, options in enumerate(many_texts(9))]
+        found = {p.index: losses for p, losses in HFScorer(model, False)(prompts)}
         scores.append([score.loss for place in range(9) for score in found[place]])
-        samples.append(write_samples(model, tokenizer, ["The sheep"], 5))
+        samples.append(write_hf_samples(model, tokenizer, ["The sheep"], 5))
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     assert samples[0] == samples[1]
 
@@ -322,9 +324,9 @@ def test_the_head_is_float32(tmp_path: Path) -> None:
 def test_samples_are_what_is_likeliest(other: tuple[str, Path]) -> None:
     """One token after the other, without a cache; no more than the context holds; no penalty that the folder asks."""
     kind, folder = other
-    model, tokenizer = load_causal(str(folder), CPU)
+    model, tokenizer = load_hf_model(str(folder), CPU)
     model.inner.generation_config.repetition_penalty = 9.0
-    [sample] = write_samples(model, tokenizer, ["The sheep"], 12)
+    [sample] = write_hf_samples(model, tokenizer, ["The sheep"], 12)
     ids = ([] if kind in ("llama", "mamba") else [tokenizer.get_bos_token_id()]) + tokenizer.encode("The sheep")
     start = len(ids)
     while len(ids) < start + 12 and ids[-1] != tokenizer.inner.eos_token_id:
@@ -333,12 +335,12 @@ def test_samples_are_what_is_likeliest(other: tuple[str, Path]) -> None:
     skip = 1 - (kind in ("llama", "mamba"))
     assert sample["prompt"] == "The sheep"
     assert sample["prompt"] + sample["text"] == tokenizer.decode(ids[skip:start] + said)
-    one, two, three = (write_samples(model, tokenizer, ["The"] * 2, 9, 1.0, seed) for seed in (1, 1, 2))
+    one, two, three = (write_hf_samples(model, tokenizer, ["The"] * 2, 9, 1.0, seed) for seed in (1, 1, 2))
     assert one == two != three
     assert one[0]["text"] != one[1]["text"]
-    [long] = write_samples(model, tokenizer, ["sheep " * 60], 99)
+    [long] = write_hf_samples(model, tokenizer, ["sheep " * 60], 99)
     assert long["prompt"] in "sheep " * 60  # its beginning: GPT-2 has no positions for more than there is room
-    assert model.context > 64 or len(long["prompt"]) < 200
+    assert model.context_len > 64 or len(long["prompt"]) < 200
 
 
 def test_bits_per_byte_of_other_tokenizers(other: tuple[str, Path], base_dir: Path) -> None:
@@ -346,7 +348,7 @@ def test_bits_per_byte_of_other_tokenizers(other: tuple[str, Path], base_dir: Pa
     _, folder = other
     assert write_dataset(TEXTS * 2, TEXTS, source="folder")
     documents = open_split("val")
-    model, tokenizer = load_causal(str(folder), CPU)
+    model, tokenizer = load_hf_model(str(folder), CPU)
     inner, spoken = model.inner, tokenizer.inner
     rows = [spoken(t, add_special_tokens=False, split_special_tokens=True)["input_ids"] for t in TEXTS]
     if spoken.bos_token_id is None:
@@ -355,7 +357,7 @@ def test_bits_per_byte_of_other_tokenizers(other: tuple[str, Path], base_dir: Pa
     logs = torch.cat([read_plainly(inner, stream[:-1][start : start + 50]) for start in range(0, len(stream) - 1, 50)])
     nats = -sum(logs[i, token].item() for i, token in enumerate(stream[1:]) if token != spoken.eos_token_id)
     size = sum(len(text.encode("utf-8")) for text in TEXTS)
-    found = bits_per_byte_of(model, tokenizer, documents, 50, 10**6, 2, CPU)
+    found = hf_bits_per_byte(model, tokenizer, documents, 50, 10**6, 2, CPU)
     assert found == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert base_dir.is_dir()
 
@@ -366,7 +368,7 @@ def test_bytes_of_the_beginning_of_a_text() -> None:
         tokenizer = HFTokenizer(make())
         for text in TEXTS:
             ids = tokenizer.encode(text)
-            sizes = [tokenizer.num_bytes(text, count) for count in range(len(ids) + 1)]
+            sizes = [tokenizer.count_bytes(text, count) for count in range(len(ids) + 1)]
             assert sizes == sorted(sizes)
             assert (sizes[0], sizes[-1]) == (0, len(text.encode("utf-8")))
             if make is byte_level:
@@ -474,7 +476,7 @@ def own_code(folder: Path) -> str:
         (lambda folder: str(folder / ("x" * 300)), "cannot be read: .*File name too long"),
         (lambda folder: str(folder), "holds no model of transformers: config.json is missing"),
         (lambda _: "nobody/nothing", "tokenizer of nobody/nothing cannot be loaded: .*(find|connect|offline)"),
-        (bert, "no causal language model: what it predicts depends on what comes after"),
+        (bert, "no causal language model: what it predicts depends on later tokens"),
         (t5, "cannot be loaded: Unrecognized configuration class"),
         (without_a_weight, "1 weights of GPT2LMHeadModel are missing, for one transformer.h.1.mlp.c_fc.weight"),
         (without_ends, "neither a bos_token nor an eos_token"),
@@ -489,11 +491,11 @@ def test_refused(make: Any, message: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "x").mkdir()
     with pytest.raises(UserError, match=message) as error:
-        load_causal(make(tmp_path / "x"), CPU)
+        load_hf_model(make(tmp_path / "x"), CPU)
     assert "\n" not in str(error.value)
 
 
 def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"this needs transformers .*uv pip install transformers"):
-        load_causal(str(tmp_path), CPU)
+        load_hf_model(str(tmp_path), CPU)
