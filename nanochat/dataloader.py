@@ -1,10 +1,21 @@
-"""Text -> batches: one endless stream of tokens, cut into rows, the same rows for every number of processes.
+"""Data loader of pretraining: documents to one endless stream of tokens, and the stream to batches of rows.
 
-All documents stand in one global order; each starts with `<|bos|>`. Row i of the run is T + 1 tokens of that stream
-from position i x T, so that each token is a target once. Process r of N takes its share of the rows of every batch.
-What a step trains on is therefore the same for every number of processes and every device batch size, and one cursor
-(epoch, document, tokens of it already used) says where the run stands, wherever it is continued. The price: every
-process tokenises all the text.
+All documents have one global order, and each begins with `<|bos|>`. Row i of a run is the T + 1 tokens of the stream
+from position i * T on: T inputs, and as targets the token after each. Process r of N takes rows r * B to (r + 1) * B of
+every batch of N * B rows. For the documents "ab", "cde" and "f", with ^ for `<|bos|>`, T = 3, B = 2 and one process:
+
+    document      0       1           2     0       1
+    stream        ^  a  b  ^  c  d  e  ^  f  ^  a  b  ^ ...
+    position      0  1  2  3  4  5  6  7  8  9 10 11 12
+
+    batch 0       inputs  ^ a b     targets  a b ^      cursor after it
+                          ^ c d              c d e      epoch 0, document 1, skip 3, tokens 6
+    batch 1       inputs  e ^ f     targets  ^ f ^
+                          ^ a b              a b ^      epoch 1, document 1, skip 0, tokens 12
+
+Every token is a target exactly once in an epoch. The tokens of a step depend neither on the number of processes nor on
+the device batch size, and a run continues from its cursor with any number of them. The price is that every process
+tokenizes all documents.
 
 Letters in shape comments: B rows of a micro-batch on one process, T tokens of a row.
 """
@@ -31,152 +42,165 @@ from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
-TOKENIZE_CHUNK_BYTES = 1 << 20  # tokenised at a time: enough for the threads to share
+TOKENIZE_CHUNK_BYTES = 1 << 20  # bytes of text encoded in one call, enough for several threads
 PREFETCH_BATCHES = 4
 NUM_TOKENIZER_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class StreamCursor:
-    """A place in the stream: `skip` tokens of `document` are used up; `tokens` have been trained on in all."""
+    """Position in the stream: the next token is number `skip` of `document` in `epoch`, all counted from 0."""
 
     epoch: int = 0
     document: int = 0
-    skip: int = 0
-    tokens: int = 0
+    skip: int = 0  # tokens of the document that were used, <|bos|> included
+    tokens: int = 0  # tokens of all epochs that were used
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro-batch of one process. `progress` of the run before it; `cursor` where the stream stands after it."""
+    """Rows of one process for one forward and backward pass."""
 
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, -1 = not trained on
-    progress: float
-    cursor: dict[str, int]
+    progress: float  # share of the run before this batch, in [0, 1)
+    cursor: dict[str, int]  # of the batch after this one
 
 
 class DocumentSource(Protocol):
-    """What the loader needs of a data set."""
+    """Documents in a global order, as the loader reads them."""
 
     def __len__(self) -> int: ...
 
     def iter_arrays(self, start: int = 0) -> Iterator[Any]:
-        """The documents from this one to the last, in Arrow arrays of strings without nulls."""
+        """Yield the documents from number `start` to the last in Arrow arrays of strings without nulls."""
         ...
 
 
 def tokenize_documents(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The tokens of some documents after the other, each with `<|bos|>` before it: (ids, bounds).
+    """Encode Arrow arrays of documents in chunks of about TOKENIZE_CHUNK_BYTES, each document after a `<|bos|>`.
 
-    Document i of them is `ids[bounds[i]:bounds[i + 1]]`. No Python object is made for a text or an id.
+    Yield (ids, bounds) for each chunk: document i of it is `ids[bounds[i] : bounds[i + 1]]`. No Python object is made
+    for a text or an id.
     """
     bos = tokenizer.get_bos_token_id()
     for array in arrays:
-        sizes = np.cumsum(np.asarray(pc.binary_length(array)) + 1, dtype=np.int64)  # (N,), with the documents before
+        end_bytes = np.cumsum(np.asarray(pc.binary_length(array)) + 1, dtype=np.int64)  # (N,), of the array so far
         start = 0
         while start < len(array):
-            limit = TOKENIZE_CHUNK_BYTES + (sizes[start - 1] if start else 0)
-            stop = int(np.searchsorted(sizes, limit)) + 1
+            max_end_bytes = TOKENIZE_CHUNK_BYTES + (end_bytes[start - 1] if start else 0)
+            stop = int(np.searchsorted(end_bytes, max_end_bytes)) + 1
             ids, offsets = tokenizer.encode_arrays(array[start:stop], NUM_TOKENIZER_THREADS)
             yield np.insert(ids, offsets[:-1], bos), offsets + np.arange(len(offsets))
             start = stop
 
 
 class TokenStream:
-    """The tokens of all documents, epoch after epoch, from a cursor on."""
+    """The tokens of all documents, epoch after epoch without end, from a cursor on."""
 
     def __init__(self, documents: DocumentSource, tokenizer: Tokenizer, cursor: StreamCursor) -> None:
         assert len(documents), "a stream needs at least one document"
         self.documents = documents
         self.cursor = cursor
-        self._held: deque[np.ndarray] = deque()  # the tokens of cursor.document and of those that follow it
-        self._num_held = -cursor.skip
-        self._tokenised = tokenize_documents(self._endless_arrays(cursor.document), tokenizer)
+        self._buffer: deque[np.ndarray] = deque()  # the tokens of document `cursor.document` and of those after it
+        self._num_buffered = -cursor.skip  # tokens from the cursor on
+        self._chunks = tokenize_documents(self._endless_arrays(cursor.document), tokenizer)
 
     def _endless_arrays(self, start: int) -> Iterator[Any]:
         while True:
             yield from self.documents.iter_arrays(start)
             start = 0
 
-    def _refill(self) -> None:
-        tokens, bounds = next(self._tokenised)
-        self._held.extend(tokens[start:end] for start, end in pairwise(bounds.tolist()))
-        self._num_held += len(tokens)
+    def _fill_buffer(self) -> None:
+        ids, bounds = next(self._chunks)
+        self._buffer.extend(ids[start:end] for start, end in pairwise(bounds.tolist()))
+        self._num_buffered += len(ids)
 
     def take(self, count: int) -> np.ndarray:
-        """The next `count` tokens and the one after them, which stays the first of the next call."""
-        while self._num_held < count + 1:
-            self._refill()
-        pieces, missing = [], count + 1
+        """Return the next `count` tokens and the one after them, and advance the cursor by `count`.
+
+        The last token returned is the first of the next call: as a target here, as an input there.
+        """
+        while self._num_buffered < count + 1:
+            self._fill_buffer()
+        parts = []
+        num_missing = count + 1
         skip = self.cursor.skip
-        for tokens in self._held:
-            pieces.append(tokens[skip : skip + missing])
-            missing -= len(pieces[-1])
-            if not missing:
+        for tokens in self._buffer:
+            parts.append(tokens[skip : skip + num_missing])
+            num_missing -= len(parts[-1])
+            if not num_missing:
                 break
             skip = 0
         self._advance(count)
-        return np.concatenate(pieces)
+        return np.concatenate(parts)
 
     def _advance(self, count: int) -> None:
-        epoch, document, skip = self.cursor.epoch, self.cursor.document, self.cursor.skip + count
-        while skip >= len(self._held[0]):
-            skip -= len(self._held.popleft())
+        epoch = self.cursor.epoch
+        document = self.cursor.document
+        skip = self.cursor.skip + count
+        while skip >= len(self._buffer[0]):
+            skip -= len(self._buffer.popleft())
             document += 1
             if document == len(self.documents):
-                epoch, document = epoch + 1, 0
-        self._num_held -= count
+                epoch += 1
+                document = 0
+        self._num_buffered -= count
         self.cursor = StreamCursor(epoch, document, skip, self.cursor.tokens + count)
 
 
 def token_batches(
-    stream: TokenStream, runtime: Runtime, batch_size: int, sequence_len: int, horizon: int
+    stream: TokenStream, runtime: Runtime, batch_size: int, sequence_len: int, total_tokens: int
 ) -> Iterator[MicroBatch]:
-    """This process's rows of one micro-batch after the other, for ever; `horizon` tokens are the whole run."""
-    rows = batch_size * runtime.world_size
-    first = batch_size * runtime.rank
+    """Yield this process's rows of one micro-batch after the other, without end.
+
+    `batch_size`: B, rows of one process. `total_tokens`: tokens of the whole run, by which `progress` is measured.
+    """
+    global_tokens = batch_size * runtime.world_size * sequence_len
+    first = batch_size * runtime.rank * sequence_len
     while True:
-        progress = stream.cursor.tokens / horizon
-        tokens = torch.from_numpy(stream.take(rows * sequence_len).astype(np.int64))
-        mine = tokens[first * sequence_len : (first + batch_size) * sequence_len + 1]  # (B * T + 1,)
-        inputs, targets = mine[:-1].view(batch_size, sequence_len), mine[1:].view(batch_size, sequence_len)
+        progress = stream.cursor.tokens / total_tokens
+        tokens = torch.from_numpy(stream.take(global_tokens).astype(np.int64))
+        local_tokens = tokens[first : first + batch_size * sequence_len + 1]  # (B * T + 1,)
+        inputs = local_tokens[:-1].view(batch_size, sequence_len)
+        targets = local_tokens[1:].view(batch_size, sequence_len)
         yield MicroBatch(inputs, targets, progress, asdict(stream.cursor))
 
 
 def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[MicroBatch, None, None]:
-    """Run an iterator of batches in a thread, a few batches ahead, and put them on the device.
+    """Yield the batches on the device; a thread computes them up to PREFETCH_BATCHES ahead.
 
     An exception in the thread is raised here. The thread ends when this generator is closed or collected.
     """
-    ahead: queue.Queue[MicroBatch | BaseException | None] = queue.Queue(PREFETCH_BATCHES)
+    ready: queue.Queue[MicroBatch | BaseException | None] = queue.Queue(PREFETCH_BATCHES)
     stop = threading.Event()
 
     def put(item: MicroBatch | BaseException | None) -> bool:
+        """Put an item as soon as the queue has room; return False if the consumer has stopped."""
         while not stop.is_set():
             try:
-                ahead.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
                 return True
             except queue.Full:
                 continue
         return False
 
-    def work() -> None:
-        last: BaseException | None = None
+    def produce() -> None:
+        last_item: BaseException | None = None
         try:
             for batch in batches:
                 if device.type == "cuda":
                     batch = replace(batch, inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
                 if not put(batch):
                     return
-        except BaseException as error:  # handed over, whatever it is
-            last = error
-        put(last)
+        except BaseException as error:  # of any kind: it is raised again in the consumer
+            last_item = error
+        put(last_item)
 
-    thread = threading.Thread(target=work, name="dataloader", daemon=True)
+    thread = threading.Thread(target=produce, name="dataloader", daemon=True)
     thread.start()
     try:
-        while isinstance(item := ahead.get(), MicroBatch):
+        while isinstance(item := ready.get(), MicroBatch):
             yield replace(
                 item,
                 inputs=item.inputs.to(device, non_blocking=True),
@@ -195,15 +219,15 @@ def document_batches(
     runtime: Runtime,
     batch_size: int,
     sequence_len: int,
-    horizon: int,
+    total_tokens: int,
     cursor: dict[str, int] | None = None,
 ) -> Generator[MicroBatch, None, None]:
-    """Micro-batches (B, T) of the training documents, tokenised ahead of the step, from a cursor on, for ever.
+    """Yield micro-batches (B, T) of documents without end, from a cursor on, prefetched to the runtime's device.
 
-    `horizon`: tokens of the whole run, which `progress` is a share of.
+    `total_tokens`: tokens of the whole run, by which `progress` is measured. `cursor`: that of an earlier batch.
     """
     stream = TokenStream(documents, tokenizer, StreamCursor(**(cursor or {})))
-    return prefetch(token_batches(stream, runtime, batch_size, sequence_len, horizon), runtime.device)
+    return prefetch(token_batches(stream, runtime, batch_size, sequence_len, total_tokens), runtime.device)
 
 
 def tokenizing_distributed_data_loader(
@@ -216,7 +240,7 @@ def tokenizing_distributed_data_loader(
     """
     runtime = Runtime.current(device)
     tokenizer = get_tokenizer()
-    batches = document_batches(open_split(split), tokenizer, runtime, batch_size, sequence_len, horizon=1)
+    batches = document_batches(open_split(split), tokenizer, runtime, batch_size, sequence_len, total_tokens=1)
 
     def pairs() -> Generator[tuple[Tensor, Tensor], None, None]:
         with closing(batches):
@@ -229,24 +253,29 @@ def tokenizing_distributed_data_loader(
 def document_eval_rows(
     documents: DocumentSource, tokenizer: Tokenizer, sequence_len: int, max_tokens: int
 ) -> tuple[Tensor, int]:
-    """The first rows of a split, (rows, T + 1) int64, at most one pass over it; and how many targets they hold.
+    """Return the first rows of a split, (R, T + 1) int64, and the number of targets in them.
 
-    The last row may be padded, with its tail made of -1. Every process gets the same rows.
+    There are at most `max_tokens` targets, from at most one pass over the split. The last row is padded with -1. Every
+    process gets the same rows.
     """
-    pieces: list[np.ndarray] = []
-    size = 0
+    chunks: list[np.ndarray] = []
+    num_tokens = 0
     for ids, _ in tokenize_documents(documents.iter_arrays(), tokenizer):
-        pieces.append(ids)
-        size += len(ids)
-        if size > max_tokens:
+        chunks.append(ids)
+        num_tokens += len(ids)
+        if num_tokens > max_tokens:
             break
-    tokens = np.concatenate(pieces)
-    count = min(max_tokens, len(tokens) - 1)  # the first token is nobody's target
-    return split_into_rows(tokens[: count + 1], sequence_len), count
+    tokens = np.concatenate(chunks)
+    num_targets = min(max_tokens, len(tokens) - 1)  # all tokens but the first
+    return split_into_rows(tokens[: num_targets + 1], sequence_len), num_targets
 
 
 def split_into_rows(tokens: np.ndarray, sequence_len: int) -> Tensor:
-    """A stream of ids as rows (rows, T + 1), each beginning with the last token of the one before; padded with -1."""
-    rows = max(1, -(-(len(tokens) - 1) // sequence_len))
-    padded = pad_right([tokens.astype(np.int64)], fill=-1, width=rows * sequence_len + 1)[0]
+    """Cut a stream of ids into rows (R, T + 1); each begins with the last token of the row before, and -1 is padding.
+
+    >>> split_into_rows(np.array([10, 11, 12, 13, 14, 15]), sequence_len=3).tolist()
+    [[10, 11, 12, 13], [13, 14, 15, -1]]
+    """
+    num_rows = max(1, -(-(len(tokens) - 1) // sequence_len))  # rounded up
+    padded = pad_right([tokens.astype(np.int64)], fill=-1, width=num_rows * sequence_len + 1)[0]
     return padded.unfold(0, sequence_len + 1, sequence_len)

@@ -1,4 +1,4 @@
-"""The loader against its slow twin: all tokens of all documents in one list, cut into rows."""
+"""The loader, compared with all tokens of all documents in one list, cut into rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokeniz
 BOS = 256
 CPU = torch.device("cpu")
 STRING = pa.string()
-# Each byte is a token, so that what the loader gives can be compared with the text itself.
+# Each byte is a token, so that batches can be compared with the text itself.
 TOKENIZER = Tokenizer(
     SPLIT_PATTERN, {bytes([b]): b for b in range(256)}, {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
 )
@@ -46,7 +46,8 @@ class Texts:
     """DocumentSource in memory, in Arrow arrays of at most `size` documents."""
 
     def __init__(self, texts: Sequence[str], size: int = 1024, kind: pa.DataType = STRING) -> None:
-        self.texts, self.size = list(texts), size
+        self.texts = list(texts)
+        self.size = size
         self.column = pa.array(texts, kind)
 
     def __len__(self) -> int:
@@ -57,13 +58,13 @@ class Texts:
 
 
 def texts_of(lengths: Sequence[int]) -> Texts:
-    """A document of each length; neighbouring bytes differ, across documents too."""
+    """Return documents of these lengths, in which neighbouring bytes differ, also across documents."""
     letters = itertools.cycle("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
     return Texts(["".join(itertools.islice(letters, length)) for length in lengths])
 
 
-def twin(texts: Texts, count: int) -> list[int]:
-    """The first `count` tokens of the stream."""
+def expected_stream(texts: Texts, count: int) -> list[int]:
+    """Return the first `count` tokens of the stream."""
     epoch = [token for text in texts.texts for token in [BOS, *text.encode()]]
     return (epoch * (count // len(epoch) + 1))[:count]
 
@@ -75,14 +76,14 @@ def runtime(rank: int = 0, world_size: int = 1) -> Runtime:
 def batches_of(
     texts: Texts, rank: int, world_size: int, batch_size: int, sequence_len: int, cursor: dict[str, int] | None = None
 ) -> Iterator[MicroBatch]:
-    """What one process gets, without the thread."""
+    """Yield the batches of one process, without the prefetching thread."""
     stream = TokenStream(texts, TOKENIZER, StreamCursor(**(cursor or {})))
-    return token_batches(stream, runtime(rank, world_size), batch_size, sequence_len, horizon=1000)
+    return token_batches(stream, runtime(rank, world_size), batch_size, sequence_len, total_tokens=1000)
 
 
 @pytest.fixture(params=[1, 64, 1000], ids="refill{}".format)
 def refill(request: pytest.FixtureRequest) -> Iterator[None]:
-    """However much is tokenised at a time, down to single documents."""
+    """Run a test with small and large tokenization chunks, down to single documents."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataloader, "TOKENIZE_CHUNK_BYTES", request.param)
         yield
@@ -91,79 +92,97 @@ def refill(request: pytest.FixtureRequest) -> Iterator[None]:
 # --- the stream -------------------------------------------------------------------------------------------------------
 
 
+def test_the_example_in_the_docstring() -> None:
+    """The batches and cursors that the module's docstring shows."""
+    texts = Texts(["ab", "cde", "f"])
+    batches = list(itertools.islice(batches_of(texts, 0, 1, batch_size=2, sequence_len=3), 2))
+
+    def shown(rows: torch.Tensor) -> list[str]:
+        return ["".join("^" if token == BOS else chr(token) for token in row) for row in rows.tolist()]
+
+    assert [(shown(batch.inputs), shown(batch.targets)) for batch in batches] == [
+        (["^ab", "^cd"], ["ab^", "cde"]),
+        (["e^f", "^ab"], ["^f^", "ab^"]),
+    ]
+    assert [batch.cursor for batch in batches] == [
+        {"epoch": 0, "document": 1, "skip": 3, "tokens": 6},
+        {"epoch": 1, "document": 1, "skip": 0, "tokens": 12},
+    ]
+
+
 @pytest.mark.usefixtures("refill")
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @given(lengths=LENGTHS, batch_size=st.integers(1, 3), sequence_len=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
-def test_equals_the_twin(world_size: int, lengths: list[int], batch_size: int, sequence_len: int) -> None:
-    """Over at least three epochs: the rows of all processes, side by side, are the stream; so are the targets."""
+def test_the_rows_are_the_stream(world_size: int, lengths: list[int], batch_size: int, sequence_len: int) -> None:
+    """The inputs and targets of all processes join to the stream, over at least three epochs."""
     texts = texts_of(lengths)
-    tokens_of_batch = world_size * batch_size * sequence_len
-    steps = 3 * (sum(lengths) + len(lengths)) // tokens_of_batch + 2
-    wanted = torch.tensor(twin(texts, steps * tokens_of_batch + 1))
+    global_tokens = world_size * batch_size * sequence_len
+    steps = 3 * (sum(lengths) + len(lengths)) // global_tokens + 2
+    expected = torch.tensor(expected_stream(texts, steps * global_tokens + 1))
     ranks = [batches_of(texts, rank, world_size, batch_size, sequence_len) for rank in range(world_size)]
     for step in range(steps):
-        found = [next(batches) for batches in ranks]
-        start = step * tokens_of_batch
-        inputs = torch.cat([batch.inputs for batch in found])
-        targets = torch.cat([batch.targets for batch in found])
+        step_batches = [next(batches) for batches in ranks]
+        start = step * global_tokens
+        inputs = torch.cat([batch.inputs for batch in step_batches])
+        targets = torch.cat([batch.targets for batch in step_batches])
         assert inputs.shape == targets.shape == (world_size * batch_size, sequence_len)
-        assert inputs.flatten().equal(wanted[start : start + tokens_of_batch])
-        assert targets.flatten().equal(wanted[start + 1 : start + tokens_of_batch + 1])
-        assert {batch.progress for batch in found} == {start / 1000}
-        assert len({tuple(batch.cursor.items()) for batch in found}) == 1
+        assert inputs.flatten().equal(expected[start : start + global_tokens])
+        assert targets.flatten().equal(expected[start + 1 : start + global_tokens + 1])
+        assert {batch.progress for batch in step_batches} == {start / 1000}
+        assert len({tuple(batch.cursor.items()) for batch in step_batches}) == 1
 
 
 @pytest.mark.usefixtures("refill")
 @given(lengths=LENGTHS, world_size=st.integers(1, 3), next_size=st.integers(1, 3), sequence_len=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
 def test_resumes_at_every_cursor(lengths: list[int], world_size: int, next_size: int, sequence_len: int) -> None:
-    """Continued at any batch, by as many processes or by others, the stream goes on with the very next token."""
+    """From the cursor of any batch, and with any number of processes, the stream continues with the next token."""
     texts = texts_of(lengths)
     steps = 2 * (sum(lengths) + len(lengths)) // (world_size * sequence_len) + 2
-    wanted = torch.tensor(twin(texts, (steps * world_size + 2 * next_size) * sequence_len + 1))
+    expected = torch.tensor(expected_stream(texts, (steps * world_size + 2 * next_size) * sequence_len + 1))
     batches = batches_of(texts, 0, world_size, 1, sequence_len)
     for step in range(1, steps + 1):
         cursor = next(batches).cursor
         assert cursor["tokens"] == step * world_size * sequence_len
         for rank in range(next_size):
-            found = next(batches_of(texts, rank, next_size, 2, sequence_len, cursor))
+            resumed = next(batches_of(texts, rank, next_size, 2, sequence_len, cursor))
             start = cursor["tokens"] + rank * 2 * sequence_len
-            assert found.inputs.flatten().equal(wanted[start : start + 2 * sequence_len])
-            assert found.targets.flatten().equal(wanted[start + 1 : start + 2 * sequence_len + 1])
+            assert resumed.inputs.flatten().equal(expected[start : start + 2 * sequence_len])
+            assert resumed.targets.flatten().equal(expected[start + 1 : start + 2 * sequence_len + 1])
 
 
 @pytest.mark.usefixtures("refill")
 @given(lengths=LENGTHS)
 @settings(max_examples=10, deadline=None)
-def test_cursor_names_the_place(lengths: list[int]) -> None:
-    """Epoch, document and token of every position, against a list of them; a cursor never stands behind a document."""
+def test_the_cursor_is_the_position(lengths: list[int]) -> None:
+    """Epoch, document and token of every position equal those of a list; a cursor is never past a document's end."""
     texts = texts_of(lengths)
-    places = [(document, skip) for document, length in enumerate(lengths) for skip in range(length + 1)]
+    positions = [(document, skip) for document, length in enumerate(lengths) for skip in range(length + 1)]
     stream = TokenStream(texts, TOKENIZER, StreamCursor())
-    for position in range(1, 2 * len(places) + 1):
+    for count in range(1, 2 * len(positions) + 1):
         stream.take(1)
-        epoch, index = divmod(position, len(places))
-        assert stream.cursor == StreamCursor(epoch, *places[index], position)
+        epoch, index = divmod(count, len(positions))
+        assert stream.cursor == StreamCursor(epoch, *positions[index], count)
 
 
 @pytest.mark.usefixtures("refill")
 def test_each_token_is_a_target_once() -> None:
-    """Each token of two epochs but the very first of the run, which nothing comes before."""
+    """Over two epochs, each token is a target once, except the first of the run."""
     texts = texts_of([20, 0, 3, 55, 1])
     size = sum(len(text) + 1 for text in texts.texts)
     batches = itertools.islice(batches_of(texts, 0, 1, 2, 7), 2 * size // 14 + 1)
     targets = torch.cat([batch.targets.flatten() for batch in batches])
-    assert targets[: 2 * size - 1].tolist() == twin(texts, 2 * size)[1:]
+    assert targets[: 2 * size - 1].tolist() == expected_stream(texts, 2 * size)[1:]
 
 
-def test_text_is_no_special_token() -> None:
+def test_the_name_of_a_special_token_is_text() -> None:
     batch = next(batches_of(Texts(["<|bos|>"]), 0, 1, 1, 7))
     assert batch.inputs.tolist() == [[BOS, *b"<|bos|"]]
 
 
 def test_a_larger_batch_is_the_same_stream() -> None:
-    """Rows of a step do not depend on how they are divided."""
+    """The rows do not depend on the batch size."""
     texts = texts_of([30, 8, 0, 41])
 
     def rows(batch_size: int) -> torch.Tensor:
@@ -173,25 +192,25 @@ def test_a_larger_batch_is_the_same_stream() -> None:
     assert all(rows(1).equal(rows(size)) for size in (2, 3, 8, 24))
 
 
-# --- from Arrow, against the strings ----------------------------------------------------------------------------------
+# --- Arrow arrays, compared with strings ------------------------------------------------------------------------------
 
 
 class StringStream:
-    """The slow twin: the stream by way of Python strings and lists of ids, a token at a time."""
+    """A slow TokenStream on Python strings and lists of ids, which takes one token at a time."""
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, cursor: StreamCursor) -> None:
         self.rows = [tokenizer.encode(text, prepend="<|bos|>") for text in texts]
         self.cursor = cursor
 
     def step(self) -> int:
-        at = self.cursor
-        token = self.rows[at.document][at.skip]
-        at = replace(at, skip=at.skip + 1, tokens=at.tokens + 1)
-        if at.skip == len(self.rows[at.document]):
-            at = replace(at, document=at.document + 1, skip=0)
-        if at.document == len(self.rows):
-            at = replace(at, document=0, epoch=at.epoch + 1)
-        self.cursor = at
+        cursor = self.cursor
+        token = self.rows[cursor.document][cursor.skip]
+        cursor = replace(cursor, skip=cursor.skip + 1, tokens=cursor.tokens + 1)
+        if cursor.skip == len(self.rows[cursor.document]):
+            cursor = replace(cursor, document=cursor.document + 1, skip=0)
+        if cursor.document == len(self.rows):
+            cursor = replace(cursor, document=0, epoch=cursor.epoch + 1)
+        self.cursor = cursor
         return token
 
     def take(self, count: int) -> list[int]:
@@ -207,54 +226,52 @@ BY_TIKTOKEN._encoder = TiktokenEncoder(SPLIT_PATTERN, list(WITH_MERGES.ranks), S
 @pytest.mark.parametrize("tokenizer", [WITH_MERGES, BY_TIKTOKEN], ids=["default", "tiktoken"])
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_arrow_gives_what_strings_give(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """Any documents, empty ones and tiny data sets among them, in arrays of any size: tokens, cursor, resumption."""
+def test_arrow_arrays_and_strings_give_the_same_stream(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Tokens, cursors and resumed streams are equal for any documents, also empty ones, in arrays of any size."""
     texts = data.draw(st.lists(st.text(st.sampled_from("the cat's é你\n "), max_size=12) | st.text(), min_size=1))
     documents = Texts(texts, data.draw(st.integers(1, 5)), data.draw(st.sampled_from([STRING, pa.large_string()])))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataloader, "TOKENIZE_CHUNK_BYTES", data.draw(st.sampled_from([1, 7, 50, 1 << 18])))
-        stream, strings = (
-            TokenStream(documents, tokenizer, StreamCursor()),
-            StringStream(texts, tokenizer, StreamCursor()),
-        )
+        stream = TokenStream(documents, tokenizer, StreamCursor())
+        string_stream = StringStream(texts, tokenizer, StreamCursor())
         for count in data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=8)):
-            assert stream.take(count).tolist() == strings.take(count)
-            assert stream.cursor == strings.cursor
-            again = TokenStream(documents, tokenizer, stream.cursor)
-            assert again.take(count).tolist() == StringStream(texts, tokenizer, stream.cursor).take(count)
+            assert stream.take(count).tolist() == string_stream.take(count)
+            assert stream.cursor == string_stream.cursor
+            resumed = TokenStream(documents, tokenizer, stream.cursor)
+            assert resumed.take(count).tolist() == StringStream(texts, tokenizer, stream.cursor).take(count)
 
 
-# --- the thread -------------------------------------------------------------------------------------------------------
+# --- prefetching ------------------------------------------------------------------------------------------------------
 
 
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "dataloader"]
 
 
-def test_the_thread_changes_nothing() -> None:
+def test_prefetching_changes_nothing() -> None:
     texts = texts_of([40, 2, 9])
-    plain = list(itertools.islice(batches_of(texts, 1, 2, 2, 5), 30))
-    loader = document_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, horizon=1000)
-    for expected, found in zip(plain, loader, strict=False):
-        assert found.inputs.equal(expected.inputs)
-        assert found.targets.equal(expected.targets)
-        assert (found.progress, found.cursor) == (expected.progress, expected.cursor)
+    unprefetched = list(itertools.islice(batches_of(texts, 1, 2, 2, 5), 30))
+    loader = document_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, total_tokens=1000)
+    for expected, batch in zip(unprefetched, loader, strict=False):
+        assert batch.inputs.equal(expected.inputs)
+        assert batch.targets.equal(expected.targets)
+        assert (batch.progress, batch.cursor) == (expected.progress, expected.cursor)
     loader.close()
-    again = document_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, 1000, cursor=plain[9].cursor)
-    assert next(again).inputs.equal(plain[10].inputs)
-    again.close()
+    resumed = document_batches(texts, TOKENIZER, runtime(1, 2), 2, 5, 1000, cursor=unprefetched[9].cursor)
+    assert next(resumed).inputs.equal(unprefetched[10].inputs)
+    resumed.close()
 
 
-@pytest.mark.parametrize("good", [0, 1, dataloader.PREFETCH_BATCHES + 3])
-def test_an_exception_reaches_the_caller(good: int) -> None:
-    """After the batches before it, however many; and the thread is gone."""
+@pytest.mark.parametrize("num_good", [0, 1, dataloader.PREFETCH_BATCHES + 3])
+def test_an_exception_reaches_the_caller(num_good: int) -> None:
+    """The batches before the exception are yielded first, and the thread ends."""
 
     def failing() -> Iterator[MicroBatch]:
-        yield from itertools.islice(batches_of(texts_of([30]), 0, 1, 1, 4), good)
+        yield from itertools.islice(batches_of(texts_of([30]), 0, 1, 1, 4), num_good)
         raise ArithmeticError("this text cannot be read")
 
     loader = prefetch(failing(), CPU)
-    for _ in range(good):
+    for _ in range(num_good):
         next(loader)
     with pytest.raises(ArithmeticError, match="this text cannot be read"):
         next(loader)
@@ -278,9 +295,9 @@ def test_a_finite_iterator_ends() -> None:
     assert not loader_threads()
 
 
-@pytest.mark.parametrize("way", ["close", "forget"])
+@pytest.mark.parametrize("way", ["close", "collect"])
 def test_the_thread_ends(way: str) -> None:
-    """When the loader is closed, and when it is forgotten, though its queue is full."""
+    """The thread ends when the loader is closed or collected, even if its queue is full."""
     loader = document_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100)
     next(loader)
     [thread] = loader_threads()
@@ -301,19 +318,19 @@ def test_a_loader_that_was_never_used_has_no_thread() -> None:
 
 
 def test_reads_shards(tmp_path: Path) -> None:
-    """Several shards, empty documents among them, resumed in the second epoch."""
+    """Several shards with empty documents give the stream, also when resumed in the second epoch."""
     texts = [f"text {i} " * (i % 5) for i in range(50)]
     write_dataset(texts, ["v"], tmp_path, source="here", docs_per_shard=17)
     documents = open_split("train", tmp_path)
-    loader = document_batches(documents, TOKENIZER, runtime(), 2, 16, horizon=4096)
-    found = list(itertools.islice(loader, 64))
+    loader = document_batches(documents, TOKENIZER, runtime(), 2, 16, total_tokens=4096)
+    batches = list(itertools.islice(loader, 64))
     loader.close()
-    assert torch.cat([batch.inputs.flatten() for batch in found]).tolist() == twin(Texts(texts), 64 * 32)
-    assert found[40].cursor["epoch"] >= 1
-    again = document_batches(documents, TOKENIZER, runtime(), 2, 16, horizon=4096, cursor=found[40].cursor)
-    assert next(again).inputs.equal(found[41].inputs)
-    again.close()
-    assert found[32].progress == 0.25
+    assert torch.cat([batch.inputs.flatten() for batch in batches]).tolist() == expected_stream(Texts(texts), 64 * 32)
+    assert batches[40].cursor["epoch"] >= 1
+    resumed = document_batches(documents, TOKENIZER, runtime(), 2, 16, total_tokens=4096, cursor=batches[40].cursor)
+    assert next(resumed).inputs.equal(batches[41].inputs)
+    resumed.close()
+    assert batches[32].progress == 0.25
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -333,12 +350,12 @@ def test_an_empty_split_fails_at_once(tmp_path: Path, split: Literal["train", "v
 @given(lengths=LENGTHS, sequence_len=st.integers(1, 9), max_tokens=st.integers(1, 120))
 @settings(max_examples=60, deadline=None)
 def test_document_eval_rows(lengths: list[int], sequence_len: int, max_tokens: int) -> None:
-    """Exactly as many targets as asked for, or one pass: each once, in order, each after its own inputs."""
+    """The rows have `max_tokens` targets, or those of one pass: each once, in order, after its inputs."""
     texts = texts_of(lengths)
-    epoch = twin(texts, sum(lengths) + len(lengths))
+    epoch = expected_stream(texts, sum(lengths) + len(lengths))
     count = min(max_tokens, len(epoch) - 1)
-    rows, found = document_eval_rows(texts, TOKENIZER, sequence_len, max_tokens)
-    assert found == count
+    rows, num_targets = document_eval_rows(texts, TOKENIZER, sequence_len, max_tokens)
+    assert num_targets == count
     assert rows.shape == (max(1, -(-count // sequence_len)), sequence_len + 1)
     assert rows.dtype == torch.int64
     targets = rows[:, 1:].flatten()
@@ -348,7 +365,7 @@ def test_document_eval_rows(lengths: list[int], sequence_len: int, max_tokens: i
 
 
 def test_document_eval_rows_reads_what_it_needs() -> None:
-    """More documents than are in one array; and not the rest of them."""
+    """Several arrays are read if needed, and no more of them."""
     read = 0
 
     class Counted(Texts):
@@ -361,13 +378,13 @@ def test_document_eval_rows_reads_what_it_needs() -> None:
     texts = Counted(texts_of([3] * 5000).texts, size=256)
     rows, count = document_eval_rows(texts, TOKENIZER, 10, 6000)
     assert count == 6000
-    assert rows[:, 1:].flatten().tolist() == twin(texts, 6001)[1:]
+    assert rows[:, 1:].flatten().tolist() == expected_stream(texts, 6001)[1:]
     assert read < 3000
     assert document_eval_rows(texts, TOKENIZER, 10, 10**9)[1] == 4 * 5000 - 1
 
 
 def test_document_eval_rows_of_nothing() -> None:
-    """A single empty document has no token to predict: a row of padding, not a crash."""
+    """A single empty document has no token to predict: the result is a row of padding."""
     rows, count = document_eval_rows(Texts([""]), TOKENIZER, 4, 100)
     assert count == 0
     assert rows.tolist() == [[BOS, -1, -1, -1, -1]]
