@@ -1,10 +1,13 @@
-"""Conversations -> batches: whole conversations packed into rows, the same rows for every number of processes.
+"""Packing of conversations for fine-tuning: whole conversations share rows, and rows make batches.
 
-Conversations are taken in their order (from the second epoch on in a shuffled one), a chunk at a time. Each is
-rendered; one that is longer than a row ends at a turn. A chunk is packed by best fit and padded: no conversation is
-split, none reaches into the next chunk, and no row is without a token to learn. The conversations of a row, and the
-rows of a chunk, stand in a random order, so that neither long nor short ones have a place of their own. As with text
-(dataloader.py), process r of N takes its share of the rows of every batch, and one cursor says where the run stands.
+Conversations are taken in order (from the second epoch on in a shuffled one), CHUNK_SIZE at a time. Each is rendered to
+ids and a loss mask; one that is longer than a row is cut at the end of a turn. The conversations of a chunk are packed
+into rows by best fit, and rows are padded: no conversation is split, and every row has a token to train on. The rows of
+a chunk, and the conversations of a row, are shuffled, so that neither are sorted by length. As with documents
+(`nanochat/dataloader.py`), process r of N takes its share of the rows of every batch, and a cursor is the position.
+
+    conversations         A (5 tokens)  B (9)  C (3)  D (2)         T + 1 = 10
+    rows before shuffle   [B .]  [A C D]                            . = padding
 
 Letters in shape comments: B rows of a micro-batch on one process, T tokens of a row.
 """
@@ -29,17 +32,16 @@ from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 
-CHUNK_SIZE = 2048  # conversations packed together: more would hardly waste less
-MAX_EXACT_COUNT = 1 << 15  # conversations up to which the rows of an epoch are counted
-COUNT_SAMPLE_SIZE = 1 << 12  # conversations from which they are estimated where there are more
+CHUNK_SIZE = 2048  # conversations packed together; larger chunks hardly reduce the padding
+MAX_EXACT_COUNT = 1 << 15  # `count_rows` renders all conversations of data sets up to this size
+COUNT_SAMPLE_SIZE = 1 << 12  # conversations that it renders of larger ones
 
-RenderedConversation = tuple[
-    list[int], list[int]
-]  # ids and mask of a conversation, as `Tokenizer.render_conversation` gives them
+RenderedConversation = tuple[list[int], list[int]]
+"""Ids and loss mask of a conversation, as `Tokenizer.render_conversation` returns them."""
 
 
 class ConversationSource(Protocol):
-    """What the packer needs of a data set."""
+    """Conversations in a fixed order, as the packer reads them; a task of `tasks/` is one."""
 
     def __len__(self) -> int: ...
 
@@ -48,57 +50,64 @@ class ConversationSource(Protocol):
 
 @dataclass(frozen=True)
 class PackingCursor:
-    """A place in the run: `row` rows of this chunk are used up. The rest counts what has been used in all."""
+    """Position in a run, and counts of what was used up to there."""
 
     epoch: int = 0
-    chunk: int = 0
-    row: int = 0
-    rows: int = 0
-    tokens: int = 0  # without padding
-    trained: int = 0  # of them
-    left_out: int = 0  # conversations with nothing to learn from
+    chunk: int = 0  # of the epoch
+    row: int = 0  # rows of the chunk that were used
+    rows: int = 0  # rows of all epochs that were used
+    tokens: int = 0  # tokens in them, without padding
+    trained: int = 0  # tokens of these that were targets
+    left_out: int = 0  # conversations without a token to train on
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """T + 1 tokens, and the place that they have in the run."""
+    """One row of packed conversations, and its position in the run."""
 
     tokens: np.ndarray  # (T + 1,) int64, padded with <|bos|>
     targets: np.ndarray  # (T,) int64, -1 = not trained on
-    progress: float  # share of the epochs before this row
-    cursor: PackingCursor  # after it
+    progress: float  # share of the epochs before this row, in [0, 1)
+    cursor: PackingCursor  # of the row after this one
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which of these lengths share a row of this capacity: the longest first, each where it leaves the least room.
+    """Pack items of these lengths into rows of a capacity; return the indices of the items of each row.
 
-    >>> best_fit([3, 9, 1, 5, 5, 2], 10)
+    Best fit decreasing: the items are taken longest first, and each goes into the row with the least free space that is
+    large enough, or into a new row.
+
+    >>> best_fit([5, 3, 2], capacity=8)  # 5 opens row 0, 3 fills it, 2 opens row 1
+    [[0, 1], [2]]
+    >>> best_fit([3, 9, 1, 5, 5, 2], capacity=10)  # lengths of the rows: 9 + 1, 5 + 5, 3 + 2
     [[1, 2], [3, 4], [0, 5]]
     """
     assert not lengths or max(lengths) <= capacity, "a conversation is longer than a row"
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens that are free, row), sorted
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        place = bisect_left(room, (lengths[index], 0))
-        if place == len(room):
+    free_space: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for index in longest_first:
+        position = bisect_left(free_space, (lengths[index], 0))
+        if position == len(free_space):
+            row = len(rows)
+            free = capacity
             rows.append([])
-            free, row = capacity, len(rows) - 1
         else:
-            free, row = room.pop(place)
+            free, row = free_space.pop(position)
         rows[row].append(index)
-        insort(room, (free - lengths[index], row))
+        insort(free_space, (free - lengths[index], row))
     return rows
 
 
 def render_conversations(
-    conversations: ConversationSource, chosen: Iterable[int], tokenizer: Tokenizer, sequence_len: int
+    conversations: ConversationSource, indices: Iterable[int], tokenizer: Tokenizer, sequence_len: int
 ) -> list[RenderedConversation]:
-    """Ids and mask of the chosen ones, at most T + 1 tokens each; those with nothing to learn from are left out.
+    """Return ids and masks of these conversations, at most T + 1 tokens each.
 
-    Raises `UserError`, with its number, for one that is no conversation.
+    Conversations without a token to train on are left out. Raises `UserError` with the index of a malformed one.
     """
     rendered = []
-    for index in chosen:
+    for index in indices:
         try:
             ids, mask = tokenizer.render_conversation(conversations[index], max_tokens=sequence_len + 1)
         except UserError as error:
@@ -111,20 +120,31 @@ def render_conversations(
 def pack_rows(
     rendered: Sequence[RenderedConversation], sequence_len: int, rng: np.random.Generator
 ) -> list[list[RenderedConversation]]:
-    """The conversations of each row; the rows, and what is in them, in random order."""
+    """Pack conversations into rows of T + 1 tokens; return the conversations of each row, both in random order."""
     rows = best_fit([len(ids) for ids, _ in rendered], sequence_len + 1)
-    shuffled = [rows[index] for index in rng.permutation(len(rows))]
-    return [[rendered[row[index]] for index in rng.permutation(len(row))] for row in shuffled]
+    shuffled_rows = [rows[index] for index in rng.permutation(len(rows))]
+    return [[rendered[row[index]] for index in rng.permutation(len(row))] for row in shuffled_rows]
 
 
 def collate_row(row: Sequence[RenderedConversation], sequence_len: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
-    """A row's tokens (T + 1,) and targets (T,): the token after each where its mask is 1, else -1."""
+    """Join the conversations of a row to tokens (T + 1,), padded with `bos`, and targets (T,).
+
+    The target of a position is the token after it where the mask of that token is 1, else -1:
+
+    >>> row = [([0, 5, 6, 7], [0, 0, 1, 1]), ([0, 8], [0, 1])]  # (ids, mask) of two conversations; 0 is <|bos|>
+    >>> tokens, targets = collate_row(row, sequence_len=7, bos=0)
+    >>> tokens.tolist()  # the inputs are all but the last
+    [0, 5, 6, 7, 0, 8, 0, 0]
+    >>> targets.tolist()
+    [-1, 6, 7, -1, 8, -1, -1]
+    """
     ids = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in row), dtype=np.int64)
     mask = np.fromiter(itertools.chain.from_iterable(mask for _, mask in row), dtype=bool)
-    assert not mask[0], "a row begins with <|bos|>, which nothing says"
-    assert mask.any(), "a row has something to learn"
-    tokens, targets = np.full(sequence_len + 1, bos), np.full(sequence_len, -1)
+    assert not mask[0], "a row begins with <|bos|>, which is not trained on"
+    assert mask.any(), "a row has a token to train on"
+    tokens = np.full(sequence_len + 1, bos)
     tokens[: len(ids)] = ids
+    targets = np.full(sequence_len, -1)
     targets[: len(ids) - 1] = np.where(mask, ids, -1)[1:]
     return tokens, targets
 
@@ -137,68 +157,92 @@ def packed_rows(
     num_epochs: int | None = None,
     cursor: PackingCursor | None = None,
 ) -> Iterator[PackedRow]:
-    """The rows of a run from a cursor on, to the end of the last epoch; without `num_epochs` for ever, at progress 0.
+    """Yield the rows of a run from a cursor to the end of the last epoch.
 
-    Raises `UserError` if there is nothing to learn in an epoch.
+    Without `num_epochs` the rows never end, and their progress is 0. Raises `UserError` if no conversation of an epoch
+    has a token to train on.
     """
-    cursor, bos, count = cursor or PackingCursor(), tokenizer.get_bos_token_id(), len(conversations)
-    first, skip, left_out = cursor.chunk, cursor.row, 0
-    for epoch in itertools.count(cursor.epoch) if num_epochs is None else range(cursor.epoch, num_epochs):
-        order = np.random.default_rng((seed, epoch)).permutation(count).tolist() if epoch else range(count)
-        empty = not first
-        for chunk in range(first, math.ceil(count / CHUNK_SIZE)):
-            chosen = order[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
-            rendered = render_conversations(conversations, chosen, tokenizer, sequence_len)
+    cursor = cursor or PackingCursor()
+    bos = tokenizer.get_bos_token_id()
+    num_conversations = len(conversations)
+    first_chunk = cursor.chunk
+    skip_rows = cursor.row  # of the first chunk
+    num_left_out = 0  # since the last row
+    epochs = itertools.count(cursor.epoch) if num_epochs is None else range(cursor.epoch, num_epochs)
+    for epoch in epochs:
+        order = _order_of_epoch(num_conversations, seed, epoch)
+        is_empty = first_chunk == 0
+        for chunk in range(first_chunk, math.ceil(num_conversations / CHUNK_SIZE)):
+            indices = order[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
+            rendered = render_conversations(conversations, indices, tokenizer, sequence_len)
             rows = pack_rows(rendered, sequence_len, np.random.default_rng((seed, epoch, chunk)))
-            left_out += 0 if skip else len(chosen) - len(rendered)
-            empty = empty and not rows
-            for number, row in enumerate(rows[skip:], skip):
+            if skip_rows == 0:  # else the cursor has counted those of this chunk
+                num_left_out += len(indices) - len(rendered)
+            is_empty = is_empty and not rows
+            for number, row in enumerate(rows[skip_rows:], skip_rows):
                 tokens, targets = collate_row(row, sequence_len, bos)
-                done = epoch * count + chunk * CHUNK_SIZE + len(chosen) * number / len(rows)
-                used = {
-                    "rows": cursor.rows + 1,
-                    "tokens": cursor.tokens + sum(len(ids) for ids, _ in row),
-                    "trained": cursor.trained + int((targets != -1).sum()),
-                    "left_out": cursor.left_out + left_out,
-                }
-                cursor, left_out = PackingCursor(epoch, chunk, number + 1, **used), 0
-                yield PackedRow(tokens, targets, done / (count * num_epochs) if num_epochs else 0.0, cursor)
-            skip = 0
-        if empty:
-            raise UserError(f"none of {count:,} conversations has an answer that fits into {sequence_len:,} tokens")
-        first = 0
+                num_before = epoch * num_conversations + chunk * CHUNK_SIZE + len(indices) * number / len(rows)
+                cursor = PackingCursor(
+                    epoch,
+                    chunk,
+                    number + 1,
+                    rows=cursor.rows + 1,
+                    tokens=cursor.tokens + sum(len(ids) for ids, _ in row),
+                    trained=cursor.trained + int((targets != -1).sum()),
+                    left_out=cursor.left_out + num_left_out,
+                )
+                num_left_out = 0
+                progress = num_before / (num_conversations * num_epochs) if num_epochs else 0.0
+                yield PackedRow(tokens, targets, progress, cursor)
+            skip_rows = 0
+        if is_empty:
+            raise UserError(
+                f"none of {num_conversations:,} conversations has an answer that fits into {sequence_len:,} tokens"
+            )
+        first_chunk = 0
+
+
+def _order_of_epoch(num_conversations: int, seed: int, epoch: int) -> Sequence[int]:
+    """Return the order of the conversations: their own in the first epoch, a random one in the others."""
+    if epoch == 0:
+        return range(num_conversations)
+    order: list[int] = np.random.default_rng((seed, epoch)).permutation(num_conversations).tolist()
+    return order
 
 
 def count_rows(conversations: ConversationSource, tokenizer: Tokenizer, sequence_len: int) -> int:
-    """Rows of the first epoch; of a large data set an estimate from some of its conversations."""
-    count = len(conversations)
-    chosen = (
-        range(count) if count <= MAX_EXACT_COUNT else np.random.default_rng(0).choice(count, COUNT_SAMPLE_SIZE).tolist()
-    )
-    rows = 0
-    for start in range(0, len(chosen), CHUNK_SIZE):
-        rendered = render_conversations(conversations, chosen[start : start + CHUNK_SIZE], tokenizer, sequence_len)
-        rows += len(best_fit([len(ids) for ids, _ in rendered], sequence_len + 1))
-    return round(rows * count / max(1, len(chosen)))
+    """Count the rows of the first epoch; for more than MAX_EXACT_COUNT conversations, estimate it from a sample."""
+    num_conversations = len(conversations)
+    indices: Sequence[int] = range(num_conversations)
+    if num_conversations > MAX_EXACT_COUNT:
+        indices = np.random.default_rng(0).choice(num_conversations, COUNT_SAMPLE_SIZE).tolist()
+    num_rows = 0
+    for start in range(0, len(indices), CHUNK_SIZE):
+        rendered = render_conversations(conversations, indices[start : start + CHUNK_SIZE], tokenizer, sequence_len)
+        num_rows += len(best_fit([len(ids) for ids, _ in rendered], sequence_len + 1))
+    return round(num_rows * num_conversations / max(1, len(indices)))
 
 
 def packed_batches(
     rows: Iterator[PackedRow], runtime: Runtime, batch_size: int, num_rows: int | None
 ) -> Iterator[MicroBatch]:
-    """This process's rows of one micro-batch after the other; `num_rows` are the whole run, if that is not the epochs.
+    """Yield this process's rows of one micro-batch after the other.
 
-    Where the rows end, the last batch is filled up with rows of padding.
+    `num_rows`: rows of the whole run over all processes, by which `progress` is measured and at which the run ends; if
+    None, the rows measure it themselves. The last batch is filled up with rows of padding.
     """
     first = batch_size * runtime.rank
-    while group := list(itertools.islice(rows, batch_size * runtime.world_size)):
-        progress = (group[0].cursor.rows - 1) / num_rows if num_rows else group[0].progress
+    while global_rows := list(itertools.islice(rows, batch_size * runtime.world_size)):
+        first_row = global_rows[0]
+        progress = (first_row.cursor.rows - 1) / num_rows if num_rows else first_row.progress
         if progress >= 1:
             return
-        tokens = torch.from_numpy(np.stack([row.tokens for row in group]))
-        targets = torch.from_numpy(np.stack([row.targets for row in group]))
-        mine = slice(first, first + batch_size)
-        inputs = pad_rows(tokens[mine, :-1], batch_size, fill=int(tokens[0, 0]))
-        yield MicroBatch(inputs, pad_rows(targets[mine], batch_size, fill=-1), progress, asdict(group[-1].cursor))
+        tokens = torch.from_numpy(np.stack([row.tokens for row in global_rows]))  # (N * B, T + 1)
+        targets = torch.from_numpy(np.stack([row.targets for row in global_rows]))  # (N * B, T)
+        local = slice(first, first + batch_size)
+        inputs = pad_rows(tokens[local, :-1], batch_size, fill=int(tokens[0, 0]))  # (B, T)
+        cursor = asdict(global_rows[-1].cursor)
+        yield MicroBatch(inputs, pad_rows(targets[local], batch_size, fill=-1), progress, cursor)
 
 
 def conversation_batches(
@@ -212,30 +256,39 @@ def conversation_batches(
     num_rows: int | None = None,
     cursor: dict[str, int] | None = None,
 ) -> Generator[MicroBatch, None, None]:
-    """Micro-batches (B, T) of packed conversations, made ahead of the step, from a cursor on.
+    """Yield micro-batches (B, T) of packed conversations from a cursor on, prefetched to the runtime's device.
 
-    The run is `num_rows` rows over all processes or, without, `num_epochs` epochs.
+    The run has `num_rows` rows over all processes if that is given, else `num_epochs` epochs.
     """
-    epochs, place = None if num_rows else num_epochs, PackingCursor(**(cursor or {}))
-    rows = packed_rows(conversations, tokenizer, sequence_len, runtime.seed, epochs, place)
+    rows = packed_rows(
+        conversations,
+        tokenizer,
+        sequence_len,
+        runtime.seed,
+        num_epochs=None if num_rows else num_epochs,
+        cursor=PackingCursor(**(cursor or {})),
+    )
     return prefetch(packed_batches(rows, runtime, batch_size, num_rows), runtime.device)
 
 
 def conversation_eval_rows(
     conversations: ConversationSource, tokenizer: Tokenizer, sequence_len: int, max_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, (rows, T) each, of the first rows, `max_tokens` positions at most but one row at least.
+    """Return inputs and targets, (R, T) each, of the first rows: at most `max_tokens` positions, but at least one row.
 
-    The same in every process; no rows if there is nothing to learn.
+    Every process gets the same rows; there are none if no conversation has a token to train on.
     """
-    bos, count = tokenizer.get_bos_token_id(), max(1, max_tokens // sequence_len)
+    bos = tokenizer.get_bos_token_id()
+    max_rows = max(1, max_tokens // sequence_len)
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, len(conversations), CHUNK_SIZE):
-        if len(rows) < count:
-            chosen = range(start, min(start + CHUNK_SIZE, len(conversations)))
-            rendered = render_conversations(conversations, chosen, tokenizer, sequence_len)
-            packed = pack_rows(rendered, sequence_len, np.random.default_rng(start))
-            rows += [collate_row(row, sequence_len, bos) for row in packed]
-    tokens = np.array([tokens for tokens, _ in rows[:count]], dtype=np.int64).reshape(-1, sequence_len + 1)
-    targets = np.array([targets for _, targets in rows[:count]], dtype=np.int64).reshape(-1, sequence_len)
+        if len(rows) >= max_rows:
+            break
+        indices = range(start, min(start + CHUNK_SIZE, len(conversations)))
+        rendered = render_conversations(conversations, indices, tokenizer, sequence_len)
+        packed = pack_rows(rendered, sequence_len, np.random.default_rng(start))
+        rows += [collate_row(row, sequence_len, bos) for row in packed]
+    rows = rows[:max_rows]
+    tokens = np.array([tokens for tokens, _ in rows], dtype=np.int64).reshape(-1, sequence_len + 1)
+    targets = np.array([targets for _, targets in rows], dtype=np.int64).reshape(-1, sequence_len)
     return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets)
