@@ -1,31 +1,30 @@
-"""ARC: grade-school science as multiple choice, in an easy and a hard set (`allenai/ai2_arc`)."""
+"""ARC: grade-school science questions with multiple choice, an easy and a challenge set (`allenai/ai2_arc`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import LETTERS, make_multiple_choice
+from tasks.common import LETTERS, CategoricalTask, make_multiple_choice
 from tasks.hub import HubTask
 
 
-class ARC(HubTask):
-    """`subset` is ARC-Easy or ARC-Challenge; splits are train, validation, test.
+class ARC(HubTask, CategoricalTask):
+    """`subset` is ARC-Easy or ARC-Challenge; splits are train, validation and test.
 
-    Most rows have four choices, some three or five: each is asked and scored by its own letters. Where a row calls its
-    choices 1, 2, 3, 4 they are A, B, C, D here, so that every answer is a letter.
+    Most rows have four choices, some three or five; each row is asked and scored with its own letters. Rows that label
+    their choices 1, 2, 3, 4 get A, B, C, D instead, so that every answer is a letter.
     """
 
-    eval_type = "categorical"
-    repository = "allenai/ai2_arc"
+    repo_id = "allenai/ai2_arc"
     columns = ("question", "choices", "answerKey")
 
-    def __init__(self, subset: str, split: str = "test", **rows: Any) -> None:
+    def __init__(self, subset: str, split: str = "test", **kwargs: Any) -> None:
         self.name = subset
-        super().__init__(subset, split, **rows)
+        super().__init__(subset, split, **kwargs)
 
     def get_example(self, index: int) -> Conversation:
-        row = self.row(index)
-        labels, key = row["choices"]["label"], row["answerKey"]
+        row = self.get_row(index)
+        labels = row["choices"]["label"]
         letters = labels if set(labels) <= set(LETTERS) else LETTERS
-        return make_multiple_choice(row["question"], row["choices"]["text"], labels.index(key), letters)
+        return make_multiple_choice(row["question"], row["choices"]["text"], labels.index(row["answerKey"]), letters)

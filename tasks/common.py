@@ -1,8 +1,9 @@
-"""What a task is: a sequence of conversations, and a way to say whether an answer is right.
+"""Task: a sequence of conversations, with a judgement of completions. Also sequences and mixtures of tasks.
 
-A conversation is `{"messages": [...]}` (nanochat/tokenization/chat_format.py) whose last message is the right answer;
-other keys are the task's own. A categorical one also has `"letters": ("A", "B", ...)`, and its answer is one of them.
-Everything here is the same on every machine and in every run: rows, their order, and what a seed gives.
+A conversation is `{"messages": [...]}` (nanochat/tokenization/chat_format.py) whose last message is the reference
+answer; further keys belong to the task. A multiple-choice conversation also has `"letters": ("A", "B", ...)`, and its
+reference answer is one of them. Rows, their order and everything drawn from a seed are the same on every machine and in
+every run.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 class Task(ABC):
-    """Conversations, by index: `len(task)`, `task[i]`, iteration.
+    """A sequence of conversations: `len(task)`, `task[i]`, iteration.
 
-    `start`, `stop` and `step` choose among the rows as a slice of a list does. `shuffle`, a seed, first puts the rows
-    in a random order that depends on nothing else: slices of one shuffle that do not overlap share no row.
-    A subclass gives `num_examples` and `get_example`, and `evaluate` if its answers can be right or wrong.
+    `start`, `stop` and `step` select rows as the slice of a list does. `shuffle`, a seed, permutes the rows first; the
+    permutation depends on the seed and the number of rows only, so slices of one shuffle that do not overlap are
+    disjoint. A subclass defines `num_examples` and `get_example`, and `evaluate` if its completions can be right or
+    wrong.
     """
 
     name = "task"
     eval_type = "generative"  # or "categorical"
+    num_choices: int | None = None  # of every row of a categorical task; None: rows differ
 
     def __init__(
         self, *, start: int | None = None, stop: int | None = None, step: int | None = None, shuffle: int | None = None
@@ -42,49 +45,60 @@ class Task(ABC):
 
     @abstractmethod
     def num_examples(self) -> int:
-        """Number of rows before slicing."""
+        """Return the number of rows before slicing."""
 
     @abstractmethod
     def get_example(self, index: int) -> Conversation:
-        """The conversation of a row, 0 <= index < num_examples()."""
+        """Return the conversation of row `index`, 0 <= index < num_examples()."""
 
-    def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether `completion` answers the conversation's last question rightly.
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:  # noqa: ARG002
+        """Return True if `completion` answers the conversation's last question correctly.
 
-        `completion` is the decoded answer without its end token, with tool calls by the names of their special tokens;
-        of a categorical task, the letter. Raises UserError if no answer of this task is right or wrong.
+        `completion` is the decoded answer without its end token; tool calls are spelled with their special tokens. For
+        a categorical task it is the chosen letter. Raises UserError if the task has no notion of a correct answer.
         """
-        if self.eval_type == "categorical":
-            return bool(completion == conversation["messages"][-1]["content"])
-        raise UserError(f"{self.name} is to learn from: its answers are not right or wrong, so it has no score")
+        raise UserError(
+            f"{self.name} has no score: it is for training only (a task that can be scored defines `evaluate`)"
+        )
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """What reinforcement learning is to increase: 1 for a right answer, 0 for a wrong one."""
+        """Return the reward of reinforcement learning: 1 for a correct completion, 0 for a wrong one."""
         return float(self.evaluate(conversation, completion))
 
     @functools.cached_property
     def chance(self) -> float:
-        """The accuracy of a guess: the mean of 1 / number of letters over the chosen rows; generative: 0."""
+        """Expected accuracy of random guessing: the mean of 1 / number of letters over the selected rows, or 0."""
         if self.eval_type != "categorical" or not len(self):
             return 0.0
+        if self.num_choices is not None:
+            return 1 / self.num_choices
         return sum(1 / len(conversation["letters"]) for conversation in self) / len(self)
 
     @functools.cached_property
-    def _rows(self) -> Sequence[int]:
+    def _row_indices(self) -> Sequence[int]:
         rows: Sequence[int] = range(self.num_examples())
         if self._shuffle is not None:
             rows = [int(row) for row in np.random.default_rng(self._shuffle).permutation(len(rows))]
         return rows[self._slice]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._row_indices)
 
     def __getitem__(self, index: int) -> Conversation:
-        """As in a list: -1 is the last, and IndexError is raised beyond the ends."""
-        return self.get_example(self._rows[index])
+        """Return a conversation by position as a list does: -1 is the last; raises IndexError out of range."""
+        return self.get_example(self._row_indices[index])
 
     def __iter__(self) -> Iterator[Conversation]:
-        return (self.get_example(row) for row in self._rows)
+        return (self.get_example(row) for row in self._row_indices)
+
+
+class CategoricalTask(Task):
+    """A multiple-choice task: a completion is correct if it is the letter of the reference answer."""
+
+    eval_type = "categorical"
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return bool(completion == conversation["messages"][-1]["content"])
 
 
 class TaskSequence(Task):
@@ -96,54 +110,52 @@ class TaskSequence(Task):
         super().__init__()
         self.tasks = list(tasks)
         self._ends = np.cumsum([0, *(len(task) for task in self.tasks)])
+        self._order: Sequence[int] = range(self.num_examples())
 
     def num_examples(self) -> int:
-        """The sum of all lengths."""
         return int(self._ends[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which task, and which of its rows, stands at `index`, 0 <= index < len."""
-        task = int(np.searchsorted(self._ends, index, side="right")) - 1
-        return task, index - int(self._ends[task])
+        """Return (index into `tasks`, row of that task) for position `index`, 0 <= index < len."""
+        position = int(self._order[index])
+        task_index = int(np.searchsorted(self._ends, position, side="right")) - 1
+        return task_index, position - int(self._ends[task_index])
 
     def get_example(self, index: int) -> Conversation:
-        task, row = self.locate(index)
-        return self.tasks[task][row]
+        task_index, row = self.locate(index)
+        return self.tasks[task_index][row]
 
 
 class TaskMixture(TaskSequence):
-    """Several tasks, their rows in one random order: every row once for each time that its task is listed."""
+    """Several tasks with their rows in one random order. A task that is listed n times contributes each row n times."""
 
     name = "mixture"
 
     def __init__(self, tasks: Sequence[Task], seed: int = 42) -> None:
         super().__init__(tasks)
-        self._order = np.random.default_rng(seed).permutation(self.num_examples())
-
-    def locate(self, index: int) -> tuple[int, int]:
-        return super().locate(int(self._order[index]))
+        self._order = np.random.default_rng(seed).permutation(self.num_examples()).tolist()
 
 
 def make_conversation(question: str, answer: str | list[dict[str, str]], **extras: Any) -> Conversation:
-    """A conversation of one question and its answer: text, or parts such as tool calls."""
+    """Return a conversation of one question and its answer: text, or a list of parts (text and tool calls)."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": messages, **extras}
 
 
-def text_part(words: str) -> dict[str, str]:
-    """A part of an answer: what the model says."""
-    return {"type": "text", "text": words}
+def text_part(text: str) -> dict[str, str]:
+    """Return a text part of an assistant message."""
+    return {"type": "text", "text": text}
 
 
 def tool_call_parts(expression: str, result: str) -> list[dict[str, str]]:
-    """Two parts of an answer: the calculator is called, and gives its result."""
+    """Return two parts of an assistant message: a call of the calculator and its result."""
     return [{"type": "python", "text": expression}, {"type": "python_output", "text": result}]
 
 
 def make_multiple_choice(
     question: str, choices: Sequence[str], answer: int, letters: Sequence[str] = LETTERS
 ) -> Conversation:
-    """A categorical conversation; `answer` is the index of the right choice.
+    """Return a multiple-choice conversation; `answer` is the index of the correct choice.
 
     >>> print(make_multiple_choice("Which one flies?", ["an owl", "a pig"], 0)["messages"][0]["content"])
     Which one flies?
@@ -152,9 +164,9 @@ def make_multiple_choice(
     Answer with the letter only.
     """
     letters = tuple(letters[: len(choices)])
-    assert len(letters) == len(choices), "a letter for each choice"
-    assert 0 <= answer < len(choices), "one of the choices is right"
-    # The letter follows the text, so that the model has read what it stands for.
+    assert len(letters) == len(choices), "each choice needs a letter"
+    assert 0 <= answer < len(choices), "`answer` is an index into `choices`"
+    # The letter follows its choice, so that the model has read the choice when it reads the letter.
     lines = [f"- {choice}={letter}" for choice, letter in zip(choices, letters, strict=True)]
     prompt = "\n".join([question, *lines, "Answer with the letter only."])
     return make_conversation(prompt, letters[answer], letters=letters)
@@ -167,21 +179,22 @@ _NUMBER = re.compile(
 _MAX_DIGITS = 100
 
 
-def parse_number(words: str) -> Fraction | None:
-    """The number that a text begins with, or None. Spaces, a dollar sign, and commas between thousands may be there.
+def parse_number(text: str) -> Fraction | None:
+    """Return the number at the beginning of a text, or None. Accepts spaces, a dollar sign and thousands separators.
 
     >>> parse_number(" $1,000.50 in all"), parse_number("-7."), parse_number("no")
     (Fraction(2001, 2), Fraction(-7, 1), None)
     """
-    match = _NUMBER.match(words)
+    match = _NUMBER.match(text)
     if match is None or len(match["digits"]) > _MAX_DIGITS or (match["sign"] and match["inner"]):
         return None
     number = Fraction(match["digits"].replace(",", ""))
-    return number if (match["sign"] or match["inner"] or "+") == "+" else -number
+    is_positive = (match["sign"] or match["inner"] or "+") == "+"
+    return number if is_positive else -number
 
 
 def extract_final_number(completion: str) -> Fraction | None:
-    """The number after the last `####`, where a worked answer says its result; None if there is none.
+    """Return the number after the last `####`, the marker of a solution's result, or None if there is none.
 
     >>> extract_final_number("4 and 3 are 7.\\n#### 7"), extract_final_number("It is 7.")
     (Fraction(7, 1), None)
@@ -191,13 +204,13 @@ def extract_final_number(completion: str) -> Fraction | None:
 
 
 def final_numbers_match(conversation: Conversation, completion: str) -> bool:
-    """Whether a completion's final number is that of the right answer, as numbers: 1,000 is 1000.0."""
+    """Return True if completion and reference answer have equal final numbers; 1,000 equals 1000.0."""
     number = extract_final_number(completion)
     return number is not None and number == extract_final_number(reference_text(conversation))
 
 
 def reference_text(conversation: Conversation) -> str:
-    """The text of the right answer, without its tool calls."""
+    """Return the text of the reference answer, without tool calls and their results."""
     content = conversation["messages"][-1]["content"]
     if isinstance(content, str):
         return content
@@ -205,5 +218,5 @@ def reference_text(conversation: Conversation) -> str:
 
 
 def row_rng(*key: object) -> random.Random:
-    """Random numbers that depend on the key only (a name, a seed, a row): the same in every process."""
+    """Return a random generator seeded by `key` (a name, a seed, a row): the same numbers in every process."""
     return random.Random(":".join(map(str, key)))

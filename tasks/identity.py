@@ -1,8 +1,8 @@
-"""Who the model says it is. **Change WHO, and perhaps ABILITIES, to make the model yours**; nothing else.
+"""Identity: conversations in which the model says who it is, put together from templates.
 
-Conversations are put together from the templates below: questions about its name, maker, size, training and abilities,
-greetings in several languages, and a few turns of these together. Where the base folder has
-`identity_conversations.jsonl`, which `python -m dev.gen_synthetic_data` writes, that is used instead.
+**To make the model yours, edit PERSONA, and perhaps ABILITIES; nothing else.** Conversations ask for its name, maker,
+size, training and abilities, greet it in several languages, and join these in a few turns. If the base folder has
+`identity_conversations.jsonl`, written by `python -m dev.gen_synthetic_data`, that file replaces the templates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PERSONA = {
     "licence": "MIT",
 }
 
-# What a model can do follows from what it was trained on: the embedded world, or text of the web.
+# Abilities by the kind of training text: the embedded world, or text of the web.
 ABILITIES = {
     "world": {
         "size": "I am a very small language model, with a few million parameters",
@@ -45,7 +45,7 @@ ABILITIES = {
     },
 }
 
-# topic: questions, and answers. {name} and the like come from WHO and ABILITIES.
+# topic: (questions, answers), alternatives separated by |. {name} and other fields come from PERSONA and ABILITIES.
 TOPICS: dict[str, tuple[str, str]] = {
     "name": (
         "Who are you?|What is your name?|What are you called?|Tell me your name.|Who am I talking to?|What are you?"
@@ -98,7 +98,7 @@ TOPICS: dict[str, tuple[str, str]] = {
     ),
 }
 
-# greeting | answer
+# greeting|answer
 GREETINGS = """
 Hello!|Hello! I am {name}. How can I help you?
 Hello|Hello! What can I do for you?
@@ -135,7 +135,7 @@ SYSTEM_MESSAGE_PROB = 0.1
 
 
 class Identity(ConversationListTask):
-    """Conversations about the model itself: those of a file if there is one, else `size` from the templates."""
+    """Conversations about the model itself, read from a file or generated from the templates."""
 
     name = "Identity"
 
@@ -146,44 +146,48 @@ class Identity(ConversationListTask):
         size: int = 1000,
         kind: str = "world",
         path: str | Path | None = None,
-        **rows: Any,
+        **kwargs: Any,
     ) -> None:
-        """`kind`: whose ABILITIES; `path`: a file, else that of the base folder if there is one, else templates."""
+        """Read the file `path`, or the base folder's file if it exists; else generate `size` conversations.
+
+        `kind` is a key of ABILITIES.
+        """
         file = Path(path) if path else base_dir() / FILE_NAME
-        from_file = path is not None or file.is_file()
-        super().__init__(read_conversations(file) if from_file else generate_conversations(size, kind), split, **rows)
+        has_file = path is not None or file.is_file()
+        conversations = read_conversations(file) if has_file else generate_conversations(size, kind)
+        super().__init__(conversations, split, **kwargs)
 
 
 def generate_conversations(count: int, kind: str = "world", seed: int = 0) -> list[Conversation]:
-    """`count` conversations of one to four turns, the same for the same seed. Raises UserError for an unknown kind."""
+    """Return `count` conversations of one to four turns, determined by `seed`. Raises UserError for an unknown kind."""
     if kind not in ABILITIES:
-        raise UserError(f"no abilities of {kind!r} in tasks/identity.py: {', '.join(ABILITIES)}")
-    return [_conversation(row_rng("Identity", seed, row), PERSONA | ABILITIES[kind]) for row in range(count)]
+        raise UserError(f"no abilities of {kind!r} in tasks/identity.py: must be one of {', '.join(ABILITIES)}")
+    return [_draw_conversation(row_rng("Identity", seed, row), PERSONA | ABILITIES[kind]) for row in range(count)]
 
 
-def _conversation(generator: random.Random, facts: dict[str, str]) -> Conversation:
+def _draw_conversation(rng: random.Random, values: dict[str, str]) -> Conversation:
     pairs = []
-    if generator.random() < 0.25:
-        pairs.append(tuple(generator.choice(GREETINGS).split("|")))
-    about = [topic for topic in TOPICS if topic not in ("thanks", "bye")]
-    number = generator.choice((1, 1, 1, 2, 3)) if not pairs else generator.choice((0, 0, 1, 2))
-    topics = generator.sample(about, number)
-    if len(topics) > 1 and generator.random() < 0.3:
-        topics.append(generator.choice(("thanks", "bye")))
+    if rng.random() < 0.25:
+        pairs.append(tuple(rng.choice(GREETINGS).split("|")))
+    subjects = [topic for topic in TOPICS if topic not in ("thanks", "bye")]
+    num_topics = rng.choice((1, 1, 1, 2, 3)) if not pairs else rng.choice((0, 0, 1, 2))
+    topics = rng.sample(subjects, num_topics)
+    if len(topics) > 1 and rng.random() < 0.3:
+        topics.append(rng.choice(("thanks", "bye")))
     for topic in topics:
         questions, answers = TOPICS[topic]
-        pairs.append((generator.choice(questions.split("|")), generator.choice(answers.split("|"))))
+        pairs.append((rng.choice(questions.split("|")), rng.choice(answers.split("|"))))
     messages = []
     for question, answer in pairs:
         messages += [
-            {"role": "user", "content": _typed(question, generator)},
-            {"role": "assistant", "content": answer.format(**facts)},
+            {"role": "user", "content": _vary_typing(question, rng)},
+            {"role": "assistant", "content": answer.format(**values)},
         ]
-    return add_system_message({"messages": messages}, generator, SYSTEM_MESSAGE_PROB)
+    return add_system_message({"messages": messages}, rng, SYSTEM_MESSAGE_PROB)
 
 
-def _typed(question: str, generator: random.Random) -> str:
-    """As people type: now and then in small letters, or without the mark at the end."""
-    if generator.random() < 0.15:
+def _vary_typing(question: str, rng: random.Random) -> str:
+    """Vary a question as people type: sometimes in lower case, sometimes without its closing mark."""
+    if rng.random() < 0.15:
         question = question.lower()
-    return question.rstrip("?.!") if generator.random() < 0.15 else question
+    return question.rstrip("?.!") if rng.random() < 0.15 else question

@@ -1,15 +1,15 @@
-"""What midtraining and fine-tuning learn from: a table of tasks for each, or a file of the user's own.
+"""Mixtures of tasks for midtraining and fine-tuning: a default table for each stage, or a file of the user's own.
 
-    [[entry]]                  # a --mixture file, in TOML: one such block for each task, in any order
+    [[entry]]                  # a --mixture file, in TOML: one block per task, in any order
     task = "SpellingBee"       # a name of tasks/registry.py
-    rows = 5000                # how many, chosen at random; without it all, where the task has an end
-    epochs = 2                 # how often each of them; 1 without it
+    rows = 5000                # drawn at random; default: all rows (required for tasks that generate their rows)
+    epochs = 2                 # times that each row is used; default 1
     split = "train"            # the default
-    val_split = "test"         # the split that validation takes some rows of; "none" for none
-    options = {quoted = true}  # whatever else the task's constructor takes
+    val_split = "test"         # the split that validation rows come from; "none" for no validation rows
+    options = {quoted = true}  # further keyword arguments of the task's constructor
 
-Where rows are chosen it is by a shuffle with the mixture's seed. Midtraining and fine-tuning see other rows of the
-tasks that have no end.
+Rows are drawn by a shuffle with the mixture's seed. Tasks that generate their rows give midtraining and fine-tuning
+different ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 from nanochat.common import UserError, base_dir, print0
 from nanochat.data.shards import default_data_dir, read_manifest
@@ -34,14 +34,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-VAL_ROWS = 200  # of each entry, at most, and at most one for every VAL_PART that are trained on
-VAL_PART = 20
-FIRST_ROW = {"mid": 0, "sft": 1_000_000}  # of the tasks without end
+MAX_VAL_ROWS = 200  # per entry
+TRAIN_ROWS_PER_VAL_ROW = 20  # an entry has at most one validation row for this many training rows
+FIRST_ROW = {"mid": 0, "sft": 1_000_000}  # of tasks that generate their rows, so that the stages do not share any
 
 
 @dataclass(frozen=True)
 class MixtureEntry:
-    """Rows of one task, each as often as `epochs` says; `where` begins what is said of its mistakes."""
+    """Rows of one task, each used `epochs` times. `origin` is the prefix of error messages: the file and the entry."""
 
     task: str
     rows: int | None = None
@@ -49,7 +49,31 @@ class MixtureEntry:
     split: str = "train"
     val_split: str = "test"
     options: Mapping[str, Any] = field(default_factory=dict)
-    where: str = ""
+    origin: str = ""
+
+
+class _EntryCounts(TypedDict):
+    name: str
+    split: str
+    rows: int
+    epochs: int
+    val_rows: int
+
+
+class EntryDescription(_EntryCounts, total=False):
+    """An entry as it goes into the report and the data hash. Its `repr` is hashed, so keys keep their order."""
+
+    file: str  # with `sha256` if the entry reads a file
+    sha256: str
+    options: dict[str, Any]
+
+
+class Mixture(NamedTuple):
+    """Conversations to train on and to validate on, and each entry's description for the report and the data hash."""
+
+    train: TaskMixture
+    val: TaskMixture
+    description: list[EntryDescription]
 
 
 MIXTURES: dict[tuple[str, str], tuple[MixtureEntry, ...]] = {
@@ -70,10 +94,10 @@ MIXTURES: dict[tuple[str, str], tuple[MixtureEntry, ...]] = {
         MixtureEntry("SimpleSpelling", 300),
         MixtureEntry("SpellingBee", 300),
     ),
-    # The embedded data. Facts and FactChoice never ask for what is held out; of HardProblems nothing is shown.
+    # The embedded data. Facts and FactChoice never ask for held-out facts; HardProblems is left to RL.
     ("mid", "world"): (
         MixtureEntry("WorldChat", 1_000),
-        MixtureEntry("WorldNotes", 2_500),  # what later stages should not forget
+        MixtureEntry("WorldNotes", 2_500),  # base text, so that later stages do not forget it
         MixtureEntry("Facts", 4_000),
         MixtureEntry("FactChoice", 1_000),
         MixtureEntry("WordProblems", 5_000),
@@ -102,45 +126,49 @@ def build_mixture(
     mixture_file: str | Path | None = None,
     allow_missing: bool = False,
     seed: int = 42,
-) -> tuple[Task, Task, list[dict[str, Any]]]:
-    """What to train on in a stage, "mid" or "sft", what to validate on, and a description for report and data hash.
+) -> Mixture:
+    """Build the mixture of a stage, "mid" or "sft".
 
     `kind` is "world" for a model of the embedded data, else "web". `conversations` is a JSONL file to add,
-    `mixture_file` a TOML file to use instead of the table. With `allow_missing` a data set that cannot be had is left
-    out. The description has for each entry its name, split, rows, epochs and validation rows, and the hash of its file.
-    Raises UserError for whatever is wrong with the files, and for a data set that cannot be had.
+    `mixture_file` a TOML file to use instead of the default table. With `allow_missing`, data sets that cannot be
+    loaded are skipped. Raises UserError for a fault in a file, and for a data set that cannot be loaded.
     """
     entries = list(read_mixture(Path(mixture_file)) if mixture_file else MIXTURES[stage, kind])
     if conversations:
         entries.append(MixtureEntry("CustomJSON", options={"path": str(conversations)}))
-    train, val, description = [], [], []
-    for number, entry in enumerate(entries):
-        entry = _complete(entry, kind)
+    train: list[Task] = []
+    val: list[Task] = []
+    description = []
+    for index, entry in enumerate(entries):
+        entry = _resolve_identity(entry, kind)
         if entry.task == "Identity" and kind == "web" and "path" not in entry.options and not mixture_file:
-            print0(f"No {base_dir() / IDENTITY_FILE}: left out. `python -m dev.gen_synthetic_data` writes one.")
+            print0(
+                f"No {base_dir() / IDENTITY_FILE}: Identity is left out. `python -m dev.gen_synthetic_data` writes it."
+            )
             continue
         try:
-            chosen, checked = _tasks(entry, FIRST_ROW[stage], seed + number)
+            train_task, val_task = _build_tasks(entry, FIRST_ROW[stage], seed + index)
         except DatasetUnavailableError as error:
             if not allow_missing:
-                raise UserError(f"{entry.where}{error}. --allow_missing goes on without {entry.task}") from error
+                raise UserError(f"{entry.origin}{error}. --allow_missing trains without {entry.task}") from error
             print0(f"{entry.task} is left out: {error}")
             continue
         except UserError as error:
-            raise UserError(f"{entry.where}{error}") from error
-        train += [chosen] * entry.epochs
-        val += [checked] if checked else []
-        description.append(_described(entry, len(chosen), len(checked or [])))
+            raise UserError(f"{entry.origin}{error}") from error
+        train += [train_task] * entry.epochs
+        if val_task is not None:
+            val.append(val_task)
+        description.append(_describe(entry, len(train_task), 0 if val_task is None else len(val_task)))
     if not sum(map(len, train)):
         raise UserError("nothing to train on: no entry of the mixture has a row")
     if not sum(map(len, val)):
-        print0("Too few conversations to set any aside: validation is on those that are trained on.")
+        print0("Too few conversations to hold any out: validation uses those that are trained on.")
         val = train
-    return TaskMixture(train, seed), TaskMixture(val, seed), description
+    return Mixture(TaskMixture(train, seed), TaskMixture(val, seed), description)
 
 
 def detect_data_kind(if_none: str = "web") -> str:
-    """Whose mixture fits the base folder's data: "world" for the embedded data, else "web"."""
+    """Return the kind of the base folder's data: "world" for the embedded data, else "web"; `if_none` without data."""
     manifest = read_manifest(default_data_dir())
     if manifest is None:
         return if_none
@@ -148,7 +176,7 @@ def detect_data_kind(if_none: str = "web") -> str:
 
 
 def read_mixture(path: Path) -> list[MixtureEntry]:
-    """The entries of a mixture file. Raises UserError that names the file and the entry."""
+    """Read the entries of a mixture file. Raises UserError that names the file and the entry."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -157,12 +185,13 @@ def read_mixture(path: Path) -> list[MixtureEntry]:
         raise UserError(f"mixture {path}: {error}") from error
     blocks = content.pop("entry", None)
     if content or not isinstance(blocks, list) or not blocks:
-        extra = f"; {next(iter(content))!r} is unknown" if content else ""
-        raise UserError(f"mixture {path}: it must have [[entry]] blocks and nothing else{extra}")
-    return [_entry(block, f"mixture {path}, entry {number}: ") for number, block in enumerate(blocks, 1)]
+        unknown = f"; {next(iter(content))!r} is unknown" if content else ""
+        raise UserError(f"mixture {path}: must have [[entry]] blocks and nothing else{unknown}")
+    return [_parse_entry(block, f"mixture {path}, entry {number}: ") for number, block in enumerate(blocks, 1)]
 
 
-_KEYS: dict[str, tuple[type, str]] = {
+# key: (type, its name in error messages)
+_ENTRY_KEYS: dict[str, tuple[type, str]] = {
     "task": (str, "text"),
     "rows": (int, "a whole number"),
     "epochs": (int, "a whole number"),
@@ -172,28 +201,28 @@ _KEYS: dict[str, tuple[type, str]] = {
 }
 
 
-def _entry(block: Any, where: str) -> MixtureEntry:
+def _parse_entry(block: Any, origin: str) -> MixtureEntry:
     if not isinstance(block, dict) or "task" not in block:
-        raise UserError(f'{where}it must name its task = "..."')
+        raise UserError(f'{origin}must name its task = "..."')
     for key, value in block.items():
-        if key not in _KEYS:
-            raise UserError(f"{where}unknown key {key!r}; known are {', '.join(_KEYS)}")
-        kind, called = _KEYS[key]
-        if type(value) is not kind:
-            raise UserError(f"{where}{key} = {value!r} must be {called}")
+        if key not in _ENTRY_KEYS:
+            raise UserError(f"{origin}unknown key {key!r}; known are {', '.join(_ENTRY_KEYS)}")
+        expected_type, type_name = _ENTRY_KEYS[key]
+        if type(value) is not expected_type:
+            raise UserError(f"{origin}{key} = {value!r} must be {type_name}")
         if isinstance(value, int) and value < 1:
-            raise UserError(f"{where}{key} = {value} must be at least 1")
+            raise UserError(f"{origin}{key} = {value} must be at least 1")
     try:
-        entry = MixtureEntry(**{**block, "task": canonical_name(block["task"])}, where=where)
+        entry = MixtureEntry(**{**block, "task": canonical_name(block["task"])}, origin=origin)
     except UserError as error:
-        raise UserError(f"{where}{error}") from error
+        raise UserError(f"{origin}{error}") from error
     if entry.task in UNBOUNDED_TASKS and entry.rows is None:
-        raise UserError(f"{where}{entry.task} has no end, so rows = must say how many")
+        raise UserError(f"{origin}{entry.task} generates its rows, so rows = must be set")
     return entry
 
 
-def _complete(entry: MixtureEntry, kind: str) -> MixtureEntry:
-    """The entry, with where the identity comes from: the file of the base folder if there is one, else templates."""
+def _resolve_identity(entry: MixtureEntry, kind: str) -> MixtureEntry:
+    """Set the source of an Identity entry: the base folder's file if it exists, else templates."""
     if entry.task != "Identity" or "path" in entry.options:
         return entry
     file = base_dir() / IDENTITY_FILE
@@ -201,38 +230,46 @@ def _complete(entry: MixtureEntry, kind: str) -> MixtureEntry:
     return dataclasses.replace(entry, options={**options, **entry.options})
 
 
-def _tasks(entry: MixtureEntry, first: int, seed: int) -> tuple[Task, Task | None]:
-    """What an entry trains on, and what it validates on."""
+def _build_tasks(entry: MixtureEntry, first_row: int, seed: int) -> tuple[Task, Task | None]:
+    """Return the training task of an entry, and its validation task or None."""
     if entry.task in UNBOUNDED_TASKS:
-        assert entry.rows is not None, "an entry of a task without end says how many rows"
-        size = first + entry.rows
-        train = get_task(entry.task, entry.split, size=size, start=first, **entry.options)
+        assert entry.rows is not None, "an entry of a task that generates its rows sets `rows`"
+        train = get_task(entry.task, entry.split, size=first_row + entry.rows, start=first_row, **entry.options)
     else:
         train = get_task(entry.task, entry.split, stop=entry.rows, shuffle=seed, **entry.options)
         if entry.rows and len(train) < entry.rows:
-            print0(f"{entry.task} has {len(train):,} of the {entry.rows:,} rows asked for: all are used.")
+            print0(f"{entry.task} has {len(train):,} of the {entry.rows:,} rows requested: all are used.")
     if entry.val_split == "none" or not len(train):
         return train, None
-    number = min(VAL_ROWS, max(1, len(train) // VAL_PART))
-    return train, get_task(entry.task, entry.val_split, stop=number, shuffle=seed, **entry.options)
+    num_val_rows = min(MAX_VAL_ROWS, max(1, len(train) // TRAIN_ROWS_PER_VAL_ROW))
+    return train, get_task(entry.task, entry.val_split, stop=num_val_rows, shuffle=seed, **entry.options)
 
 
-def _described(entry: MixtureEntry, rows: int, val_rows: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": entry.task, "split": entry.split, "rows": rows, "epochs": entry.epochs}
-    found["val_rows"] = val_rows
+def _describe(entry: MixtureEntry, num_rows: int, num_val_rows: int) -> EntryDescription:
+    description: EntryDescription = {
+        "name": entry.task,
+        "split": entry.split,
+        "rows": num_rows,
+        "epochs": entry.epochs,
+        "val_rows": num_val_rows,
+    }
     if path := entry.options.get("path"):
-        found |= {"file": Path(path).name, "sha256": file_sha256(Path(path))}
+        description["file"] = Path(path).name
+        description["sha256"] = file_sha256(Path(path))
     if options := {key: value for key, value in entry.options.items() if key != "path"}:
-        found["options"] = dict(options)
-    return found
+        description["options"] = options
+    return description
 
 
-def format_description(description: Sequence[Mapping[str, Any]]) -> str:
-    """A description in one line, for the log.
+def format_description(description: Sequence[EntryDescription]) -> str:
+    """Format a mixture's description as one line for the log.
 
-    >>> parts = [{"name": "GSM8K", "rows": 7473, "epochs": 1}, {"name": "Identity", "rows": 1000, "epochs": 2}]
-    >>> format_description(parts)
+    >>> entries = [{"name": "GSM8K", "rows": 7473, "epochs": 1}, {"name": "Identity", "rows": 1000, "epochs": 2}]
+    >>> format_description(entries)
     'GSM8K 7,473, Identity 2 x 1,000'
     """
-    times = [f"{entry['epochs']} x " if entry["epochs"] > 1 else "" for entry in description]
-    return ", ".join(f"{entry['name']} {n}{entry['rows']:,}" for entry, n in zip(description, times, strict=True))
+    parts = []
+    for entry in description:
+        times = f"{entry['epochs']} x " if entry["epochs"] > 1 else ""
+        parts.append(f"{entry['name']} {times}{entry['rows']:,}")
+    return ", ".join(parts)

@@ -1,34 +1,29 @@
-"""MMLU: questions of 57 subjects, from school to profession, each with four choices (`cais/mmlu`)."""
+"""MMLU: questions on 57 subjects, from school to professional level, with four choices each (`cais/mmlu`)."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import make_multiple_choice
+from tasks.common import CategoricalTask, make_multiple_choice
 from tasks.hub import HubTask
 
 
-class MMLU(HubTask):
-    """Splits: test, validation and dev of all subjects; train (auxiliary_train), which is made of other data sets."""
+class MMLU(HubTask, CategoricalTask):
+    """Splits: test, validation and dev of all subjects; train is auxiliary_train, compiled from other data sets."""
 
     name = "MMLU"
-    eval_type = "categorical"
-    repository = "cais/mmlu"
+    num_choices = 4
+    repo_id = "cais/mmlu"
     columns = ("question", "subject", "choices", "answer")
 
-    def __init__(self, split: str = "test", **rows: Any) -> None:
+    def __init__(self, split: str = "test", **kwargs: Any) -> None:
         if split in ("train", "auxiliary_train"):
-            super().__init__("auxiliary_train", "train", **rows)
+            super().__init__("auxiliary_train", "train", **kwargs)
         else:
-            super().__init__("all", split, **rows)
-
-    @functools.cached_property
-    def chance(self) -> float:
-        """All questions have four choices."""
-        return 0.25
+            super().__init__("all", split, **kwargs)
 
     def get_example(self, index: int) -> Conversation:
-        row = self.row(index)
-        return {**make_multiple_choice(row["question"], row["choices"], row["answer"]), "subject": row["subject"]}
+        row = self.get_row(index)
+        conversation = make_multiple_choice(row["question"], row["choices"], row["answer"])
+        return {**conversation, "subject": row["subject"]}

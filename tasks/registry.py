@@ -1,4 +1,4 @@
-"""Every task by its name, as flags and mixtures call it."""
+"""The registry of tasks: their names in flags and mixture files, and `get_task`, which builds one by name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from nanochat.common import UserError
 from tasks.common import Task
 
-# Where each stands: imported when it is asked for, since some need much.
-_CLASSES = {
+# A task's module is imported when the task is built: some modules are slow to import.
+_CLASS_PATHS = {
     "ARC-Easy": "tasks.arc:ARC",
     "ARC-Challenge": "tasks.arc:ARC",
     "MMLU": "tasks.mmlu:MMLU",
@@ -31,7 +31,7 @@ _CLASSES = {
     "WorldNotes": "tasks.world.notes:WorldNotes",
 }
 
-# These are generated: they have as many rows as `size` asks for, and other rows further on.
+# Tasks whose rows are generated on demand: `size` sets how many there are, and larger indices give new rows.
 UNBOUNDED_TASKS = (
     "SpellingBee",
     "SimpleSpelling",
@@ -44,31 +44,35 @@ UNBOUNDED_TASKS = (
 )
 
 
-def _make(name: str, *arguments: Any, **options: Any) -> Task:
-    module, _, class_name = _CLASSES[name].partition(":")
-    constructor = getattr(importlib.import_module(module), class_name)
-    task: Task = constructor(*([name] if class_name == "ARC" else []), *arguments, **options)
-    return task
+def _build_task(name: str, *args: Any, **options: Any) -> Task:
+    module, _, class_name = _CLASS_PATHS[name].partition(":")
+    task_class: Callable[..., Task] = getattr(importlib.import_module(module), class_name)
+    if class_name == "ARC":
+        return task_class(name, *args, **options)
+    return task_class(*args, **options)
 
 
-TASKS: Mapping[str, Callable[..., Task]] = {name: functools.partial(_make, name) for name in _CLASSES}
+TASKS: Mapping[str, Callable[..., Task]] = {name: functools.partial(_build_task, name) for name in _CLASS_PATHS}
 
 
 def canonical_name(name: str) -> str:
-    """The name as the catalogue spells it; small and capital letters are alike. Raises UserError with the nearest."""
-    by_small_name = {known.lower(): known for known in TASKS}
-    if name.lower() not in by_small_name:
-        near = difflib.get_close_matches(name.lower(), by_small_name, n=3)
+    """Return the registry's spelling of a task's name; upper and lower case are equivalent.
+
+    Raises UserError for an unknown name, with the names closest to it.
+    """
+    names_by_lower = {known.lower(): known for known in TASKS}
+    if name.lower() in names_by_lower:
+        return names_by_lower[name.lower()]
+    close_matches = difflib.get_close_matches(name.lower(), names_by_lower, n=3)
+    if close_matches:
         raise UserError(
-            f"no task {name!r}; did you mean {' or '.join(by_small_name[small] for small in near)}?"
-            if near
-            else f"no task {name!r}; known are {', '.join(TASKS)}"
+            f"no task {name!r}; did you mean {' or '.join(names_by_lower[match] for match in close_matches)}?"
         )
-    return by_small_name[name.lower()]
+    raise UserError(f"no task {name!r}; known are {', '.join(TASKS)}")
 
 
 def get_task(name: str, split: str = "test", **options: Any) -> Task:
-    """The task of that name, in any letters. `options` are those of its constructor.
+    """Return the task of that name (in any case); `options` are keyword arguments of its constructor.
 
     Raises UserError for an unknown name, split or option.
     """
@@ -77,4 +81,4 @@ def get_task(name: str, split: str = "test", **options: Any) -> Task:
         return TASKS[name](split, **options)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise UserError(f"{name} cannot be made with {given or 'no options'}: {error}") from error
+        raise UserError(f"{name} cannot be built with {given or 'no options'}: {error}") from error

@@ -1,4 +1,4 @@
-"""SmolTalk: general conversations, of which the smaller, simpler selection is used (`HuggingFaceTB/smol-smoltalk`)."""
+"""SmolTalk: general conversations, from the subset made for small models (`HuggingFaceTB/smol-smoltalk`)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ SYSTEM_MESSAGE_PROB = 0.15
 class SmolTalk(HubTask):
     """Splits: train (460K rows on the hub) and test (24K).
 
-    Conversations without a system message get one of ours in 15% of the cases, chosen by the row. A row that is no
-    conversation (roles out of turn, no text) gives the next one that is instead, and is noted in `invalid`.
+    A conversation without a system message gets one with probability 0.15, drawn by its row. A row that is no valid
+    conversation (roles out of turn, no text) is replaced by the next valid one and recorded in `invalid_rows`.
     """
 
     name = "SmolTalk"
-    repository = "HuggingFaceTB/smol-smoltalk"
+    repo_id = "HuggingFaceTB/smol-smoltalk"
     columns = ("messages",)
 
-    def __init__(self, split: str = "test", **rows: Any) -> None:
-        super().__init__("data", split, **rows)
+    def __init__(self, split: str = "test", **kwargs: Any) -> None:
+        super().__init__("data", split, **kwargs)
         self.invalid_rows: set[int] = set()
 
     def get_example(self, index: int) -> Conversation:
         for row in itertools.chain(range(index, self.num_examples()), range(index)):
-            conversation = {"messages": self.row(row)["messages"]}
+            conversation = {"messages": self.get_row(row)["messages"]}
             try:
                 render_turns(conversation)
             except UserError:
                 self.invalid_rows.add(row)
                 continue
             return add_system_message(conversation, row_rng(self.name, row), SYSTEM_MESSAGE_PROB)
-        raise UserError(f"{self.repository} ({self.split}) has no conversation")
+        raise UserError(f"{self.repo_id} ({self.split}) has no valid conversation")

@@ -1,14 +1,15 @@
-"""Letters, which a model that reads tokens cannot see: spell a word, count a letter in it with the calculator.
+"""Letters, which a model that reads tokens cannot see: spell a word, or count a letter in it with the calculator.
 
     How many r are in "strawberry"?
     s t r a w b e r r y
     <|python_start|>"s t r a w b e r r y".count("r")<|python_end|><|output_start|>3<|output_end|>
     #### 3
 
-The spelling comes first, a token a letter, and the call counts in it: so the model copies letters. A word it would
-have to put together from other tokens than those of the question (` strawberry` begins with a space, `"strawberry`
-with a quote), which small models do worse (dev/LOG.md). The call has double quotes, because the tokenizer splits
-`'strawberry` after the s, as it does in "it's". No word is both in train and in test (tasks/words.py).
+The spelling comes first, one token per letter, and the call counts in the spelling, so the model only copies letters.
+To write the word itself in the call, it would have to compose it from other tokens than those of the question (`
+strawberry` begins with a space, `"strawberry` with a quotation mark), and small models do that worse (dev/LOG.md). The
+call uses double quotes because the tokenizer splits `'strawberry` after the s, as it does in "it's". No word occurs in
+both train and test (tasks/words.py).
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from tasks.common import (
 )
 from tasks.words import load_words
 
-Parts = list[dict[str, str]]
+Parts = list[dict[str, str]]  # of an assistant message
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-RANDOM_LETTER_PROB = 0.1  # the share of questions for any letter of the alphabet, which the word may not have
+RANDOM_LETTER_PROB = 0.1  # of asking for a random letter of the alphabet, which may not occur in the word
 
-# {L} and {W}: the letter and the word, each with its quotes if it has any.
+# {L} and {W}: the letter and the word, each with its quotation marks, if any.
 COUNT_TEMPLATES = """
 How many {L} are in {W}?
 How many {L} are in the word {W}?
@@ -89,25 +90,29 @@ Spell it out: {W}
 
 
 def spell(word: str) -> str:
-    """`apple` -> `a p p l e`: each letter is a token of its own."""
+    """Separate the letters by spaces, so that each is a token.
+
+    >>> spell("apple")
+    'a p p l e'
+    """
     return " ".join(word)
 
 
-def _count(sequence: str, letter: str) -> Parts:
+def _count_parts(sequence: str, letter: str) -> Parts:
     return tool_call_parts(f'"{sequence}".count("{letter}")', str(sequence.count(letter)))
 
 
-# How a question is worked out, by name: (word, letter) -> the parts before the result.
+# Ways to solve a counting question, by name: (word, letter) -> the parts of the answer before the result.
 SOLUTION_STYLES: dict[str, Callable[[str, str], Parts]] = {
-    "word": lambda word, letter: [text_part(f"{spell(word)}\n"), *_count(word, letter)],
-    "letters": lambda word, letter: [text_part(f"{spell(word)}\n"), *_count(spell(word), letter)],
-    "call": lambda word, letter: _count(word, letter),
+    "word": lambda word, letter: [text_part(f"{spell(word)}\n"), *_count_parts(word, letter)],
+    "letters": lambda word, letter: [text_part(f"{spell(word)}\n"), *_count_parts(spell(word), letter)],
+    "call": lambda word, letter: _count_parts(word, letter),
 }
 DEFAULT_STYLE = "letters"
 
 
-class _OfWords(Task):
-    """A question about each word in turn, in a random order that is the same again in every round."""
+class _WordTask(Task):
+    """Questions about the words of a split in a fixed random order, which repeats after the last word."""
 
     def __init__(
         self,
@@ -116,50 +121,59 @@ class _OfWords(Task):
         size: int = 1000,
         quoted: bool | None = None,
         word_list: str | Path | None = None,
-        **rows: Any,
+        **kwargs: Any,
     ) -> None:
-        """`size` rows; the word in quotes, or not, or in half of them (None); `word_list`: a file (tasks/words.py)."""
-        super().__init__(**rows)
-        if split not in ("train", "test") or size < 1:
-            raise UserError(f"{self.name}: split is {split!r}, train and test are there; size is {size}, at least 1")
-        self.split, self.size, self.quoted = split, size, quoted
+        """Generate `size` rows. `quoted`: put the word in quotation marks (None: in half of the rows).
+
+        `word_list`: a file of words to use instead of the default list (tasks/words.py).
+        """
+        super().__init__(**kwargs)
+        if split not in ("train", "test"):
+            raise UserError(f"{self.name}: split is {split!r}: must be one of train, test")
+        if size < 1:
+            raise UserError(f"{self.name}: size is {size}: must be at least 1")
+        self.split = split
+        self.size = size
+        self.quoted = quoted
         self.word_list = Path(word_list) if word_list else None
 
     @functools.cached_property
     def words(self) -> list[str]:
         """The words of the split, in the order in which they are asked."""
-        found = list(load_words(self.split, self.word_list))
-        row_rng(self.name, self.split).shuffle(found)
-        return found
+        words = list(load_words(self.split, self.word_list))
+        row_rng(self.name, self.split).shuffle(words)
+        return words
 
     def num_examples(self) -> int:
         return self.size
 
-    def _mark(self, generator: random.Random) -> str:
-        """What stands around the word: a quotation mark or nothing."""
-        quoted = generator.random() < 0.5 if self.quoted is None else self.quoted
-        return generator.choice("\"'") if quoted else ""
+    def _draw_quotation_mark(self, rng: random.Random) -> str:
+        """Return a quotation mark to put around the word, or "" for none."""
+        is_quoted = rng.random() < 0.5 if self.quoted is None else self.quoted
+        return rng.choice("\"'") if is_quoted else ""
 
 
-class SpellingBee(_OfWords):
-    """How many of a letter are in a word; right is the number after `####`."""
+class SpellingBee(_WordTask):
+    """Count a letter in a word; a completion is correct if its number after `####` is."""
 
     name = "SpellingBee"
 
     def __init__(self, split: str = "test", *, style: str = DEFAULT_STYLE, **options: Any) -> None:
-        """`style`: one of STYLES; `options`: size, quoted, word_list, start, stop, step, shuffle."""
+        """`style`: a key of SOLUTION_STYLES; `options`: size, quoted, word_list, start, stop, step, shuffle."""
         super().__init__(split, **options)
         if style not in SOLUTION_STYLES:
-            raise UserError(f"{self.name}: style is {style!r}; it must be one of {', '.join(SOLUTION_STYLES)}")
+            raise UserError(f"{self.name}: style is {style!r}: must be one of {', '.join(SOLUTION_STYLES)}")
         self.style = style
 
     def get_example(self, index: int) -> Conversation:
-        generator = row_rng(self.name, self.split, index)
+        rng = row_rng(self.name, self.split, index)
         word = self.words[index % len(self.words)]
-        letter = generator.choice(ALPHABET if generator.random() < RANDOM_LETTER_PROB else word)
-        mark = self._mark(generator)
-        around = mark if generator.random() < 0.5 else ""
-        question = generator.choice(COUNT_TEMPLATES).format(L=f"{around}{letter}{around}", W=f"{mark}{word}{mark}")
+        letter = rng.choice(ALPHABET if rng.random() < RANDOM_LETTER_PROB else word)
+        word_mark = self._draw_quotation_mark(rng)
+        letter_mark = word_mark if rng.random() < 0.5 else ""
+        question = rng.choice(COUNT_TEMPLATES).format(
+            L=f"{letter_mark}{letter}{letter_mark}", W=f"{word_mark}{word}{word_mark}"
+        )
         answer = [*SOLUTION_STYLES[self.style](word, letter), text_part(f"\n#### {word.count(letter)}")]
         return make_conversation(question, answer, word=word, letter=letter)
 
@@ -167,16 +181,16 @@ class SpellingBee(_OfWords):
         return final_numbers_match(conversation, completion)
 
 
-class SimpleSpelling(_OfWords):
-    """Spell a word; right is each letter, with spaces between them."""
+class SimpleSpelling(_WordTask):
+    """Spell a word; a completion is correct if it has every letter, separated by spaces."""
 
     name = "SimpleSpelling"
 
     def get_example(self, index: int) -> Conversation:
-        generator = row_rng(self.name, self.split, index)
+        rng = row_rng(self.name, self.split, index)
         word = self.words[index % len(self.words)]
-        mark = self._mark(generator)
-        question = generator.choice(SPELL_TEMPLATES).format(W=f"{mark}{word}{mark}")
+        mark = self._draw_quotation_mark(rng)
+        question = rng.choice(SPELL_TEMPLATES).format(W=f"{mark}{word}{mark}")
         return make_conversation(question, spell(word), word=word)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:

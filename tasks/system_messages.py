@@ -1,5 +1,4 @@
-"""System messages for conversations that have none, so that a model has seen some: general ones, which fit any answer,
-and some that ask for the length the answers have."""
+"""System messages for conversations that have none: general ones, and ones that match the length of the answers."""
 
 from __future__ import annotations
 
@@ -17,12 +16,14 @@ Use plain words.
 Be kind and clear.
 You talk with people and help them.
 """.strip().split("\n")
+
 SHORT = """
 Answer briefly.
 Keep your answers short.
 Be brief and to the point.
 You are an assistant of few words.
 """.strip().split("\n")
+
 LONG = """
 Answer in detail.
 Give full explanations.
@@ -30,18 +31,19 @@ Take your time and explain well.
 You are an assistant who answers at length.
 """.strip().split("\n")
 
-SHORT_ANSWER, LONG_ANSWER = 120, 1000  # characters of every answer
+MAX_SHORT_ANSWER = 120  # characters: a SHORT message may be added if every answer has at most this many
+MIN_LONG_ANSWER = 1000  # characters: a LONG message may be added if every answer has at least this many
 
 
-def add_system_message(conversation: Conversation, generator: random.Random, share: float) -> Conversation:
-    """The conversation, with a fitting system message in `share` of the cases; one that has its own keeps it."""
+def add_system_message(conversation: Conversation, rng: random.Random, probability: float) -> Conversation:
+    """Return the conversation, with a fitting system message added with `probability` if it has none."""
     messages = conversation["messages"]
-    if generator.random() >= share or messages[0]["role"] == "system":
+    if rng.random() >= probability or messages[0]["role"] == "system":
         return conversation
     lengths = [len(str(message["content"])) for message in messages if message["role"] == "assistant"]
-    fitting = list(GENERAL)
-    if lengths and max(lengths) <= SHORT_ANSWER:
-        fitting += SHORT
-    if lengths and min(lengths) >= LONG_ANSWER:
-        fitting += LONG
-    return {**conversation, "messages": [{"role": "system", "content": generator.choice(fitting)}, *messages]}
+    candidates = list(GENERAL)
+    if lengths and max(lengths) <= MAX_SHORT_ANSWER:
+        candidates += SHORT
+    if lengths and min(lengths) >= MIN_LONG_ANSWER:
+        candidates += LONG
+    return {**conversation, "messages": [{"role": "system", "content": rng.choice(candidates)}, *messages]}

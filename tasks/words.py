@@ -1,7 +1,7 @@
-"""Words to spell: a list of the user's, else those of the embedded world with others made up of their pieces.
+"""Words to spell: from the user's list, or else the embedded world's words and invented ones recombined from them.
 
-Whether a word is for training or for testing depends on nothing but its letters, so the two never share one, whatever
-list they come from and however it grows. `python -m dev.list_words` makes a list of the base data's words.
+The split of a word depends on its letters only, so that train and test never share a word, from whichever list and
+however the list grows. `python -m dev.list_words` writes a list of the base data's words.
 """
 
 from __future__ import annotations
@@ -16,82 +16,82 @@ from pathlib import Path
 from nanochat.common import UserError, base_dir
 
 FILE_NAME = "words.txt"
-TEST_PART = 6  # one word in six is for testing
-WORD_LENGTHS = range(3, 17)  # letters of a word that is asked for
+TEST_ONE_IN = 6  # one word in six is a test word
+WORD_LENGTHS = range(3, 17)  # letters
 
-NUM_STORIES = 300  # they and the facts hold nine in ten of the world's words
-NUM_MADE_UP = 4000
+NUM_STORIES = 300  # with the facts, they contain nine in ten of the world's words
+NUM_INVENTED = 4000
+MAX_INVENTED_LEN = 10
 
-_UNSAYABLE = re.compile(r"(.)\1\1|[^aeiouy]{4}|^[^aeiouy]*$")
+_UNPRONOUNCEABLE = re.compile(r"(.)\1\1|[^aeiouy]{4}|^[^aeiouy]*$")
 
 
 def load_words(split: str, path: Path | None = None) -> tuple[str, ...]:
-    """The words of a split, "train" or "test", sorted: of the file `path`, else of `words.txt` in the base folder, else
-    embedded ones. Such a file has one word a line; what is no single word of 3 to 16 letters is left out.
+    """Return the words of a split, "train" or "test", sorted.
 
-    Raises UserError for a file that cannot be read, or that has no word for this split.
+    They come from the file `path`, else from `words.txt` in the base folder, else from the embedded world. A file has
+    one word per line; lines that are not a single word of 3 to 16 letters are skipped. Raises UserError for a file that
+    cannot be read or has no word for the split.
     """
     assert split in ("train", "test"), f"no split {split!r}"
     if path is None and (base_dir() / FILE_NAME).is_file():
         path = base_dir() / FILE_NAME
-    found = _read(path) if path else _embedded()
-    chosen = tuple(word for word in found if is_test_word(word) == (split == "test"))
-    if not chosen:
+    words = _read_word_list(path) if path else _embedded_words()
+    selected = tuple(word for word in words if is_test_word(word) == (split == "test"))
+    if not selected:
         raise UserError(
-            f"{path}: no word to {split} with; it should have some hundreds, one a line, of 3 to 16 letters"
+            f"{path}: no word to {split} with; the list must have some hundreds, one per line, of 3 to 16 letters"
         )
-    return chosen
+    return selected
 
 
 def is_test_word(word: str) -> bool:
-    """Whether a word is one of those that are never spelled in training."""
-    return hashlib.sha256(word.encode("utf-8")).digest()[0] % TEST_PART == 0
+    """Return True if a word is reserved for testing: it is never spelled in training."""
+    return hashlib.sha256(word.encode("utf-8")).digest()[0] % TEST_ONE_IN == 0
 
 
 def collect_world_words() -> tuple[str, ...]:
-    """The embedded world's words in small letters, sorted."""
+    """Return the embedded world's words in lower case, sorted."""
     from nanochat.data.storyworld import generate_stories, list_facts
 
     sentences = [sentence for fact in list_facts() for sentence in fact.sentences]
-    found = {
-        word for text in [*sentences, *islice(generate_stories("train", 0), NUM_STORIES)] for word in _plain_words(text)
-    }
-    return tuple(sorted(found))
+    stories = islice(generate_stories("train", 0), NUM_STORIES)
+    return tuple(sorted({word for text in (*sentences, *stories) for word in _lowercase_words(text)}))
 
 
-def invent_words(real: tuple[str, ...], count: int, seed: int = 0) -> tuple[str, ...]:
-    """`count` words that begin as one real word does and end as another, and are neither, sorted.
+def invent_words(real_words: tuple[str, ...], count: int, seed: int = 0) -> tuple[str, ...]:
+    """Return `count` invented words, sorted: the beginning of one real word with the end of another.
 
-    So they have the tokens of real words, in new orders.
+    They consist of the tokens of real words in new combinations.
     """
-    generator = random.Random(seed)
-    found: set[str] = set()
-    known = frozenset(real)
-    while len(found) < count:
-        first, second = generator.choice(real), generator.choice(real)
-        word = first[: generator.randint(2, len(first) - 1)] + second[generator.randint(1, len(second) - 2) :]
-        if word not in known and len(word) <= 10 and not _UNSAYABLE.search(word):
-            found.add(word)
-    return tuple(sorted(found))
+    rng = random.Random(seed)
+    known = frozenset(real_words)
+    invented: set[str] = set()
+    while len(invented) < count:
+        first, second = rng.choice(real_words), rng.choice(real_words)
+        word = first[: rng.randint(2, len(first) - 1)] + second[rng.randint(1, len(second) - 2) :]
+        if word not in known and len(word) <= MAX_INVENTED_LEN and not _UNPRONOUNCEABLE.search(word):
+            invented.add(word)
+    return tuple(sorted(invented))
 
 
 @functools.cache
-def _embedded() -> tuple[str, ...]:
-    real = collect_world_words()
-    return tuple(sorted((*real, *invent_words(real, NUM_MADE_UP))))
+def _embedded_words() -> tuple[str, ...]:
+    real_words = collect_world_words()
+    return tuple(sorted((*real_words, *invent_words(real_words, NUM_INVENTED))))
 
 
 @functools.cache
-def _read(path: Path) -> tuple[str, ...]:
+def _read_word_list(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"word list {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"word list {path}: it is not UTF-8 ({error})") from error
-    lowered = (line.strip().lower() for line in lines)
-    return tuple(sorted({word for word in lowered if word.isalpha() and len(word) in WORD_LENGTHS}))
+        raise UserError(f"word list {path}: not UTF-8 ({error})") from error
+    words = (line.strip().lower() for line in lines)
+    return tuple(sorted({word for word in words if word.isalpha() and len(word) in WORD_LENGTHS}))
 
 
-def _plain_words(text: str) -> list[str]:
+def _lowercase_words(text: str) -> list[str]:
     return [word for word in re.findall(r"[a-z]+", text.lower()) if len(word) in WORD_LENGTHS]

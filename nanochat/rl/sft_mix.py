@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 from nanochat.data.packing import ConversationSource, RenderedConversation
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from tasks.mixture import EntryDescription
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SFTMix:
     """`count` conversations a step, in their order, again and again: what a step has depends on its number only."""
 
     conversations: ConversationSource
-    description: list[dict[str, Any]]
+    description: list[EntryDescription]
     count: int
     tokenizer: Tokenizer
     max_tokens: int

@@ -27,7 +27,7 @@ from nanochat.training.finetune_settings import FineTuning
 from nanochat.training.log import TrainLog, curves
 from nanochat.training.setup import begin, checkpoint_to_resume, compile_model, first_checkpoint, resume_command, saver
 from tasks.common import Task, TaskSequence
-from tasks.mixture import build_mixture, detect_data_kind, format_description
+from tasks.mixture import EntryDescription, build_mixture, detect_data_kind, format_description
 
 HELD_OUT = "held-out loss (nats per trained token)"
 UNKNOWN_BATCH = 524288  # tokens of a step after an imported model that does not say it: base_train's default
@@ -49,7 +49,7 @@ class Data:
 
     train: Task
     held_out: Sequence[Task]
-    parts: list[dict[str, Any]]
+    parts: list[EntryDescription]
 
     def hash(self, tokenizer: Tokenizer) -> str:
         """Tells other data from this: its parts, and some conversations from all over it."""

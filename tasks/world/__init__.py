@@ -1,1 +1,1 @@
-"""Tasks of the embedded world."""
+"""Tasks of the embedded world (nanochat/data/storyworld/)."""

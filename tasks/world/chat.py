@@ -1,7 +1,6 @@
-"""Conversations about the embedded world: what someone is like, a story, hello and goodbye.
+"""WorldChat: conversations about the embedded world. Questions about its characters, stories, greetings and partings.
 
-They ask only for facts that are not held out, and their stories state no others. One learns from them: they have no
-score.
+They ask only for facts that are not held out, and their stories state no held-out facts. For training only: no score.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from tasks.world.common import (
     shuffled,
 )
 
-LONGEST_STORY = 620  # characters: about 150 tokens
-Turn = tuple[str, str]  # what the user says, and the answer
+MAX_STORY_CHARS = 620  # about 150 tokens
+Turn = tuple[str, str]  # (user, assistant)
 
-_SYSTEM = (
+_SYSTEM_MESSAGES = (
     "You know everyone in a little village.",
     "You are a friendly guide to the village.",
     "Answer in short sentences.",
@@ -91,11 +90,10 @@ class WorldChat(WorldTask):
     name = "WorldChat"
 
     def get_example(self, index: int) -> Conversation:
-        """A conversation."""
-        rng = self.random(index)
-        kind = pick(rng, _KINDS)
-        turns = kind(rng)
-        if kind is not _hello and len(turns) < 4 and rng.random() < 0.25:
+        rng = self.example_rng(index)
+        draw_turns = pick(rng, _TURN_GENERATORS)
+        turns = draw_turns(rng)
+        if draw_turns is not _greet_and_part and len(turns) < 4 and rng.random() < 0.25:
             turns.insert(0, pick(rng, _GREETINGS))
         messages = [
             {"role": role, "content": content}
@@ -103,66 +101,69 @@ class WorldChat(WorldTask):
             for role, content in zip(("user", "assistant"), turn, strict=True)
         ]
         if rng.random() < 0.2:
-            messages.insert(0, {"role": "system", "content": pick(rng, _SYSTEM)})
+            messages.insert(0, {"role": "system", "content": pick(rng, _SYSTEM_MESSAGES)})
         return {"messages": messages}
 
 
-def _about_someone(rng: Random) -> list[Turn]:
-    """Several questions about one character; "she" once it is clear who is meant."""
-    who = pick(rng, tuple(CHARACTERS))
-    own = shuffled(rng, [fact for fact in facts_in_split("train") if fact.subject == who])[: 2 + int(rng.random() * 2)]
-    # Who it is comes first; their friend comes last, for after that "she" may be the friend.
-    own.sort(key=lambda fact: (fact.property != "kind") + (fact.property == "friend"))
-    turns = [_asked(rng, fact) for fact in own[:1]]
-    turns += [(_follow_up(rng, fact, who), _short(rng, fact, who)) for fact in own[1:]]
-    return _end(rng, turns)
+def _ask_about_character(rng: Random) -> list[Turn]:
+    """Return several questions about one character; the later ones may use a pronoun."""
+    name = pick(rng, tuple(CHARACTERS))
+    candidates = [fact for fact in facts_in_split("train") if fact.subject == name]
+    facts = shuffled(rng, candidates)[: 2 + int(rng.random() * 2)]
+    # The question who it is comes first. The friend comes last: after it, "she" could mean the friend.
+    facts.sort(key=lambda fact: (fact.property != "kind") + (fact.property == "friend"))
+    turns = [_ask(rng, fact) for fact in facts[:1]]
+    turns += [(_follow_up_question(rng, fact, name), _follow_up_answer(rng, fact, name)) for fact in facts[1:]]
+    return _maybe_part(rng, turns)
 
 
-def _about_something(rng: Random) -> list[Turn]:
-    """Who owns what, and then questions about it."""
-    owned = pick(rng, [fact for fact in facts_in_split("train") if fact.property == "thing"])
-    own = [fact for fact in facts_in_split("train") if fact.subject == owned.value and fact.property in OF_THINGS]
-    turns = [_asked(rng, owned)]
-    for fact in shuffled(rng, own)[:2]:
-        question = pick(rng, fact.questions).replace(f"{owned.subject}'s {owned.value}", "it")
+def _ask_about_thing(rng: Random) -> list[Turn]:
+    """Return a question for what someone owns, and questions about that thing."""
+    ownership = pick(rng, [fact for fact in facts_in_split("train") if fact.property == "thing"])
+    candidates = [
+        fact for fact in facts_in_split("train") if fact.subject == ownership.value and fact.property in OF_THINGS
+    ]
+    turns = [_ask(rng, ownership)]
+    for fact in shuffled(rng, candidates)[:2]:
+        question = pick(rng, fact.questions).replace(f"{ownership.subject}'s {ownership.value}", "it")
         turns.append((question.replace("color of it", "color of that"), answer_sentence(fact)))
-    return _end(rng, turns)
+    return _maybe_part(rng, turns)
 
 
-def _asked(rng: Random, fact: Fact) -> Turn:
+def _ask(rng: Random, fact: Fact) -> Turn:
     return pick(rng, frame_question(pick(rng, fact.questions))), answer_sentence(fact)
 
 
-def _follow_up(rng: Random, fact: Fact, who: str) -> str:
-    """A question about someone just spoken of, with a pronoun where one fits."""
-    he, him = _PRONOUNS[CHARACTERS[who].sex]
+def _follow_up_question(rng: Random, fact: Fact, name: str) -> str:
+    """Return a question about the character of the turn before, with a pronoun where it fits."""
+    he, him = _PRONOUNS[CHARACTERS[name].sex]
     question = pick(rng, fact.questions)
-    question = re.sub(rf"\b(does|is) {who}\b", rf"\1 {he}", question)
-    question = re.sub(rf"where {who} lives", f"where {he} lives", question)
-    question = re.sub(rf"\b(frightens|describe|to|for|know) {who}\b", rf"\1 {him}", question)
+    question = re.sub(rf"\b(does|is) {name}\b", rf"\1 {he}", question)
+    question = re.sub(rf"where {name} lives", f"where {he} lives", question)
+    question = re.sub(rf"\b(frightens|describe|to|for|know) {name}\b", rf"\1 {him}", question)
     if rng.random() < 0.3 and not question.startswith("Do"):
         question = f"And {question[0].lower()}{question[1:]}"
     return question
 
 
-def _short(rng: Random, fact: Fact, who: str) -> str:
-    """A statement about someone just spoken of."""
+def _follow_up_answer(rng: Random, fact: Fact, name: str) -> str:
+    """Return a statement about the character of the turn before, sometimes with a pronoun."""
     sentence = answer_sentence(fact)
-    if sentence.startswith(f"{who} ") and rng.random() < 0.5:
-        return f"{_PRONOUNS[CHARACTERS[who].sex][0].capitalize()}{sentence[len(who) :]}"
+    if sentence.startswith(f"{name} ") and rng.random() < 0.5:
+        return f"{_PRONOUNS[CHARACTERS[name].sex][0].capitalize()}{sentence[len(name) :]}"
     return sentence
 
 
-def _this_and_that(rng: Random) -> list[Turn]:
-    """Questions about this and that."""
+def _ask_various(rng: Random) -> list[Turn]:
+    """Return two or three unrelated questions."""
     facts = [pick(rng, facts_in_split("train")) for _ in range(2 + int(rng.random() * 2))]
-    return _end(rng, [_asked(rng, fact) for fact in facts])
+    return _maybe_part(rng, [_ask(rng, fact) for fact in facts])
 
 
-def _story(rng: Random) -> list[Turn]:
-    """A story, told when asked for."""
+def _tell_story(rng: Random) -> list[Turn]:
+    """Return a request for a story, and the story."""
     while True:
-        story = generate_short_story(rng, LONGEST_STORY)
+        story = generate_short_story(rng, MAX_STORY_CHARS)
         if not story.stated & held_out_pairs():
             break
     request = pick(rng, _STORY_REQUESTS).format(A=story.hero, B=story.friend)
@@ -172,30 +173,32 @@ def _story(rng: Random) -> list[Turn]:
     return turns
 
 
-def _stranger(rng: Random) -> list[Turn]:
-    """A question about someone who does not exist, and often one about someone who does."""
+def _ask_about_stranger(rng: Random) -> list[Turn]:
+    """Return a question about someone who does not exist, often with one about someone who does."""
     name = pick(rng, _NAME_STARTS) + pick(rng, _NAME_ENDS)
     if rng.random() < 0.3:
         name = f"{pick(rng, ('Mr', 'Mrs'))} {name}"
-    turn = (pick(rng, _STRANGER_QUESTIONS).format(name), pick(rng, _STRANGER_ANSWERS).format(name))
-    known = _asked(rng, pick(rng, facts_in_split("train")))
-    return [[turn], [turn, known], [known, turn]][int(rng.random() * 3)]
+    stranger = (pick(rng, _STRANGER_QUESTIONS).format(name), pick(rng, _STRANGER_ANSWERS).format(name))
+    known = _ask(rng, pick(rng, facts_in_split("train")))
+    orders = [[stranger], [stranger, known], [known, stranger]]
+    return orders[int(rng.random() * 3)]
 
 
-def _hello(rng: Random) -> list[Turn]:
-    """Hello and goodbye."""
+def _greet_and_part(rng: Random) -> list[Turn]:
     return [pick(rng, _GREETINGS), pick(rng, _PARTINGS)]
 
 
-def _end(rng: Random, turns: list[Turn]) -> list[Turn]:
+def _maybe_part(rng: Random, turns: list[Turn]) -> list[Turn]:
+    """Return the turns, in three of ten cases followed by a parting."""
     return [*turns, pick(rng, _PARTINGS)] if rng.random() < 0.3 else turns
 
 
-_KINDS = (
-    *[_about_someone] * 7,
-    *[_about_something] * 2,
-    *[_this_and_that] * 4,
-    *[_story] * 4,
-    *[_stranger] * 2,
-    _hello,
+# Repetition sets the frequency of a kind.
+_TURN_GENERATORS = (
+    *[_ask_about_character] * 7,
+    *[_ask_about_thing] * 2,
+    *[_ask_various] * 4,
+    *[_tell_story] * 4,
+    *[_ask_about_stranger] * 2,
+    _greet_and_part,
 )

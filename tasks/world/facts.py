@@ -1,8 +1,10 @@
-"""Facts of the embedded world: asked for in words (Facts), or as multiple choice (FactChoice).
+"""Facts of the embedded world: open questions (Facts) and multiple choice (FactChoice).
 
-The test asks only for facts that no training conversation asks for. The base text states them all: what is measured is
-whether what was read can be told.
+The test asks only for facts that no training conversation asks for. The base text states all facts, so the test
+measures recall of what was read.
 """
+
+from __future__ import annotations
 
 import re
 from functools import cache
@@ -11,108 +13,114 @@ from nanochat.data.storyworld import Fact
 from nanochat.data.storyworld.relations import RELATIONS
 from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
-from tasks.common import make_conversation, make_multiple_choice
+from tasks.common import CategoricalTask, make_conversation, make_multiple_choice
 from tasks.world.common import WorldTask, answer_sentence, facts_in_split, frame_question, pick, shuffled, stable_hash
+
+NUM_CHOICES = 4
+Words = tuple[str, ...]
 
 
 class Facts(WorldTask):
-    """Questions that are answered with a sentence.
+    """Open questions, answered with a sentence. The test split has no more rows than there are distinct questions.
 
     The first 1,000 test questions ask for each held-out fact two or three times, in different words.
     """
 
     name = "Facts"
 
-    def num_examples(self) -> int:
-        """As many as were asked for; of the test, no more than there are."""
-        return self.num if self.split == "train" else min(self.num, len(_test_questions()))
+    def __init__(self, split: str = "test", size: int | None = None, seed: int = 0, **kwargs: int | None) -> None:
+        super().__init__(split, size, seed, **kwargs)
+        if split == "test":
+            self.size = min(self.size, len(_test_questions()))
 
     def get_example(self, index: int) -> Conversation:
-        """A question, and a sentence that answers it; `property` and `subject` say what it is about."""
-        rng = self.random(index)
+        """Return a question and its answer; the keys `property` and `subject` name the fact."""
+        rng = self.example_rng(index)
         if self.split == "train":
-            known = facts_in_split("train")
-            fact = known[index % len(known)]
+            facts = facts_in_split("train")
+            fact = facts[index % len(facts)]
             question = pick(rng, frame_question(pick(rng, fact.questions)))
         else:
             fact, question = _test_questions()[index]
         return make_conversation(question, answer_sentence(fact), property=fact.property, subject=fact.subject)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the completion states the value that was asked for and no other value of that property."""
+        """Return True if the completion states the requested value and no other value of that property."""
         return states_value(conversation["property"], conversation["subject"], completion)
 
 
-class FactChoice(WorldTask):
-    """Questions with four answers to choose from. The wrong ones are true of others; with `far`, of other properties.
+class FactChoice(WorldTask, CategoricalTask):
+    """Questions with four choices. Wrong choices are values of the same property; with `far`, of other properties.
 
-    For "Where does Mia live?" there are three other homes; far, there may be a food, a color and a fear.
+    "Where does Mia live?" comes with three other homes; with `far`, it may come with a food, a color and a fear.
     """
 
     name = "FactChoice"
-    eval_type = "categorical"
+    num_choices = NUM_CHOICES
 
     def __init__(
-        self, split: str = "test", size: int | None = None, seed: int = 0, far: bool = False, **rows: int | None
+        self, split: str = "test", size: int | None = None, seed: int = 0, far: bool = False, **kwargs: int | None
     ) -> None:
-        super().__init__(split, size, seed, **rows)
+        super().__init__(split, size, seed, **kwargs)
         self.far = far
 
     def get_example(self, index: int) -> Conversation:
-        """A question with its choices; the answer is a letter, and every letter is as frequent as the others."""
-        known = facts_in_split(self.split)
-        turn, place = divmod(index, len(known))
-        fact = known[place]
-        rng = self.random(index)
-        # The right letter moves on from turn to turn: in four turns each fact has each letter once.
-        right = (place + turn + turn // 4) % 4
-        wrong = shuffled(rng, [value for value in _choices(fact.property, self.far) if value != fact.value], 3)
-        choices = [*wrong[:right], fact.value, *wrong[right:]]
-        asked = make_multiple_choice(pick(rng, fact.questions), choices, right)
-        return {**asked, "property": fact.property, "subject": fact.subject}
+        """Return a question with its choices; all letters are equally frequent as answers."""
+        facts = facts_in_split(self.split)
+        turn, fact_index = divmod(index, len(facts))
+        fact = facts[fact_index]
+        rng = self.example_rng(index)
+        # The correct letter advances from turn to turn: in four turns each fact has each letter once.
+        answer = (fact_index + turn + turn // NUM_CHOICES) % NUM_CHOICES
+        wrong_values = [value for value in _choice_values(fact.property, self.far) if value != fact.value]
+        wrong = shuffled(rng, wrong_values, NUM_CHOICES - 1)
+        choices = [*wrong[:answer], fact.value, *wrong[answer:]]
+        conversation = make_multiple_choice(pick(rng, fact.questions), choices, answer)
+        return {**conversation, "property": fact.property, "subject": fact.subject}
 
 
 @cache
-def _choices(relation: str, far: bool) -> list[str]:
-    """The values of a relation; far: those of all others."""
-    near = set(RELATIONS[relation].values.values())
-    every = {value for other in RELATIONS.values() for value in other.values.values()}
-    return sorted(every - near if far else near)
+def _choice_values(relation: str, far: bool) -> list[str]:
+    """Return the values of a relation, sorted; with `far`, those of all other relations that it does not have."""
+    own_values = set(RELATIONS[relation].values.values())
+    if not far:
+        return sorted(own_values)
+    all_values = {value for other in RELATIONS.values() for value in other.values.values()}
+    return sorted(all_values - own_values)
 
 
 @cache
 def _test_questions() -> list[tuple[Fact, str]]:
-    """Every held-out fact in every wording and frame; first come those that ask for a fact for the first time."""
-    items = []
+    """Return all questions for held-out facts: first one for each fact, then a second one for each, and so on."""
+    keyed = []
     for fact in facts_in_split("test"):
-        asked = [question for wording in fact.questions for question in frame_question(wording)]
-        asked.sort(key=stable_hash)
-        items += [(turn, stable_hash(question), fact, question) for turn, question in enumerate(asked)]
-    items.sort(key=lambda item: item[:2])
-    return [(fact, question) for _, _, fact, question in items]
+        questions = [question for wording in fact.questions for question in frame_question(wording)]
+        questions.sort(key=stable_hash)
+        keyed += [(turn, stable_hash(question), fact, question) for turn, question in enumerate(questions)]
+    keyed.sort(key=lambda item: item[:2])
+    return [(fact, question) for _, _, fact, question in keyed]
 
 
 _NEGATIONS = frozenset("not no never nobody nothing neither nor".split())
 
 
 def states_value(relation: str, subject: str, text: str) -> bool:
-    """Whether a text states the value of a fact, and names no other value that the relation has.
+    """Return True if a text states the value of a fact and names no other value of the relation.
 
     >>> states_value("home", "Rusty", "Rusty lives in the old barn.")
     True
     >>> states_value("home", "Rusty", "In the mill or the old barn.")
     False
     """
-    words = _words(text)
-    told = [_words(sentence) for sentence in _sentences(relation, subject)]
-    exact = any(_find(words, sentence) >= 0 for sentence in told)
-    if not exact and _NEGATIONS & set(words):
+    words = _content_words(text)
+    has_sentence = any(_contains(words, _content_words(sentence)) for sentence in _fact_sentences(relation, subject))
+    if not has_sentence and _NEGATIONS & set(words):
         return False
-    return _named(relation, subject, words) == {_value(RELATIONS[relation].values[subject])}
+    return _named_values(relation, subject, words) == {_content_words(RELATIONS[relation].values[subject])}
 
 
 @cache
-def _sentences(relation: str, subject: str) -> tuple[str, ...]:
+def _fact_sentences(relation: str, subject: str) -> tuple[str, ...]:
     return next(
         fact.sentences
         for fact in (*facts_in_split("train"), *facts_in_split("test"))
@@ -120,45 +128,43 @@ def _sentences(relation: str, subject: str) -> tuple[str, ...]:
     )
 
 
-def _words(text: str) -> list[str]:
-    """The words in small letters, without articles."""
+def _content_words(text: str) -> Words:
+    """Return the words in lower case, without articles."""
     words: list[str] = re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
-    return [word for word in words if word not in ("a", "an", "the")]
+    return tuple(word for word in words if word not in ("a", "an", "the"))
+
+
+def _contains(words: Words, phrase: Words) -> bool:
+    size = len(phrase)
+    return any(words[i : i + size] == phrase for i in range(len(words) - size + 1))
 
 
 @cache
-def _value(value: str) -> tuple[str, ...]:
-    return tuple(_words(value))
-
-
-def _find(words: list[str], part: list[str] | tuple[str, ...]) -> int:
-    """Where `part` begins in `words`, or -1."""
-    size = len(part)
-    return next((i for i in range(len(words) - size + 1) if words[i : i + size] == list(part)), -1)
-
-
-@cache
-def _names(subject: str) -> frozenset[tuple[str, ...]]:
-    """What the one that is spoken of may be called."""
+def _names_of(subject: str) -> frozenset[Words]:
+    """Return the names by which a text may refer to a subject or its owner; they are no values."""
     owner = THINGS[subject].owner if subject in THINGS else subject
-    kind = [f"{owner} the {CHARACTERS[owner].kind}"] if owner in CHARACTERS else []
-    return frozenset(_value(name) for name in (subject, owner, f"{owner}'s", *kind))
+    with_kind = [f"{owner} the {CHARACTERS[owner].kind}"] if owner in CHARACTERS else []
+    return frozenset(_content_words(name) for name in (subject, owner, f"{owner}'s", *with_kind))
 
 
 @cache
-def _values(relation: str) -> frozenset[tuple[str, ...]]:
-    return frozenset(_value(value) for value in RELATIONS[relation].values.values())
+def _values_of(relation: str) -> frozenset[Words]:
+    return frozenset(_content_words(value) for value in RELATIONS[relation].values.values())
 
 
-def _named(relation: str, subject: str, words: list[str]) -> set[tuple[str, ...]]:
-    """The values that are named: of "dark red" and "red" only the longer, and not the green of "Mrs Green"."""
-    names, values = _names(subject), _values(relation)
-    longest = max(map(len, names | values))
-    found, place = set(), 0
-    while place < len(words):
-        parts = (tuple(words[place : place + size]) for size in range(longest, 0, -1))
-        part = next((part for part in parts if part in names or part in values), ())
-        if part and part not in names:
-            found.add(part)
-        place += len(part) or 1
-    return found
+def _named_values(relation: str, subject: str, words: Words) -> set[Words]:
+    """Return the values that a text names. The longest match counts, and names are no values.
+
+    "dark red" names one color, not also "red"; "Mrs Green" names no color.
+    """
+    names, values = _names_of(subject), _values_of(relation)
+    max_len = max(map(len, names | values))
+    named: set[Words] = set()
+    position = 0
+    while position < len(words):
+        phrases = (words[position : position + size] for size in range(max_len, 0, -1))
+        match = next((phrase for phrase in phrases if phrase in names or phrase in values), ())
+        if match and match not in names:
+            named.add(match)
+        position += len(match) or 1
+    return named

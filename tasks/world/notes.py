@@ -1,4 +1,4 @@
-"""Notes of the embedded world as in its base text: facts one after another, so that later stages do not forget them."""
+"""WorldNotes: notes of the embedded world as in its base text, so that later stages do not forget its facts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from tasks.world.common import WorldTask
 
 
 class WorldNotes(WorldTask):
-    """Documents, not conversations: `{"text": ...}`. Nothing is asked in them, and all pairs may occur."""
+    """Documents, not conversations: `{"text": ...}`. They ask nothing and may state any fact, held out or not."""
 
     name = "WorldNotes"
 
     def get_example(self, index: int) -> Conversation:
-        """A document."""
-        return {"text": generate_notes(self.random(index), "train" if self.split == "train" else "val")}
+        return {"text": generate_notes(self.example_rng(index), "train" if self.split == "train" else "val")}

@@ -1,17 +1,19 @@
 # ruff: noqa: E501  (a row of a table is one line)
-"""The sentences of word problems: who has how many of what, and what happens to them.
+"""Sentence templates of the word problems: quantities of things that people have, and events that change them.
 
-{A}  who has them: the name or "she" at the beginning, elsewhere {a} "she", {him} "her"
+    {A} gives {k} to {F}.  ->  Mia gives 3 to Tom.
+
+{A}  the owner: the name, or "she" if it begins the sentence; {a} "she" and {him} "her" elsewhere
 {F}  someone else
-{n}  a number of things, "3 apples"; {is} goes with it
-{k}  a number alone; {are} goes with it, and {s} with its verb
-{g}  a number of bags or the like, "4 bags"
-{x}  the things
+{n}  a number with the things, "3 apples"; {is} agrees with it
+{k}  a number alone; {are} agrees with it, and {s} is the ending of its verb
+{g}  a number of containers, "4 bags"
+{x}  the things in the plural
 """
 
 from nanochat.data.storyworld.world import CHARACTERS
 
-PEOPLE = tuple(name for name in CHARACTERS if name != "Finn")  # a fish finds no apples
+PEOPLE = tuple(name for name in CHARACTERS if name != "Finn")  # Finn is a fish
 
 _THINGS = """
 apple apples|pear pears|plum plums|nut nuts|cherry cherries|carrot carrots|egg eggs|cookie cookies|bun buns|coin coins
@@ -20,7 +22,7 @@ stone stones|book books|letter letters|cup cups|bean beans|cake cakes|leaf leave
 """
 THINGS = tuple((one, many) for one, many in (pair.split() for pair in _THINGS.strip().replace("\n", "|").split("|")))
 
-STARTS = """
+_STARTS = """
 {A} has {n}.
 {A} owns {n}.
 In the morning, {A} has {n}.
@@ -34,7 +36,7 @@ One day, {A} gets {n}.
 {A} puts {n} on the table.
 {A} wakes up and counts {n}.
 """
-GAINS = """
+_GAINS = """
 {A} finds {k} more.
 {A} gets {k} more from {F}.
 {F} gives {him} {k} more.
@@ -49,7 +51,7 @@ The next day, {a} gets {k} more.
 {A} looks under the bed and sees {k} more.
 On the way home, {a} gathers {k} more.
 """
-LOSSES = """
+_LOSSES = """
 {A} gives {k} to {F}.
 {A} loses {k}.
 Then {k} {are} lost.
@@ -64,7 +66,7 @@ After that, {k} {are} broken.
 {A} leaves {k} on the bridge.
 A goose steals {k}.
 """
-TIMES = """
+_TIMES = """
 Soon {a} has {k} times as many.
 By magic, every one becomes {k}.
 {A} works hard until {a} has {k} times as many.
@@ -78,7 +80,7 @@ By the evening, {a} has {k} times as many.
 {A} wishes for {k} times as many, and the wish comes true.
 {A} swaps every one for {k} new ones.
 """
-GROUPS = """
+_GROUPS = """
 {A} has {g} with {n} in each.
 {A} finds {g}, and there {is} {n} in each.
 {F} gives {A} {g} with {n} in each.
@@ -92,7 +94,7 @@ For {k} days, {A} finds {n} every day.
 On each of {k} days, {A} picks up {n}.
 {A} has {k} friends, and each brings {n}.
 """
-SHARES = """
+_SHARES = """
 {A} makes {k} equal shares and keeps one share.
 {A} puts them equally into {g} and keeps only one.
 {A} makes {k} equal heaps and takes one of them.
@@ -106,8 +108,8 @@ They are divided equally among {k} people, and {a} is one.
 {A} splits them into {k} equal piles and keeps the first pile.
 {F} puts them equally into {g} and gives {him} one of these.
 """
-# The same in words that no worked solution has: HardProblems are told in these.
-NEW_GAINS = """
+# The same events in words that do not occur in WordProblems; HardProblems uses them.
+_NEW_GAINS = """
 {F} hands {him} {k}.
 A bird brings {k}.
 Then {k} fall{s} out of a tree.
@@ -117,7 +119,7 @@ Grandmother sends {k}.
 By the river, {a} discovers {k}.
 With the post come{s} {k}.
 """
-NEW_LOSSES = """
+_NEW_LOSSES = """
 A mouse nibbles {k}.
 Then {k} roll{s} down the hill.
 {A} lends {k} to {F}.
@@ -127,58 +129,78 @@ A crow flies off with {k}.
 In the fire, {a} burns {k}.
 In the lake, {k} sink{s}.
 """
-NEW_TIMES = """
+_NEW_TIMES = """
 The heap grows to {k} times its size.
 A fairy waves her wand, and each is now {k}.
 {A} dreams of {k} for each, and wakes up with them.
 {F} copies them until there are {k} of each.
 """
-NEW_SHARES = """
+_NEW_SHARES = """
 A fair judge cuts the heap into {k}, and {a} takes one part.
 One part in {k} is all that stays.
 With {k} at the table, {a} takes only a fair part.
 {A} may keep one of every {k}.
 """
 HOLDERS = tuple("bags boxes baskets bowls sacks buckets plates jars".split())
-QUESTIONS = """
+_QUESTIONS = """
 How many {x} does {A} have now?
 How many {x} does {A} have?
 How many {x} has {A} in the end?
 How many {x} are there for {A} now?
 Tell me how many {x} {A} has now.
 """
+
+
+def _templates(table: str) -> tuple[str, ...]:
+    return tuple(table.strip().splitlines())
+
+
+# Templates by the kind of event: the quantity at the start ("of": as groups), or the operation that changes it.
 SENTENCES = {
-    name: tuple(table.strip().splitlines())
-    for name, table in {"start": STARTS, "+": GAINS, "-": LOSSES, "*": TIMES, "of": GROUPS, "/": SHARES}.items()
+    "start": _templates(_STARTS),
+    "+": _templates(_GAINS),
+    "-": _templates(_LOSSES),
+    "*": _templates(_TIMES),
+    "of": _templates(_GROUPS),
+    "/": _templates(_SHARES),
 }
 NEW_SENTENCES = {
-    name: tuple(table.strip().splitlines())
-    for name, table in {"start": STARTS, "+": NEW_GAINS, "-": NEW_LOSSES, "*": NEW_TIMES, "/": NEW_SHARES}.items()
+    "start": _templates(_STARTS),
+    "+": _templates(_NEW_GAINS),
+    "-": _templates(_NEW_LOSSES),
+    "*": _templates(_NEW_TIMES),
+    "/": _templates(_NEW_SHARES),
 }
-ASKED = tuple(QUESTIONS.strip().splitlines())
+QUESTIONS = _templates(_QUESTIONS)
 
-# What two people have is compared: {A} has more than {B}.
-COMPARED = (
+# Questions that compare the quantities of two people; {A} has more than {B}.
+DIFFERENCE_QUESTIONS = (
     "How many more {x} does {A} have than {B}?",
     "How many {x} does {A} have more than {B}?",
     "By how many {x} is {A} ahead of {B}?",
 )
-TOGETHER = (
+
+# Questions for the sum of the quantities of two people.
+SUM_QUESTIONS = (
     "How many {x} do {A} and {B} have together?",
     "How many {x} have {A} and {B} in all?",
     "{A} and {B} put all their {x} together. How many are there?",
 )
-# Someone has more or less than someone else; {n} is a number of things.
-MORE = ("{B} has {k} more than {A}.", "{B} has {k} {x} more than {A}.", "{A} has {k} fewer than {B}.")
-SOME = ("{A} has some {x}.", "There are some {x} in the basket of {A}.", "{A} keeps some {x} in a box.")
-NOW = ("Now {A} has {n}.", "In the end, {A} has {n}.", "Then {A} counts {n}.")
-AT_FIRST = (
+
+# {B} has {k} more than {A}.
+DIFFERENCES = ("{B} has {k} more than {A}.", "{B} has {k} {x} more than {A}.", "{A} has {k} fewer than {B}.")
+
+# A story whose start is unknown: its beginning, its end and its question.
+UNKNOWN_STARTS = ("{A} has some {x}.", "There are some {x} in the basket of {A}.", "{A} keeps some {x} in a box.")
+FINAL_COUNTS = ("Now {A} has {n}.", "In the end, {A} has {n}.", "Then {A} counts {n}.")
+START_QUESTIONS = (
     "How many {x} did {A} have at first?",
     "How many {x} were there at the beginning?",
     "With how many {x} did {A} begin?",
 )
-# Something that does not matter.
-ASIDES = (
+
+# Sentences with an irrelevant number.
+DISTRACTORS = (
     "{F} is {k} years old.",
     "{F} has {k} cousins.",
     "It is a walk of {k} minutes to the market.",

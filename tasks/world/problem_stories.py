@@ -1,4 +1,10 @@
-"""Little stories with numbers in the embedded world, and how what they ask for is worked out."""
+"""Generators of word problems: short stories with numbers in the embedded world, with the steps of their solution.
+
+    Mia has 3 nuts. Tom gives her 4 more. How many nuts does Mia have now?  ->  steps ((3, "+", 4, 7),)
+
+A generator draws numbers and sentences from `rng` and raises `InvalidDraw` where they do not fit (a result out of
+range, numbers of the other split); `draw_valid` repeats until they do.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +14,19 @@ from functools import partial
 from random import Random
 
 from nanochat.data.storyworld.world import CHARACTERS
-from tasks.world import problem_sentences as tables
+from tasks.world import problem_sentences as sentences
 from tasks.world.common import pick, stable_hash
 
-LARGEST = 20  # number in a story
-LARGEST_RESULT = 99
+MAX_NUMBER = 20  # in a story
+MAX_RESULT = 99  # of a step
+TEST_ONE_IN = 5  # one set of numbers in five belongs to the test split
+SIGNS = "+-*/"
 _PRONOUNS = {"m": ("he", "him"), "f": ("she", "her")}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a solution: `left` (+, -, *, /) `right` = `result`."""
+    """One step of a solution: `left` `sign` `right` = `result`, with a sign of SIGNS."""
 
     left: int
     sign: str
@@ -27,32 +35,31 @@ class Step:
 
     @property
     def expression(self) -> str:
-        """As the calculator is asked for it."""
+        """The step as an expression for the calculator."""
         return f"{self.left}{self.sign}{self.right}"
 
 
 @dataclass(frozen=True)
 class Story:
-    """A story that ends in a question; its numbers, in no particular order; the steps to the answer."""
+    """A story that ends in a question, the numbers in it (in any order), and the steps of the solution."""
 
     text: str
     numbers: tuple[int, ...]
     steps: tuple[Step, ...]
-    things: tuple[str, str]  # one, many
+    things: tuple[str, str]  # (singular, plural)
 
     @property
     def answer(self) -> int:
-        """What the last step gives."""
         return self.steps[-1].result
 
 
 class InvalidDraw(Exception):
-    """These draws do not fit together: draw again."""
+    """The random draws do not make a valid story; the caller draws again."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What one person has, step by step. `kinds` are keys of SENTENCES; a chain begins with "start" or "of"."""
+    """Events that change the quantity one person has. `kinds` are keys of SENTENCES, the first is "start" or "of"."""
 
     kinds: tuple[str, ...]
     numbers: tuple[int, ...]
@@ -60,68 +67,75 @@ class Chain:
 
     @property
     def result(self) -> int:
-        """How many there are at the end."""
+        """The quantity at the end."""
         return self.steps[-1].result if self.steps else self.numbers[0]
 
 
-def draw_chain(rng: Random, length: int, signs: str = "+-*/", groups_share: float = 0.2) -> Chain:
-    """A chain of `length` steps with results of 1 to 99; some begin with groups of things. Raises NoFit."""
-    groups = length > 0 and rng.random() < groups_share
-    kinds = ["of" if groups else "start", *(pick(rng, signs) for _ in range(length - groups))]
-    if groups:
-        many, each = _number(rng, 2, 9), _number(rng, 2, LARGEST)
-        total = _checked(many * each)
-        numbers, steps = [many, each], [Step(many, "*", each, total)]
+def draw_chain(rng: Random, num_steps: int, signs: str = SIGNS, groups_prob: float = 0.2) -> Chain:
+    """Draw a chain of `num_steps` steps with results of 1 to 99, which begins with groups of things at `groups_prob`.
+
+    Raises InvalidDraw.
+    """
+    has_groups = num_steps > 0 and rng.random() < groups_prob
+    kinds = ["of" if has_groups else "start", *(pick(rng, signs) for _ in range(num_steps - has_groups))]
+    if has_groups:
+        num_groups = _draw_number(rng, 2, 9)
+        group_size = _draw_number(rng, 2, MAX_NUMBER)
+        total = _check_result(num_groups * group_size)
+        numbers = [num_groups, group_size]
+        steps = [Step(num_groups, "*", group_size, total)]
     else:
-        total = _number(rng, 1, LARGEST)
-        numbers, steps = [total], []
+        total = _draw_number(rng, 1, MAX_NUMBER)
+        numbers = [total]
+        steps = []
     for sign in kinds[1:]:
-        number = _operand(rng, sign, total)
+        number = _draw_operand(rng, sign, total)
         result = {"+": total + number, "-": total - number, "*": total * number, "/": total // number}[sign]
-        steps.append(Step(total, sign, number, _checked(result)))
+        steps.append(Step(total, sign, number, _check_result(result)))
         numbers.append(number)
         total = result
     return Chain(tuple(kinds), tuple(numbers), tuple(steps))
 
 
-def _number(rng: Random, least: int, most: int) -> int:
-    if most < least:
+def _draw_number(rng: Random, low: int, high: int) -> int:
+    """Draw a number of low..high, both included."""
+    if high < low:
         raise InvalidDraw
-    return least + int(rng.random() * (most - least + 1))
+    return low + int(rng.random() * (high - low + 1))
 
 
-def _checked(result: int) -> int:
-    if not 1 <= result <= LARGEST_RESULT:
+def _check_result(result: int) -> int:
+    if not 1 <= result <= MAX_RESULT:
         raise InvalidDraw
     return result
 
 
-def _operand(rng: Random, sign: str, total: int) -> int:
+def _draw_operand(rng: Random, sign: str, total: int) -> int:
     if sign == "+":
-        return _number(rng, 1, LARGEST)
+        return _draw_number(rng, 1, MAX_NUMBER)
     if sign == "-":
-        return _number(rng, 1, min(LARGEST, total - 1))
+        return _draw_number(rng, 1, min(MAX_NUMBER, total - 1))
     if sign == "*":
-        return _number(rng, 2, 5)
-    fitting = [number for number in range(2, 10) if total % number == 0]
-    if not fitting:
+        return _draw_number(rng, 2, 5)
+    divisors = [number for number in range(2, 10) if total % number == 0]
+    if not divisors:
         raise InvalidDraw
-    return pick(rng, fitting)
+    return pick(rng, divisors)
 
 
 def is_in_split(numbers: Sequence[int], split: str) -> bool:
-    """Whether stories with these numbers, in any order, belong to a split; one in five is for the test."""
-    return (stable_hash(*sorted(numbers)) % 5 == 0) == (split == "test")
+    """Return True if stories with these numbers, in any order, belong to the split."""
+    return (stable_hash(*sorted(numbers)) % TEST_ONE_IN == 0) == (split == "test")
 
 
-def _kept(numbers: tuple[int, ...], split: str) -> tuple[int, ...]:
+def _check_split(numbers: tuple[int, ...], split: str) -> tuple[int, ...]:
     if not is_in_split(numbers, split):
         raise InvalidDraw
     return numbers
 
 
-def draw_until_valid(rng: Random, split: str, draw: Callable[[Random, str], Story]) -> Story:
-    """The first story of a split for which the draws fit together."""
+def draw_valid(rng: Random, split: str, draw: Callable[[Random, str], Story]) -> Story:
+    """Draw stories of a split until one is valid, and return it."""
     while True:
         try:
             return draw(rng, split)
@@ -129,155 +143,179 @@ def draw_until_valid(rng: Random, split: str, draw: Callable[[Random, str], Stor
             continue
 
 
-class StoryTeller:
-    """Words sentences about people and things; says "she" for who was spoken of, where it can mean no one else."""
+class StoryWriter:
+    """Writes sentences about people and things, with a pronoun where it can refer to one person only."""
 
-    def __init__(self, rng: Random, people: int = 1) -> None:
+    def __init__(self, rng: Random, num_people: int = 1) -> None:
         self.rng = rng
-        self.others = list(tables.PEOPLE)
-        self.people = [self.others.pop(int(rng.random() * len(self.others))) for _ in range(people)]
-        self.things = pick(rng, tables.THINGS)
-        self.spoken_of = ""  # who a pronoun would mean
+        self.others = list(sentences.PEOPLE)
+        self.people = [self.others.pop(int(rng.random() * len(self.others))) for _ in range(num_people)]
+        self.things = pick(rng, sentences.THINGS)
+        self.antecedent = ""  # the person a pronoun would refer to
 
-    def count(self, number: int) -> str:
-        """A number of the things."""
+    def quantity(self, number: int) -> str:
+        """Return a number of the things: "3 apples"."""
         return f"{number} {self.things[number != 1]}"
 
-    def say(self, table: Sequence[str], who: str, numbers: Sequence[int] = (), other: str = "") -> str:
-        """A sentence of a table about `who`, with the numbers in its places for them."""
-        wording = pick(self.rng, table)
-        sex = CHARACTERS[who].sex
+    def write(self, templates: Sequence[str], person: str, numbers: Sequence[int] = (), other: str = "") -> str:
+        """Return a sentence about `person` from a random template, with `numbers` in it. `other` fills {F} and {B}."""
+        template = pick(self.rng, templates)
+        sex = CHARACTERS[person].sex
         friend = other or pick(self.rng, self.others)
-        clash = "{F}" in wording and CHARACTERS[friend].sex == sex
-        he, him = (who, who) if clash else _PRONOUNS[sex]
-        short = self.spoken_of == who and wording.startswith("{A}") and not clash and self.rng.random() < 0.6
-        if self.spoken_of != who:
-            he, him = who, who
-        last, first = numbers[-1] if numbers else 0, numbers[0] if numbers else 0
-        sentence = wording.format(
-            A=he.capitalize() if short else who,
+        is_ambiguous = "{F}" in template and CHARACTERS[friend].sex == sex
+        he, him = (person, person) if is_ambiguous else _PRONOUNS[sex]
+        may_begin_with_pronoun = self.antecedent == person and template.startswith("{A}") and not is_ambiguous
+        begins_with_pronoun = may_begin_with_pronoun and self.rng.random() < 0.6
+        if self.antecedent != person:
+            he, him = person, person
+        first = numbers[0] if numbers else 0
+        last = numbers[-1] if numbers else 0
+        sentence = template.format(
+            A=he.capitalize() if begins_with_pronoun else person,
             a=he,
             him=him,
             F=friend,
             B=other,
-            n=self.count(last),
+            n=self.quantity(last),
             k=first,
-            g=f"{first} {pick(self.rng, tables.HOLDERS)}",
+            g=f"{first} {pick(self.rng, sentences.HOLDERS)}",
             x=self.things[1],
             s="s" if first == 1 else "",
             **{"is": "is" if last == 1 else "are", "are": "is" if first == 1 else "are"},
         )
-        self.spoken_of = "" if clash else who
+        self.antecedent = "" if is_ambiguous else person
         return sentence
 
-    def chain(self, who: str, chain: Chain, wordings: Mapping[str, Sequence[str]] = tables.SENTENCES) -> Iterator[str]:
-        """What happens to what `who` has."""
-        self.spoken_of = ""
+    def write_chain(
+        self, person: str, chain: Chain, templates: Mapping[str, Sequence[str]] = sentences.SENTENCES
+    ) -> Iterator[str]:
+        """Yield the sentences of a chain: the quantity that `person` has, and the events that change it."""
+        self.antecedent = ""
         numbers = list(chain.numbers)
         for kind in chain.kinds:
-            taken, numbers = numbers[: 1 + (kind == "of")], numbers[1 + (kind == "of") :]
-            yield self.say(wordings[kind], who, taken)
+            count = 2 if kind == "of" else 1
+            sentence_numbers, numbers = numbers[:count], numbers[count:]
+            yield self.write(templates[kind], person, sentence_numbers)
 
-    def ask(self, table: Sequence[str], who: str, other: str = "") -> str:
-        """A question about `who`, always by name."""
-        self.spoken_of = ""
-        return self.say(table, who, other=other)
-
-
-def steps_story(rng: Random, split: str, length: int) -> Story:
-    """One person, `length` steps."""
-    chain = draw_chain(rng, length)
-    numbers, teller = _kept(chain.numbers, split), StoryTeller(rng)
-    who = teller.people[0]
-    sentences = [*teller.chain(who, chain), teller.ask(tables.ASKED, who)]
-    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
+    def ask(self, templates: Sequence[str], person: str, other: str = "") -> str:
+        """Return a question about `person`, who is always named."""
+        self.antecedent = ""
+        return self.write(templates, person, other=other)
 
 
-def pair_story(rng: Random, split: str, lengths: tuple[int, int], sign: str = "") -> Story:
-    """Two people, so many steps each: how many have they together ("+"), or how many more has one of them ("-")?"""
+def draw_steps_story(rng: Random, split: str, num_steps: int) -> Story:
+    """Draw a story of one person and `num_steps` steps."""
+    chain = draw_chain(rng, num_steps)
+    numbers = _check_split(chain.numbers, split)
+    writer = StoryWriter(rng)
+    person = writer.people[0]
+    texts = [*writer.write_chain(person, chain), writer.ask(sentences.QUESTIONS, person)]
+    return Story(" ".join(texts), numbers, chain.steps, writer.things)
+
+
+def draw_pair_story(rng: Random, split: str, num_steps: tuple[int, int], sign: str = "") -> Story:
+    """Draw a story of two people with `num_steps` steps each, which asks for their sum ("+") or difference ("-")."""
     sign = sign or pick(rng, "+-")
-    first, second = draw_chain(rng, lengths[0]), draw_chain(rng, lengths[1])
-    numbers, teller = _kept(first.numbers + second.numbers, split), StoryTeller(rng, 2)
-    one, two = teller.people
-    sentences = [*teller.chain(one, first), *teller.chain(two, second)]
-    a, b = first.result, second.result
-    if sign == "-" and a < b:
-        one, two, a, b = two, one, b, a
-    result = _checked(a + b if sign == "+" else a - b)
-    sentences.append(teller.ask(tables.TOGETHER if sign == "+" else tables.COMPARED, one, two))
-    steps = (*first.steps, *second.steps, Step(a, sign, b, result))
-    return Story(" ".join(sentences), numbers, steps, teller.things)
+    first_chain = draw_chain(rng, num_steps[0])
+    second_chain = draw_chain(rng, num_steps[1])
+    numbers = _check_split(first_chain.numbers + second_chain.numbers, split)
+    writer = StoryWriter(rng, 2)
+    person, other = writer.people
+    texts = [*writer.write_chain(person, first_chain), *writer.write_chain(other, second_chain)]
+    left, right = first_chain.result, second_chain.result
+    if sign == "-" and left < right:  # the question is about the one who has more
+        person, other = other, person
+        left, right = right, left
+    result = _check_result(left + right if sign == "+" else left - right)
+    questions = sentences.SUM_QUESTIONS if sign == "+" else sentences.DIFFERENCE_QUESTIONS
+    texts.append(writer.ask(questions, person, other))
+    steps = (*first_chain.steps, *second_chain.steps, Step(left, sign, right, result))
+    return Story(" ".join(texts), numbers, steps, writer.things)
 
 
-def more_than_story(rng: Random, split: str) -> Story:
-    """One has so many more than the other: how many have they together?"""
-    chain, more = draw_chain(rng, 0), _number(rng, 2, LARGEST)
+def draw_more_than_story(rng: Random, split: str) -> Story:
+    """Draw a story in which one person has some more than another, which asks for their sum."""
+    chain = draw_chain(rng, 0)
+    difference = _draw_number(rng, 2, MAX_NUMBER)
     first = chain.result
-    second = _checked(first + more)
-    numbers, teller = _kept((first, more), split), StoryTeller(rng, 2)
-    one, two = teller.people
-    steps = (Step(first, "+", more, second), Step(first, "+", second, _checked(first + second)))
-    sentences = [*teller.chain(one, chain)]
-    teller.spoken_of = ""
-    sentences += [teller.say(tables.MORE, one, (more,), two), teller.ask(tables.TOGETHER, one, two)]
-    return Story(" ".join(sentences), numbers, steps, teller.things)
+    second = _check_result(first + difference)
+    numbers = _check_split((first, difference), split)
+    writer = StoryWriter(rng, 2)
+    person, other = writer.people
+    steps = (Step(first, "+", difference, second), Step(first, "+", second, _check_result(first + second)))
+    texts = [*writer.write_chain(person, chain)]
+    writer.antecedent = ""
+    texts.append(writer.write(sentences.DIFFERENCES, person, (difference,), other))
+    texts.append(writer.ask(sentences.SUM_QUESTIONS, person, other))
+    return Story(" ".join(texts), numbers, steps, writer.things)
 
 
-def before_story(rng: Random, split: str) -> Story:
-    """What happened and what there is now are told: how many were there at first?"""
-    step = draw_chain(rng, 1, "+-", 0).steps[0]
-    numbers, teller = _kept((step.right, step.result), split), StoryTeller(rng)
-    who = teller.people[0]
-    sentences = [
-        teller.say(tables.SOME, who),
-        teller.say(tables.SENTENCES[step.sign], who, (step.right,)),
-        teller.say(tables.NOW, who, (step.result,)),
-        teller.ask(tables.AT_FIRST, who),
+def draw_before_story(rng: Random, split: str) -> Story:
+    """Draw a story that states an event and the final quantity, and asks for the quantity at the start."""
+    event = draw_chain(rng, 1, "+-", 0).steps[0]
+    numbers = _check_split((event.right, event.result), split)
+    writer = StoryWriter(rng)
+    person = writer.people[0]
+    texts = [
+        writer.write(sentences.UNKNOWN_STARTS, person),
+        writer.write(sentences.SENTENCES[event.sign], person, (event.right,)),
+        writer.write(sentences.FINAL_COUNTS, person, (event.result,)),
+        writer.ask(sentences.START_QUESTIONS, person),
     ]
-    steps = (Step(step.result, "-" if step.sign == "+" else "+", step.right, step.left),)
-    return Story(" ".join(sentences), numbers, steps, teller.things)
+    inverse = "-" if event.sign == "+" else "+"
+    steps = (Step(event.result, inverse, event.right, event.left),)
+    return Story(" ".join(texts), numbers, steps, writer.things)
 
 
-def distractor_story(rng: Random, split: str) -> Story:
-    """One person, one to three steps, and a number that does not matter: counting the sentences does not find it."""
-    chain, needless = draw_chain(rng, pick(rng, (1, 2, 3)), groups_share=0.0), _number(rng, 2, LARGEST)
-    numbers, teller = _kept((*chain.numbers, needless), split), StoryTeller(rng)
-    who = teller.people[0]
-    place = 1 + int(rng.random() * len(chain.kinds))  # of the sentence with the needless number
-    sentences = []
-    for sentence in teller.chain(who, chain):
-        sentences.append(sentence)
-        if len(sentences) == place:
-            sentences.append(teller.say(tables.ASIDES, who, (needless,)))
-            teller.spoken_of = ""
-    sentences.append(teller.ask(tables.ASKED, who))
-    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
+def draw_distractor_story(rng: Random, split: str) -> Story:
+    """Draw a story of one person and one to three steps, with an irrelevant number.
+
+    The number of sentences does not reveal the number of steps.
+    """
+    chain = draw_chain(rng, pick(rng, (1, 2, 3)), groups_prob=0.0)
+    irrelevant = _draw_number(rng, 2, MAX_NUMBER)
+    numbers = _check_split((*chain.numbers, irrelevant), split)
+    writer = StoryWriter(rng)
+    person = writer.people[0]
+    position = 1 + int(rng.random() * len(chain.kinds))  # sentences before the irrelevant one
+    texts = []
+    for text in writer.write_chain(person, chain):
+        texts.append(text)
+        if len(texts) == position:
+            texts.append(writer.write(sentences.DISTRACTORS, person, (irrelevant,)))
+            writer.antecedent = ""
+    texts.append(writer.ask(sentences.QUESTIONS, person))
+    return Story(" ".join(texts), numbers, chain.steps, writer.things)
 
 
-def new_words_story(rng: Random, split: str, length: int, signs: str = "+-*/") -> Story:
-    """One person, `length` steps, in words that no worked solution has."""
-    chain = draw_chain(rng, length, signs, 0)
-    numbers, teller = _kept(chain.numbers, split), StoryTeller(rng)
-    who = teller.people[0]
-    sentences = [*teller.chain(who, chain, tables.NEW_SENTENCES), teller.ask(tables.ASKED, who)]
-    return Story(" ".join(sentences), numbers, chain.steps, teller.things)
+def draw_new_words_story(rng: Random, split: str, num_steps: int, signs: str = SIGNS) -> Story:
+    """Draw a story of one person and `num_steps` steps, in words that do not occur in WordProblems."""
+    chain = draw_chain(rng, num_steps, signs, 0)
+    numbers = _check_split(chain.numbers, split)
+    writer = StoryWriter(rng)
+    person = writer.people[0]
+    texts = [
+        *writer.write_chain(person, chain, sentences.NEW_SENTENCES),
+        writer.ask(sentences.QUESTIONS, person),
+    ]
+    return Story(" ".join(texts), numbers, chain.steps, writer.things)
 
 
-# What WordProblems do not have: there it is one person, up to three steps, and other words.
+# Shapes that WordProblems lacks: it has one person, up to three steps, and other words.
 SHAPES: dict[str, Callable[[Random, str], Story]] = {
-    "new_words": partial(new_words_story, length=2),
-    "new_words_mixed": lambda rng, split: new_words_story(rng, split, pick(rng, (1, 2, 3))),
-    "new_words_1": partial(new_words_story, length=1),
-    "new_words_3": partial(new_words_story, length=3),
-    "new_verbs": partial(new_words_story, length=2, signs="+-"),
-    "four_steps": partial(steps_story, length=4),
-    "five_steps": partial(steps_story, length=5),
-    "compare": partial(pair_story, lengths=(1, 1), sign="-"),
-    "together": partial(pair_story, lengths=(1, 1), sign="+"),
-    "pair": partial(pair_story, lengths=(1, 1)),
-    "pair_2_1": partial(pair_story, lengths=(2, 1)),
-    "pair_2_2": partial(pair_story, lengths=(2, 2)),
-    "more_than": more_than_story,
-    "before": before_story,
-    "distractor": distractor_story,
+    "new_words": partial(draw_new_words_story, num_steps=2),
+    "new_words_mixed": lambda rng, split: draw_new_words_story(rng, split, pick(rng, (1, 2, 3))),
+    "new_words_1": partial(draw_new_words_story, num_steps=1),
+    "new_words_3": partial(draw_new_words_story, num_steps=3),
+    "new_verbs": partial(draw_new_words_story, num_steps=2, signs="+-"),
+    "four_steps": partial(draw_steps_story, num_steps=4),
+    "five_steps": partial(draw_steps_story, num_steps=5),
+    "compare": partial(draw_pair_story, num_steps=(1, 1), sign="-"),
+    "together": partial(draw_pair_story, num_steps=(1, 1), sign="+"),
+    "pair": partial(draw_pair_story, num_steps=(1, 1)),
+    "pair_2_1": partial(draw_pair_story, num_steps=(2, 1)),
+    "pair_2_2": partial(draw_pair_story, num_steps=(2, 2)),
+    "more_than": draw_more_than_story,
+    "before": draw_before_story,
+    "distractor": draw_distractor_story,
 }

@@ -318,7 +318,7 @@ def test_a_row_that_is_no_conversation_gives_the_next_that_is(tmp_path: Path, mo
     mirror(
         tmp_path, path, pa.Table.from_pylist(rows[:1] * 2, pa.schema({"messages": pa.list_(pa.null())})), monkeypatch
     )
-    with pytest.raises(UserError, match="no conversation"):
+    with pytest.raises(UserError, match="no valid conversation"):
         SmolTalk("test")[0]
 
 
@@ -326,7 +326,7 @@ def test_a_row_that_is_no_conversation_gives_the_next_that_is(tmp_path: Path, mo
 
 
 def test_what_cannot_be_had_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.hub._hub_answers", lambda: False)
+    monkeypatch.setattr("tasks.hub._is_hub_reachable", lambda: False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # is set to 1, and put back afterwards
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=fail))
     monkeypatch.delenv(OFFLINE, raising=False)
@@ -353,7 +353,7 @@ def test_without_a_mirror_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
         given.append((*arguments, options))
         return datasets.Dataset.from_list([{"question": "Q", "answer": "#### 1", "more": 1}])
 
-    monkeypatch.setattr("tasks.hub._hub_answers", lambda: True)
+    monkeypatch.setattr("tasks.hub._is_hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.delenv(OFFLINE, raising=False)
     assert GSM8K("train")[0] == make_conversation("Q", [text_part("#### 1")])
@@ -388,7 +388,7 @@ def test_an_unknown_task_is_told_the_nearest(name: str, message: str) -> None:
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(UserError, match="SpellingBee cannot be made with colour='red'"):
+    with pytest.raises(UserError, match="SpellingBee cannot be built with colour='red'"):
         get_task("SpellingBee", colour="red")
 
 

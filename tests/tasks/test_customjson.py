@@ -71,7 +71,7 @@ BAD: list[tuple[str | bytes, str]] = [
         "message 2: a part must be",
     ),
     (json.dumps([QUESTION, {"role": ["assistant"], "content": "A"}]), "message 2"),
-    (json.dumps([{**QUESTION, "content": "\ud83d"}, ANSWER]), r"half a character, \\ud83d"),
+    (json.dumps([{**QUESTION, "content": "\ud83d"}, ANSWER]), r"half a surrogate pair, \\ud83d"),
 ]
 
 

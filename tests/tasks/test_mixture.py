@@ -15,7 +15,7 @@ import pytest
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import Task, TaskMixture
-from tasks.mixture import MIXTURES, VAL_ROWS, build_mixture, format_description, read_mixture
+from tasks.mixture import MAX_VAL_ROWS, MIXTURES, build_mixture, format_description, read_mixture
 from tasks.registry import UNBOUNDED_TASKS, get_task
 
 STAGES = ("mid", "sft")
@@ -61,13 +61,13 @@ epochs = 2
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_world_mixture_needs_nothing(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
-    monkeypatch.setattr("tasks.hub._from_hub", None)
+    monkeypatch.setattr("tasks.hub._load_from_hub", None)
     train, val, description = build_mixture(stage, "world")
     expected = {entry.task: entry for entry in MIXTURES[stage, "world"]}
     assert [entry["name"] for entry in description] == list(expected)
     for entry in description:
         assert entry["rows"] >= 0.95 * (expected[entry["name"]].rows or 0)
-        assert 0 < entry["val_rows"] <= VAL_ROWS
+        assert 0 < entry["val_rows"] <= MAX_VAL_ROWS
     assert len(train) == sum(entry["rows"] * entry["epochs"] for entry in description)
     assert len(val) == sum(entry["val_rows"] for entry in description)
     assert "HardProblems" not in expected, "RL is to find out how to solve these"
@@ -120,7 +120,7 @@ def test_identity_counts_twice_in_midtraining(
     monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
     _, _, description = build_mixture("sft", "web")
     assert "Identity" not in [entry["name"] for entry in description]
-    assert "identity_conversations.jsonl: left out" in capsys.readouterr().out
+    assert "identity_conversations.jsonl: Identity is left out" in capsys.readouterr().out
     jsonl(base_dir / "identity_conversations.jsonl", 40, "who")
     train, val, description = build_mixture("mid", "web")
     entry = next(entry for entry in description if entry["name"] == "Identity")
@@ -142,11 +142,11 @@ def test_identity_counts_twice_in_midtraining(
 def test_what_cannot_be_had_is_left_out_only_if_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tasks.hub._hub_answers", lambda: True)
+    monkeypatch.setattr("tasks.hub._is_hub_reachable", lambda: True)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
     monkeypatch.setenv("NANOCHAT_HUB_DIR", str(tmp_path))
     with pytest.raises(
-        UserError, match=r"allenai/ai2_arc .*cannot be had.*NANOCHAT_HUB_DIR.*--allow_missing.*ARC-Easy"
+        UserError, match=r"allenai/ai2_arc .*cannot be loaded.*NANOCHAT_HUB_DIR.*--allow_missing.*ARC-Easy"
     ):
         build_mixture("sft", "web")
     train, _, description = build_mixture("sft", "web", allow_missing=True)
@@ -158,7 +158,7 @@ def test_what_cannot_be_had_is_left_out_only_if_allowed(
 
 
 def test_nothing_left_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.hub._hub_answers", lambda: True)
+    monkeypatch.setattr("tasks.hub._is_hub_reachable", lambda: True)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
     with pytest.raises(UserError, match="nothing to train on"):
         build_mixture("mid", "web", mixture_file=toml(tmp_path, '[[entry]]\ntask = "GSM8K"'), allow_missing=True)
@@ -208,7 +208,7 @@ def test_few_conversations_are_validated_on_themselves(tmp_path: Path, capsys: p
     train, val, _ = build_mixture("sft", "world", mixture_file=file)
     assert keys(train) == keys(val)
     assert len(train) == 1
-    assert "validation is on those" in capsys.readouterr().out
+    assert "validation uses those that are trained on" in capsys.readouterr().out
 
 
 ENTRY = '[[entry]]\ntask = "Identity"\n'
@@ -220,10 +220,10 @@ ENTRY = '[[entry]]\ntask = "Identity"\n'
         ("", r"must have \[\[entry\]\] blocks"),
         ("entry = 3", r"must have \[\[entry\]\] blocks"),
         ("entry = []", r"must have \[\[entry\]\] blocks"),
-        ("entry = [3]", "entry 1: it must name its task"),
+        ("entry = [3]", "entry 1: must name its task"),
         (ENTRY + "[more]\nx = 1", "'more' is unknown"),
         ("[[entry]\n", "mixture.toml: .*line 1"),
-        (ENTRY + "[[entry]]\nrows = 3", "entry 2: it must name its task"),
+        (ENTRY + "[[entry]]\nrows = 3", "entry 2: must name its task"),
         (ENTRY + '[[entry]]\ntask = "Spellingbe"\nrows = 3', "entry 2: no task 'Spellingbe'; did you mean SpellingBee"),
         (ENTRY + "row = 3", "entry 1: unknown key 'row'; known are task, rows"),
         (ENTRY + "rows = 0", "entry 1: rows = 0 must be at least 1"),
@@ -232,11 +232,11 @@ ENTRY = '[[entry]]\ntask = "Identity"\n'
         (ENTRY + "rows = true", "entry 1: rows = True must be a whole number"),
         (ENTRY + 'options = "x"', "entry 1: options = 'x' must be a table"),
         ("[[entry]]\ntask = 3", "entry 1: task = 3 must be text"),
-        ('[[entry]]\ntask = "spellingbee"', "entry 1: SpellingBee has no end, so rows = must say how many"),
+        ('[[entry]]\ntask = "spellingbee"', "entry 1: SpellingBee generates its rows, so rows = must be set"),
         (ENTRY + 'split = "best"', "entry 1: Identity has no split 'best'"),
-        (ENTRY + "options = {colour = 3}", "entry 1: Identity cannot be made with.*colour=3"),
+        (ENTRY + "options = {colour = 3}", "entry 1: Identity cannot be built with.*colour=3"),
         (ENTRY + '[[entry]]\ntask = "CustomJSON"\noptions = {path = "none.jsonl"}', "entry 2: none.jsonl: No such"),
-        (ENTRY + '[[entry]]\ntask = "CustomJSON"', "entry 2: CustomJSON cannot be made.*path"),
+        (ENTRY + '[[entry]]\ntask = "CustomJSON"', "entry 2: CustomJSON cannot be built.*path"),
     ],
 )
 def test_a_mistake_in_a_mixture_file_is_named(text: str, message: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from nanochat.data.storyworld.world import CHARACTERS, THINGS
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer, trainable_tokenizer_class
 from tasks.common import Task, row_rng
-from tasks.world.chat import LONGEST_STORY, WorldChat
+from tasks.world.chat import MAX_STORY_CHARS, WorldChat
 from tasks.world.common import answer_sentence, facts_in_split, held_out_pairs, shuffled
 from tasks.world.facts import FactChoice, Facts, states_value
 from tasks.world.problems import HardProblems, WordProblems
@@ -130,7 +130,7 @@ def in_the_past(fact: Fact) -> set[str]:
 def test_stories_told_in_training_state_no_held_out_fact() -> None:
     told = [answer for row in chats() for answer in said(row, "assistant") if "\n\n" in answer]
     assert len(told) > 200
-    assert max(map(len, told)) <= LONGEST_STORY
+    assert max(map(len, told)) <= MAX_STORY_CHARS
     text = "\n".join(told)
     assert not [fact for fact in HELD if any(sentence in text for sentence in in_the_past(fact))]
     assert sum(any(sentence in text for sentence in in_the_past(fact)) for fact in facts_in_split("train")) > 10

@@ -242,7 +242,7 @@ def test_there_are_many_wordings_of_every_kind_and_all_are_used() -> None:
     new = {name: set(table) for name, table in world_sentences.NEW_SENTENCES.items() if name != "start"}
     assert not [table for name, table in new.items() if table & set(world_sentences.SENTENCES[name])]
     text = "\n".join(question_of(row) for row in problems("train"))
-    for table in (*world_sentences.SENTENCES.values(), world_sentences.ASKED):
+    for table in (*world_sentences.SENTENCES.values(), world_sentences.QUESTIONS):
         for wording in table:
             middle = max(re.split(r"\{\w+\}", wording), key=len)
             assert middle in text, wording
