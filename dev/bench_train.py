@@ -95,7 +95,7 @@ class TimedOptimizer(Optimizer):
         super().__init__(inner.buckets, inner.settings, inner.runtime)
         self.clock, self.began, self.ended = clock, 0.0, 0.0
 
-    def step(self, lr_multiplier: float, momentum: float) -> Tensor:
+    def step(self, lr_multiplier: float = 1.0, momentum: float = 0.95) -> Tensor:
         """As the optimizer's own."""
         self.began = self.clock.now()
         norm = super().step(lr_multiplier, momentum)

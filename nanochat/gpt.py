@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from nanochat.common import UserError
 from nanochat.layers.sampler import sample_next
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.optim import Optimizer, OptimSettings, ParamGroup, build_optimizers
+from nanochat.runtime import Runtime
 
 NORM_EPS = 1e-6
 SOFTCAP = 15.0
@@ -92,14 +94,6 @@ class AttentionCache(Protocol):
     def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add (B, K, T, D) of one layer; return all so far, (B, K, S, D), and which of S each of T sees: (.., T, S)."""
         ...
-
-
-@dataclass(frozen=True)
-class ParamGroup:
-    """Parameters that one update rule and learning rate serve. `kind`: "matrix", "embedding" or "head"."""
-
-    kind: str
-    params: list[tuple[str, nn.Parameter]]
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -236,6 +230,28 @@ class GPT(nn.Module):
         for name, param in self.named_parameters():
             groups[kinds.get(name, "matrix")].append((name, param))
         return [ParamGroup(kind, params) for kind, params in groups.items()]
+
+    def setup_optimizers(
+        self,
+        unembedding_lr: float = 0.004,
+        embedding_lr: float = 0.2,
+        matrix_lr: float = 0.02,
+        weight_decay: float = 0.0,
+    ) -> list[Optimizer]:
+        """Return the optimizers of all parameters: AdamW for embedding and head, Muon for the matrices.
+
+        For your own training loop: call `step()`, then `zero_grad()`, of each. Gradients are not clipped. The scripts
+        use one optimizer for all parameters instead (`nanochat.optim.build_optimizer`), which clips the whole gradient.
+        """
+        settings = OptimSettings(
+            matrix_lr=matrix_lr,
+            embedding_lr=embedding_lr,
+            unembedding_lr=unembedding_lr,
+            weight_decay=weight_decay,
+            grad_clip=0.0,
+        )
+        runtime = replace(Runtime.current(self.device), compute_dtype=self.compute_dtype)
+        return build_optimizers(self, runtime, settings, [("embedding", "head"), ("matrix",)])
 
     def hidden_states(self, idx: Tensor, kv_cache: AttentionCache | None = None) -> Tensor:
         """Token ids (B, T) -> the normalised last hidden state (B, T, C), in the compute dtype."""

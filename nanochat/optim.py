@@ -10,10 +10,10 @@ A unit is a whole matrix for Muon, shape (R, C), and a single number for AdamW, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,10 +24,33 @@ from nanochat.common import UserError
 from nanochat.muon import muon_step
 
 if TYPE_CHECKING:
-    from nanochat.gpt import GPT
     from nanochat.runtime import Runtime
 
 MIN_SHARDED = 1024  # elements: smaller tensors are all-reduced and updated by every process
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that one update rule and learning rate serve. `kind`: "matrix", "embedding" or "head"."""
+
+    kind: str
+    params: list[tuple[str, nn.Parameter]]
+
+
+class OptimizableModel(Protocol):
+    """The part of a model that its optimizer is built from; `config.n_embd` is the width that scales AdamW's rates."""
+
+    @property
+    def config(self) -> Any:
+        """The model's shape, with `n_embd`."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return all parameters by the kind of their update rule."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield all parameters, as torch modules do."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -177,7 +200,7 @@ class Optimizer:
         self.steps = 0
 
     @torch.no_grad()
-    def step(self, lr_multiplier: float, momentum: float) -> Tensor:
+    def step(self, lr_multiplier: float = 1.0, momentum: float = 0.95) -> Tensor:
         """Update the weights from the gradients' mean over the processes, clipped to the norm `grad_clip`.
 
         Returns that mean's norm before clipping, a 0-dim tensor, the same on all processes. Every parameter must have
@@ -253,18 +276,32 @@ class Optimizer:
 
 
 def build_optimizer(
-    model: GPT, runtime: Runtime, settings: OptimSettings | None = None, *, compiled: bool = False
+    model: OptimizableModel, runtime: Runtime, settings: OptimSettings | None = None, *, compiled: bool = False
 ) -> Optimizer:
-    """The optimizer of a model whose parameters are already on their device.
+    """Build the optimizer of all parameters of a model, which must be on their device already.
 
     Newton-Schulz runs in bfloat16 where that is the runtime's compute dtype, else in the weights' own precision.
     `compiled` compiles the update rules, once for each shape.
     """
-    settings = settings or OptimSettings()
-    grouped: dict[tuple[object, ...], tuple[UpdateRule, list[tuple[str, nn.Parameter]]]] = {}
-    seen: set[int] = set()
+    kinds = tuple(group.kind for group in model.param_groups())
+    [optimizer] = build_optimizers(model, runtime, settings or OptimSettings(), [kinds], compiled=compiled)
+    return optimizer
+
+
+def build_optimizers(
+    model: OptimizableModel,
+    runtime: Runtime,
+    settings: OptimSettings,
+    partition: Sequence[Sequence[str]],
+    *,
+    compiled: bool = False,
+) -> list[Optimizer]:
+    """Build one optimizer for each entry of `partition`, the kinds of parameters that it updates; else as above."""
     dtype = torch.bfloat16 if runtime.compute_dtype == torch.bfloat16 else None
     rules = _rules(settings, model.config.n_embd, dtype, compiled)
+    owner = {kind: index for index, kinds in enumerate(partition) for kind in kinds}
+    grouped: list[dict[tuple[object, ...], tuple[UpdateRule, list[tuple[str, nn.Parameter]]]]] = [{} for _ in partition]
+    seen: set[int] = set()
     for group in model.param_groups():
         assert group.kind in rules, f"no update rule for parameters of the kind {group.kind!r}"
         rule = rules[group.kind]
@@ -273,7 +310,11 @@ def build_optimizer(
             seen.add(id(param))
             # Matrices of one shape are stacked. Of the others only the small share a bucket: large ones are not copied.
             alike = param.shape if rule.by_matrix else param.numel() < MIN_SHARDED or name
-            grouped.setdefault((group.kind, alike, param.dtype), (rule, []))[1].append((name, param))
+            key = (group.kind, alike, param.dtype)
+            grouped[owner[group.kind]].setdefault(key, (rule, []))[1].append((name, param))
     forgotten = [name for name, param in model.named_parameters() if id(param) not in seen]
     assert not forgotten, f"no group holds {', '.join(forgotten)}"
-    return Optimizer([Bucket(rule, members, runtime) for rule, members in grouped.values()], settings, runtime)
+    return [
+        Optimizer([Bucket(rule, members, runtime) for rule, members in buckets.values()], settings, runtime)
+        for buckets in grouped
+    ]

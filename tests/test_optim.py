@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.common import UserError
-from nanochat.gpt import GPT, GPTConfig, ParamGroup
-from nanochat.optim import Optimizer, OptimSettings, build_optimizer
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.optim import Optimizer, OptimSettings, ParamGroup, build_optimizer
 from nanochat.runtime import Runtime
 from tests.support.processes import Forker
 
