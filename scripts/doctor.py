@@ -1,39 +1,90 @@
-"""Look at this machine and say what a training run will find: device, dtype, attention kernel, tools, disk, data.
+"""Check this machine before a training run: device, dtype, attention kernel, tools, disk, data.
 
-    python -m scripts.doctor                  # exit code 0: training is possible; 1: it is not, and the lines say why
-    python -m scripts.doctor --device=cpu     # as a run on the CPU would see it
+    python -m scripts.doctor                  # exit code 0: training is possible; 1: it is not, and a line says why
+    python -m scripts.doctor --device=cpu     # the checks for a run on the CPU
 
-Trains nothing and changes nothing, but for the base folder's note on how fast this processor's bf16 is.
+Trains nothing. The only file it may write is the base folder's cpu.json, the measured speed of bf16 on this processor.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from nanochat.common import print0
+from nanochat.common import base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.reporting.markdown import wrap_text
-from nanochat.system.checkup import FAIL, checkup
+from nanochat.system import machine_checks
+from nanochat.system.machine_checks import FAIL, NOTICE, OK, Check, Finding, run_check
 
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """What to look at."""
+    """The device to check."""
 
-    device: str = setting("auto", "the device to look at", choices=("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto", "device that the run will use", choices=("auto", "cpu", "cuda", "mps"))
 
 
 def main(config: Config) -> None:
     """Print one line for each finding; SystemExit(1) if one of them makes training impossible."""
-    obstacles = []
-    for name, (grade, what) in checkup(config.device):
-        print0(wrap_text(f"{grade:<6}  {name:<11}  {what}", 120, indent=21))
+    failed = []
+    for name, check in CHECKS.items():
+        # Data, tokenizer and checkpoints can be made on this machine: their absence does not make training impossible.
+        grade, message = run_check(check, config.device, NOTICE if check in MADE_BY_A_RUN else FAIL)
+        print0(wrap_text(f"{grade:<6}  {name:<11}  {message}", 120, indent=21))
         if grade == FAIL:
-            obstacles.append(name)
-    if obstacles:
-        print0(f"Training is impossible here until this is mended: {', '.join(obstacles)}.")
+            failed.append(name)
+    if failed:
+        print0(f"Training is impossible here until this is fixed: {', '.join(failed)}.")
         raise SystemExit(1)
     print0("Ready to train.")
+
+
+def check_tokenizer_trainer(_: str) -> Finding:
+    """The extension that trains the tokenizer."""
+    try:
+        from nanochat.tokenization import _rustbpe
+    except ImportError as error:
+        message = f"the Rust extension is not built ({error}): Hugging Face's trainer is used instead, which is slower"
+        return Finding(NOTICE, message)
+    return Finding(OK, f"the Rust extension, {Path(str(_rustbpe.__file__)).name}")
+
+
+def check_data(_: str) -> Finding:
+    """The data set in the base folder."""
+    from nanochat.data.shards import load_manifest
+
+    manifest = load_manifest()
+    return Finding(OK, f"{manifest.source}: {len(manifest.train)} training shards and {manifest.validation}")
+
+
+def check_trained_tokenizer(_: str) -> Finding:
+    """The trained tokenizer in the base folder."""
+    from nanochat.tokenizer import get_tokenizer
+
+    return Finding(OK, f"{get_tokenizer().get_vocab_size():,} tokens")
+
+
+def check_checkpoints(_: str) -> Finding:
+    """The checkpoints in the base folder."""
+    paths = sorted(path.parent.relative_to(base_dir()) for path in base_dir().glob("*_checkpoints/*/step_*/meta.json"))
+    return Finding(OK, ", ".join(map(str, paths)) or "none yet")
+
+
+CHECKS: dict[str, Check] = {
+    "versions": machine_checks.check_versions,
+    "machine": machine_checks.check_machine,
+    "bf16": machine_checks.check_bf16,
+    "device": machine_checks.check_device,
+    "attention": machine_checks.check_attention,
+    "compile": machine_checks.check_compile,
+    "trainer": check_tokenizer_trainer,
+    "disk": machine_checks.check_disk,
+    "data": check_data,
+    "tokenizer": check_trained_tokenizer,
+    "checkpoints": check_checkpoints,
+}
+MADE_BY_A_RUN = (check_data, check_trained_tokenizer, check_checkpoints)
 
 
 if __name__ == "__main__":
