@@ -261,14 +261,20 @@ def restore_model(checkpoint: Checkpoint, runtime: Runtime) -> GPT:
 
 
 def load_model(
-    source: str, runtime: Runtime, phase: str = "eval", model_tag: str | None = None, step: int = -1
+    source: str,
+    device: torch.device | Runtime,
+    phase: str = "eval",
+    model_tag: str | None = None,
+    step: int | None = None,
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """Model, tokenizer and meta.json of a stage's checkpoint.
+    """Return model, tokenizer and meta.json of a stage's checkpoint.
 
-    `source`: base, mid, sft or rl; `phase`: "eval" or "train". Without a tag the deepest model is taken, and said;
-    step -1 is the last. Raises `UserError` if there is no such checkpoint, or the tokenizer has changed since.
+    `source`: base, mid, sft or rl. `device`: where to put the model, or the runtime of a script. `phase`: "eval" or "train".
+    Default: the deepest model, and the last step (None or -1). Raises `UserError` if there is no such
+    checkpoint, or if the tokenizer has changed since.
     """
-    checkpoint = open_checkpoint(run_dir(source, model_tag or default_tag(source)), step)
+    runtime = device if isinstance(device, Runtime) else Runtime.current(device)
+    checkpoint = open_checkpoint(run_dir(source, model_tag or default_tag(source)), -1 if step is None else step)
     tokenizer = get_tokenizer()
     check_tokenizer(checkpoint, tokenizer)
     print0(f"Loading {checkpoint.path}")

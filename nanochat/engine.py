@@ -18,6 +18,7 @@ from nanochat.inference.kv_cache import KVCache as KVCache  # a public name of t
 from nanochat.inference.tool_use import RowState, Tool
 from nanochat.layers.sampler import rng_streams, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.sandbox.calculator import use_calculator as use_calculator  # a public name of this module
 from nanochat.tokenizer import Tokenizer
 
 Column = tuple[list[int], list[int]]  # the tokens of one step, one per sample, and their masks

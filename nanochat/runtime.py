@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.common import UserError, print0
+from nanochat.system.console import print0
 from nanochat.system.cpu import keep_freed_memory, prepare_bf16
+from nanochat.system.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 T = TypeVar("T")

@@ -86,13 +86,13 @@ class Tokenizer:
     @classmethod
     def train_from_iterator(
         cls: type[T],
-        texts: TrainingTexts,
+        text_iterator: TrainingTexts,
         vocab_size: int,
         *,
         pattern: str = SPLIT_PATTERN,
         progress: ProgressCallback | None = None,
     ) -> T:
-        """Train on texts, which are read once, as a stream.
+        """Train on texts (strings, bytes or Arrow arrays), which are read once, as a stream.
 
         `vocab_size` is the total: 256 bytes + merges + 9 special tokens. The vocabulary is smaller if the texts have no
         more pairs to merge. Raises UserError for a `vocab_size` below MIN_VOCAB_SIZE, and ValueError for an invalid
@@ -102,7 +102,7 @@ class Tokenizer:
             raise UserError(
                 f"vocab_size {vocab_size}: must be at least {MIN_VOCAB_SIZE}, the 256 bytes and the special tokens"
             )
-        tokens = cls._train(texts, vocab_size - len(SPECIAL_TOKENS), pattern, progress)
+        tokens = cls._train(text_iterator, vocab_size - len(SPECIAL_TOKENS), pattern, progress)
         ranks = {token: rank for rank, token in enumerate(tokens)}
         return cls(pattern, ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
 
@@ -113,14 +113,14 @@ class Tokenizer:
         """Return the bytes of at most `num_tokens` tokens by id, the 256 single bytes first."""
         raise NotImplementedError(f"{cls.__name__} cannot be trained: use RustBPETokenizer or HuggingFaceTokenizer")
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` into a directory, completely or not at all."""
-        write_text_atomic(directory / TOKENIZER_FILE, self._json)
+        write_text_atomic(Path(directory) / TOKENIZER_FILE, self._json)
 
     @classmethod
-    def load(cls: type[T], directory: Path) -> T:
+    def from_directory(cls: type[T], directory: str | Path) -> T:
         """Read `tokenizer.json` from a directory. Raises UserError if the file is missing or damaged."""
-        path = directory / TOKENIZER_FILE
+        path = Path(directory) / TOKENIZER_FILE
         try:
             with open(path, encoding="utf-8") as file:
                 saved = json.load(file)
@@ -361,7 +361,7 @@ def trainable_tokenizer_class() -> type[Tokenizer]:
 
 def get_tokenizer() -> Tokenizer:
     """Load the tokenizer that `scripts.tok_train` saved in the base folder. Raises UserError if there is none."""
-    return Tokenizer.load(base_dir() / "tokenizer")
+    return Tokenizer.from_directory(base_dir() / "tokenizer")
 
 
 def _check_vocabulary(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:

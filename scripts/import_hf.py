@@ -83,7 +83,7 @@ def put_tokenizer(tokenizer: Tokenizer) -> None:
     place = base_dir() / "tokenizer"
     if not (place / TOKENIZER_FILE).exists():
         tokenizer.save(place)
-    elif Tokenizer.load(place).hash() != tokenizer.hash():
+    elif Tokenizer.from_directory(place).hash() != tokenizer.hash():
         raise UserError(f"{place} holds another vocabulary than the model: set NANOCHAT_BASE_DIR to another folder")
 
 

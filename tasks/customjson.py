@@ -49,9 +49,17 @@ class CustomJSON(ConversationListTask):
 
     name = "CustomJSON"
 
-    def __init__(self, split: str = "train", *, path: str | Path, **kwargs: Any) -> None:
-        """Raises UserError, with file and line, for a line that is no conversation with an assistant message."""
-        super().__init__(read_conversations(Path(path)), split, **kwargs)
+    def __init__(
+        self, split: str = "train", *, filepath: str | Path | None = None, path: str | Path | None = None, **kwargs: Any
+    ) -> None:
+        """Read `filepath`, which mixture files also call `path`.
+
+        Raises UserError, with file and line, for a line that is no conversation with an assistant message.
+        """
+        file = filepath if filepath is not None else path
+        if file is None:
+            raise UserError(f"{self.name} needs a file: give filepath")
+        super().__init__(read_conversations(Path(file)), split, **kwargs)
 
 
 def read_conversations(path: Path) -> list[Conversation]:

@@ -24,8 +24,11 @@ class GSM8K(HubTask):
     repo_id = "openai/gsm8k"
     columns = ("question", "answer")
 
-    def __init__(self, split: str = "test", **kwargs: Any) -> None:
-        super().__init__("main", split, **kwargs)
+    def __init__(self, split: str = "test", *, subset: str = "main", **kwargs: Any) -> None:
+        """Raises UserError for a subset other than "main"."""
+        if subset != "main":
+            raise UserError(f"{self.name} has no subset {subset!r}: must be main")
+        super().__init__(subset, split, **kwargs)
 
     def get_example(self, index: int) -> Conversation:
         row = self.get_row(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import CategoricalTask, make_multiple_choice
 from tasks.hub import HubTask
@@ -17,11 +18,18 @@ class MMLU(HubTask, CategoricalTask):
     repo_id = "cais/mmlu"
     columns = ("question", "subject", "choices", "answer")
 
-    def __init__(self, split: str = "test", **kwargs: Any) -> None:
-        if split in ("train", "auxiliary_train"):
-            super().__init__("auxiliary_train", "train", **kwargs)
-        else:
-            super().__init__("all", split, **kwargs)
+    def __init__(self, split: str = "test", *, subset: str | None = None, **kwargs: Any) -> None:
+        """`subset`: "auxiliary_train" (split "train" only) or "all" (the other splits); default: the one with `split`.
+
+        Raises UserError for another subset.
+        """
+        if split == "auxiliary_train":
+            split, subset = "train", "auxiliary_train"
+        if subset is None:
+            subset = "auxiliary_train" if split == "train" else "all"
+        if subset not in ("auxiliary_train", "all"):
+            raise UserError(f"{self.name} has no subset {subset!r}: must be auxiliary_train or all")
+        super().__init__(subset, split, **kwargs)
 
     def get_example(self, index: int) -> Conversation:
         row = self.get_row(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,11 +56,30 @@ def _build_task(name: str, *args: Any, **options: Any) -> Task:
 TASKS: Mapping[str, Callable[..., Task]] = {name: functools.partial(_build_task, name) for name in _CLASS_PATHS}
 
 
+def _load_class(name: str) -> Callable[..., Task]:
+    """The class of a task that is named `module:Class`, from a file of tasks/."""
+    module_name, _, class_name = name.partition(":")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module_name):
+        raise UserError(f"task {name!r}: {module_name!r} is no module of tasks/; write my_task:MyTask")
+    try:
+        module = importlib.import_module(f"tasks.{module_name}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"task {name!r}: {error}; the class must be in tasks/{module_name}.py") from error
+    task_class = getattr(module, class_name, None)
+    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
+        raise UserError(f"task {name!r}: tasks/{module_name}.py has no class {class_name!r} derived from Task")
+    return task_class
+
+
 def canonical_name(name: str) -> str:
     """Return the registry's spelling of a task's name; upper and lower case are equivalent.
 
-    Raises UserError for an unknown name, with the names closest to it.
+    `my_task:MyTask`, the class `MyTask` of tasks/my_task.py, is a name as it is. Raises UserError for an unknown name,
+    with the names closest to it.
     """
+    if ":" in name:
+        _load_class(name)
+        return name
     names_by_lower = {known.lower(): known for known in TASKS}
     if name.lower() in names_by_lower:
         return names_by_lower[name.lower()]
@@ -78,6 +98,10 @@ def get_task(name: str, split: str = "test", **options: Any) -> Task:
     """
     name = canonical_name(name)
     try:
+        if ":" in name:
+            task = _load_class(name)(split, **options)
+            task.name = name
+            return task
         return TASKS[name](split, **options)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())

@@ -76,7 +76,7 @@ def test_both_trainers_give_the_same_kind_of_tokenizer(kind: type[Tokenizer], tm
     assert [tokenizer.encode_special(name) for name in SPECIAL_TOKENS] == list(range(291, 300))
     assert tokenizer.get_bos_token_id() == 291
     tokenizer.save(tmp_path)
-    again = Tokenizer.load(tmp_path)
+    again = Tokenizer.from_directory(tmp_path)
     assert again.hash() == tokenizer.hash()
     for text in TEXTS:
         assert again.encode(text) == tokenizer.encode(text) == slow_encode(tokenizer, text)
@@ -262,7 +262,7 @@ def test_a_damaged_file_is_refused(tokenizer: Tokenizer, tmp_path: Path, damage:
     damage(saved)
     path.write_text(json.dumps(saved), encoding="utf-8")
     with pytest.raises(UserError, match=regex.escape(message)) as caught:
-        Tokenizer.load(tmp_path)
+        Tokenizer.from_directory(tmp_path)
     assert "tokenizer.json" in str(caught.value)
 
 
@@ -270,7 +270,7 @@ def test_a_damaged_file_is_refused(tokenizer: Tokenizer, tmp_path: Path, damage:
 def test_a_torn_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        Tokenizer.load(tmp_path)
+        Tokenizer.from_directory(tmp_path)
 
 
 # Conversations

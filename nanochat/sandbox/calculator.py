@@ -57,9 +57,27 @@ def calculate(expression: str) -> str | None:
     >>> calculate("1/0"), calculate("9**9**9"), calculate("open('x')")
     (None, None, None)
     """
+    value = _evaluate(expression)
+    return None if value is None else _written(value)
+
+
+def use_calculator(expression: str) -> int | float | str | None:
+    """Return the value of an expression: a whole number as int, another as float, text as str; None if it has none.
+
+    >>> use_calculator("1 + 2 * 3"), use_calculator("1 / 4"), use_calculator("the answer")
+    (7, 0.25, None)
+    """
+    value = _evaluate(expression)
+    if value is None or isinstance(value, str):
+        return value or None
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def _evaluate(expression: str) -> _Value | None:
+    """The value of an expression, or None if the calculator does not take it."""
     try:
         source = _plain(expression)
-        return _written(_value(ast.parse(source, mode="eval").body, source.encode(), _DEPTH))
+        return _value(ast.parse(source, mode="eval").body, source.encode(), _DEPTH)
     except (_Refused, ArithmeticError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
 

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import TypedDict
 
-from nanochat.common import base_dir, print0, write_json_atomic
+from nanochat.system.console import print0
+from nanochat.system.files import base_dir, write_json_atomic
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 ISA_WITHOUT_AMX = "AVX512_CORE_BF16"

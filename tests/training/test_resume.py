@@ -446,7 +446,7 @@ def naive_rows(base: Path, count: int) -> np.ndarray:
     from nanochat.tokenizer import Tokenizer
 
     manifest = json.loads((base / "base_data" / "manifest.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.load(base / "tokenizer")
+    tokenizer = Tokenizer.from_directory(base / "tokenizer")
     epoch: list[int] = []
     for name in manifest["train"]:
         for text in pq.read_table(base / "base_data" / name).column("text").to_pylist():
