@@ -269,8 +269,8 @@ def load_model(
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Return model, tokenizer and meta.json of a stage's checkpoint.
 
-    `source`: base, mid, sft or rl. `device`: where to put the model, or the runtime of a script. `phase`: "eval" or "train".
-    Default: the deepest model, and the last step (None or -1). Raises `UserError` if there is no such
+    `source`: base, mid, sft or rl. `device`: where to put the model, or the runtime of a script. `phase`: "eval" or
+    "train". Default: the deepest model, and the last step (None or -1). Raises `UserError` if there is no such
     checkpoint, or if the tokenizer has changed since.
     """
     runtime = device if isinstance(device, Runtime) else Runtime.current(device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -250,7 +250,7 @@ class GPT(nn.Module):
             weight_decay=weight_decay,
             grad_clip=0.0,
         )
-        runtime = replace(Runtime.current(self.device), compute_dtype=self.compute_dtype)
+        runtime = Runtime.current(self.device, compute_dtype=self.compute_dtype)
         return build_optimizers(self, runtime, settings, [("embedding", "head"), ("matrix",)])
 
     def hidden_states(self, idx: Tensor, kv_cache: AttentionCache | None = None) -> Tensor:

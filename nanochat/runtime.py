@@ -51,17 +51,20 @@ class Runtime:
         return replace(runtime, compute_dtype=choose_dtype(runtime))
 
     @classmethod
-    def current(cls, device: torch.device | str = "auto", seed: int = 42) -> Runtime:
+    def current(
+        cls, device: torch.device | str = "auto", seed: int = 42, compute_dtype: torch.dtype | None = None
+    ) -> Runtime:
         """Return the runtime of a process that has been set up already, or that needs no setup.
 
         Joins no process group, seeds nothing and changes no global setting: for library calls with a device instead of
-        a runtime. Without an initialised process group the process is alone. Raises `UserError` for an unknown device.
+        a runtime. Without an initialised process group the process is alone. `compute_dtype` is chosen as in `start` if
+        it is not given. Raises `UserError` for an unknown device.
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else 0
         chosen = device if isinstance(device, torch.device) else resolve_device(device, local_rank)
-        runtime = cls(rank, local_rank, world_size, chosen, torch.float32, seed)
-        return replace(runtime, compute_dtype=choose_dtype(runtime))
+        runtime = cls(rank, local_rank, world_size, chosen, compute_dtype or torch.float32, seed)
+        return runtime if compute_dtype else replace(runtime, compute_dtype=choose_dtype(runtime))
 
     @property
     def is_main(self) -> bool:
