@@ -290,7 +290,8 @@ def serve() -> None:
     warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # runpy: it was loaded before the fork
     import torch  # noqa: F401
 
-    for line in sys.stdin:
+    requests = os.fdopen(os.dup(0), encoding="utf-8")  # sys.stdin stays unread, as in a new process
+    for line in requests:
         module, arguments, base, output, messages = json.loads(line)
         if "--help" in arguments:
             importlib.import_module(module)
