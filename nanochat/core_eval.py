@@ -25,14 +25,14 @@ from typing import NamedTuple, TypedDict
 import torch
 from tqdm import tqdm
 
-from nanochat.common import UserError, base_dir
-from nanochat.eval.core_bundle import find_bundle, read_bundle
+from nanochat.common import UserError
+from nanochat.eval.core_bundle import open_bundle
 from nanochat.eval.core_prompts import CoreExample, CoreTask, encode_example
 from nanochat.eval.core_scorer import ModelScorer, Scorer, is_correct
 from nanochat.eval.task_eval import choose_rows
 from nanochat.eval.task_result import TaskResult
 from nanochat.gpt import GPT
-from nanochat.reporting.schema import Z95, Section
+from nanochat.reporting.schema import Z95, Metric
 from nanochat.runtime import Runtime
 from nanochat.tokenization.encoders import TextEncoder
 
@@ -40,7 +40,7 @@ from nanochat.tokenization.encoders import TextEncoder
 class CoreScore(NamedTuple):
     """CORE of a model."""
 
-    metric: Section  # as the report has it: value, n, 95% interval
+    metric: Metric  # value, n, 95% interval
     standard_error: float
     guessing: float  # the CORE of guessing, which need not be 0: baselines are not exactly the accuracy of guessing
 
@@ -55,7 +55,7 @@ def core_metric(results: Sequence[TaskResult]) -> CoreScore:
     standard_error = math.hypot(*(result.standard_error for result in results)) / count
     guessing = math.fsum(result.centre(result.chance) for result in results) / count
     interval = [value - Z95 * standard_error, value + Z95 * standard_error]
-    metric = {"value": value, "n": sum(result.num_examples for result in results), "interval": interval}
+    metric: Metric = {"value": value, "n": sum(result.num_examples for result in results), "interval": interval}
     return CoreScore(metric, standard_error, guessing)
 
 
@@ -129,14 +129,11 @@ def evaluate_model(
     Under torchrun the examples are divided among the processes, and all get the same scores. Raises UserError if there
     is no bundle.
     """
-    path = find_bundle()
-    if path is None:
-        raise UserError(f"no evaluation bundle at {base_dir() / 'eval_bundle'}: put its folder or zip file there")
+    tasks = open_bundle().tasks
     runtime = Runtime.current(device)
     scorer = ModelScorer(model)
     max_examples = None if max_per_task == -1 else max_per_task
     context_len = model.config.sequence_len
-    tasks = read_bundle(path).tasks
     results = [evaluate_task(task, scorer, tokenizer, context_len, runtime, max_examples) for task in tasks]
     return {
         "results": {result.name: result.accuracy for result in results},

@@ -1,10 +1,10 @@
-"""The report: `report/report.md` and its pictures, rendered whole from the JSON sections that the stages have written.
+"""The report: `report/report.md` and its plots, rendered from the JSON sections that the scripts have written.
 
     python -m nanochat.report            # render it, and print a short summary
-    python -m nanochat.report reset      # forget the sections of earlier runs
+    python -m nanochat.report reset      # remove the sections of earlier runs
 
 The Markdown is a pure function of the sections and of `$NANOCHAT_USD_PER_HOUR` (the machine's price, for 8 x H100 about
-24), so it can be rendered at any time and again. What a section may hold is said in `nanochat.reporting.schema`.
+24), so it can be rendered at any time and again. `nanochat.reporting.schema` documents the sections.
 """
 
 from __future__ import annotations
@@ -20,48 +20,51 @@ from typing import Any
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
+from nanochat.reporting.accuracy_tables import accuracies_by_task, accuracy_lines, accuracy_tables
 from nanochat.reporting.markdown import escape, fence, format_duration, format_number, format_table, wrap_text
 from nanochat.reporting.schema import STAGES, Section, is_accuracy, log_section, read_sections, stage_of
-from nanochat.reporting.significance import accuracies_by_task, accuracy_lines, accuracy_tables
 
 __all__ = ["Report", "get_report", "log_section", "main", "read_sections", "render"]
-_ACCURACIES = "accuracies.png"  # no stage's name ends like this
-_WIDTH = 100  # of text, in the report and at the terminal
+
+_ACCURACIES_PNG = "accuracies.png"  # no section has this name
+_WIDTH = 100  # columns of text, in the report and at the terminal
+
 Sections = Mapping[str, Section]
 
 
 def render(base: Path | None = None) -> Path:
-    """Render the report of a base folder (default: ours); gives the path of report.md.
+    """Render the report of a base folder (default: `base_dir()`) and return the path of report.md.
 
-    A file that is no section is left out, with a line that names it. Raises UserError if there is no section at all.
+    A file that is not a section is left out, with a line that names it. Raises UserError if there is no section.
     """
     from nanochat.reporting.plots import plot_accuracies, plot_curves  # slow to import, and only needed here
 
     folder = (base or base_dir()) / "report"
-    sections, faults = read_sections(folder)
-    for fault in faults:
-        print0(f"report: {fault}")
+    sections, problems = read_sections(folder)
+    for problem in problems:
+        print0(f"report: {problem}")
     if not sections:
-        raise UserError(f"nothing to report in {folder}: run a stage first, for example python -m nanochat.dataset")
+        raise UserError(f"nothing to report in {folder}: run a script first, for example python -m nanochat.dataset")
     blocks = ["# nanochat report", *_summary(sections), *_environment(sections)]
-    blocks += [f"> {escape(fault)}" for fault in faults]
-    pictures = {stage: f"{stage}.png" for stage, section in sections.items() if section.get("curves")}
-    for stage, section in sections.items():
-        blocks += _stage(stage, section, pictures.get(stage))
-    blocks += _conversations(sections)
-    for stage, name in pictures.items():
-        plot_curves(sections[stage]["curves"], folder / name)
-    if found := accuracies_by_task(sections):
-        plot_accuracies(found, folder / _ACCURACIES)
-        pictures[""] = _ACCURACIES
+    blocks += [f"> {escape(problem)}" for problem in problems]
+    pictures = {name: f"{name}.png" for name, section in sections.items() if section.get("curves")}
+    for name, section in sections.items():
+        blocks += _section_blocks(name, section, pictures.get(name))
+    blocks += _conversation_blocks(sections)
+    for name, picture in pictures.items():
+        plot_curves(sections[name]["curves"], folder / picture)
+    files = set(pictures.values())
+    if accuracies := accuracies_by_task(sections):
+        plot_accuracies(accuracies, folder / _ACCURACIES_PNG)
+        files.add(_ACCURACIES_PNG)
     write_text_atomic(folder / "report.md", "\n\n".join(blocks) + "\n")
-    for stale in set(folder.glob("*.png")) - {folder / name for name in pictures.values()}:
+    for stale in set(folder.glob("*.png")) - {folder / file for file in files}:
         stale.unlink()
     return folder / "report.md"
 
 
-def _metric(metric: Any) -> str:
-    """A metric for people: `0.4120 [0.3910, 0.4330], n = 1,172`."""
+def _format_metric(metric: Any) -> str:
+    """Return a metric as `0.4120 [0.3910, 0.4330], n = 1,172`."""
     if not isinstance(metric, dict):
         return format_number(metric)
     text = format_number(metric.get("value"))
@@ -70,35 +73,35 @@ def _metric(metric: Any) -> str:
     return text + (f", n = {metric['n']:,}" if isinstance(metric.get("n"), int) else "")
 
 
-def _setting(value: Any) -> str:
-    """A setting exactly as it can be given again."""
+def _format_setting(value: Any) -> str:
+    """Return a setting as it can be given on a command line."""
     if value is None:
         return "not set"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _headline(sections: Sections) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The table of metrics by stage: its columns (models), and metric -> {model: text}; later stages beat earlier.
+    """Return the table of metrics by stage: the stages, and metric -> {stage: text}. Later sections replace earlier.
 
-    Accuracies have a table of their own.
+    Accuracies are left out: they have a table of their own.
     """
     cells: dict[str, dict[str, str]] = {}
-    for stage, section in sections.items():
-        model = stage_of(stage, section)
-        metrics: dict[str, Any] = section.get("metrics", {}) if model else {}
+    for section_name, section in sections.items():
+        stage = stage_of(section_name, section)
+        metrics: Mapping[str, Any] = section.get("metrics", {}) if stage else {}
         for name in section.get("headline", list(metrics)):
             if name in metrics and not is_accuracy(metrics[name]):
-                cells.setdefault(name, {})[str(model)] = _metric(metrics[name])
-    return [model for model in STAGES if any(model in row for row in cells.values())], cells
+                cells.setdefault(name, {})[str(stage)] = _format_metric(metrics[name])
+    return [stage for stage in STAGES if any(stage in row for row in cells.values())], cells
 
 
-def _seconds(sections: Sections) -> dict[str, float]:
-    """Wall time of the stages that say it."""
-    return {stage: section["seconds"] for stage, section in sections.items() if "seconds" in section}
+def _wall_times(sections: Sections) -> dict[str, float]:
+    """Return section -> seconds, of the sections that have it."""
+    return {name: section["seconds"] for name, section in sections.items() if "seconds" in section}
 
 
-def _cost(seconds: float) -> str:
-    """What that time costs at `$NANOCHAT_USD_PER_HOUR`, in words."""
+def _format_cost(seconds: float) -> str:
+    """Return the cost of that time at `$NANOCHAT_USD_PER_HOUR`."""
     price = os.environ.get("NANOCHAT_USD_PER_HOUR")
     if not price:
         return "not stated"
@@ -107,68 +110,75 @@ def _cost(seconds: float) -> str:
     except ValueError:
         rate = math.nan
     if not 0 <= rate < math.inf:
-        raise UserError(f"NANOCHAT_USD_PER_HOUR={price}: give the price of an hour of this machine, for example 24")
+        raise UserError(
+            f"NANOCHAT_USD_PER_HOUR is {price!r}: it must be the price of an hour of this machine, for example 24"
+        )
     return f"${rate * seconds / 3600:,.2f} at ${rate:g} an hour"
 
 
 def _summary(sections: Sections) -> Iterator[str]:
-    """Metrics by stage, time by stage, cost."""
+    """Yield the blocks of the summary: metrics and accuracies by stage, time by script, cost."""
     yield "## Summary"
-    models, cells = _headline(sections)
-    if models:
-        yield format_table(
-            ["metric", *models], [[name, *(row.get(m, "") for m in models)] for name, row in cells.items()]
-        )
-    yield from accuracy_tables(sections, _ACCURACIES)
-    seconds = _seconds(sections)
-    total = math.fsum(seconds.values())
+    stages, cells = _headline(sections)
+    if stages:
+        rows = [[name, *(row.get(stage, "") for stage in stages)] for name, row in cells.items()]
+        yield format_table(["metric", *stages], rows)
+    yield from accuracy_tables(sections, _ACCURACIES_PNG)
+    wall_times = _wall_times(sections)
+    total = math.fsum(wall_times.values())
     yield "### Time and cost"
-    if seconds:
-        rows = [[stage, sections[stage].get("time", ""), format_duration(spent)] for stage, spent in seconds.items()]
-        yield format_table(["stage", "finished", "time"], [*rows, ["total", "", format_duration(total)]])
-    yield f"Cost: {escape(_cost(total))}."
+    if wall_times:
+        rows = [
+            [name, sections[name].get("time", ""), format_duration(seconds)] for name, seconds in wall_times.items()
+        ]
+        yield format_table(["script", "finished", "time"], [*rows, ["total", "", format_duration(total)]])
+    yield f"Cost: {escape(_format_cost(total))}."
 
 
 def _environment(sections: Sections) -> Iterator[str]:
-    """One row a fact; where stages differ (the run moved, or the code changed), each value with its stages."""
+    """Yield a table of the environment: one row for each fact.
+
+    Where sections differ (the run moved to another machine, or the code changed), a cell has each value with its
+    sections.
+    """
     facts: dict[str, dict[str, list[str]]] = {}
-    for stage, section in sections.items():
-        for name, value in section.get("environment", {}).items():
+    for section_name, section in sections.items():
+        for fact, value in section.get("environment", {}).items():
             if value is not None:
-                facts.setdefault(name, {}).setdefault(_setting(value), []).append(stage)
+                facts.setdefault(fact, {}).setdefault(_format_setting(value), []).append(section_name)
     rows = []
-    for name, values in facts.items():
-        told = [value if len(values) == 1 else f"{value} ({', '.join(who)})" for value, who in values.items()]
-        rows.append([name, "; ".join(told)])
+    for fact, values in facts.items():
+        if len(values) == 1:
+            rows.append([fact, *values])
+        else:
+            rows.append([fact, "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())])
     if rows:
         yield "## Environment"
-        yield format_table(["what", "value"], rows)
+        yield format_table(["fact", "value"], rows)
 
 
-def _stage(stage: str, section: Section, picture: str | None) -> Iterator[str]:
-    """One stage: notes, metrics, curves, samples, and its settings folded away."""
-    yield f"## {escape(section.get('title', '')) or escape(stage)}"
+def _section_blocks(name: str, section: Section, picture: str | None) -> Iterator[str]:
+    """Yield the blocks of one section: notes, metrics, curves, samples, and its settings folded away."""
+    yield f"## {escape(section.get('title', '')) or escape(name)}"
     if section.get("notes"):
         yield "\n".join(f"- {escape(note)}" for note in section["notes"])
     if section.get("metrics"):
-        yield format_table(
-            ["metric", "value"], [[name, _metric(metric)] for name, metric in section["metrics"].items()]
-        )
+        rows = [[metric, _format_metric(value)] for metric, value in section["metrics"].items()]
+        yield format_table(["metric", "value"], rows)
     if picture:
         yield f"![{escape(', '.join(section['curves']))}]({picture})"
     for sample in section.get("samples", []):
         if "messages" not in sample:
-            yield from _sample(sample)
+            yield from _sample_blocks(sample)
     if section.get("settings"):
+        rows = [[setting, _format_setting(value)] for setting, value in section["settings"].items()]
         yield "<details><summary>Settings</summary>"
-        yield format_table(
-            ["setting", "value"], [[name, _setting(value)] for name, value in section["settings"].items()]
-        )
+        yield format_table(["setting", "value"], rows)
         yield "</details>"
 
 
-def _sample(sample: Section) -> Iterator[str]:
-    """The prompt, the whole text in a fence, and what the checker says of it."""
+def _sample_blocks(sample: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the prompt, the whole text in a fence, and the verdicts of the checker."""
     prompt = escape(sample["prompt"])
     yield f"Prompt: {prompt}" if prompt else "Without a prompt:"
     yield fence(sample["prompt"] + sample["text"], _WIDTH)
@@ -183,29 +193,29 @@ def _sample(sample: Section) -> Iterator[str]:
         )
 
 
-def _conversations(sections: Sections) -> Iterator[str]:
-    """What was talked with each model: the end of the report."""
-    for stage, sample in _talks(sections):
-        yield f"## A conversation with the {escape(stage_of(stage, sections[stage]) or stage)} model"
-        yield fence(_script(sample["messages"]), _WIDTH)
+def _conversation_blocks(sections: Sections) -> Iterator[str]:
+    """Yield the end of the report: the conversations with the model of each stage."""
+    for name, messages in _conversations(sections):
+        yield f"## A conversation with the {escape(stage_of(name, sections[name]) or name)} model"
+        yield fence(_transcript(messages), _WIDTH)
 
 
-def _talks(sections: Sections) -> list[tuple[str, Section]]:
-    """The samples that are conversations, with their stages."""
+def _conversations(sections: Sections) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return (section, messages) of the samples that are conversations."""
     return [
-        (stage, sample)
-        for stage, section in sections.items()
+        (name, sample["messages"])
+        for name, section in sections.items()
         for sample in section.get("samples", [])
         if "messages" in sample
     ]
 
 
-def _script(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A conversation as in a play; a call of the calculator stands in brackets with its result.
+def _transcript(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return a conversation as text, a calculator call in brackets with its result.
 
     >>> call = [{"type": "python", "text": "2+2"}, {"type": "python_output", "text": "4"}]
     >>> answer = {"role": "assistant", "content": [*call, {"type": "text", "text": " Four."}]}
-    >>> print(_script([{"role": "user", "content": "2 + 2?"}, answer]))
+    >>> print(_transcript([{"role": "user", "content": "2 + 2?"}, answer]))
     user: 2 + 2?
     <BLANKLINE>
     assistant: [2+2 = 4] Four.
@@ -214,47 +224,47 @@ def _script(messages: Sequence[Mapping[str, Any]]) -> str:
     for message in messages:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        said = ""
+        text = ""
         for part in parts:
-            if part["type"] == "python_output" and said.endswith("]"):
-                said = f"{said[:-1]} = {part['text']}]"
+            if part["type"] == "python_output" and text.endswith("]"):
+                text = f"{text[:-1]} = {part['text']}]"
             else:
-                said += part["text"] if part["type"] == "text" else f"[{part['text']}]"
-        turns.append(f"{message['role']}: {said}")
+                text += part["text"] if part["type"] == "text" else f"[{part['text']}]"
+        turns.append(f"{message['role']}: {text}")
     return "\n\n".join(turns)
 
 
 def _print_summary(sections: Sections) -> None:
-    """What a person at the terminal wants to see at the end of a run."""
-    for stage, section in sections.items():
+    """Print samples, metrics, accuracies, time and cost, and the last conversation."""
+    for name, section in sections.items():
         for sample in section.get("samples", []):
-            if "messages" in sample:
-                continue
-            share = sample.get("share_sound")
-            print0(f"--- {stage}" + (f": {share:.0%} of the sentences sound" if share is not None else ""))
-            print0(wrap_text(sample["prompt"] + sample["text"], _WIDTH).strip("\n"))
+            if "messages" not in sample:
+                share = sample.get("share_sound")
+                print0(f"--- {name}" + (f": {share:.0%} of the sentences sound" if share is not None else ""))
+                print0(wrap_text(sample["prompt"] + sample["text"], _WIDTH).strip("\n"))
     print0("---")
-    models, cells = _headline(sections)
-    for name, row in cells.items():
-        print0(wrap_text(f"{name}: " + ", ".join(f"{row[m]} ({m})" for m in models if m in row), _WIDTH))
+    stages, cells = _headline(sections)
+    for metric, row in cells.items():
+        values = ", ".join(f"{row[stage]} ({stage})" for stage in stages if stage in row)
+        print0(wrap_text(f"{metric}: {values}", _WIDTH))
     for line in accuracy_lines(sections):
         print0(line)
-    seconds = _seconds(sections)
-    total = math.fsum(seconds.values())
-    for stage, spent in [*seconds.items(), ("total", total)]:
-        print0(f"{format_duration(spent):>8}  {stage}")
-    print0(f"cost: {_cost(total)}")
-    for stage, sample in _talks(sections)[-1:]:
-        print0(f"--- a conversation with the {stage_of(stage, sections[stage]) or stage} model")
-        print0(wrap_text(_script(sample["messages"]), _WIDTH))
+    wall_times = _wall_times(sections)
+    total = math.fsum(wall_times.values())
+    for name, seconds in [*wall_times.items(), ("total", total)]:
+        print0(f"{format_duration(seconds):>8}  {name}")
+    print0(f"cost: {_format_cost(total)}")
+    for name, messages in _conversations(sections)[-1:]:
+        print0(f"--- a conversation with the {stage_of(name, sections[name]) or name} model")
+        print0(wrap_text(_transcript(messages), _WIDTH))
         print0("---")
 
 
 class Report:
-    """The report of the base folder, to add to and to render from a program or a notebook."""
+    """The report of the base folder, for use in a program or a notebook."""
 
     def log(self, section: str, data: Mapping[str, Any]) -> Path:
-        """Write `data` as a section of the report in place of an earlier one of that title; returns its path.
+        """Write `data` as a section of the report, in place of an earlier one of that title. Returns its path.
 
         Numbers are metrics; "settings" is a dict of settings; other values become notes `name: value`. Raises
         `UserError` for a title without a letter or digit.
@@ -273,11 +283,11 @@ class Report:
         return log_section(name, content)
 
     def generate(self) -> Path:
-        """Render report.md and its pictures; returns the path of report.md."""
+        """Render report.md and its plots. Returns the path of report.md."""
         return render()
 
     def reset(self) -> None:
-        """Remove the sections and all that was rendered from them."""
+        """Remove the sections and everything rendered from them."""
         folder = base_dir() / "report"
         for path in [*folder.glob("*.json"), *folder.glob("*.png"), folder / "report.md"]:
             path.unlink(missing_ok=True)
@@ -290,13 +300,11 @@ def get_report() -> Report:
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """What to do with the report."""
-
-    action: str = setting("generate", "render the report, or forget it", choices=("generate", "reset"), positional=True)
+    action: str = setting("generate", "render the report, or remove it", choices=("generate", "reset"), positional=True)
 
 
 def main(config: Config) -> None:
-    """Render and summarise; or remove the sections and what was rendered from them."""
+    """Render the report and print a summary; or remove the sections and everything rendered from them."""
     folder = base_dir() / "report"
     if config.action == "reset":
         get_report().reset()

@@ -1,16 +1,16 @@
-"""Score a base model on CORE's tasks, which ask without a conversation: accuracy with its interval, beside guessing.
+"""Score a base model on CORE: accuracy on each task with its interval and the accuracy of guessing, and their mean.
 
     torchrun --standalone --nproc_per_node=8 -m scripts.base_eval                 # eight GPUs
     python -m scripts.base_eval --eval_bundle=eval_bundle.zip                     # one GPU
     python -m scripts.base_eval --max-per-task=16                                 # a laptop: a first impression
     python -m scripts.base_eval --hf-path=openai-community/gpt2                   # a model of transformers, or a folder
-    python -m scripts.base_eval --compare d20:1000 d20                            # two checkpoints, side by side
+    python -m scripts.base_eval --compare d20:1000 d20                            # two checkpoints on the same examples
 
-The bundle of tasks is looked for in the base folder, as `eval_bundle/` or `eval_bundle.zip`; one whose address is given
-is downloaded to there. The table goes to `base_eval/NAME.csv` in the base folder.
+The bundle of tasks is `eval_bundle/` or `eval_bundle.zip` in the base folder. If its address is given, it is downloaded
+there. The table is written to `base_eval/NAME.csv` in the base folder.
 
-`--compare A B` scores two models on the same examples and says how sure the difference is. Each is `TAG` or `TAG:STEP`,
-a base checkpoint, or a model of transformers: a folder, or `OWNER/NAME` on the hub.
+`--compare A B` scores two models on the same examples and tests whether they differ. Each is a base checkpoint (`TAG`
+or `TAG:STEP`) or a model of transformers: a folder, or `OWNER/NAME` on the hub.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dataclasses import dataclass, replace
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import core_metric, evaluate_task
-from nanochat.eval.core_bundle import Bundle, find_bundle, read_bundle
+from nanochat.eval.core_bundle import Bundle, open_bundle
 from nanochat.eval.core_prompts import CoreTask
 from nanochat.eval.core_tables import (
-    HEADER,
-    PAIR_HEADER,
-    as_csv,
+    COMPARISON_HEADER,
+    RESULT_HEADER,
+    comparison_csv,
+    comparison_row,
+    comparison_summary,
     core_gain,
     core_name,
-    gain_of,
-    line,
-    notes_on,
-    pair_csv,
-    pair_line,
-    pair_summary,
+    result_notes,
+    result_row,
+    results_csv,
+    task_gain,
 )
 from nanochat.eval.eval_model import EvalModel
 from nanochat.eval.task_result import TaskResult
@@ -54,75 +54,68 @@ class Config(Settings):
     step: int = setting(-1, "checkpoint to score; -1 = the last", short="s", at_least=0, also=-1)
     hf_path: str | None = setting(None, "score a model of transformers instead: a folder, or a name on the hub")
     compare: str | None = setting(None, "first of two models to compare, A; the second one follows: --compare A B")
-    other: str | None = setting(None, "the second one, B", positional=True)
-    device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
+    other: str | None = setting(None, "second of two models to compare, B", positional=True)
+    device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
     batch_tokens: int = setting(
-        -1, "positions in a forward pass on one device; -1 = what suits it", short="b", at_least=1, also=-1
+        -1, "positions in a forward pass on one device; -1 = a default for it", short="b", at_least=1, also=-1
     )
-    seed: int = setting(42, "of the choice of solved examples in a prompt")
+    seed: int = setting(42, "for the choice of few-shot examples")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.compare is None) != (self.other is None):
             raise UserError("two models are compared as --compare A B: name both")
-        ways = [self.model_tag is not None or self.step != -1, self.hf_path is not None, self.compare is not None]
-        if sum(ways) > 1:
+        choices = [self.model_tag is not None or self.step != -1, self.hf_path is not None, self.compare is not None]
+        if sum(choices) > 1:
             raise UserError("choose one of --model_tag and --step, --hf_path, or --compare")
 
 
-def open_bundle(config: Config) -> Bundle:
-    """The bundle that was asked for, or that of the base folder."""
-    path = find_bundle(config.eval_bundle)
-    if path is None:
-        place = config.eval_bundle or base_dir() / "eval_bundle"
-        raise UserError(
-            f"no evaluation bundle at {place}: put it there, as a folder or a zip file with core.yaml, "
-            "eval_meta_data.csv and eval_data, or say with --eval_bundle where it is: a folder, a zip file, or the "
-            "address of one (https://...) to download"
-        )
-    return read_bundle(path)
-
-
-def score(task: CoreTask, candidate: EvalModel, config: Config, runtime: Runtime) -> TaskResult:
-    """What a model makes of a task."""
-    most = None if config.max_per_task == -1 else config.max_per_task
-    return evaluate_task(task, candidate.scorer, candidate.tokenizer, candidate.context_len, runtime, most, config.seed)
+def evaluate_on_task(task: CoreTask, model: EvalModel, config: Config, runtime: Runtime) -> TaskResult:
+    """Score a model on a task."""
+    max_examples = None if config.max_per_task == -1 else config.max_per_task
+    return evaluate_task(task, model.scorer, model.tokenizer, model.context_len, runtime, max_examples, config.seed)
 
 
 def write_csv(name: str, content: str) -> None:
-    """Write a table into the base folder."""
+    """Write a table to the base folder."""
     path = base_dir() / "base_eval" / f"{name}.csv"
     write_text_atomic(path, content)
     print0(f"Wrote {path}")
 
 
-def evaluate(candidate: EvalModel, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
+def evaluate(model: EvalModel, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
     """Score a model, print the table, write it as CSV and into the report."""
-    start, results = time.monotonic(), []
-    print0(HEADER)
+    start = time.monotonic()
+    results = []
+    print0(RESULT_HEADER)
     for task in bundle.tasks:
-        results.append(score(task, candidate, config, runtime))
-        print0(line(results[-1]))
-    name, (found, error, floor) = core_name(bundle), core_metric(results)
-    print0(f"{name}: {found['value']:.4f}, standard error {error:.4f}; guessing alone gives {floor:.4f}")
-    notes = notes_on(results, bundle)
+        results.append(evaluate_on_task(task, model, config, runtime))
+        print0(result_row(results[-1]))
+    name = core_name(bundle)
+    score = core_metric(results)
+    print0(
+        f"{name}: {score.metric['value']:.4f}, standard error {score.standard_error:.4f}; "
+        f"guessing alone gives {score.guessing:.4f}"
+    )
+    notes = result_notes(results, bundle)
     for note in notes:
         print0(note)
     if runtime.is_main:
-        write_csv(candidate.file_name, as_csv(results, name, found, floor))
-    scores = {name: found, f"{name}: standard error": error, f"{name} of guessing alone": floor}
-    ours = config.hf_path is None
+        write_csv(model.file_name, results_csv(results, name, score))
+    is_checkpoint = config.hf_path is None
+    scores = {name: score.metric, f"{name}: standard error": score.standard_error}
+    scores[f"{name} of guessing alone"] = score.guessing
     log_section(
-        "base_eval" if ours else "hf_eval",  # another's model does not stand among ours
+        "base_eval" if is_checkpoint else "hf_eval",  # a model of transformers is not in the tables by stage
         {
-            "title": "Evaluation of the base model" if ours else f"Evaluation of {candidate.name}",
-            "model": "base" if ours else None,
-            "checkpoint": candidate.name if ours else None,
+            "title": "Evaluation of the base model" if is_checkpoint else f"Evaluation of {model.name}",
+            "model": "base" if is_checkpoint else None,
+            "checkpoint": model.name if is_checkpoint else None,
             "settings": config,
             "metrics": {**{result.name: result.metric for result in results}, **scores},
             "headline": [name, f"{name} of guessing alone"],
             "answers": {result.name: result.answers for result in results},
-            "notes": [candidate.note, *notes],
+            "notes": [model.note, *notes],
             "seconds": time.monotonic() - start,
         },
     )
@@ -130,25 +123,25 @@ def evaluate(candidate: EvalModel, bundle: Bundle, config: Config, runtime: Runt
 
 
 def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
-    """Score two models, print their differences task by task, write them as CSV and into the report."""
+    """Score two models, print their differences by task, write them as CSV and into the report. Returns A's, B's."""
     start = time.monotonic()
     before: list[TaskResult] = []
     after: list[TaskResult] = []
-    print0(f"A is {a.name}, B is {b.name}", PAIR_HEADER, sep="\n")
+    print0(f"A is {a.name}, B is {b.name}", COMPARISON_HEADER, sep="\n")
     for task in bundle.tasks:
-        before.append(score(task, a, config, runtime))
-        after.append(score(task, b, config, runtime))
-        print0(pair_line(before[-1], after[-1]))
+        before.append(evaluate_on_task(task, a, config, runtime))
+        after.append(evaluate_on_task(task, b, config, runtime))
+        print0(comparison_row(before[-1], after[-1]))
     name = core_name(bundle)
-    notes = [*pair_summary(before, after, name)]
-    for who, results in (("A", before), ("B", after)):
-        notes += [f"{who}: {note}" for note in notes_on(results, replace(bundle, missing=()))]
-    notes += notes_on([], bundle)
+    notes = [*comparison_summary(before, after, name)]
+    for letter, results in (("A", before), ("B", after)):
+        notes += [f"{letter}: {note}" for note in result_notes(results, replace(bundle, missing=()))]
+    notes += result_notes([], bundle)
     for note in notes:
         print0(note)
     if runtime.is_main:
-        write_csv(f"compare_{a.file_name}_{b.file_name}", pair_csv(before, after, name))
-    gains = {one.name: gain_of(one, two) for one, two in zip(before, after, strict=True)}
+        write_csv(f"compare_{a.file_name}_{b.file_name}", comparison_csv(before, after, name))
+    gains = {result_a.name: task_gain(result_a, result_b) for result_a, result_b in zip(before, after, strict=True)}
     log_section(
         "core_compare",
         {
@@ -163,17 +156,18 @@ def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime:
 
 
 def main(config: Config) -> list[TaskResult]:
-    """Score a model, or two: those of A come first."""
-    bundle = open_bundle(config)  # what is wrong with it is said before a model is loaded
+    """Score a model, or two. Returns the result of each task; of two models, A's results come first."""
+    bundle = open_bundle(config.eval_bundle)  # before a model is loaded, because its errors come at once
     runtime = Runtime.start(config.seed, config.device)
     if config.compare is not None and config.other is not None:
-        a, b = (EvalModel.from_name(name, runtime, config.batch_tokens) for name in (config.compare, config.other))
+        a = EvalModel.from_name(config.compare, runtime, config.batch_tokens)
+        b = EvalModel.from_name(config.other, runtime, config.batch_tokens)
         results = compare(a, b, bundle, config, runtime)
     elif config.hf_path is not None:
         results = evaluate(EvalModel.from_hf(config.hf_path, runtime, config.batch_tokens), bundle, config, runtime)
     else:
-        ours = EvalModel.from_checkpoint(runtime, config.batch_tokens, config.model_tag, config.step)
-        results = evaluate(ours, bundle, config, runtime)
+        model = EvalModel.from_checkpoint(runtime, config.batch_tokens, config.model_tag, config.step)
+        results = evaluate(model, bundle, config, runtime)
     runtime.finish()
     return results
 

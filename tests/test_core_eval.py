@@ -421,7 +421,7 @@ CHOICE = "eval_data/sub/choice.jsonl"
         (change("core.yaml", "  dataset_uri: sub/schema", "  dataset_uri: [sub/schema"), ["core.yaml, line", "YAML"]),
         (change("core.yaml", "type: schema", "type: scheme"), ["core.yaml, line 8: icl_task_type is 'scheme'"]),
         (change("core.yaml", "  - 0", "  - many"), ["core.yaml, line 2: num_fewshot is ['many']"]),
-        (change("core.yaml", "label: schema", "label: choice"), ["core.yaml, line 8", "choice stands there twice"]),
+        (change("core.yaml", "label: schema", "label: choice"), ["core.yaml, line 8", "choice is listed twice"]),
         (change("core.yaml", "icl_tasks", "tasks"), ["core.yaml, line 1: icl_tasks"]),
         (change("eval_meta_data.csv", "schema,50,", "schema,fifty,"), ["eval_meta_data.csv, line 3", "fifty"]),
         (change("eval_meta_data.csv", "schema,50,", "schema,100,"), ["eval_meta_data.csv, line 3", "100.0 percent"]),
@@ -513,7 +513,7 @@ def test_base_eval(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("run_here")
 def test_without_a_bundle(base_dir: Path) -> None:
     assert find_bundle() is None
-    with pytest.raises(UserError, match=r"no evaluation bundle at .*eval_bundle: put it there"):
+    with pytest.raises(UserError, match=r"no evaluation bundle at .*eval_bundle: put a folder"):
         base_eval.main(base_eval.Config(device="cpu"))
     with pytest.raises(UserError, match="no evaluation bundle at absent"):
         base_eval.main(base_eval.Config(device="cpu", eval_bundle="absent"))

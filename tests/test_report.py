@@ -106,7 +106,7 @@ def test_only_the_first_process_writes(base_dir: Path, monkeypatch: pytest.Monke
     ("section", "rule"),
     [
         ({"metric": {}}, "unknown key metric"),
-        ({"metrics": [1]}, "metrics is of another type"),
+        ({"metrics": [1]}, "metrics has a wrong type"),
         ({"metrics": {"a": "1"}}, "metric a is neither"),
         ({"metrics": {"a": {"value": 1, "interval": [1]}}}, "metric a is neither"),
         ({"curves": {"loss": {**CURVE, "y": [1.0]}}}, "curve loss needs"),
@@ -174,7 +174,7 @@ def test_time_and_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     log_section("base_eval", {})
     text = rendered()
     assert [row[::2] for row in tables(text)[0]] == [
-        ["stage", "time"],
+        ["script", "time"],
         ["base_train", "3h 30m"],
         ["chat_sft", "30m 00s"],
         ["total", "4h 00m"],
@@ -245,7 +245,7 @@ def test_an_unfit_file_is_named_and_the_others_are_rendered(
 
 
 def test_nothing_to_report(base_dir: Path) -> None:
-    with pytest.raises(UserError, match="run a stage first"):
+    with pytest.raises(UserError, match="run a script first"):
         render()
     assert not list(base_dir.iterdir())
 

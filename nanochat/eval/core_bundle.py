@@ -1,10 +1,10 @@
-"""The bundle of tasks that CORE is measured on: read, checked line by line, and made into few-shot prompts.
+"""The bundle of tasks that CORE is measured on: found or downloaded, read, and checked line by line.
 
-A folder or a zip file of:
+A bundle is a folder or a zip file of:
 
     core.yaml            icl_tasks: a list of {label, dataset_uri, num_fewshot: [int], icl_task_type and, if not " ",
-                         continuation_delimiter; has_categories: true, if the lines have a category}
-    eval_meta_data.csv   columns "Eval Task" (the label) and "Random baseline" (what chance gives, in percent)
+                         continuation_delimiter; has_categories: true, if the rows have a category}
+    eval_meta_data.csv   columns "Eval Task" (the label) and "Random baseline" (the accuracy of guessing, in percent)
     eval_data/           JSON lines: {query, choices, gold}, {context_options, continuation, gold} or
                          {context, continuation}, each with {category} where core.yaml says so
 """
@@ -27,12 +27,12 @@ from nanochat.data.download import download
 from nanochat.data.import_text import read_utf8
 from nanochat.eval.core_prompts import TASK_TYPES, CoreExample, CoreTask
 
-FOLDER = "eval_bundle"
+BUNDLE_NAME = "eval_bundle"  # in the base folder, as a folder or with .zip
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle holds. `missing`: the tasks that it lists and has no data of."""
+    """The tasks of a bundle. `missing`: labels of tasks that core.yaml lists and eval_data lacks."""
 
     path: Path
     tasks: tuple[CoreTask, ...]
@@ -40,7 +40,7 @@ class Bundle:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
-    """YAML in which every mapping knows its line, and so does a value that cannot be, as the 45th of a month."""
+    """YAML loader whose mappings have their line; invalid values (the 45th of a month) raise an error with theirs."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         return {**super().construct_mapping(node, deep), "line": node.start_mark.line + 1}
@@ -53,22 +53,35 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without type
             raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
 
-def find_bundle(asked: str | None = None) -> Path | None:
-    """The bundle asked for; else that in the base folder, as a folder or a zip file; None if there is none.
+def open_bundle(source: str | None = None) -> Bundle:
+    """Find and read a bundle: `find_bundle`, then `read_bundle`. Raises UserError if there is none."""
+    path = find_bundle(source)
+    if path is None:
+        raise UserError(
+            f"no evaluation bundle at {source or base_dir() / BUNDLE_NAME}: put a folder or a zip file with core.yaml, "
+            "eval_meta_data.csv and eval_data there, or name a folder, a zip file or the address of one (https://...) "
+            "with --eval_bundle"
+        )
+    return read_bundle(path)
 
-    An address is downloaded into the base folder, where later runs find it. Raises UserError if that fails.
+
+def find_bundle(source: str | None = None) -> Path | None:
+    """Return the path of a bundle, or None if there is none.
+
+    `source`: a folder, a zip file, or an address; default: `eval_bundle/` or `eval_bundle.zip` in the base folder. An
+    address is downloaded into the base folder, where later runs find it. Raises UserError if that fails.
     """
-    here = base_dir() / FOLDER
-    if asked and asked.startswith(("https://", "http://")):
-        return _fetch(asked, here.with_suffix(".zip"))
-    places = [Path(asked)] if asked else [here, here.with_suffix(".zip")]
-    with as_user_error(f"no evaluation bundle at {places[0]}"):
-        there = [place for place in places if place.exists()]
-    return next(iter(there), None)
+    default = base_dir() / BUNDLE_NAME
+    if source and source.startswith(("https://", "http://")):
+        return _fetch(source, default.with_suffix(".zip"))
+    paths = [Path(source)] if source else [default, default.with_suffix(".zip")]
+    with as_user_error(f"no evaluation bundle at {paths[0]}"):
+        existing = [path for path in paths if path.exists()]
+    return next(iter(existing), None)
 
 
 def _fetch(address: str, path: Path) -> Path:
-    """Bring a bundle to this path, or use what is there."""
+    """Download a bundle to `path`, unless a file is there already."""
     if path.exists():
         print0(f"Using {path}: remove it to download it again")
         return path
@@ -76,32 +89,28 @@ def _fetch(address: str, path: Path) -> Path:
     download(address, path)
     if not zipfile.is_zipfile(path):
         path.unlink()
-        raise UserError(f"{address} is no zip file, and so no evaluation bundle")
+        raise UserError(f"{address} is no zip file, so it cannot be an evaluation bundle")
     return path
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read all of a bundle. Raises `UserError` that names file and line of whatever is wrong."""
+    """Read all tasks of a bundle. Raises UserError that names the file and the line at fault."""
+    tasks = []
+    missing = []
     try:
-        root = _root(path)
+        root = _find_root(path)
         baselines = _read_baselines(root / "eval_meta_data.csv")
-        tasks, missing = [], []
-        for number, entry in _read_list(root / "core.yaml"):
-            place = f"{root / 'core.yaml'}, line {number}"
-            file = root / "eval_data" / entry["dataset_uri"]
-            label, kind, fewshot = entry["label"], entry["icl_task_type"], entry["num_fewshot"][0]
+        for line, entry in _read_task_list(root / "core.yaml"):
+            label = entry["label"]
             if label not in baselines:
-                raise UserError(f"{place}: {root / 'eval_meta_data.csv'} has no line for the task {label}")
-            if not file.is_file():
+                raise UserError(
+                    f"{root / 'core.yaml'}, line {line}: {root / 'eval_meta_data.csv'} has no line for the task {label}"
+                )
+            data_file = root / "eval_data" / entry["dataset_uri"]
+            if data_file.is_file():
+                tasks.append(_read_task(data_file, entry, baselines[label]))
+            else:
                 missing.append(label)
-                continue
-            rows = list(_read_examples(file, kind, entry.get("has_categories", False)))
-            examples, categories = tuple(example for example, _ in rows), tuple(name for _, name in rows if name)
-            delimiter = entry.get("continuation_delimiter", " ")
-            task = CoreTask(label, kind, fewshot, delimiter, baselines[label], examples, categories)
-            if (others := task.max_fewshot) < fewshot:
-                print0(f"{label}: its prompts should have {fewshot} examples, but only {others} others exist")
-            tasks.append(task)
     except OSError as error:
         raise UserError(f"the evaluation bundle {path} cannot be read: {error}") from error
     if not tasks:
@@ -109,26 +118,48 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, tuple(tasks), tuple(missing))
 
 
-def _root(path: Path) -> Any:
-    """The folder that holds core.yaml: this one, the zip file's, or the only one inside; with a path's methods."""
+def _read_task(data_file: Any, entry: dict[str, Any], baseline: float) -> CoreTask:
+    """Read the examples of a task. Prints a line if they are too few for its few-shot prompts."""
+    rows = list(_read_examples(data_file, entry["icl_task_type"], entry.get("has_categories", False)))
+    task = CoreTask(
+        label=entry["label"],
+        task_type=entry["icl_task_type"],
+        num_fewshot=entry["num_fewshot"][0],
+        continuation_delimiter=entry.get("continuation_delimiter", " "),
+        baseline=baseline,
+        examples=tuple(example for example, _ in rows),
+        categories=tuple(category for _, category in rows if category),
+    )
+    if task.max_fewshot < task.num_fewshot:
+        print0(
+            f"{task.label}: its prompts should have {task.num_fewshot} examples, but only {task.max_fewshot} others "
+            "exist"
+        )
+    return task
+
+
+def _find_root(path: Path) -> Any:
+    """Return the folder with core.yaml: `path`, or the only one in it. In a zip file it is a `zipfile.Path`."""
     with as_user_error(f"the evaluation bundle {path} cannot be read"):
         root: Any = path if path.is_dir() else zipfile.Path(path)
-    if not (root / "core.yaml").is_file():
-        inside = [place for place in root.iterdir() if (place / "core.yaml").is_file()]
-        if len(inside) != 1:
-            raise UserError(f"{path} is no evaluation bundle: core.yaml is missing")
-        return inside[0]
-    return root
+    if (root / "core.yaml").is_file():
+        return root
+    candidates = [folder for folder in root.iterdir() if (folder / "core.yaml").is_file()]
+    if len(candidates) != 1:
+        raise UserError(f"{path} is no evaluation bundle: core.yaml is missing")
+    return candidates[0]
 
 
-def _read_list(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The tasks of core.yaml, each with its line."""
-    text, loader = read_utf8(file), None
+def _read_task_list(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line, entry) of each task in core.yaml."""
+    text = read_utf8(file)
+    loader = None
     try:
         loader = _Loader(text)
         content = loader.get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
-        mark: Any = getattr(error, "problem_mark", None) or loader  # how far it has read, if it does not say where
+        # Some errors do not have a line: take the one that the loader has reached, or count up to the position.
+        mark: Any = getattr(error, "problem_mark", None) or loader
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         raise UserError(f"{file}, line {line + 1}: not YAML ({' '.join(str(error).split())})") from error
     entries = content.get("icl_tasks") if isinstance(content, dict) else None
@@ -137,76 +168,81 @@ def _read_list(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     labels = set()
     for entry in entries:
         line = entry["line"] if isinstance(entry, dict) else content["line"]
-        if problem := _entry_problem(entry):
+        if problem := _find_problem(entry):
             raise UserError(f"{file}, line {line}: {problem}")
         if entry["label"] in labels:
-            raise UserError(f"{file}, line {line}: the task {entry['label']} stands there twice")
+            raise UserError(f"{file}, line {line}: the task {entry['label']} is listed twice")
         labels.add(entry["label"])
         yield line, entry
 
 
-def _entry_problem(entry: Any) -> str | None:
-    """What is wrong with an entry of core.yaml."""
+def _find_problem(entry: Any) -> str | None:
+    """Return the first rule that an entry of core.yaml breaks, or None."""
     if not isinstance(entry, dict):
         return "each of icl_tasks must be a mapping"
     for name in ("label", "dataset_uri"):
         if not isinstance(entry.get(name), str) or not entry[name]:
-            return f"{name} must be a text"
+            return f"{name} is {entry.get(name)!r}: it must be a text"
     if entry.get("icl_task_type") not in TASK_TYPES:
-        return f"icl_task_type is {entry.get('icl_task_type')!r}: it must be {', '.join(TASK_TYPES)}"
-    shots = entry.get("num_fewshot")
-    if not (isinstance(shots, list) and len(shots) == 1 and isinstance(shots[0], int) and shots[0] >= 0):
-        return f"num_fewshot is {shots!r}: it must be a list of one number, at least 0"
+        return f"icl_task_type is {entry.get('icl_task_type')!r}: it must be one of {', '.join(TASK_TYPES)}"
+    num_fewshot: Any = entry.get("num_fewshot")
+    is_one_number = isinstance(num_fewshot, list) and len(num_fewshot) == 1 and isinstance(num_fewshot[0], int)
+    if not is_one_number or num_fewshot[0] < 0:
+        return f"num_fewshot is {num_fewshot!r}: it must be a list of one number, at least 0"
     if not isinstance(entry.get("continuation_delimiter", " "), str):
-        return "continuation_delimiter must be a text"
+        return f"continuation_delimiter is {entry['continuation_delimiter']!r}: it must be a text"
     if not isinstance(entry.get("has_categories", False), bool):
         return f"has_categories is {entry['has_categories']!r}: it must be true or false"
     return None
 
 
 def _read_baselines(file: Any) -> dict[str, float]:
-    """Task -> what counts as 0, as a share."""
+    """Return task -> random baseline, in [0, 1)."""
     reader = csv.DictReader(io.StringIO(read_utf8(file), newline=""))
-    found = {}
+    baselines = {}
     try:
         if not {"Eval Task", "Random baseline"} <= set(reader.fieldnames or ()):
             raise ValueError("the columns 'Eval Task' and 'Random baseline' must be there")
         for row in reader:
             percent = float(row["Random baseline"] or "nothing")
             if not 0 <= percent < 100:
-                raise ValueError(f"a random baseline of {percent} percent")
-            found[row["Eval Task"]] = percent / 100
+                raise ValueError(f"the random baseline is {percent} percent: it must be at least 0 and below 100")
+            baselines[row["Eval Task"]] = percent / 100
     except (ValueError, csv.Error) as error:
         raise UserError(f"{file}, line {reader.line_num or 1}: {error}") from error
-    return found
+    return baselines
 
 
-def _read_examples(file: Any, kind: str, has_categories: bool) -> Iterator[tuple[CoreExample, str]]:
-    """The examples of a task, each with its category or ""; empty lines are none."""
-    found = False
+def _read_examples(file: Any, task_type: str, has_categories: bool) -> Iterator[tuple[CoreExample, str]]:
+    """Yield the examples of a task, each with its category or "". Empty lines are skipped."""
+    is_empty = True
     for number, line in enumerate(read_utf8(file).split("\n"), 1):
         if not line.strip():
             continue
+        is_empty = False
         try:
             row = json.loads(line)
             json.dumps(row, ensure_ascii=False).encode("utf-8")  # fails at half a surrogate pair, which is no text
-            yield _example(row, kind), _category(row) if has_categories else ""
+            yield _parse_example(row, task_type), _parse_category(row) if has_categories else ""
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file}, line {number}: {error}") from error
-        found = True
-    if not found:
-        raise UserError(f"{file}, line 1: no examples are there")
+    if is_empty:
+        raise UserError(f"{file}, line 1: the file has no examples")
 
 
-def _example(row: Any, kind: str) -> CoreExample:
-    """A line of a task's file. Raises ValueError that says what is wrong with it."""
+def _parse_example(row: Any, task_type: str) -> CoreExample:
+    """Return the example of a row. Raises ValueError that names the key at fault.
+
+    >>> _parse_example({"query": "Ice is", "choices": ["cold", "hot"], "gold": 0}, "multiple_choice")
+    CoreExample(options=(('Ice is', 'cold'), ('Ice is', 'hot')), gold=0)
+    """
     if not isinstance(row, dict):
         raise ValueError("a line must be a JSON object")
 
     def text(name: str) -> str:
         value = row.get(name)
         if not isinstance(value, str) or not (value or name != "continuation"):
-            raise ValueError(f"{name} must be a text")
+            raise ValueError(f"{name} must be a text" + (", not empty" if name == "continuation" else ""))
         return value
 
     def texts(name: str) -> list[str]:
@@ -215,9 +251,9 @@ def _example(row: Any, kind: str) -> CoreExample:
             raise ValueError(f"{name} must be a list of two texts or more")
         return value
 
-    if kind == "language_modeling":
+    if task_type == "language_modeling":
         return CoreExample(((text("context"), text("continuation")),))
-    if kind == "multiple_choice":
+    if task_type == "multiple_choice":
         options = [(text("query"), choice) for choice in texts("choices")]
     else:
         options = [(context, text("continuation")) for context in texts("context_options")]
@@ -227,8 +263,9 @@ def _example(row: Any, kind: str) -> CoreExample:
     return CoreExample(tuple(options), gold)
 
 
-def _category(row: Any) -> str:
-    """The category that a line names."""
-    if not isinstance(category := row.get("category"), str) or not category:
-        raise ValueError("category must be a text, for core.yaml says has_categories")
+def _parse_category(row: Any) -> str:
+    """Return the category of a row. Raises ValueError if it has none."""
+    category = row.get("category")
+    if not isinstance(category, str) or not category:
+        raise ValueError("category must be a text, because core.yaml sets has_categories")
     return category

@@ -22,7 +22,7 @@ from nanochat.engine import Completion, Engine
 from nanochat.eval.task_result import TaskResult
 from nanochat.layers.padding import pad_right
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.reporting.schema import Section
+from nanochat.reporting.schema import Metric
 from nanochat.reporting.significance import mean_metric
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
@@ -83,7 +83,7 @@ def evaluate_chat_task(
     )
 
 
-def chat_core(results: Sequence[TaskResult]) -> tuple[str, Section]:
+def chat_core(results: Sequence[TaskResult]) -> tuple[str, Metric]:
     """Return the name and value of ChatCORE, with its 95% interval: the mean centred accuracy of its six tasks.
 
     If one of the six is missing, the mean over all results is returned, under a name that says so.

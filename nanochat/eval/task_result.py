@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nanochat.reporting.schema import Section, proportion
+from nanochat.reporting.schema import Answers, Metric, proportion
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class TaskResult:
         return self.num_tool_calls / max(1, self.num_examples * self.num_samples)
 
     @property
-    def metric(self) -> Section:
+    def metric(self) -> Metric:
         """The accuracy as a metric of the report, with its 95% interval."""
         return {**proportion(sum(self.correct), self.num_examples), "chance": self.chance}
 
     @property
-    def answers(self) -> Section:
+    def answers(self) -> Answers:
         """The result of each example as the report stores it: `{"problems": hash, "correct": "0110..."}`."""
         return {"problems": self.examples_hash, "correct": "".join(str(int(is_correct)) for is_correct in self.correct)}

@@ -1,4 +1,4 @@
-r"""Numbers and foreign text as Markdown that GitHub shows as meant: tables, fences and escapes that no text can break.
+r"""Numbers and arbitrary text as Markdown that GitHub renders literally: tables, fences and escapes.
 
 >>> format_number(0.98764), format_number(560_988_160), format_duration(3725)
 ('0.9876', '561M', '1h 02m')
@@ -15,15 +15,15 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-# What Markdown or GitHub's extensions (tables, HTML, mathematics, strikethrough, entities) would act on. An underscore
-# inside a word is harmless and common in our names, so it stays readable in the source.
+# Characters that Markdown or GitHub's extensions (tables, HTML, mathematics, strikethrough, entities) interpret. An
+# underscore inside a word has no effect and is common in nanochat's names, so it stays readable in the source.
 _ACTIVE = re.compile(r"[\\`*\[\]<>|~$&#]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 _OPENS_BLOCK = re.compile(r"^(\d{0,9})([-+.)])(?=[-\s]|$)")
 _LINE_BREAKS = re.compile(r"\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def format_number(value: float | None) -> str:
-    """A metric for people: four significant digits, thousands separated, from a million on with M, B or T."""
+    """Return a number with four significant digits and thousands separators; from a million on with M, B or T."""
     if value is None or not math.isfinite(value):
         return "not finite"
     if isinstance(value, bool):
@@ -38,7 +38,7 @@ def format_number(value: float | None) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as `4.2s`, `3m 05s` or `33h 12m`."""
+    """Return seconds as `4.2s`, `3m 05s` or `33h 12m`."""
     if seconds < 59.95:
         return f"{seconds:.1f}s"
     if seconds < 3599.5:
@@ -49,36 +49,39 @@ def format_duration(seconds: float) -> str:
 
 
 def to_printable(text: str) -> str:
-    """Text with one kind of line break, and control characters spelled out, so that it can steer no terminal."""
+    r"""Return text that cannot control a terminal: line breaks become `\n`, control characters become `\x1b`."""
     text = _LINE_BREAKS.sub("\n", text)
     return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 def wrap_text(text: str, width: int, indent: int = 0) -> str:
-    """`visible` text with long lines folded at spaces, the rest indented by `indent`; its own line breaks stay."""
+    """Return printable text with long lines wrapped at spaces. Continuation lines are indented by `indent`."""
     lines = to_printable(text).expandtabs(4).split("\n")
-    after = " " * indent
-    fold = textwrap.TextWrapper(
-        width, subsequent_indent=after, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+    wrapper = textwrap.TextWrapper(
+        width,
+        subsequent_indent=" " * indent,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-    return "\n".join("\n".join(fold.wrap(line)) for line in lines)
+    return "\n".join("\n".join(wrapper.wrap(line)) for line in lines)
 
 
 def escape(text: str) -> str:
-    """Foreign text as one line of plain Markdown text, in a paragraph, a list item, a heading or a table cell."""
+    """Return text as one line of Markdown for a paragraph, a list item, a heading or a table cell."""
     line = " ".join(to_printable(text).split())
     return _OPENS_BLOCK.sub(r"\1\\\2", _ACTIVE.sub(r"\\\g<0>", line))
 
 
 def fence(text: str, width: int = 100) -> str:
-    """Foreign text as a fenced block, folded at `width`; the fence is longer than any run of backticks inside."""
+    """Return text as a fenced block, wrapped at `width`. The fence is longer than any run of backticks inside."""
     text = wrap_text(text, width).strip("\n")
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{ticks}text\n{text}\n{ticks}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of foreign text; an empty cell stays empty."""
+    """Return a Markdown table; cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     cells = ([cell if index == 1 else escape(cell) for cell in line] for index, line in enumerate(lines))
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -1,28 +1,8 @@
-"""What the stages have to report: one JSON section each, checked when it is written and again when it is read.
+"""Schema of the report's sections: one JSON file for each, checked when it is written and again when it is read.
 
-A section is a dictionary with any of these keys; a key that is absent, or None, is left out of the report:
-
-    title        str    heading of the section; default: the stage's name
-    seconds      float  wall time of the stage, interrupted runs included
-    settings     dict   name -> value, or the stage's config (a dataclass); None is shown as "not set"
-    environment  dict   what only the stage knows: {"device": "cuda", "compute dtype": "bfloat16", "processes": 8}
-    metrics      dict   name -> number, or {"value": number, "n": examples, "interval": [low, high]} (95%);
-                        the unit stands in the name, unless it is a share. An accuracy also has "chance": number,
-                        what guessing gives, and stands in the table of accuracies by stage
-    answers      dict   accuracy's name -> {"problems": hash of them, "correct": "0110..."}, an entry for each problem:
-                        two stages that have met the same problems are compared problem by problem
-    headline     list   names of the metrics for the table at the top; default: all of them
-    model        str    column of that table: base, mid, sft or rl; default: told by the stage's name, if at all
-    checkpoint   str    what was measured, as TAG:STEP: the model card of another checkpoint leaves the section out
-    curves       dict   name -> {"x": [...], "y": [...], "xlabel": str, "ylabel": str};
-                        curves with the same labels share one pair of axes
-    samples      list   of {"prompt": str, "text": str (what follows the prompt)} and, where a checker exists,
-                        "share_sound": number in [0, 1], "verdicts": [{"sentence": str, "sound": bool, "reason": str}];
-                        or of conversations, {"messages": [...]} as in tokenization/chat_format.py, which end the report
-    notes        list   of str: what a reader should know
-
-Stages are named as their scripts are; chat_eval runs once for each model: chat_eval_mid, chat_eval_sft, chat_eval_rl.
-Numbers may be numpy's or tensors. NaN and infinity become null: shown as "not finite", and as a gap in a curve.
+A section is named after the script that writes it; chat_eval writes one for each stage: chat_eval_mid, chat_eval_sft,
+chat_eval_rl. Its keys are those of `Section`. A key that is absent, or None, is left out of the report. Numbers may be
+numpy's or tensors. NaN and infinity become null: "not finite" in a table, and a gap in a curve.
 """
 
 from __future__ import annotations
@@ -35,22 +15,72 @@ import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from nanochat.common import UserError, base_dir, write_json_atomic
 from nanochat.system import environment
 from nanochat.tokenization.chat_format import render_turns
 
 FORMAT = 1
-Z95 = 1.959964  # standard deviations on both sides of a mean that hold 95% of a normal distribution
+Z95 = 1.959964  # standard deviations on each side of the mean that cover 95% of a normal distribution
 SECTION_ORDER = (
     *("dataset", "tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "chat_eval_base"),
     *("core_compare", "hf_loss", "hf_eval"),
     *("mid_train", "chat_eval_mid", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl", "chat_eval"),
 )
 STAGES = ("base", "mid", "sft", "rl")  # the columns of the tables by stage
-Section = dict[str, Any]
-_KINDS: dict[str, Any] = {
+
+
+class Answers(TypedDict):
+    """Which examples of a task a model solves. Stages with the same examples are compared example by example."""
+
+    problems: str  # hash of the examples
+    correct: str  # "0110...": one digit for each example
+
+
+class Metric(TypedDict, total=False):
+    """A metric with more than its value. An accuracy has an interval and `chance`, and stands in a table of its own."""
+
+    value: float
+    n: int  # examples
+    interval: list[float]  # [low, high], 95%
+    chance: float  # the accuracy of guessing
+    p: float  # of a difference: the p-value of none
+
+
+class Curve(TypedDict):
+    """A curve. Curves with the same labels share one pair of axes."""
+
+    x: list[float | None]
+    y: list[float | None]  # None is a gap
+    xlabel: str
+    ylabel: str
+
+
+class Section(TypedDict, total=False):
+    """One script's part of the report."""
+
+    format: int  # of this schema
+    stage: str  # the section's name
+    time: str  # of writing, in UTC
+    title: str  # heading; default: the section's name
+    seconds: float  # wall time of the script, interrupted runs included
+    settings: Any  # name -> value, or the script's config (a dataclass); None is shown as "not set"
+    environment: dict[str, Any]  # what only the script knows, for example {"device": "cuda", "processes": 8}
+    metrics: dict[str, Any]  # name -> number or `Metric`; the name has the unit, unless it is a proportion
+    answers: dict[str, Answers]  # by the name of the accuracy
+    headline: list[str]  # names of the metrics for the table at the top; default: all of them
+    model: str  # column of that table, one of STAGES; default: the stage that the section's name contains, if any
+    checkpoint: str  # the model that was measured, as TAG:STEP; model cards of other checkpoints leave the section out
+    curves: dict[str, Curve]
+    # {"prompt": str, "text": str (the continuation)} and, where a checker exists, {"share_sound": number in [0, 1],
+    # "verdicts": [{"sentence": str, "sound": bool, "reason": str}]}; or conversations, {"messages": [...]} as in
+    # nanochat.tokenization.chat_format, which come at the end of the report.
+    samples: list[dict[str, Any]]
+    notes: list[str]
+
+
+_KEY_TYPES: dict[str, Any] = {
     **dict.fromkeys(("stage", "time", "title", "model", "checkpoint"), str),
     **dict.fromkeys(("settings", "environment", "metrics", "answers", "curves"), dict),
     **dict.fromkeys(("headline", "samples", "notes"), list),
@@ -59,51 +89,56 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def log_section(stage: str, section: dict[str, Any]) -> Path:
-    """Write a stage's section to `report/<stage>.json` in place of an earlier one, whole or not at all; rank 0 only.
+def log_section(name: str, section: Mapping[str, Any]) -> Path:
+    """Write a `Section` to `report/<name>.json`, atomically, in place of an earlier one. Only rank 0 writes.
 
-    Stamps the time (UTC) and the environment. Raises ValueError for a section that departs from the convention above.
+    Adds the time (UTC) and the environment. Returns the path. Raises ValueError if the section violates the schema.
     """
-    if not re.fullmatch(r"[a-z0-9_]+", stage):
-        raise ValueError(f"stage {stage!r}: small letters, digits and underscores only")
-    path = base_dir() / "report" / f"{stage}.json"
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"the section's name is {name!r}: it must have small letters, digits and underscores only")
+    path = base_dir() / "report" / f"{name}.json"
     if os.environ.get("RANK", "0") != "0":
         return path
     given = {key: value for key, value in section.items() if value is not None}
-    if isinstance(given.get("metrics"), dict):  # what was not measured goes; what was measured as NaN stays
-        given["metrics"] = {name: metric for name, metric in given["metrics"].items() if metric is not None}
-    plain: Section = _plain(given)
-    _check(plain)
+    if isinstance(given.get("metrics"), dict):  # None was not measured: left out; NaN was measured: stays
+        given["metrics"] = {metric: value for metric, value in given["metrics"].items() if value is not None}
+    plain: dict[str, Any] = _to_plain_json(given)
+    _check_section(plain)
     known = {**environment.describe_environment(), **plain.pop("environment", {})}
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    write_json_atomic(path, {"format": FORMAT, "stage": stage, "time": now, **plain, "environment": known})
+    write_json_atomic(path, {"format": FORMAT, "stage": name, "time": now, **plain, "environment": known})
     return path
 
 
-def proportion(count: int, total: int) -> Section:
-    """`count` of `total` as a metric, with Wilson's 95% interval (J. Am. Stat. Assoc. 22, 1927, 209-212).
+def proportion(count: int, total: int) -> Metric:
+    """Return `count` of `total` as a metric with Wilson's 95% interval (J. Am. Stat. Assoc. 22, 1927, 209-212).
+
+    With p = count / total, n = total and z = 1.96 the ends are
+
+        (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
     >>> proportion(8, 10)
     {'value': 0.8, 'n': 10, 'interval': [0.4901..., 0.9433...]}
     """
     if not total:
         return {"value": 0.0, "n": 0, "interval": [0.0, 1.0]}
-    z, p = Z95, count / total
-    middle = p + z * z / (2 * total)
-    margin = z * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2)
-    scale = 1 + z * z / total
-    low, high = max(0.0, (middle - margin) / scale), min(1.0, (middle + margin) / scale)
+    p = count / total
+    middle = p + Z95 * Z95 / (2 * total)
+    margin = Z95 * math.sqrt(p * (1 - p) / total + (Z95 / (2 * total)) ** 2)
+    scale = 1 + Z95 * Z95 / total
+    low = max(0.0, (middle - margin) / scale)
+    high = min(1.0, (middle + margin) / scale)
     return {"value": p, "n": total, "interval": [low, high]}
 
 
-def stage_of(stage: str, section: Section) -> str | None:
-    """The model that a section is about: what it says itself, or what its stage's name says; None for neither."""
-    model = section.get("model") or next((name for name in STAGES if name in stage.split("_")), None)
-    return model if model in STAGES else None
+def stage_of(name: str, section: Section) -> str | None:
+    """Return the stage that a section is about: its `model`, or the stage in its name; None if it has neither."""
+    stage = section.get("model") or next((stage for stage in STAGES if stage in name.split("_")), None)
+    return stage if stage in STAGES else None
 
 
 def is_accuracy(metric: Any) -> bool:
-    """Whether a metric is an accuracy: a share that knows its interval, and what guessing gives."""
+    """Return True if a metric is an accuracy: a proportion with an interval and the accuracy of guessing."""
     if not isinstance(metric, dict):
         return False
     shares = [metric.get("value"), metric.get("chance"), *(metric.get("interval") or [None])]
@@ -111,28 +146,28 @@ def is_accuracy(metric: Any) -> bool:
 
 
 def read_sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
-    """A report folder's sections, stage -> section in the stages' order, and one line for each file that is unfit."""
+    """Return a report folder's sections by name, in SECTION_ORDER, and one line for each file that cannot be used."""
     sections: dict[str, Section] = {}
-    faults: list[str] = []
-    order = {stage: index for index, stage in enumerate(SECTION_ORDER)}
+    problems: list[str] = []
+    order = {name: index for index, name in enumerate(SECTION_ORDER)}
     paths = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
     for path in sorted(paths, key=lambda path: (order.get(path.stem, len(order)), path.stem)):
         try:
             section = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
             if not isinstance(section, dict):
                 raise ValueError("not a JSON object")
-            _check(section)
+            _check_section(section)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            faults.append(f"{path.name} is left out: not whole JSON ({error})")
+            problems.append(f"{path.name} is left out: not whole JSON ({error})")
         except (OSError, ValueError) as error:
-            faults.append(f"{path.name} is left out: {error}")
+            problems.append(f"{path.name} is left out: {error}")
         else:
-            sections[path.stem] = {key: value for key, value in section.items() if value is not None}
-    return sections, faults
+            sections[path.stem] = cast(Section, {key: value for key, value in section.items() if value is not None})
+    return sections, problems
 
 
-def _plain(value: Any) -> Any:
-    """The same value in JSON's own types; numbers that are not finite become None, strings always encode."""
+def _to_plain_json(value: Any) -> Any:
+    """Convert a value to JSON's own types. Numbers that are not finite become None; strings become encodable."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
@@ -140,21 +175,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _to_plain_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        return {_to_plain_json(str(key)): _to_plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_plain_json(item) for item in value]
     if hasattr(value, "tolist"):  # numpy's and torch's arrays and numbers, without importing either
-        return _plain(value.tolist())
-    return _plain(str(value).removeprefix("torch."))  # a path, a device, a dtype
+        return _to_plain_json(value.tolist())
+    return _to_plain_json(str(value).removeprefix("torch."))  # a path, a device, a dtype
 
 
-def _check(section: Section) -> None:
-    """Raise ValueError, naming the place, where a section departs from the convention."""
+def _check_section(section: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the key, if a section violates the schema."""
     for key, value in section.items():
-        _require(key in _KINDS, f"unknown key {key}; known are {', '.join(sorted(_KINDS))}")
-        _require(value is None or isinstance(value, _KINDS[key]), f"{key} is of another type than it should be")
+        _require(key in _KEY_TYPES, f"unknown key {key}: it must be one of {', '.join(sorted(_KEY_TYPES))}")
+        _require(value is None or isinstance(value, _KEY_TYPES[key]), f"{key} has a wrong type: see `Section`")
     _require(section.get("format", FORMAT) == FORMAT, f"format {section.get('format')}; this version reads {FORMAT}")
     for name, metric in (section.get("metrics") or {}).items():
         _require(_is_metric(metric), f"metric {name} is neither a number nor {{value, n, interval: [low, high]}}")
@@ -174,7 +209,7 @@ def _require(holds: bool, rule: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """A number, or null for one that was not finite."""
+    """Return True for a number, and for None: a number that was not finite."""
     return value is None or isinstance(value, (int, float))
 
 
@@ -182,8 +217,8 @@ def _is_metric(metric: Any) -> bool:
     if not isinstance(metric, dict):
         return _is_number(metric)
     interval = metric.get("interval") or [0, 0]
-    pair = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
-    return pair and _is_number(metric.get("value")) and _is_number(metric.get("chance"))
+    is_pair = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
+    return is_pair and _is_number(metric.get("value")) and _is_number(metric.get("chance"))
 
 
 def _is_answers(answers: Any) -> bool:
@@ -195,7 +230,8 @@ def _is_answers(answers: Any) -> bool:
 def _is_curve(curve: Any) -> bool:
     if not (isinstance(curve, dict) and all(isinstance(curve.get(key), str) for key in ("xlabel", "ylabel"))):
         return False
-    x, y = curve.get("x"), curve.get("y")
+    x = curve.get("x")
+    y = curve.get("y")
     return isinstance(x, list) and isinstance(y, list) and len(x) == len(y) and all(map(_is_number, [*x, *y]))
 
 
@@ -208,5 +244,5 @@ def _is_sample(sample: Any) -> bool:
     if not (isinstance(sample, dict) and all(isinstance(sample.get(key), str) for key in ("prompt", "text"))):
         return False
     verdicts = sample.get("verdicts") or []
-    judged = isinstance(verdicts, list) and all(isinstance(verdict, dict) for verdict in verdicts)
-    return judged and _is_number(sample.get("share_sound"))
+    has_verdicts = isinstance(verdicts, list) and all(isinstance(verdict, dict) for verdict in verdicts)
+    return has_verdicts and _is_number(sample.get("share_sound"))

@@ -16,7 +16,7 @@ from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.core_eval import core_metric
-from nanochat.eval.core_tables import core_gain, gain_of, pair_line, pair_summary
+from nanochat.eval.core_tables import comparison_row, comparison_summary, core_gain, task_gain
 from nanochat.eval.eval_model import EvalModel
 from nanochat.eval.task_result import TaskResult
 from nanochat.reporting.schema import Z95, proportion
@@ -44,7 +44,7 @@ def test_why_pairing_narrows_the_interval() -> None:
     one subtracts the covariance, and can. Where the answers have nothing in common, both are equally wide.
     """
     a, b = answers(both=220, lost=12, won=28, neither=140)
-    gain = gain_of(result(a), result(b))
+    gain = task_gain(result(a), result(b))
     x, y = np.array(a, float), np.array(b, float)
     covariance = (x * y).mean() - x.mean() * y.mean()
     assert covariance == pytest.approx(220 / 400 - 232 / 400 * 248 / 400)
@@ -88,15 +88,15 @@ def test_core_gain_is_what_resampling_the_examples_gives() -> None:
 
 def test_no_comparison_of_other_examples() -> None:
     with pytest.raises(AssertionError, match="other examples"):
-        gain_of(result([True]), result([True], examples="other"))
+        task_gain(result([True]), result([True], examples="other"))
 
 
 def test_the_table() -> None:
     before, after = [result(found, 0.25, "name") for found in answers(0, 0, 8, 2)]
     low = 9 / 12 - 1 / 12 - Z95 * math.sqrt((9 / 12 + 1 / 12 - (8 / 12) ** 2) / 12)  # one more lost, one more won
-    cells = pair_line(before, after).split()
+    cells = comparison_row(before, after).split()
     assert cells == ["name", "0.0%", "80.0%", "+80.0%", "[", f"{low:+.1%},", "+100.0%]", "10", "p", "=", "0.008"]
-    score, differ = pair_summary([before], [after], "CORE")
+    score, differ = comparison_summary([before], [after], "CORE")
     assert score.startswith("CORE: A -0.3333, B 0.7333, B - A +1.0667, 95% interval of the paired difference +0.4")
     assert differ.startswith("Tasks that differ with p < 0.05: name (")
     assert "0.1 of 1" in differ

@@ -10,17 +10,9 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
+from nanochat.reporting.accuracy_tables import accuracies_by_task, accuracy_lines, accuracy_tables, gains_by_stage
 from nanochat.reporting.schema import proportion
-from nanochat.reporting.significance import (
-    accuracies_by_task,
-    accuracy_lines,
-    accuracy_tables,
-    gains_by_stage,
-    mcnemar,
-    mean_metric,
-    paired_gain,
-    unpaired_gain,
-)
+from nanochat.reporting.significance import mcnemar, mean_metric, paired_gain, unpaired_gain
 
 
 def pairs(lost: int, won: int, both: int = 0, neither: int = 0) -> tuple[list[bool], list[bool]]:
