@@ -1,11 +1,12 @@
-"""Make the data set that everything trains on, in $NANOCHAT_BASE_DIR/base_data.
+"""Download or build the data set of pretraining, in $NANOCHAT_BASE_DIR/base_data.
 
 python -m nanochat.dataset -n 8                              # 8 shards of web text, and its validation shard
 python -m nanochat.dataset --source storyworld -n 4          # the embedded data, without internet
 python -m nanochat.dataset --source FOLDER_OR_FILE           # your own txt, md, jsonl and parquet files
 
-A second call does only what is missing. A folder with another data set in it is left alone unless --overwrite is given.
-The hub is reached at $HF_ENDPOINT (default https://huggingface.co), after a look into $NANOCHAT_HUB_DIR.
+A second call only adds what is missing. A different data set in the folder is replaced only with --overwrite. Shards of
+the hub are copied from $NANOCHAT_HUB_DIR if they are there, else downloaded from $HF_ENDPOINT (default
+https://huggingface.co).
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ __all__ = [
 
 HUB_REPOSITORY = "karpathy/fineweb-edu-100b-shuffle"
 HUB_SHARDS = 1823  # the last one is the validation shard
+MAX_STORYWORLD_VALIDATION = 2048  # documents
 MAX_BUCKETS = 256  # temporary files that are open at once while documents are shuffled
-_SHUFFLE_BYTES = 256_000_000  # text that is shuffled in memory at a time
-_HUB_NAME = re.compile(r"shard_\d{5}\.parquet(\.part|\.lock)?")
-_MADE_NAME = re.compile(r"shard_[0-9a-f]{8}_(\d{5}|val)\.parquet")
+_SHUFFLE_BYTES = 256_000_000  # bytes of text shuffled in memory at a time
+_HUB_SHARD = re.compile(r"shard_\d{5}\.parquet(\.part|\.lock)?")
+_WRITTEN_SHARD = re.compile(r"shard_[0-9a-f]{8}_(\d{5}|val)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -73,58 +75,77 @@ class Config(Settings):
     source: str = setting("hub", "hub, storyworld, or the path of a folder or file of txt, md, jsonl, parquet")
     num_shards: int = setting(
         8,
-        "training shards from the hub (-1 = all 1,822) or of the storyworld",
+        "number of training shards, from the hub (-1 = all 1,822) or of the storyworld",
         short="n",
         at_least=1,
         also=-1,
     )
-    workers: int = setting(4, "downloads at the same time", short="w", at_least=1)
-    docs_per_shard: int = setting(8192, "documents in a shard that is written here (not downloaded)", at_least=1)
-    seed: int = setting(0, "of the storyworld, and of the order in which imported documents are shuffled", at_least=0)
-    shuffle: bool = setting(True, "shuffle imported training documents; false keeps the order of the files")
-    text_column: str = setting("text", "column of parquet and field of jsonl that holds the text")
-    max_chars: int = setting(100_000, "imported documents are cut at about this many characters", at_least=100)
-    overwrite: bool = setting(False, "replace the data set that is there")
+    workers: int = setting(4, "number of parallel downloads", short="w", at_least=1)
+    docs_per_shard: int = setting(8192, "documents per shard of the storyworld or of your own files", at_least=1)
+    seed: int = setting(0, "seed of the storyworld, and of the order of imported documents", at_least=0)
+    shuffle: bool = setting(True, "shuffle imported training documents; false = keep the order of the files")
+    text_column: str = setting("text", "parquet column or jsonl field that holds the text")
+    max_chars: int = setting(100_000, "cut imported documents at about this many characters", at_least=100)
+    overwrite: bool = setting(False, "replace a different data set in the folder")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.source == "hub" and self.num_shards >= HUB_SHARDS:
-            raise UserError(f"num_shards is {self.num_shards}: the hub has {HUB_SHARDS - 1} training shards")
+            raise UserError(
+                f"num_shards is {self.num_shards}: the hub has {HUB_SHARDS - 1} training shards (-1 = all of them)"
+            )
         if self.source != "hub" and self.num_shards == -1:
-            raise UserError("num_shards is -1: only the hub has an end; say how many")
+            raise UserError("num_shards is -1: only the hub has a fixed number of shards; set one of at least 1")
 
 
 def main(config: Config) -> None:
-    """Make the data set, tell what it is, and note it for the report."""
+    """Prepare the data set, print its size, and write its section of the report."""
     start = time.monotonic()
     manifest = prepare(config)
-    counts = [manifest.files[name].documents for name in manifest.train]
-    held_out = manifest.files[manifest.validation]
-    print0(f"{default_data_dir()}: {manifest.source}, {sum(counts):,} documents in {len(counts)} training shards")
-    print0(f"validation shard: {manifest.validation}, {held_out.documents:,} documents")
-    size = sum(facts.bytes for facts in manifest.files.values())
-    metrics = {"training documents": sum(counts), "validation documents": held_out.documents, "bytes on disk": size}
-    settings = {**asdict(config), "source": manifest.source, "validation shard": manifest.validation}
-    section = {"title": "Data", "seconds": time.monotonic() - start, "settings": settings, "metrics": metrics}
-    report.log_section("dataset", {**section, "headline": []})
+    num_train = sum(manifest.files[name].documents for name in manifest.train)
+    num_validation = manifest.files[manifest.validation].documents
+    print0(f"{default_data_dir()}: {manifest.source}, {num_train:,} documents in {len(manifest.train)} training shards")
+    print0(f"validation shard: {manifest.validation}, {num_validation:,} documents")
+    report.log_section(
+        "dataset",
+        {
+            "title": "Data",
+            "seconds": time.monotonic() - start,
+            "settings": {
+                **asdict(config),
+                "source": manifest.source,
+                "validation shard": manifest.validation,
+            },
+            "metrics": {
+                "training documents": num_train,
+                "validation documents": num_validation,
+                "bytes on disk": sum(info.bytes for info in manifest.files.values()),
+            },
+            "headline": [],
+        },
+    )
 
 
 def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
-    """Bring the folder's data set to what the config asks for, and return its manifest.
+    """Download or write what the config asks for and the folder lacks; return the manifest.
 
-    One process at a time works on a folder. UserError if the source cannot be had, or another data set is in the way.
+    A lock lets only one process at a time write to a folder. Raises UserError if the source is not available, or if the
+    folder has a different data set and `overwrite` is not set.
     """
     folder = data_dir or default_data_dir()
-    make = {"hub": _from_hub, "storyworld": _from_storyworld}.get(config.source, _from_files)
+    prepare_source = {"hub": _from_hub, "storyworld": _from_storyworld}.get(config.source, _from_files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_writer(folder):
+        with _write_lock(folder):
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            old = None if config.overwrite and not _readable(folder) else read_manifest(folder)
-            manifest = make(config, folder, old)
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+            old = None if config.overwrite and not _has_readable_manifest(folder) else read_manifest(folder)
+            manifest = prepare_source(config, folder, old)
             if manifest != old:
-                _tidy(folder, old, manifest, config.overwrite)
+                _delete_replaced_shards(folder, old, manifest, config.overwrite)
             return manifest
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror or error}") from error
@@ -133,62 +154,76 @@ def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
 def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     source = f"hub:{HUB_REPOSITORY}"
     if old and old.source != source:
-        _must_overwrite(config, folder, old, source)
+        _require_overwrite(config, folder, old, source)
         old = None
-    count = HUB_SHARDS - 1 if config.num_shards == -1 else config.num_shards
+    num_train = HUB_SHARDS - 1 if config.num_shards == -1 else config.num_shards
     if old and not config.overwrite:
-        count = max(count, len(old.train))  # a second, smaller call takes nothing away
-    names = [f"shard_{number:05d}.parquet" for number in (HUB_SHARDS - 1, *range(count))]
-    cut_short = missing_shards(old, folder) if old else []
-    for name in cut_short:
-        (folder / name).unlink(missing_ok=True)
-    known = {name: facts for name, facts in old.files.items() if name not in cut_short} if old else {}
-    wanted = [name for name in names if name not in known]
-    if wanted:
-        _copy_from_mirror(wanted, folder)
+        num_train = max(num_train, len(old.train))  # a second call for fewer shards removes none
+    train_names = [f"shard_{number:05d}.parquet" for number in range(num_train)]
+    validation_name = f"shard_{HUB_SHARDS - 1:05d}.parquet"
+    names = [validation_name, *train_names]
+
+    infos: dict[str, ShardInfo] = {}
+    if old:
+        damaged = missing_shards(old, folder)
+        for name in damaged:
+            (folder / name).unlink(missing_ok=True)
+        infos = {name: info for name, info in old.files.items() if name not in damaged}
+    missing = [name for name in names if name not in infos]
+    if missing:
+        _copy_from_mirror(missing, folder)
         root = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/datasets/{HUB_REPOSITORY}/resolve/main"
-        print0(f"{len(wanted)} shards to bring from {root} (without internet: --source storyworld)")
-        found = download_all([(f"{root}/{name}", folder / name) for name in wanted], config.workers, _check_shard)
-        known.update(zip(wanted, found, strict=True))
-    manifest = Manifest(source, tuple(names[1:]), names[0], {name: known[name] for name in names}, {})
+        print0(f"downloading {len(missing)} shards from {root} (without internet: --source storyworld)")
+        files = [(f"{root}/{name}", folder / name) for name in missing]
+        infos.update(zip(missing, download_all(files, config.workers, _checked_shard_info), strict=True))
+
+    manifest = Manifest(source, tuple(train_names), validation_name, {name: infos[name] for name in names}, {})
     if manifest != old:
         manifest.save(folder)
     return manifest
 
 
-def _check_shard(path: Path) -> ShardInfo:
+def _checked_shard_info(path: Path) -> ShardInfo:
     try:
         return read_shard_info(path)
     except UserError as error:
-        path.unlink()  # whole, and not what it should be: another call must ask for it again
+        path.unlink()  # so that the next call downloads it again
         raise UserError(f"the server sent something else than a shard as {path.name}: {error}") from error
 
 
 def _copy_from_mirror(names: Iterable[str], folder: Path) -> None:
     mirror = os.environ.get("NANOCHAT_HUB_DIR")
-    for name in names if mirror else ():
-        stored = Path(str(mirror), HUB_REPOSITORY, name)
-        if stored.is_file() and not (folder / name).exists():
-            shutil.copyfile(stored, folder / f".{name}.tmp")
-            os.replace(folder / f".{name}.tmp", folder / name)
+    if not mirror:
+        return
+    for name in names:
+        mirrored = Path(mirror, HUB_REPOSITORY, name)
+        if mirrored.is_file() and not (folder / name).exists():
+            temporary = folder / f".{name}.tmp"
+            shutil.copyfile(mirrored, temporary)
+            os.replace(temporary, folder / name)
 
 
 def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Manifest:
-    from nanochat.data.storyworld import generate_stories  # not needed, and so not loaded, for the other sources
+    from nanochat.data.storyworld import generate_stories  # the other sources do not need it
 
-    def take(split: str, count: int) -> Iterator[str]:
+    def first_stories(split: str, count: int) -> Iterator[str]:
         return itertools.islice(generate_stories(split, seed=config.seed), count)
 
     if old and old.source != "storyworld":
-        _must_overwrite(config, folder, old, "storyworld")
-    count = config.num_shards * config.docs_per_shard
-    held_out = min(config.docs_per_shard, 2048)
-    settings = {"seed": config.seed, "documents": [count, held_out], "docs_per_shard": config.docs_per_shard}
-    recipe = _recipe(**settings, probe=[*take("train", 16), *take("val", 16)])  # the generator itself may change
+        _require_overwrite(config, folder, old, "storyworld")
+    num_train = config.num_shards * config.docs_per_shard
+    num_validation = min(config.docs_per_shard, MAX_STORYWORLD_VALIDATION)
+    recipe = _recipe(
+        seed=config.seed,
+        documents=[num_train, num_validation],
+        docs_per_shard=config.docs_per_shard,
+        # Some stories, because the generator itself may change between two versions.
+        probe=[*first_stories("train", 16), *first_stories("val", 16)],
+    )
     if old and old.recipe == recipe and not missing_shards(old, folder):
         return old
-    written = tqdm(take("train", count), desc="writing stories", total=count, unit="", disable=None)
-    return _write(written, take("val", held_out), folder, "storyworld", recipe, config)
+    train = tqdm(first_stories("train", num_train), desc="writing stories", total=num_train, unit="", disable=None)
+    return _write(train, first_stories("val", num_validation), folder, "storyworld", recipe, config)
 
 
 def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
@@ -197,17 +232,24 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
         raise UserError(f"--source {config.source}: the data set is written below it, to {folder}; name another folder")
     files = TextFiles(path, config.text_column, config.max_chars)
     source = f"files:{path.name}"
-    settings = {name: getattr(config, name) for name in ("text_column", "max_chars", "docs_per_shard", "shuffle")}
-    recipe = _recipe(**settings, seed=config.seed, files=files.fingerprint())
+    recipe = _recipe(
+        text_column=config.text_column,
+        max_chars=config.max_chars,
+        docs_per_shard=config.docs_per_shard,
+        shuffle=config.shuffle,
+        seed=config.seed,
+        files=files.fingerprint(),
+    )
     if old and old.recipe == recipe and not missing_shards(old, folder):
         return old
     if old and old.recipe != recipe:
-        same = old.source == source
-        _must_overwrite(config, folder, old, f"{source} with these files and settings" if same else source)
+        is_same_source = old.source == source
+        _require_overwrite(config, folder, old, f"{source} with these files and settings" if is_same_source else source)
     train, validation = files.split()
     train = tqdm(train, desc="importing", unit=" documents", disable=None)
     if config.shuffle:
-        train = shuffle_on_disk(train, config.seed, 1 + files.text_bytes() // _SHUFFLE_BYTES, folder)
+        num_buckets = 1 + files.text_bytes() // _SHUFFLE_BYTES
+        train = shuffle_on_disk(train, config.seed, num_buckets, folder)
     manifest = _write(train, validation, folder, source, recipe, config)
     for notice in files.notices():
         print0(f"notice: {notice}")
@@ -215,22 +257,26 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
 
 
 def _write(
-    train: Iterable[str], validation: Iterable[str], folder: Path, source: str, recipe: dict[str, Any], config: Config
+    train: Iterable[str], validation: Iterable[str], folder: Path, source: str, recipe: dict[str, str], config: Config
 ) -> Manifest:
-    """Write the shards under names of this recipe alone, so that those of the data set of before stay as they are."""
-    prefix = f"shard_{recipe['fingerprint'][:8]}"
-    per_shard = config.docs_per_shard
+    """Write both splits. The recipe is part of the shards' names, so that no shard of another data set is replaced."""
     return write_dataset(
-        train, validation, folder, source=source, recipe=recipe, prefix=prefix, docs_per_shard=per_shard
+        train,
+        validation,
+        folder,
+        source=source,
+        recipe=recipe,
+        prefix=f"shard_{recipe['fingerprint'][:8]}",
+        docs_per_shard=config.docs_per_shard,
     )
 
 
-def _recipe(**settings: Any) -> dict[str, Any]:
-    """What was asked for, in short: equal recipes make equal data sets."""
+def _recipe(**settings: Any) -> dict[str, str]:
+    """Return the fingerprint of the settings that determine a data set: equal recipes give equal data sets."""
     return {"fingerprint": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
 
 
-def _must_overwrite(config: Config, folder: Path, old: Manifest, source: str) -> None:
+def _require_overwrite(config: Config, folder: Path, old: Manifest, source: str) -> None:
     if not config.overwrite:
         raise UserError(
             f"{folder} holds {old.source}, not {source}: --overwrite replaces it, another $NANOCHAT_BASE_DIR keeps both"
@@ -261,20 +307,19 @@ def shuffle_on_disk(documents: Iterable[str], seed: int, num_buckets: int, scrat
             yield from texts
 
 
-def _tidy(folder: Path, old: Manifest | None, new: Manifest, overwrite: bool) -> None:
-    """Delete the shards that were replaced, and those that a stopped import left. What others put here stays."""
-
-    def ours(name: str) -> bool:
-        return bool(
-            _MADE_NAME.fullmatch(name) or (overwrite and _HUB_NAME.fullmatch(name)) or (old and name in old.files)
-        )
-
+def _delete_replaced_shards(folder: Path, old: Manifest | None, new: Manifest, overwrite: bool) -> None:
+    """Delete the shards of the old data set and of interrupted imports. Other files of the user are kept."""
     for path in list(folder.iterdir()):
-        if ours(path.name) and path.name not in new.files:
+        is_shard = (
+            _WRITTEN_SHARD.fullmatch(path.name)
+            or (overwrite and _HUB_SHARD.fullmatch(path.name))
+            or (old and path.name in old.files)
+        )
+        if is_shard and path.name not in new.files:
             path.unlink()
 
 
-def _readable(folder: Path) -> bool:
+def _has_readable_manifest(folder: Path) -> bool:
     try:
         read_manifest(folder)
     except UserError:
@@ -283,7 +328,7 @@ def _readable(folder: Path) -> bool:
 
 
 @contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def _write_lock(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

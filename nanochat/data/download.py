@@ -1,9 +1,8 @@
-"""Files over HTTP: resumed after an interruption, tried again after a failure, checked, whole under their final name.
+"""Downloads over HTTP: resumed after an interruption, retried after a failure, and checked by size and SHA-256.
 
-A file grows as `<name>.part` and is renamed at the end. The Hugging Face hub tells the SHA-256 of a large file in the
-header X-Linked-ETag, and its size in X-Linked-Size, of the redirect to where it is stored; an ETag of another form than
-a SHA-256 says nothing about the contents. A part that an earlier process left is continued only where a SHA-256 can
-prove the whole.
+A file grows as `<name>.part` and is renamed when it is complete. The Hugging Face hub redirects a large file to its
+storage; the header X-Linked-ETag of that redirect is the file's SHA-256, and X-Linked-Size its size. Other ETags are
+not checksums. A part of an earlier process is continued only if a SHA-256 can verify the complete file.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import requests
 from filelock import FileLock
@@ -26,63 +25,63 @@ from nanochat.data.shards import file_sha256
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 6  # in a row without a new byte
-TIMEOUT_SECONDS = 30.0  # seconds without an answer, or without a byte
-FIRST_WAIT_SECONDS = 1.0  # seconds before the second attempt; doubles, up to MAX_WAIT_SECONDS
+TIMEOUT_SECONDS = 30.0  # without a response, or without a byte of it
+FIRST_WAIT_SECONDS = 1.0  # before the second attempt; doubles with each attempt, up to MAX_WAIT_SECONDS
 MAX_WAIT_SECONDS = 60.0
-_BLOCK = 1 << 16
-_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+_BLOCK_BYTES = 1 << 16
+_TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 class _Retry(Exception):
-    """This attempt failed in a way that another may not. `wait` is the server's own wish in seconds, if it has one."""
+    """A failure after which another attempt may succeed. `wait_seconds`: the server's Retry-After, if it sent one."""
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    def __init__(self, reason: str, wait_seconds: float | None = None) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait_seconds = wait_seconds
 
 
 class DownloadCancelled(Exception):
-    """The download was told to stop; its part stays for the next time."""
+    """Raised when the `cancel` event of a download is set. The part is kept and continued by the next call."""
 
 
 def download(
-    url: str, path: Path, stop: threading.Event | None = None, on_bytes: Callable[[int], Any] | None = None
+    url: str, path: Path, cancel: threading.Event | None = None, on_bytes: Callable[[int], object] | None = None
 ) -> None:
-    """Bring `url` to `path`, unless it is there already. `on_bytes` is called with the number of bytes of each block.
+    """Download `url` to `path`, unless that exists. `on_bytes` is called with the number of bytes of each block.
 
-    Processes that want the same file take turns. UserError when the server has no such file, or fails
-    MAX_ATTEMPTS times in a row; DownloadCancelled when `stop` is set.
+    A lock lets one process at a time download the same file. Raises UserError if the server does not have the file or
+    fails MAX_ATTEMPTS times in a row, and DownloadCancelled if `cancel` is set.
     """
-    stop = stop or threading.Event()
+    cancel = cancel or threading.Event()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(path.name + ".lock")
     with FileLock(lock):
         if not path.exists():
-            _Download(url, path, stop, on_bytes or (lambda _: None)).run()
-        lock.unlink(missing_ok=True)  # safe: whoever waits for it, or makes a new one, finds the file in place
+            _Download(url, path, cancel, on_bytes or (lambda _: None)).run()
+        lock.unlink(missing_ok=True)  # safe: a process that waits for it, or creates it again, finds the file complete
 
 
-def download_all(files: Sequence[tuple[str, Path]], workers: int, check: Callable[[Path], T]) -> list[T]:
-    """Download (url, path) pairs, several at a time, and return `check(path)` of each, in order.
+def download_all(files: Sequence[tuple[str, Path]], num_workers: int, check: Callable[[Path], T]) -> list[T]:
+    """Download (url, path) pairs in `num_workers` threads; return `check(path)` of each, in order.
 
-    The first error ends the others; what they have so far stays for the next time.
+    The first error cancels the other downloads; their parts are kept and continued by the next call.
     """
-    stop = threading.Event()
-    with ThreadPoolExecutor(workers) as pool, tqdm(unit="B", unit_scale=True, disable=None) as bar:
+    cancel = threading.Event()
+    with ThreadPoolExecutor(num_workers) as pool, tqdm(unit="B", unit_scale=True, disable=None) as bar:
 
-        def bring(url: str, path: Path) -> T:
-            download(url, path, stop, bar.update)
+        def download_and_check(url: str, path: Path) -> T:
+            download(url, path, cancel, bar.update)
             return check(path)
 
-        futures = {pool.submit(bring, url, path): path.name for url, path in files}
+        futures = {pool.submit(download_and_check, url, path): path.name for url, path in files}
         try:
             for count, future in enumerate(as_completed(futures), 1):
                 future.result()
                 bar.set_description(f"{count} of {len(files)} files")
                 if bar.disable:
-                    print0(f"{futures[future]} is there ({count} of {len(files)})")
+                    print0(f"{futures[future]} is complete ({count} of {len(files)})")
         except BaseException:
-            stop.set()
+            cancel.set()
             for future in futures:
                 future.cancel()
             raise
@@ -90,91 +89,105 @@ def download_all(files: Sequence[tuple[str, Path]], workers: int, check: Callabl
 
 
 class _Download:
-    """One file on its way. `etag` and `size` (-1: unknown) are what the server said of the whole, once it has."""
+    """One download in progress. `etag` and `size` (-1 = unknown) of the complete file come from the last response."""
 
-    def __init__(self, url: str, path: Path, stop: threading.Event, on_bytes: Callable[[int], Any]) -> None:
-        self.url, self.path, self.stop, self.on_bytes = url, path, stop, on_bytes
+    def __init__(self, url: str, path: Path, cancel: threading.Event, on_bytes: Callable[[int], object]) -> None:
+        self.url = url
+        self.path = path
+        self.cancel = cancel
+        self.on_bytes = on_bytes
         self.part = path.with_name(path.name + ".part")
         self.etag: str | None = None
         self.size = -1
-        self.own = False  # is the part from this process?
+        self.has_written = False  # True once this process has written to the part
 
     def run(self) -> None:
-        failures, most = 0, self._have()
+        num_failures = 0
+        max_part_bytes = self._part_bytes()
         while True:
             try:
                 self._attempt()
                 break
             except _Retry as error:
-                have = self._have()
-                failures = 1 if have > most else failures + 1
-                most = max(most, have)
-                if failures >= MAX_ATTEMPTS:
-                    hint = "the same command tries again, and keeps what is there"
-                    raise UserError(f"{self.url} failed {failures} times in a row: {error}; {hint}") from error
-                wait = FIRST_WAIT_SECONDS * 2 ** (failures - 1) if error.wait is None else error.wait
-                if self.stop.wait(min(wait, MAX_WAIT_SECONDS)):
+                part_bytes = self._part_bytes()
+                num_failures = 1 if part_bytes > max_part_bytes else num_failures + 1
+                max_part_bytes = max(max_part_bytes, part_bytes)
+                if num_failures >= MAX_ATTEMPTS:
+                    hint = "run the same command again to continue"
+                    raise UserError(f"{self.url} failed {num_failures} times in a row: {error}; {hint}") from error
+                wait_seconds = error.wait_seconds
+                if wait_seconds is None:
+                    wait_seconds = FIRST_WAIT_SECONDS * 2 ** (num_failures - 1)
+                if self.cancel.wait(min(wait_seconds, MAX_WAIT_SECONDS)):
                     raise DownloadCancelled from error
         os.replace(self.part, self.path)
 
-    def _have(self) -> int:
+    def _part_bytes(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _attempt(self) -> None:
-        """Ask for what is missing, and check the whole. Raises _Retry, UserError or DownloadCancelled."""
-        have = self._have()
-        headers = {"Accept-Encoding": "identity"}  # the bytes as they are: offsets and hashes are those of the file
-        if have:
-            headers["Range"] = f"bytes={have}-"
+        """Request the missing bytes and verify the file. Raises _Retry, UserError or DownloadCancelled."""
+        part_bytes = self._part_bytes()
+        headers = {"Accept-Encoding": "identity"}  # uncompressed, as offsets and hashes are those of the file
+        if part_bytes:
+            headers["Range"] = f"bytes={part_bytes}-"
         if token := os.environ.get("HF_TOKEN"):
             headers["Authorization"] = f"Bearer {token}"  # requests drops it when a redirect leaves the host
         try:
             with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-                self._note(response, have)
-                if response.status_code != 416:  # 416: there is nothing after the bytes that we have
-                    self._receive(response, have)
+                self._check_headers(response, part_bytes)
+                if response.status_code != 416:  # 416: the file has no bytes after those of the part
+                    self._receive(response, part_bytes)
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             raise _Retry(_reason(error)) from error
         except requests.RequestException as error:
             raise UserError(f"{self.url} cannot be downloaded: {error}") from error
         self._verify()
 
-    def _note(self, response: requests.Response, have: int) -> None:
-        """Judge the answer's status and headers before its body is read."""
+    def _check_headers(self, response: requests.Response, part_bytes: int) -> None:
+        """Check status and headers before the body is read, and record the ETag and the size of the file."""
         status = response.status_code
-        if status in _TEMPORARY:
-            after = response.headers.get("Retry-After", "")
-            raise _Retry(f"the server answered {status}", float(after) if after.isdigit() else None)
+        if status in _TEMPORARY_STATUSES:
+            retry_after = response.headers.get("Retry-After", "")
+            raise _Retry(f"the server answered {status}", float(retry_after) if retry_after.isdigit() else None)
         if status not in (200, 206, 416):
             raise UserError(f"{self.url} cannot be downloaded: the server answered {status} {response.reason}")
-        answers = [*response.history, response]
-        linked = [answer for answer in answers if "X-Linked-ETag" in answer.headers]
-        etag = (linked[-1].headers["X-Linked-ETag"] if linked else response.headers.get("ETag", "")) or None
-        announced = linked[-1].headers.get("X-Linked-Size") if linked else None
-        total = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
-        size = total[2] if total else response.headers.get("Content-Length") if status == 200 else None
-        if announced and size and int(announced) != int(size):
-            raise _Retry(f"{announced} bytes were announced, and {size} are offered")
-        known, self.etag = self.etag, etag
-        self.size = int(announced or size or -1)
-        continues = self.sha256 is not None or (self.own and etag is not None and etag == known)
-        starts_right = status != 206 or (total is not None and total[1] == str(have))
-        fits = continues and starts_right and (status != 416 or have == self.size)
-        if have and status != 200 and not fits:
-            self._drop()
-            raise _Retry("the part that was there belongs to something else")
+
+        redirects = [answer for answer in [*response.history, response] if "X-Linked-ETag" in answer.headers]
+        if redirects:
+            etag = redirects[-1].headers["X-Linked-ETag"] or None
+            announced_size = redirects[-1].headers.get("X-Linked-Size")
+        else:
+            etag = response.headers.get("ETag") or None
+            announced_size = None
+        content_range = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
+        size = content_range[2] if content_range else None
+        if size is None and status == 200:
+            size = response.headers.get("Content-Length")
+        if announced_size and size and int(announced_size) != int(size):
+            raise _Retry(f"{announced_size} bytes were announced, and {size} are offered")
+
+        is_unchanged = self.has_written and etag is not None and etag == self.etag
+        self.etag = etag
+        self.size = int(announced_size or size or -1)
+        is_verifiable = self.sha256 is not None or is_unchanged
+        continues_part = status != 206 or (content_range is not None and content_range[1] == str(part_bytes))
+        is_complete = status != 416 or part_bytes == self.size
+        if part_bytes and status != 200 and not (is_verifiable and continues_part and is_complete):
+            self._delete_part()
+            raise _Retry("the existing part belongs to another file")
 
     @property
     def sha256(self) -> str | None:
-        """What the server says is the SHA-256 of the whole."""
+        """SHA-256 of the complete file according to the server, or None."""
         digest = (self.etag or "").removeprefix("W/").strip('"')
         return digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None
 
-    def _receive(self, response: requests.Response, have: int) -> None:
-        with open(self.part, "ab" if response.status_code == 206 and have else "wb") as file:
-            self.own = True
-            for block in response.iter_content(_BLOCK):
-                if self.stop.is_set():
+    def _receive(self, response: requests.Response, part_bytes: int) -> None:
+        with open(self.part, "ab" if response.status_code == 206 and part_bytes else "wb") as file:
+            self.has_written = True
+            for block in response.iter_content(_BLOCK_BYTES):
+                if self.cancel.is_set():
                     raise DownloadCancelled
                 file.write(block)
                 self.on_bytes(len(block))
@@ -182,26 +195,29 @@ class _Download:
             os.fsync(file.fileno())
 
     def _verify(self) -> None:
-        have = self._have()
-        if have < self.size:
-            raise _Retry(f"only {have:,} of {self.size:,} bytes came")
-        if have > self.size >= 0:
-            self._drop()
-            raise _Retry(f"{have:,} bytes came where {self.size:,} were announced")
-        if self.sha256 and (found := file_sha256(self.part)) != self.sha256:
-            self._drop()
-            raise _Retry(f"its SHA-256 is {found[:12]}..., the server announced {self.sha256[:12]}...")
+        part_bytes = self._part_bytes()
+        if part_bytes < self.size:
+            raise _Retry(f"only {part_bytes:,} of {self.size:,} bytes were received")
+        if part_bytes > self.size >= 0:
+            self._delete_part()
+            raise _Retry(f"{part_bytes:,} bytes were received where {self.size:,} were announced")
+        if self.sha256 is None:
+            return
+        sha256 = file_sha256(self.part)
+        if sha256 != self.sha256:
+            self._delete_part()
+            raise _Retry(f"its SHA-256 is {sha256[:12]}..., the server announced {self.sha256[:12]}...")
 
-    def _drop(self) -> None:
+    def _delete_part(self) -> None:
         self.part.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:
-    """The end of a chain of wrapped exceptions, in a few words."""
+    """Return a short description of the exception that requests has wrapped several times."""
     if isinstance(error, requests.Timeout):
-        return f"no answer in {TIMEOUT_SECONDS:g} seconds"
+        return f"no response in {TIMEOUT_SECONDS:g} seconds"
     text = str(error)
     if "timed out" in text:
-        return f"nothing came for {TIMEOUT_SECONDS:g} seconds"
-    inner = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
-    return inner[1] if inner else "the connection broke"
+        return f"no data for {TIMEOUT_SECONDS:g} seconds"
+    system_error = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
+    return system_error[1] if system_error else "the connection broke"

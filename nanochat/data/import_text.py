@@ -1,13 +1,15 @@
-"""A user's own folder or file as training and validation documents: txt, md, jsonl and parquet.
+"""Import of a user's own folder or file as training and validation documents: txt, md, jsonl and parquet.
 
 Rules, in the order in which they apply:
-  * A txt or md file is one document, a line of jsonl and a row of parquet are one each. Hidden files are left alone.
-  * A document of more than `max_chars` characters is cut, at the end of a paragraph if there is one, else of a line,
-    else of a word. Outside a folder of parquet no document keeps more than a 64th of all the text (though 2,000
-    characters are always allowed), so that a single book can be divided too.
-  * Validation is the last file by name in a folder of parquet alone. Otherwise a document belongs to it when a hash of
-    its text falls into one 32nd of all values; if none does, the document of the lowest hash; never all of them.
-  * A training document that also stands in validation, word for word, is left out.
+  * A txt or md file is one document; a line of jsonl and a row of parquet are one document each. Hidden files are
+    skipped.
+  * A document of more than `max_chars` characters is cut, at the end of a paragraph if possible, else of a line, else
+    of a word. Outside a folder of parquet files, no document keeps more than a 64th of the text (but 2,000 characters
+    are always allowed), so that a single book gives several documents.
+  * In a folder of parquet files alone, the last file by name is the validation split. Otherwise a document is in the
+    validation split if a hash of its text is in the lowest 32nd of all values. If there is no such document, it is the
+    one with the lowest hash; the training split is never empty.
+  * A training document whose text is also in the validation split is left out.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ from nanochat.common import UserError, as_user_error, print0
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 VALIDATION_SHARE = 1 / 32
-_SMALLEST_CUT = 2_000  # characters
-_CHUNK = 1 << 20  # characters or bytes read at a time
+_MIN_MAX_CHARS = 2_000  # for the cut at a 64th of the text
+_CHUNK_SIZE = 1 << 20  # characters or bytes read at a time
 
 
 @dataclass
 class TextFiles:
     """The readable files under a path, and their documents.
 
-    Reading notes what was odd in `empty`, `not_utf8` and `duplicates`; `notices()` tells the user. Errors are
-    UserErrors that name the file, and the line in a jsonl file.
+    Reading the documents records problems in `empty`, `not_utf8` and `duplicates`; `notices` describes them. Errors are
+    UserErrors with the file, and for jsonl the line.
     """
 
     source: Path
@@ -50,24 +52,24 @@ class TextFiles:
 
     def __post_init__(self) -> None:
         self.files = find_text_files(self.source)
-        self._held_out = self.files[-1] if len(self.files) > 1 and _all_parquet(self.files) else None
-        if self._held_out is None:
-            self.max_chars = min(self.max_chars, max(_SMALLEST_CUT, self.text_bytes() // 64))
+        self._validation_file = self.files[-1] if len(self.files) > 1 and _all_parquet(self.files) else None
+        if self._validation_file is None:
+            self.max_chars = min(self.max_chars, max(_MIN_MAX_CHARS, self.text_bytes() // 64))
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
-        """What tells this source from another without reading it: each file's name, size and time of change."""
+        """Return each file's name, size and modification time, which identify the source without reading it."""
         base = self.source if self.source.is_dir() else self.source.parent
-        facts = [(path.relative_to(base).as_posix(), path.stat()) for path in self.files]
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts]
+        stats = [(path.relative_to(base).as_posix(), path.stat()) for path in self.files]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def text_bytes(self) -> int:
-        """About how much text there is, in bytes."""
+        """Return the approximate amount of text in bytes."""
         return sum(map(_text_bytes, self.files))
 
     def split(self) -> tuple[Iterator[str], Iterator[str]]:
-        """Iterators over the training and the validation documents, in the order of the files."""
-        if self._held_out is not None:
-            return self._train_of_shards(self._held_out), self._documents([self._held_out])
+        """Return iterators over the training and the validation documents, in the order of the files."""
+        if self._validation_file is not None:
+            return self._train_of_parquet(self._validation_file), self._documents([self._validation_file])
         bound = self._validation_bound()
         return (
             (text for text in self._documents(self.files) if _digest(text) >= bound),
@@ -75,45 +77,47 @@ class TextFiles:
         )
 
     def notices(self) -> list[str]:
-        """One line for each kind of oddity met while reading."""
-        found = []
+        """Return one line for each kind of problem that reading the documents has met."""
+        lines = []
         if self.empty:
-            found.append(f"{len(self.empty)} files without text were skipped ({_some(self.empty)})")
+            lines.append(f"{len(self.empty)} files without text were skipped ({_some_names(self.empty)})")
         if self.not_utf8:
-            count = len(self.not_utf8)
-            found.append(f"{count} files are not UTF-8; what could not be read became U+FFFD ({_some(self.not_utf8)})")
+            names = _some_names(self.not_utf8)
+            lines.append(f"{len(self.not_utf8)} files are not UTF-8; unreadable bytes became U+FFFD ({names})")
         if self.duplicates:
-            found.append(f"{self.duplicates} training documents also stand in validation and were left out")
-        return found
+            lines.append(f"{self.duplicates} training documents are in the validation split as well and were left out")
+        return lines
 
-    def _train_of_shards(self, held_out: Path) -> Iterator[str]:
-        validation = {_digest(text) for text in self._documents([held_out])}
+    def _train_of_parquet(self, validation_file: Path) -> Iterator[str]:
+        validation_digests = {_digest(text) for text in self._documents([validation_file])}
         self.duplicates = 0
         for text in self._documents(self.files[:-1]):
-            if _digest(text) in validation:
+            if _digest(text) in validation_digests:
                 self.duplicates += 1
             else:
                 yield text
 
     def _validation_bound(self) -> int:
-        """The documents whose digest is below this go to validation: about one in 32, at least one, never all."""
-        lowest, highest = 2**64, -1
+        """Return the digest below which a document is in the validation split: about 1 in 32, at least 1, never all."""
+        lowest = 2**64
+        highest = -1
         for text in self._documents(self.files):
             digest = _digest(text)
-            lowest, highest = min(lowest, digest), max(highest, digest)
+            lowest = min(lowest, digest)
+            highest = max(highest, digest)
         if lowest >= highest:
-            found = "no text" if highest < 0 else "a single document"
-            raise UserError(f"{self.source} holds {found}: at least two are needed, to train on and to validate with")
+            content = "no text" if highest < 0 else "a single document"
+            raise UserError(f"{self.source} holds {content}: at least two are needed, to train on and to validate with")
         return min(max(int(VALIDATION_SHARE * 2**64), lowest + 1), highest)
 
     def _documents(self, files: list[Path]) -> Iterator[str]:
         for path in files:
-            some = False
+            has_text = False
             for text in self._read(path):
                 if text.strip():
-                    some = True
+                    has_text = True
                     yield from split_long_text(text, self.max_chars)
-            if not some:
+            if not has_text:
                 self.empty.add(path)
 
     def _read(self, path: Path) -> Iterator[str]:
@@ -121,23 +125,25 @@ class TextFiles:
             if path.suffix.lower() == ".parquet":
                 yield from _read_parquet(path, self.text_column)
                 return
-            encoding, clean = detect_encoding(path)
-            if not clean:
+            encoding, is_valid = detect_encoding(path)
+            if not is_valid:
                 self.not_utf8.add(path)
-            read = self._read_jsonl if path.suffix.lower() == ".jsonl" else self._read_text
-            yield from read(path, encoding)
+            if path.suffix.lower() == ".jsonl":
+                yield from self._read_jsonl(path, encoding)
+            else:
+                yield from self._read_text(path, encoding)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
     def _read_text(self, path: Path, encoding: str) -> Iterator[str]:
-        """A text file as one document, in pieces of at most max_chars so that a file of any size fits."""
-        held = ""
+        """Yield a text file in parts of at most max_chars, so that a file of any size fits into memory."""
+        remainder = ""
         with open(path, encoding=encoding, errors="replace") as file:
-            while chunk := file.read(max(_CHUNK, self.max_chars)):
-                pieces = list(split_long_text(held + chunk, self.max_chars))
-                held = pieces.pop()
-                yield from pieces
-        yield held
+            while chunk := file.read(max(_CHUNK_SIZE, self.max_chars)):
+                parts = list(split_long_text(remainder + chunk, self.max_chars))
+                remainder = parts.pop()
+                yield from parts
+        yield remainder
 
     def _read_jsonl(self, path: Path, encoding: str) -> Iterator[str]:
         with open(path, encoding=encoding, errors="replace", newline="\n") as file:
@@ -151,53 +157,57 @@ class TextFiles:
                     raise UserError(f"{path}, line {number}: not JSON ({reason})") from error
                 text = row.get(self.text_column) if isinstance(row, dict) else None
                 if not isinstance(text, str):
-                    wanted = f'an object with a string under "{self.text_column}"'
-                    raise UserError(f"{path}, line {number}: expected {wanted} (--text_column names another)")
-                yield text.encode("utf-8", "replace").decode("utf-8")  # JSON can spell half a surrogate pair
+                    expected = f'an object with a string under "{self.text_column}"'
+                    raise UserError(f"{path}, line {number}: expected {expected} (--text_column names another)")
+                yield text.encode("utf-8", "replace").decode("utf-8")  # JSON may contain half a surrogate pair
 
 
 def find_text_files(source: Path) -> list[Path]:
-    """The readable files under a path, sorted by name. UserError if the path does not exist or holds none."""
+    """Return the readable files under a path, sorted by name. Raises UserError if there are none."""
     if source.is_file():
-        found = [source]
+        paths = [source]
     elif source.is_dir():
-        found = []
+        paths = []
         for folder, subfolders, names in os.walk(source):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
-        found = sorted(path for path in found if path.is_file())
+            paths += [Path(folder, name) for name in names if not name.startswith(".")]
+        paths = sorted(path for path in paths if path.is_file())
     else:
         raise UserError(f"--source {source}: no such file or folder (hub and storyworld are the other sources)")
-    readable = [path for path in found if path.suffix.lower() in SUFFIXES]
+    readable = [path for path in paths if path.suffix.lower() in SUFFIXES]
     if not readable:
-        raise UserError(f"--source {source}: none of its {len(found)} files can be read ({', '.join(SUFFIXES)} can)")
-    if len(readable) < len(found):
-        others = set(found) - set(readable)
-        print0(f"{len(others)} files of other kinds are left aside ({_some(others)})")
+        raise UserError(f"--source {source}: none of its {len(paths)} files can be read ({', '.join(SUFFIXES)} can)")
+    if len(readable) < len(paths):
+        others = set(paths) - set(readable)
+        print0(f"{len(others)} files of other kinds are skipped ({_some_names(others)})")
     return readable
 
 
 def detect_encoding(path: Path) -> tuple[str, bool]:
-    """The encoding of a file (UTF-8, unless a byte order mark says UTF-16), and whether all of it can be read so."""
+    """Return the encoding of a file and True if all of it is valid in that encoding.
+
+    The encoding is UTF-16 if the file begins with its byte order mark, else UTF-8.
+    """
     with open(path, "rb") as file:
-        start = file.read(2)
-        name = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        byte_order_mark = file.read(2)
+        is_utf16 = byte_order_mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if is_utf16 else "utf-8-sig"
         file.seek(0)
-        decoder = codecs.getincrementaldecoder(name)(errors="strict")
+        decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
         try:
-            while block := file.read(_CHUNK):
+            while block := file.read(_CHUNK_SIZE):
                 decoder.decode(block)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
-            return name, False
-    return name, True
+            return encoding, False
+    return encoding, True
 
 
 def read_utf8(file: Any) -> str:
-    """All of a file, a path or one in a zip file. Raises UserError that names the file, and the line if it has one."""
+    """Read all of a file, a path or a `zipfile.Path`. Raises UserError with the file, and the line of invalid UTF-8."""
     if not file.is_file():
         raise UserError(f"{file} is missing")
-    with as_user_error(f"{file} cannot be read"):  # zipfile raises errors of all kinds where a file is damaged
+    with as_user_error(f"{file} cannot be read"):  # zipfile raises many types of errors for a damaged file
         content = file.read_bytes()
     try:
         text: str = content.decode("utf-8")
@@ -207,19 +217,22 @@ def read_utf8(file: Any) -> str:
     return text
 
 
-def split_long_text(text: str, limit: int) -> Iterator[str]:
-    """Pieces of at most `limit` characters, cut after a blank line, else a line, else a space in their later half.
+def split_long_text(text: str, max_chars: int) -> Iterator[str]:
+    """Cut a text into parts of at most `max_chars` characters.
 
-    >>> list(split_long_text("One two.\\n\\nThree four.", 15))
+    A part ends at the last blank line in its second half, else at the last line break, else at the last space there,
+    else at `max_chars`.
+
+    >>> list(split_long_text("One two.\\n\\nThree four.", max_chars=15))
     ['One two.\\n\\n', 'Three four.']
     """
     start = 0
-    while len(text) - start > limit:
-        end = start + limit
-        for mark in ("\n\n", "\n", " "):
-            place = text.rfind(mark, start + limit // 2, end)
-            if place >= 0:
-                end = min(end, place + len(mark))
+    while len(text) - start > max_chars:
+        end = start + max_chars
+        for separator in ("\n\n", "\n", " "):
+            position = text.rfind(separator, start + max_chars // 2, end)
+            if position >= 0:
+                end = min(end, position + len(separator))
                 break
         yield text[start:end]
         start = end
@@ -232,9 +245,9 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
             if column not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UserError(f"{path} has no column {column!r}, but {names} (--text_column names another)")
-            kind = file.schema_arrow.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise UserError(f"{path}: column {column!r} holds {kind}, not text")
+            column_type = file.schema_arrow.field(column).type
+            if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
+                raise UserError(f"{path}: column {column!r} holds {column_type}, not text")
             for batch in file.iter_batches(batch_size=1024, columns=[column], use_threads=False):
                 yield from (text for text in batch.column(0).to_pylist() if text)
     except pa.ArrowException as error:
@@ -259,6 +272,6 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
-def _some(paths: set[Path]) -> str:
+def _some_names(paths: set[Path]) -> str:
     names = sorted(path.name for path in paths)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

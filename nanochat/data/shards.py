@@ -1,12 +1,12 @@
-"""A data set on disk: parquet shards with a `text` column, and the manifest that says which of them are what.
+"""A data set on disk: parquet shards with a `text` column, and a manifest that lists them.
 
     base_data/manifest.json            {"format": 1, "source": ..., "train": [names], "validation": name, ...}
     base_data/shard_00000.parquet      row groups of at most 1,024 documents
 
-The manifest is the only switch: a file that it does not name does not exist. It is replaced in one step, after every
-shard that it names stands whole under its final name, so that an interrupted download or import leaves the data of
-before as it was.
-The documents of a split have one global order: that of the manifest, then that of the rows.
+Only the files that the manifest names belong to the data set. It is written last, in one step, when all of its shards
+are complete, so that an interrupted download or import leaves the previous data set as it was. There are two splits,
+"train" (all shards of `train`) and "val" (the shard `validation`). The documents of a split have one global order: that
+of the shards in the manifest, then that of the rows.
 """
 
 from __future__ import annotations
@@ -27,53 +27,58 @@ import pyarrow.parquet as pq
 
 from nanochat.common import UserError, base_dir, write_json_atomic
 
-FORMAT = 1
+FORMAT_VERSION = 1
 ROW_GROUP_DOCUMENTS = 1024
-ROW_GROUP_CHARACTERS = 32_000_000  # a row group is held in memory: long documents make it shorter
+ROW_GROUP_CHARACTERS = 32_000_000  # a row group is read as a whole, so long documents make it end earlier
+
 Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What is known of a shard: its documents, its size in bytes and its SHA-256."""
+    """Size and contents of a shard, as the manifest records them."""
 
-    documents: int
-    bytes: int
-    sha256: str
+    documents: int  # number of rows
+    bytes: int  # size of the file
+    sha256: str  # of the file, in hexadecimal
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The data set that stands in a folder. `files` has an entry for each shard; `recipe` tells how it was made."""
+    """The data set of a folder. The fields are the keys of `manifest.json`."""
 
-    source: str
-    train: tuple[str, ...]
-    validation: str
-    files: dict[str, ShardInfo]
-    recipe: dict[str, Any]
+    source: str  # "hub:OWNER/NAME", "storyworld" or "files:NAME"
+    train: tuple[str, ...]  # file names of the training shards, in order
+    validation: str  # file name of the validation shard
+    files: dict[str, ShardInfo]  # by file name, of all shards
+    recipe: dict[str, Any]  # fingerprint of the settings that made it; empty for a download
 
     def hash(self) -> str:
-        """SHA-256 of what the data is (names, order and contents), not of where it came from or when."""
-        facts = [(name, self.files[name].documents, self.files[name].sha256) for name in (*self.train, self.validation)]
-        return hashlib.sha256(json.dumps([FORMAT, facts]).encode()).hexdigest()
+        """Return a SHA-256 of the names, order and contents of the shards; the source and the recipe do not count."""
+        names = (*self.train, self.validation)
+        contents = [(name, self.files[name].documents, self.files[name].sha256) for name in names]
+        return hashlib.sha256(json.dumps([FORMAT_VERSION, contents]).encode()).hexdigest()
 
     def save(self, data_dir: Path) -> None:
-        """Make this the data set of the folder, in one step."""
-        write_json_atomic(data_dir / "manifest.json", {"format": FORMAT, **asdict(self)})
+        """Write `manifest.json`, which makes this the data set of the folder."""
+        write_json_atomic(data_dir / "manifest.json", {"format": FORMAT_VERSION, **asdict(self)})
 
 
 def default_data_dir() -> Path:
-    """Where the data set that everything trains on stands."""
+    """Return the folder of the data set that pretraining uses: `base_data` in the base folder."""
     return base_dir() / "base_data"
 
 
 def read_manifest(data_dir: Path) -> Manifest | None:
-    """The folder's manifest, or None where there is none. UserError if it is not one; the shards are not looked at."""
+    """Read the manifest of a folder, or return None if there is none. The shards are not checked.
+
+    Raises UserError for a file that is not a manifest, or one of another format.
+    """
     path = data_dir / "manifest.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}, not {FORMAT}: make the data set again")
+        if content["format"] != FORMAT_VERSION:
+            raise UserError(f"{path} has format {content['format']}, not {FORMAT_VERSION}: make the data set again")
         files = {name: ShardInfo(**facts) for name, facts in content["files"].items()}
         names = (*content["train"], content["validation"])
         if missing := [name for name in names if name not in files]:
@@ -88,40 +93,44 @@ def read_manifest(data_dir: Path) -> Manifest | None:
 
 
 def load_manifest(data_dir: Path | None = None) -> Manifest:
-    """The manifest, with every shard that it names in its place. UserError otherwise, which says what to do."""
+    """Read the manifest of a folder (default: `default_data_dir()`) and check that all of its shards are there.
+
+    Raises UserError if there is no data set or a shard is missing.
+    """
     folder = data_dir or default_data_dir()
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"no data set in {folder}: make one, for example with python -m nanochat.dataset -n 8")
-    if missing := missing_shards(manifest, folder):
-        what = "the validation shard" if manifest.validation in missing else "a training shard"
-        raise UserError(f"{folder / missing[-1]}, {what}, is missing or cut short: make the data set again")
+    missing = missing_shards(manifest, folder)
+    if missing:
+        kind = "the validation shard" if manifest.validation in missing else "a training shard"
+        raise UserError(f"{folder / missing[-1]}, {kind}, is missing or cut short: make the data set again")
     return manifest
 
 
 def missing_shards(manifest: Manifest, data_dir: Path) -> list[str]:
-    """The shards that are not there, or not of the size that the manifest gives; the validation shard comes last."""
+    """Return the names of shards that are absent or do not have the recorded size; the validation shard comes last."""
 
-    def whole(name: str) -> bool:
+    def is_complete(name: str) -> bool:
         path = data_dir / name
         return path.is_file() and path.stat().st_size == manifest.files[name].bytes
 
-    return [name for name in (*manifest.train, manifest.validation) if not whole(name)]
+    return [name for name in (*manifest.train, manifest.validation) if not is_complete(name)]
 
 
 def shard_paths(split: Split, data_dir: Path | None = None) -> list[Path]:
-    """The shards of a split in their order. UserError if any of the data set is missing."""
+    """Return the paths of a split's shards, in order. Raises UserError if any shard of the data set is missing."""
     if split not in ("train", "val"):
         raise UserError(f"no split {split!r}: choose train or val")
     folder = data_dir or default_data_dir()
     manifest = load_manifest(folder)
-    return [folder / name for name in (manifest.train if split == "train" else (manifest.validation,))]
+    names = manifest.train if split == "train" else (manifest.validation,)
+    return [folder / name for name in names]
 
 
 def open_split(split: Split, data_dir: Path | None = None) -> Documents:
-    """The documents of a split. UserError if there is no data set, or the split has no documents."""
-    paths = shard_paths(split, data_dir)
-    documents = Documents(paths)
+    """Open the documents of a split. Raises UserError if there is no data set, or the split has no documents."""
+    documents = Documents(shard_paths(split, data_dir))
     if not len(documents):
         folder = data_dir or default_data_dir()
         raise UserError(f"the {split} split in {folder} has no documents: make the data set again, from more text")
@@ -129,19 +138,19 @@ def open_split(split: Split, data_dir: Path | None = None) -> Documents:
 
 
 def iter_documents(split: Split, data_dir: Path | None = None) -> Iterator[str]:
-    """Every document of a split, once, in the global order; one row group is in memory at a time."""
+    """Yield every document of a split once, in the global order. One row group is in memory at a time."""
     return open_split(split, data_dir).iter_texts()
 
 
 class Documents:
-    """The documents of some shards as one long list, of which one row group at a time is in memory.
+    """The documents of several shards as one sequence, of which one row group at a time is in memory.
 
-    A row without text counts as a document of no characters, so that an index means the same to every reader.
+    A null in the text column is an empty document, so that all methods agree on the index of a document.
     """
 
     def __init__(self, paths: list[Path]) -> None:
         self._groups: list[tuple[Path, int]] = []  # (shard, row group in it)
-        self._starts = [0]  # the first document of each row group, and the end
+        self._starts = [0]  # index of the first document of each row group, and the number of all documents
         for path in paths:
             with _open_shard(path) as shard:
                 metadata = shard.metadata
@@ -157,7 +166,7 @@ class Documents:
 
         `iter_texts(rank, world_size)` is one rank's share of an epoch.
 
-        Row groups of which no document is wanted are not read. UserError if a shard turns out not to be readable.
+        Row groups without such a document are not read. Raises UserError if a shard cannot be read.
         """
         assert start >= 0, f"start {start} must not be negative"
         assert step >= 1, f"step {step} must be positive"
@@ -165,14 +174,14 @@ class Documents:
         while index < len(self):
             group = bisect_right(self._starts, index) - 1
             first, end = self._starts[group], self._starts[group + 1]
-            wanted = range(index - first, end - first, step)
-            yield from self._read(group).take(pa.array(wanted, pa.int64())).to_pylist()
-            index += len(wanted) * step
+            rows = range(index - first, end - first, step)
+            yield from self._read(group).take(pa.array(rows, pa.int64())).to_pylist()
+            index += len(rows) * step
 
     def iter_arrays(self, start: int = 0) -> Iterator[Any]:
-        """Documents start, start + 1, ... to the end as Arrow arrays of strings without nulls, none of them empty.
+        """Yield documents start, start + 1, ... to the end in non-empty Arrow arrays of strings without nulls.
 
-        The same documents as `iter_texts` gives, without a Python object for each. UserError as there.
+        They are those of `iter_texts`, without a Python object for each. Raises UserError if a shard cannot be read.
         """
         assert start >= 0, f"start {start} must not be negative"
         for group in range(bisect_right(self._starts, start) - 1, len(self._groups)):
@@ -180,12 +189,12 @@ class Documents:
             yield from (chunk for chunk in column.chunks if len(chunk))
 
     def _read(self, group: int) -> Any:
-        """The documents of a row group, an Arrow column of strings."""
+        """Read the documents of a row group as an Arrow column of strings."""
         path, number = self._groups[group]
         with _open_shard(path) as shard:
             try:
                 column = shard.read_row_group(number, columns=["text"], use_threads=False).column("text")
-                if column.type not in (pa.string(), pa.large_string()):  # dictionary codes, say
+                if column.type not in (pa.string(), pa.large_string()):  # such as dictionary codes or binary
                     column = column.cast(pa.large_string())
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(path, error) from error
@@ -196,36 +205,36 @@ class Documents:
 def write_shards(
     documents: Iterable[str], data_dir: Path, prefix: str = "shard", docs_per_shard: int | None = None
 ) -> dict[str, ShardInfo]:
-    """Write documents as `<prefix>_00000.parquet`, ... (`<prefix>.parquet` when docs_per_shard is None, even if empty).
+    """Write documents to `<prefix>_00000.parquet`, ..., each when it is complete; return their infos by name, in order.
 
-    Each file appears under its name when it is whole. Returns the facts of the files, in order.
+    Without `docs_per_shard` there is one file, `<prefix>.parquet`, even if there are no documents.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     if docs_per_shard is None:
         return {f"{prefix}.parquet": write_shard(documents, data_dir / f"{prefix}.parquet")}
-    rest = iter(documents)
-    files: dict[str, ShardInfo] = {}
-    for first in rest:
-        name = f"{prefix}_{len(files):05d}.parquet"
-        shard = itertools.chain([first], itertools.islice(rest, docs_per_shard - 1))
-        files[name] = write_shard(shard, data_dir / name)
-    return files
+    remaining = iter(documents)
+    infos: dict[str, ShardInfo] = {}
+    for first in remaining:
+        name = f"{prefix}_{len(infos):05d}.parquet"
+        shard = itertools.chain([first], itertools.islice(remaining, docs_per_shard - 1))
+        infos[name] = write_shard(shard, data_dir / name)
+    return infos
 
 
 def write_shard(documents: Iterable[str], path: Path) -> ShardInfo:
-    """Write one parquet file with a `text` column; it appears whole or not at all."""
+    """Write one parquet file with a `text` column, completely or not at all."""
     schema = pa.schema([("text", pa.string())])
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "wb") as file:
+        with open(temporary, "wb") as file:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 for group in _row_groups(documents):
                     writer.write_table(pa.table({"text": group}, schema=schema), row_group_size=ROW_GROUP_DOCUMENTS)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return read_shard_info(path)
 
 
@@ -239,31 +248,32 @@ def write_dataset(
     prefix: str = "shard",
     docs_per_shard: int = 8192,
 ) -> Manifest:
-    """Write both splits and make them the folder's data set; the old one is in force until the last step.
+    """Write both splits, make them the data set of the folder in one last step, and return its manifest.
 
-    Returns the new manifest. UserError if either split turns out empty: then the data of before stays.
+    Raises UserError if either split has no documents; the previous data set then remains.
     """
     folder = data_dir or default_data_dir()
-    held_out = write_shards(validation, folder, f"{prefix}_val")
-    shards = write_shards(train, folder, prefix, docs_per_shard)
-    [(name, facts)] = held_out.items()
-    if not facts.documents or not shards:
-        kind = "training" if facts.documents else "validation"
+    validation_shards = write_shards(validation, folder, f"{prefix}_val")
+    train_shards = write_shards(train, folder, prefix, docs_per_shard)
+    [(validation_name, validation_info)] = validation_shards.items()
+    if not validation_info.documents or not train_shards:
+        kind = "training" if validation_info.documents else "validation"
         raise UserError(f"{source} gives no {kind} documents: more text is needed")
-    manifest = Manifest(source, tuple(shards), name, {**shards, **held_out}, recipe or {})
+    files = {**train_shards, **validation_shards}
+    manifest = Manifest(source, tuple(train_shards), validation_name, files, recipe or {})
     manifest.save(folder)
     return manifest
 
 
 def read_shard_info(path: Path) -> ShardInfo:
-    """Count and hash a shard. UserError if it is not parquet with a `text` column."""
+    """Count the documents of a shard and hash it. Raises UserError if it is not parquet with a `text` column."""
     with _open_shard(path) as shard:
-        documents = shard.metadata.num_rows
-    return ShardInfo(documents, path.stat().st_size, file_sha256(path))
+        num_documents = shard.metadata.num_rows
+    return ShardInfo(num_documents, path.stat().st_size, file_sha256(path))
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
+    """Return the SHA-256 of a file's contents in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -273,13 +283,14 @@ def file_sha256(path: Path) -> str:
 
 def _row_groups(documents: Iterable[str]) -> Iterator[list[str]]:
     group: list[str] = []
-    characters = 0
+    num_characters = 0
     for text in documents:
         group.append(text)
-        characters += len(text)
-        if len(group) == ROW_GROUP_DOCUMENTS or characters >= ROW_GROUP_CHARACTERS:
+        num_characters += len(text)
+        if len(group) == ROW_GROUP_DOCUMENTS or num_characters >= ROW_GROUP_CHARACTERS:
             yield group
-            group, characters = [], 0
+            group = []
+            num_characters = 0
     if group:
         yield group
 

@@ -1,4 +1,4 @@
-"""Downloads against a local server that breaks off, stalls, lies and refuses: whole files, or one clear message."""
+"""Downloads from a local server that disconnects, stalls, sends wrong data and refuses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _assert_nothing_else(folder: Path, *names: str) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
-def test_brings_a_file_once(server: FileServer, tmp_path: Path) -> None:
+def test_downloads_a_file_once(server: FileServer, tmp_path: Path) -> None:
     counted: list[int] = []
     for _ in range(2):
         download(server.address("a"), tmp_path / "sub" / "a", on_bytes=counted.append)
@@ -52,14 +52,14 @@ def test_brings_a_file_once(server: FileServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize("fault", [die_after, stall_after])
-def test_continues_where_it_broke_off(server: FileServer, tmp_path: Path, fault: type, checksums: bool) -> None:
+def test_continues_after_a_lost_connection(server: FileServer, tmp_path: Path, fault: type, checksums: bool) -> None:
     server.checksums = checksums
     server.faults["a"] = [fault(300_000), fault(200_000)]
     download(server.address("a"), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == CONTENT
-    starts = [int(wanted.removeprefix("bytes=").removesuffix("-") or 0) for _, wanted, _ in server.log]
+    starts = [int(header.removeprefix("bytes=").removesuffix("-") or 0) for _, header, _ in server.log]
     assert starts[0] == 0 < starts[1] <= 300_000 < starts[2] <= starts[1] + 200_000
-    assert server.log[-1][2] == len(CONTENT) - starts[2]  # only the rest was asked for, and came
+    assert server.log[-1][2] == len(CONTENT) - starts[2]  # only the rest was requested and sent
 
 
 def test_continues_the_part_of_an_earlier_process(server: FileServer, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_without_a_checksum_the_part_of_an_earlier_process_is_not_trusted(server
 
 
 @pytest.mark.parametrize("part", [b"x" * 1000, CONTENT, CONTENT + b"x", b"x" * len(CONTENT)])
-def test_a_part_that_is_wrong_or_already_whole(server: FileServer, tmp_path: Path, part: bytes) -> None:
+def test_a_part_that_is_wrong_or_already_complete(server: FileServer, tmp_path: Path, part: bytes) -> None:
     (tmp_path / "a.part").write_bytes(part)
     download(server.address("a"), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == CONTENT
@@ -91,8 +91,8 @@ def test_a_server_without_ranges(server: FileServer, tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_progress_is_never_given_up(server: FileServer, tmp_path: Path) -> None:
-    """A line that breaks every 70,000 bytes breaks more often than MAX_ATTEMPTS."""
+def test_never_gives_up_while_bytes_arrive(server: FileServer, tmp_path: Path) -> None:
+    """A connection that breaks every 70,000 bytes fails more than MAX_ATTEMPTS times."""
     server.faults["a"] = [die_after(70_000)]
     server.stuck = True
     download(server.address("a"), tmp_path / "a")
@@ -101,14 +101,14 @@ def test_progress_is_never_given_up(server: FileServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [429, 500, 503])
-def test_waits_as_long_as_the_server_wishes(
+def test_waits_as_long_as_the_server_asks(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     waits: list[float] = []
-    stop = threading.Event()
-    monkeypatch.setattr(stop, "wait", lambda seconds: bool(waits.append(seconds)))
+    cancel = threading.Event()
+    monkeypatch.setattr(cancel, "wait", lambda seconds: bool(waits.append(seconds)))
     server.faults["a"] = [status(code), status(code, Retry_After="7"), status(code, Retry_After="100000"), status(code)]
-    download(server.address("a"), tmp_path / "a", stop)
+    download(server.address("a"), tmp_path / "a", cancel)
     assert waits == [0.01, 7.0, module.MAX_WAIT_SECONDS, 0.08]
     assert (tmp_path / "a").read_bytes() == CONTENT
 
@@ -121,7 +121,7 @@ def test_waits_as_long_as_the_server_wishes(
         ({"X-Linked-Size": str(len(CONTENT) - 1)}, None, "639999 bytes were announced, and 640000 are offered"),
         ({}, status(503), "503"),
         ({}, die_after(0), "broke"),
-        ({}, stall_after(0), "nothing came for 0.2 seconds"),
+        ({}, stall_after(0), "no data for 0.2 seconds"),
     ],
 )
 def test_gives_up_with_one_message(
@@ -162,8 +162,8 @@ def test_several_at_once(server: FileServer, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count(" of 9)") == 9
 
 
-def test_the_first_error_ends_the_others(server: FileServer, tmp_path: Path) -> None:
-    """The file without end is told to stop: its next attempt is not made, and what it has stays."""
+def test_the_first_error_cancels_the_others(server: FileServer, tmp_path: Path) -> None:
+    """The first error cancels the other downloads: they make no further attempt, and their parts are kept."""
     server.faults["a"] = [stall_after(200_000)]
     files = [(server.address("a"), tmp_path / "a"), (server.address("absent"), tmp_path / "absent")]
     with pytest.raises(UserError, match="404"):
@@ -172,21 +172,21 @@ def test_the_first_error_ends_the_others(server: FileServer, tmp_path: Path) -> 
     assert len(server.log) <= 1
 
 
-def test_stops(server: FileServer, tmp_path: Path) -> None:
-    stop = threading.Event()
+def test_cancelling(server: FileServer, tmp_path: Path) -> None:
+    cancel = threading.Event()
     with pytest.raises(DownloadCancelled):
-        download(server.address("a"), tmp_path / "a", stop, on_bytes=lambda _: stop.set())
+        download(server.address("a"), tmp_path / "a", cancel, on_bytes=lambda _: cancel.set())
     download(server.address("a"), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_two_processes_bring_it_once(server: FileServer, tmp_path: Path) -> None:
+def test_two_processes_download_it_once(server: FileServer, tmp_path: Path) -> None:
     server.faults["a"] = [die_after(300_000)]
     command = [sys.executable, "-c", PROGRAM, server.address("a"), str(tmp_path / "a")]
     processes = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert (tmp_path / "a").read_bytes() == CONTENT
-    assert len(server.log) == 2  # the one that broke, and its rest
+    assert len(server.log) == 2  # the request that broke, and the one for the rest
 
 
 def test_killed_and_called_again(server: FileServer, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_killed_and_called_again(server: FileServer, tmp_path: Path) -> None:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    have = part.stat().st_size
+    part_bytes = part.stat().st_size
     download(server.address("a"), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == CONTENT
-    assert server.log[-1] == ("a", f"bytes={have}-", len(CONTENT) - have)
+    assert server.log[-1] == ("a", f"bytes={part_bytes}-", len(CONTENT) - part_bytes)

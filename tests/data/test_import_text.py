@@ -1,0 +1,182 @@
+"""Import of a user's own files: the rules of splitting, cutting and skipping, and errors that name the file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.common import UserError
+from nanochat.data import import_text
+from nanochat.data.import_text import split_long_text
+from nanochat.data.shards import shard_paths, write_shard
+from nanochat.dataset import Config, prepare
+from tests.support.datasets import WORDS, import_files, numbered_texts, read_splits, write_files
+
+
+def test_a_folder_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = numbered_texts(90)
+    source = write_files(
+        tmp_path / "source",
+        empty__txt="",
+        blank__md=" \n\n ",
+        latin__txt="voil\xe0, a caf\xe9".encode("latin-1"),
+        wide__TXT="a file from Windows\r\nof two lines".encode("utf-16"),
+        marked__txt="\ufeffa mark before".encode(),
+        picture__png=b"\x89PNG",
+        _hidden__txt="never seen",
+        lines__jsonl="\n".join(json.dumps({"text": text, "id": 1}) for text in texts[:30]) + "\n\n",
+        half__jsonl=b'{"text": "half \\ud83d a pair"}',
+    )
+    (source / "_hidden.txt").rename(source / ".hidden.txt")
+    write_files(source / ".git", config__txt="never seen")
+    write_files(source / "sub" / "deeper", **{f"t{n}__md": text for n, text in enumerate(texts[30:60])})
+    write_shard(texts[60:], source / "sub" / "rows.parquet")
+    train, val = import_files(source, tmp_path / "data", docs_per_shard=40)
+    odd = ["voil\ufffd, a caf\ufffd", "a file from Windows\nof two lines", "a mark before", "half ? a pair"]
+    assert sorted(train + val) == sorted(texts + odd)
+    assert 1 <= len(val) <= 12
+    assert len(shard_paths("train", tmp_path / "data")) == 3
+    out = capsys.readouterr().out
+    assert "1 files of other kinds are skipped (picture.png)" in out
+    assert "2 files without text were skipped (blank.md, empty.txt)" in out
+    assert "1 files are not UTF-8" in out
+    assert "latin.txt" in out
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.md"])
+@pytest.mark.parametrize("size", [100, 10_000, 300_000])
+def test_a_single_book_is_divided(tmp_path: Path, name: str, size: int) -> None:
+    """A book gives several documents that join to the book again, however large the chunks are in which it is read."""
+    book = (
+        "".join(text + "\n\n" for text in numbered_texts(size // 20, words=25))[:size]
+        if size > 5000
+        else "x" * 1999 + "y" * 60
+    )
+    write_files(tmp_path, **{name.replace(".", "__"): book})
+    train, val = import_files(tmp_path / name, tmp_path / "data", shuffle=False)
+    assert train
+    assert val
+    assert max(map(len, train + val)) <= max(2000, size // 64 + 1)
+    positions = sorted((book.index(text), text) for text in train + val)
+    assert "".join(text for _, text in positions) == book
+    assert train == [text for _, text in positions if text in set(train)]  # in the order of the book
+    assert len(val) == 1 or 0.005 < sum(map(len, val)) / size < 0.12
+
+
+@pytest.mark.parametrize(("share", "train_count"), [(0.0, 8), (1.0, 1)])
+def test_neither_split_is_ever_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, train_count: int
+) -> None:
+    """Both splits have documents for any hashes of a few documents."""
+    monkeypatch.setattr(import_text, "VALIDATION_SHARE", share)
+    texts = numbered_texts(9)
+    train, val = import_files(
+        write_files(tmp_path / "s", **{f"t{n}__txt": text for n, text in enumerate(texts)}), tmp_path / "d"
+    )
+    assert (len(train), sorted(train + val)) == (train_count, sorted(texts))
+
+
+def test_one_short_text_is_too_little(tmp_path: Path) -> None:
+    for contents, description in (
+        ({"a__txt": "short"}, "a single document"),
+        ({"a__txt": "same", "b__md": "same"}, "a single"),
+    ):
+        with pytest.raises(UserError, match=f"holds {description}.*: at least two are needed"):
+            prepare(Config(source=str(write_files(tmp_path / "s", **contents))), tmp_path / "data")
+    with pytest.raises(UserError, match="holds no text"):
+        prepare(Config(source=str(write_files(tmp_path / "t", a__txt="", b__txt="\n"))), tmp_path / "data")
+
+
+def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
+    line = ("".join(WORDS) + " " + "z" * 900) * 52_000
+    source = write_files(tmp_path / "source", big__txt=line, other__jsonl=json.dumps({"text": line[:5_000_000]}))
+    train, val = import_files(source, tmp_path / "data", shuffle=False)
+    assert max(map(len, train + val)) <= 100_000
+    assert sum(map(len, train + val)) == len(line) + 5_000_000
+
+
+@given(st.text(alphabet="ab \n", max_size=80), st.integers(1, 20))
+def test_parts_join_to_the_text_and_end_at_paragraphs(text: str, limit: int) -> None:
+    parts = list(split_long_text(text, limit))
+    assert "".join(parts) == text
+    assert all(len(part) <= limit for part in parts)
+    assert all(len(part) > limit // 2 for part in parts[:-1])
+    if 2 * len("aa bb\n\n") <= limit:
+        assert next(split_long_text("x" * (limit - 6) + "\n\naa bb cc dd", limit)).endswith("\n\n")
+
+
+def test_of_parquet_files_the_last_one_is_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = numbered_texts(50)
+    for number, rows in enumerate((texts[:20], [*texts[20:40], texts[45], texts[45]], texts[40:])):
+        write_files(tmp_path / "source")
+        pq.write_table(pa.table({"id": [1] * len(rows), "body": rows}), tmp_path / "source" / f"part{number}.parquet")
+    train, val = import_files(tmp_path / "source", tmp_path / "data", text_column="body", shuffle=False)
+    assert (train, val) == (texts[:40], texts[40:])
+    assert "2 training documents are in the validation split as well and were left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no column 'text', but id, body \(--text_column"):
+        prepare(Config(source=str(tmp_path / "source"), overwrite=True), tmp_path / "data")
+    with pytest.raises(UserError, match="column 'id' holds int64, not text"):
+        prepare(Config(source=str(tmp_path / "source"), text_column="id", overwrite=True), tmp_path / "data")
+    assert read_splits(tmp_path / "data") == (texts[:40], texts[40:])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{oops", "not JSON"),
+        (b'["a"]', 'expected an object with a string under "text"'),
+        (b'{"text": 3}', "expected an object with a string"),
+        (b'{"body": "x"}', "--text_column names another"),
+        (b"[" * 100_000, "not JSON"),
+        (b"9" * 5000, "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
+    source = write_files(tmp_path / "source", rows__jsonl=b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(UserError, match=f"rows.jsonl, line 3: .*{message}"):
+        prepare(Config(source=str(source)), tmp_path / "data")
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
+    broken = write_files(tmp_path / "broken", a__parquet="no", b__parquet="no")
+    only = write_files(tmp_path / "only", a__pdf="%PDF")
+    for source, message in (
+        (tmp_path / "absent", "no such file or folder"),
+        (only, r"none of its 1 files can be read \(.txt"),
+        (write_files(tmp_path / "nothing"), "none of its 0 files"),
+        (broken, "cannot be read as parquet"),
+        (tmp_path, "the data set is written below it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare(Config(source=str(source)), tmp_path / "data")
+
+
+# --- real text --------------------------------------------------------------------------------------------------------
+
+
+def test_textbooks(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "text" / "textbooks"
+    rows = [pq.read_table(path).column("text").to_pylist() for path in sorted(source.glob("*.parquet"))]
+    train, val = import_files(source, tmp_path)
+    assert val == rows[-1]
+    texts = [text for part in rows[:-1] for text in part]
+    assert sum(map(len, train)) == sum(map(len, texts))
+    uncut = {text for text in texts if len(text) <= 100_000}
+    assert Counter(text for text in train if text in uncut) == Counter(text for text in texts if text in uncut)
+    assert sum(text in set(rows[0]) for text in train[:500]) < 150  # the first book does not come first
+
+
+def test_a_folder_of_stories(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "text" / "folder"
+    train, val = import_files(source, tmp_path)
+    num_characters = sum(len(path.read_text(encoding="utf-8")) for path in source.rglob("*.md"))
+    assert sum(map(len, train + val)) == num_characters
+    assert 0.005 < sum(map(len, val)) / num_characters < 0.1
