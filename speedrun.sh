@@ -20,7 +20,7 @@ if [ "$gpus" = 0 ]; then
 fi
 on_all_gpus=(torchrun --standalone --nproc_per_node="${NPROC_PER_NODE:-$gpus}" -m)
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
-source dev/stage.sh # a second run skips what is done, and goes on with what was stopped
+source dev/run_steps.sh # a second run skips what is done, and goes on with what was stopped
 
 # Text. The first shards are enough for the tokenizer; the others arrive while it trains.
 python -m nanochat.dataset -n 8
@@ -29,30 +29,30 @@ download=$!
 trap 'kill $download 2>/dev/null || true' EXIT
 
 # The tokenizer: 65,536 tokens from 2 billion characters, and how well it packs English, code and other scripts.
-stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
-stage tok_eval report/tok_eval.json python -m scripts.tok_eval
+run_step tok_train tokenizer/tokenizer.json python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
+run_step tok_eval report/tok_eval.json python -m scripts.tok_eval
 
 # The base model, 20 tokens for each parameter, and its bits per byte on training and validation text.
 wait $download
-stage base_train report/base_train.json "${on_all_gpus[@]}" scripts.base_train -- \
+run_step base_train report/base_train.json "${on_all_gpus[@]}" scripts.base_train -- \
     --depth="$depth" --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run="$WANDB_RUN" "$@"
-stage base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
+run_step base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
 
-stage chat_eval_base report/chat_eval_base.json "${on_all_gpus[@]}" scripts.chat_eval -- -i base --max_new_tokens=64
+run_step chat_eval_base report/chat_eval_base.json "${on_all_gpus[@]}" scripts.chat_eval -- -i base --max_new_tokens=64
 
 # Conversations: their form, multiple choice, tool use. Who the model says it is comes from templates: tasks/identity.py.
 python -m dev.gen_synthetic_data
 python -m dev.list_words # to spell: those of the text
-stage mid_train report/mid_train.json "${on_all_gpus[@]}" scripts.mid_train -- --run="$WANDB_RUN"
-stage chat_eval_mid report/chat_eval_mid.json "${on_all_gpus[@]}" scripts.chat_eval -- -i mid
+run_step mid_train report/mid_train.json "${on_all_gpus[@]}" scripts.mid_train -- --run="$WANDB_RUN"
+run_step chat_eval_mid report/chat_eval_mid.json "${on_all_gpus[@]}" scripts.chat_eval -- -i mid
 
 # Fine-tuning on fewer and better ones.
-stage chat_sft report/chat_sft.json "${on_all_gpus[@]}" scripts.chat_sft -- --source=mid --run="$WANDB_RUN"
-stage chat_eval_sft report/chat_eval_sft.json "${on_all_gpus[@]}" scripts.chat_eval -- -i sft
+run_step chat_sft report/chat_sft.json "${on_all_gpus[@]}" scripts.chat_sft -- --source=mid --run="$WANDB_RUN"
+run_step chat_eval_sft report/chat_eval_sft.json "${on_all_gpus[@]}" scripts.chat_eval -- -i sft
 
 # Reinforcement on problems whose answers can be checked.
-stage chat_rl report/chat_rl.json "${on_all_gpus[@]}" scripts.chat_rl -- --source=sft --run="$WANDB_RUN"
-stage chat_eval_rl report/chat_eval_rl.json "${on_all_gpus[@]}" scripts.chat_eval -- -i rl
+run_step chat_rl report/chat_rl.json "${on_all_gpus[@]}" scripts.chat_rl -- --source=sft --run="$WANDB_RUN"
+run_step chat_eval_rl report/chat_eval_rl.json "${on_all_gpus[@]}" scripts.chat_eval -- -i rl
 
 # What happened, with curves, samples, time and cost.
 python -m nanochat.report

@@ -132,7 +132,7 @@ def measure(model: Forward, optimizer: TimedOptimizer, batches: Iterator[MicroBa
         start = clock.now()
         upcoming = list(islice(batches, micro_steps))
         waited = clock.now() - start
-        step(model, optimizer, upcoming, Rates(lr_scale=0.1, momentum=0.95), lambda: 0)
+        step(model, optimizer, upcoming, Rates(lr_multiplier=0.1, momentum=0.95), lambda: 0)
         whole = clock.now() - start
         times = Times(
             step=whole,

@@ -43,7 +43,7 @@ SETTING_NAMES: dict[str, tuple[str, ...]] = {
     "final_lr_frac": ("final_lr",),
     "examples_per_step": ("num_problems",),
     "eval_examples": ("eval_problems",),
-    "sft_mix": ("replay",),
+    "sft_examples_per_step": ("replay",),
     "task_name": ("tasks",),
 }
 
@@ -158,8 +158,8 @@ STAGES = (
     Stage(
         "chat_rl",
         "scripts.chat_rl --device=cpu --tasks='HardProblems:1|WordProblems:1' --num_iterations=4 --examples_per_step=4 "
-        "--num_samples=8 --max_new_tokens=16 --device_batch_size=8 --sft_mix=4 --mixture={base}/mixture.toml "
-        "--init_lr_frac=0.2 --save_every=2 --eval_every=2 --eval_examples=4 --eval_samples=2",
+        "--num_samples=8 --max_new_tokens=16 --device_batch_size=8 --sft_examples_per_step=4 "
+        "--mixture={base}/mixture.toml --init_lr_frac=0.2 --save_every=2 --eval_every=2 --eval_examples=4 --eval_samples=2",
         checkpoints="chatrl_checkpoints/d2",
         section="chat_rl",
     ),

@@ -18,12 +18,12 @@ set -euo pipefail
 # The settings of the demonstration.
 tokenizer=(--vocab_size=1024)
 model=(--depth=4 --head_dim=64 --max_seq_len=256)
-training=(--total_batch_size=8192 --num_iterations=480 --warmdown=0.5 --eval_every=100 --sample_every=100)
+training=(--total_batch_size=8192 --num_iterations=480 --warmdown_ratio=0.5 --eval_every=100 --sample_every=100)
 measuring=(--eval_tokens=65536)
 keeping=(--save_every=100 --keep_last=1)
-mid=(--total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --warmdown=0 --eval_every=100 --eval_tokens=65536)
-sft=(--source=mid --total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --lr_scale=0.6 --eval_every=50 --eval_tokens=65536)
-rl=(--num_problems=16 --num_samples=16 --max_new_tokens=100 --num_iterations=90 --lr_scale=0.05 --replay=64 --eval_every=-1 --eval_problems=50 --eval_samples=4)
+mid=(--total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --warmdown_ratio=0 --eval_every=100 --eval_tokens=65536)
+sft=(--source=mid --total_batch_size=8192 --embedding_lr=0.05 --matrix_lr=0.01 --init_lr_frac=0.6 --eval_every=50 --eval_tokens=65536)
+rl=(--examples_per_step=16 --num_samples=16 --max_new_tokens=100 --num_iterations=90 --init_lr_frac=0.05 --sft_examples_per_step=64 --eval_every=-1 --eval_examples=50 --eval_samples=4)
 asking=(--batch_size=250 --max_new_tokens=100)
 
 data=(--source storyworld -n 3)
@@ -59,26 +59,26 @@ fi
 [ $overwrite = no ] || data+=(--overwrite)
 echo "runcpu: everything goes to $NANOCHAT_BASE_DIR"
 
-source dev/stage.sh
+source dev/run_steps.sh
 
 # The data depends on the files that it is made from; all that follows depends on what it became.
 key=$(find "${folder:-nanochat/data/storyworld}" -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum)
-stage data base_data/manifest.json python -m nanochat.dataset "${data[@]}"
+run_step data base_data/manifest.json python -m nanochat.dataset "${data[@]}"
 key=$(cksum <"$NANOCHAT_BASE_DIR/base_data/manifest.json")
-stage tok_train tokenizer/tokenizer.json python -m scripts.tok_train "${tokenizer[@]}"
-stage tok_eval report/tok_eval.json python -m scripts.tok_eval
+run_step tok_train tokenizer/tokenizer.json python -m scripts.tok_train "${tokenizer[@]}"
+run_step tok_eval report/tok_eval.json python -m scripts.tok_eval
 # The base model: English, and what is true in its world.
-stage base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${measuring[@]}" "${keeping[@]}" "${training[@]}"
-stage base_loss report/base_loss.json python -m scripts.base_loss "${measuring[@]}"
+run_step base_train report/base_train.json python -m scripts.base_train "${model[@]}" "${measuring[@]}" "${keeping[@]}" "${training[@]}"
+run_step base_loss report/base_loss.json python -m scripts.base_loss "${measuring[@]}"
 
 # Conversations: what they look like, what the calculator is for; then the same more carefully; then what trying it out teaches.
-stage chat_eval_base report/chat_eval_base.json python -m scripts.chat_eval -i base "${asking[@]}" --max_new_tokens=32
-stage mid_train report/mid_train.json python -m scripts.mid_train "${mid[@]}" "${keeping[@]}"
-stage chat_eval_mid report/chat_eval_mid.json python -m scripts.chat_eval -i mid "${asking[@]}"
-stage chat_sft report/chat_sft.json python -m scripts.chat_sft "${sft[@]}" "${keeping[@]}"
-stage chat_eval_sft report/chat_eval_sft.json python -m scripts.chat_eval -i sft "${asking[@]}"
-stage chat_rl report/chat_rl.json python -m scripts.chat_rl "${rl[@]}" "${keeping[@]}"
-stage chat_eval_rl report/chat_eval_rl.json python -m scripts.chat_eval -i rl "${asking[@]}"
+run_step chat_eval_base report/chat_eval_base.json python -m scripts.chat_eval -i base "${asking[@]}" --max_new_tokens=32
+run_step mid_train report/mid_train.json python -m scripts.mid_train "${mid[@]}" "${keeping[@]}"
+run_step chat_eval_mid report/chat_eval_mid.json python -m scripts.chat_eval -i mid "${asking[@]}"
+run_step chat_sft report/chat_sft.json python -m scripts.chat_sft "${sft[@]}" "${keeping[@]}"
+run_step chat_eval_sft report/chat_eval_sft.json python -m scripts.chat_eval -i sft "${asking[@]}"
+run_step chat_rl report/chat_rl.json python -m scripts.chat_rl "${rl[@]}" "${keeping[@]}"
+run_step chat_eval_rl report/chat_eval_rl.json python -m scripts.chat_eval -i rl "${asking[@]}"
 
 echo
 echo "== report"

@@ -1,4 +1,10 @@
-"""The loop that pretraining, midtraining and fine-tuning share. What differs is data: it arrives as arguments."""
+"""The training loop: optimizer steps, with events (checkpoints, evaluations, samples) in between.
+
+`run_loop` is the loop of every training stage. `train` runs it on batches of tokens, for pretraining, midtraining and
+supervised fine-tuning, which differ in their data only; `nanochat.rl.loop` runs it on rollouts.
+
+Letters in shape comments: B rows of a micro-batch, T tokens of a row.
+"""
 
 from __future__ import annotations
 
@@ -9,63 +15,117 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
-from nanochat.optim import Optimizer
+from nanochat.runtime import Runtime
 
 Metrics = dict[str, float]
 Forward = Callable[..., Tensor]  # a model, compiled or not
+StopSignal = Callable[[], int]  # the number of the signal that asked this process to stop, 0 if none did
+
+
+class StepOptimizer(Protocol):
+    """The part of an `Optimizer` that the loop uses."""
+
+    runtime: Runtime
+
+    def step(self, lr_multiplier: float, momentum: float, /) -> Tensor:
+        """Update the weights from the gradients; return the gradient's norm before clipping, a 0-dim tensor."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        ...
 
 
 @dataclass
 class LoopState:
-    """Where a run stands between two steps: all that must survive, besides weights and optimizer, to continue it."""
+    """Everything a run needs to continue after a step, besides weights and optimizer state. Saved in meta.json."""
 
-    step: int = 0  # steps taken
-    progress: float = 0.0  # of the run, 0 to 1
-    seconds: float = 0.0  # spent in steps, earlier sessions included
-    cursor: dict[str, int] | None = None  # where the data goes on
-    history: list[dict[str, float]] = field(default_factory=list)  # what is plotted: {"step": ..., name: value, ...}
-    recent: list[float] = field(default_factory=list)  # losses of the steps since the history's last point
-    stopped: int = 0  # the signal that asked for an end before the end, 0 = none
+    step: int = 0  # optimizer steps taken
+    progress: float = 0.0  # share of the run that is done, 0 to 1
+    seconds: float = 0.0  # time spent in steps, before and after resuming
+    cursor: dict[str, int] | None = None  # position in the training data after the last step
+    history: list[dict[str, float]] = field(default_factory=list)  # points to plot: {"step": ..., name: value, ...}
+    recent: list[float] = field(default_factory=list)  # losses of the steps since the last point in `history`
+    stopped: int = 0  # the signal that stopped the run early, 0 if none did
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the schedule sets for one step: arguments of `Optimizer.step`."""
+    """The scheduled values of one step: arguments of `Optimizer.step`."""
 
-    lr_scale: float
+    lr_multiplier: float
     momentum: float
 
 
 @dataclass(frozen=True)
 class Event:
-    """Work for once in a while: every `every` steps (-1: never on the way), and after the last step if `at_end`.
+    """Work that is done once in a while: every `every` steps (-1: not on the way), and after the last one if `at_end`.
 
-    `saves`: it writes the checkpoint. It comes first in the list, and runs also when the run is asked to stop early;
-    then the others wait until the run is resumed. `run` returns metrics to log; it may not steer the loop.
+    `run` returns metrics to log and may not steer the loop. An event with `saves` writes the checkpoint. It belongs
+    first in the list of events. It is the only one that runs when a signal stops the run early; the others of that step
+    run when the run is resumed.
     """
 
     every: int
-    run: Callable[[LoopState], Mapping[str, Any]]
+    run: Callable[[LoopState], Mapping[str, float]]
     at_end: bool = True
     saves: bool = False
 
-    def due(self, state: LoopState, ended: bool) -> bool:
-        """Whether it is time, after a step; `ended`: no step follows."""
+    def is_due(self, state: LoopState, is_last: bool) -> bool:
+        """Return True if the event runs after this step. `is_last`: no step follows."""
         if state.stopped:
             return self.saves
-        return (ended and self.at_end) or (self.every > 0 and state.step % self.every == 0)
+        return (is_last and self.at_end) or (self.every > 0 and state.step % self.every == 0)
+
+
+def run_loop(
+    take_step: Callable[[], Metrics],
+    is_done: Callable[[], bool],
+    *,
+    events: Sequence[Event],
+    runtime: Runtime,
+    stop: StopSignal,
+    log: Callable[[LoopState, Metrics], None],
+    state: LoopState,
+    should_evaluate_first: bool,
+) -> LoopState:
+    """Alternate steps and events until `is_done` or until a signal asks for a stop. Updates and returns `state`.
+
+    `take_step` takes one optimizer step, updates `state.progress`, `state.cursor` and `state.stopped`, and returns the
+    step's metrics. The loop counts and times the steps and logs all metrics. `should_evaluate_first`: events that do
+    not save also run before the first step.
+    """
+    # A run that resumes owes the events that follow the checkpoint of its step.
+    pending = [event for event in events if not event.saves] if state.step or should_evaluate_first else []
+    while True:
+        is_last = is_done()
+        for event in pending:
+            if event.is_due(state, is_last):
+                log(state, dict(event.run(state)))
+                if is_last and not state.stopped:  # a signal during this event: no later step would notice it
+                    signal_number = stop()
+                    state.stopped = agreed_stop(signal_number, runtime.any_rank(signal_number > 0))
+        if state.stopped or is_last:
+            return state
+        start = time.perf_counter()
+        metrics = take_step()
+        state.step += 1
+        elapsed = time.perf_counter() - start
+        state.seconds += elapsed
+        log(state, {**metrics, "step_seconds": elapsed})
+        pending = list(events)
 
 
 def train(
     model: Forward,
-    optimizer: Optimizer,
+    optimizer: StepOptimizer,
     batches: Iterator[MicroBatch],
     *,
     schedule: Callable[[float], Rates],
@@ -74,90 +134,97 @@ def train(
     log: Callable[[LoopState, Metrics], None],
     state: LoopState,
 ) -> LoopState:
-    """Take steps of `num_micro_steps` micro-batches until the batches end or SIGINT or SIGTERM asks for a stop.
+    """Take steps of `num_micro_steps` micro-batches until `batches` ends, or SIGINT or SIGTERM asks for a stop.
 
-    The loss of a step is the sum over its trained tokens in all micro-batches and processes, divided by their number:
-    neither micro-batching nor the number of processes changes it. Returns the state, which is also updated in place.
+    `schedule` maps the progress of the run, in [0, 1], to the rates of a step. Updates and returns `state`.
     """
     with stop_requests() as stop:
-        upcoming = list(islice(batches, num_micro_steps))
-        # A checkpoint is older than the other events of its step: a run that starts from one begins with those.
-        waiting = [event for event in events if state.step and not event.saves]
-        while True:
-            for event in waiting:
-                if event.due(state, ended=not upcoming):
-                    log(state, dict(event.run(state)))
-                    if not upcoming and not state.stopped:  # no step will ask again
-                        asked = stop()
-                        state.stopped = agreed_stop(asked, optimizer.runtime.any_rank(asked > 0))
-            if state.stopped or not upcoming:
-                return state
-            start = time.perf_counter()
-            rates = schedule(upcoming[0].progress)
-            loss, norm, state.stopped = step(model, optimizer, upcoming, rates, stop)
-            state.step += 1
-            state.cursor = upcoming[-1].cursor
-            upcoming = list(islice(batches, num_micro_steps))
-            state.progress = upcoming[0].progress if upcoming else 1.0
-            elapsed = time.perf_counter() - start
-            state.seconds += elapsed
-            log(state, {"loss": loss, "grad_norm": norm, "lr_scale": rates.lr_scale, "step_seconds": elapsed})
-            waiting = list(events)
+        micro_batches = list(islice(batches, num_micro_steps))
+
+        def take_step() -> Metrics:
+            nonlocal micro_batches
+            rates = schedule(micro_batches[0].progress)
+            loss, grad_norm, state.stopped = step(model, optimizer, micro_batches, rates, stop)
+            state.cursor = micro_batches[-1].cursor
+            micro_batches = list(islice(batches, num_micro_steps))
+            state.progress = micro_batches[0].progress if micro_batches else 1.0
+            return {"loss": loss, "grad_norm": grad_norm, "lr_multiplier": rates.lr_multiplier}
+
+        return run_loop(
+            take_step,
+            is_done=lambda: not micro_batches,
+            events=events,
+            runtime=optimizer.runtime,
+            stop=stop,
+            log=log,
+            state=state,
+            should_evaluate_first=False,
+        )
 
 
 def step(
     model: Forward,
-    optimizer: Optimizer,
+    optimizer: StepOptimizer,
     micro_batches: Sequence[MicroBatch],
     rates: Rates,
-    stop: Callable[[], int],
+    stop: StopSignal,
 ) -> tuple[float, float, int]:
-    """One optimizer step. Returns its loss, the gradient's norm, and the signal that asked a process to stop, or 0."""
+    """Take one optimizer step; return its loss, the gradient's norm, and the signal to stop for (0: none).
+
+    The loss is the sum of -log p over the trained tokens of all micro-batches and processes, divided by their number:
+    neither micro-batching nor the number of processes changes it.
+    """
     runtime = optimizer.runtime
-    device = runtime.device
-    trained = runtime.all_reduce(torch.stack([(batch.targets != -1).sum() for batch in micro_batches]).sum())
-    scale = runtime.world_size / trained.clamp(min=1)  # the optimizer takes the mean over the processes
-    total = torch.zeros((), device=device)
+    num_trained = runtime.all_reduce(torch.stack([(batch.targets != -1).sum() for batch in micro_batches]).sum())
+    scale = runtime.world_size / num_trained.clamp(min=1)  # the optimizer averages gradients over the processes
+    loss_sum = torch.zeros((), device=runtime.device)
     for batch in micro_batches:
-        loss = model(batch.inputs, batch.targets, loss_reduction="sum")
+        loss = model(batch.inputs, batch.targets, loss_reduction="sum")  # (B, T), (B, T) -> ()
         (loss * scale).backward()
-        total += loss.detach()
-    # One reduction carries the loss and the wish to stop: all processes stop after the same step.
-    asked = stop()
-    total, stops = runtime.all_reduce(torch.stack([total, torch.tensor(float(asked), device=device)]))
-    norm = optimizer.step(rates.lr_scale, rates.momentum)
+        loss_sum += loss.detach()
+    # One reduction carries the loss and the request to stop, so that all processes stop after the same step.
+    signal_number = stop()
+    loss_sum, num_stops = runtime.all_reduce(
+        torch.stack([loss_sum, torch.tensor(float(signal_number), device=runtime.device)])
+    )
+    grad_norm = optimizer.step(rates.lr_multiplier, rates.momentum)
     optimizer.zero_grad()
-    return (total / trained.clamp(min=1)).item(), norm.item(), agreed_stop(asked, stops.item() > 0)
+    mean_loss = loss_sum / num_trained.clamp(min=1)
+    return mean_loss.item(), grad_norm.item(), agreed_stop(signal_number, num_stops.item() > 0)
 
 
 def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) -> None:
-    """A forward and backward pass on nothing, whose gradients are dropped."""
+    """Run one forward and backward pass on zeros, (batch_size, sequence_len), and drop the gradients."""
     zeros = torch.zeros(batch_size, sequence_len, dtype=torch.int64, device=model.device)
     forward(zeros, zeros, loss_reduction="sum").backward()
     model.zero_grad(set_to_none=True)
 
 
-def agreed_stop(mine: int, any_process: bool) -> int:
-    """The signal to stop for, if any process was asked to: this one's own, else what a launcher sends."""
-    return (mine or signal.SIGTERM) if any_process else 0
+def agreed_stop(signal_number: int, is_requested: bool) -> int:
+    """Return the signal to stop for, 0 if no process was asked to stop (`is_requested`, equal on all processes).
+
+    A process that received no signal itself stops for SIGTERM, the signal that launchers send.
+    """
+    return (signal_number or signal.SIGTERM) if is_requested else 0
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], int]]:
-    """Within it SIGINT and SIGTERM only change what the function it yields returns: 0, then the first that came.
+def stop_requests() -> Iterator[StopSignal]:
+    """Context in which SIGINT and SIGTERM only set the return value of the function it yields.
 
-    A second SIGINT interrupts at once.
+    That function returns 0, and after a signal the number of the first one. A second SIGINT raises KeyboardInterrupt.
     """
     received: list[int] = []
 
-    def note(number: int, _frame: object) -> None:
-        if signal.SIGINT in received and number == signal.SIGINT:
+    def handle(signal_number: int, _frame: object) -> None:
+        if signal.SIGINT in received and signal_number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not received and os.environ.get("RANK", "0") == "0":  # print is not safe here: it may be interrupted itself
-            os.write(2, b"\nStopping soon, with a checkpoint. Ctrl-C again stops at once, without.\n")
-        received.append(number)
+        if not received and os.environ.get("RANK", "0") == "0":
+            # os.write, because the handler may have interrupted a print.
+            os.write(2, b"\nStopping after this step, with a checkpoint. Ctrl-C again stops at once, without one.\n")
+        received.append(signal_number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: received[0] if received else 0
     finally:

@@ -1,151 +1,125 @@
-"""Reinforce a fine-tuned model: problems are answered many times each, and right answers are made likelier.
+"""Reinforcement learning: sample several completions of each prompt and make those with higher rewards more likely.
 
     torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl -- --source=sft           # eight GPUs
     python -m scripts.chat_rl                                                             # one GPU
     python -m scripts.chat_rl --tasks="HardProblems:3|SpellingBee" --num_iterations=100   # a laptop
-    python -m scripts.chat_rl --resume                                                    # go on after a stop
+    python -m scripts.chat_rl --resume                                                    # resume a stopped run
 
-Ctrl-C and SIGTERM save a checkpoint before they end the run, and the message tells how to go on.
+It starts from the last checkpoint of the deepest SFT model, or of `--model_tag`. Ctrl-C and SIGTERM save a checkpoint
+before the run ends and print the command that resumes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import torch
-
 from nanochat.checkpoint_manager import model_meta, run_dir
-from nanochat.common import StoppedBySignal
 from nanochat.configurator import cli, setting
 from nanochat.engine import Engine
 from nanochat.eval.pass_at_k import evaluate_pass_at_k
-from nanochat.gpt import GPT
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.optim import Optimizer
-from nanochat.rl.loop import WEB_TASKS, RLLog, find_problems, find_replay, reinforce, report_rl
-from nanochat.rl.rollouts import PromptSampler, RolloutGroup, ask, figures, micro_batches, parse_weights, tally
-from nanochat.rl.sft_mix import SFTRows
+from nanochat.rl.log import RLLog
+from nanochat.rl.loop import reinforce
+from nanochat.rl.prompts import PromptSampler, load_prompts, parse_task_weights
+from nanochat.rl.report import report_rl
+from nanochat.rl.rollouts import RolloutGroup, rollout
+from nanochat.rl.sft_mix import SFTRows, load_sft_mix
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
-from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop
-from nanochat.training.settings import Training
-from nanochat.training.setup import begin, checkpoint_to_resume, first_checkpoint, resume_command, saver
+from nanochat.train import Event, LoopState, Metrics
+from nanochat.training.events import checkpoint_saver
+from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, starting_checkpoint
+from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
+from nanochat.training.setup import build_or_restore
 
 
 @dataclass(frozen=True)
-class Config(Training):
-    source: str = setting("sft", "stage whose model is trained on", choices=("sft", "mid", "rl"))
-    source_step: int = setting(
-        -1, "step of the model that is trained on; -1 = its last checkpoint", at_least=0, also=-1
+class Config(TrainingSettings):
+    source: str = setting("sft", "stage whose model is trained", choices=("sft", "mid", "rl"))
+    source_step: int = setting(-1, "step of the checkpoint to start from; -1 = the last", at_least=0, also=-1)
+    seed: int = setting(42, "seed of the order of the prompts and of the completions")
+    tasks: str | None = setting(None, "NAME:WEIGHT|NAME(OPTION=VALUE):WEIGHT ...; default: by kind of base data")
+    examples_per_step: int = setting(
+        16, "prompts of a step, over all processes", at_least=1, renamed_from="num_problems"
     )
-    seed: int = setting(42, "of the problems' order and of the answers")
-    tasks: str | None = setting(None, "NAME:WEIGHT|NAME(OPTION=VALUE):WEIGHT ...; default: as suits the base data")
-    num_problems: int = setting(16, "problems of a step, over all processes", at_least=1)
-    num_samples: int = setting(16, "answers to each problem, which are compared", at_least=2)
-    temperature: float = setting(1.0, "of the answers; the gradient is that of 1", above=0)
+    num_samples: int = setting(16, "completions of each prompt, whose rewards are compared", at_least=2)
+    temperature: float = setting(1.0, "sampling temperature; the gradient is exact at 1", above=0)
     top_k: int = setting(
-        -1, "answer with the k likeliest tokens only; -1 = with all, as the gradient supposes", at_least=1, also=-1
+        -1, "sample from the k most likely tokens; -1 = from all, where the gradient is exact", at_least=1, also=-1
     )
-    max_new_tokens: int = setting(256, "tokens of an answer at most", at_least=1)
-    num_iterations: int = setting(-1, "optimizer steps; -1 = as the next setting says", at_least=1, also=-1)
-    num_epochs: float = setting(1.0, "how many times each problem is asked, on average over the tasks", above=0)
+    max_new_tokens: int = setting(256, "largest number of tokens of a completion", at_least=1)
+    num_iterations: int = setting(-1, "optimizer steps; -1 = given by num_epochs", at_least=1, also=-1)
+    num_epochs: float = setting(1.0, "times that each prompt is used, on average over the tasks", above=0)
     device_batch_size: int = setting(
         16, "rows of a micro-batch on one device; changes speed and memory only", at_least=1
     )
     rollout_batch_size: int = setting(
-        256, "answers that one device writes at once; changes speed and memory only", at_least=1
+        256, "completions sampled at once on one device; changes speed and memory only", at_least=1
     )
-    replay: int = setting(
-        0, "conversations of the SFT mixture in each step, so that they are not unlearnt; 0 = none", at_least=0
+    sft_examples_per_step: int = setting(
+        0,
+        "conversations of the SFT mixture mixed into each step against forgetting; 0 = none",
+        at_least=0,
+        renamed_from="replay",
     )
-    mixture: str | None = setting(None, "a TOML file that they come from instead, as in chat_sft")
-    lr_scale: float = setting(0.1, "factor on the three learning rates that follow", above=0)
-    warmdown: float = setting(1.0, "share of the run in which the learning rate falls", at_least=0, at_most=1)
+    mixture: str | None = setting(None, "TOML file with another mixture to take them from, as in chat_sft")
+    init_lr_frac: float = setting(0.1, "share of the three base learning rates below that the run starts with", above=0)
+    warmdown_ratio: float = setting(
+        1.0, "share of the run over which the learning rates fall", at_least=0, at_most=1, renamed_from="warmdown"
+    )
     eval_every: int = setting(
-        60, "steps between measurements of pass@k, with one at the start; -1 = only at the end", at_least=1, also=-1
+        60, "steps between evaluations of pass@k, the first before training; -1 = only at the end", at_least=1, also=-1
     )
-    eval_problems: int = setting(400, "held-out problems of each task in a measurement", at_least=1)
-    eval_samples: int = setting(8, "answers to each of them: pass@k is told for k up to this", at_least=1)
+    eval_examples: int = setting(
+        400, "held-out examples of each task in an evaluation", at_least=1, renamed_from="eval_problems"
+    )
+    eval_samples: int = setting(8, "completions of each held-out example: the largest k of pass@k", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_weights(self.tasks or WEB_TASKS)
+        if self.tasks:
+            parse_task_weights(self.tasks)
 
     def sampling_params(self, num_samples: int) -> SamplingParams:
-        """Return the settings of generation, for `num_samples` completions of each prompt."""
+        """Return the sampling parameters for `num_samples` completions of each prompt."""
         top_k = None if self.top_k == -1 else self.top_k
         return SamplingParams(self.temperature, top_k, self.max_new_tokens, num_samples, self.seed)
 
-    def num_steps(self, problems: PromptSampler) -> int:
-        """The horizon in steps."""
+    def num_steps(self, prompts: PromptSampler) -> int:
+        """Return the horizon in steps."""
         if self.num_iterations > 0:
             return self.num_iterations
-        return math.ceil(self.num_epochs * sum(map(len, problems.tasks.values())) / self.num_problems)
-
-
-def step(
-    model: GPT,
-    optimizer: Optimizer,
-    played: tuple[Sequence[RolloutGroup], SFTRows],
-    rates: Rates,
-    stop: Callable[[], int],
-    names: Sequence[str],
-    batch_size: int,
-) -> tuple[Metrics, int]:
-    """One optimizer step on this process's groups. Returns its metrics, and the signal that asked for a stop, or 0.
-
-    `names`: of all tasks. Where no group of any process has a signal, and none has a worked conversation, there is
-    nothing to learn: the weights stay, and the momentum waits.
-    """
-    groups, worked = played
-    runtime = optimizer.runtime
-    counts = tally(groups, names, runtime)
-    scale = runtime.world_size / max(1.0, counts["sampled"])  # the optimizer takes the mean over the processes
-    surprise = torch.zeros(2, device=runtime.device)  # at the answers that are trained on, and their sampled tokens
-    weight = counts["sampled"] / max(1, worked.num_tokens)  # their mean, whatever the answers' number
-    for batch in micro_batches(groups, worked.rows, weight, batch_size, runtime.device):
-        losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
-        ((batch.advantages[:, None] * losses).sum() * scale).backward()
-        surprise[0] += (batch.copies[:, None] * losses.detach()).sum()
-        surprise[1] += (batch.copies[:, None] * (batch.targets != -1)).sum()
-    asked = stop()
-    total, tokens, stops = runtime.all_reduce(torch.cat([surprise, surprise.new_tensor([float(asked)])])).tolist()
-    metrics = {**figures(counts, names), "lr_scale": rates.lr_scale, "grad_norm": 0.0}
-    if counts["signal"] or worked.num_tokens:
-        for param in model.parameters():
-            if param.grad is None:  # only other processes have something to learn
-                param.grad = torch.zeros_like(param)
-        metrics["entropy"] = total / max(1.0, tokens)
-        metrics["grad_norm"] = optimizer.step(rates.lr_scale, rates.momentum).item()
-        optimizer.zero_grad()
-    return metrics, agreed_stop(asked, stops > 0)
+        num_examples = sum(map(len, prompts.tasks.values()))
+        return math.ceil(self.num_epochs * num_examples / self.examples_per_step)
 
 
 def main(config: Config) -> LoopState:
-    """Reinforce, and return where the run ended. Raises `StoppedBySignal` if a signal has ended it early."""
+    """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
     tokenizer = get_tokenizer()
-    origin = first_checkpoint("rl", config, tokenizer)
-    problems, held_out = find_problems(config, tokenizer)
-    replay = find_replay(config, tokenizer, origin.meta["model_config"]["sequence_len"])
-    data_hash = problems.hash() + replay.hash()
+    origin = starting_checkpoint("rl", config, tokenizer)
+    prompts, held_out = load_prompts(config.tasks, tokenizer, config.seed, config.eval_examples)
+    sequence_len = origin.meta["model_config"]["sequence_len"]
+    sft_mix = load_sft_mix(config.sft_examples_per_step, config.mixture, config.seed, tokenizer, sequence_len)
+    data_hash = prompts.hash() + sft_mix.hash()
     checkpoint = checkpoint_to_resume(origin.path.parent, tokenizer, data_hash, None, config)
-    started = Runtime.start(config.seed, config.device)
-    model, optimizer, state = begin(checkpoint, origin, config.optim_settings(), started)
-    runtime, num_steps = optimizer.runtime, config.num_steps(problems)
-    log = RLLog(runtime, state, num_steps, config.num_problems * config.num_samples, model)
-    log.start_wandb(config.run, config)
-    meta = {**model_meta(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
-    save = saver(run_dir("rl", origin.path.parent.name), model, optimizer, meta, config.keep_last)
 
-    def play(number: int) -> tuple[list[RolloutGroup], SFTRows]:
-        mine = problems.of_step(number, config.num_problems, runtime)
+    runtime = Runtime.start(config.seed, config.device)
+    model, optimizer, state = build_or_restore(checkpoint, origin, optim_settings(config), runtime)
+    runtime = optimizer.runtime
+    num_steps = config.num_steps(prompts)
+    log = RLLog(runtime, state, num_steps, config.examples_per_step * config.num_samples, model)
+    log.output.start_wandb(config.run, config)
+    folder = run_dir("rl", origin.path.parent.name)
+    meta = {**model_meta(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
+
+    def collect(step: int) -> tuple[list[RolloutGroup], SFTRows]:
+        step_prompts = prompts.prompts_of_step(step, config.examples_per_step, runtime)
         params = config.sampling_params(config.num_samples)
-        groups = ask(Engine(model, tokenizer), mine, params, problems.reward, config.rollout_batch_size)
-        return groups, replay.of_step(number, runtime)
+        groups = rollout(Engine(model, tokenizer), step_prompts, params, prompts.reward, config.rollout_batch_size)
+        return groups, sft_mix.rows_of_step(step, runtime)
 
     def evaluate(_: LoopState) -> Metrics:
         params = config.sampling_params(config.eval_samples)
@@ -153,20 +127,25 @@ def main(config: Config) -> LoopState:
 
     with closing(log):
         reinforce(
-            play,
-            partial(step, model, optimizer, names=list(held_out), batch_size=config.device_batch_size),
-            runtime,
-            schedule=partial(config.rates, num_steps=num_steps),
-            events=[Event(config.save_every, save, saves=True), Event(config.eval_every, evaluate)],
+            model,
+            optimizer,
+            collect,
+            schedule=partial(scheduled_rates, config, num_steps=num_steps),
+            events=[  # the checkpoint first: an evaluation that fails must not cost the run
+                Event(
+                    config.save_every, checkpoint_saver(folder, model, optimizer, meta, config.keep_last), saves=True
+                ),
+                Event(config.eval_every, evaluate),
+            ],
             num_steps=num_steps,
+            task_labels=list(held_out),
+            batch_size=config.device_batch_size,
             log=log,
             state=state,
         )
     runtime.finish()
-    if state.stopped:
-        told = f"Stopped at step {state.step} of {num_steps}. To go on: "
-        raise StoppedBySignal(state.stopped, told + resume_command("scripts.chat_rl", config))
-    report_rl(config, runtime, state, {name: len(task) for name, task in held_out.items()})
+    raise_if_stopped(state, num_steps, "scripts.chat_rl", config)
+    report_rl(config, runtime, state, {label: len(task) for label, task in held_out.items()})
     return state
 
 

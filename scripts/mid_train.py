@@ -1,12 +1,12 @@
-"""Midtrain a base model: the form of a conversation, multiple choice, the calculator.
+"""Midtrain a base model: teach it the conversation format, multiple choice and the calculator.
 
     torchrun --standalone --nproc_per_node=8 -m scripts.mid_train                         # eight GPUs
     python -m scripts.mid_train                                                           # one GPU, or a laptop
-    python -m scripts.mid_train --conversations=mine.jsonl                                # and your own conversations
-    python -m scripts.mid_train --resume                                                  # go on after a stop
+    python -m scripts.mid_train --conversations=mine.jsonl                                # add your own conversations
+    python -m scripts.mid_train --resume                                                  # resume a stopped run
 
-It takes the last checkpoint of the deepest base model, or of `--model_tag`. Ctrl-C and SIGTERM save a checkpoint before
-they end the run, and the message tells how to go on.
+It starts from the last checkpoint of the deepest base model, or of `--model_tag`. Ctrl-C and SIGTERM save a checkpoint
+before the run ends and print the command that resumes it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from nanochat.configurator import cli
 from nanochat.train import LoopState
 from nanochat.training.finetune import Stage, fine_tune
-from nanochat.training.finetune_settings import FineTuning
+from nanochat.training.finetune_settings import FineTuningSettings
 
-STAGE = Stage("mid_train", "Midtraining", "mid")
+STAGE = Stage("mid", script="mid_train", title="Midtraining")
 
 
 @dataclass(frozen=True)
-class Config(FineTuning):
-    """As they stand there."""
+class Config(FineTuningSettings):
+    """The fine-tuning settings with their defaults."""
 
 
 def main(config: Config) -> LoopState:
-    """Train, and return where the run ended. Raises `StoppedBySignal` if a signal has ended it early."""
+    """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
     return fine_tune(STAGE, config)
 
 

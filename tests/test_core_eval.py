@@ -34,7 +34,7 @@ from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import LoopState
-from nanochat.training.setup import core_events
+from nanochat.training.events import core_events
 from scripts import base_eval, base_train
 from tests.support import bundles
 

@@ -91,7 +91,7 @@ def test_conversations(run_here: Path, tmp_path: Path, stage: ModuleType) -> Non
         mixture=str(write_mixture(tmp_path / "mixture.toml", entry)),
         device_batch_size=2,
         total_batch_size=256,
-        lr_scale=0.5,
+        init_lr_frac=0.5,
         device="cpu",
         compile="off",
     )
@@ -102,4 +102,4 @@ def test_conversations(run_here: Path, tmp_path: Path, stage: ModuleType) -> Non
     }
     print(found)
     assert (state.step, (state.cursor or {})["rows"]) == (5, 18)
-    assert found == {key: pytest.approx(value, rel=1e-4) for key, value in CONVERSATIONS[stage.STAGE.model].items()}
+    assert found == {key: pytest.approx(value, rel=1e-4) for key, value in CONVERSATIONS[stage.STAGE.name].items()}

@@ -148,7 +148,7 @@ def test_state_and_log() -> None:
     assert (state.step, state.progress, state.stopped) == (4, 1.0, 0)
     assert state.cursor is not None
     assert state.cursor["tokens"] == 8
-    assert log.all("lr_scale") == [1, 0.75, 0.5, 0.25]
+    assert log.all("lr_multiplier") == [1, 0.75, 0.5, 0.25]
     assert [number for number, _ in log.told] == [1, 2, 3, 4]
     assert state.seconds == pytest.approx(sum(log.all("step_seconds")))
     assert all(norm > 0 for norm in log.all("grad_norm"))

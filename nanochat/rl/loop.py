@@ -1,160 +1,128 @@
-"""A run of reinforcement learning: where it begins, its loop, what it tells, and its section of the report."""
+"""Reinforcement learning: the loss, one optimizer step on rollouts, and the loop.
+
+The loss is REINFORCE with a group baseline:
+
+    loss = -1/N x sum over completions i and their sampled tokens t of  A_i x log p(token_it | prompt, tokens before it)
+    A_i  = reward_i - mean reward of the completions of the same prompt
+
+N is the number of sampled tokens of the step, in all groups of all processes. This is GRPO (arXiv 2402.03300) on fresh
+samples, hence without the probability ratio, and without the KL term and the division by the standard deviation.
+Groups whose rewards are all equal have A = 0. They are counted in N but not trained on, which changes nothing.
+Prompts and tool outputs are not sampled and carry no gradient.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
-from nanochat.common import print0
-from nanochat.reporting.markdown import format_duration
-from nanochat.reporting.schema import log_section, proportion
-from nanochat.rl.rollouts import PromptSampler, open_task, parse_weights
-from nanochat.rl.sft_mix import SFTMix
+import torch
+from torch import Tensor
+
+from nanochat.gpt import GPT
+from nanochat.optim import Optimizer
+from nanochat.rl.rollouts import RolloutGroup, count_outcomes, rollout_batches, step_metrics
+from nanochat.rl.sft_mix import SFTRows
 from nanochat.runtime import Runtime
-from nanochat.tokenizer import Tokenizer
-from nanochat.train import Event, LoopState, Metrics, Rates, agreed_stop, stop_requests
-from nanochat.training.log import SECONDS_BETWEEN_LINES, TrainLog
-from tasks.common import Task
-from tasks.mixture import build_mixture, detect_data_kind
-
-Played = TypeVar("Played")  # what a step learns from
-
-WEB_TASKS = "GSM8K"
-WORLD_TASKS = "HardProblems:0.6|WordProblems:0.4"
-
-CURVES = {  # figure of a step -> name and unit of its curve
-    "signal": ("groups with better and worse answers", "share of groups"),
-    "tool": ("answers in which the tool was used", "share of answers"),
-    "ended": ("answers that ended", "share of answers"),
-    "length": ("answers", "tokens"),
-    "entropy": ("surprise at its own tokens", "nats per token"),
-}
-
-
-def find_problems(config: Any, tokenizer: Tokenizer) -> tuple[PromptSampler, dict[str, Task]]:
-    """The problems to learn from, and for each of their tasks those that are held out; `config` is the script's."""
-    weights = parse_weights(config.tasks or (WORLD_TASKS if detect_data_kind() == "world" else WEB_TASKS))
-    problems = PromptSampler({name: open_task(name, "train") for name in weights}, weights, tokenizer, config.seed)
-    return problems, {name: open_task(name, "test", stop=config.eval_problems) for name in weights}
-
-
-def find_replay(config: Any, tokenizer: Tokenizer, sequence_len: int) -> SFTMix:
-    """The worked conversations that are not to be unlearnt: those of fine-tuning; `config` is the script's."""
-    if not config.replay:
-        return SFTMix([], [], 0, tokenizer, sequence_len)
-    conversations, _, description = build_mixture(
-        "sft", detect_data_kind(), mixture_file=config.mixture, seed=config.seed
-    )
-    return SFTMix(conversations, description, config.replay, tokenizer, sequence_len)
+from nanochat.train import Event, LoopState, Metrics, Rates, StopSignal, agreed_stop, run_loop, stop_requests
 
 
 def reinforce(
-    play: Callable[[int], Played],
-    learn: Callable[[Played, Rates, Callable[[], int]], tuple[Metrics, int]],
-    runtime: Runtime,
+    model: GPT,
+    optimizer: Optimizer,
+    collect: Callable[[int], tuple[list[RolloutGroup], SFTRows]],
     *,
     schedule: Callable[[float], Rates],
     events: Sequence[Event],
     num_steps: int,
+    task_labels: Sequence[str],
+    batch_size: int,
     log: Callable[[LoopState, Metrics], None],
     state: LoopState,
 ) -> LoopState:
-    """Take steps until they are done, or SIGINT or SIGTERM asks for a stop: `play(step)` gives what is learnt from.
+    """Take `num_steps` steps, or fewer if SIGINT or SIGTERM asks for a stop. Updates and returns `state`.
 
-    The conventions are those of `train.train`, save that events which do not save also run before the first step:
-    what is to be improved is measured. Returns the state, which is also updated in place.
+    `collect` returns this process's rollouts and SFT rows of a step, given its number. The events that do not save run
+    before the first step, too, so that the model is evaluated as it was. `batch_size`: rows of a micro-batch.
     """
     with stop_requests() as stop:
-        waiting = [event for event in events if not event.saves]
-        while True:
-            ended = state.step >= num_steps
-            for event in waiting:
-                if event.due(state, ended):
-                    log(state, dict(event.run(state)))
-                    if ended and not state.stopped:  # no step will ask again
-                        asked = stop()
-                        state.stopped = agreed_stop(asked, runtime.any_rank(asked > 0))
-            if state.stopped or ended:
-                return state
+
+        def take_step() -> Metrics:
             start = time.perf_counter()
             rates = schedule(state.progress)
-            groups = play(state.step)
-            answered = time.perf_counter() - start
-            metrics, state.stopped = learn(groups, rates, stop)
-            state.step += 1
-            state.progress = state.step / num_steps
-            elapsed = time.perf_counter() - start
-            state.seconds += elapsed
-            log(state, {**metrics, "rollout_seconds": answered, "step_seconds": elapsed})
-            waiting = list(events)
-
-
-class RLLog(TrainLog):
-    """A TrainLog for steps that have a reward, and no loss that would mean anything."""
-
-    unit = "answers"
-
-    def __call__(self, state: LoopState, metrics: Mapping[str, float]) -> None:
-        """Tell of a step (its metrics have a "reward"), or keep what an event has measured and printed."""
-        if not metrics:
-            return
-        state.history.append({"step": state.step, **metrics})
-        self._send(state, metrics)
-        if "reward" not in metrics:
-            return
-        told = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "signal", "tool", "ended"))
-        told += f"  length {metrics['length']:.0f}"
-        if self.bar is not None:
-            self.bar.set_postfix_str(told, refresh=False)
-            self.bar.update()
-        elif state.progress >= 1 or state.stopped or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
-            left = state.seconds / state.step * (self.num_steps - state.step)
-            print0(
-                f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}  {told}  "
-                f"lr x{metrics['lr_scale']:.4f}  norm {metrics['grad_norm']:.3f}  "
-                f"{metrics['step_seconds']:.1f} s ({metrics['rollout_seconds']:.1f} to answer)  "
-                f"{format_duration(left)} left"
+            groups, sft_rows = collect(state.step)
+            rollout_seconds = time.perf_counter() - start
+            metrics, state.stopped = policy_gradient_step(
+                model, optimizer, groups, sft_rows, rates, stop, task_labels, batch_size
             )
+            state.progress = (state.step + 1) / num_steps
+            return {**metrics, "rollout_seconds": rollout_seconds}
+
+        return run_loop(
+            take_step,
+            is_done=lambda: state.step >= num_steps,
+            events=events,
+            runtime=optimizer.runtime,
+            stop=stop,
+            log=log,
+            state=state,
+            should_evaluate_first=True,
+        )
 
 
-def rl_curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The history as the report draws it: one curve for each figure, by step."""
-    labels = {f"{name} reward": (name, "mean reward") for name in names}
-    labels |= {f"{name} pass@1": (f"{name}, held out", "pass@1") for name in names} | CURVES
-    found = {}
-    for key, (label, unit) in labels.items():
-        if rows := [row for row in history if key in row]:
-            xs, ys = [row["step"] for row in rows], [row[key] for row in rows]
-            found[label] = {"x": xs, "y": ys, "xlabel": "step", "ylabel": unit}
-    return found
+def policy_gradient_step(
+    model: GPT,
+    optimizer: Optimizer,
+    groups: Sequence[RolloutGroup],
+    sft_rows: SFTRows,
+    rates: Rates,
+    stop: StopSignal,
+    task_labels: Sequence[str],
+    batch_size: int,
+) -> tuple[Metrics, int]:
+    """Take one optimizer step on this process's groups; return its metrics and the signal to stop for (0: none).
+
+    `task_labels`: of all tasks of the run. If no process has a group with a signal or an SFT row, the step leaves the
+    weights and the optimizer's momentum unchanged.
+    """
+    runtime = optimizer.runtime
+    counts = count_outcomes(groups, task_labels, runtime)
+    surprise = accumulate_gradients(model, groups, sft_rows, counts["sampled"], batch_size, runtime)
+    # One reduction carries the surprise and the request to stop, so that all processes stop after the same step.
+    signal_number = stop()
+    sums = runtime.all_reduce(torch.cat([surprise, surprise.new_tensor([float(signal_number)])]))
+    nats, num_tokens, num_stops = sums.tolist()
+    metrics = {**step_metrics(counts, task_labels), "lr_multiplier": rates.lr_multiplier, "grad_norm": 0.0}
+    if counts["signal"] or sft_rows.num_tokens:
+        for param in model.parameters():
+            if param.grad is None:  # only other processes have rows to train on
+                param.grad = torch.zeros_like(param)
+        metrics["entropy"] = nats / max(1.0, num_tokens)
+        metrics["grad_norm"] = optimizer.step(rates.lr_multiplier, rates.momentum).item()
+        optimizer.zero_grad()
+    return metrics, agreed_stop(signal_number, num_stops > 0)
 
 
-def report_rl(config: Any, runtime: Runtime, state: LoopState, held_out: Mapping[str, int]) -> None:
-    """Write the stage's section of the report. `held_out`: the tasks, and how many problems of each were measured."""
-    first, *_, last = 2 * [row for row in state.history if any(f"{name} pass@1" in row for name in held_out)]
-    metrics: dict[str, Any] = {"steps": state.step, "seconds per step": state.seconds / state.step}
-    notes = []
-    for name, count in held_out.items():
-        for key in [key for key in last if key.startswith(f"{name} pass@")]:
-            # As if each problem had been answered once: the interval is no narrower than it should be.
-            metrics[key] = proportion(round(last[key] * count), count) | {"value": last[key]}
-        metrics[f"{name}, answers that use the tool"] = last[f"{name} tool"]
-        if first["step"] != last["step"]:
-            told = (f"{row[f'{name} pass@1']:.3f} after step {row['step']}" for row in (first, last))
-            notes.append(f"{name}: pass@1 {', '.join(told)}.")
-    log_section(
-        "chat_rl",
-        {
-            "title": "Reinforcement learning",
-            "model": "rl",
-            "notes": notes,
-            "settings": config,
-            "environment": runtime.report_fields,
-            "metrics": metrics,
-            "headline": [],  # the accuracies are chat_eval's to tell
-            "curves": rl_curves(state.history, list(held_out)),
-            "seconds": state.seconds,
-        },
-    )
+def accumulate_gradients(
+    model: GPT,
+    groups: Sequence[RolloutGroup],
+    sft_rows: SFTRows,
+    num_sampled: float,
+    batch_size: int,
+    runtime: Runtime,
+) -> Tensor:
+    """Add the gradients of the loss, and of the mean loss on the SFT rows, to the parameters.
+
+    `num_sampled`: N of the formula above. Returns the sum of -log p over the sampled tokens that are trained on, and
+    their number, of this process: (2,).
+    """
+    scale = runtime.world_size / max(1.0, num_sampled)  # the optimizer averages gradients over the processes
+    # Divided by num_sampled together with the rollouts, the SFT rows' loss is to become their mean.
+    sft_weight = num_sampled / max(1, sft_rows.num_tokens)
+    surprise = torch.zeros(2, device=runtime.device)
+    for batch in rollout_batches(groups, sft_rows.rows, sft_weight, batch_size, runtime.device):
+        losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
+        ((batch.advantages[:, None] * losses).sum() * scale).backward()
+        surprise[0] += (batch.num_completions[:, None] * losses.detach()).sum()
+        surprise[1] += (batch.num_completions[:, None] * (batch.targets != -1)).sum()
+    return surprise

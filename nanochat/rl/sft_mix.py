@@ -1,6 +1,6 @@
-"""What reinforcement learning shall not unlearn: worked conversations, from which every step learns as well.
+"""SFT rows mixed into the steps of reinforcement learning, so that the model does not forget what SFT taught it.
 
-The policy gradient's loss has the mean loss on them added to it (PPO-ptx in arXiv 2203.02155, section 3.5).
+Their mean loss is added to the policy gradient's loss (PPO-ptx, arXiv 2203.02155, section 3.5).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from nanochat.data.packing import ConversationSource, RenderedConversation
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from tasks.mixture import EntryDescription
+from tasks.mixture import EntryDescription, build_mixture, detect_data_kind
 
 
 @dataclass(frozen=True)
 class SFTRows:
-    """This process's share of a step's conversations, and the number of trained tokens in all of them."""
+    """This process's conversations of a step, and the number of trained tokens in those of all processes."""
 
     rows: list[RenderedConversation]
     num_tokens: int
@@ -24,22 +24,32 @@ class SFTRows:
 
 @dataclass(frozen=True)
 class SFTMix:
-    """`count` conversations a step, in their order, again and again: what a step has depends on its number only."""
+    """Conversations of which each step takes the next `num_per_step`, in order and over and over."""
 
     conversations: ConversationSource
     description: list[EntryDescription]
-    count: int
+    num_per_step: int
     tokenizer: Tokenizer
     max_tokens: int
 
-    def of_step(self, step: int, runtime: Runtime) -> SFTRows:
-        """This process's share, every N-th of N processes; what has nothing to learn in it is left out."""
-        chosen = range(step * self.count, (step + 1) * self.count) if len(self.conversations) else range(0)
-        conversations = (self.conversations[index % len(self.conversations)] for index in chosen)
-        rendered = [self.tokenizer.render_conversation(each, self.max_tokens) for each in conversations]
+    def rows_of_step(self, step: int, runtime: Runtime) -> SFTRows:
+        """Return this process's rows of a step: every N-th, with N processes, of those with tokens to train on."""
+        indices = range(step * self.num_per_step, (step + 1) * self.num_per_step) if len(self.conversations) else ()
+        conversations = (self.conversations[index % len(self.conversations)] for index in indices)
+        rendered = [self.tokenizer.render_conversation(talk, self.max_tokens) for talk in conversations]
         rows = [(ids, mask) for ids, mask in rendered if ids]
-        return SFTRows(rows[runtime.rank :: runtime.world_size], sum(sum(mask) for _, mask in rows))
+        return SFTRows(rows[runtime.rank :: runtime.world_size], num_tokens=sum(sum(mask) for _, mask in rows))
 
     def hash(self) -> str:
-        """Tells another replay from this."""
-        return hashlib.sha256(repr((self.count, self.description)).encode("utf-8")).hexdigest()
+        """Return a hash of the mixture's description and the number of conversations per step."""
+        return hashlib.sha256(repr((self.num_per_step, self.description)).encode("utf-8")).hexdigest()
+
+
+def load_sft_mix(
+    num_per_step: int, mixture_file: str | None, seed: int, tokenizer: Tokenizer, max_tokens: int
+) -> SFTMix:
+    """Load the SFT mixture, or that of `mixture_file`; an empty mix if `num_per_step` is 0."""
+    if not num_per_step:
+        return SFTMix([], [], 0, tokenizer, max_tokens)
+    conversations, _, description = build_mixture("sft", detect_data_kind(), mixture_file=mixture_file, seed=seed)
+    return SFTMix(conversations, description, num_per_step, tokenizer, max_tokens)

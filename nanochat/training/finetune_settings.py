@@ -1,41 +1,70 @@
-"""The settings that midtraining and supervised fine-tuning share. Each script has its own defaults for some."""
+"""The settings of midtraining and supervised fine-tuning. Each script has its own defaults for some of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanochat.configurator import setting
-from nanochat.training.settings import Training
+from nanochat.configurator import Settings, setting
+from nanochat.training.log import NO_RUN
 
 
 @dataclass(frozen=True)
-class FineTuning(Training):
-    """Of a run on conversations."""
+class FineTuningSettings(Settings):
+    """Settings of a run on conversations: midtraining and supervised fine-tuning."""
 
-    source: str = setting("base", "stage whose model is trained on", choices=("base", "mid", "sft"))
-    source_step: int = setting(
-        -1, "step of the model that is trained on; -1 = its last checkpoint", at_least=0, also=-1
+    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing")
+    model_tag: str | None = setting(None, "model to train, such as d20; default: the deepest")
+    device: str = setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "mps"))
+    init_lr_frac: float = setting(
+        1.0, "share of the three base learning rates below that the run starts with", above=0, renamed_from="lr_scale"
     )
-    seed: int = setting(42, "of the order of the conversations")
+    embedding_lr: float = setting(0.2, "learning rate of the embedding (AdamW), at width 768", at_least=0)
+    unembedding_lr: float = setting(
+        0.004, "learning rate of the output head (AdamW), at width 768", at_least=0, renamed_from="head_lr"
+    )
+    matrix_lr: float = setting(0.02, "learning rate of the matrices (Muon)", at_least=0)
+    weight_decay: float = setting(0.0, "weight decay of embedding and output head (AdamW)", at_least=0)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 = no clipping", at_least=0)
+    warmup_ratio: float = setting(
+        0.0, "share of the run over which the learning rates rise", at_least=0, at_most=1, renamed_from="warmup"
+    )
+    warmdown_ratio: float = setting(
+        0.2, "share of the run over which the learning rates fall", at_least=0, at_most=1, renamed_from="warmdown"
+    )
+    final_lr_frac: float = setting(
+        0.0, "share of the learning rates that is left at the end", at_least=0, at_most=1, renamed_from="final_lr"
+    )
+    save_every: int = setting(
+        -1, "steps between checkpoints; -1 = only at the end, or when the run is stopped", at_least=1, also=-1
+    )
+    keep_last: int = setting(-1, "number of checkpoints to keep; -1 = all", at_least=1, also=-1)
+    resume: bool = setting(False, "resume from the last checkpoint of this stage and model tag")
+    resume_from_step: int = setting(-1, "resume from the checkpoint of this step; -1 = do not", at_least=0, also=-1)
+
+    source: str = setting("base", "stage whose model is trained", choices=("base", "mid", "sft"))
+    source_step: int = setting(-1, "step of the checkpoint to start from; -1 = the last", at_least=0, also=-1)
+    seed: int = setting(42, "seed of the order of the conversations")
     kind: str = setting(
-        "auto", "the mixture; auto = the world's if the base data is the story world", choices=("auto", "web", "world")
+        "auto",
+        "default mixture; auto = world if the base data is the embedded story world, else web",
+        choices=("auto", "web", "world"),
     )
-    mixture: str | None = setting(None, "a TOML file that replaces the mixture")
-    conversations: str | None = setting(None, "a JSONL file of your own conversations, added to the mixture")
-    allow_missing: bool = setting(False, "leave out, with a notice, what can be found neither here nor on the hub")
+    mixture: str | None = setting(None, "TOML file with a mixture to train on instead of the default one")
+    conversations: str | None = setting(None, "JSONL file with your own conversations, added to the mixture")
+    allow_missing: bool = setting(False, "leave out, with a notice, data that is neither here nor on the hub")
     num_epochs: int = setting(1, "passes over the conversations", at_least=1)
     num_iterations: int = setting(-1, "optimizer steps; -1 = as many as the passes take", at_least=1, also=-1)
     max_seq_len: int = setting(-1, "tokens of a row; -1 = the model's whole context", at_least=1, also=-1)
     total_batch_size: int = setting(
-        -1, "tokens of a step, over all processes; -1 = as in the run before", at_least=1, also=-1
+        -1, "tokens of an optimizer step, over all processes; -1 = as in the run before", at_least=1, also=-1
     )
     device_batch_size: int | str = setting(
-        "auto", "rows of a micro-batch on one device; auto = the largest that fits", at_least=1, also="auto"
+        "auto", "rows of a micro-batch on one device; auto = as many as fit", at_least=1, also="auto"
     )
     eval_every: int = setting(
-        100, "steps between measurements of the held-out loss; -1 = only at the end", at_least=1, also=-1
+        100, "steps between evaluations of the held-out loss; -1 = only at the end", at_least=1, also=-1
     )
     eval_tokens: int = setting(
-        1048576, "tokens of a measurement, with padding; at most all held-out conversations", at_least=1
+        1048576, "tokens of an evaluation, padding included; at most all held-out conversations", at_least=1
     )
-    compile: str = setting("auto", "compile the model; auto = where it pays", choices=("auto", "on", "off"))
+    compile: str = setting("auto", "compile the model; auto = where it saves time", choices=("auto", "on", "off"))

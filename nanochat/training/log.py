@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar on a terminal or plain lines in a log, wandb if asked, and the curves."""
+"""The log of a training run: a progress bar or lines of text, the history to plot, and Weights & Biases if wanted."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import torch
 from tqdm import tqdm
 
 from nanochat.common import UserError, print0
+from nanochat.configurator import Settings
 from nanochat.gpt import GPT
 from nanochat.reporting.markdown import format_duration
 from nanochat.runtime import Runtime
-from nanochat.train import LoopState, Metrics
+from nanochat.train import LoopState
 
-HISTORY_POINTS = 500  # of each curve at most: a point is the mean of the steps since the last
+MAX_HISTORY_POINTS = 500  # of a curve; each point is the mean of the steps since the one before it
 SECONDS_BETWEEN_LINES = 5.0
-NO_RUN = "dummy"  # the name of a run that wandb does not hear of
+NO_RUN = "dummy"  # name of a run that is not sent to Weights & Biases
 
-# Dense bf16 matrix products, FLOP/s, from the makers' data sheets; the first name that is in the device's own, as words
+# Dense bf16 matrix products, FLOP/s, from the makers' data sheets. The first name that occurs in the device's name
+# counts, so more specific names come first.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -40,35 +42,36 @@ PEAK_FLOPS = {
 
 
 def peak_flops(runtime: Runtime) -> float | None:
-    """Peak bf16 FLOP/s of all devices of the run; None where the device is not known."""
+    """Return the peak bf16 FLOP/s of all devices of the run; None if the device is not in `PEAK_FLOPS`."""
     if runtime.device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(runtime.device)
-    whole = r"\b{}\b(?! Laptop| D\b)"  # an L40 is no L4, and an RTX 4090 Laptop GPU no RTX 4090
-    found = (peak for key, peak in PEAK_FLOPS.items() if re.search(whole.format(key), name))
-    return next((peak * runtime.world_size for peak in found), None)
+    device_name = torch.cuda.get_device_name(runtime.device)
+    for name, flops in PEAK_FLOPS.items():
+        # Whole words only: an L40 is not an L4, and the laptop and D variants of an RTX 4090 are slower than it.
+        if re.search(rf"\b{name}\b(?! Laptop| D\b)", device_name):
+            return flops * runtime.world_size
+    return None
 
 
-class TrainLog:
-    """Call it with the state and the metrics of a step or an event, in every process alike."""
+class ProgressOutput:
+    """Display of a run's steps: a bar on a terminal, else lines of text; and Weights & Biases once it is started.
 
-    unit = "tokens"  # what a step is told to consist of
+    All processes call it alike; only the main one prints and sends.
+    """
 
-    def __init__(self, runtime: Runtime, state: LoopState, num_steps: int, tokens_per_step: int, model: GPT) -> None:
-        self.num_steps, self.tokens_per_step, self.flops_per_token = num_steps, tokens_per_step, model.estimate_flops()
-        self.speaks = runtime.is_main
-        print0(f"{model.num_params():,} parameters, {num_steps} steps of {tokens_per_step:,} {self.unit}")
+    def __init__(self, runtime: Runtime, state: LoopState, num_steps: int) -> None:
         print0(f"{runtime.world_size} process(es) on {runtime.device.type}, computing in {runtime.dtype_name}")
-        self.peak = peak_flops(runtime)
-        self.every = math.ceil(num_steps / HISTORY_POINTS)
-        self.last_line = float("-inf")
+        self.num_steps = num_steps
+        self.is_main = runtime.is_main
+        self.last_line_time = float("-inf")
         self.wandb: Any = None
-        on_terminal = self.speaks and sys.stderr.isatty()
-        self.bar = tqdm(total=num_steps, initial=state.step, unit="step", dynamic_ncols=True) if on_terminal else None
+        self.bar: tqdm[Any] | None = None
+        if runtime.is_main and sys.stderr.isatty():
+            self.bar = tqdm(total=num_steps, initial=state.step, unit="step", dynamic_ncols=True)
 
-    def start_wandb(self, run: str, config: Any) -> None:
-        """Send the metrics to Weights & Biases too, unless the run has no name. UserError if wandb is not installed."""
-        if run == NO_RUN or not self.speaks:
+    def start_wandb(self, run: str, config: Settings) -> None:
+        """Send metrics to Weights & Biases from now on, unless `run` is "dummy". Raises `UserError` without wandb."""
+        if run == NO_RUN or not self.is_main:
             return
         try:
             import wandb
@@ -76,69 +79,79 @@ class TrainLog:
             raise UserError(f"--run={run} needs wandb: pip install wandb, or leave the flag out") from error
         self.wandb = wandb.init(project="nanochat", name=run, config=asdict(config))
 
-    def __call__(self, state: LoopState, metrics: Mapping[str, float]) -> None:
-        """Tell of a step (its metrics have a "loss") or of an event (whatever it returns).
-
-        Every process keeps the history, which is the same in all; the main one speaks.
-        """
-        if not metrics:
-            return
-        if "loss" in metrics:
-            self._step(state, metrics)
-        else:
-            state.history.append({"step": state.step, **metrics})
-            print0(f"step {state.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-            self._send(state, metrics)
-
-    def _step(self, state: LoopState, metrics: Mapping[str, float]) -> None:
-        rate = self.tokens_per_step / metrics["step_seconds"]
-        told = {**metrics, "tokens_per_second": rate}
-        if self.peak:
-            told["mfu"] = rate * self.flops_per_token / self.peak
-        state.recent.append(metrics["loss"])
-        if state.step % self.every == 0 or state.progress >= 1:
-            mean = sum(state.recent) / len(state.recent)
-            lr_scale = metrics["lr_scale"]
-            state.history.append({"step": state.step, "loss": mean, "lr_scale": lr_scale, "tokens_per_second": rate})
-            state.recent.clear()
-        left = state.seconds / max(state.progress, 1e-9) * (1 - state.progress)
-        shown = f"loss {metrics['loss']:.4f}  {rate:,.0f} tok/s" + (f"  MFU {told['mfu']:.1%}" if self.peak else "")
+    def show_step(self, state: LoopState, summary: str, details: str, seconds_left: float) -> None:
+        """Show a step: `summary` in the bar, or both texts in a line unless the last line is only seconds old."""
         if self.bar is not None:
-            self.bar.set_postfix_str(shown, refresh=False)
+            self.bar.set_postfix_str(summary, refresh=False)
             self.bar.update()
-        elif state.progress >= 1 or state.stopped or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
-            print0(
-                f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}  {shown}  "
-                f"lr x{metrics['lr_scale']:.2f}  norm {metrics['grad_norm']:.3f}  {format_duration(left)} left"
-            )
-        self._send(state, told)
+            return
+        is_quiet = time.monotonic() - self.last_line_time <= SECONDS_BETWEEN_LINES
+        if is_quiet and state.progress < 1 and not state.stopped:
+            return
+        self.last_line_time = time.monotonic()
+        step = f"step {state.step:>{len(str(self.num_steps))}}/{self.num_steps}"
+        print0(f"{step}  {summary}  {details}  {format_duration(seconds_left)} left")
 
-    def _send(self, state: LoopState, metrics: Mapping[str, float]) -> None:
+    def send(self, state: LoopState, metrics: Mapping[str, float]) -> None:
+        """Send metrics of the present step to Weights & Biases, if it was started."""
         if self.wandb is not None:
             self.wandb.log(dict(metrics), step=state.step)
 
     def close(self) -> None:
-        """Finish the bar and the wandb run."""
+        """Finish the bar and the Weights & Biases run."""
         if self.bar is not None:
             self.bar.close()
         if self.wandb is not None:
             self.wandb.finish()
 
 
-def curves(history: list[Metrics]) -> dict[str, dict[str, Any]]:
-    """The history as the report draws it: one curve for each metric, by step."""
-    labels = {
-        "loss": ("training loss", "nats per token"),
-        "val_loss": ("held-out loss", "nats per token"),
-        "val_bpb": ("validation", "bits per byte"),
-        "lr_scale": ("learning rate", "share of the peak"),
-        "tokens_per_second": ("speed", "tokens per second"),
-    }
-    found: dict[str, dict[str, Any]] = {}
-    for key, (name, unit) in labels.items():
-        rows = [row for row in history if key in row]
-        if rows:
-            xs, ys = [row["step"] for row in rows], [row[key] for row in rows]
-            found[name] = {"x": xs, "y": ys, "xlabel": "step", "ylabel": unit}
-    return found
+class TrainLog:
+    """Log of a run with a loss: called with the loop state and the metrics of a step or event, on all processes."""
+
+    def __init__(self, runtime: Runtime, state: LoopState, num_steps: int, tokens_per_step: int, model: GPT) -> None:
+        print0(f"{model.num_params():,} parameters, {num_steps} steps of {tokens_per_step:,} tokens")
+        self.output = ProgressOutput(runtime, state, num_steps)
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = model.estimate_flops()
+        self.peak_flops = peak_flops(runtime)
+        self.steps_per_point = math.ceil(num_steps / MAX_HISTORY_POINTS)
+
+    def __call__(self, state: LoopState, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of a step, which include a "loss", or of an event. Adds points to `state.history`."""
+        if not metrics:
+            return
+        if "loss" in metrics:
+            self._log_step(state, metrics)
+        else:
+            state.history.append({"step": state.step, **metrics})
+            print0(f"step {state.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            self.output.send(state, metrics)
+
+    def _log_step(self, state: LoopState, metrics: Mapping[str, float]) -> None:
+        tokens_per_second = self.tokens_per_step / metrics["step_seconds"]
+        all_metrics = {**metrics, "tokens_per_second": tokens_per_second}
+        summary = f"loss {metrics['loss']:.4f}  {tokens_per_second:,.0f} tok/s"
+        if self.peak_flops:
+            mfu = tokens_per_second * self.flops_per_token / self.peak_flops
+            all_metrics["mfu"] = mfu
+            summary += f"  MFU {mfu:.1%}"
+
+        state.recent.append(metrics["loss"])
+        if state.step % self.steps_per_point == 0 or state.progress >= 1:
+            point = {
+                "step": state.step,
+                "loss": sum(state.recent) / len(state.recent),
+                "lr_multiplier": metrics["lr_multiplier"],
+                "tokens_per_second": tokens_per_second,
+            }
+            state.history.append(point)
+            state.recent.clear()
+
+        details = f"lr x{metrics['lr_multiplier']:.2f}  norm {metrics['grad_norm']:.3f}"
+        seconds_left = state.seconds / max(state.progress, 1e-9) * (1 - state.progress)
+        self.output.show_step(state, summary, details, seconds_left)
+        self.output.send(state, all_metrics)
+
+    def close(self) -> None:
+        """Finish the output."""
+        self.output.close()

@@ -62,7 +62,14 @@ class Checkout:
         self.folder = folder / "checkout"
         self.calls = folder / "calls"
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "CALLS": str(self.calls)}
-        for name in ("speedrun.sh", "run1000.sh", "dev/runcpu.sh", "dev/own_text.toml", "dev/stage.sh", "dev/setup.sh"):
+        for name in (
+            "speedrun.sh",
+            "run1000.sh",
+            "dev/runcpu.sh",
+            "dev/own_text.toml",
+            "dev/run_steps.sh",
+            "dev/setup.sh",
+        ):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
 
@@ -329,7 +336,7 @@ def test_runcpu_for_real(tmp_path: Path, forker: Forker) -> None:
     small = ["--depth=1", "--max_seq_len=256", "--device_batch_size=2", "--total_batch_size=512", "--num_iterations=3"]
     for stage in ("mid", "sft"):
         small += [f"--{stage}.total_batch_size=512", f"--{stage}.num_iterations=2", f"--{stage}.compile=off"]
-    small += ["--rl.num_iterations=1", "--rl.num_problems=2", "--rl.num_samples=2", "--rl.eval_problems=2"]
+    small += ["--rl.num_iterations=1", "--rl.examples_per_step=2", "--rl.num_samples=2", "--rl.eval_examples=2"]
     small += ["--rl.max_new_tokens=8", "--eval.max_new_tokens=8", "--eval.max_problems=2"]
     environment = {"NANOCHAT_BASE_DIR": str(tmp_path / "base"), "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": "1"}
     command = ["dev/runcpu.sh", f"--data={text}", *small, "--eval_tokens=64", "--sample_every=-1", "--compile=off"]

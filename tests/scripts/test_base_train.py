@@ -17,6 +17,7 @@ from nanochat.configurator import cli, parse
 from nanochat.data.shards import write_dataset
 from nanochat.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.training.settings import scheduled_rates
 from scripts import base_train
 from scripts.base_train import Config, main
 from tests.support.processes import Forker
@@ -58,7 +59,7 @@ def prepare(folder: Path, texts: Sequence[str] = (VERSE * 20,) * 20) -> None:
         (["--head_dim=0"], ["head_dim is 0", "at least 2"]),
         (["--depth=4", "--head_dim=64", "--n_kv_head=3"], ["n_kv_head 3", "n_head 4", "[1, 2, 4]"]),
         (["--n_kv_head=0"], ["n_kv_head is 0"]),
-        (["--warmdown=1.5"], ["warmdown is 1.5", "0 to 1"]),
+        (["--warmdown_ratio=1.5"], ["warmdown_ratio is 1.5", "0 to 1"]),
         (["--matrix_lr=-1"], ["matrix_lr is -1.0"]),
         (["--target_flops=0"], ["target_flops is 0.0", "above 0, or -1"]),
         (["--grad_clip=inf"], ["grad_clip is inf"]),
@@ -158,10 +159,12 @@ def test_horizons() -> None:
 
 
 def test_rates() -> None:
-    config = Config(warmup=0.1, warmdown=0.5, final_lr=0.2)
-    assert [config.rates(p, 100).lr_scale for p in (0, 0.05, 0.3, 0.75, 1)] == pytest.approx([0, 0.5, 1, 0.6, 0.2])
-    assert config.rates(0, 100).momentum == 0.85
-    assert config.rates(0.1, 100).momentum == pytest.approx(0.95)
+    config = Config(warmup_ratio=0.1, warmdown_ratio=0.5, final_lr_frac=0.2)
+    assert [scheduled_rates(config, p, 100).lr_multiplier for p in (0, 0.05, 0.3, 0.75, 1)] == pytest.approx(
+        [0, 0.5, 1, 0.6, 0.2]
+    )
+    assert scheduled_rates(config, 0, 100).momentum == 0.85
+    assert scheduled_rates(config, 0.1, 100).momentum == pytest.approx(0.95)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -27,14 +27,15 @@ from nanochat.eval.pass_at_k import pass_at_k, reported_ks
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.optim import Optimizer, build_optimizer
-from nanochat.rl import rollouts as rl
-from nanochat.rl.rollouts import Problem, PromptSampler, RolloutGroup, ask, micro_batches, parse_weights, tally
+from nanochat.rl import loop, prompts
+from nanochat.rl.loop import policy_gradient_step
+from nanochat.rl.prompts import Prompt, PromptSampler, parse_task_weights
+from nanochat.rl.rollouts import RolloutGroup, count_outcomes, rollout, rollout_batches
 from nanochat.rl.sft_mix import SFTMix, SFTRows
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.train import Rates
-from scripts import chat_rl
-from scripts.chat_rl import Config, main, step
+from scripts.chat_rl import Config, main
 from tasks.common import Task, make_conversation, reference_text
 from tests.support.models import random_model
 from tests.support.processes import Forker
@@ -49,12 +50,12 @@ SHAPE = GPTConfig(sequence_len=32, vocab_size=265, n_layer=1, n_head=1, n_kv_hea
 RUN: dict[str, Any] = {
     "tasks": "Bandit",
     "device": "cpu",
-    "num_problems": 4,
+    "examples_per_step": 4,
     "num_samples": 256,
     "max_new_tokens": 2,
     "num_iterations": 40,
-    "lr_scale": 1.0,
-    "warmdown": 0.2,
+    "init_lr_frac": 1.0,
+    "warmdown_ratio": 0.2,
     "eval_every": -1,
     "eval_samples": 4,
     "device_batch_size": 256,
@@ -119,7 +120,7 @@ def prepare(folder: Path) -> None:
 def run(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Call the script, with other settings than RUN's where given."""
     prepare(run_here)
-    monkeypatch.setattr(rl, "get_task", get_task)
+    monkeypatch.setattr(prompts, "get_task", get_task)
     return lambda **changes: main(Config(**{**RUN, **changes}))
 
 
@@ -149,7 +150,7 @@ def test_finds_the_right_policy(run: Callable[..., Any], run_here: Path, capsys:
     assert "Bandit: pass@1" in capsys.readouterr().out
 
 
-SHORT = {"num_samples": 8, "num_iterations": 6, "warmdown": 1.0, "eval_samples": 2}
+SHORT = {"num_samples": 8, "num_iterations": 6, "warmdown_ratio": 1.0, "eval_samples": 2}
 
 
 @pytest.mark.parametrize("how", ["at a step of its own", "by a signal"])
@@ -161,7 +162,7 @@ def test_resume_is_exact(run: Callable[..., Any], run_here: Path, monkeypatch: p
     optimizer = open_checkpoint(run_here / "chatrl_checkpoints" / "d1").load_optimizer_state()
     assert any((weights[name] != first[name]).any() for name in weights)
     if how == "by a signal":
-        plain = chat_rl.step
+        plain = loop.policy_gradient_step
 
         def signalled(*args: Any, **options: Any) -> Any:
             if len(steps) == 2:
@@ -171,7 +172,7 @@ def test_resume_is_exact(run: Callable[..., Any], run_here: Path, monkeypatch: p
 
         steps: list[int] = []
         with monkeypatch.context() as patch:
-            patch.setattr(chat_rl, "step", signalled)
+            patch.setattr(loop, "policy_gradient_step", signalled)
             with pytest.raises(StoppedBySignal, match=r"step 3 of 6.*chat_rl .*--resume"):
                 run(**SHORT, eval_every=2)
         again = run(**SHORT, eval_every=2, resume=True)
@@ -212,9 +213,9 @@ def test_momentum_waits_for_a_signal() -> None:
     model = tiny_model()
     optimizer = build_optimizer(model, ALONE)
     rates = Rates(1.0, 0.9)
-    step(model, optimizer, (GROUPS, NOTHING), rates, lambda: 0, ["A", "B"], 4)
+    policy_gradient_step(model, optimizer, GROUPS, NOTHING, rates, lambda: 0, ["A", "B"], 4)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    metrics, _ = step(model, optimizer, ([GROUPS[1]], NOTHING), rates, lambda: 0, ["A", "B"], 4)
+    metrics, _ = policy_gradient_step(model, optimizer, [GROUPS[1]], NOTHING, rates, lambda: 0, ["A", "B"], 4)
     assert same(dict(model.state_dict()), before)
     assert metrics["signal"] == 0
 
@@ -224,7 +225,7 @@ def test_momentum_waits_for_a_signal() -> None:
 
 def group_of(task: str, prompt: str, answers: Sequence[tuple[str, float]]) -> RolloutGroup:
     """`answers`: what was said, and its reward. A capital letter comes from the tool; a dot is the end token."""
-    problem = Problem(
+    rl_prompt = Prompt(
         task, make_conversation(prompt, ""), TOKENIZER.render_for_completion(make_conversation(prompt, "")), 0
     )
     written = [
@@ -233,7 +234,7 @@ def group_of(task: str, prompt: str, answers: Sequence[tuple[str, float]]) -> Ro
         )
         for text, _ in answers
     ]
-    return RolloutGroup(problem, written, [reward for _, reward in answers])
+    return RolloutGroup(rl_prompt, written, [reward for _, reward in answers])
 
 
 # Different lengths; tool output in the middle and at the end; twice the same answer; a group without a signal, whose
@@ -255,10 +256,10 @@ def gradient_by_hand(model: GPT, groups: Sequence[RolloutGroup]) -> dict[str, Te
     total, count = torch.zeros(()), 0
     for group in groups:
         mean = sum(group.rewards) / len(group.rewards)
-        for answer, reward in zip(group.answers, group.rewards, strict=True):
+        for answer, reward in zip(group.completions, group.rewards, strict=True):
             for i, (token, mask) in enumerate(zip(answer.tokens, answer.mask, strict=True)):
                 if mask:
-                    before = torch.tensor([group.problem.prompt + answer.tokens[:i]])
+                    before = torch.tensor([group.prompt.token_ids + answer.tokens[:i]])
                     total = total - (reward - mean) * torch.log_softmax(model(before)[0, -1], dim=-1)[token]
                     count += 1
     names, params = zip(*model.named_parameters(), strict=True)
@@ -276,7 +277,7 @@ def gradient_of_step(
         return torch.zeros(())
 
     optimizer.step = spy  # type: ignore[method-assign,assignment]
-    step(model, optimizer, (groups, worked), Rates(1.0, 0.9), lambda: 0, ["A", "B"], batch_size)
+    policy_gradient_step(model, optimizer, groups, worked, Rates(1.0, 0.9), lambda: 0, ["A", "B"], batch_size)
     return seen
 
 
@@ -318,14 +319,14 @@ def test_what_is_replayed_in_a_step() -> None:
         make_conversation("x" * 40, "b")
     ]  # the last does not fit
     replay = SFTMix(conversations, [], 4, TOKENIZER, 20)
-    said = [[chr(ids[-2]) for ids, _ in replay.of_step(number, ALONE).rows] for number in range(4)]
+    said = [[chr(ids[-2]) for ids, _ in replay.rows_of_step(number, ALONE).rows] for number in range(4)]
     assert said == [["a", "b", "c", "d"], ["e", "a", "b"], ["c", "d", "e"], ["a", "b", "c", "d"]]
     ranks = [replace(ALONE, rank=rank, world_size=2) for rank in range(2)]
-    shares = [replay.of_step(0, runtime) for runtime in ranks]
-    whole = replay.of_step(0, ALONE)
+    shares = [replay.rows_of_step(0, runtime) for runtime in ranks]
+    whole = replay.rows_of_step(0, ALONE)
     assert [share.num_tokens for share in shares] == [whole.num_tokens] * 2 == [16, 16]
     assert sorted(shares[0].rows + shares[1].rows) == sorted(whole.rows)
-    assert SFTMix([], [], 0, TOKENIZER, 20).of_step(3, ALONE) == NOTHING
+    assert SFTMix([], [], 0, TOKENIZER, 20).rows_of_step(3, ALONE) == NOTHING
     assert replay.hash() != SFTMix(conversations, [], 5, TOKENIZER, 20).hash()
 
 
@@ -333,7 +334,7 @@ def test_groups_without_a_signal_count() -> None:
     """Their tokens are among those that the sum is divided by; leaving them out would be a longer step."""
     model = tiny_model()
     whole, part = (gradient_of_step(model, groups, 4)["head.weight"] for groups in (GROUPS, GROUPS[:1]))
-    sampled = [sum(sum(answer.mask) for answer in group.answers) for group in GROUPS]
+    sampled = [sum(sum(answer.mask) for answer in group.completions) for group in GROUPS]
     assert sampled == [17, 6, 6, 10]
     alone = gradient_of_step(model, [GROUPS[0], GROUPS[1]], 4)["head.weight"]
     torch.testing.assert_close(alone * (17 + 6), part * 17, rtol=1e-4, atol=1e-7)
@@ -342,7 +343,7 @@ def test_groups_without_a_signal_count() -> None:
 
 def test_what_is_trained_on() -> None:
     """Every target, by name: what was sampled, the end included; not the prompt, the tool's output, or padding."""
-    (batch,) = micro_batches([group_of("A", "hi", [("abXYc.", 1.0), ("d.", 0.0)])], [], 0.0, 4, CPU)
+    (batch,) = rollout_batches([group_of("A", "hi", [("abXYc.", 1.0), ("d.", 0.0)])], [], 0.0, 4, CPU)
     prompt = [TOKENIZER.encode_special(name) for name in ("<|bos|>", "<|user_start|>", "<|user_end|>")]
     start = TOKENIZER.encode_special("<|assistant_start|>")
     inputs = [*prompt[:2], ord("h"), ord("i"), prompt[2], start]
@@ -378,44 +379,44 @@ def test_none_is_lost() -> None:
     """Answers that divide neither by the micro-batch nor by what the engine writes at once: all are trained on."""
     engine = Engine(tiny_model(), TOKENIZER)
     problems = [
-        Problem("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), i)
+        Prompt("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), i)
         for i, q in enumerate("abc")
     ]
-    groups = ask(
+    groups = rollout(
         engine, problems, SamplingParams(num_samples=5, max_tokens=4), lambda _, text: len(text) + 1.0, batch_size=7
     )
-    assert [group.problem for group in groups] == problems
-    assert [len(group.answers) for group in groups] == [5, 5, 5]
-    assert [len(set(map(str, group.answers))) for group in groups] == [5, 5, 5]
-    groups = [RolloutGroup(group.problem, group.answers, [1.0, 0, 0, 0, 0]) for group in groups]
+    assert [group.prompt for group in groups] == problems
+    assert [len(group.completions) for group in groups] == [5, 5, 5]
+    assert [len(set(map(str, group.completions))) for group in groups] == [5, 5, 5]
+    groups = [RolloutGroup(group.prompt, group.completions, [1.0, 0, 0, 0, 0]) for group in groups]
     for batch_size in (1, 4, 15, 16):
-        batches = list(micro_batches(groups, [], 0.0, batch_size, CPU))
-        assert sum(batch.copies.sum().item() for batch in batches) == 15
+        batches = list(rollout_batches(groups, [], 0.0, batch_size, CPU))
+        assert sum(batch.num_completions.sum().item() for batch in batches) == 15
         assert sum((batch.targets != -1).sum().item() for batch in batches) == sum(
-            sum(answer.mask) for group in groups for answer in group.answers
+            sum(answer.mask) for group in groups for answer in group.completions
         )
 
 
 def test_answers_do_not_depend_on_what_is_asked_beside_them() -> None:
     engine = Engine(tiny_model(), TOKENIZER)
     params = SamplingParams(num_samples=3, max_tokens=6)
-    problems = PromptSampler({"Bandit": Bandit()}, {"Bandit": 1.0}, TOKENIZER, seed=5).of_step(2, 7, ALONE)
-    together = ask(engine, problems, params, lambda *_: 0.0, batch_size=4)
-    assert [ask(engine, [problem], params, lambda *_: 0.0, batch_size=4)[0] for problem in problems] == together
-    assert together[0].answers != together[2].answers  # the same question at another place
+    problems = PromptSampler({"Bandit": Bandit()}, {"Bandit": 1.0}, TOKENIZER, seed=5).prompts_of_step(2, 7, ALONE)
+    together = rollout(engine, problems, params, lambda *_: 0.0, batch_size=4)
+    assert [rollout(engine, [problem], params, lambda *_: 0.0, batch_size=4)[0] for problem in problems] == together
+    assert together[0].completions != together[2].completions  # the same question at another place
 
 
 def test_a_problem_that_fills_the_context(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(tiny_model(), TOKENIZER)
     problems = [
-        Problem("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), 0)
+        Prompt("A", make_conversation(q, ""), TOKENIZER.render_for_completion(make_conversation(q, "")), 0)
         for q in ("x" * 40, "y")
     ]
-    groups = ask(engine, problems, SamplingParams(num_samples=2, max_tokens=3), lambda *_: 1.0)
-    assert [len(group.answers) for group in groups] == [0, 2]
+    groups = rollout(engine, problems, SamplingParams(num_samples=2, max_tokens=3), lambda *_: 1.0)
+    assert [len(group.completions) for group in groups] == [0, 2]
     assert "A has 44 tokens, the context 32" in capsys.readouterr().out
-    assert tally(groups, ["A"], ALONE)["answers"] == 2
-    assert not list(micro_batches(groups, [], 0.0, 2, CPU))
+    assert count_outcomes(groups, ["A"], ALONE)["completions"] == 2
+    assert not list(rollout_batches(groups, [], 0.0, 2, CPU))
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------
@@ -435,8 +436,8 @@ class Numbers(Bandit):
         return make_conversation(str(index), "")
 
 
-def questions(problems: Sequence[Problem]) -> list[tuple[str, str]]:
-    return [(problem.task, problem.conversation["messages"][0]["content"]) for problem in problems]
+def questions(problems: Sequence[Prompt]) -> list[tuple[str, str]]:
+    return [(problem.task_label, problem.conversation["messages"][0]["content"]) for problem in problems]
 
 
 def test_problems_of_a_step() -> None:
@@ -447,24 +448,24 @@ def test_problems_of_a_step() -> None:
         return PromptSampler(tasks, {"A": 0.75, "B": 0.25}, TOKENIZER, seed)
 
     problems = made()
-    steps = [problems.of_step(number, 8, ALONE) for number in range(5)]
+    steps = [problems.prompts_of_step(number, 8, ALONE) for number in range(5)]
     for asked in steps:
-        assert Counter(problem.task for problem in asked) == {"A": 6, "B": 2}
+        assert Counter(problem.task_label for problem in asked) == {"A": 6, "B": 2}
     epochs = [[row for task, row in questions(asked) if task == "A"] for asked in steps]
     assert all(sorted(epoch) == list("012345") for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
     flat = [row for asked in steps for task, row in questions(asked) if task == "B"]
     assert sorted(flat[:5]) == sorted(flat[5:]) == list("01234")
     assert len({problem.seed for asked in steps for problem in asked}) == 40
-    assert made().of_step(4, 8, ALONE) == steps[4]
-    assert made(seed=2).of_step(4, 8, ALONE) != steps[4]
+    assert made().prompts_of_step(4, 8, ALONE) == steps[4]
+    assert made(seed=2).prompts_of_step(4, 8, ALONE) != steps[4]
     ranks = [Runtime(rank, rank, 3, CPU, torch.float32, 0) for rank in range(3)]
-    shares = [made().of_step(3, 8, runtime) for runtime in ranks]
+    shares = [made().prompts_of_step(3, 8, runtime) for runtime in ranks]
     assert [shares[i % 3][i // 3] for i in range(8)] == steps[3]
 
 
 def test_a_task_without_problems() -> None:
-    with pytest.raises(UserError, match="A has no problems"):
+    with pytest.raises(UserError, match="A has no examples"):
         PromptSampler({"A": Numbers(0)}, {"A": 1.0}, TOKENIZER, 0)
 
 
@@ -473,14 +474,14 @@ def test_a_task_without_problems() -> None:
     [("A", {"A": 1.0}), ("A:3|B", {"A": 0.75, "B": 0.25}), (" A:0.5 | B:0.5 ", {"A": 0.5, "B": 0.5})],
 )
 def test_weights(text: str, weights: dict[str, float]) -> None:
-    assert parse_weights(text) == weights
+    assert parse_task_weights(text) == weights
 
 
 def test_options_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, dict[str, Any]]] = []
-    monkeypatch.setattr(rl, "get_task", lambda name, split, **options: asked.append((name, split, options)))
-    rl.open_task("Hard(shape=pair_2_1, seed=3)", "test", stop=5)
-    rl.open_task("Hard", "train")
+    monkeypatch.setattr(prompts, "get_task", lambda name, split, **options: asked.append((name, split, options)))
+    prompts.open_task("Hard(shape=pair_2_1, seed=3)", "test", stop=5)
+    prompts.open_task("Hard", "train")
     assert asked == [("Hard", "test", {"shape": "pair_2_1", "seed": 3, "stop": 5}), ("Hard", "train", {})]
 
 
@@ -508,13 +509,13 @@ def test_ks() -> None:
     ("flag", "words"),
     [
         ("--num_samples=1", "num_samples is 1: it must be at least 2"),
-        ("--num_problems=0", "num_problems is 0"),
+        ("--examples_per_step=0", "examples_per_step is 0"),
         ("--eval_samples=0", "eval_samples is 0"),
         ("--top_k=0", "top_k is 0"),
         ("--temperature=0", "temperature is 0.0"),
-        ("--lr_scale=inf", "lr_scale is inf"),
+        ("--init_lr_frac=inf", "init_lr_frac is inf"),
         ("--matrix_lr=-1", "matrix_lr is -1.0"),
-        ("--warmdown=2", "warmdown is 2.0"),
+        ("--warmdown_ratio=2", "warmdown_ratio is 2.0"),
         ("--save_every=0", "save_every is 0"),
         ("--source=base", "base"),
         ("--source_step=-2", "source_step is -2"),
@@ -554,8 +555,10 @@ def one_process(folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Optimizer, "step", spy)
-        patch.setattr(rl, "get_task", lambda *_, **__: Halves())
-        state = main(Config(**{**RUN, "num_samples": 5, "num_iterations": 2, "max_new_tokens": 4, "num_problems": 3}))
+        patch.setattr(prompts, "get_task", lambda *_, **__: Halves())
+        state = main(
+            Config(**{**RUN, "num_samples": 5, "num_iterations": 2, "max_new_tokens": 4, "examples_per_step": 3})
+        )
     if int(os.environ.get("RANK", "0")) == 0:
         history = [without_times(row) for row in state.history]
         torch.save({"gradients": gradients, "history": history}, folder / "result.pt")

@@ -40,7 +40,7 @@ from nanochat.tokenizer import (
     Tokenizer,
     get_tokenizer,
 )
-from nanochat.training.finetune import settled
+from nanochat.training.finetune import resolve_settings
 from scripts import base_train, chat_rl, chat_sft, export_hf, import_hf, mid_train
 from tests.support.talks import sums, task_entry, write_mixture, write_talks
 
@@ -432,9 +432,9 @@ def test_steps_of_an_unknown_length(
     origin = Checkpoint(path, read_meta(path))
     assert path.is_relative_to(base_dir)
     capsys.readouterr()
-    assert settled(mid_train.Config(), origin).total_batch_size == base_train.Config().total_batch_size
+    assert resolve_settings(mid_train.Config(), origin).total_batch_size == base_train.Config().total_batch_size
     assert "does not say its total_batch_size: it is 524,288 tokens" in capsys.readouterr().out
-    assert settled(mid_train.Config(total_batch_size=2048), origin).total_batch_size == 2048
+    assert resolve_settings(mid_train.Config(total_batch_size=2048), origin).total_batch_size == 2048
     assert not capsys.readouterr().out
 
 

@@ -16,11 +16,11 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import UserError
 from nanochat.runtime import Runtime
 from nanochat.training.batch_size import (
-    CPU_TOKENS,
+    MAX_CPU_TOKENS,
     accumulation_steps,
-    auto_batch_size,
-    batch_size_of,
-    legal_batch_sizes,
+    largest_device_batch_size,
+    resolve_device_batch_size,
+    valid_device_batch_sizes,
 )
 
 MODEL: Any = SimpleNamespace(config=SimpleNamespace(sequence_len=512))  # all that is asked of one on a CPU
@@ -68,20 +68,25 @@ def test_legal_sizes_are_those_that_pass_the_check(total: int, sequence_len: int
             return False
         return True
 
-    assert legal_batch_sizes(total, sequence_len, world_size) == [n for n in range(total, 0, -1) if passes(n)]
+    assert valid_device_batch_sizes(total, sequence_len, world_size) == [n for n in range(total, 0, -1) if passes(n)]
 
 
 @given(rows=st.integers(1, 200), world_size=st.integers(1, 4))
 def test_auto_on_a_cpu(rows: int, world_size: int) -> None:
     """The largest that divides and stays within the rule's tokens; one row, if not even that does."""
-    chosen = auto_batch_size(MODEL, rows * world_size * 512, 512, runtime(world_size))
-    assert chosen == max(n for n in range(1, CPU_TOKENS // 512 + 1) if rows % n == 0)
-    assert auto_batch_size(MODEL, rows * world_size * 2 * CPU_TOKENS, 2 * CPU_TOKENS, runtime(world_size)) == 1
+    chosen = largest_device_batch_size(MODEL, rows * world_size * 512, 512, runtime(world_size))
+    assert chosen == max(n for n in range(1, MAX_CPU_TOKENS // 512 + 1) if rows % n == 0)
+    assert (
+        largest_device_batch_size(
+            MODEL, rows * world_size * 2 * MAX_CPU_TOKENS, 2 * MAX_CPU_TOKENS, runtime(world_size)
+        )
+        == 1
+    )
 
 
 def test_auto_with_a_total_that_nothing_divides() -> None:
     with pytest.raises(UserError, match=r"total_batch_size 1000 does not divide .* choose 512 or 1024"):
-        auto_batch_size(MODEL, 1000, 512, runtime())
+        largest_device_batch_size(MODEL, 1000, 512, runtime())
 
 
 @pytest.mark.parametrize(
@@ -89,16 +94,16 @@ def test_auto_with_a_total_that_nothing_divides() -> None:
 )
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, fitting: int, chosen: int) -> None:
     """The largest legal one that fits, tried from above."""
-    monkeypatch.setattr("nanochat.training.batch_size.fits", lambda _model, size, _length: size <= fitting)
+    monkeypatch.setattr("nanochat.training.batch_size.fits_in_memory", lambda _model, size, _length: size <= fitting)
     on_gpu = Runtime(0, 0, 1, torch.device("cuda", 0), torch.bfloat16, 0)
-    assert auto_batch_size(MODEL, 16 * 512, 512, on_gpu) == chosen
+    assert largest_device_batch_size(MODEL, 16 * 512, 512, on_gpu) == chosen
 
 
 def test_auto_on_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat.training.batch_size.fits", lambda *_: False)
+    monkeypatch.setattr("nanochat.training.batch_size.fits_in_memory", lambda *_: False)
     on_gpu = Runtime(0, 0, 1, torch.device("cuda", 0), torch.bfloat16, 0)
     with pytest.raises(UserError, match="not even one row"):
-        auto_batch_size(MODEL, 16 * 512, 512, on_gpu)
+        largest_device_batch_size(MODEL, 16 * 512, 512, on_gpu)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,6 @@ def test_auto_on_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> Non
         ("4", 1, True, 4),  # a number that is asked for counts
     ],
 )
-def test_batch_size_of_a_run(asked: str, world_size: int, resumed: bool, expected: int) -> None:
+def test_resolve_device_batch_size_a_run(asked: str, world_size: int, resumed: bool, expected: int) -> None:
     checkpoint = Checkpoint(Path("unused"), {"world_size": 1, "device_batch_size": 2}) if resumed else None
-    assert batch_size_of(asked, checkpoint, MODEL, 16 * 512, runtime(world_size)) == expected
+    assert resolve_device_batch_size(asked, checkpoint, MODEL, 16 * 512, runtime(world_size)) == expected

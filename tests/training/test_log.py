@@ -12,18 +12,20 @@ import pytest
 import torch
 
 from nanochat.common import UserError
+from nanochat.configurator import Settings, setting
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
 from nanochat.training import log as train_log
-from nanochat.training.log import HISTORY_POINTS, NO_RUN, TrainLog, curves, peak_flops
+from nanochat.training.log import MAX_HISTORY_POINTS, NO_RUN, TrainLog, peak_flops
+from nanochat.training.report import CURVES, curves
 
 TOKENS = 1000
 
 
 @dataclass(frozen=True)
-class Config:
-    depth: int = 3
+class Config(Settings):
+    depth: int = setting(3, "layers")
 
 
 def runtime(rank: int = 0, world_size: int = 1, device: str = "cpu") -> Runtime:
@@ -39,8 +41,8 @@ def log_of(num_steps: int, where: Runtime | None = None, state: LoopState | None
 def tell_step(log: TrainLog, state: LoopState, loss: float = 2.0, seconds: float = 0.5) -> None:
     state.step += 1
     state.seconds += seconds
-    state.progress = state.step / log.num_steps
-    log(state, {"loss": loss, "grad_norm": 0.25, "lr_scale": 0.75, "step_seconds": seconds})
+    state.progress = state.step / log.output.num_steps
+    log(state, {"loss": loss, "grad_norm": 0.25, "lr_multiplier": 0.75, "step_seconds": seconds})
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,10 +80,10 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     state = LoopState(step=3)
     log = log_of(10, state=state)
-    assert log.bar is not None
+    assert log.output.bar is not None
     tell_step(log, state)
     log(state, {"val_bpb": 1.5})
-    assert log.bar.n == 4
+    assert log.output.bar.n == 4
     log.close()
     out, err = capsys.readouterr()
     assert "4/10" in err
@@ -96,13 +98,13 @@ def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     state = LoopState()
     log = log_of(1, runtime(rank=1, world_size=2))
-    log.start_wandb("some-run", Config())
+    log.output.start_wandb("some-run", Config())
     tell_step(log, state)
     log(state, {"val_bpb": 1.5})
     log.close()
     assert capsys.readouterr() == ("", "")
     assert [sorted(row) for row in state.history] == [
-        ["loss", "lr_scale", "step", "tokens_per_second"],
+        ["loss", "lr_multiplier", "step", "tokens_per_second"],
         ["step", "val_bpb"],
     ]
 
@@ -152,8 +154,8 @@ def test_history_is_thinned(num_steps: int) -> None:
     for loss in losses:
         tell_step(log, state, loss)
     points = [0, *(int(row["step"]) for row in state.history)]
-    assert len(state.history) <= HISTORY_POINTS
-    assert len(state.history) > HISTORY_POINTS / 3 or len(state.history) == num_steps
+    assert len(state.history) <= MAX_HISTORY_POINTS
+    assert len(state.history) > MAX_HISTORY_POINTS / 3 or len(state.history) == num_steps
     assert points[-1] == num_steps
     for row, (start, end) in zip(state.history, itertools.pairwise(points), strict=True):
         assert row["loss"] == pytest.approx(sum(losses[start:end]) / (end - start))
@@ -166,18 +168,18 @@ def test_curves() -> None:
         tell_step(log, state, loss)
         if loss != 2:
             log(state, {"val_bpb": loss / 2})
-    found = curves(state.history)
+    found = curves(state.history, CURVES)
     assert found["training loss"] == {"x": [1, 2, 3], "y": [3, 2, 1], "xlabel": "step", "ylabel": "nats per token"}
     assert found["validation"] == {"x": [1, 3], "y": [1.5, 0.5], "xlabel": "step", "ylabel": "bits per byte"}
     assert found["speed"]["y"] == [2000.0] * 3
-    assert curves([]) == {}
+    assert curves([], CURVES) == {}
 
 
 def test_wandb_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"--run=mine needs wandb: pip install wandb"):
-        log_of(1).start_wandb("mine", Config())
-    log_of(1).start_wandb(NO_RUN, Config())
+        log_of(1).output.start_wandb("mine", Config())
+    log_of(1).output.start_wandb(NO_RUN, Config())
 
 
 def test_wandb_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,12 +201,12 @@ def test_wandb_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     fake.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     log, state = log_of(2), LoopState()
-    log.start_wandb("mine", Config())
+    log.output.start_wandb("mine", Config())
     tell_step(log, state)
     log(state, {"val_bpb": 1.5})
     tell_step(log, state)
     log.close()
-    told = {"loss": 2.0, "grad_norm": 0.25, "lr_scale": 0.75, "step_seconds": 0.5, "tokens_per_second": 2000.0}
+    told = {"loss": 2.0, "grad_norm": 0.25, "lr_multiplier": 0.75, "step_seconds": 0.5, "tokens_per_second": 2000.0}
     assert calls == [
         {"project": "nanochat", "name": "mine", "config": {"depth": 3}},
         (1, told),

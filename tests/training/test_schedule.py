@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.training.schedule import lr_scale, muon_momentum, weight_decay_scale
+from nanochat.training.schedule import lr_multiplier, muon_momentum
 
 shares = st.floats(0, 1)
 anywhere = st.floats(-2, 3)
@@ -17,31 +17,33 @@ anywhere = st.floats(-2, 3)
         (0.8, {}, 1.0),
         (0.9, {}, 0.5),
         (1.0, {}, 0.0),
-        (0.0, {"warmup": 0.1}, 0.0),
-        (0.05, {"warmup": 0.1}, 0.5),
-        (0.1, {"warmup": 0.1}, 1.0),
-        (1.0, {"final": 0.05}, 0.05),
-        (0.9, {"final": 0.1}, 0.55),
-        (1.0, {"warmdown": 0.0}, 1.0),
-        (0.5, {"warmdown": 1.0}, 0.5),
-        (0.5, {"warmup": 1.0, "warmdown": 1.0}, 0.5),  # overlapping ramps: the lower one
+        (0.0, {"warmup_ratio": 0.1}, 0.0),
+        (0.05, {"warmup_ratio": 0.1}, 0.5),
+        (0.1, {"warmup_ratio": 0.1}, 1.0),
+        (1.0, {"final_lr_frac": 0.05}, 0.05),
+        (0.9, {"final_lr_frac": 0.1}, 0.55),
+        (1.0, {"warmdown_ratio": 0.0}, 1.0),
+        (0.5, {"warmdown_ratio": 1.0}, 0.5),
+        (0.5, {"warmup_ratio": 1.0, "warmdown_ratio": 1.0}, 0.5),  # overlapping ramps: the lower one
         (-1.0, {}, 1.0),
         (7.0, {}, 0.0),
     ],
 )
-def test_lr_scale_at_its_corners(progress: float, settings: dict[str, float], expected: float) -> None:
-    assert lr_scale(progress, **settings) == pytest.approx(expected, abs=1e-12)
+def test_lr_multiplier_at_its_corners(progress: float, settings: dict[str, float], expected: float) -> None:
+    assert lr_multiplier(progress, **settings) == pytest.approx(expected, abs=1e-12)
 
 
 @given(anywhere, shares, shares, shares)
-def test_lr_scale_stays_between_nothing_and_all(progress: float, warmup: float, warmdown: float, final: float) -> None:
-    assert 0 <= lr_scale(progress, warmup, warmdown, final) <= 1
+def test_lr_multiplier_stays_between_nothing_and_all(
+    progress: float, warmup: float, warmdown: float, final: float
+) -> None:
+    assert 0 <= lr_multiplier(progress, warmup, warmdown, final) <= 1
 
 
 @given(anywhere, anywhere, shares)
-def test_lr_scale_never_rises_without_warmup(one: float, other: float, warmdown: float) -> None:
+def test_lr_multiplier_never_rises_without_warmup(one: float, other: float, warmdown: float) -> None:
     early, late = sorted((one, other))
-    assert lr_scale(late, warmdown=warmdown) <= lr_scale(early, warmdown=warmdown)
+    assert lr_multiplier(late, warmdown_ratio=warmdown) <= lr_multiplier(early, warmdown_ratio=warmdown)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +67,3 @@ def test_muon_momentum_at_its_corners(step: int, num_steps: int, expected: float
 @given(anywhere, st.integers(0, 10**7))
 def test_muon_momentum_stays_between_its_ends(progress: float, num_steps: int) -> None:
     assert 0.85 <= muon_momentum(progress, num_steps) <= 0.95 + 1e-12
-
-
-def test_weight_decay_is_constant_unless_told() -> None:
-    assert [weight_decay_scale(p) for p in (-1, 0, 0.5, 1, 2)] == [1.0] * 5
-    assert [weight_decay_scale(p, final=0.0) for p in (-1, 0, 0.25, 1, 2)] == [1, 1, 0.75, 0, 0]

@@ -1,0 +1,157 @@
+"""Resuming a run: the checkpoint to start or resume from, settings that changed since, and the command to resume with.
+
+python -m scripts.base_train --depth=12 --resume
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import Field, asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, default_tag, open_checkpoint, run_dir
+from nanochat.common import StoppedBySignal, UserError, print0
+from nanochat.configurator import with_current_names
+from nanochat.gpt import GPTConfig
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import LoopState
+
+# Names of metrics in the history of earlier versions' checkpoints -> present names.
+RENAMED_METRICS = {"lr_scale": "lr_multiplier"}
+
+
+class ResumableConfig(Protocol):
+    """The config of a script that can resume a run: a dataclass with these settings among others."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def resume_from_step(self) -> int: ...
+
+
+class ContinuedConfig(ResumableConfig, Protocol):
+    """The config of a script that trains the model of another stage."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def source_step(self) -> int: ...
+    @property
+    def model_tag(self) -> str | None: ...
+
+
+def is_resuming(config: ResumableConfig) -> bool:
+    """Return True if the script is to resume a run."""
+    return config.resume or config.resume_from_step != -1
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def starting_checkpoint(stage: str, config: ContinuedConfig, tokenizer: Tokenizer) -> Checkpoint:
+    """Return the checkpoint that a run of `stage` starts with: its own if it resumes, else one of `config.source`.
+
+    Without a model tag the deepest model is taken. Raises `UserError` if there is no such checkpoint, or if it cannot
+    be used with this tokenizer.
+    """
+    if is_resuming(config):
+        source, step = stage, config.resume_from_step
+    else:
+        source, step = config.source, config.source_step
+    checkpoint = open_checkpoint(run_dir(source, config.model_tag or default_tag(source)), step)
+    check_tokenizer(checkpoint, tokenizer)
+    if is_resuming(config):
+        check_resumable(checkpoint)
+    return checkpoint
+
+
+def checkpoint_to_resume(
+    folder: Path, tokenizer: Tokenizer, data_hash: str, shape: GPTConfig | None, config: ResumableConfig
+) -> Checkpoint | None:
+    """Return the checkpoint of step `config.resume_from_step` (-1: the last) in `folder`; None for a new run.
+
+    Raises `UserError` if it was imported, or if the tokenizer, the data or the model's `shape` (None: not given by the
+    settings) differ from those it was trained with. Other settings may differ; each change is printed.
+    """
+    if not is_resuming(config):
+        return None
+    checkpoint = open_checkpoint(folder, config.resume_from_step)
+    check_tokenizer(checkpoint, tokenizer)
+    check_resumable(checkpoint)
+    if checkpoint.meta["data_hash"] != data_hash:
+        raise UserError(
+            f"{checkpoint.path} was trained on other data than the present one: restore that data to resume"
+        )
+    saved_shape = checkpoint.meta["model_config"]
+    present_shape = asdict(shape) if shape else saved_shape
+    changes = [
+        f"{name} {saved_shape[name]} -> {present_shape[name]}"
+        for name in saved_shape
+        if saved_shape[name] != present_shape[name]
+    ]
+    if changes:
+        raise UserError(
+            f"{checkpoint.path} is a model of another shape ({', '.join(changes)}): resume with the settings it had"
+        )
+    for change in changed_settings(checkpoint.meta["settings"], config):
+        print0(f"Not as when {checkpoint.path.name} was written: {change}")
+    return checkpoint
+
+
+def check_resumable(checkpoint: Checkpoint) -> None:
+    """Raise `UserError` if the checkpoint was imported from another program."""
+    if "imported_from" in checkpoint.meta:
+        raise UserError(
+            f"{checkpoint.path} was imported, without an optimizer state, and cannot be resumed: start a new run from "
+            "it with mid_train, chat_sft or chat_rl, with its stage as --source"
+        )
+
+
+def restore_loop_state(checkpoint: Checkpoint) -> LoopState:
+    """Return the loop state of a checkpoint, without the signal that stopped the run."""
+    state = LoopState(**checkpoint.meta["loop"] | {"stopped": 0})
+    state.history = [{RENAMED_METRICS.get(name, name): row[name] for name in row} for row in state.history]
+    return state
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def changed_settings(saved: Mapping[str, Any], config: ResumableConfig) -> list[str]:
+    """Return `name: old -> new` for each setting that differs from the saved one; those of resuming do not count."""
+    saved = with_current_names(type(config), saved)
+    present = asdict(config)
+    return [
+        f"{name}: {saved[name]} -> {present[name]}"
+        for name in present
+        if name in saved and saved[name] != present[name] and not name.startswith("resume")
+    ]
+
+
+def resume_command(module: str, config: ResumableConfig) -> str:
+    """Return the command line that resumes this run with its settings; under torchrun, a torchrun command line."""
+    flags = [
+        f"--{field.name}={value}"
+        for field in fields(config)
+        if (value := getattr(config, field.name)) != field.default and not field.name.startswith("resume")
+    ]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join(["python", "-m", module, *flags, "--resume"])
+
+    num_nodes = int(os.environ["GROUP_WORLD_SIZE"])
+    # On several nodes "..." stands for the address at which they meet, which only the user knows.
+    rendezvous = ["--standalone"] if num_nodes == 1 else [f"--nnodes={num_nodes}", "..."]
+    launcher = ["torchrun", *rendezvous, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+    return shlex.join([*launcher, "-m", module, "--", *flags, "--resume"])
+
+
+def raise_if_stopped(state: LoopState, num_steps: int, module: str, config: ResumableConfig) -> None:
+    """Raise `StoppedBySignal`, with the command that resumes the run, if a signal stopped it early."""
+    if state.stopped:
+        command = resume_command(module, config)
+        raise StoppedBySignal(state.stopped, f"Stopped at step {state.step} of {num_steps}. To resume: {command}")

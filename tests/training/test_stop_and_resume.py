@@ -1,0 +1,709 @@
+"""Stopping a run in every way it can be stopped, and resuming it: bit for bit the same as a run never stopped.
+
+The runs are those of base_train, in real processes: a pool of them, which import torch once and take one run after the
+other. Run as a program, `python tests/training/test_stop_and_resume.py`, this file is one process of the pool. It reads
+its runs from stdin, a line of JSON each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import queue
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, T, ROWS = 8, 32, 6  # of a run; tokens of a row; rows of a step
+RUN = {
+    "depth": 1,
+    "head_dim": 32,
+    "max_seq_len": T,
+    "num_iterations": STEPS,
+    "total_batch_size": T * ROWS,
+    "device_batch_size": 1,
+    "eval_every": 3,
+    "eval_tokens": 100,
+    "sample_every": -1,
+    "compile": "off",
+    "device": "cpu",
+}
+LIMIT = 150  # seconds: what takes longer hangs
+
+
+# --- a process of the pool -------------------------------------------------------------------------------------------
+
+
+def _serve() -> None:
+    """Take runs from stdin; answer each with a line of JSON on what was stdout."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a run prints by other ways than sys.stdout goes to the log
+
+    def answer(**content: Any) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    from scripts import base_train  # noqa: F401  (imports everything: forks have it at once)
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        if job.get("fork"):  # a run that is to die
+            child = os.fork()
+            if child == 0:
+                answers.write = lambda text: len(text)  # type: ignore[method-assign]
+                _run(job, answer)
+                os._exit(0)
+            answer(died=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        else:
+            answer(**_run(job, answer))
+
+
+def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
+    """One call of `python -m scripts.base_train` with its arguments: what it answered, and what it trained on."""
+    from nanochat import checkpoint_manager, configurator, train
+    from nanochat.training import events, setup
+    from nanochat.training import log as train_log
+    from scripts import base_train
+
+    os.environ.update(job["env"])
+    found: dict[str, Any] = {"losses": [], "rows": []}
+    plain_step, plain_log, plain_write = train.step, train_log.TrainLog.__call__, checkpoint_manager.save_file
+    plain_rename, plain_bpb, plain_warm_up = os.rename, events.bits_per_byte, setup.warm_up
+
+    def step(model: Any, optimizer: Any, micro_batches: Any, rates: Any, stop: Any) -> Any:
+        told = plain_step(model, optimizer, micro_batches, rates, stop)
+        time.sleep(job.get("pause", 0))
+        if len(found["losses"]) < 100:
+            found["losses"].append(told[0])
+            found["rows"].append(
+                [
+                    [*row.tolist(), int(last)]
+                    for batch in micro_batches
+                    for row, last in zip(batch.inputs, batch.targets[:, -1], strict=True)
+                ]
+            )
+        return told
+
+    def log(self: Any, state: Any, metrics: Any) -> None:
+        plain_log(self, state, metrics)
+        if "loss" in metrics:
+            if state.step == job.get("tell_step"):
+                answer(step=state.step)
+            for number in job.get("signals", {}).get(str(state.step), []):
+                signal.raise_signal(number)
+
+    def interrupted(plain: Any, name: str) -> Any:
+        calls = []
+
+        def call(*args: Any) -> Any:
+            calls.append(1)
+            if job.get("interrupt") == [name, len(calls)]:
+                signal.raise_signal(signal.SIGINT)
+            return plain(*args)
+
+        return call
+
+    def dies(plain: Any, name: str, torn: bool = False) -> Any:
+        calls = []
+
+        def call(first: Any, second: Any) -> Any:
+            calls.append(1)
+            if job.get("die") == [name, len(calls)]:
+                if torn:
+                    plain(first, second)
+                    os.truncate(second, os.path.getsize(second) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(first, second)
+
+        return call
+
+    patches = [
+        (train, "step", step),
+        (train_log.TrainLog, "__call__", log),
+        (train_log, "MAX_HISTORY_POINTS", 3),  # so that a point of the history is the mean of two steps
+        (checkpoint_manager, "save_file", dies(plain_write, "write", torn=True)),
+        (os, "rename", dies(plain_rename, "rename")),
+        (events, "bits_per_byte", interrupted(plain_bpb, "evaluation")),
+        (setup, "warm_up", interrupted(plain_warm_up, "compile")),
+    ]
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        for where, name, value in patches:
+            patch.setattr(where, name, value)
+        patch.setattr(sys, "argv", ["base_train", *job["argv"]])
+        if job.get("largest_file"):
+            stack.enter_context(_largest_file(job["largest_file"]))
+        out, err = io.StringIO(), io.StringIO()
+
+        def main(config: Any) -> None:
+            found["history"] = base_train.main(config).history
+
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                configurator.cli(base_train.Config, main, "A run.")
+                code = 0
+            except SystemExit as leaving:
+                code = int(leaving.code or 0)
+            finally:
+                import torch.distributed as dist
+
+                if dist.is_initialized():
+                    dist.destroy_process_group()
+    return {**found, "code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+
+@contextlib.contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """A disk that takes no file above this size (Linux: the error is EFBIG, where a full disk gives ENOSPC)."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# --- the pool, seen from the tests -----------------------------------------------------------------------------------
+
+
+class Process:
+    """One process of the pool."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.log = folder / f"{name}.log"
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        self.answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.busy = False
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.answers.put(json.loads(line))
+        self.answers.put({"dead": True})
+
+    def send(self, job: dict[str, Any]) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(json.dumps(job) + "\n")
+        self.popen.stdin.flush()
+        self.busy = True
+
+    def answer(self) -> dict[str, Any]:
+        try:
+            found = self.answers.get(timeout=LIMIT)
+        except queue.Empty:
+            found = {"dead": True}
+        assert "dead" not in found, f"hangs or died: {self.log.read_text(encoding='utf-8')[-3000:]}"
+        self.busy = "step" in found
+        return found
+
+    def close(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+@dataclass
+class Pool:
+    """Processes that run base_train, started when first needed."""
+
+    folder: Path
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    def get(self, name: str) -> Process:
+        if name in self.processes and (self.processes[name].popen.poll() is not None or self.processes[name].busy):
+            self.processes.pop(name).close()  # dead, or left behind by a test that has failed
+        if name not in self.processes:
+            self.processes[name] = Process(self.folder, name)
+        return self.processes[name]
+
+    def start(self, base: Path, settings: dict[str, Any], jobs: list[dict[str, Any]], name: str = "") -> list[Process]:
+        """Begin a run of as many processes as there are jobs, each of which adds to what all have in common."""
+        argv = [f"--{key}={value}" for key, value in (RUN | settings).items()]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        found = []
+        for rank, job in enumerate(jobs):
+            env = {
+                "NANOCHAT_BASE_DIR": base, "NANOCHAT_DTYPE": "float32", "RANK": rank, "LOCAL_RANK": rank,
+                "WORLD_SIZE": len(jobs), "LOCAL_WORLD_SIZE": len(jobs), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "TORCHINDUCTOR_CACHE_DIR": self.folder / "compiled", "TORCHINDUCTOR_COMPILE_THREADS": 1,
+            }  # fmt: skip
+            found.append(self.get(name or str(rank)))
+            found[-1].send({"argv": argv, "env": {key: str(value) for key, value in env.items()}, **job})
+        return found
+
+    def run(self, base: Path, jobs: list[dict[str, Any]] | int = 1, name: str = "", **settings: Any) -> list[Any]:
+        """A whole run: what each process answers."""
+        jobs = [{}] * jobs if isinstance(jobs, int) else jobs
+        return [process.answer() for process in self.start(base, settings, jobs, name)]
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    pool = Pool(tmp_path_factory.mktemp("pool"))
+    yield pool
+    for process in pool.processes.values():
+        process.close()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base folder with a tokenizer and 40 small documents: an epoch is less than half a run."""
+    from nanochat.data.shards import write_dataset
+    from nanochat.tokenizer import RustBPETokenizer
+
+    base = tmp_path_factory.mktemp("prepared")
+    documents = [f"the {'cat dog hen'.split()[i % 3]} number {i * i} " + "sat on the mat " * (i % 4) for i in range(40)]
+    write_dataset(documents, ["the dog sat on the mat", "number 17"] * 3, base / "base_data", source="test")
+    RustBPETokenizer.train_from_iterator(iter(documents), 300).save(base / "tokenizer")
+    return base
+
+
+@pytest.fixture
+def base(prepared: Path, tmp_path: Path) -> Path:
+    """A base folder of this test's own."""
+    return Path(shutil.copytree(prepared, tmp_path / "base"))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that was never stopped."""
+
+    base: Path
+    told: list[Any]
+
+
+@pytest.fixture(scope="session")
+def reference(pool: Pool, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`reference(world_size, **settings)`: that run, done once."""
+    done: dict[Any, Reference] = {}
+
+    def get(world_size: int, **settings: Any) -> Reference:
+        key = (world_size, *sorted(settings.items()))
+        if key not in done:
+            base = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("reference") / "base"))
+            told = pool.run(base, world_size, **{"save_every": 3, **settings})
+            assert [one["code"] for one in told] == [0] * world_size, told[0]["err"]
+            done[key] = Reference(base, told)
+        return done[key]
+
+    return get
+
+
+def checkpoints(base: Path) -> Path:
+    return base / "base_checkpoints" / "d1"
+
+
+def saved_steps(base: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in checkpoints(base).iterdir())
+
+
+def contents(base: Path, step: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Weights, optimizer state and loop state of a checkpoint; the loop state without what a clock has measured or a
+    signal has left."""
+    from safetensors.torch import load_file
+
+    path = checkpoints(base) / f"step_{step:06d}"
+    loop = json.loads((path / "meta.json").read_text(encoding="utf-8"))["loop"]
+    assert loop.pop("seconds") > 0
+    del loop["stopped"]
+    loop["history"] = without_speed(loop["history"])
+    return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), loop
+
+
+def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in history]
+
+
+def assert_same_end(base: Path, other: Path, step: int = STEPS, history: bool = True) -> None:
+    """Weights, optimizer and loop state after a step are the same, bit for bit."""
+    ours, theirs = contents(base, step), contents(other, step)
+    if not history:
+        del ours[2]["history"], theirs[2]["history"]
+    assert ours[2] == theirs[2]
+    for mine, twin in zip(ours[:2], theirs[:2], strict=True):
+        assert mine.keys() == twin.keys()
+        assert [name for name in mine if not torch.equal(mine[name], twin[name])] == []
+
+
+def assert_goes_on(first: list[Any], second: list[Any], whole: Reference) -> None:
+    """Two sessions together have trained on the same, with the same losses, as the one; and tell the same history."""
+    for one, two, twin in zip(first, second, whole.told, strict=True):
+        assert one["losses"] + two["losses"] == twin["losses"]
+        assert one["rows"] + two["rows"] == twin["rows"]
+    assert without_speed(second[0]["history"]) == without_speed(whole.told[0]["history"])
+
+
+# --- the same, bit for bit -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("stop_at", [2, 6])  # the signal comes after this step: one more is taken, also an evaluation
+def test_signal(
+    pool: Pool, base: Path, reference: Any, world_size: int, signal_number: int, code: int, stop_at: int
+) -> None:
+    whole = reference(world_size)
+    first = pool.run(base, [{"signals": {str(stop_at): [signal_number]}}] * world_size)
+    assert [one["code"] for one in first] == [code] * world_size
+    assert f"Stopped at step {stop_at + 1} of 8" in first[0]["out"]
+    assert "--resume" in first[0]["out"]
+    assert saved_steps(base) == [stop_at + 1]
+    second = pool.run(base, world_size, resume=True)
+    assert [one["code"] for one in second] == [0] * world_size
+    assert_goes_on(first, second, whole)
+    assert_same_end(base, whole.base)
+    assert json.loads((base / "report" / "base_train.json").read_text(encoding="utf-8"))["seconds"] > 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("step", [3, 6])
+def test_from_a_step(pool: Pool, base: Path, reference: Any, world_size: int, step: int) -> None:
+    """--resume_from_step, back from the end: later checkpoints are written anew, and are the last ones again."""
+    whole = reference(world_size)
+    shutil.copytree(whole.base / "base_checkpoints", base / "base_checkpoints")
+    told = pool.run(base, world_size, resume_from_step=step, save_every=3)
+    assert [one["losses"] for one in told] == [twin["losses"][step:] for twin in whole.told]
+    assert saved_steps(base) == [3, 6, 8]
+    assert_same_end(base, whole.base, 6)
+    assert_same_end(base, whole.base)
+    assert without_speed(told[0]["history"]) == without_speed(whole.told[0]["history"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_compiled(pool: Pool, base: Path, reference: Any, world_size: int) -> None:
+    whole = reference(world_size, compile="on")
+    assert "Compiling failed" not in whole.told[0]["out"]
+    first = pool.run(base, [{"signals": {"3": [signal.SIGTERM]}}] * world_size, compile="on")
+    second = pool.run(base, world_size, compile="on", resume=True)
+    assert "Compiling failed" not in second[0]["out"]
+    assert_goes_on(first, second, whole)
+    assert_same_end(base, whole.base)
+
+
+# The second save of the run, that of step 6: torn files, whole files without their names; then what follows the naming.
+@pytest.mark.parametrize("moment", [["write", 3], ["write", 4], ["rename", 2], ["rename", 3]])
+def test_killed_while_saving(pool: Pool, base: Path, reference: Any, moment: list[Any]) -> None:
+    whole = reference(1)
+    [dead] = pool.run(base, [{"fork": True, "die": moment}], name="forks", save_every=3, keep_last=1)
+    assert dead == {"died": -signal.SIGKILL}
+    step = 6 if moment == ["rename", 3] else 3  # the third renaming hides the checkpoint that is to be removed
+    [told] = pool.run(base, resume=True, save_every=3, keep_last=1)
+    assert told["losses"] == whole.told[0]["losses"][step:]
+    assert_same_end(base, whole.base)
+    assert [path.name for path in checkpoints(base).iterdir()] == ["step_000008"]
+
+
+def test_one_of_two_killed(pool: Pool, base: Path, reference: Any) -> None:
+    """kill -9 of the process that does not save: the other one notices; the last checkpoint serves."""
+    whole = reference(2)
+    jobs: list[dict[str, Any]] = [{}, {"signals": {"7": [signal.SIGKILL]}}]
+    processes = pool.start(base, {"save_every": 3}, jobs)
+    processes[1].popen.wait(LIMIT)
+    processes[0].popen.wait(LIMIT)  # an exception of gloo, which ends it: torchrun would end it, too
+    told = pool.run(base, 2, resume=True)
+    assert [one["losses"] for one in told] == [twin["losses"][6:] for twin in whole.told]
+    assert_same_end(base, whole.base)
+
+
+# --- another number of processes -------------------------------------------------------------------------------------
+
+
+def naive_rows(base: Path, count: int) -> np.ndarray:
+    """The first rows of the run, (count, T + 1): all documents in their order, epoch after epoch, as one list."""
+    import pyarrow.parquet as pq
+
+    from nanochat.tokenizer import Tokenizer
+
+    manifest = json.loads((base / "base_data" / "manifest.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_directory(base / "tokenizer")
+    epoch: list[int] = []
+    for name in manifest["train"]:
+        for text in pq.read_table(base / "base_data" / name).column("text").to_pylist():
+            epoch += [tokenizer.get_bos_token_id(), *tokenizer.encode(text)]
+    assert len(epoch) < count * T / 2, "the run must cross the end of the data, more than once"
+    stream = epoch * (count * T // len(epoch) + 2)
+    return np.array([stream[i * T : (i + 1) * T + 1] for i in range(count)])
+
+
+def step_rows(told: list[Any], step: int) -> list[tuple[int, ...]]:
+    """The rows of a step, of all processes, in no order."""
+    return sorted(tuple(row) for one in told for row in one["rows"][step])
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, 3), (1, 2), (3, 2), (3, 1)])
+def test_another_number_of_processes(pool: Pool, base: Path, reference: Any, processes: int, batch_size: int) -> None:
+    """Written by 2 processes, resumed by 1 and by 3: no document skipped or repeated, losses equal to rounding.
+
+    Sums of losses and gradients are taken in another order, so float32 rounds differently: by 6e-8 of a number, which
+    five more steps at high learning rates amplify. 1e-6 of a loss is allowed; 1.2e-7, its last bit, was seen.
+    """
+    whole = reference(2)
+    first = pool.run(base, [{"signals": {"2": [signal.SIGTERM]}}] * 2)
+    second = pool.run(base, processes, device_batch_size=batch_size, resume=True)
+    expected = naive_rows(base, STEPS * ROWS).reshape(STEPS, ROWS, T + 1)
+    for step in range(STEPS):
+        found = step_rows(first, step) if step < 3 else step_rows(second, step - 3)
+        assert found == sorted(map(tuple, expected[step].tolist()))
+    for one in second:
+        np.testing.assert_allclose(one["losses"], whole.told[0]["losses"][3:], rtol=1e-6)
+    ours, theirs = contents(base, STEPS), contents(whole.base, STEPS)
+    assert {key: ours[2][key] for key in ("step", "cursor", "progress")} == {
+        key: theirs[2][key] for key in ("step", "cursor", "progress")
+    }
+    assert ours[2]["cursor"]["epoch"] >= 2
+
+
+# --- signals at awkward moments --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first_rank", "second_rank", "stopped_after"),
+    [
+        ({}, {"2": [signal.SIGTERM]}, 3),
+        ({"2": [signal.SIGTERM]}, {}, 3),
+        ({"3": [signal.SIGTERM]}, {"2": [signal.SIGTERM]}, 3),
+        ({"2": [signal.SIGTERM, signal.SIGTERM]}, {"2": [signal.SIGTERM], "3": [signal.SIGTERM]}, 3),
+        ({"7": [signal.SIGINT]}, {}, 8),
+    ],
+    ids=["only the second", "only the first", "one after the other", "twice", "in the last step"],
+)
+def test_signals_of_two_processes(
+    pool: Pool, base: Path, reference: Any, first_rank: Any, second_rank: Any, stopped_after: int
+) -> None:
+    """They stop after the same step, with a checkpoint, whoever was told and when."""
+    whole = reference(2)
+    first = pool.run(base, [{"signals": first_rank}, {"signals": second_rank}])
+    assert {one["code"] for one in first} <= {130, 143}
+    assert [len(one["losses"]) for one in first] == [stopped_after] * 2
+    assert saved_steps(base) == [stopped_after]
+    assert not (base / "report" / "base_train.json").exists()
+    second = pool.run(base, 2, resume=True)
+    assert_goes_on(first, second, whole)
+    assert_same_end(base, whole.base)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03])
+def test_signals_from_outside(pool: Pool, base: Path, delay: float) -> None:
+    """SIGTERM as a launcher sends it, to one process and then to the other, somewhere in a step."""
+    jobs = [{"tell_step": 2, "pause": 0.1}] * 2  # the pause follows the question whether to stop: none comes too late
+    processes = pool.start(base, {"num_iterations": 100_000, "eval_every": -1}, jobs)
+    assert [process.answer() for process in processes] == [{"step": 2}] * 2
+    for process in reversed(processes):
+        process.popen.send_signal(signal.SIGTERM)
+        time.sleep(delay)
+    told = [process.answer() for process in processes]
+    assert [one["code"] for one in told] == [143, 143]
+    assert len(told[0]["losses"]) == len(told[1]["losses"])
+    [step] = saved_steps(base)
+    assert f"Stopped at step {step} of 100000" in told[0]["out"]
+
+
+def test_ctrl_c_in_an_evaluation_on_the_way(pool: Pool, base: Path, reference: Any) -> None:
+    """The evaluation ends, a step is taken, and saved."""
+    whole = reference(1)
+    first = pool.run(base, [{"interrupt": ["evaluation", 1]}])
+    assert first[0]["code"] == 130
+    assert saved_steps(base) == [4]
+    assert_goes_on(first, pool.run(base, resume=True), whole)
+    assert_same_end(base, whole.base)
+
+
+def test_ctrl_c_in_the_last_evaluation(pool: Pool, base: Path, reference: Any) -> None:
+    """Training is over and saved; a script must not go on to its next stage all the same. Resuming evaluates."""
+    whole = reference(1)
+    first = pool.run(base, [{"interrupt": ["evaluation", 3]}])
+    assert first[0]["code"] == 130
+    assert not (base / "report" / "base_train.json").exists()
+    second = pool.run(base, resume=True)
+    assert second[0]["code"] == 0
+    assert_goes_on(first, second, whole)
+    assert (base / "report" / "base_train.json").exists()
+
+
+def test_ctrl_c_while_compiling(pool: Pool, base: Path) -> None:
+    [told] = pool.run(base, [{"interrupt": ["compile", 1]}], compile="on")
+    assert (told["code"], told["err"]) == (130, "interrupted\n")
+    assert told["losses"] == []
+
+
+def test_second_ctrl_c_stops_at_once(pool: Pool, base: Path) -> None:
+    [told] = pool.run(base, [{"signals": {"4": [signal.SIGINT, signal.SIGINT]}}], save_every=3)
+    assert (told["code"], told["err"]) == (130, "interrupted\n")
+    assert saved_steps(base) == [3]
+
+
+# --- what resuming meets ---------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run(pool: Pool, base: Path, reference: Any) -> None:
+    """Nothing is trained or saved; the evaluation and the report are made again, and are the same."""
+    whole = reference(1)
+    shutil.copytree(whole.base / "base_checkpoints", base / "base_checkpoints")
+    [told] = pool.run(base, resume=True)
+    assert (told["code"], told["losses"]) == (0, [])
+    assert "100.0% of the run done" in told["out"]
+    ours, theirs = (
+        json.loads((folder / "report" / "base_train.json").read_text(encoding="utf-8")) for folder in (base, whole.base)
+    )
+    assert ours["metrics"] == theirs["metrics"]
+    assert ours["seconds"] == theirs["seconds"]  # of the run, not of this session
+    assert ours["curves"] == theirs["curves"]
+    assert_same_end(base, whole.base)
+    [told] = pool.run(base, resume=True, num_iterations=STEPS + 2)
+    assert "num_iterations: 8 -> 10" in told["out"]
+    assert (told["code"], len(told["losses"])) == (0, 2)
+
+
+def test_a_new_run_in_an_old_folder(pool: Pool, base: Path, reference: Any) -> None:
+    """The checkpoint of the highest step is that of another run: what counts, and is kept, is what was written last."""
+    shutil.copytree(reference(1).base / "base_checkpoints", base / "base_checkpoints")
+    [first] = pool.run(base, [{"signals": {"1": [signal.SIGINT]}}], keep_last=1, matrix_lr=0.01)
+    assert saved_steps(base) == [2]
+    [second] = pool.run(base, resume=True, keep_last=1, matrix_lr=0.01)
+    assert "step_000002, 25.0%" in second["out"]
+    assert "Not as when" not in second["out"]
+    assert (len(first["losses"]), len(second["losses"])) == (2, 6)
+    assert saved_steps(base) == [8]
+
+
+def _other_tokenizer(base: Path) -> None:
+    from nanochat.tokenizer import RustBPETokenizer
+
+    RustBPETokenizer.train_from_iterator(iter(["other words altogether, and more of them"]), 300).save(
+        base / "tokenizer"
+    )
+
+
+def _other_data(base: Path) -> None:
+    from nanochat.data.shards import write_dataset
+
+    write_dataset(["a text", "another"], ["a third"], base / "base_data", source="test")
+
+
+def _torn(base: Path) -> None:
+    path = checkpoints(base) / "step_000008" / "optimizer.safetensors"
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def _another_format(base: Path) -> None:
+    path = checkpoints(base) / "step_000008" / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "format": 0}), encoding="utf-8")
+
+
+def _none(base: Path) -> None:
+    shutil.rmtree(checkpoints(base))
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "words"),
+    [
+        (_none, {}, "no checkpoint in"),
+        (_none, {"resume_from_step": 3}, "no checkpoint in"),
+        (lambda _: None, {"resume_from_step": 5}, "there are 3, 6, 8"),
+        (_other_tokenizer, {}, "another tokenizer"),
+        (_other_data, {}, "other data"),
+        (lambda _: None, {"head_dim": 16}, "n_head 2 -> 4"),
+        (lambda _: None, {"max_seq_len": 64}, "sequence_len 32 -> 64"),
+        (lambda _: None, {"device_batch_size": 4}, "choose 128 or 256"),
+        (_torn, {}, "optimizer.safetensors cannot be read"),
+        (_another_format, {}, "has format 0"),
+    ],
+)
+def test_what_cannot_be_resumed(pool: Pool, base: Path, reference: Any, change: Any, settings: Any, words: str) -> None:
+    shutil.copytree(reference(1).base / "base_checkpoints", base / "base_checkpoints")
+    change(base)
+    [told] = pool.run(base, **{"resume": True, **settings})
+    assert told["code"] == 2
+    assert words in told["err"]
+    assert told["err"].startswith("error: ")
+    assert told["err"].count("\n") == 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_disk_that_is_full(pool: Pool, base: Path, reference: Any, world_size: int) -> None:
+    """One clear line from every process, none of which waits for ever; the checkpoints of before are as they were."""
+    whole = reference(world_size)
+    shutil.copytree(whole.base / "base_checkpoints" / "d1" / "step_000003", checkpoints(base) / "step_000003")
+    told = pool.run(base, [{"largest_file": 50_000}] * world_size, resume=True, save_every=1)
+    for one in told:
+        assert (one["code"], len(one["losses"])) == (2, 1)
+        assert "cannot save" in one["err"]
+        assert one["err"].count("\n") == 1
+    assert saved_steps(base) == [3]
+    assert pool.run(base, world_size, resume=True)[0]["code"] == 0
+    assert_same_end(base, whole.base)
+
+
+# --- the command line itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "signal_number", "processes"),
+    [("python", signal.SIGINT, 1), ("torchrun --standalone --nproc_per_node=2", signal.SIGTERM, 2)],
+    ids=["python", "torchrun"],
+)
+def test_command_line(base: Path, reference: Any, launcher: str, signal_number: int, processes: int) -> None:
+    """A user's way: start, Ctrl-C (or a launcher's SIGTERM), paste the command that was printed."""
+    long_run = {"num_iterations": 300, "eval_every": -1}
+    whole = reference(processes, save_every=-1, **long_run)
+    environment = {
+        **os.environ, "NANOCHAT_BASE_DIR": str(base), "NANOCHAT_DTYPE": "float32", "COLUMNS": "80",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    command = f"{launcher} -m scripts.base_train -- " + " ".join(f"--{k}={v}" for k, v in (RUN | long_run).items())
+
+    def popen(line: str) -> subprocess.Popen[str]:
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(shlex.split(line), cwd=ROOT, env=environment, text=True, **output)  # type: ignore[call-overload,no-any-return]
+
+    with popen(command) as run:
+        seen = ""
+        for line in run.stdout or []:
+            if line.startswith("step ") and "\nstep " not in seen:  # the first: the second signal would be another wish
+                run.send_signal(signal_number)
+            seen += line
+    assert run.returncode == (130 if processes == 1 else 1), seen  # torchrun's own code
+    [said] = [line for line in seen.splitlines() if "To resume: " in line]
+    again = said.split("To resume: ")[1]
+    assert again.startswith(launcher)
+    with popen(again) as run:
+        output = run.communicate(timeout=LIMIT)[0]
+    assert run.returncode == 0, output
+    assert_same_end(base, whole.base, 300, history=False)  # the pool's has fewer points
+
+
+if __name__ == "__main__":
+    _serve()
