@@ -159,7 +159,8 @@ STAGES = (
         "chat_rl",
         "scripts.chat_rl --device=cpu --tasks='HardProblems:1|WordProblems:1' --num_iterations=4 --examples_per_step=4 "
         "--num_samples=8 --max_new_tokens=16 --device_batch_size=8 --sft_examples_per_step=4 "
-        "--mixture={base}/mixture.toml --init_lr_frac=0.2 --save_every=2 --eval_every=2 --eval_examples=4 --eval_samples=2",
+        "--mixture={base}/mixture.toml --init_lr_frac=0.2 --save_every=2 "
+        "--eval_every=2 --eval_examples=4 --eval_samples=2",
         checkpoints="chatrl_checkpoints/d2",
         section="chat_rl",
     ),

@@ -142,7 +142,7 @@ def resolve_settings(config: C, origin: Checkpoint) -> C:
     if total_batch_size == -1:
         total_batch_size = saved.get("total_batch_size", DEFAULT_TOTAL_BATCH_SIZE)
         if "total_batch_size" not in saved:
-            print0(f"{origin.path} does not say its total_batch_size: {total_batch_size:,} tokens are used")
+            print0(f"{origin.path} does not record its total_batch_size: using {total_batch_size:,} tokens")
     rows = 1 if config.device_batch_size == "auto" else int(config.device_batch_size)
     accumulation_steps(total_batch_size, rows, sequence_len, int(os.environ.get("WORLD_SIZE", "1")))
     return replace(

@@ -433,7 +433,7 @@ def test_steps_of_an_unknown_length(
     assert path.is_relative_to(base_dir)
     capsys.readouterr()
     assert resolve_settings(mid_train.Config(), origin).total_batch_size == base_train.Config().total_batch_size
-    assert "does not say its total_batch_size: it is 524,288 tokens" in capsys.readouterr().out
+    assert "does not record its total_batch_size: using 524,288 tokens" in capsys.readouterr().out
     assert resolve_settings(mid_train.Config(total_batch_size=2048), origin).total_batch_size == 2048
     assert not capsys.readouterr().out
 
@@ -445,7 +445,7 @@ def test_an_import_is_not_resumed(
     path = import_hf.main(import_hf.Config(folder=exported["plain"][1], source=source))
     assert path.is_relative_to(base_dir)
     for flag in ("--resume", "--resume_from_step=7"):
-        assert "was imported, without an optimizer's state: it cannot be resumed" in refusal(script, flag)
+        assert "was imported, without an optimizer state, and cannot be resumed" in refusal(script, flag)
 
 
 def test_weights_in_several_files(
