@@ -1,5 +1,8 @@
-//! Many texts at once, in several threads: the texts are cut into jobs of about equal size, which the threads take in
-//! turn. Long texts are cut at places that change no word, so one long text keeps all threads busy as well.
+//! Encode many texts in several threads.
+//!
+//! The calling thread cuts the texts into numbered jobs and queues them. It starts further threads as jobs arrive, and
+//! becomes a worker itself when all texts are queued. Workers finish jobs in any order, and a [`BatchAssembler`] joins the
+//! ids in the order of the jobs.
 
 use super::encoder::{Encoder, TokenId};
 use super::worker::Worker;
@@ -22,158 +25,178 @@ pub struct EncodedBatch<I> {
     pub offsets: Vec<i64>,
 }
 
-/// A job whose parts hold the number of the text and the text itself.
-type TextJob<'t> = Job<(usize, Text<'t>)>;
+/// The number of a job, and the job. Its parts hold the index of the text and the text itself.
+type NumberedJob<'t> = (usize, Job<(usize, Text<'t>)>);
 
-/// How many ids a part has, behind the number of its text.
-type Count = (usize, usize);
+/// The index of a text, and the number of ids of one of its parts.
+type PartCount = (usize, usize);
 
-/// Encode texts in at most `num_threads` threads, this one included. The result does not depend on their number.
+/// Encode texts in at most `num_threads` threads, the calling one included. The ids do not depend on their number.
 ///
 /// ```
-/// use rustbpe::{encode_batch, Encoder, Splitter, Text, Vocabulary};
-/// let tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-/// let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), Splitter::new(r"\w+").unwrap());
+/// use rustbpe::{encode_batch, token_bytes, Encoder, Splitter, Text, Vocabulary};
+/// let vocabulary = Vocabulary::new(&token_bytes(&[]), &[]).unwrap();
+/// let encoder = Encoder::new(vocabulary, Splitter::new(r"\w+").unwrap());
 /// let batch = encode_batch::<u16>(&encoder, &[Text::Str("ab"), Text::Str(""), Text::Str("c")], 2).unwrap();
 /// assert_eq!((batch.ids, batch.offsets), (vec![97, 98, 99], vec![0, 2, 2, 3]));
 /// ```
+///
+/// Errors: the splitter fails on a text.
 pub fn encode_batch<I: TokenId>(
     encoder: &Encoder,
     texts: &[Text],
     num_threads: usize,
 ) -> Result<EncodedBatch<I>, Error> {
-    let size = texts.iter().map(Text::len).sum();
-    encode_batch_with(encoder, num_threads, size, |add| {
-        texts.iter().for_each(|&text| add(text));
+    let num_bytes = texts.iter().map(Text::len).sum();
+    encode_batch_with(encoder, num_threads, num_bytes, |push| {
+        texts.iter().for_each(|&text| push(text));
         Ok(())
     })
 }
 
-/// Encode the texts that `feed` hands to its argument, on this thread, while others begin to work; this one joins them when
-/// `feed` returns. `size` is about how many bytes they have; memory for the ids is taken by it.
+/// Encode the texts that `produce` passes to its argument, which other threads encode already while `produce` runs.
+///
+/// `produce` runs on the calling thread. `expected_bytes` is the approximate number of bytes of all texts, by which memory
+/// for the ids is reserved. Errors: those of `produce` and of the splitter.
 pub fn encode_batch_with<'t, I: TokenId, E: From<Error>>(
     encoder: &Encoder,
     num_threads: usize,
-    size: usize,
-    feed: impl FnOnce(&mut dyn FnMut(Text<'t>)) -> Result<(), E>,
+    expected_bytes: usize,
+    produce: impl FnOnce(&mut dyn FnMut(Text<'t>)) -> Result<(), E>,
 ) -> Result<EncodedBatch<I>, E> {
-    let (queue, jobs) = channel::<(usize, TextJob)>();
-    let jobs = Mutex::new(jobs);
-    let rows = Mutex::new(BatchAssembler::<I>::new(size));
-    let failed = AtomicBool::new(false);
+    let (job_sender, job_receiver) = channel::<NumberedJob>();
+    let job_receiver = Mutex::new(job_receiver);
+    let assembler = Mutex::new(BatchAssembler::<I>::new(expected_bytes));
+    let stop = AtomicBool::new(false);
     let work = || {
-        let outcome = encoder.with_worker(|worker| work_off(encoder, worker, &jobs, &rows, &failed));
-        failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        let outcome = encoder.with_worker(|worker| encode_jobs(encoder, worker, &job_receiver, &assembler, &stop));
+        stop.fetch_or(outcome.is_err(), Ordering::Relaxed);
         outcome
     };
     let num_texts = thread::scope(|scope| {
-        let mut others = Vec::new();
+        let mut other_threads = Vec::new();
         let mut cutter = JobCutter::new(&encoder.splitter, MIN_JOB_BYTES);
         let (mut num_texts, mut num_jobs) = (0, 0);
         let mut send = |job| {
-            // Another thread only for a second job: a little text is not worth it.
+            // The first job needs no other thread: starting one takes longer than encoding a short text.
             if (1..num_threads).contains(&num_jobs) {
-                others.push(scope.spawn(work));
+                other_threads.push(scope.spawn(work));
             }
-            queue.send((num_jobs, job)).expect("the receiver outlives this scope");
+            job_sender.send((num_jobs, job)).expect("the receiver outlives the threads");
             num_jobs += 1;
         };
-        let fed = feed(&mut |text| {
+        let produced = produce(&mut |text| {
             cutter.push((num_texts, text), text.as_bytes()).for_each(&mut send);
             num_texts += 1;
         });
-        failed.fetch_or(fed.is_err(), Ordering::Relaxed);
+        stop.fetch_or(produced.is_err(), Ordering::Relaxed);
         if let Some(job) = cutter.finish() {
-            queue.send((num_jobs, job)).expect("the receiver outlives this scope");
+            job_sender.send((num_jobs, job)).expect("the receiver outlives the threads");
         }
-        drop(queue);
-        let mine = fed.and_then(|()| Ok(work()?));
-        let others = others.into_iter().map(|thread| thread.join().expect("encoding does not panic"));
-        let theirs: Vec<Result<(), Error>> = others.collect(); // of all of them, before an error is told
-        mine?;
-        theirs.into_iter().collect::<Result<(), Error>>()?;
+        drop(job_sender);
+
+        let own_outcome = produced.and_then(|()| Ok(work()?));
+        // Join all threads before an error is returned.
+        let other_outcomes: Vec<Result<(), Error>> =
+            other_threads.into_iter().map(|thread| thread.join().expect("encoding does not panic")).collect();
+        own_outcome?;
+        other_outcomes.into_iter().collect::<Result<(), Error>>()?;
         Ok::<_, E>(num_texts)
     })?;
-    Ok(rows.into_inner().unwrap_or_else(PoisonError::into_inner).finish(num_texts))
+    Ok(assembler.into_inner().unwrap_or_else(PoisonError::into_inner).finish(num_texts))
 }
 
-/// Take jobs until there are no more, or somebody failed.
-fn work_off<I: TokenId>(
+/// Encode jobs until the queue is closed or `stop` is set.
+fn encode_jobs<I: TokenId>(
     encoder: &Encoder,
     worker: &mut Worker,
-    jobs: &Mutex<Receiver<(usize, TextJob)>>,
-    rows: &Mutex<BatchAssembler<I>>,
-    failed: &AtomicBool,
+    job_receiver: &Mutex<Receiver<NumberedJob>>,
+    assembler: &Mutex<BatchAssembler<I>>,
+    stop: &AtomicBool,
 ) -> Result<(), Error> {
-    let (mut ids, mut counts) = (Vec::new(), Vec::new());
+    let mut ids = Vec::new();
+    let mut part_counts = Vec::new();
     loop {
-        let received = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let received = job_receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((number, job)) = received else { return Ok(()) };
-        if failed.load(Ordering::Relaxed) {
+        if stop.load(Ordering::Relaxed) {
             return Ok(());
         }
         ids.clear();
-        counts.clear();
+        part_counts.clear();
         if job.num_bytes >= MIN_JOB_BYTES {
             worker.prepare();
         }
         for Part { text: (index, text), range } in job.parts {
-            let before = ids.len();
+            let num_ids_before = ids.len();
             worker.encode_into(encoder, text.slice(range), &mut ids)?;
-            counts.push((index, ids.len() - before));
+            part_counts.push((index, ids.len() - num_ids_before));
         }
-        rows.lock().unwrap_or_else(PoisonError::into_inner).add(number, job.num_bytes, &ids, &counts);
+        let mut assembler = assembler.lock().unwrap_or_else(PoisonError::into_inner);
+        assembler.add(number, job.num_bytes, &ids, &part_counts);
     }
 }
 
-/// The ids of all jobs that are done up to the first that is not, in order. The threads' own memory for ids is used again
-/// and again, since new memory is slow at first.
+/// Joins the ids of jobs in the order of the jobs.
+///
+/// Workers pass slices of their buffers, which they use again for the next job: memory is slow when it is used for the
+/// first time. Only the ids of jobs that are finished early are copied twice.
 struct BatchAssembler<I> {
     batch: EncodedBatch<I>,
-    /// The number of the job that is awaited.
-    next: usize,
-    /// Jobs that were done before it.
-    early: BTreeMap<usize, (Vec<I>, Vec<Count>)>,
-    /// Bytes that all texts have, more or less.
-    size: usize,
+    /// The number of the next job to append.
+    next_job: usize,
+    /// Finished jobs after the next one.
+    early_jobs: BTreeMap<usize, (Vec<I>, Vec<PartCount>)>,
+    /// The approximate number of bytes of all texts.
+    expected_bytes: usize,
 }
 
 impl<I: TokenId> BatchAssembler<I> {
-    fn new(size: usize) -> Self {
-        Self { batch: EncodedBatch { ids: Vec::new(), offsets: vec![0] }, next: 0, early: BTreeMap::new(), size }
+    fn new(expected_bytes: usize) -> Self {
+        Self {
+            batch: EncodedBatch { ids: Vec::new(), offsets: vec![0] },
+            next_job: 0,
+            early_jobs: BTreeMap::new(),
+            expected_bytes,
+        }
     }
 
-    /// Add the ids of a job of so many bytes, and how many of them each of its parts has.
-    fn add(&mut self, job: usize, bytes: usize, ids: &[I], counts: &[Count]) {
-        let EncodedBatch { ids: all, .. } = &mut self.batch;
-        if all.is_empty() {
-            // The others will have about as many ids for their bytes. Room that is not used costs next to nothing, moving
-            // what is there for want of room a lot. Where there is not so much, it is taken bit by bit.
-            let share = self.size as f64 / bytes.max(1) as f64;
-            let _ = all.try_reserve((ids.len() as f64 * share * 1.05) as usize);
-            let room: *const [_] = all.spare_capacity_mut();
-            advise_huge_pages(room);
+    /// Add the ids of one finished job of `num_bytes` bytes, in any order of jobs.
+    fn add(&mut self, job: usize, num_bytes: usize, ids: &[I], part_counts: &[PartCount]) {
+        if self.batch.ids.is_empty() {
+            self.reserve(num_bytes, ids.len());
         }
-        if job != self.next {
-            self.early.insert(job, (ids.to_vec(), counts.to_vec()));
+        if job != self.next_job {
+            self.early_jobs.insert(job, (ids.to_vec(), part_counts.to_vec()));
             return;
         }
-        self.append(ids, counts);
-        while let Some((ids, counts)) = self.early.remove(&self.next) {
-            self.append(&ids, &counts);
+        self.append(ids, part_counts);
+        while let Some((ids, part_counts)) = self.early_jobs.remove(&self.next_job) {
+            self.append(&ids, &part_counts);
         }
     }
 
-    fn append(&mut self, ids: &[I], counts: &[Count]) {
-        let EncodedBatch { ids: all, offsets } = &mut self.batch;
-        let mut end = all.len() as i64;
-        for &(text, count) in counts {
-            offsets.resize(text + 2, end); // texts without a part, between the last one and this, are empty
+    /// Reserve memory for all ids, on the assumption that all texts have as many ids per byte as one job.
+    ///
+    /// Unused memory costs almost nothing, but moving the ids to a larger block is slow. If the memory is not available, the
+    /// list of ids grows step by step.
+    fn reserve(&mut self, job_bytes: usize, job_ids: usize) {
+        let num_jobs = self.expected_bytes as f64 / job_bytes.max(1) as f64;
+        let _ = self.batch.ids.try_reserve((job_ids as f64 * num_jobs * 1.05) as usize);
+        let reserved: *const [_] = self.batch.ids.spare_capacity_mut();
+        advise_huge_pages(reserved);
+    }
+
+    fn append(&mut self, ids: &[I], part_counts: &[PartCount]) {
+        let EncodedBatch { ids: all_ids, offsets } = &mut self.batch;
+        let mut end = all_ids.len() as i64;
+        for &(text, count) in part_counts {
+            offsets.resize(text + 2, end); // texts without a part, between the last text and this one, are empty
             end += count as i64;
             offsets[text + 1] = end;
         }
-        all.extend_from_slice(ids);
-        self.next += 1;
+        all_ids.extend_from_slice(ids);
+        self.next_job += 1;
     }
 
     fn finish(mut self, num_texts: usize) -> EncodedBatch<I> {
@@ -187,49 +210,48 @@ impl<I: TokenId> BatchAssembler<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Splitter, Vocabulary};
+    use crate::{token_bytes, Splitter, Vocabulary};
     use std::time::Duration;
 
-    /// The error of an encoding that is fed a text, then jobs for an hour, then `fed`.
-    fn error_of(text: String, fed: Result<(), Error>) -> Option<Error> {
-        let (done, outcome) = channel();
+    /// Encode a job, a text, and jobs that would take an hour, then return `produced`. Return the error of the encoding.
+    fn error_of_encoding(text: String, produced: Result<(), Error>) -> Option<Error> {
+        let (error_sender, error_receiver) = channel();
         thread::spawn(move || {
-            let tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-            // About 10 ms for the word of many x, which is just below the limit; with more of them it is an error.
+            // The word of 24 x takes about 10 ms, just below the backtracking limit. Many more x are an error.
             let splitter = Splitter::new(r"(?:x|xx)+(?=y)|\w+|\W").unwrap();
-            let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), splitter);
+            let encoder = Encoder::new(Vocabulary::new(&token_bytes(&[]), &[]).unwrap(), splitter);
             let job = "x".repeat(24) + " " + &"z".repeat(MIN_JOB_BYTES);
-            let batch = encode_batch_with::<u16, _>(&encoder, 3, MIN_JOB_BYTES, |add| {
-                add(Text::Str(&job));
-                add(Text::Str(&text));
-                (0..400_000).for_each(|_| add(Text::Str(&job)));
-                fed
+            let batch = encode_batch_with::<u16, _>(&encoder, 3, MIN_JOB_BYTES, |push| {
+                push(Text::Str(&job));
+                push(Text::Str(&text));
+                (0..400_000).for_each(|_| push(Text::Str(&job)));
+                produced
             });
-            let _ = done.send(batch.err());
+            let _ = error_sender.send(batch.err());
         });
-        outcome.recv_timeout(Duration::from_secs(60)).expect("an error ends the work")
+        error_receiver.recv_timeout(Duration::from_secs(60)).expect("an error stops the encoding")
     }
 
     #[test]
-    fn an_error_ends_the_work() {
-        let told = Error::Text("of the feeder".into());
-        assert_eq!(error_of("a".into(), Err(told.clone())), Some(told));
-        assert!(matches!(error_of("x".repeat(MIN_JOB_BYTES), Ok(())), Some(Error::Split(_))));
+    fn an_error_stops_the_encoding() {
+        let error = Error::Text("of `produce`".into());
+        assert_eq!(error_of_encoding("a".into(), Err(error.clone())), Some(error));
+        assert!(matches!(error_of_encoding("x".repeat(MIN_JOB_BYTES), Ok(())), Some(Error::Split(_))));
     }
 
     #[test]
-    fn room_that_no_machine_has_is_not_taken() {
-        for size in [1 << 50, usize::MAX] {
-            let mut rows = BatchAssembler::<u32>::new(size);
-            rows.add(0, 1, &[1, 2, 3], &[(0, 3)]);
-            assert_eq!(rows.finish(1), EncodedBatch { ids: vec![1, 2, 3], offsets: vec![0, 3] });
+    fn memory_that_is_not_available_is_not_reserved() {
+        for expected_bytes in [1 << 50, usize::MAX] {
+            let mut assembler = BatchAssembler::<u32>::new(expected_bytes);
+            assembler.add(0, 1, &[1, 2, 3], &[(0, 3)]);
+            assert_eq!(assembler.finish(1), EncodedBatch { ids: vec![1, 2, 3], offsets: vec![0, 3] });
         }
     }
 
     #[test]
     fn jobs_in_any_order() {
-        // Texts 1, 3 and 4 have no part; text 2 is in three jobs; job 3 has none of any text.
-        let jobs: [(&[u16], &[Count]); 5] = [
+        // Texts 1, 3 and 4 have no part; text 2 is in three jobs; job 3 has no part of any text.
+        let jobs: [(&[u16], &[PartCount]); 5] = [
             (&[1, 2], &[(0, 1), (2, 1)]),
             (&[3], &[(2, 1)]),
             (&[4, 5], &[(2, 0), (5, 2)]),
@@ -237,11 +259,11 @@ mod tests {
             (&[6], &[(6, 1)]),
         ];
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3], [2, 4, 0, 3, 1]] {
-            let mut rows = BatchAssembler::new(7);
+            let mut assembler = BatchAssembler::new(7);
             for job in order {
-                rows.add(job, 1, jobs[job].0, jobs[job].1);
+                assembler.add(job, 1, jobs[job].0, jobs[job].1);
             }
-            let batch = rows.finish(8);
+            let batch = assembler.finish(8);
             assert_eq!(batch.ids, [1, 2, 3, 4, 5, 6]);
             assert_eq!(batch.offsets, [0, 1, 1, 3, 3, 3, 5, 6, 6]);
         }

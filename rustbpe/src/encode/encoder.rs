@@ -1,12 +1,13 @@
-//! From text to ids: cut into words, look each up among those seen before, else among the tokens, else merge it.
+//! The encoder: a vocabulary with its split pattern.
 
 use super::vocabulary::Vocabulary;
 use super::worker::Worker;
 use crate::{Error, Splitter, Text};
 use std::sync::Mutex;
 
-/// How ids are stored: in 16 bits where the vocabulary allows, else in 32.
+/// An integer type for token ids: `u16` for vocabularies of up to 65,536 tokens, else `u32`.
 pub trait TokenId: Copy + Default + Send + Sync + 'static {
+    /// Convert an id, which must fit.
     fn new(id: u32) -> Self;
 }
 
@@ -22,14 +23,14 @@ impl TokenId for u32 {
     }
 }
 
-/// A vocabulary with its split pattern, ready to encode in any number of threads.
+/// A vocabulary with its split pattern. Any number of threads may use it at once.
 pub struct Encoder {
     pub vocabulary: Vocabulary,
     pub splitter: Splitter,
-    /// Memories of threads that are done, for the next ones.
+    /// The workers of finished calls, with full caches, for the next calls.
     idle_workers: Mutex<Vec<Worker>>,
-    /// They are some megabytes each, so no more of them are kept than there are cores; or eight, the number of threads
-    /// that is asked for by default.
+    /// A worker has several megabytes, so no more are kept than there are cores, but at least eight, the default number of
+    /// threads.
     max_idle_workers: usize,
 }
 
@@ -39,26 +40,26 @@ impl Encoder {
         Self { vocabulary, splitter, idle_workers: Mutex::default(), max_idle_workers }
     }
 
-    /// The ids of one text.
+    /// Return the ids of one text. Errors: the splitter fails.
     ///
     /// ```
-    /// use rustbpe::{Encoder, Splitter, Text, Vocabulary};
-    /// let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-    /// tokens.extend([b"ab".to_vec(), b"abc".to_vec()]);
+    /// use rustbpe::{token_bytes, Encoder, Splitter, Text, Vocabulary};
+    /// let tokens = token_bytes(&[(97, 98), (256, 99)]); // 256 = "ab", 257 = "abc"
     /// let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), Splitter::new(r"\w+|\W").unwrap());
     /// assert_eq!(encoder.encode(Text::Str("abcb ab")).unwrap(), [257, 98, 32, 256]);
+    /// assert_eq!(encoder.encode(Text::Bytes(b"\xffab")).unwrap(), [255, 256]);
     /// ```
     pub fn encode(&self, text: Text) -> Result<Vec<u32>, Error> {
-        let mut out = Vec::new();
-        self.with_worker(|worker| worker.encode_into(self, text, &mut out))?;
-        Ok(out)
+        let mut ids = Vec::new();
+        self.with_worker(|worker| worker.encode_into(self, text, &mut ids))?;
+        Ok(ids)
     }
 
-    /// Lend a worker's memory to `work`.
-    pub fn with_worker<R>(&self, work: impl FnOnce(&mut Worker) -> R) -> R {
+    /// Call a function with a worker that no other thread uses meanwhile.
+    pub fn with_worker<R>(&self, function: impl FnOnce(&mut Worker) -> R) -> R {
         let idle_workers = || self.idle_workers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut worker = idle_workers().pop().unwrap_or_default();
-        let result = work(&mut worker);
+        let result = function(&mut worker);
         let mut idle_workers = idle_workers();
         if idle_workers.len() < self.max_idle_workers {
             idle_workers.push(worker);
@@ -72,16 +73,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn not_all_memories_of_many_threads_are_kept() {
+    fn a_limited_number_of_idle_workers_is_kept() {
         fn nest(encoder: &Encoder, depth: usize) {
             encoder.with_worker(|_| (0..depth.min(1)).for_each(|_| nest(encoder, depth - 1)));
         }
-        let tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        let encoder = Encoder::new(Vocabulary::new(&tokens, &[]).unwrap(), Splitter::new(r"\w+").unwrap());
-        let idle_workers = || encoder.idle_workers.lock().unwrap().len();
+        let vocabulary = Vocabulary::new(&crate::token_bytes(&[]), &[]).unwrap();
+        let encoder = Encoder::new(vocabulary, Splitter::new(r"\w+").unwrap());
+        let num_idle_workers = || encoder.idle_workers.lock().unwrap().len();
         nest(&encoder, 2);
-        assert_eq!(idle_workers(), 3);
+        assert_eq!(num_idle_workers(), 3);
         nest(&encoder, encoder.max_idle_workers + 2);
-        assert_eq!(idle_workers(), encoder.max_idle_workers);
+        assert_eq!(num_idle_workers(), encoder.max_idle_workers);
     }
 }

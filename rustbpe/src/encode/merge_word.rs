@@ -1,247 +1,290 @@
-//! Merges the bytes of one word: always the pair with the lowest id, the leftmost of equals, until none is left.
+//! Merge the bytes of one word into tokens: the pair whose merge has the lowest id first, the leftmost among equals, until
+//! no pair has a merge.
+//!
+//! With the tokens ab = 256, bc = 257 and abc = 258:
+//!
+//! ```text
+//! "abcbcab"   a  b  c  b  c  a  b     pairs with a merge: ab 256, bc 257, bc 257, ab 256
+//!             ab    c  b  c  a  b     the leftmost 256
+//!             ab    c  b  c  ab       256 again: lower than abc 258 and bc 257
+//!             ab    c  bc    ab       257
+//!             abc      bc    ab       258  ->  [258, 257, 256]
+//! ```
+//!
+//! Three algorithms give the same ids. Which one runs depends on the length of the word in bytes, `n`:
+//!
+//! | length     | algorithm        | next merge                                                     | time       |
+//! |------------|------------------|----------------------------------------------------------------|------------|
+//! | 1 to 15    | [`merge_short`]  | minimum of all pairs                                           | O(n²)      |
+//! | 16 to 256  | `merge_grouped`  | minimum of the minima of groups of 16 pairs                    | O(n²)      |
+//! | from 257   | `BucketMerger`   | heap of ids; one list of positions per id, read left to right  | O(n log v) |
+//!
+//! Here v is the number of distinct merges in the word. The first two need no memory but the stack and win by small
+//! constants: a group costs about as much as a single step of a heap. The third keeps long words (a text without spaces)
+//! from taking quadratic time.
 
 use super::vocabulary::{Vocabulary, NO_TOKEN};
 use crate::packed::MAX_PACKED_LEN;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Up to this length the lowest pair is looked for by going through all of them, or through the lowest of each group, which is
-/// quadratic, but quick.
-const SCANNED: usize = 256;
-const GROUP: usize = 16;
+/// The longest word for `merge_grouped`. Positions fit into a byte.
+const MAX_GROUPED_LEN: usize = 256;
+/// Number of pairs in a group.
+const GROUP_LEN: usize = 16;
 
-/// Append the ids of a word to `out`. The tables are always those of the same vocabulary.
-pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], tables: &mut MergeScratch, out: &mut Vec<u32>) {
+/// Append the ids of a word to `out`. All calls with the same `scratch` must use the same vocabulary.
+pub fn merge_word(vocabulary: &Vocabulary, word: &[u8], scratch: &mut MergeScratch, out: &mut Vec<u32>) {
     if word.len() <= MAX_PACKED_LEN {
         merge_short(vocabulary, word, out);
-    } else if word.len() <= SCANNED {
+    } else if word.len() <= MAX_GROUPED_LEN {
         merge_grouped(vocabulary, word, out);
     } else {
-        BucketMerger::new(vocabulary, word, tables).merge_all(out);
+        BucketMerger::new(vocabulary, word, scratch).merge_all(out);
     }
 }
 
-/// Append the ids of a short word to `out`.
+/// Append the ids of a word of at most `MAX_PACKED_LEN` bytes to `out`.
 pub fn merge_short(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
     let mut ids = [0; MAX_PACKED_LEN];
-    // ranks[i]: what ids[i] and ids[i + 1] make together
-    let mut ranks = [NO_TOKEN; MAX_PACKED_LEN];
-    let mut length = word.len();
+    let mut merged = [NO_TOKEN; MAX_PACKED_LEN]; // merged[i]: the merge of ids[i] and ids[i + 1]
+    let mut len = word.len();
     for (id, &byte) in ids.iter_mut().zip(word) {
         *id = vocabulary.byte_id(byte);
     }
-    for (rank, pair) in ranks.iter_mut().zip(word.windows(2)) {
-        *rank = vocabulary.byte_pair_id(pair[0], pair[1]);
+    for (merged_id, pair) in merged.iter_mut().zip(word.windows(2)) {
+        *merged_id = vocabulary.byte_pair_id(pair[0], pair[1]);
     }
-    while length > 1 {
-        let (mut lowest, mut at) = (NO_TOKEN, 0);
-        for (i, &rank) in ranks[..length - 1].iter().enumerate() {
-            if rank < lowest {
-                (lowest, at) = (rank, i);
+    while len > 1 {
+        let (mut lowest, mut pos) = (NO_TOKEN, 0);
+        for (i, &merged_id) in merged[..len - 1].iter().enumerate() {
+            if merged_id < lowest {
+                (lowest, pos) = (merged_id, i);
             }
         }
         if lowest == NO_TOKEN {
             break;
         }
-        ids[at] = lowest;
-        length -= 1;
-        for i in at + 1..length {
+        ids[pos] = lowest;
+        len -= 1;
+        for i in pos + 1..len {
             ids[i] = ids[i + 1];
-            ranks[i - 1] = ranks[i];
+            merged[i - 1] = merged[i];
         }
-        if at > 0 {
-            ranks[at - 1] = vocabulary.merged_id(ids[at - 1], lowest);
+        if pos > 0 {
+            merged[pos - 1] = vocabulary.merged_id(ids[pos - 1], lowest);
         }
-        ranks[at] = if at + 1 < length { vocabulary.merged_id(lowest, ids[at + 1]) } else { NO_TOKEN };
+        merged[pos] = if pos + 1 < len { vocabulary.merged_id(lowest, ids[pos + 1]) } else { NO_TOKEN };
     }
-    out.extend_from_slice(&ids[..length]);
+    out.extend_from_slice(&ids[..len]);
 }
 
-/// For words of at most `SCANNED` bytes. A token stands at the place of its first byte and does not move.
-fn merge_grouped(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
-    /// What a token makes with the next one, and in the lowest byte its own place, so that the lowest number is the next merge.
-    const NOTHING: i32 = i32::MAX;
-    let pair = |rank: u32, at: usize| if rank == NO_TOKEN { NOTHING } else { (rank << 8) as i32 | at as i32 };
-    let lowest_of = |pairs: &[i32; GROUP]| pairs.iter().fold(NOTHING, |lowest, &pair| lowest.min(pair));
+/// A position of `merge_grouped` without a pair.
+const NO_PAIR: i32 = i32::MAX;
 
-    let mut ids = [0; SCANNED + 1];
-    let mut next: [u16; SCANNED + 1] = std::array::from_fn(|at| at as u16 + 1);
-    let mut previous: [u16; SCANNED + 1] = std::array::from_fn(|at| at as u16 - u16::from(at > 0));
-    let mut pairs = [[NOTHING; GROUP]; SCANNED / GROUP];
-    let mut lowest = [NOTHING; SCANNED / GROUP];
+#[inline(always)]
+fn minimum(pairs: &[i32]) -> i32 {
+    pairs.iter().fold(NO_PAIR, |lowest, &pair| lowest.min(pair))
+}
+
+/// Append the ids of a word of at most `MAX_GROUPED_LEN` bytes to `out`.
+///
+/// Tokens do not move: a token stays at the position of its first byte and links to its neighbors. A pair is stored as one
+/// integer with the merged id above the position of the left token, so that the minimum is the next merge.
+fn merge_grouped(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+    let pair = |merged_id: u32, pos: usize| {
+        if merged_id == NO_TOKEN {
+            NO_PAIR
+        } else {
+            (merged_id << 8) as i32 | pos as i32
+        }
+    };
+
+    let mut ids = [0; MAX_GROUPED_LEN + 1];
+    let mut next: [u16; MAX_GROUPED_LEN + 1] = std::array::from_fn(|pos| pos as u16 + 1);
+    let mut previous: [u16; MAX_GROUPED_LEN + 1] = std::array::from_fn(|pos| pos as u16 - u16::from(pos > 0));
+    let mut groups = [[NO_PAIR; GROUP_LEN]; MAX_GROUPED_LEN / GROUP_LEN];
+    let mut group_minima = [NO_PAIR; MAX_GROUPED_LEN / GROUP_LEN];
     for (id, &byte) in ids.iter_mut().zip(word) {
         *id = vocabulary.byte_id(byte);
     }
-    for (at, bytes) in word.windows(2).enumerate() {
-        pairs[at / GROUP][at % GROUP] = pair(vocabulary.byte_pair_id(bytes[0], bytes[1]), at);
+    for (pos, bytes) in word.windows(2).enumerate() {
+        groups[pos / GROUP_LEN][pos % GROUP_LEN] = pair(vocabulary.byte_pair_id(bytes[0], bytes[1]), pos);
     }
-    let groups = word.len().div_ceil(GROUP);
-    for group in 0..groups {
-        lowest[group] = lowest_of(&pairs[group]);
+    let num_groups = word.len().div_ceil(GROUP_LEN);
+    for group in 0..num_groups {
+        group_minima[group] = minimum(&groups[group]);
     }
     loop {
-        let best = lowest[..groups].iter().fold(NOTHING, |lowest, &pair| lowest.min(pair));
-        if best == NOTHING {
+        let best = minimum(&group_minima[..num_groups]);
+        if best == NO_PAIR {
             break;
         }
-        let (made, at) = (best as u32 >> 8, best as usize & 0xFF);
-        let gone = usize::from(next[at]);
-        let (before, after) = (usize::from(previous[at]), usize::from(next[gone]));
-        ids[at] = made;
-        next[at] = after as u16;
-        previous[after] = at as u16;
-        pairs[gone / GROUP][gone % GROUP] = NOTHING;
-        let with_after = if after < word.len() { vocabulary.merged_id(made, ids[after]) } else { NO_TOKEN };
-        pairs[at / GROUP][at % GROUP] = pair(with_after, at);
-        if before < at {
-            pairs[before / GROUP][before % GROUP] = pair(vocabulary.merged_id(ids[before], made), before);
+        let (merged_id, left) = (best as u32 >> 8, best as usize & 0xFF);
+        let right = usize::from(next[left]);
+        let (before, after) = (usize::from(previous[left]), usize::from(next[right]));
+        ids[left] = merged_id;
+        next[left] = after as u16;
+        previous[after] = left as u16;
+
+        groups[right / GROUP_LEN][right % GROUP_LEN] = NO_PAIR;
+        let merged_with_after = if after < word.len() { vocabulary.merged_id(merged_id, ids[after]) } else { NO_TOKEN };
+        groups[left / GROUP_LEN][left % GROUP_LEN] = pair(merged_with_after, left);
+        if before < left {
+            groups[before / GROUP_LEN][before % GROUP_LEN] = pair(vocabulary.merged_id(ids[before], merged_id), before);
         }
-        for group in before / GROUP..=gone / GROUP {
-            lowest[group] = lowest_of(&pairs[group]);
+        for group in before / GROUP_LEN..=right / GROUP_LEN {
+            group_minima[group] = minimum(&groups[group]);
         }
     }
-    let mut at = 0;
-    while at < word.len() {
-        out.push(ids[at]);
-        at = usize::from(next[at]);
+    let mut pos = 0;
+    while pos < word.len() {
+        out.push(ids[pos]);
+        pos = usize::from(next[pos]);
     }
 }
 
-/// For long words: the places of all pairs that make the same token stand in one list, a heap knows the lowest token.
+/// Merges long words. The positions of all pairs with the same merge are in one bucket, and a heap knows the lowest id.
 ///
-/// A list is gone through from left to right, so that memory is read in order and the time is linear but for the heap,
-/// which holds each token once. There is a cell for each byte; the id of a token stands in the first and in the last
-/// of its cells, as in `train/merges.rs`.
+/// A bucket is read from left to right: memory is read in order, and the heap holds each id once instead of each position.
+/// There is a cell for each byte of the word, laid out as in `train/train_merges.rs`.
 struct BucketMerger<'v> {
     vocabulary: &'v Vocabulary,
-    tables: &'v mut MergeScratch,
-    /// An id in the first cell of a token; in the last one, if that is another, the id with the bit `END`.
+    scratch: &'v mut MergeScratch,
+    /// The id in the first cell of a token. In the last one, if that is another cell, the id with the bit `END`.
     cells: Vec<u32>,
     buckets: Vec<Bucket>,
-    lowest: BinaryHeap<Reverse<u32>>,
+    /// Merged ids that have unread positions.
+    lowest_ids: BinaryHeap<Reverse<u32>>,
 }
 
-/// What `BucketMerger` knows of each id of the vocabulary: all zeros between two words, since to make them anew would cost more
-/// than to merge a word that is not very long.
+/// Tables by id for `BucketMerger`.
+///
+/// All zeros between two words: clearing the entries of one word is cheaper than allocating tables for a vocabulary.
 #[derive(Default)]
 pub struct MergeScratch {
-    /// The number of the token's bucket plus one, or 0.
-    bucket_of: Vec<u32>,
-    /// How often two neighbouring bytes make it.
-    counts: Vec<u32>,
+    /// Index of the bucket of a merged id plus one, or 0.
+    bucket_of_id: Vec<u32>,
+    /// Number of byte pairs with this merge.
+    byte_pair_counts: Vec<u32>,
 }
 
-/// In a cell where no token starts.
+/// The bit that marks the last cell of a token with several cells.
 const END: u32 = 1 << 31;
-/// In a cell inside a token.
+/// A cell between the first and the last cell of a token.
 const INSIDE: u32 = NO_TOKEN;
 
+/// The positions of pairs with the same merge.
 #[derive(Default)]
 struct Bucket {
-    made: u32,
-    at: Vec<u32>,
-    /// How many of them are done.
-    done: usize,
+    merged_id: u32,
+    positions: Vec<u32>,
+    /// Number of positions that were read.
+    num_read: usize,
     is_unsorted: bool,
 }
 
 impl<'v> BucketMerger<'v> {
-    fn new(vocabulary: &'v Vocabulary, word: &[u8], tables: &'v mut MergeScratch) -> Self {
-        assert!(u32::try_from(word.len()).is_ok(), "a word of more than 4 GiB");
-        tables.bucket_of.resize(vocabulary.len(), 0);
-        tables.counts.resize(vocabulary.len(), 0);
-        let mut buckets = Self {
+    fn new(vocabulary: &'v Vocabulary, word: &[u8], scratch: &'v mut MergeScratch) -> Self {
+        assert!(u32::try_from(word.len()).is_ok(), "a word of {} bytes: must be less than 4 GiB", word.len());
+        scratch.bucket_of_id.resize(vocabulary.len(), 0);
+        scratch.byte_pair_counts.resize(vocabulary.len(), 0);
+        let mut merger = Self {
             vocabulary,
-            tables,
+            scratch,
             cells: word.iter().map(|&byte| vocabulary.byte_id(byte)).collect(),
             buckets: Vec::new(),
-            lowest: BinaryHeap::new(),
+            lowest_ids: BinaryHeap::new(),
         };
-        // Once to count, once to note: no list has to grow.
-        let made = |pair: &[u8]| vocabulary.byte_pair_id(pair[0], pair[1]);
-        let counts = &mut buckets.tables.counts;
-        word.windows(2).map(made).filter(|&made| made != NO_TOKEN).for_each(|made| counts[made as usize] += 1);
-        for (at, made) in word.windows(2).map(made).enumerate().filter(|&(_, made)| made != NO_TOKEN) {
-            let count = std::mem::take(&mut buckets.tables.counts[made as usize]);
-            buckets.note(made, at).reserve_exact(count.saturating_sub(1) as usize);
+        // Two passes, first to count, then to add: no list of positions has to grow.
+        let merged_ids = || word.windows(2).map(|pair| vocabulary.byte_pair_id(pair[0], pair[1]));
+        for merged_id in merged_ids().filter(|&merged_id| merged_id != NO_TOKEN) {
+            merger.scratch.byte_pair_counts[merged_id as usize] += 1;
         }
-        buckets
+        for (pos, merged_id) in merged_ids().enumerate().filter(|&(_, merged_id)| merged_id != NO_TOKEN) {
+            let count = std::mem::take(&mut merger.scratch.byte_pair_counts[merged_id as usize]);
+            merger.add_position(merged_id, pos).reserve_exact(count.saturating_sub(1) as usize);
+        }
+        merger
     }
 
-    /// The two tokens at `at` can make `made`. Gives the list in which that stands now.
-    fn note(&mut self, made: u32, at: usize) -> &mut Vec<u32> {
-        let number = &mut self.tables.bucket_of[made as usize];
-        if *number == 0 {
-            self.buckets.push(Bucket { made, ..Bucket::default() });
-            *number = self.buckets.len() as u32;
+    /// Add the position of a pair to the bucket of its merge, and return the positions of the bucket.
+    fn add_position(&mut self, merged_id: u32, pos: usize) -> &mut Vec<u32> {
+        let bucket_number = &mut self.scratch.bucket_of_id[merged_id as usize];
+        if *bucket_number == 0 {
+            self.buckets.push(Bucket { merged_id, ..Bucket::default() });
+            *bucket_number = self.buckets.len() as u32;
         }
-        let bucket = &mut self.buckets[*number as usize - 1];
-        match bucket.at.last() {
-            None => self.lowest.push(Reverse(made)),
-            Some(&last) => bucket.is_unsorted |= last > at as u32,
+        let bucket = &mut self.buckets[*bucket_number as usize - 1];
+        match bucket.positions.last() {
+            None => self.lowest_ids.push(Reverse(merged_id)),
+            Some(&last) => bucket.is_unsorted |= last > pos as u32,
         }
-        bucket.at.push(at as u32);
-        &mut bucket.at
+        bucket.positions.push(pos as u32);
+        &mut bucket.positions
     }
 
-    /// If `left`, which stands at `at`, and `right` behind it can be merged, note it.
-    fn note_pair(&mut self, left: u32, right: u32, at: usize) {
-        let made = self.vocabulary.merged_id(left, right);
-        if made != NO_TOKEN {
-            self.note(made, at);
+    /// Add the pair of `left`, which starts at `pos`, and `right`, if it has a merge.
+    fn add_pair(&mut self, left: u32, right: u32, pos: usize) {
+        let merged_id = self.vocabulary.merged_id(left, right);
+        if merged_id != NO_TOKEN {
+            self.add_position(merged_id, pos);
         }
     }
 
     fn merge_all(mut self, out: &mut Vec<u32>) {
-        while let Some(Reverse(made)) = self.lowest.pop() {
-            let number = self.tables.bucket_of[made as usize] as usize - 1;
-            let mut bucket = std::mem::replace(&mut self.buckets[number], Bucket { made, ..Bucket::default() });
+        while let Some(Reverse(merged_id)) = self.lowest_ids.pop() {
+            let index = self.scratch.bucket_of_id[merged_id as usize] as usize - 1;
+            let empty = Bucket { merged_id, ..Bucket::default() };
+            let mut bucket = std::mem::replace(&mut self.buckets[index], empty);
             if bucket.is_unsorted {
-                bucket.at[bucket.done..].sort_unstable(); // only for vocabularies that no training makes
+                bucket.positions[bucket.num_read..].sort_unstable(); // only for vocabularies that were not trained
                 bucket.is_unsorted = false;
             }
-            while bucket.done < bucket.at.len() {
-                if self.lowest.peek().is_some_and(|&Reverse(lower)| lower < made) {
-                    self.lowest.push(Reverse(made)); // the lower one has just come up: it goes first
-                    self.buckets[number] = bucket;
+            while bucket.num_read < bucket.positions.len() {
+                if self.lowest_ids.peek().is_some_and(|&Reverse(lowest)| lowest < merged_id) {
+                    // The last merge created a pair with a lower id: it is merged first.
+                    self.lowest_ids.push(Reverse(merged_id));
+                    self.buckets[index] = bucket;
                     break;
                 }
-                let at = bucket.at[bucket.done] as usize;
-                bucket.done += 1;
-                self.merge_at(at, made);
+                let pos = bucket.positions[bucket.num_read] as usize;
+                bucket.num_read += 1;
+                self.merge_at(pos, merged_id);
             }
         }
         for bucket in &self.buckets {
-            self.tables.bucket_of[bucket.made as usize] = 0;
+            self.scratch.bucket_of_id[bucket.merged_id as usize] = 0;
         }
-        let mut at = 0;
-        while at < self.cells.len() {
-            out.push(self.cells[at]);
-            at += self.vocabulary.token_len(self.cells[at]);
+        let mut pos = 0;
+        while pos < self.cells.len() {
+            out.push(self.cells[pos]);
+            pos += self.vocabulary.token_len(self.cells[pos]);
         }
     }
 
-    /// Merge at one place if its two tokens are still there: then, and only then, they have the bytes of `made`.
-    fn merge_at(&mut self, at: usize, made: u32) {
-        let first = self.cells[at];
+    /// Merge the pair at `pos` unless an earlier merge took one of its tokens. Two tokens that together have the length of
+    /// the merged token also have its bytes: the bytes of the word do not change.
+    fn merge_at(&mut self, pos: usize, merged_id: u32) {
+        let first = self.cells[pos];
         if first & END != 0 {
             return;
         }
-        let middle = at + self.vocabulary.token_len(first);
-        let end = at + self.vocabulary.token_len(made);
+        let middle = pos + self.vocabulary.token_len(first);
+        let end = pos + self.vocabulary.token_len(merged_id);
         if middle >= end || middle + self.vocabulary.token_len(self.cells[middle]) != end {
             return;
         }
         self.cells[middle - 1] = INSIDE;
         self.cells[middle] = INSIDE;
-        self.cells[at] = made;
-        self.cells[end - 1] = made | END;
-        if at > 0 {
-            let before = self.cells[at - 1] & !END;
-            self.note_pair(before, made, at - self.vocabulary.token_len(before));
+        self.cells[pos] = merged_id;
+        self.cells[end - 1] = merged_id | END;
+        if pos > 0 {
+            let before = self.cells[pos - 1] & !END;
+            self.add_pair(before, merged_id, pos - self.vocabulary.token_len(before));
         }
         if let Some(&after) = self.cells.get(end) {
-            self.note_pair(made, after, at);
+            self.add_pair(merged_id, after, pos);
         }
     }
 }
@@ -250,55 +293,76 @@ impl<'v> BucketMerger<'v> {
 mod tests {
     use super::*;
 
-    /// The rule in the plainest words.
-    fn slow(vocabulary: &Vocabulary, word: &[u8]) -> Vec<u32> {
+    /// The rule of BPE as directly as possible.
+    fn merge_slow(vocabulary: &Vocabulary, word: &[u8]) -> Vec<u32> {
         let mut parts: Vec<Vec<u8>> = word.iter().map(|&byte| vec![byte]).collect();
         loop {
-            let joined = parts.windows(2).map(|pair| vocabulary.id(&pair.concat()));
-            let Some((_, at)) = joined.enumerate().map(|(at, id)| (id, at)).filter(|&(id, _)| id != NO_TOKEN).min()
-            else {
+            let merged_ids = parts.windows(2).map(|pair| vocabulary.id(&pair.concat()));
+            let lowest = merged_ids.enumerate().map(|(pos, id)| (id, pos)).filter(|&(id, _)| id != NO_TOKEN).min();
+            let Some((_, pos)) = lowest else {
                 return parts.iter().map(|part| vocabulary.id(part)).collect();
             };
-            let right = parts.remove(at + 1);
-            parts[at].extend(right);
+            let right = parts.remove(pos + 1);
+            parts[pos].extend(right);
         }
     }
 
-    fn below(state: &mut u64, bound: u64) -> u64 {
+    fn vocabulary_with(merged: &[Vec<u8>]) -> Vocabulary {
+        let mut tokens = crate::token_bytes(&[]);
+        tokens.extend_from_slice(merged);
+        Vocabulary::new(&tokens, &[]).unwrap()
+    }
+
+    /// Return the ids by every algorithm that takes a word of this length.
+    fn merge_by_all(vocabulary: &Vocabulary, word: &[u8], scratch: &mut MergeScratch) -> Vec<Vec<u32>> {
+        let (mut short, mut grouped, mut bucketed) = (Vec::new(), Vec::new(), Vec::new());
+        merge_grouped(vocabulary, word, &mut grouped);
+        BucketMerger::new(vocabulary, word, scratch).merge_all(&mut bucketed);
+        assert!(scratch.bucket_of_id.iter().chain(&scratch.byte_pair_counts).all(|&entry| entry == 0));
+        if word.len() > MAX_PACKED_LEN {
+            return vec![grouped, bucketed];
+        }
+        merge_short(vocabulary, word, &mut short);
+        vec![short, grouped, bucketed]
+    }
+
+    fn random_below(state: &mut u64, bound: u64) -> u64 {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*state >> 33) % bound
     }
 
     #[test]
-    fn all_ways_agree_also_for_vocabularies_that_no_training_makes() {
+    fn the_example_above() {
+        let vocabulary = vocabulary_with(&[b"ab".to_vec(), b"bc".to_vec(), b"abc".to_vec()]);
+        for ids in merge_by_all(&vocabulary, b"abcbcab", &mut MergeScratch::default()) {
+            assert_eq!(ids, [258, 257, 256]);
+        }
+    }
+
+    /// Random vocabularies, which no training would produce: a token may have no parts, or parts with higher ids.
+    #[test]
+    fn all_algorithms_agree() {
         let mut state = 1;
         for round in 0..100 {
-            let letters = 2 + round % 3;
-            let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+            let num_letters = 2 + round % 3;
+            let mut merged: Vec<Vec<u8>> = Vec::new();
             for _ in 0..40 {
-                let length = 2 + below(&mut state, 5);
-                let token: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
-                if !tokens.contains(&token) {
-                    tokens.push(token);
+                let len = 2 + random_below(&mut state, 5);
+                let token: Vec<u8> = (0..len).map(|_| b'a' + random_below(&mut state, num_letters) as u8).collect();
+                if !merged.contains(&token) {
+                    merged.push(token);
                 }
             }
-            let vocabulary = Vocabulary::new(&tokens, &[]).unwrap();
-            let mut tables = MergeScratch::default();
+            let vocabulary = vocabulary_with(&merged);
+            let mut scratch = MergeScratch::default();
             for _ in 0..8 {
-                let length = 1 + below(&mut state, if round % 10 == 0 { SCANNED as u64 } else { 100 });
-                let word: Vec<u8> = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
-                let expected = slow(&vocabulary, &word);
-                if word.len() <= MAX_PACKED_LEN {
-                    let mut scanned = Vec::new();
-                    merge_short(&vocabulary, &word, &mut scanned);
-                    assert_eq!(scanned, expected, "{word:?} {tokens:?}");
+                let max_len = if round % 10 == 0 { MAX_GROUPED_LEN as u64 } else { 100 };
+                let len = 1 + random_below(&mut state, max_len);
+                let word: Vec<u8> = (0..len).map(|_| b'a' + random_below(&mut state, num_letters) as u8).collect();
+                let expected = merge_slow(&vocabulary, &word);
+                for ids in merge_by_all(&vocabulary, &word, &mut scratch) {
+                    assert_eq!(ids, expected, "{word:?} {merged:?}");
                 }
-                let (mut scanned, mut bucketed) = (Vec::new(), Vec::new());
-                merge_grouped(&vocabulary, &word, &mut scanned);
-                BucketMerger::new(&vocabulary, &word, &mut tables).merge_all(&mut bucketed);
-                assert!(tables.bucket_of.iter().chain(&tables.counts).all(|&number| number == 0));
-                assert_eq!(scanned, expected, "{word:?} {tokens:?}");
-                assert_eq!(bucketed, expected, "{word:?} {tokens:?}");
             }
         }
     }

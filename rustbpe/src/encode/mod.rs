@@ -1,4 +1,4 @@
-//! Encode text into token ids, and decode ids into bytes.
+//! Encoding: text to token ids, many texts in several threads, and ids back to bytes.
 
 mod batch;
 mod encoder;

@@ -1,46 +1,50 @@
-//! The state of one encoding thread.
+//! The state of one encoding thread: its word cache and buffers.
+//!
+//! A word's ids come from the first of these that has them: the cache, the vocabulary (the whole word is a token), the
+//! merge algorithm.
 
 use super::encoder::{Encoder, TokenId};
 use super::merge_word::{merge_short, merge_word, MergeScratch};
 use super::vocabulary::{Vocabulary, NO_TOKEN};
-use super::word_cache::{WordCache, MAX_INLINE_IDS};
+use super::word_cache::{InlineIds, WordCache, MAX_INLINE_IDS};
 use crate::packed::{pack, unpack, PackedWord, MAX_PACKED_LEN};
 use crate::split::MAX_BOUNDS;
 use crate::{Error, Text};
 
-/// Bytes for the ids of as many words as are asked for at once, if each of their bytes is a token.
-const ROOM: usize = 4 * MAX_PACKED_LEN * MAX_BOUNDS;
+/// Bytes for the ids of all pending words: at most one id of four bytes for each byte of a word.
+const ID_BUFFER_LEN: usize = 4 * MAX_PACKED_LEN * MAX_BOUNDS;
 
-/// What one thread needs for itself.
 pub struct Worker {
     cache: WordCache,
-    scratch: Vec<u32>,
-    tables: MergeScratch,
-    /// Words, with their places in the cache, which is asked for many of them at once: memory is slow, but not one at a time.
-    waiting: Box<[(PackedWord, usize); MAX_BOUNDS]>,
-    /// Room for their ids, in 32 bits each, the lowest byte first.
-    room: Box<[u8; ROOM]>,
+    /// The ids of the current word.
+    word_ids: Vec<u32>,
+    merge_scratch: MergeScratch,
+    /// Short words whose ids are not yet appended, with their lines in the cache. The lines of all pending words are
+    /// fetched from memory at the same time.
+    pending: Box<[(PackedWord, usize); MAX_BOUNDS]>,
+    /// The ids of the pending words as little-endian `u32`.
+    id_buffer: Box<[u8; ID_BUFFER_LEN]>,
 }
 
 impl Default for Worker {
     fn default() -> Self {
         Self {
             cache: WordCache::default(),
-            scratch: Vec::new(),
-            tables: MergeScratch::default(),
-            waiting: Box::new([(0, 0); MAX_BOUNDS]),
-            room: Box::new([0; ROOM]),
+            word_ids: Vec::new(),
+            merge_scratch: MergeScratch::default(),
+            pending: Box::new([(0, 0); MAX_BOUNDS]),
+            id_buffer: Box::new([0; ID_BUFFER_LEN]),
         }
     }
 }
 
 impl Worker {
-    /// Make ready for much text.
+    /// Prepare the cache for a large text.
     pub fn prepare(&mut self) {
         self.cache.prepare();
     }
 
-    /// Append the ids of a text to `out`. Neighbouring bytes that are no UTF-8 are a word of their own.
+    /// Append the ids of a text to `out`. A run of bytes that are not UTF-8 is one word.
     pub fn encode_into<I: TokenId>(&mut self, encoder: &Encoder, text: Text, out: &mut Vec<I>) -> Result<(), Error> {
         let bytes = match text {
             Text::Str(text) => return self.encode_str(encoder, text, out),
@@ -49,121 +53,125 @@ impl Worker {
         if let Ok(text) = simdutf8::basic::from_utf8(bytes) {
             return self.encode_str(encoder, text, out);
         }
-        let (mut start, mut end) = (0, 0); // of the bytes that are no UTF-8
+        let vocabulary = &encoder.vocabulary;
+        let (mut invalid_start, mut invalid_end) = (0, 0);
         for chunk in bytes.utf8_chunks() {
             if !chunk.valid().is_empty() {
-                self.encode_invalid(encoder, &bytes[start..end], out);
+                self.encode_invalid(vocabulary, &bytes[invalid_start..invalid_end], out);
                 self.encode_str(encoder, chunk.valid(), out)?;
-                start = end + chunk.valid().len();
-                end = start;
+                invalid_start = invalid_end + chunk.valid().len();
+                invalid_end = invalid_start;
             }
-            end += chunk.invalid().len();
+            invalid_end += chunk.invalid().len();
         }
-        self.encode_invalid(encoder, &bytes[start..end], out);
+        self.encode_invalid(vocabulary, &bytes[invalid_start..invalid_end], out);
         Ok(())
     }
 
-    fn encode_invalid<I: TokenId>(&mut self, encoder: &Encoder, bytes: &[u8], out: &mut Vec<I>) {
-        self.scratch.clear();
-        match encoder.vocabulary.id(bytes) {
-            NO_TOKEN => merge_word(&encoder.vocabulary, bytes, &mut self.tables, &mut self.scratch),
-            id => self.scratch.push(id),
-        }
-        out.extend(self.scratch.iter().map(|&id| I::new(id)));
+    /// Append the ids of bytes that are not UTF-8, possibly none.
+    fn encode_invalid<I: TokenId>(&mut self, vocabulary: &Vocabulary, bytes: &[u8], out: &mut Vec<I>) {
+        self.merge_into_word_ids(vocabulary, bytes);
+        out.extend(self.word_ids.iter().map(|&id| I::new(id)));
     }
 
     fn encode_str<I: TokenId>(&mut self, encoder: &Encoder, text: &str, out: &mut Vec<I>) -> Result<(), Error> {
         let bytes = text.as_bytes();
         let vocabulary = &encoder.vocabulary;
         encoder.splitter.split(text, |bounds| {
-            let mut waiting = 0;
+            let mut num_pending = 0;
             for (&start, &end) in bounds.iter().zip(&bounds[1..]) {
                 if let Some(word) = pack(bytes, start, end) {
-                    self.waiting[waiting] = (word, self.cache.ask(word));
-                    waiting += 1;
+                    self.pending[num_pending] = (word, self.cache.prefetch(word));
+                    num_pending += 1;
                 } else {
-                    self.answer(vocabulary, waiting, out);
-                    waiting = 0;
-                    self.long(vocabulary, &bytes[start..end], out);
+                    self.flush_pending(vocabulary, num_pending, out);
+                    num_pending = 0;
+                    self.encode_long(vocabulary, &bytes[start..end], out);
                 }
             }
-            self.answer(vocabulary, waiting, out);
+            self.flush_pending(vocabulary, num_pending, out);
         })
     }
 
-    /// Append the ids of the words that wait.
+    /// Append the ids of the pending words.
     #[inline(never)]
-    fn answer<I: TokenId>(&mut self, vocabulary: &Vocabulary, waiting: usize, out: &mut Vec<I>) {
+    fn flush_pending<I: TokenId>(&mut self, vocabulary: &Vocabulary, num_pending: usize, out: &mut Vec<I>) {
         let mut used = 0;
-        for &(word, line) in &self.waiting[..waiting] {
-            match self.cache.short(word, line) {
+        for &(word, line) in &self.pending[..num_pending] {
+            match self.cache.get_short(word, line) {
                 Some(ids) if ids.count() <= MAX_INLINE_IDS => {
-                    self.room[used..used + 4 * MAX_INLINE_IDS].copy_from_slice(&ids.few());
+                    // Always all sixteen bytes, which takes no branch. The next word overwrites the surplus.
+                    self.id_buffer[used..used + 4 * MAX_INLINE_IDS].copy_from_slice(&ids.to_le_bytes());
                     used += 4 * ids.count();
                 }
-                known => {
-                    let has_many = known.is_some();
-                    let ids = look_further(&mut self.cache, &mut self.scratch, vocabulary, (word, line), has_many);
+                cached => {
+                    let ids = encode_short(&mut self.cache, &mut self.word_ids, vocabulary, (word, line), cached);
                     for id in ids {
-                        self.room[used..used + 4].copy_from_slice(&id.to_le_bytes());
+                        self.id_buffer[used..used + 4].copy_from_slice(&id.to_le_bytes());
                         used += 4;
                     }
                 }
             }
         }
-        let ids = self.room[..used].chunks_exact(4).map(|id| u32::from_le_bytes(id.try_into().expect("four bytes")));
-        out.extend(ids.map(I::new));
+        let ids = self.id_buffer[..used].chunks_exact(4);
+        out.extend(ids.map(|id| I::new(u32::from_le_bytes(id.try_into().expect("the chunk has four bytes")))));
     }
 
-    /// A word that cannot be packed.
+    /// Append the ids of a word that is too long to pack.
     #[inline(never)]
-    fn long<I: TokenId>(&mut self, vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<I>) {
-        if let Some(ids) = self.cache.long(word) {
+    fn encode_long<I: TokenId>(&mut self, vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<I>) {
+        if let Some(ids) = self.cache.get_long(word) {
             out.extend(ids.iter().map(|&id| I::new(id)));
             return;
         }
-        self.scratch.clear();
+        self.merge_into_word_ids(vocabulary, word);
+        self.cache.insert_long(word, &self.word_ids);
+        out.extend(self.word_ids.iter().map(|&id| I::new(id)));
+    }
+
+    /// Set `word_ids` to the ids of a word of any length.
+    fn merge_into_word_ids(&mut self, vocabulary: &Vocabulary, word: &[u8]) {
+        self.word_ids.clear();
         match vocabulary.id(word) {
-            NO_TOKEN => merge_word(vocabulary, word, &mut self.tables, &mut self.scratch),
-            id => self.scratch.push(id),
+            NO_TOKEN => merge_word(vocabulary, word, &mut self.merge_scratch, &mut self.word_ids),
+            id => self.word_ids.push(id),
         }
-        self.cache.keep_long(word, &self.scratch);
-        out.extend(self.scratch.iter().map(|&id| I::new(id)));
     }
 }
 
-/// The ids of a short word that is not in its line, or (`has_many`) has more than a few of them.
+/// Set `word_ids` to the ids of a short word, and return them. `cached`, from the word's own line of the cache, is `None` or
+/// has more than `MAX_INLINE_IDS` ids.
 #[inline(never)]
-fn look_further<'s>(
+fn encode_short<'s>(
     cache: &mut WordCache,
-    scratch: &'s mut Vec<u32>,
+    word_ids: &'s mut Vec<u32>,
     vocabulary: &Vocabulary,
     (word, line): (PackedWord, usize),
-    mut has_many: bool,
+    cached: Option<InlineIds>,
 ) -> &'s [u32] {
-    scratch.clear();
-    if let Some(ids) = if has_many { None } else { cache.displaced(word, line) } {
+    word_ids.clear();
+    let (bytes, len) = unpack(word);
+    let bytes = &bytes[..len];
+    let cached = cached.or_else(|| cache.get_displaced(word, line));
+    if let Some(ids) = cached {
         if ids.count() <= MAX_INLINE_IDS {
-            scratch.extend(ids.all());
-            return scratch;
+            word_ids.extend(ids.iter());
+            return word_ids;
         }
-        has_many = true;
-    }
-    let (bytes, length) = unpack(word);
-    let bytes = &bytes[..length];
-    if let Some(ids) = if has_many { cache.long(bytes) } else { None } {
-        scratch.extend_from_slice(ids);
-        return scratch;
+        if let Some(ids) = cache.get_long(bytes) {
+            word_ids.extend_from_slice(ids);
+            return word_ids;
+        }
     }
     match vocabulary.packed_id(word) {
-        NO_TOKEN => merge_short(vocabulary, bytes, scratch),
-        id => scratch.push(id),
+        NO_TOKEN => merge_short(vocabulary, bytes, word_ids),
+        id => word_ids.push(id),
     }
-    if !has_many {
-        cache.keep_short(word, line, scratch);
+    if cached.is_none() {
+        cache.insert_short(word, line, word_ids);
     }
-    if scratch.len() > MAX_INLINE_IDS {
-        cache.keep_long(bytes, scratch);
+    if word_ids.len() > MAX_INLINE_IDS {
+        cache.insert_long(bytes, word_ids);
     }
-    scratch
+    word_ids
 }
