@@ -1,20 +1,20 @@
-"""The Rust extension: byte-level BPE. Its sources are in rustbpe/.
+"""The Rust extension: byte-level BPE training, encoding and decoding. Sources: rustbpe/.
 
-All of it may be used from several threads at once. The wheel (abi3) is for every Python from 3.10 on that has the
-global lock. A free-threaded one (3.14t) does not load it: there the package must be built from source, which compiles
-but has not been run yet; without that, tiktoken and Hugging Face's trainer take over.
+Everything here may be called from several threads at once. The wheel (abi3) loads in every Python from 3.10 on that
+has the global interpreter lock. A free-threaded Python (3.14t) must build the package from source; that build compiles,
+but has not been run yet. Without the extension, tiktoken and Hugging Face's trainer are used instead.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, final
 
 class ArrowStream(Protocol):
-    """A chunked array of strings or bytes that exports itself by Arrow's C data interface, as a stream of arrays."""
+    """A chunked array of strings or bytes that exports itself as a stream by the Arrow PyCapsule interface."""
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
 class ArrowArray(Protocol):
-    """An array of strings or bytes that exports itself by Arrow's C data interface."""
+    """An array of strings or bytes that exports itself by the Arrow PyCapsule interface."""
 
     def __arrow_c_array__(self, requested_schema: object = None) -> object: ...
 
@@ -29,16 +29,22 @@ def train(
     num_threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[bytes]:
-    r"""Train byte-level BPE; returns the bytes of every token by id: 256 single bytes, then the merges.
+    r"""Train byte-level BPE. Returns the bytes of every token by id: 256 single bytes, then the result of each merge.
 
-    `texts`: strings, Arrow arrays of strings, or one such array; arrays are read in place and make no Python object.
-    `pattern` cuts the texts into words that merges never cross. The pair with the highest count is merged first, the
-    lower pair of ids among equals: the result does not depend on `num_threads` (default: all cores), nor on the order
-    of the texts. Fewer than `vocab_size` tokens come back if no pair is left. `progress(bytes_read, merges_done)` is
-    called about ten times a second. Python's lock is released meanwhile; Ctrl-C and exceptions of `texts` come through.
+    Args:
+        texts: Strings, Arrow arrays of strings, or a single such array. Arrays are read in place, without a Python
+            object for each text.
+        vocab_size: Number of tokens, at least 256. Fewer are returned if no pair is left to merge.
+        pattern: Regular expression that splits the texts into words. Merges never cross words.
+        num_threads: Threads that count words; None means one per core.
+        progress: Called as `progress(bytes_read, num_merges)` about ten times a second.
 
-    Raises ValueError for a pattern that is not a regular expression, `vocab_size` under 256, texts without words, nulls
-    and what is not UTF-8 in an array.
+    The pair with the highest count is merged first, the lowest pair of ids among equals. So the result does not depend
+    on `num_threads` or on the order of the texts. Python's lock is released during the training. Ctrl-C and exceptions
+    of `texts` and `progress` stop it.
+
+    Raises ValueError if the pattern is not a regular expression, `vocab_size` is less than 256, the texts have no
+    words, or an array has null or invalid UTF-8 texts.
 
     >>> train(["nana ana"], 258, r"\w+")[256:]
     [b'na', b'ana']
@@ -49,7 +55,7 @@ def train(
 
 @final
 class IntArray:
-    r"""An array of integers; `numpy.asarray` looks at it without a copy.
+    r"""An array of integers. `numpy.asarray` makes a view of it without a copy.
 
     >>> import numpy
     >>> encoder = Encoder(r"\w+", [bytes([b]) for b in range(256)], [])
@@ -64,7 +70,7 @@ class IntArray:
 
 @final
 class Encoder:
-    r"""A vocabulary with its split pattern; text is never a special token. Safe to use from several threads at once.
+    r"""A vocabulary with its split pattern. Special tokens in a text are encoded as ordinary text.
 
     >>> encoder = Encoder(r"\w+|\W", [bytes([b]) for b in range(256)] + [b"ab"], ["<|bos|>"])
     >>> encoder.encode("ab c")
@@ -72,22 +78,23 @@ class Encoder:
     """
 
     def __new__(cls, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> Encoder:
-        """`tokens` by id, all 256 single bytes among them; the special tokens have the ids that follow.
+        """Create an encoder. `tokens[id]` are the bytes of a token. The special tokens get the ids that follow.
 
-        Raises ValueError for a bad pattern, a missing byte, or a token that is empty or there twice.
+        Raises ValueError if the pattern is not a regular expression, a single byte has no token, or a token is empty or
+        a duplicate.
         """
 
     def encode(self, text: str | bytes) -> list[int]:
-        r"""The ids of one text. Bytes that are no UTF-8 are words of their own; a lone surrogate becomes U+FFFD.
+        r"""Return the ids of one text. A run of bytes that are not UTF-8 is one word. A lone surrogate becomes U+FFFD.
 
         >>> encoder.encode("abab"), encoder.encode(b"\xffab")
         ([256, 256], [255, 256])
         """
 
     def encode_batch(self, texts: Texts, num_threads: int = 1) -> tuple[IntArray, IntArray]:
-        """The ids of all texts, one after another, and the offsets: text i has `ids[offsets[i]:offsets[i + 1]]`.
+        """Return the ids of all texts in one array, and the offsets: text i has `ids[offsets[i]:offsets[i + 1]]`.
 
-        ids are uint16 for up to 65,536 tokens, else uint32; offsets, one more than texts, are int64.
+        The ids are uint16 for up to 65,536 tokens, else uint32. The offsets, one more than texts, are int64.
         Arrow arrays (string, large_string, binary, large_binary, without nulls) are read in place.
 
         >>> import numpy
@@ -97,21 +104,21 @@ class Encoder:
         """
 
     def encode_lists(self, texts: Texts, num_threads: int = 1) -> list[list[int]]:
-        """The ids of each text as a list.
+        """Return the ids of each text as a list.
 
         >>> encoder.encode_lists(["abc", "", "d"])
         [[256, 99], [], [100]]
         """
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids, special tokens by their names. Raises KeyError for an id that does not exist.
+        """Return the bytes of ids. Special tokens give their names. Raises KeyError for an id that does not exist.
 
         >>> encoder.decode_bytes([257, 256, 99])
         b'<|bos|>abc'
         """
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
-        """`decode_bytes` of each row.
+        """Return the bytes of each row of ids.
 
         >>> encoder.decode_batch([[256, 99], []])
         [b'abc', b'']

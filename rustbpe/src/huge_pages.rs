@@ -15,8 +15,8 @@ pub fn advise_huge_pages<T>(memory: *const [T]) {
         let first = start.next_multiple_of(HUGE_PAGE_LEN);
         let last = end / HUGE_PAGE_LEN * HUGE_PAGE_LEN;
         if first < last {
-            // SAFETY: MADV_HUGEPAGE changes how memory is backed, never its contents or whether it is mapped. An invalid
-            // range makes the call fail without an effect, and the result is ignored.
+            // SAFETY: MADV_HUGEPAGE changes how memory is backed, never its contents or whether it is mapped. An
+            // invalid range makes the call fail without an effect, and the result is ignored.
             unsafe { libc::madvise(first as *mut _, last - first, libc::MADV_HUGEPAGE) };
         }
     }

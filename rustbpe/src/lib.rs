@@ -1,9 +1,9 @@
 //! Byte-level BPE, exact and parallel: training, encoding, decoding.
 //!
 //! 1. Split: a [`Splitter`] cuts text into words by a pattern. Merges never cross words.
-//! 2. Train: [`count_words`] counts distinct words in several threads, and [`train_merges`] merges the most frequent pair
-//!    of adjacent tokens again and again. Among pairs of equal count the lower pair of ids is merged first, so the result
-//!    depends only on the text: not on the number of threads or the order of the documents.
+//! 2. Train: [`count_words`] counts distinct words in several threads, and [`train_merges`] merges the most frequent
+//!    pair of adjacent tokens again and again. Among pairs of equal count the lower pair of ids is merged first, so the
+//!    result depends only on the text: not on the number of threads or the order of the documents.
 //! 3. Encode: an [`Encoder`] turns a text into token ids, [`encode_batch`] many texts in several threads. A
 //!    [`Vocabulary`] turns ids into bytes.
 //!

@@ -1,13 +1,13 @@
-//! The splitter by hand against the regex engine.
+//! The block scan and the word scan against the regex engine.
 
 use rustbpe::Splitter;
 
-const OURS: &str =
+const NANOCHAT: &str =
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
-const FAMILY: [&str; 8] = [
-    OURS,
-    // GPT-4, as published and as tiktoken spells it now; three digits and one
+const PATTERNS: [&str; 8] = [
+    NANOCHAT,
+    // GPT-4: as published, and in the spellings of tiktoken; with three digits and with one
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
@@ -43,7 +43,7 @@ fn words(splitter: &Splitter, text: &str) -> Vec<Vec<u8>> {
     words
 }
 
-/// A small generator of random numbers, the same on every machine.
+/// Random numbers, the same on every machine (xorshift).
 struct Rng(u64);
 
 impl Rng {
@@ -54,7 +54,7 @@ impl Rng {
         (self.0 >> 33) as usize % bound
     }
 
-    /// Short and of everything, or long enough for blocks and mostly ASCII.
+    /// A random text: either short with characters of all kinds, or long enough for the block scan and mostly ASCII.
     fn text(&mut self) -> String {
         const COMMON: [char; 40] = [
             'a', 'Z', 'é', 's', 'S', 'ſ', 't', 'l', 'L', 'v', 'E', 'r', 'd', 'M', '\'', '\'', '’', ' ', ' ', ' ', '\n',
@@ -83,9 +83,9 @@ impl Rng {
 }
 
 #[test]
-fn by_hand_equals_the_regex() {
+fn scans_equal_the_regex() {
     let mut rng = Rng(0x9E37_79B9_7F4A_7C15);
-    for pattern in FAMILY {
+    for pattern in PATTERNS {
         let (fast, slow) = (Splitter::new(pattern).unwrap(), Splitter::with_regex(pattern).unwrap());
         assert!(!fast.uses_regex() && slow.uses_regex(), "{pattern}");
         for text in TRICKY {
@@ -106,21 +106,21 @@ fn by_hand_equals_the_regex() {
 }
 
 #[test]
-#[ignore = "ten million strings: minutes"]
-fn by_hand_equals_the_regex_at_length() {
-    let splitters: Vec<_> = FAMILY
+#[ignore = "ten million texts take minutes"]
+fn scans_equal_the_regex_on_many_texts() {
+    let splitters: Vec<_> = PATTERNS
         .iter()
         .map(|pattern| (Splitter::new(pattern).unwrap(), Splitter::with_regex(pattern).unwrap()))
         .collect();
     let mut rng = Rng(20_261_121);
     for round in 0..10_000_000 {
         let text = rng.text();
-        let (fast, slow) = &splitters[round % FAMILY.len()];
-        assert_eq!(words(fast, &text), words(slow, &text), "{} on {text:?}", FAMILY[round % FAMILY.len()]);
+        let (fast, slow) = &splitters[round % PATTERNS.len()];
+        assert_eq!(words(fast, &text), words(slow, &text), "{} on {text:?}", PATTERNS[round % PATTERNS.len()]);
     }
 }
 
-/// The words of bytes: those that are no UTF-8 are words of their own, neighbours together.
+/// The words of bytes. A run of bytes that are not UTF-8 is one word.
 fn byte_words(splitter: &Splitter, bytes: &[u8]) -> Vec<Vec<u8>> {
     let (mut all, mut invalid) = (Vec::new(), Vec::new());
     for chunk in bytes.utf8_chunks() {
@@ -135,9 +135,9 @@ fn byte_words(splitter: &Splitter, bytes: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn cuts_change_no_word() {
+fn safe_cuts_change_no_word() {
     let mut rng = Rng(7);
-    for pattern in FAMILY {
+    for pattern in PATTERNS {
         let splitter = Splitter::new(pattern).unwrap();
         let (mut cuts, mut beyond_ascii) = (0, 0);
         for _ in 0..4000 {
@@ -161,19 +161,19 @@ fn cuts_change_no_word() {
         }
         assert!(cuts > 1500 && beyond_ascii > 500, "{cuts}, {beyond_ascii}");
     }
-    let splitter = Splitter::new(OURS).unwrap();
+    let splitter = Splitter::new(NANOCHAT).unwrap();
     assert_eq!(splitter.next_safe_cut(b"ab cd ef", 3), 5);
     assert_eq!(splitter.next_safe_cut("世世\n世\n世世".as_bytes(), 2), 7);
     assert_eq!(splitter.next_safe_cut("世\u{3000}\n世\n\u{3000}世".as_bytes(), 2), 17);
     assert_eq!(splitter.next_safe_cut("हिन्दी में".as_bytes(), 1), 18);
     assert_eq!(splitter.next_safe_cut("é\u{a0} \u{2003} 𝔸 ".as_bytes(), 1), 13);
     assert_eq!(splitter.next_safe_cut(b"\xe2\x80 x", 0), 2);
-    assert_eq!(Splitter::with_regex(OURS).unwrap().next_safe_cut(b"ab cd ef", 3), 8);
+    assert_eq!(Splitter::with_regex(NANOCHAT).unwrap().next_safe_cut(b"ab cd ef", 3), 8);
 }
 
 #[test]
 fn other_patterns_run_on_the_regex_engine() {
-    for pattern in [r"\w+|\W", &OURS[1..], &format!("{OURS}|x")] {
+    for pattern in [r"\w+|\W", &NANOCHAT[1..], &format!("{NANOCHAT}|x")] {
         assert!(Splitter::new(pattern).unwrap().uses_regex());
     }
     assert!(Splitter::new("(").is_err());

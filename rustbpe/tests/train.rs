@@ -1,4 +1,4 @@
-//! The trainer against a slow twin that counts everything anew for every merge.
+//! The trainer against a slow reference that counts all pairs again for every merge.
 
 use rustbpe::{count_words, token_bytes, train_merges, Error, Splitter, WordCounts};
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ fn slow_merges(words: &[(Vec<u8>, u64)], num_merges: usize) -> Vec<Pair> {
         for (word, count) in &words {
             word.windows(2).for_each(|pair| *counts.entry((pair[0], pair[1])).or_insert(0) += count);
         }
-        // The first of the highest, and a BTreeMap gives the lower pairs first.
+        // `max_by_key` returns the last maximum: in reverse order the lowest pair.
         let Some((&best, _)) = counts.iter().rev().max_by_key(|(_, &count)| count) else { break };
         let new = 256 + merges.len() as u32;
         for (word, _) in &mut words {
@@ -32,21 +32,21 @@ fn slow_merges(words: &[(Vec<u8>, u64)], num_merges: usize) -> Vec<Pair> {
     merges
 }
 
-fn below(state: &mut u64, bound: u64) -> u64 {
+fn random_below(state: &mut u64, bound: u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*state >> 33) % bound
 }
 
 #[test]
-fn same_merges_as_the_slow_twin() {
+fn same_merges_as_the_slow_reference() {
     let mut state = 3;
     for round in 0..60 {
         let letters = 1 + round % 5;
-        let words: BTreeMap<Vec<u8>, u64> = (0..1 + below(&mut state, 12))
+        let words: BTreeMap<Vec<u8>, u64> = (0..1 + random_below(&mut state, 12))
             .map(|_| {
-                let length = 1 + below(&mut state, 30);
-                let word = (0..length).map(|_| b'a' + below(&mut state, letters) as u8).collect();
-                (word, 1 + below(&mut state, 4))
+                let length = 1 + random_below(&mut state, 30);
+                let word = (0..length).map(|_| b'a' + random_below(&mut state, letters) as u8).collect();
+                (word, 1 + random_below(&mut state, 4))
             })
             .collect();
         let words: Vec<_> = words.into_iter().collect();
@@ -56,7 +56,7 @@ fn same_merges_as_the_slow_twin() {
         let mut tokens = token_bytes(&merges);
         tokens.sort();
         tokens.dedup();
-        assert_eq!(tokens.len(), 256 + merges.len(), "a token twice: {words:?}");
+        assert_eq!(tokens.len(), 256 + merges.len(), "a duplicate token: {words:?}");
     }
 }
 
@@ -68,7 +68,7 @@ fn counts_need_64_bits() {
 }
 
 #[test]
-fn any_number_of_threads() {
+fn merges_do_not_depend_on_the_number_of_threads() {
     let splitter = Splitter::new(r"\w+|\W").unwrap();
     let texts: Vec<String> = (0..500).map(|i| format!("word{} and {} words", i % 7, i * i)).collect();
     let trained: Vec<_> = [1, 2, 7]
@@ -82,7 +82,7 @@ fn any_number_of_threads() {
 }
 
 #[test]
-fn errors_end_the_training() {
+fn errors_stop_the_training() {
     let none = WordCounts::default();
     assert_eq!(train_merges::<Error>(&none, 300, |_| Ok(())), Err(Error::EmptyCorpus));
     assert_eq!(train_merges::<Error>(&none, 255, |_| Ok(())), Err(Error::VocabSize(255)));

@@ -1,8 +1,8 @@
 //! Encode many texts in several threads.
 //!
 //! The calling thread cuts the texts into numbered jobs and queues them. It starts further threads as jobs arrive, and
-//! becomes a worker itself when all texts are queued. Workers finish jobs in any order, and a [`BatchAssembler`] joins the
-//! ids in the order of the jobs.
+//! becomes a worker itself when all texts are queued. Workers finish jobs in any order, and a [`BatchAssembler`] joins
+//! the ids in the order of the jobs.
 
 use super::encoder::{Encoder, TokenId};
 use super::worker::Worker;
@@ -56,8 +56,8 @@ pub fn encode_batch<I: TokenId>(
 
 /// Encode the texts that `produce` passes to its argument, which other threads encode already while `produce` runs.
 ///
-/// `produce` runs on the calling thread. `expected_bytes` is the approximate number of bytes of all texts, by which memory
-/// for the ids is reserved. Errors: those of `produce` and of the splitter.
+/// `produce` runs on the calling thread. `expected_bytes` is the approximate number of bytes of all texts, by which
+/// memory for the ids is reserved. Errors: those of `produce` and of the splitter.
 pub fn encode_batch_with<'t, I: TokenId, E: From<Error>>(
     encoder: &Encoder,
     num_threads: usize,
@@ -178,8 +178,8 @@ impl<I: TokenId> BatchAssembler<I> {
 
     /// Reserve memory for all ids, on the assumption that all texts have as many ids per byte as one job.
     ///
-    /// Unused memory costs almost nothing, but moving the ids to a larger block is slow. If the memory is not available, the
-    /// list of ids grows step by step.
+    /// Unused memory costs almost nothing, but moving the ids to a larger block is slow. If the memory is not
+    /// available, the list of ids grows step by step.
     fn reserve(&mut self, job_bytes: usize, job_ids: usize) {
         let num_jobs = self.expected_bytes as f64 / job_bytes.max(1) as f64;
         let _ = self.batch.ids.try_reserve((job_ids as f64 * num_jobs * 1.05) as usize);
@@ -213,7 +213,8 @@ mod tests {
     use crate::{token_bytes, Splitter, Vocabulary};
     use std::time::Duration;
 
-    /// Encode a job, a text, and jobs that would take an hour, then return `produced`. Return the error of the encoding.
+    /// Encode a job, a text, and jobs that would take an hour, then return `produced`. Return the error of the
+    /// encoding.
     fn error_of_encoding(text: String, produced: Result<(), Error>) -> Option<Error> {
         let (error_sender, error_receiver) = channel();
         thread::spawn(move || {

@@ -29,8 +29,8 @@ pub struct Encoder {
     pub splitter: Splitter,
     /// The workers of finished calls, with full caches, for the next calls.
     idle_workers: Mutex<Vec<Worker>>,
-    /// A worker has several megabytes, so no more are kept than there are cores, but at least eight, the default number of
-    /// threads.
+    /// A worker has several megabytes, so no more are kept than there are cores, but at least eight, the default number
+    /// of threads.
     max_idle_workers: usize,
 }
 

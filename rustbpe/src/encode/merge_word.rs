@@ -1,5 +1,5 @@
-//! Merge the bytes of one word into tokens: the pair whose merge has the lowest id first, the leftmost among equals, until
-//! no pair has a merge.
+//! Merge the bytes of one word into tokens: the pair whose merge has the lowest id first, the leftmost among equals,
+//! until no pair has a merge.
 //!
 //! With the tokens ab = 256, bc = 257 and abc = 258:
 //!
@@ -20,8 +20,8 @@
 //! | from 257   | `BucketMerger`   | heap of ids; one list of positions per id, read left to right  | O(n log v) |
 //!
 //! Here v is the number of distinct merges in the word. The first two need no memory but the stack and win by small
-//! constants: a group costs about as much as a single step of a heap. The third keeps long words (a text without spaces)
-//! from taking quadratic time.
+//! constants: a group costs about as much as a single step of a heap. The third keeps long words (a text without
+//! spaces) from taking quadratic time.
 
 use super::vocabulary::{Vocabulary, NO_TOKEN};
 use crate::packed::MAX_PACKED_LEN;
@@ -89,8 +89,8 @@ fn minimum(pairs: &[i32]) -> i32 {
 
 /// Append the ids of a word of at most `MAX_GROUPED_LEN` bytes to `out`.
 ///
-/// Tokens do not move: a token stays at the position of its first byte and links to its neighbors. A pair is stored as one
-/// integer with the merged id above the position of the left token, so that the minimum is the next merge.
+/// Tokens do not move: a token stays at the position of its first byte and links to its neighbors. A pair is stored as
+/// one integer with the merged id above the position of the left token, so that the minimum is the next merge.
 fn merge_grouped(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
     let pair = |merged_id: u32, pos: usize| {
         if merged_id == NO_TOKEN {
@@ -146,8 +146,8 @@ fn merge_grouped(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
 
 /// Merges long words. The positions of all pairs with the same merge are in one bucket, and a heap knows the lowest id.
 ///
-/// A bucket is read from left to right: memory is read in order, and the heap holds each id once instead of each position.
-/// There is a cell for each byte of the word, laid out as in `train/train_merges.rs`.
+/// A bucket is read from left to right: memory is read in order, and the heap holds each id once instead of each
+/// position. There is a cell for each byte of the word, laid out as in `train/train_merges.rs`.
 struct BucketMerger<'v> {
     vocabulary: &'v Vocabulary,
     scratch: &'v mut MergeScratch,
@@ -263,8 +263,8 @@ impl<'v> BucketMerger<'v> {
         }
     }
 
-    /// Merge the pair at `pos` unless an earlier merge took one of its tokens. Two tokens that together have the length of
-    /// the merged token also have its bytes: the bytes of the word do not change.
+    /// Merge the pair at `pos` unless an earlier merge took one of its tokens. Two tokens that together have the length
+    /// of the merged token also have its bytes: the bytes of the word do not change.
     fn merge_at(&mut self, pos: usize, merged_id: u32) {
         let first = self.cells[pos];
         if first & END != 0 {

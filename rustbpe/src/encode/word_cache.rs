@@ -4,7 +4,8 @@ use crate::huge_pages::advise_huge_pages;
 use crate::packed::{hash_packed, FastHasher, PackedWord};
 use std::hash::Hasher;
 
-/// The ids of a short word in one integer: up to four ids of 21 bits, 32 bits apart, and their number in the highest byte.
+/// The ids of a short word in one integer: up to four ids of 21 bits, 32 bits apart, and their number in the highest
+/// byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InlineIds(u128);
 
@@ -14,7 +15,8 @@ const COUNT_SHIFT: u32 = 120;
 const ID_MASKS: u128 = 0x001F_FFFF_001F_FFFF_001F_FFFF_001F_FFFF;
 
 impl InlineIds {
-    /// Pack ids. Of more than `MAX_INLINE_IDS` only the number is kept: the ids themselves are stored like a long word's.
+    /// Pack ids. Of more than `MAX_INLINE_IDS` only the number is kept: the ids themselves are stored like a long
+    /// word's.
     fn new(ids: &[u32]) -> Self {
         let inline = if ids.len() <= MAX_INLINE_IDS { ids } else { &[] };
         let packed = inline.iter().rev().fold(0, |packed, &id| packed << 32 | u128::from(id));
@@ -57,8 +59,8 @@ pub struct WordCache {
     short: Vec<u128>,
     /// Index of the first integer that starts a line of the processor's cache.
     first_line: usize,
-    /// Slots as `LongSlot::pack` makes them; all zeros if empty. Integers, because `vec!` gets those as zeroed memory from
-    /// the system without writing them.
+    /// Slots as `LongSlot::pack` makes them; all zeros if empty. Integers, because `vec!` gets those as zeroed memory
+    /// from the system without writing them.
     long: Vec<[u64; 3]>,
     long_bytes: Vec<u8>,
     long_ids: Vec<u32>,
@@ -105,8 +107,8 @@ impl Default for WordCache {
 impl WordCache {
     /// Write the memory of all tables before a large text is encoded. The first call drops all words.
     ///
-    /// The system provides zeroed memory lazily. A page that is read before it is written costs two page faults, and the
-    /// second one interrupts all threads of the process, because it replaces the shared page of zeros.
+    /// The system provides zeroed memory lazily. A page that is read before it is written costs two page faults, and
+    /// the second one interrupts all threads of the process, because it replaces the shared page of zeros.
     pub fn prepare(&mut self) {
         if !std::mem::replace(&mut self.is_prepared, true) {
             advise_huge_pages(&raw const self.short[..]);
@@ -154,7 +156,8 @@ impl WordCache {
         (line[index] == word).then_some(InlineIds(line[index + 1]))
     }
 
-    /// Return the ids of a short word if it is in its second line. That is possible only if its own line, `line`, is full.
+    /// Return the ids of a short word if it is in its second line. That is possible only if its own line, `line`, is
+    /// full.
     pub fn get_displaced(&self, word: PackedWord, line: usize) -> Option<InlineIds> {
         if self.short[line + 2] == 0 {
             return None;
@@ -162,8 +165,8 @@ impl WordCache {
         self.get_short(word, self.second_line(word))
     }
 
-    /// Insert a short word: into its own line, else into its second line, else in place of the last word of its own line.
-    /// The first word of a line is never replaced: frequent words come early.
+    /// Insert a short word: into its own line, else into its second line, else in place of the last word of its own
+    /// line. The first word of a line is never replaced: frequent words come early.
     pub fn insert_short(&mut self, word: PackedWord, line: usize, ids: &[u32]) {
         let second_line = self.second_line(word);
         let places = [line, line + 2, second_line, second_line + 2];

@@ -139,8 +139,8 @@ impl Worker {
     }
 }
 
-/// Set `word_ids` to the ids of a short word, and return them. `cached`, from the word's own line of the cache, is `None` or
-/// has more than `MAX_INLINE_IDS` ids.
+/// Set `word_ids` to the ids of a short word, and return them. `cached`, from the word's own line of the cache, is
+/// `None` or has more than `MAX_INLINE_IDS` ids.
 #[inline(never)]
 fn encode_short<'s>(
     cache: &mut WordCache,

@@ -116,11 +116,12 @@ pub struct TextArray {
     array: ArrowArray,
 }
 
-// SAFETY: a `TextArray` owns its struct, and no pointer in it refers to thread-local data of this crate. `drop` calls the
-// producer's `release`; the specification ties it to no thread. (`count_words` returns finished batches to its caller, so
-// arrays are released on the thread that took them unless a worker panics.)
+// SAFETY: a `TextArray` owns its struct, and no pointer in it refers to thread-local data of this crate. `drop` calls
+// the producer's `release`; the specification ties it to no thread. (`count_words` returns finished batches to its
+// caller, so arrays are released on the thread that took them unless a worker panics.)
 unsafe impl Send for TextArray {}
-// SAFETY: shared access only reads the struct and its buffers, and the specification forbids writes to exported buffers.
+// SAFETY: shared access only reads the struct and its buffers, and the specification tells both sides to treat exported
+// buffers as immutable.
 unsafe impl Sync for TextArray {}
 
 impl TextArray {

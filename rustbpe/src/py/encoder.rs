@@ -8,26 +8,26 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList};
 
-/// A vocabulary with its split pattern; text is never a special token.
+/// A vocabulary with its split pattern. Special tokens in a text are encoded as ordinary text.
 #[pyclass(frozen, module = "nanochat.tokenization._rustbpe", name = "Encoder")]
 pub struct PyEncoder(Encoder);
 
 #[pymethods]
 impl PyEncoder {
-    /// Encoder(pattern, tokens, special_tokens): the tokens by id; the special ones have the ids that follow.
+    /// Encoder(pattern, tokens, special_tokens): `tokens` by id. The special tokens get the ids that follow.
     #[new]
     fn new(pattern: &str, tokens: Vec<PyBackedBytes>, special_tokens: Vec<String>) -> PyResult<Self> {
         let splitter = Splitter::new(pattern)?;
         Ok(Self(Encoder::new(Vocabulary::new(&tokens, &special_tokens)?, splitter)))
     }
 
-    /// The ids of one text, a str or bytes.
+    /// Return the ids of one text, a str or bytes.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-        let held = PyText::new(text)?;
-        Ok(py.detach(|| self.0.encode(held.text()))?)
+        let py_text = PyText::new(text)?;
+        Ok(py.detach(|| self.0.encode(py_text.text()))?)
     }
 
-    /// The ids of all texts, one after another, and the offsets: text i has ids[offsets[i]:offsets[i + 1]].
+    /// Return the ids of all texts in one array, and the offsets: text i has ids[offsets[i]:offsets[i + 1]].
     #[pyo3(signature = (texts, num_threads=1))]
     fn encode_batch(
         &self,
@@ -46,7 +46,7 @@ impl PyEncoder {
         Ok((IntArray(ids), IntArray(Ints::I64(offsets))))
     }
 
-    /// The ids of each text as a list.
+    /// Return the ids of each text as a list.
     #[pyo3(signature = (texts, num_threads=1))]
     fn encode_lists<'py>(
         &self,
@@ -59,11 +59,11 @@ impl PyEncoder {
         batch.offsets.windows(2).map(row).collect()
     }
 
-    /// The bytes of ids. Raises KeyError for an id that does not exist.
+    /// Return the bytes of ids. Raises KeyError for an id that does not exist.
     fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let py = ids.py();
         let ids: Vec<i64> = ids.extract().map_err(|error: PyErr| {
-            // Beyond 64 bits there is no token either.
+            // An integer of more than 64 bits is no id either.
             if error.is_instance_of::<PyOverflowError>(py) {
                 PyKeyError::new_err(format!("no token has one of these ids: {error}"))
             } else {
@@ -75,7 +75,7 @@ impl PyEncoder {
         Ok(PyBytes::new(py, &bytes))
     }
 
-    /// The bytes of each row of ids.
+    /// Return the bytes of each row of ids.
     fn decode_batch<'py>(&self, rows: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         rows.iter().map(|ids| self.decode_bytes(ids)).collect()
     }

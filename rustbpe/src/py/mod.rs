@@ -1,9 +1,9 @@
-//! The Python module `nanochat.tokenization._rustbpe`: types in and out, Python's lock, signals. No algorithm lives here.
+//! The Python module `nanochat.tokenization._rustbpe`: a thin binding that converts arguments and results.
 //!
-//! Nothing relies on Python's lock: what is shared is either immutable or behind a mutex, which the compiler checks, and
-//! the texts are read from immutable strings, bytes and Arrow buffers. So the module does not ask a free-threaded Python
-//! (3.14t and later) to switch the lock on. Such a Python loads no abi3 wheel; built on it from source the module is one
-//! for that version alone. That it compiles so has been checked; it has been run on Pythons with the lock only.
+//! The module is thread-safe without Python's global lock: shared state is immutable or behind a mutex, and texts are
+//! read from immutable strings, bytes and Arrow buffers. So `gil_used = false` keeps a free-threaded Python (3.14t and
+//! later) from enabling the lock. Such a Python does not load abi3 wheels, but can build the module from source for its
+//! own version. That build has been compiled; the module has been run only on versions of Python with the lock.
 
 mod arrow;
 mod encoder;

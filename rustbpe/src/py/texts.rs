@@ -1,4 +1,4 @@
-//! Texts from Python.
+//! Texts from Python: strings, bytes and Arrow arrays.
 
 use super::arrow::{ChunkedTextArray, Exported};
 use crate::{encode_batch, encode_batch_with, EncodedBatch, Encoder, Text, TokenId};
@@ -9,7 +9,7 @@ use pyo3::sync::critical_section::with_critical_section;
 use pyo3::types::{PyBytes, PyCapsule, PyCapsuleMethods, PyString};
 use std::sync::OnceLock;
 
-/// A Python string or bytes, held so that Rust can read it without Python's lock.
+/// A reference to a Python string or bytes object that can be read without Python's lock.
 pub enum PyText {
     Str(PyBackedStr),
     Bytes(PyBackedBytes),
@@ -22,7 +22,7 @@ impl PyText {
         }
         match text.extract::<PyBackedStr>() {
             Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => {
-                // A lone surrogate, which UTF-8 has no bytes for, becomes U+FFFD.
+                // UTF-8 has no bytes for lone surrogates: replace them by U+FFFD.
                 let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
                 Ok(PyText::Str(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
             }
@@ -38,67 +38,23 @@ impl PyText {
     }
 }
 
-/// The texts of a batch: Python's strings and bytes, or an Arrow array.
-pub enum TextSource {
-    Python(Vec<Py<PyAny>>),
-    Arrow(ChunkedTextArray),
+/// Return true if the object exports itself by the Arrow PyCapsule interface.
+pub fn is_arrow(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(object.hasattr("__arrow_c_stream__")? || object.hasattr("__arrow_c_array__")?)
 }
 
-impl TextSource {
-    pub fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let from_arrow =
-            |texts: Result<ChunkedTextArray, String>| texts.map(TextSource::Arrow).map_err(PyValueError::new_err);
-        if texts.hasattr("__arrow_c_stream__")? {
-            let stream = take_from_capsule(&texts.call_method0("__arrow_c_stream__")?)?;
-            return from_arrow(ChunkedTextArray::from_stream(stream));
-        }
-        if texts.hasattr("__arrow_c_array__")? {
-            let capsules = texts.call_method0("__arrow_c_array__")?;
-            let schema = take_from_capsule(&capsules.get_item(0)?)?;
-            let array = take_from_capsule(&capsules.get_item(1)?)?;
-            return from_arrow(ChunkedTextArray::from_array(schema, array));
-        }
-        if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
-            return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
-        }
-        texts.try_iter()?.map(|text| Ok(text?.unbind())).collect::<PyResult<_>>().map(TextSource::Python)
-    }
-
-    pub fn encode<I: TokenId>(
-        &self,
-        py: Python<'_>,
-        encoder: &Encoder,
-        num_threads: usize,
-    ) -> PyResult<EncodedBatch<I>> {
-        match self {
-            TextSource::Python(texts) => {
-                // Python gives out strings as UTF-8 one at a time, under its lock: other threads begin with those it gave.
-                // What is neither string nor bytes is refused when its turn comes, and may say any length meanwhile.
-                let is_text = |text: &Bound<'_, PyAny>| {
-                    text.is_exact_instance_of::<PyString>() || text.is_exact_instance_of::<PyBytes>()
-                };
-                let lengths =
-                    texts.iter().map(|text| text.bind(py)).filter(|text| is_text(text)).map(|text| text.len());
-                let size = lengths.sum::<PyResult<usize>>()?;
-                let held: Vec<OnceLock<PyText>> = texts.iter().map(|_| OnceLock::new()).collect();
-                py.detach(|| {
-                    encode_batch_with(encoder, num_threads, size, |add| {
-                        Python::attach(|py| {
-                            for (cell, text) in held.iter().zip(texts) {
-                                let text = PyText::new(text.bind(py))?;
-                                add(cell.get_or_init(|| text).text());
-                            }
-                            Ok(())
-                        })
-                    })
-                })
-            }
-            TextSource::Arrow(arrays) => {
-                let texts = arrays.texts().map_err(PyValueError::new_err)?;
-                Ok(py.detach(|| encode_batch(encoder, &texts, num_threads))?)
-            }
-        }
-    }
+/// Read an Arrow stream, or else an Arrow array, from an object for which `is_arrow` is true.
+pub fn read_arrow(object: &Bound<'_, PyAny>) -> PyResult<ChunkedTextArray> {
+    let texts = if object.hasattr("__arrow_c_stream__")? {
+        let stream = take_from_capsule(&object.call_method0("__arrow_c_stream__")?)?;
+        ChunkedTextArray::from_stream(stream)
+    } else {
+        let capsules = object.call_method0("__arrow_c_array__")?;
+        let schema = take_from_capsule(&capsules.get_item(0)?)?;
+        let array = take_from_capsule(&capsules.get_item(1)?)?;
+        ChunkedTextArray::from_array(schema, array)
+    };
+    texts.map_err(PyValueError::new_err)
 }
 
 /// Move the struct out of an Arrow capsule.
@@ -113,4 +69,73 @@ fn take_from_capsule<T: Exported>(capsule: &Bound<'_, PyAny>) -> PyResult<T> {
         Ok::<_, PyErr>(unsafe { T::take(struct_pointer.as_ptr().cast()) })
     })?;
     taken.map_err(PyValueError::new_err)
+}
+
+/// Raise TypeError if the argument for several texts is a single string or bytes object.
+pub fn reject_single_text(texts: &Bound<'_, PyAny>) -> PyResult<()> {
+    if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
+        return Err(PyTypeError::new_err("expected several texts, not a single one: put it into a list"));
+    }
+    Ok(())
+}
+
+/// The texts to encode: Python objects that should be strings or bytes, or an Arrow array.
+pub enum TextSource {
+    Python(Vec<Py<PyAny>>),
+    Arrow(ChunkedTextArray),
+}
+
+impl TextSource {
+    pub fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if is_arrow(texts)? {
+            return read_arrow(texts).map(TextSource::Arrow);
+        }
+        reject_single_text(texts)?;
+        texts.try_iter()?.map(|text| Ok(text?.unbind())).collect::<PyResult<_>>().map(TextSource::Python)
+    }
+
+    pub fn encode<I: TokenId>(
+        &self,
+        py: Python<'_>,
+        encoder: &Encoder,
+        num_threads: usize,
+    ) -> PyResult<EncodedBatch<I>> {
+        match self {
+            TextSource::Python(objects) => encode_objects(py, objects, encoder, num_threads),
+            TextSource::Arrow(array) => {
+                let texts = array.texts().map_err(PyValueError::new_err)?;
+                Ok(py.detach(|| encode_batch(encoder, &texts, num_threads))?)
+            }
+        }
+    }
+}
+
+/// Encode Python objects. Raises TypeError for an object that is neither a string nor bytes.
+///
+/// Python converts strings to UTF-8 one at a time under its lock. Other threads encode the first ones meanwhile.
+fn encode_objects<I: TokenId>(
+    py: Python<'_>,
+    objects: &[Py<PyAny>],
+    encoder: &Encoder,
+    num_threads: usize,
+) -> PyResult<EncodedBatch<I>> {
+    // The length of an object of another type means nothing: a range, for example, may have any length.
+    let is_text = |object: &Bound<'_, PyAny>| {
+        object.is_exact_instance_of::<PyString>() || object.is_exact_instance_of::<PyBytes>()
+    };
+    let lens = objects.iter().map(|object| object.bind(py)).filter(|object| is_text(object)).map(|object| object.len());
+    let expected_bytes = lens.sum::<PyResult<usize>>()?;
+
+    let texts: Vec<OnceLock<PyText>> = objects.iter().map(|_| OnceLock::new()).collect();
+    py.detach(|| {
+        encode_batch_with(encoder, num_threads, expected_bytes, |push| {
+            Python::attach(|py| {
+                for (cell, object) in texts.iter().zip(objects) {
+                    let text = PyText::new(object.bind(py))?;
+                    push(cell.get_or_init(|| text).text());
+                }
+                Ok(())
+            })
+        })
+    })
 }

@@ -1,120 +1,112 @@
-//! The function `train` of the Python module: texts in, progress and signals meanwhile.
+//! The function `train` of the Python module.
 
-use super::arrow;
-use super::texts::TextSource;
+use super::arrow::TextArray;
+use super::texts::{is_arrow, read_arrow, reject_single_text};
 use crate::{count_words, token_bytes, train_merges, Error, Splitter, Text, TextBatch};
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyIterator, PyList, PyString};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Texts are taken from the iterator in batches of about this size.
+/// Strings are taken from the iterator in batches of about this many bytes.
 const BATCH_BYTES: usize = 1 << 20;
-/// And from at most so many items, so that an endless stream of empty ones can be interrupted.
-const BATCH_ITEMS: usize = 1 << 14;
-/// How often Python gets a chance to show progress or to interrupt.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The largest number of items in a batch, so that an endless iterator of empty strings can be interrupted.
+const MAX_BATCH_ITEMS: usize = 1 << 14;
+/// Time between two calls of the Python progress function and of Python's signal handlers.
+const CALLBACK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Reports progress to Python now and then, and lets Ctrl-C through.
+/// Calls the Python progress function and Python's signal handlers at regular intervals.
 struct ProgressReporter {
     progress: Option<Py<PyAny>>,
     bytes_read: usize,
-    last: Instant,
+    last_call: Instant,
 }
 
 impl ProgressReporter {
-    fn beat(&mut self, merges: usize) -> PyResult<()> {
-        if self.last.elapsed() < POLL_INTERVAL {
+    /// Report if the last report is old enough. Errors: the progress function or a signal handler raised.
+    fn report_if_due(&mut self, num_merges: usize) -> PyResult<()> {
+        if self.last_call.elapsed() < CALLBACK_INTERVAL {
             return Ok(());
         }
-        Python::attach(|py| self.tell(py, merges))
+        Python::attach(|py| self.report(py, num_merges))
     }
 
-    fn tell(&mut self, py: Python<'_>, merges: usize) -> PyResult<()> {
-        self.last = Instant::now();
+    fn report(&mut self, py: Python<'_>, num_merges: usize) -> PyResult<()> {
+        self.last_call = Instant::now();
         py.check_signals()?;
         match &self.progress {
-            Some(progress) => progress.call1(py, (self.bytes_read, merges)).map(drop),
+            Some(progress) => progress.call1(py, (self.bytes_read, num_merges)).map(drop),
             None => Ok(()),
         }
     }
 }
 
-/// Texts to train on, as they come from Python: strings, which are not copied, or an Arrow array.
+/// A batch of training texts, which are not copied.
 enum TrainingBatch {
     Strings(Vec<PyBackedStr>),
-    Column(arrow::TextArray),
+    Array(TextArray),
 }
 
 impl TextBatch for TrainingBatch {
     fn len(&self) -> usize {
         match self {
             TrainingBatch::Strings(texts) => texts.len(),
-            TrainingBatch::Column(column) => column.len(),
+            TrainingBatch::Array(array) => array.len(),
         }
     }
 
     fn get(&self, index: usize) -> Result<Text<'_>, Error> {
         match self {
             TrainingBatch::Strings(texts) => texts.get(index),
-            TrainingBatch::Column(column) => column.get(index).map(Text::Bytes).map_err(Error::Text),
+            TrainingBatch::Array(array) => array.get(index).map(Text::Bytes).map_err(Error::Text),
         }
     }
 }
 
-/// Batches from an iterator over strings and Arrow arrays, or from one Arrow array.
+/// Reads batches from an iterator over strings and Arrow arrays, or from one Arrow array.
 struct BatchReader {
     iterator: Py<PyIterator>,
-    /// Columns of an Arrow array that was taken already.
-    columns: VecDeque<arrow::TextArray>,
+    /// Chunks of the last Arrow array that are not yet returned.
+    chunks: VecDeque<TextArray>,
 }
 
 impl BatchReader {
     fn new(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        if texts.is_instance_of::<PyString>() || texts.is_instance_of::<PyBytes>() {
-            return Err(PyTypeError::new_err("expected several texts, not one: put it into a list"));
-        }
+        reject_single_text(texts)?;
         let items = if is_arrow(texts)? { PyList::new(texts.py(), [texts])?.into_any() } else { texts.clone() };
-        Ok(Self { iterator: items.try_iter()?.unbind(), columns: VecDeque::new() })
+        Ok(Self { iterator: items.try_iter()?.unbind(), chunks: VecDeque::new() })
     }
 
-    /// The next batch, or None at the end.
+    /// Return the next batch, or `None` at the end.
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<TrainingBatch>> {
         let mut strings: Vec<PyBackedStr> = Vec::new();
-        let (mut bytes, mut items) = (0, 0);
-        while self.columns.is_empty() && bytes < BATCH_BYTES && items < BATCH_ITEMS {
-            items += 1;
+        let (mut num_bytes, mut num_items) = (0, 0);
+        while self.chunks.is_empty() && num_bytes < BATCH_BYTES && num_items < MAX_BATCH_ITEMS {
+            num_items += 1;
             match self.iterator.bind(py).clone().next().transpose()? {
-                Some(item) if item.is_instance_of::<PyString>() || !is_arrow(&item)? => {
-                    let text: PyBackedStr = item.extract()?;
-                    bytes += text.len();
-                    strings.push(text);
+                Some(item) if !item.is_instance_of::<PyString>() && is_arrow(&item)? => {
+                    self.chunks.extend(read_arrow(&item)?.chunks);
                 }
                 Some(item) => {
-                    if let TextSource::Arrow(texts) = TextSource::new(&item)? {
-                        self.columns.extend(texts.chunks);
-                    }
+                    let text: PyBackedStr = item.extract()?;
+                    num_bytes += text.len();
+                    strings.push(text);
                 }
                 None if strings.is_empty() => return Ok(None),
                 None => break,
             }
         }
         if strings.is_empty() {
-            if let Some(column) = self.columns.pop_front() {
-                return Ok(Some(TrainingBatch::Column(column)));
+            if let Some(chunk) = self.chunks.pop_front() {
+                return Ok(Some(TrainingBatch::Array(chunk)));
             }
         }
         Ok(Some(TrainingBatch::Strings(strings)))
     }
 }
 
-fn is_arrow(texts: &Bound<'_, PyAny>) -> PyResult<bool> {
-    Ok(texts.hasattr("__arrow_c_stream__")? || texts.hasattr("__arrow_c_array__")?)
-}
-
-/// Train byte-level BPE on strings or Arrow arrays of them; returns the bytes of every token by id.
+/// Train byte-level BPE on strings or Arrow arrays of strings. Returns the bytes of every token by id.
 #[pyfunction]
 #[pyo3(signature = (texts, vocab_size, pattern, *, num_threads=None, progress=None))]
 pub fn train(
@@ -131,20 +123,20 @@ pub fn train(
     let splitter = Splitter::new(pattern)?;
     let num_threads = num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let mut batches = BatchReader::new(texts)?;
-    let mut pulse = ProgressReporter { progress, bytes_read: 0, last: Instant::now() };
+    let mut reporter = ProgressReporter { progress, bytes_read: 0, last_call: Instant::now() };
     let tokens = py.detach(|| {
-        let next_batch = |spent| {
+        let next_batch = |done_batches| {
             Python::attach(|py| {
-                drop(spent);
+                drop(done_batches); // here, because Python objects are freed under Python's lock
                 batches.next(py)
             })
         };
-        let counts = count_words(&splitter, num_threads, next_batch, |bytes| {
-            pulse.bytes_read += bytes;
-            pulse.beat(0)
+        let counts = count_words(&splitter, num_threads, next_batch, |num_bytes| {
+            reporter.bytes_read += num_bytes;
+            reporter.report_if_due(0)
         })?;
-        let merges = train_merges(&counts, vocab_size, |merges| pulse.beat(merges))?;
-        Python::attach(|py| pulse.tell(py, merges.len()))?;
+        let merges = train_merges(&counts, vocab_size, |num_merges| reporter.report_if_due(num_merges))?;
+        Python::attach(|py| reporter.report(py, merges.len()))?;
         Ok::<_, PyErr>(token_bytes(&merges))
     })?;
     Ok(tokens.iter().map(|token| PyBytes::new(py, token).unbind()).collect())

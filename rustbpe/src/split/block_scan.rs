@@ -2,22 +2,22 @@
 //!
 //! Three algorithms split text into words:
 //!
-//! | pattern                          | part of the text                                    | algorithm                    |
-//! |----------------------------------|-----------------------------------------------------|------------------------------|
-//! | not of the GPT family            | all                                                 | regex engine (`fancy_regex`) |
-//! | GPT-2's                          | all                                                 | word scan (`word_scan.rs`)   |
-//! | GPT-4's, nanochat's and the like | fewer than 64 bytes before the end                  | word scan                    |
-//! |                                  | words up to a byte that the block scan can't decide | word scan                    |
-//! |                                  | a word longer than 64 bytes                         | word scan                    |
-//! |                                  | everything else                                     | block scan (this file)       |
+//! | pattern               | part of the text                                  | algorithm                    |
+//! |-----------------------|---------------------------------------------------|------------------------------|
+//! | not of the GPT family | all                                               | regex engine (`fancy_regex`) |
+//! | GPT-2's               | all                                               | word scan (`word_scan.rs`)   |
+//! | GPT-4's, nanochat's   | fewer than 64 bytes before the end                | word scan                    |
+//! |                       | words up to a byte that the block scan leaves out | word scan                    |
+//! |                       | a word longer than 64 bytes                       | word scan                    |
+//! |                       | everything else                                   | block scan (this file)       |
 //!
-//! The block scan cannot decide these bytes: characters beyond ASCII that are numbers or whitespace or cross the end of
-//! the block, whitespace before a line end, and an apostrophe that starts a word before two or more letters (`I've` has a
-//! contraction, `I'very` has none).
+//! The block scan leaves these bytes out: characters beyond ASCII that are numbers or whitespace or cross the end of
+//! the block, whitespace before a line end, and an apostrophe that starts a word before two or more letters (`I've` has
+//! a contraction, `I'very` has none).
 //!
 //! Bit `i` of a mask stands for byte `i` of the block. Almost no branch depends on the text, which makes the block scan
-//! faster than the word scan. An example for words of at most two digits, with bit 0 on the left, `_` for a space and `$`
-//! for a line feed:
+//! faster than the word scan. An example for words of at most two digits, with bit 0 on the left, `_` for a space and
+//! `$` for a line feed:
 //!
 //! ```text
 //! text         H i , _ i t ' s _ 1 2 3 4 _ k m ! $ x x ...
@@ -62,8 +62,8 @@ pub struct BlockScan {
 
 /// Find the word starts in a block whose first byte starts a word.
 ///
-/// Implements patterns in which letters take any one character before them, numbers have at most `max_digits` digits and
-/// take no space, and line ends follow other characters.
+/// Implements patterns in which letters take any one character before them, numbers have at most `max_digits` digits
+/// and take no space, and line ends follow other characters.
 #[inline(always)]
 pub fn scan_block(classes: &CharClassTable, block: &[u8; BLOCK_LEN], max_digits: usize) -> BlockScan {
     let mut masks = Masks::new(block);
@@ -139,7 +139,8 @@ impl Masks {
         };
         let mut masks = Self::default();
         for (i, sixteen) in block.chunks_exact(16).enumerate() {
-            // SAFETY: every x86-64 processor has SSE2. `sixteen` has 16 readable bytes, and the load needs no alignment.
+            // SAFETY: every x86-64 processor has SSE2. `sixteen` has 16 readable bytes, and the load needs no
+            // alignment.
             let [letters, numbers, whitespace, line_ends, spaces, apostrophes, beyond_ascii] = unsafe {
                 let bytes = _mm_loadu_si128(sixteen.as_ptr().cast());
                 let splat = |byte: u8| _mm_set1_epi8(byte as i8);

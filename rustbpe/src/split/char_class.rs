@@ -69,7 +69,8 @@ impl CharClassTable {
         Self { ascii, page_index, pages }
     }
 
-    /// Return the class of the character that starts at byte `pos`, and its length in bytes. `text` must be valid UTF-8.
+    /// Return the class of the character that starts at byte `pos`, and its length in bytes. `text` must be valid
+    /// UTF-8.
     #[inline(always)]
     pub fn class_at(&self, text: &[u8], pos: usize) -> (CharClass, usize) {
         let byte = text[pos];

@@ -1,8 +1,9 @@
 //! The split patterns of GPT-2, GPT-4 and nanochat as one family with a few options.
 //!
 //! Each pattern is a list of alternatives in this order: contractions, letters, numbers, other characters, whitespace.
-//! A pattern of the family is recognized by its text, alternative by alternative, in the spellings that are in use. Some
-//! spellings differ only in possessive quantifiers (`++`, `?+`), which match the same words faster on a regex engine.
+//! A pattern of the family is recognized by its text, alternative by alternative, in the spellings that are in use.
+//! Some spellings differ only in possessive quantifiers (`++`, `?+`), which match the same words faster on a regex
+//! engine.
 
 /// The options by which the patterns of the family differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use fancy_regex::Regex;
 
 /// A compiled split pattern.
 ///
-/// Patterns of the GPT family are split in one pass without backtracking, any other pattern by a regex engine. The tests
-/// check that both give the same words.
+/// Patterns of the GPT family are split in one pass without backtracking, any other pattern by a regex engine. The
+/// tests check that both give the same words.
 pub struct Splitter(Kind);
 
 enum Kind {
@@ -75,10 +75,12 @@ impl Splitter {
         Ok(())
     }
 
-    /// Return the first position at or after `min_pos`, and after 0, at which `text` can be cut without changing a word.
+    /// Return the first position at or after `min_pos`, and after 0, at which `text` can be cut without changing a
+    /// word.
     ///
     /// Returns the length of the text if there is no such position. That is always the case for a regex: its words are
-    /// unknown. In the patterns of the GPT family no rule looks behind, and these positions are always between two words:
+    /// unknown. In the patterns of the GPT family no rule looks behind, and these positions are always between two
+    /// words:
     ///
     /// - before a space that follows a character other than whitespace;
     /// - after a line feed between two characters other than whitespace.
@@ -107,8 +109,8 @@ fn ends_in_whitespace(classes: &CharClassTable, text: &[u8]) -> bool {
 
 /// Return true if the first candidate that is valid UTF-8 is a whitespace character.
 ///
-/// The candidates are 1 to 4 bytes at one end of a text, shortest first, so the first valid one is a single character. No
-/// valid one means invalid UTF-8, which is not whitespace.
+/// The candidates are 1 to 4 bytes at one end of a text, shortest first, so the first valid one is a single character.
+/// No valid one means invalid UTF-8, which is not whitespace.
 fn is_whitespace<'t>(classes: &CharClassTable, mut candidates: impl Iterator<Item = &'t [u8]>) -> bool {
     let character = candidates.find(|bytes| std::str::from_utf8(bytes).is_ok());
     character.is_some_and(|character| classes.class_at(character, 0).0.is_whitespace())
@@ -144,8 +146,12 @@ impl GptPattern {
                     let scan = scan_block(classes, block, self.max_digits);
                     let num_starts = scan.word_starts.count_ones() as usize;
                     let mut starts = scan.word_starts & (scan.word_starts - 1); // without the first, a bound already
-                                                                                // Eight bounds per step, more than needed in the last one: the number of steps is easier to predict
-                                                                                // for the processor than the number of bounds. The next bounds overwrite the surplus.
+                                                                                // Eight bounds per step, more than
+                                                                                // needed in the last one: the number of
+                                                                                // steps is easier to predict for the
+                                                                                // processor than the number of bounds.
+                                                                                // The next bounds overwrite the
+                                                                                // surplus.
                     for eight_bounds in bounds[num_bounds..].chunks_exact_mut(8).take((num_starts + 6) / 8) {
                         for bound in eight_bounds {
                             *bound = start + starts.trailing_zeros() as usize;

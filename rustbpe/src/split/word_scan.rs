@@ -98,8 +98,8 @@ impl GptPattern {
         pos
     }
 
-    /// The end of whitespace that belongs to no other word: after its last line end, else before its last character, which
-    /// may belong to the next word, else after all of it.
+    /// The end of whitespace that belongs to no other word: after its last line end, else before its last character,
+    /// which may belong to the next word, else after all of it.
     fn whitespace_end(&self, classes: &CharClassTable, text: &[u8], start: usize) -> usize {
         let mut pos = start;
         let mut last_char = start;

@@ -1,7 +1,7 @@
 //! Count the distinct words of a corpus in several threads.
 //!
-//! The calling thread reads batches of texts, cuts them into jobs and puts these into a short queue. Each worker takes jobs
-//! from the queue and counts into a table of its own. At the end the tables are added up.
+//! The calling thread reads batches of texts, cuts them into jobs and puts these into a short queue. Each worker takes
+//! jobs from the queue and counts into a table of its own. At the end the tables are added up.
 
 use crate::jobs::{Job, JobCutter, Part};
 use crate::{Error, Splitter, Text, WordCounts};
@@ -48,8 +48,8 @@ type WorkerHandle<'scope> = ScopedJoinHandle<'scope, Result<WordCounts, Error>>;
 ///
 /// Both callbacks run on the calling thread:
 ///
-/// - `next_batch` returns the next batch, or `None` at the end of the corpus. Its argument are the batches that all workers
-///   have finished, so that the caller decides when to drop them (objects of Python need Python's lock).
+/// - `next_batch` returns the next batch, or `None` at the end of the corpus. Its argument are the batches that all
+///   workers have finished, so that the caller decides when to drop them (objects of Python need Python's lock).
 /// - `progress` gets the number of bytes queued since its last call, which may be 0. It is called at least every 10 ms.
 ///
 /// Errors of a callback, a text that is not UTF-8, and errors of the splitter stop the counting, within a text as well.

@@ -1,8 +1,9 @@
 //! Find the merges of byte-level BPE from word counts.
 //!
-//! Layout: all distinct words lie one after another in one array with a cell per byte. A token occupies as many cells as it
-//! has bytes, and its first and its last cell hold its id. So the right neighbor of the token at `pos` starts at `pos + len`,
-//! the left neighbor ends at `pos - 1`, and a merge writes four cells. No token moves, and no linked list is needed:
+//! Layout: all distinct words lie one after another in one array with a cell per byte. A token occupies as many cells
+//! as it has bytes, and its first and its last cell hold its id. So the right neighbor of the token at `pos` starts at
+//! `pos + len`, the left neighbor ends at `pos - 1`, and a merge writes four cells. No token moves, and no linked list
+//! is needed:
 //!
 //! ```text
 //! word "abcabc"                  |  a    b    c    a    b    c    |    (| is WORD_BOUNDARY)
@@ -11,9 +12,9 @@
 //! ```
 //!
 //! Counts: a pair (a, b) can only appear in the step that creates the younger of its two tokens. Hence the list of the
-//! pair's positions is complete at the end of that step, and its count only falls afterwards. Two things follow. Position
-//! lists are written once, in increasing order. And an outdated entry of the heap can only be too high, so it is enough to
-//! correct an entry when it reaches the top.
+//! pair's positions is complete at the end of that step, and its count only falls afterwards. Two things follow.
+//! Position lists are written once, in increasing order. And an outdated entry of the heap can only be too high, so it
+//! is enough to correct an entry when it reaches the top.
 
 use crate::packed::FastMap;
 use crate::{Error, WordCounts};
@@ -90,7 +91,8 @@ fn key((a, b): Pair) -> u64 {
 }
 
 struct Trainer {
-    /// Ids in the first and last cell of each token, `INSIDE` between them, `WORD_BOUNDARY` before, between and after words.
+    /// Ids in the first and last cell of each token, `INSIDE` between them, `WORD_BOUNDARY` before, between and after
+    /// words.
     cells: Vec<u32>,
     /// Index of the word of each cell.
     word_of_cell: Vec<u32>,

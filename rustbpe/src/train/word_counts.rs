@@ -18,7 +18,8 @@ pub struct WordCounts {
     long: FastMap<Box<[u8]>, u64>,
 }
 
-/// A packed word and its count. Two halves instead of a `u128`, whose alignment would make the slot 32 bytes instead of 24.
+/// A packed word and its count. Two halves instead of a `u128`, whose alignment would make the slot 32 bytes instead of
+/// 24.
 #[derive(Clone, Copy, Default)]
 struct Slot {
     low: u64,
