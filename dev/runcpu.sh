@@ -38,7 +38,7 @@ for option in "$@"; do
             mid=(--mixture=dev/own_text.toml "${mid[@]}")
             sft=(--mixture=dev/own_text.toml "${sft[@]}")
             rl=(--mixture=dev/own_text.toml --tasks="WordProblems|SpellingBee" "${rl[@]}")
-            asking=(--tasks="WordProblems|SpellingBee" "${asking[@]}")
+            asking=(--task_name="WordProblems|SpellingBee" "${asking[@]}")
             ;;
         --overwrite) overwrite=yes ;;
         --mid.*) mid+=("--${option#--mid.}") ;;

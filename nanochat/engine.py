@@ -5,7 +5,7 @@ Letters in shape comments: B rows (unfinished completions), V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ class Engine:
         self.tool = Tool(tokenizer)
         self.end_ids = self.tool.end_ids
 
-    def stream(self, tokens: list[int], params: SamplingParams) -> Iterator[Column]:
+    def stream(self, tokens: list[int], params: SamplingParams) -> Generator[Column, None, None]:
         """Continue one prompt `params.num_samples` times. Yields `(token_column, token_masks)`, an entry per sample.
 
         Mask 1: sampled from the model (the end token included); 0: forced by the tool. A sample that has ended repeats
@@ -68,7 +68,7 @@ class Engine:
     @torch.inference_mode()
     def _columns(
         self, tokens: list[int], rows: list[RowState], params: SamplingParams, generator: torch.Generator
-    ) -> Iterator[Column]:
+    ) -> Generator[Column, None, None]:
         if rows[0].is_done:
             return
         batch = DecodeBatch(self.model, [tokens], [rows])
@@ -140,7 +140,7 @@ class Engine:
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int = 42,
-    ) -> Iterator[Column]:
+    ) -> Generator[Column, None, None]:
         """Call `stream` with loose arguments. Raises `UserError` for a setting that is impossible, too."""
         return self.stream(tokens, SamplingParams(temperature, top_k, max_tokens, num_samples, seed))
 

@@ -1,12 +1,12 @@
-"""Chat with a model in the browser: serves the page and the answers.
+"""Chat with a model in the browser: serves the chat page and the replies.
 
-    python -m scripts.chat_web                          # the last stage there is, at http://localhost:8000
+    python -m scripts.chat_web                          # the last stage that has a model, at http://localhost:8000
     python -m scripts.chat_web -i sft -g d20 -n 8       # eight GPUs: a copy of the model on each
-    python -m scripts.chat_web --host 0.0.0.0 -p 80     # for other machines too: anybody who reaches it may use it
+    python -m scripts.chat_web --host 0.0.0.0 -p 80     # reachable, and usable, from other machines
     gunicorn -w 4 -k uvicorn.workers.UvicornWorker scripts.chat_web:app
 
-gunicorn takes the address from its own flags, and each of its processes loads the model for itself; the settings come
-from $NANOCHAT_WEB_ARGS, such as "-i sft -t 0.8". Without a GPU, torch's threads are best limited with OMP_NUM_THREADS.
+gunicorn takes host and port from its own flags, and each of its processes loads its own copy of the model; the settings
+are read from $NANOCHAT_WEB_ARGS, such as "-i sft -t 0.8". On a CPU, limit the threads of torch with OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
@@ -26,101 +26,109 @@ from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
-from nanochat.serving.chat_request import check_number
-from nanochat.serving.chat_session import last_stage
-from nanochat.serving.server import Service, create_app
+from nanochat.serving.chat_request import check_sampling_field
+from nanochat.serving.chat_session import latest_source
+from nanochat.serving.server import ChatService, create_app
 
-STOP_SECONDS = 1  # that Ctrl-C waits for answers to end
+SHUTDOWN_SECONDS = 1  # after Ctrl-C, until the connections of unfinished replies are closed
 
 
 @dataclass(frozen=True)
 class Config(Settings):
     source: str | None = setting(
-        None, "stage of the model; none = the last there is", short="i", choices=("mid", "sft", "rl")
+        None, "stage whose model is served; none = the last that has a model", short="i", choices=("mid", "sft", "rl")
     )
-    model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, also=-1)
-    num_gpus: int = setting(1, "copies of the model, one on each GPU", short="n", at_least=1)
-    device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
-    temperature: float = setting(0.6, "unless a request says otherwise; 0 = always the likeliest token", short="t")
-    top_k: int = setting(50, "unless a request says otherwise: tokens to draw from", short="k")
-    max_tokens: int = setting(512, "unless a request says otherwise: longest answer, in tokens", short="m")
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = every one of this machine")
+    model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
+    step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, also=-1)
+    num_gpus: int = setting(1, "GPUs, each with a copy of the model", short="n", at_least=1)
+    device: str = setting("auto", "device", choices=("auto", "cpu", "cuda", "mps"))
+    temperature: float = setting(0.6, "default sampling temperature of a request; 0 = greedy", short="t")
+    top_k: int = setting(50, "default of a request: sample among the k most likely tokens", short="k")
+    max_tokens: int = setting(512, "default maximum tokens of a reply", short="m")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all addresses of this machine")
     port: int = setting(8000, "port to listen on; 0 = any free one", short="p", at_least=0, at_most=65535)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("temperature", "top_k", "max_tokens"):
-            check_number(name, getattr(self, name))
+            check_sampling_field(name, getattr(self, name))
 
 
-def load(config: Config) -> Service:
-    """The model, once for each GPU. Raises `UserError` if it, or a GPU, is not there."""
+def load_service(config: Config) -> ChatService:
+    """Load the model, once for each GPU. Raises `UserError` if there is no such model, or too few GPUs."""
     runtime = Runtime.start(device=config.device)
-    there = torch.cuda.device_count() if runtime.device.type == "cuda" else 1
-    if config.num_gpus > there:
-        raise UserError(f"num_gpus is {config.num_gpus}, but this machine has room for {there} ({runtime.device.type})")
-    source = config.source or last_stage(config.model_tag)
-    engines, step = [], config.step
+    num_devices = torch.cuda.device_count() if runtime.device.type == "cuda" else 1
+    if config.num_gpus > num_devices:
+        raise UserError(
+            f"num_gpus is {config.num_gpus}: must be at most {num_devices}, the number of {runtime.device.type} "
+            "devices of this machine"
+        )
+    source = config.source or latest_source(config.model_tag)
+    engines = []
+    step = config.step
     for index in range(config.num_gpus):
-        here = replace(runtime, device=torch.device("cuda", index)) if config.num_gpus > 1 else runtime
-        model, tokenizer, meta = load_model(source, here, model_tag=config.model_tag, step=step)
+        device_runtime = replace(runtime, device=torch.device("cuda", index)) if config.num_gpus > 1 else runtime
+        model, tokenizer, meta = load_model(source, device_runtime, model_tag=config.model_tag, step=step)
         engines.append(Engine(model, tokenizer))
-        step = meta["step"]  # the others shall be the same
+        step = meta["step"]  # all copies are of one step, even if a newer checkpoint is saved meanwhile
     name = f"{source} d{engines[0].model.config.n_layer}, step {step}"
-    return Service(engines, name, SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None))
+    defaults = SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None)
+    return ChatService(engines, name, defaults)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections; they wait until the model is loaded. Raises `UserError` if it cannot be had."""
+    """Open the socket of the server; connections wait until the model is loaded. Raises `UserError` on failure."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise UserError(
             f"cannot listen on port {port} of {host} ({error.strerror or error}): "
-            "stop what uses it, or choose another with -p (0 = any that is free)"
+            "stop the program that uses it, or choose another port with -p (0 = any free one)"
         ) from error
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, which at Ctrl-C also stops the answers that are being written."""
+    """A uvicorn server that stops unfinished replies when it is asked to exit."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: ChatService) -> None:
         super().__init__(config)
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called at SIGINT and SIGTERM."""
-        self.service.stopping.set()
+        """Handle SIGINT and SIGTERM."""
+        self.service.is_stopping.set()
         super().handle_exit(sig, frame)
 
 
 def main(config: Config) -> None:
     """Serve until Ctrl-C."""
     with listen(config.host, config.port) as server_socket:
-        service = load(config)
-        everywhere = config.host in ("0.0.0.0", "::")
-        host = "localhost" if everywhere else f"[{config.host}]" if ":" in config.host else config.host
-        print0(f"Chat with {service.name} at http://{host}:{server_socket.getsockname()[1]} (Ctrl-C stops it)")
-        if everywhere:
-            print0("It listens on every address of this machine: anybody who reaches it may use it.")
-        settings = uvicorn.Config(
-            create_app(lambda: service), log_level="warning", timeout_graceful_shutdown=STOP_SECONDS
-        )
+        service = load_service(config)
+        is_public = config.host in ("0.0.0.0", "::")
+        if is_public:
+            shown_host = "localhost"
+        else:
+            shown_host = f"[{config.host}]" if ":" in config.host else config.host  # IPv6
+        port = server_socket.getsockname()[1]
+        print0(f"Chat with {service.name} at http://{shown_host}:{port} (Ctrl-C stops the server)")
+        if is_public:
+            print0("It listens on all addresses of this machine: everyone who can reach it can use it.")
+        app = create_app(lambda: service)
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
         try:
             Server(settings, service).run(sockets=[server_socket])
         except KeyboardInterrupt:
-            pass  # uvicorn raises it again when all is closed
+            pass  # uvicorn raises it again after the shutdown
         print0("Stopped.")
 
 
-def load_from_environment() -> Service:
-    """For gunicorn: what `$NANOCHAT_WEB_ARGS` asks for."""
-    return load(parse(Config, shlex.split(os.environ.get("NANOCHAT_WEB_ARGS", ""))))
+def load_from_environment() -> ChatService:
+    """Load the model with the settings of `$NANOCHAT_WEB_ARGS`, for gunicorn."""
+    return load_service(parse(Config, shlex.split(os.environ.get("NANOCHAT_WEB_ARGS", ""))))
 
 
-app = create_app(load_from_environment)  # loads nothing before a server starts it
+app = create_app(load_from_environment)  # the model is loaded when a server starts the application
 
 if __name__ == "__main__":
     cli(Config, main, __doc__)

@@ -1,4 +1,4 @@
-"""The engine against its slow twin, `GPT.generate`, and each sample of a batch against itself alone."""
+"""The engine compared with the slow `GPT.generate`, and each sample of a batch with the same sample alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nanochat.common import UserError
 from nanochat.engine import Engine, with_compute_weights
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import kv_cache
+from nanochat.layers.sampling_params import SamplingParams
 from tests.support.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,10 +32,7 @@ CONFIGS = {
 
 
 def random_model(config: GPTConfig, end_bias: float = 0.0) -> GPT:
-    """A model whose zeroed matrices are random too. `end_bias`: how much of the head's usual size its end rows have.
-
-    0 = the logits of end tokens are 0: never the likeliest.
-    """
+    """A model whose matrices are all random. `end_bias` scales the head's rows of the end tokens (0 = never best)."""
     model = GPT(config)
     model.init_weights(0)
     generator = torch.Generator().manual_seed(1)
@@ -48,7 +46,7 @@ def random_model(config: GPTConfig, end_bias: float = 0.0) -> GPT:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the cache of these small models grow several times."""
+    """Make the cache of these small models grow several times."""
     monkeypatch.setattr(kv_cache, "CACHE_CHUNK", 4)
 
 
@@ -59,32 +57,30 @@ def model(request: pytest.FixtureRequest) -> GPT:
 
 PROMPT = [BOS, 7, 99, 7, 200]
 
-# The engine and its slow twin
+# Compared with GPT.generate
 
 
 @pytest.mark.parametrize("num_samples", [1, 5])
 @pytest.mark.parametrize("length", [1, 5, 16])
-def test_greedy_output_is_the_naive_generators_to_the_end_of_the_context(
-    model: GPT, num_samples: int, length: int
-) -> None:
+def test_greedy_output_equals_gpt_generate_to_the_end_of_the_context(model: GPT, num_samples: int, length: int) -> None:
     prompt = (PROMPT * 4)[:length]
     expected = list(model.generate(prompt, 1000, temperature=0))
     assert len(prompt) + len(expected) == model.config.sequence_len
-    assert len(set(expected)) >= min(4, len(expected))  # the model does not just repeat itself
+    assert len(set(expected)) >= min(4, len(expected))  # the model does not repeat one token
     columns = list(Engine(model, TOKENIZER).generate(prompt, num_samples, temperature=0))
     assert columns == [([token] * num_samples, [1] * num_samples) for token in expected]
 
 
-def test_one_sample_is_the_naive_generators_at_a_temperature_too(model: GPT) -> None:
+def test_a_sample_at_a_temperature_equals_gpt_generate(model: GPT) -> None:
     expected = list(model.generate(PROMPT, 1000, temperature=0.7, top_k=20, seed=5))
-    seen = [column[0] for column, _ in Engine(model, TOKENIZER).generate(PROMPT, 1, None, 0.7, 20, 5)]
+    tokens = [column[0] for column, _ in Engine(model, TOKENIZER).generate(PROMPT, 1, None, 0.7, 20, 5)]
     ends = [i for i, token in enumerate(expected) if token in (BOS, ASSISTANT_END)]
-    assert seen == expected[: ends[0] + 1 if ends else None]
+    assert tokens == expected[: ends[0] + 1 if ends else None]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("cuts", [[], [1], [5, 6], [3, 9, 10, 15]])
-def test_chunks_through_the_cache_give_the_logits_of_one_pass(model: GPT, cuts: list[int]) -> None:
+def test_several_passes_with_the_cache_give_the_logits_of_one_pass(model: GPT, cuts: list[int]) -> None:
     idx = torch.randint(265, (3, 17), generator=torch.Generator().manual_seed(3))
     cache = kv_cache.KVCache(model.config, 3, torch.float32, torch.device("cpu"))
     logits = [model(idx[:, start:end], kv_cache=cache) for start, end in zip([0, *cuts], [*cuts, 17], strict=True)]
@@ -95,7 +91,7 @@ def test_chunks_through_the_cache_give_the_logits_of_one_pass(model: GPT, cuts: 
 # Sampling
 
 
-def test_samples_part_at_their_first_token() -> None:
+def test_samples_differ_from_their_first_token_on() -> None:
     engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
     (first, _), *_ = engine.generate(PROMPT, num_samples=20, temperature=1.0)
     assert len(set(first)) > 5
@@ -103,7 +99,7 @@ def test_samples_part_at_their_first_token() -> None:
     assert len({tuple(sequence) for sequence in sequences}) == 20
 
 
-def test_the_seed_decides_everything() -> None:
+def test_the_seed_determines_the_samples() -> None:
     engine = Engine(random_model(CONFIGS["plain"], end_bias=1), TOKENIZER)
     torch.manual_seed(0)
     first = list(engine.generate(PROMPT, 4, seed=1))
@@ -112,51 +108,72 @@ def test_the_seed_decides_everything() -> None:
     assert list(engine.generate(PROMPT, 4, seed=2)) != first
 
 
-def distance(drawn: Tensor, shares: Tensor) -> float:
-    """Chi-square per degree of freedom between drawn ids and their expected shares; rare ids (under 5) as one."""
-    expected = shares * len(drawn)
-    seen = torch.bincount(drawn, minlength=len(shares)).double()
+def test_without_a_seed_the_samples_are_random() -> None:
+    engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
+    params = SamplingParams(seed=None)
+    first, second = (list(engine.stream(PROMPT, params)) for _ in range(2))
+    assert first != second
+    assert engine.generate_many([PROMPT], params) != engine.generate_many([PROMPT], params)
+
+
+def test_with_a_seed_for_each_prompt_completions_do_not_depend_on_other_prompts() -> None:
+    engine = Engine(random_model(CONFIGS["plain"], end_bias=1), TOKENIZER)
+    prompts = [PROMPT, PROMPT[:2], PROMPT]
+    params = SamplingParams(num_samples=3, seed=None)
+    together = engine.generate_many(prompts, params, seeds=[5, 6, 7])
+    alone = [
+        engine.generate_many([prompt], params, seeds=[seed])[0] for prompt, seed in zip(prompts, [5, 6, 7], strict=True)
+    ]
+    assert together == alone
+    assert together[0] != together[2]
+
+
+def chi_square(drawn: Tensor, probs: Tensor) -> float:
+    """Chi-square per degree of freedom of drawn ids; ids with an expected count below 5 are pooled."""
+    expected = probs * len(drawn)
+    counts = torch.bincount(drawn, minlength=len(probs)).double()
     common = expected >= 5
     expected = torch.cat((expected[common], expected[~common].sum().view(1)))
-    seen = torch.cat((seen[common], seen[~common].sum().view(1)))
-    return float(((seen - expected) ** 2 / expected.clamp(min=1e-9)).sum() / (len(seen) - 1))
+    counts = torch.cat((counts[common], counts[~common].sum().view(1)))
+    return float(((counts - expected) ** 2 / expected.clamp(min=1e-9)).sum() / (len(counts) - 1))
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 10), (1.0, 1000)])
 def test_samples_follow_the_models_distribution(temperature: float, top_k: int | None) -> None:
-    """The first and the second token, each among thousands, against the softmax of a pass without a cache."""
+    """The first and the second token of thousands of samples, compared with the softmax of a pass without a cache."""
     model = random_model(CONFIGS["plain"], end_bias=1)
     columns = list(Engine(model, TOKENIZER).generate(PROMPT, 4000, 2, temperature, top_k))
     first, second = (torch.tensor(column) for column, _ in columns)
 
-    def shares(ids: list[int]) -> Tensor:
+    def probs(ids: list[int]) -> Tensor:
         logits = model(torch.tensor([ids]))[0, -1].detach().double()
         kept = logits.sort(descending=True).values[: top_k or len(logits)][-1]
         odds = torch.where(logits >= kept, (logits / temperature).exp(), 0.0)
         return odds / odds.sum()
 
-    assert 0.5 < distance(first, shares(PROMPT)) < 1.6
-    assert distance(first, torch.full((265,), 1 / 265).double()) > 5  # the measure tells distributions apart
-    likeliest = int(first.bincount().argmax())
-    followers = second[first == likeliest]
+    assert 0.5 < chi_square(first, probs(PROMPT)) < 1.6
+    assert chi_square(first, torch.full((265,), 1 / 265).double()) > 5  # the statistic tells distributions apart
+    mode = int(first.bincount().argmax())
+    followers = second[first == mode]
     assert len(followers) > 50
-    assert distance(followers, shares([*PROMPT, likeliest])) < 2
+    assert chi_square(followers, probs([*PROMPT, mode])) < 2
 
 
 # Ends
 
 
-def unfinished(tokens: list[int]) -> list[int]:
+def before_end(tokens: list[int]) -> list[int]:
+    """The tokens before the first end token."""
     ends = [i for i, token in enumerate(tokens) if token in (BOS, ASSISTANT_END)]
     return tokens[: ends[0]] if ends else tokens
 
 
 @pytest.mark.parametrize("end_bias", [1.6, 2.4])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_samples_that_end_at_different_steps_do_not_disturb_the_others(
+def test_samples_that_end_at_different_steps_do_not_affect_the_others(
     name: str, end_bias: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random first tokens, then greedy: each sample must go on as it does alone, in a pass without a cache."""
+    """Different first tokens, then greedy decoding: each sample continues as it does alone, without a cache."""
     model = random_model(CONFIGS[name], end_bias)
     firsts = [11, 40, 3, BOS, 77, 120, 5, ASSISTANT_END, 64, 201, 90, 33, 150, 8, 19, 254]
     batches: list[int] = []
@@ -168,12 +185,12 @@ def test_samples_that_end_at_different_steps_do_not_disturb_the_others(
     monkeypatch.setattr(engine_module, "sample_next", forced_then_greedy)
     sequences, masks = Engine(model, TOKENIZER).generate_batch(PROMPT, num_samples=len(firsts))
     for first, sequence, mask in zip(firsts, sequences, masks, strict=True):
-        alone = unfinished([first, *model.generate([*PROMPT, first], 1000, temperature=0)])
+        alone = before_end([first, *model.generate([*PROMPT, first], 1000, temperature=0)])
         assert sequence == PROMPT + alone
         assert mask == [0] * len(PROMPT) + [1] * len(alone)
     lengths = [len(sequence) - len(PROMPT) for sequence in sequences]
-    assert len(set(lengths)) > 3  # they did end at different steps
-    for step, rows in enumerate(batches):  # and each left the batch when it had ended
+    assert len(set(lengths)) > 3  # they end at different steps
+    for step, rows in enumerate(batches):  # each leaves the batch when it has ended
         assert rows == sum(length >= step for length in lengths)
 
 
@@ -190,39 +207,39 @@ def test_a_finished_sample_repeats_its_end_token_with_mask_0(monkeypatch: pytest
     ]
 
 
-class Counted(GPT):
-    """Counts the positions that it is asked for."""
+class RecordingGPT(GPT):
+    """Records the shape of the ids of each forward pass."""
 
-    asked: list[tuple[int, ...]]
+    shapes: list[tuple[int, ...]]
 
     def hidden_states(self, idx: Tensor, kv_cache: Any = None) -> Tensor:
-        self.asked.append(tuple(idx.shape))
+        self.shapes.append(tuple(idx.shape))
         return super().hidden_states(idx, kv_cache)
 
 
 @pytest.mark.parametrize(("max_tokens", "steps"), [(1, 1), (4, 4), (27, 27), (28, 27), (None, 27)])
-def test_no_pass_is_wasted(max_tokens: int | None, steps: int) -> None:
-    """One pass over the prompt, for one row, then one per further token: none after the last."""
-    model = Counted(CONFIGS["plain"])
+def test_there_is_no_unnecessary_forward_pass(max_tokens: int | None, steps: int) -> None:
+    """One pass over the prompt, for one row, then one for each further token but none after the last."""
+    model = RecordingGPT(CONFIGS["plain"])
     model.load_state_dict(random_model(CONFIGS["plain"]).state_dict())
     model.init_rope()
-    model.asked = []
+    model.shapes = []
     assert len(list(Engine(model, TOKENIZER).generate(PROMPT, 3, max_tokens, temperature=0))) == steps
-    assert model.asked == [(1, 5)] + [(3, 1)] * (steps - 1)
+    assert model.shapes == [(1, 5)] + [(3, 1)] * (steps - 1)
 
 
-def test_a_prompt_that_fills_the_context_gets_no_answer() -> None:
+def test_a_prompt_that_fills_the_context_is_not_continued() -> None:
     engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
     assert list(engine.generate([BOS] * 32)) == []
     assert engine.generate_batch([BOS] * 32, 2) == ([[BOS] * 32] * 2, [[0] * 32] * 2)
     assert len(list(engine.generate([BOS] * 31, temperature=0))) == 1
 
 
-def test_complete_gives_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[int]] = []
+def test_complete_returns_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[list[int]] = []
 
     def columns(_: Engine, tokens: list[int], num_samples: int, *_settings: object) -> Iterator[engine_module.Column]:
-        asked.append(tokens)
+        prompts.append(tokens)
         return (
             (list(column), [1] * num_samples) for column in zip(b" caf\xc3\xa9", b" cat\xc3" + bytes([33]), strict=True)
         )
@@ -230,20 +247,20 @@ def test_complete_gives_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "generate", columns)
     engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
     assert engine.complete("A <|bos|>", num_samples=2) == [" café", " cat\ufffd!"]
-    assert asked == [[BOS, *b"A <|bos|>"]]  # what a user writes is never a special token
+    assert prompts == [[BOS, *b"A <|bos|>"]]  # the text of a user never has special tokens
 
 
-def test_a_document_can_begin_from_nothing() -> None:
+def test_complete_with_an_empty_prompt_generates_a_document() -> None:
     engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
     (text,) = engine.complete("", max_tokens=9, temperature=0)
     assert text == TOKENIZER.decode(list(engine.model.generate([BOS], 9, temperature=0)))
 
 
-# What is refused
+# Refused arguments
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"tokens": []}, "prompt is empty"),
         ({"tokens": [BOS] * 33}, "33 tokens, but the context of this model is 32"),
@@ -256,13 +273,25 @@ def test_a_document_can_begin_from_nothing() -> None:
         ({"top_k": -5}, "top_k is -5"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused_before_the_first_step(options: dict[str, Any], words: str) -> None:
+def test_impossible_arguments_are_refused_before_the_first_step(options: dict[str, Any], message: str) -> None:
     engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
     settings = {"tokens": PROMPT, **options}
-    with pytest.raises(UserError, match=words):
-        engine.generate(**settings)  # not even iterated over
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
+        engine.generate(**settings)  # raised by the call, not by the iteration
+    with pytest.raises(UserError, match=message):
         engine.generate_batch(**settings)
+
+
+def test_impossible_arguments_of_generate_many_are_refused() -> None:
+    engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        engine.generate_many([[BOS]], SamplingParams(), batch_size=0)
+    with pytest.raises(UserError, match="33 tokens, but the context of this model is 32"):
+        engine.generate_many([[BOS], [BOS] * 33], SamplingParams())
+    with pytest.raises(UserError, match="prompt is empty"):
+        engine.generate_many([[BOS], []], SamplingParams())
+    assert engine.generate_many([], SamplingParams()) == []
+    assert engine.generate_many([], SamplingParams(), seeds=[]) == []
 
 
 # Precision
@@ -279,29 +308,29 @@ model.init_weights()
 for param in model.parameters():
     if not param.any():
         torch.nn.init.normal_(param, std=0.2, generator=torch.Generator().manual_seed(1))
-twin = with_compute_weights(model)
+converted = with_compute_weights(model)
 idx = torch.randint(265, (2, 24), generator=torch.Generator().manual_seed(1))
 tokens = [column[0] for column, _ in Engine(model, tokenizer).generate([256, 1, 2], temperature=0)]
 print(json.dumps({
-    "dtypes": sorted({str(weight.dtype) for weight in [*twin.state_dict().values(), *twin.buffers()]}),
+    "dtypes": sorted({str(weight.dtype) for weight in [*converted.state_dict().values(), *converted.buffers()]}),
     "untouched": all(weight.dtype == torch.float32 for weight in model.state_dict().values()),
-    "equal": torch.equal(twin(idx), model(idx)),
+    "equal": torch.equal(converted(idx), model(idx)),
     "num_tokens": len(tokens),
 }))
 """
 
 
-def test_conversion_to_bfloat16_changes_no_number() -> None:
-    """In a process of its own: AMX, where it is advertised and broken, must be ruled out before the first product."""
+def test_conversion_to_bfloat16_changes_no_output() -> None:
+    """In a process of its own: oneDNN must be kept from using AMX, which may be broken, before the first product."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", BFLOAT16], env=environment, capture_output=True, text=True, timeout=200, check=True
     )
-    seen = json.loads(done.stdout)
-    assert 1 <= seen.pop("num_tokens") <= 21
-    assert seen == {"dtypes": ["torch.bfloat16"], "untouched": True, "equal": True}
+    report = json.loads(process.stdout)
+    assert 1 <= report.pop("num_tokens") <= 21
+    assert report == {"dtypes": ["torch.bfloat16"], "untouched": True, "equal": True}
 
 
-def test_float32_weights_are_used_as_they_are() -> None:
+def test_float32_weights_are_not_copied() -> None:
     model = random_model(CONFIGS["plain"])
     assert with_compute_weights(model) is model

@@ -16,8 +16,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.serving.server import Service
-from tests.support.scripted import Gated, Scripted, answer_ids, question, serving
+from nanochat.serving.server import ChatService
+from tests.support.chat_server import serving
+from tests.support.scripted_engine import GatedEngine, ScriptedEngine, last_user_text, reply_ids
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ADVICE = "`apt install chromium` (Debian), or name another browser of its kind in $CHROMIUM"
@@ -48,18 +49,18 @@ window.fetch = async (...args) => {
 """
 
 
-class Talker(Gated):
+class Talker(GatedEngine):
     """Answers by the last question: from ANSWERS, slowly for ever if asked for something long, else an echo of it."""
 
     def _tokens(self, prompt: list[int]) -> Iterator[int]:
-        asked = question(prompt)
-        if "long" in asked:
+        text = last_user_text(prompt)
+        if "long" in text:
             yield from super()._tokens(prompt)
-        if "breaks" in asked:
+        if "breaks" in text:
             yield from b"so far "
             raise RuntimeError("this model is broken on purpose")
-        content = next((answer for word, answer in ANSWERS.items() if word in asked), f"You said: {asked}")
-        yield from answer_ids(content)
+        content = next((answer for word, answer in ANSWERS.items() if word in text), f"You said: {text}")
+        yield from reply_ids(content)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, Service, Talker]]:
+def server() -> Iterator[tuple[str, ChatService, Talker]]:
     talker = Talker()
-    with serving(talker, defaults=SamplingParams(0.7, 40, 300, seed=None)) as (address, service):
+    with serving(talker, defaults=SamplingParams(0.7, top_k=40, max_tokens=300, seed=None)) as (address, service):
         yield address, service, talker
 
 
@@ -89,7 +90,7 @@ def new_context(browser: Browser, **options: Any) -> BrowserContext:
 
 
 @pytest.fixture
-def page(browser: Browser, server: tuple[str, Service, Talker]) -> Iterator[Page]:
+def page(browser: Browser, server: tuple[str, ChatService, Talker]) -> Iterator[Page]:
     """The page, opened; at the end there must have been no error in it and no request to elsewhere."""
     context = new_context(browser, viewport={"width": 900, "height": 700})
     page = context.new_page()
@@ -116,10 +117,10 @@ def last_answer(page: Page) -> str:
     return answer.locator(".said").inner_text()
 
 
-def let_stop(service: Service, talker: Talker) -> None:
+def let_stop(service: ChatService, talker: Talker) -> None:
     """Let the model come to its next token, where it sees that nobody wants it, and wait until its place is free."""
     end = time.monotonic() + PATIENCE
-    while service.stats.shown()["in_flight"]:
+    while service.stats.snapshot()["in_flight"]:
         assert time.monotonic() < end, "it writes on"
         talker.permits.release()
         time.sleep(0.01)
@@ -127,7 +128,7 @@ def let_stop(service: Service, talker: Talker) -> None:
         pass
 
 
-def test_a_conversation(page: Page, server: tuple[str, Service, Talker]) -> None:
+def test_a_conversation(page: Page, server: tuple[str, ChatService, Talker]) -> None:
     box = page.get_by_label("Your message")
     expect(box).to_be_focused()
     box.press_sequentially("one")
@@ -141,34 +142,34 @@ def test_a_conversation(page: Page, server: tuple[str, Service, Talker]) -> None
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".assistant")).to_have_count(2)
     assert last_answer(page) == "You said: and three"
-    prompt = server[2].asked[-1][0]
+    prompt = server[2].calls[-1][0]
     text = server[2].tokenizer.decode(prompt)
     assert "one\ntwo" in text
     assert "You said: one\ntwo<|assistant_end|>" in text
-    assert server[2].asked[-1][2:5] == (300, 0.7, 40)
+    assert server[2].calls[-1][1] == SamplingParams(0.7, top_k=40, max_tokens=300, seed=None)
 
 
-def test_an_answer_streams_and_stops(page: Page, server: tuple[str, Service, Talker]) -> None:
+def test_an_answer_streams_and_stops(page: Page, server: tuple[str, ChatService, Talker]) -> None:
     _, service, talker = server
     ask(page, "something long")
     said = page.locator(".assistant .said")
     for count in (1, 2, 3):
         talker.permits.release()
         expect(said).to_have_text("a" * count)
-    assert service.stats.shown()["in_flight"] == 1
+    assert service.stats.snapshot()["in_flight"] == 1
     expect(page.get_by_role("button", name="Send")).to_be_hidden()
     ask(page, "something else")  # not now: it stays in the box
     expect(page.locator(".user")).to_have_count(1)
     page.keyboard.press("Escape")
     expect(page.get_by_text("Stopped.")).to_be_visible()
     let_stop(service, talker)
-    assert service.stats.shown()["stopped"] >= 1
+    assert service.stats.snapshot()["stopped"] >= 1
     page.get_by_role("button", name="Send").click()
     assert last_answer(page) == "You said: something else"
-    assert "aaa<|assistant_end|>" in talker.tokenizer.decode(talker.asked[-1][0])  # what was said before stays said
+    assert "aaa<|assistant_end|>" in talker.tokenizer.decode(talker.calls[-1][0])  # what was said before stays said
 
 
-def test_stopped_before_the_first_word(page: Page, server: tuple[str, Service, Talker]) -> None:
+def test_stopped_before_the_first_word(page: Page, server: tuple[str, ChatService, Talker]) -> None:
     ask(page, "something long")
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_label("Your message")).to_have_value("something long")  # as if it had not been sent
@@ -176,7 +177,7 @@ def test_stopped_before_the_first_word(page: Page, server: tuple[str, Service, T
     let_stop(server[1], server[2])
 
 
-def test_a_tool_call(page: Page, server: tuple[str, Service, Talker], tmp_path: Path) -> None:
+def test_a_tool_call(page: Page, server: tuple[str, ChatService, Talker], tmp_path: Path) -> None:
     ask(page, "use the tool")
     last_answer(page)
     tool = page.locator(".tool")
@@ -193,7 +194,7 @@ def test_a_tool_call(page: Page, server: tuple[str, Service, Talker], tmp_path: 
     assert page.locator(".tool summary .call").last.inner_text() == "<b>1</b> / 0"
     ask(page, "thanks")
     last_answer(page)
-    history = server[2].tokenizer.decode(server[2].asked[-1][0])
+    history = server[2].tokenizer.decode(server[2].calls[-1][0])
     assert "Let me see: <|python_start|>17 + 25<|python_end|><|output_start|>42<|output_end|>\nIt is 42." in history
     assert "<|python_start|><b>1</b> / 0<|python_end|>I do not know." in history
 
@@ -238,7 +239,7 @@ def test_the_buffer_of_events(page: Page) -> None:
     assert pieces == ['[["a","b\\nc","d"],"data: rest"]']
 
 
-def test_a_new_conversation(page: Page, server: tuple[str, Service, Talker]) -> None:
+def test_a_new_conversation(page: Page, server: tuple[str, ChatService, Talker]) -> None:
     ask(page, "first")
     last_answer(page)
     ask(page, "something long")
@@ -248,7 +249,7 @@ def test_a_new_conversation(page: Page, server: tuple[str, Service, Talker]) -> 
     let_stop(server[1], server[2])
     ask(page, "second")
     assert last_answer(page) == "You said: second"
-    assert "first" not in server[2].tokenizer.decode(server[2].asked[-1][0])
+    assert "first" not in server[2].tokenizer.decode(server[2].calls[-1][0])
 
 
 def test_a_limit_is_told_and_the_question_kept(page: Page) -> None:
@@ -263,18 +264,18 @@ def test_a_limit_is_told_and_the_question_kept(page: Page) -> None:
     page.get_by_label("Top-k").fill("500")
     page.keyboard.press("Escape")
     ask(page, "again")
-    expect(alert).to_have_text("top_k is 500: it must be a whole number from 1 to 200")
+    expect(alert).to_have_text("top_k is 500: must be a whole number from 1 to 200")
 
 
 def test_what_was_said_before_a_failure_stays(page: Page) -> None:
     ask(page, "this breaks")
-    expect(page.get_by_role("alert")).to_contain_text("the server failed at this answer")
+    expect(page.get_by_role("alert")).to_contain_text("the reply failed")
     assert last_answer(page) == "so far "
     ask(page, "nothing")
     expect(page.get_by_text("The model had nothing to say.")).to_be_visible()
 
 
-def test_a_long_conversation_is_sent_without_its_beginning(page: Page, server: tuple[str, Service, Talker]) -> None:
+def test_a_long_conversation_is_sent_without_its_beginning(page: Page, server: tuple[str, ChatService, Talker]) -> None:
     page.evaluate("""() => {
       for (let i = 0; i < 300; i++) messages.push({role: "user", content: `q${i} `}, {role: "assistant", content: "a"});
       messages[599].content = "x".repeat(8001);  // an answer that is longer than a message may be
@@ -282,7 +283,7 @@ def test_a_long_conversation_is_sent_without_its_beginning(page: Page, server: t
     }""")
     ask(page, "last")
     assert last_answer(page) == "You said: last"
-    sent = server[2].tokenizer.decode(server[2].asked[-1][0])
+    sent = server[2].tokenizer.decode(server[2].calls[-1][0])
     assert "late0" in sent
     assert "q299" not in sent
 
@@ -290,7 +291,7 @@ def test_a_long_conversation_is_sent_without_its_beginning(page: Page, server: t
 @pytest.mark.parametrize("width", [320, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_the_screen(
-    browser: Browser, server: tuple[str, Service, Talker], tmp_path: Path, width: int, scheme: str
+    browser: Browser, server: tuple[str, ChatService, Talker], tmp_path: Path, width: int, scheme: str
 ) -> None:
     context = new_context(browser, viewport={"width": width, "height": 640}, color_scheme=scheme)
     page = context.new_page()
@@ -306,7 +307,7 @@ def test_it_fits_the_screen(
 
 
 def test_a_server_that_is_gone(browser: Browser) -> None:
-    with serving(Scripted(lambda _: answer_ids("hi"))) as (address, _):
+    with serving(ScriptedEngine(lambda _: reply_ids("hi"))) as (address, _):
         context = new_context(browser)
         page = context.new_page()
         page.goto(address)

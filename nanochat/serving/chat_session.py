@@ -1,15 +1,16 @@
-"""A conversation with a model: what of it fits into the context, and the answer as it is written.
+"""The steps of a reply, for the terminal, the web server and the evaluation: fit the conversation, generate, stream.
 
-The command line and the web server stand on this. They keep the history, a list of messages as in `conversation.py`;
-an answer comes as pieces, and `join` makes of them what goes into the history.
+The caller keeps the history, a list of messages as in `tokenization/chat_format.py`. A `Reply` yields chunks of text as
+they are generated, and `to_content` turns its chunks into the content of the assistant's message in the history.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanochat.checkpoint_manager import list_tags
 from nanochat.common import UserError, base_dir
@@ -21,109 +22,171 @@ from nanochat.tokenizer import StreamDecoder, Tokenizer
 Message = Mapping[str, Any]
 Content = str | list[dict[str, str]]
 
-STAGES = ("rl", "sft", "mid")  # with whose models one can talk, the last one first
-OPENING = {"<|python_start|>": "python", "<|output_start|>": "python_output"}
+CHAT_SOURCES = ("rl", "sft", "mid")  # the checkpoints of chat models, the last stage first
+KIND_AFTER = {"<|python_start|>": "python", "<|output_start|>": "python_output"}  # any other special token: "text"
+
+
+def latest_source(model_tag: str | None = None) -> str:
+    """Return the last stage that has a chat model (with this tag). Raises `UserError` if there is none."""
+    for source in CHAT_SOURCES:
+        tags = list_tags(source)
+        if model_tag in tags or (model_tag is None and tags):
+            return source
+    with_tag = "" if model_tag is None else f" with the tag {model_tag}"
+    raise UserError(f"no chat model{with_tag} in {base_dir()}: train one with scripts.mid_train and scripts.chat_sft")
+
+
+# Fit the conversation into the context
+
+
+class ChatPrompt(NamedTuple):
+    """The prompt for the next reply: its token ids, and the number of old messages that did not fit."""
+
+    tokens: list[int]
+    num_dropped: int
+
+
+def fit_messages(tokenizer: Tokenizer, messages: Sequence[Message], context: int, reserved: int) -> ChatPrompt:
+    """Render the prompt for a reply to the last message, in at most `context - reserved` tokens.
+
+    Messages that do not fit are dropped, the oldest first, each user message together with its reply; the system
+    message stays. Raises `UserError` if this is not a conversation that ends with a user message, or if the last
+    message alone is too long.
+    """
+    turns = render_turns({"messages": list(messages)})
+    if len(turns) % 2 == 0:
+        raise UserError(f"message {len(messages)}: role 'assistant', but the last message must be the user's")
+    num_system = len(messages) - len(turns)
+    system = list(messages[:num_system])
+    history = list(messages[num_system:])
+
+    def render(num_exchanges_dropped: int) -> list[int]:
+        return tokenizer.render_for_completion({"messages": system + history[2 * num_exchanges_dropped :]})
+
+    num_user_messages = len(history) // 2 + 1
+    available = context - reserved
+    # The prompt shrinks with every exchange that is dropped: bisect for the smallest number that fits.
+    num_dropped = bisect.bisect_left(
+        range(num_user_messages), True, key=lambda num_dropped: len(render(num_dropped)) <= available
+    )
+    if num_dropped == num_user_messages:
+        with_system = " with the system message" if system else ""
+        raise UserError(
+            f"the message is too long: it has {len(render(num_user_messages - 1))} tokens{with_system}, and "
+            f"{available} fit (the context is {context}, of which {reserved} are reserved for the reply); shorten it"
+        )
+    return ChatPrompt(render(num_dropped), 2 * num_dropped)
+
+
+def fit_prompt(engine: Engine, messages: Sequence[Message], params: SamplingParams) -> ChatPrompt:
+    """Render the prompt for a reply in the engine's context, with room for the reply. Raises as `fit_messages` does."""
+    context = engine.model.config.sequence_len
+    return fit_messages(engine.tokenizer, messages, context, params.reserved_tokens(context))
+
+
+# Generate the reply
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some characters of an answer. `kind`: text, python (a call of the tool) or python_output (its result).
+class Chunk:
+    """Some characters of a reply. `kind`: "text", "python" (a tool call) or "python_output" (its result).
 
-    A call or a result begins with a piece whose text is empty, so that two of one kind stay apart.
+    A call or a result begins with a chunk of empty text, which separates two in succession.
     """
 
     kind: str
     text: str
 
 
-def last_stage(model_tag: str | None = None) -> str:
-    """The last stage that has a model to talk to (with this tag). Raises `UserError` if none has."""
-    for stage in STAGES:
-        tags = list_tags(stage)
-        if model_tag in tags or (model_tag is None and tags):
-            return stage
-    called = "" if model_tag is None else f" called {model_tag}"
-    raise UserError(
-        f"no model{called} to talk to in {base_dir()}: train one with scripts.mid_train and scripts.chat_sft"
-    )
+class Reply:
+    """The assistant's next message, generated while it is iterated over. Yields its chunks; closing stops the model."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: ChatPrompt,
+        params: SamplingParams,
+        on_token: Callable[[], bool] | None = None,
+    ) -> None:
+        """`on_token` is called for each token, and returns False to discard it and stop the reply."""
+        self.num_dropped = prompt.num_dropped
+        self.tokens: list[int] = []  # generated so far
+        self._engine = engine
+        self._on_token = on_token
+        self._columns = engine.stream(prompt.tokens, params)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return stream_chunks(self._engine.tokenizer, self._generate())
+
+    def _generate(self) -> Iterator[int]:
+        with closing(self._columns):
+            for (token,), _ in self._columns:
+                if self._on_token is not None and not self._on_token():
+                    return
+                self.tokens.append(token)
+                yield token
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the model ended the reply itself; False if it was cut off, by a length limit or the caller."""
+        return has_ended(self._engine.tokenizer, self.tokens)
 
 
-def fit_messages(
-    tokenizer: Tokenizer, messages: Sequence[Message], context: int, reserve: int
-) -> tuple[list[int], int]:
-    """The prompt that asks for an answer to the last message, and how many messages had to be left out for it.
+def generate_reply(engine: Engine, messages: Sequence[Message], params: SamplingParams) -> Reply:
+    """Fit the conversation into the context and begin the reply to its last message.
 
-    The prompt has at most `context - reserve` tokens, so that `reserve` are left for the answer. A question is left out
-    together with its answer, the oldest first; a system message stays. Raises `UserError` for what is no conversation
-    or does not end with a question, and if the last message alone is too long.
+    Raises `UserError`, before the first token, as `fit_messages` does.
     """
-    turns = render_turns({"messages": list(messages)})
-    if len(turns) % 2 == 0:
-        raise UserError(f"message {len(messages)}: role 'assistant', but the last message must be the user's")
-    head, tail = list(messages[: len(messages) - len(turns)]), list(messages[len(messages) - len(turns) :])
-
-    def prompt(dropped: int) -> list[int]:
-        return tokenizer.render_for_completion({"messages": head + tail[2 * dropped :]})
-
-    count = len(tail) // 2 + 1  # questions
-    room = context - reserve
-    first = bisect.bisect_left(range(count), True, key=lambda dropped: len(prompt(dropped)) <= room)
-    if first == count:
-        together = " with the system message" if head else ""
-        raise UserError(
-            f"the message is too long: it takes {len(prompt(count - 1))} tokens{together}, "
-            f"and {room} fit (the context is {context}, of which {reserve} are kept for the answer); shorten it"
-        )
-    return prompt(first), 2 * first
-
-
-def reply(engine: Engine, messages: Sequence[Message], params: SamplingParams) -> Iterator[Piece]:
-    """Write the answer to the last message, piece by piece; to close the iterator stops the model.
-
-    Old messages that do not fit are left out. Raises `UserError`, before the first piece, as `fit_messages` and
-    `Engine.stream` do.
-    """
-    context = engine.model.config.sequence_len
-    prompt, _ = fit_messages(engine.tokenizer, messages, context, params.reserved_tokens(context))
-    columns = engine.stream(prompt, params)
-    return pieces(engine.tokenizer, (column[0] for column, _ in columns))
-
-
-def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[Piece]:
-    """The pieces of one answer from its tokens, as these come in: each as soon as it is whole characters.
-
-    Bytes that are no UTF-8 become U+FFFD. Special tokens are not shown, not even those that do not belong here.
-    """
-    names = {i: name for name, i in tokenizer.special_tokens.items()}
-    kind = "text"
-    decoder = StreamDecoder(tokenizer)
-    for token in tokens:
-        name = names.get(token)
-        text = decoder.flush() if name else decoder.decode(token)
-        if text:
-            yield Piece(kind, text)
-        if name:
-            kind = OPENING.get(name, "text")
-            if kind != "text":
-                yield Piece(kind, "")
-    if rest := decoder.flush():
-        yield Piece(kind, rest)
+    return Reply(engine, fit_prompt(engine, messages, params), params)
 
 
 def has_ended(tokenizer: Tokenizer, tokens: Sequence[int]) -> bool:
-    """Whether the model ended the answer that has these tokens; if not, there was no more room."""
-    ends = (tokenizer.encode_special("<|assistant_end|>"), tokenizer.get_bos_token_id())
-    return bool(tokens) and tokens[-1] in ends
+    """Return True if the last of these tokens is one that ends a reply."""
+    end_ids = (tokenizer.encode_special("<|assistant_end|>"), tokenizer.get_bos_token_id())
+    return bool(tokens) and tokens[-1] in end_ids
 
 
-def join(pieces: Iterable[Piece]) -> Content:
-    """The content of the assistant's message that these pieces make: text, or parts where the tool was called."""
+# Stream the tokens as text
+
+
+def stream_chunks(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[Chunk]:
+    """Decode the tokens of a reply as they arrive. Yields a chunk as soon as a token completes a character.
+
+    Bytes that are not UTF-8 become U+FFFD. Special tokens only change the kind; unexpected ones are not shown either.
+
+        "6*7 is " <|python_start|> "6*7" <|python_end|> <|output_start|> "42" <|output_end|>
+        -> text "6*7 is ", python "", python "6*7", python_output "", python_output "42"
+    """
+    special_names = {token: name for name, token in tokenizer.special_tokens.items()}
+    kind = "text"
+    decoder = StreamDecoder(tokenizer)
+    for token in tokens:
+        name = special_names.get(token)
+        text = decoder.flush() if name else decoder.decode(token)
+        if text:
+            yield Chunk(kind, text)
+        if name:
+            kind = KIND_AFTER.get(name, "text")
+            if kind != "text":
+                yield Chunk(kind, "")
+    if text := decoder.flush():
+        yield Chunk(kind, text)
+
+
+def to_content(chunks: Iterable[Chunk]) -> Content:
+    """Join chunks to the content of an assistant's message: a text, or a list of parts if there are tool calls.
+
+    >>> to_content([Chunk("text", "He"), Chunk("text", "llo")])
+    'Hello'
+    >>> to_content([Chunk("python", ""), Chunk("python", "1+"), Chunk("python", "1")])
+    [{'type': 'python', 'text': '1+1'}]
+    """
     parts: list[dict[str, str]] = []
-    for piece in pieces:
-        opens = not piece.text and piece.kind != "text"
-        if opens or not parts or parts[-1]["type"] != piece.kind:
-            parts.append({"type": piece.kind, "text": ""})
-        parts[-1]["text"] += piece.text
+    for chunk in chunks:
+        is_opening = not chunk.text and chunk.kind != "text"
+        if is_opening or not parts or parts[-1]["type"] != chunk.kind:
+            parts.append({"type": chunk.kind, "text": ""})
+        parts[-1]["text"] += chunk.text
     if any(part["type"] != "text" for part in parts):
         return parts
     return "".join(part["text"] for part in parts)

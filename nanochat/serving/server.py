@@ -1,16 +1,17 @@
-"""The web server of a chat: the page, and answers as server-sent events.
+"""The web server: the chat page, and replies as server-sent events.
 
     GET  /                    the page, ui.html
-    POST /chat/completions    a conversation (see chat_request.py) -> the answer to its last message
-    GET  /health              whether it is ready, with which model, where; defaults and limits
-    GET  /stats               what it has done since it started, and does now
+    POST /chat/completions    a conversation (see chat_request.py) -> the reply to its last message
+    GET  /health              readiness, model and device; default settings and limits of a request
+    GET  /stats               counters since the server started
 
-An answer is a stream of events, `data: {"kind": ..., "text": ...}` and a blank line. Kinds: text, python, python_output
-(see `chat.Piece`), waiting (every copy of the model is busy), and at the end error or done. done also has `finish`
-(stop: the model ended its answer; length: it was cut), `tokens`, and `dropped`, the old messages that did not fit.
+A reply is a stream of events, each `data: {"kind": ..., "text": ...}` and a blank line. Kinds: those of a `Chunk`
+(text, python, python_output), "waiting" if every copy of the model is busy, and at the end "error" or "done". "done"
+also has `finish` ("stop": the model ended the reply; "length": it was cut off), `tokens` (their number) and `dropped`
+(the number of old messages that did not fit into the context).
 
-Each copy of the model writes one answer at a time, in a thread; who comes meanwhile waits in line. A connection that is
-closed leaves the line, or stops its answer at the next token. What users say is neither kept nor logged.
+Each copy of the model generates one reply at a time, in a thread; further requests wait in a queue. Closing the
+connection leaves the queue, or stops the reply at its next token. Conversations are neither stored nor logged.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,85 +39,84 @@ from starlette.types import Receive, Scope, Send
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.serving.chat_request import LIMITS, PARAMS, read_request
-from nanochat.serving.chat_session import fit_messages, has_ended, pieces
+from nanochat.serving.chat_request import LIMITS, SAMPLING_FIELDS, ChatRequest, parse_request
+from nanochat.serving.chat_session import ChatPrompt, Reply, fit_prompt
 
 PAGE = Path(__file__).resolve().parents[1] / "ui.html"
-MAX_BYTES = 1_000_000  # of a request: more than the longest conversation needs, however it is escaped
+MAX_BODY_BYTES = 1_000_000  # of a request: more than the longest conversation needs, however it is escaped
 
-Event = dict[str, Any]
+Event = dict[str, Any]  # the data of a server-sent event
 
 
-class Stats:
-    """What the server has done and does now, counted by several threads."""
+class ServerStats:
+    """Counters of the server, updated by several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[str, int] = dict.fromkeys(
-            # stopped: by a closed connection. seconds_writing: over all copies of the model
-            ("requests", "refused", "answered", "stopped", "failed", "waiting", "in_flight", "tokens"),
-            0,
-        )
-        self._seconds = 0.0
+        # refused: invalid requests; stopped: replies whose connection was closed; waiting, in_flight: at this moment
+        names = ("requests", "refused", "answered", "stopped", "failed", "waiting", "in_flight", "tokens")
+        self._counts = dict.fromkeys(names, 0)
+        self._generation_seconds = 0.0  # summed over all copies of the model
 
-    def count(self, seconds: float = 0.0, **by: int) -> None:
-        """Add to these counts; `seconds` were spent on writing."""
+    def add(self, seconds: float = 0.0, **amounts: int) -> None:
+        """Add to the named counters, and `seconds` to the time spent on generation."""
         with self._lock:
-            self._seconds += seconds
-            for name, amount in by.items():
+            self._generation_seconds += seconds
+            for name, amount in amounts.items():
                 self._counts[name] += amount
 
-    def shown(self) -> dict[str, float]:
-        """All counts, and the tokens that a copy of the model writes in a second."""
+    def snapshot(self) -> dict[str, float]:
+        """Return all counters, and the tokens per second of one copy of the model."""
         with self._lock:
-            speed = self._counts["tokens"] / self._seconds if self._seconds else 0.0
+            speed = self._counts["tokens"] / self._generation_seconds if self._generation_seconds else 0.0
             return {**self._counts, "tokens_per_second": round(speed, 1)}
 
 
 @dataclass
-class Job:
-    """One answer: what to write, and the word that nobody wants it any more."""
+class GenerationJob:
+    """A reply to generate. Setting `cancelled` stops it at its next token."""
 
-    prompt: list[int]
-    dropped: int
+    prompt: ChatPrompt
     params: SamplingParams
-    stop: threading.Event
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class Service:
-    """The copies of a model, and the line before them. `name` is what users see of it."""
+class ChatService:
+    """The copies of a model, and the queue of requests that wait for one. `name` is the model's name on the page."""
 
     def __init__(self, engines: Sequence[Engine], name: str, defaults: SamplingParams) -> None:
-        self.engines, self.name, self.defaults = list(engines), name, defaults
-        self.stats = Stats()
-        self.stopping = threading.Event()
-        self._threads = ThreadPoolExecutor(len(self.engines), thread_name_prefix="answer")
-        self._free: asyncio.Queue[Engine] = asyncio.Queue()
+        self.engines = list(engines)
+        self.name = name
+        self.defaults = defaults
+        self.stats = ServerStats()
+        self.is_stopping = threading.Event()
+        self._threads = ThreadPoolExecutor(len(self.engines), thread_name_prefix="generate")
+        self._free_engines: asyncio.Queue[Engine] = asyncio.Queue()
         for engine in self.engines:
-            self._free.put_nowait(engine)
+            self._free_engines.put_nowait(engine)
 
-    def job(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams) -> Job:
-        """What answers the last message. Raises `UserError` if that is too long for the model."""
-        engine = self.engines[0]
-        context = engine.model.config.sequence_len
-        prompt, dropped = fit_messages(engine.tokenizer, messages, context, params.reserved_tokens(context))
-        return Job(prompt, dropped, params, threading.Event())
+    def prepare(self, request: ChatRequest) -> GenerationJob:
+        """Fit the conversation of a request into the context. Raises `UserError` if its last message is too long."""
+        return GenerationJob(fit_prompt(self.engines[0], request.messages, request.params), request.params)
 
-    async def answer(self, job: Job) -> AsyncGenerator[Event, None]:
-        """The events of an answer. To close the generator stops it, and frees its place at the next token."""
-        if self._free.empty():
+    async def events(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        """Yield the events of a reply. Closing the generator stops the reply and frees its engine."""
+        if self._free_engines.empty():
             yield {"kind": "waiting", "text": ""}
-        self.stats.count(waiting=1)
+        self.stats.add(waiting=1)
         try:
-            engine = await self._free.get()
+            engine = await self._free_engines.get()
         finally:
-            self.stats.count(waiting=-1)
+            self.stats.add(waiting=-1)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        work = loop.run_in_executor(
-            self._threads, self._write, engine, job, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
-        )
-        work.add_done_callback(lambda _: self._free.put_nowait(engine))  # not before the thread has left the model
+
+        def emit(event: Event) -> None:  # called from the thread
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        future = loop.run_in_executor(self._threads, self._generate, engine, job, emit)
+        # The engine is free when the thread has left it, which may be after this generator was closed.
+        future.add_done_callback(lambda _: self._free_engines.put_nowait(engine))
         try:
             while True:
                 event = await events.get()
@@ -124,63 +124,75 @@ class Service:
                 if event["kind"] in ("done", "error"):
                     return
         finally:
-            job.stop.set()
+            job.cancelled.set()
 
-    def _write(self, engine: Engine, job: Job, emit: Callable[[Event], object]) -> None:
-        """Write an answer. Runs in a thread; whatever goes wrong becomes an event."""
-        self.stats.count(in_flight=1)
-        said: list[int] = []
+    def _generate(self, engine: Engine, job: GenerationJob, emit: Callable[[Event], object]) -> None:
+        """Generate a reply, in a thread. Every error becomes an event."""
+        self.stats.add(in_flight=1)
         outcome = "failed"
-        last: Event = {"kind": "error", "text": "the server failed at this answer; its log says why"}
+        final_event: Event = {"kind": "error", "text": "the reply failed: the server's log has the reason"}
         try:
-            for piece in pieces(engine.tokenizer, self._tokens(engine, job, said)):
-                emit(asdict(piece))
-            outcome = "stopped" if job.stop.is_set() or self.stopping.is_set() else "answered"
-            finish = "stop" if has_ended(engine.tokenizer, said) else "length"
-            last = {"kind": "done", "text": "", "finish": finish, "tokens": len(said), "dropped": job.dropped}
-            if self.stopping.is_set():
-                last = {"kind": "error", "text": "the server is shutting down"}
+            reply = Reply(engine, job.prompt, job.params, on_token=self._token_counter(job))
+            for chunk in reply:
+                emit(asdict(chunk))
+            outcome = "stopped" if self._is_cancelled(job) else "answered"
+            if self.is_stopping.is_set():
+                final_event = {"kind": "error", "text": "the server is shutting down"}
+            else:
+                final_event = {
+                    "kind": "done",
+                    "text": "",
+                    "finish": "stop" if reply.has_ended else "length",
+                    "tokens": len(reply.tokens),
+                    "dropped": reply.num_dropped,
+                }
         except UserError as error:
-            last = {"kind": "error", "text": str(error)}
+            final_event = {"kind": "error", "text": str(error)}
         except Exception:
-            logging.getLogger(__name__).exception("An answer failed")
-        self.stats.count(in_flight=-1, **{outcome: 1})
-        if not job.stop.is_set():
-            emit(last)
+            logging.getLogger(__name__).exception("A reply failed")
+        self.stats.add(in_flight=-1, **{outcome: 1})
+        if not job.cancelled.is_set():
+            emit(final_event)
 
-    def _tokens(self, engine: Engine, job: Job, said: list[int]) -> Iterator[int]:
-        """The tokens of an answer, which `said` collects, until it ends or nobody wants it."""
-        before = time.monotonic()
-        for column, _ in engine.stream(job.prompt, job.params):
-            if job.stop.is_set() or self.stopping.is_set():
-                return
-            said.append(column[0])
+    def _token_counter(self, job: GenerationJob) -> Callable[[], bool]:
+        """Return a callback for each token that updates the counters, and returns False if the job is cancelled."""
+        previous = time.monotonic()
+
+        def on_token() -> bool:
+            nonlocal previous
+            if self._is_cancelled(job):
+                return False
             now = time.monotonic()
-            self.stats.count(tokens=1, seconds=now - before)
-            before = now
-            yield column[0]
+            self.stats.add(tokens=1, seconds=now - previous)
+            previous = now
+            return True
+
+        return on_token
+
+    def _is_cancelled(self, job: GenerationJob) -> bool:
+        return job.cancelled.is_set() or self.is_stopping.is_set()
 
     async def close(self) -> None:
-        """Stop all answers at their next token, and wait for that."""
-        self.stopping.set()
+        """Stop all replies at their next token, and wait for their threads."""
+        self.is_stopping.set()
         await asyncio.to_thread(self._threads.shutdown)
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events. However the connection ends, the events' generator is closed at once."""
+class EventStreamResponse(StreamingResponse):
+    """A response of server-sent events. However the connection ends, the generator of the events is closed at once."""
 
     def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         async def lines() -> AsyncIterator[str]:
             async for event in events:
                 yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
-                await asyncio.sleep(0)  # where many events are ready, let the others and a closed connection be seen
+                await asyncio.sleep(0)  # where many events are ready: serve other tasks, and notice a disconnect
 
         self.events = events
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy may hold it back
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies must not buffer the stream
         super().__init__(lines(), media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, as ASGI has it."""
+        """Send the response, as ASGI defines it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -188,14 +200,14 @@ class EventStream(StreamingResponse):
             await self.events.aclose()
 
 
-# What is where
+# Routes
 
 router = APIRouter()
 
 
 @router.get("/")
 async def page() -> Response:
-    """The page. Nothing in it may run but its own script, whatever a model or a user says."""
+    """The page. Its security policy allows no other script than its own, whatever a model or a user writes."""
     text = PAGE.read_text(encoding="utf-8")
     [script] = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -208,52 +220,53 @@ async def page() -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Ready, with which model, where; and what the page wants to know of it."""
-    service: Service = request.app.state.service
+    """Readiness, model and device, and the default settings and limits of a request."""
+    service: ChatService = request.app.state.service
     return {
-        "ready": not service.stopping.is_set(),
+        "ready": not service.is_stopping.is_set(),
         "model": service.name,
         "device": ", ".join(str(engine.model.device) for engine in service.engines),
-        "defaults": {name: getattr(service.defaults, name) for name in PARAMS},
+        "defaults": {name: getattr(service.defaults, name) for name in SAMPLING_FIELDS},
         "limits": asdict(LIMITS),
     }
 
 
 @router.get("/stats")
 async def stats(request: Request) -> dict[str, float]:
-    """The counts of `Stats`."""
-    service: Service = request.app.state.service
-    return service.stats.shown()
+    """The counters of the server."""
+    service: ChatService = request.app.state.service
+    return service.stats.snapshot()
 
 
 @router.post("/chat/completions")
 async def complete(request: Request) -> Response:
-    """The answer to the last message, as events; 4xx and `{"error": reason}` for what cannot be answered."""
-    service: Service = request.app.state.service
-    service.stats.count(requests=1)
-    status = 400
+    """The reply to the last message, as events; status 4xx and `{"error": reason}` if the request is refused."""
+    service: ChatService = request.app.state.service
+    service.stats.add(requests=1)
+    refusal_status = 400
     try:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            status = 415  # also keeps other sites' pages from posting here without being asked
-            raise UserError("the content type must be application/json")
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":  # this rule also keeps the pages of other sites from posting here
+            refusal_status = 415
+            raise UserError(f"the content type is {content_type!r}: must be application/json")
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BYTES:
-                status = 413
-                raise UserError(f"the body has more than {MAX_BYTES} bytes")
-        messages, params = read_request(body, service.defaults)
-        job = await asyncio.to_thread(service.job, messages, params)
+        async for data in request.stream():
+            body += data
+            if len(body) > MAX_BODY_BYTES:
+                refusal_status = 413
+                raise UserError(f"the body has more than {MAX_BODY_BYTES} bytes: send fewer or shorter messages")
+        chat_request = parse_request(body, service.defaults)
+        job = await asyncio.to_thread(service.prepare, chat_request)
     except UserError as error:
-        service.stats.count(refused=1)
-        return JSONResponse({"error": str(error)}, status)
-    except ClientDisconnect:  # before it had said all: nobody reads this
+        service.stats.add(refused=1)
+        return JSONResponse({"error": str(error)}, refusal_status)
+    except ClientDisconnect:  # before the body was complete: this response is never sent
         return Response(status_code=400)
-    return EventStream(service.answer(job))
+    return EventStreamResponse(service.events(job))
 
 
-def create_app(load: Callable[[], Service]) -> FastAPI:
-    """The application; `load` is called when it starts, not before."""
+def create_app(load: Callable[[], ChatService]) -> FastAPI:
+    """Build the application. `load` is called when the application starts, not before."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -261,7 +274,7 @@ def create_app(load: Callable[[], Service]) -> FastAPI:
         yield
         await service.close()
 
-    # FastAPI's own pages of documentation load scripts from elsewhere: left out
+    # FastAPI's documentation pages are disabled: they load scripts from other sites.
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router)
     return app

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what the user types, and an answer as it comes."""
+"""The chat in the terminal: reads the user's messages, and prints replies while they are generated."""
 
 from __future__ import annotations
 
@@ -8,58 +8,64 @@ import select
 import sys
 from typing import TextIO
 
-from nanochat.serving.chat_session import Piece
+from nanochat.serving.chat_session import Chunk
 
-PASTE_SECONDS = 0.05  # lines that come faster than this one after another are one message
+PASTE_SECONDS = 0.05  # lines that arrive faster than this one after another belong to one message
 
 
 class Screen:
-    """Writes to the terminal: answers as they come, everything else dim, where there are colours."""
+    """Writes to the terminal: the text of replies as it is, everything else dimmed where colours are supported."""
 
     def __init__(self, notices: TextIO) -> None:
+        """`notices`: the stream for everything that is not a reply."""
         self.notices = notices
-        self.colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        self._kind, self._last = "text", ""  # of what stands there of the answer: its last piece and character
+        self.has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._last_kind = "text"  # of the last chunk of the reply
+        self._last_character = ""
 
     def notice(self, text: str) -> None:
-        """A line that is not the model's."""
+        """Print a line that is not part of a reply."""
         print(self._dim(text), file=self.notices, flush=True)
 
-    def show(self, piece: Piece) -> None:
-        """A piece of an answer; a call stands in brackets, with its result."""
-        if piece.kind != self._kind or not piece.text:
-            self._write(self._dim(self._joint(piece)))
-        self._write(printable(piece.text) if piece.kind == "text" else self._dim(printable(piece.text)))
-        self._kind, self._last = piece.kind, piece.text[-1:]
+    def show(self, chunk: Chunk) -> None:
+        """Print a chunk of a reply; a tool call is printed in brackets, with its result: [6*7 = 42]."""
+        if chunk.kind != self._last_kind or not chunk.text:
+            self._write(self._dim(self._separator(chunk)))
+        self._write(printable(chunk.text) if chunk.kind == "text" else self._dim(printable(chunk.text)))
+        self._last_kind = chunk.kind
+        self._last_character = chunk.text[-1:]
 
-    def end(self) -> None:
-        """The answer is over."""
-        self._write(self._dim("]" if self._kind != "text" else "") + "\n")
-        self._kind, self._last = "text", ""
+    def end_reply(self) -> None:
+        """Close an open bracket and end the line."""
+        self._write(self._dim("]" if self._last_kind != "text" else "") + "\n")
+        self._last_kind = "text"
+        self._last_character = ""
 
-    def _joint(self, piece: Piece) -> str:
-        """What stands between two pieces that do not belong to one text."""
-        if (self._kind, piece.kind) == ("python", "python_output"):
+    def _separator(self, chunk: Chunk) -> str:
+        """Return the text between the previous chunk and one of another kind, or the next call."""
+        if (self._last_kind, chunk.kind) == ("python", "python_output"):
             return " = "
-        if piece.kind == "text":
-            return "] " if piece.text[:1].isalnum() else "]"
-        before = "] " if self._kind != "text" else " " if self._last.strip() else ""
-        return before + ("[" if piece.kind == "python" else "[= ")
+        if chunk.kind == "text":
+            return "] " if chunk.text[:1].isalnum() else "]"
+        opening = "[" if chunk.kind == "python" else "[= "
+        if self._last_kind != "text":
+            return "] " + opening
+        return " " + opening if self._last_character.strip() else opening
 
     def _dim(self, text: str) -> str:
-        return f"\033[2m{text}\033[0m" if self.colours and text else text
+        return f"\033[2m{text}\033[0m" if self.has_colours and text else text
 
     def _write(self, text: str) -> None:
         print(text, end="", flush=True)
 
 
 def printable(text: str) -> str:
-    """The text without what would move the cursor, change colours, or ring."""
+    """Replace control characters, which could move the cursor, change colours or ring the bell, by U+FFFD."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 def read_message() -> str:
-    """What the user types; several lines if they were pasted. Raises `EOFError` at the end of the input."""
+    """Read a message of the user: a line, or several if they were pasted. Raises `EOFError` at the end of the input."""
     if not sys.stdin.isatty():
         return input()
     lines = [input("> ")]
@@ -71,12 +77,12 @@ def read_message() -> str:
     return "\n".join(lines)
 
 
-def set_up_line_editing() -> None:
-    """Arrow keys, the lines typed before, and a pasted text as one message, where readline can be had."""
+def enable_line_editing() -> None:
+    """Enable arrow keys, a history of lines, and pasting several lines as one message, if readline is available."""
     try:
         import readline
     except ImportError:
         return
     if "libedit" not in (readline.__doc__ or ""):
         readline.parse_and_bind("set enable-bracketed-paste on")
-        readline.parse_and_bind("set disable-completion on")  # of file names
+        readline.parse_and_bind("set disable-completion on")  # completion of file names

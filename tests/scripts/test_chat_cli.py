@@ -1,4 +1,4 @@
-"""The chat in the terminal: the conversation with a scripted model, and a real process behind a real terminal."""
+"""The chat script: conversations with a scripted engine, its settings, and a real process in a real terminal."""
 
 from __future__ import annotations
 
@@ -17,201 +17,161 @@ from nanochat.checkpoint_manager import run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.serving.chat_session import Piece
-from nanochat.serving.terminal import Screen, printable
+from nanochat.serving.terminal import Screen
 from scripts import chat_cli
-from scripts.chat_cli import Chat, Config, main, talk
-from tests.support.scripted import SPECIAL, TOKENIZER, Scripted, answer_ids, assistant, question, user
+from scripts.chat_cli import Chat, Config, main, run_chat
+from tests.support.scripted_engine import (
+    SPECIAL,
+    TOKENIZER,
+    ScriptedEngine,
+    assistant,
+    last_user_text,
+    reply_ids,
+    user,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def echo(prompt: list[int]) -> list[int]:
-    """Says what it was asked, and how many questions it sees."""
-    return answer_ids(f"{question(prompt)} {prompt.count(SPECIAL['<|user_start|>'])}")
+    """Reply with the last message, and the number of user messages in the prompt."""
+    return reply_ids(f"{last_user_text(prompt)} {prompt.count(SPECIAL['<|user_start|>'])}")
 
 
-def conversation(script: Callable[[list[int]], Iterable[int]] = echo, context: int = 256, **settings: Any) -> Chat:
-    return Chat(Scripted(script, context), Config(**settings), Screen(sys.stdout))  # type: ignore[arg-type]
+def make_chat(script: Callable[[list[int]], Iterable[int]] = echo, context: int = 256, **settings: Any) -> Chat:
+    return Chat(ScriptedEngine(script, context), Config(**settings), Screen(sys.stdout))  # type: ignore[arg-type]
 
 
-def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
-    """What the user types; at its end the input ends."""
-    typed = iter([*lines, EOFError])
+def run_with_input(monkeypatch: pytest.MonkeyPatch, chat: Chat, *lines: str | type[BaseException]) -> None:
+    """Run the chat with these lines as the user's input, or exceptions in their place; then the input ends."""
+    remaining = iter([*lines, EOFError])
 
     def read() -> str:
-        line = next(typed)
+        line = next(remaining)
         if isinstance(line, str):
             return line
         raise line
 
     monkeypatch.setattr(chat_cli, "read_message", read)
-
-
-def talked(monkeypatch: pytest.MonkeyPatch, chat: Chat, *lines: str | type[BaseException]) -> None:
-    type_in(monkeypatch, *lines)
-    talk(chat, chat.screen)
+    run_chat(chat)
 
 
 # A conversation
 
 
-def test_history_is_kept_until_it_is_cleared(
+def test_the_history_is_kept_until_it_is_cleared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat = conversation()
-    talked(monkeypatch, chat, "one", "", "  two ", "/clear", "three")
+    chat = make_chat()
+    run_with_input(monkeypatch, chat, "one", "", "  two ", "/clear", "three")
     assert capsys.readouterr().out.split("\n") == [
         *("one 1", "", "two 2", ""),
-        *("(forgotten: a new conversation begins)", "three 1", "", "", ""),
+        *("(cleared: a new conversation begins)", "three 1", "", "", ""),
     ]
     assert chat.messages == [user("three"), assistant("three 1")]
 
 
-def test_the_model_is_shown_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_has_the_whole_history(monkeypatch: pytest.MonkeyPatch) -> None:
     content = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, {"type": "text", "text": "!"}]
-    chat = conversation(lambda _: answer_ids(content), temperature=0.3, top_k=7, max_tokens=99, seed=5)
-    talked(monkeypatch, chat, "a", "b")
+    chat = make_chat(lambda _: reply_ids(content), temperature=0.3, top_k=7, max_tokens=99, seed=5)
+    run_with_input(monkeypatch, chat, "a", "b")
     messages = [user("a"), assistant(content), user("b"), assistant("")]
     scripted: Any = chat.engine
-    assert scripted.asked == [
+    assert scripted.calls == [
         (TOKENIZER.render_for_completion({"messages": messages[:2]}), SamplingParams(0.3, 7, 99, seed=5)),
         (TOKENIZER.render_for_completion({"messages": messages}), SamplingParams(0.3, 7, 99, seed=6)),
     ]
     assert chat.messages[-1] == assistant(content)
 
 
-def test_a_long_history_is_cut_at_a_turn_and_said_once(
+def test_old_messages_that_do_not_fit_are_dropped_with_a_notice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat = conversation(context=120)
-    talked(monkeypatch, chat, *(f"{i}" * 20 for i in range(4)))
+    chat = make_chat(context=120)
+    run_with_input(monkeypatch, chat, *(f"{i}" * 20 for i in range(4)))
     shown = [line for line in capsys.readouterr().out.split("\n") if line]
     assert shown == [
         f"{'0' * 20} 1",
         f"{'1' * 20} 2",
-        "(the oldest 2 messages no longer fit: forgotten)",
+        "(the oldest 2 messages no longer fit and were dropped)",
         f"{'2' * 20} 2",
-        "(the oldest 2 messages no longer fit: forgotten)",
+        "(the oldest 2 messages no longer fit and were dropped)",
         f"{'3' * 20} 2",
     ]
     assert [message["content"][0] for message in chat.messages] == ["2", "2", "3", "3"]
 
 
-def test_a_wall_of_text_is_refused_in_a_line_and_changes_nothing(
+def test_a_message_that_is_too_long_is_refused_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat = conversation()
-    talked(monkeypatch, chat, "a", "x\n" * 500, "b")
+    chat = make_chat()
+    run_with_input(monkeypatch, chat, "a", "x\n" * 500, "b")
     lines = [line for line in capsys.readouterr().out.split("\n") if line]
     assert lines[0] == "a 1"
-    assert lines[1].startswith("(the message is too long: it takes 1003 tokens, and 192 fit")
+    assert lines[1].startswith("(the message is too long: it has 1003 tokens, and 192 fit")
     assert lines[2:] == ["b 2"]
 
 
-@pytest.mark.parametrize("said", [0, 3])
-def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(
-    said: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_ctrl_c_stops_a_reply_and_keeps_its_beginning(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def script(prompt: list[int]) -> Iterator[int]:
-        yield from TOKENIZER.encode("abc")[:said]
-        if question(prompt) == "go":
+        yield from TOKENIZER.encode("abc")[:num_tokens]
+        if last_user_text(prompt) == "go":
             raise KeyboardInterrupt
-        yield from answer_ids("")
+        yield from reply_ids("")
 
-    chat = conversation(script)
-    talked(monkeypatch, chat, "go", "on")
-    assert capsys.readouterr().out.split("\n")[:2] == ["abc"[:said], "(stopped)"]
-    first = [user("go"), assistant("abc")] if said else []  # a question without an answer is forgotten
-    assert chat.messages == ([*first, user("on"), assistant("abc")] if said else [])
+    chat = make_chat(script)
+    run_with_input(monkeypatch, chat, "go", "on")
+    assert capsys.readouterr().out.split("\n")[:2] == ["abc"[:num_tokens], "(stopped)"]
+    first = [user("go"), assistant("abc")] if num_tokens else []  # a message without a reply is dropped
+    assert chat.messages == ([*first, user("on"), assistant("abc")] if num_tokens else [])
 
 
-def test_an_answer_without_more_room_says_so(
+def test_a_reply_that_was_cut_off_has_a_notice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    talked(monkeypatch, conversation(lambda _: answer_ids("abcdef"), max_tokens=3), "q")
-    assert capsys.readouterr().out.split("\n")[:2] == ["abc", "(cut off: the answer has no more room)"]
+    run_with_input(monkeypatch, make_chat(lambda _: reply_ids("abcdef"), max_tokens=3), "q")
+    assert capsys.readouterr().out.split("\n")[:2] == ["abc", "(cut off: the reply reached its maximum length)"]
 
 
-def test_commands_and_what_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    chat = conversation()
-    talked(monkeypatch, chat, "/help", "/nothing", "/", "/usr/bin is what?", "/quit", "never asked")
+def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = make_chat()
+    run_with_input(monkeypatch, chat, "/help", "/nothing", "/", "/usr/bin is what?", "/quit", "never asked")
     out = capsys.readouterr().out
-    assert "/clear   forget" in out
-    assert "(/nothing is no command; /help lists them)" in out
-    assert "(/ is no command" in out
+    assert "/clear   start a new conversation" in out
+    assert "(/nothing is not a command; /help lists them)" in out
+    assert "(/ is not a command" in out
     assert "/usr/bin is what? 1" in out
     assert "never" not in out
 
 
-def test_ctrl_c_at_the_prompt_leaves_the_second_time(
+def test_the_second_ctrl_c_at_the_prompt_exits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = KeyboardInterrupt
-    talked(monkeypatch, conversation(), stop, "a", stop, stop, "never asked")
+    run_with_input(monkeypatch, make_chat(), stop, "a", stop, stop, "never asked")
     out = capsys.readouterr().out
-    assert out.count("(Ctrl-C again, Ctrl-D or /quit leaves)") == 2
+    assert out.count("(Ctrl-C again, Ctrl-D or /quit exits)") == 2
     assert "a 1" in out
     assert "never" not in out
-
-
-# What is shown
-
-
-def shown(capsys: pytest.CaptureFixture[str], *pieces: tuple[str, str]) -> str:
-    screen = Screen(io.StringIO())
-    for kind, text in pieces:
-        screen.show(Piece(kind, text))
-    screen.end()
-    return capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("pieces", "text"),
-    [
-        ([("text", "a"), ("text", "b")], "ab\n"),
-        ([("text", "so "), ("python", ""), ("python", "6*"), ("python", "7"), ("python_output", "")], "so [6*7 = ]\n"),
-        ([("text", "so"), ("python", ""), ("python", "1"), ("text", "go")], "so [1] go\n"),
-        (
-            [
-                ("python", ""),
-                ("python", "1"),
-                ("python_output", ""),
-                ("python_output", "1"),
-                ("text", "."),
-                ("text", "2"),
-            ],
-            "[1 = 1].2\n",
-        ),
-        ([("python", ""), ("python", "1"), ("python", ""), ("python", "2")], "[1] [2]\n"),
-        ([("text", "a\n"), ("python_output", ""), ("python_output", "1"), ("text", "b")], "a\n[= 1] b\n"),
-    ],
-)
-def test_a_call_stands_in_brackets(
-    pieces: list[tuple[str, str]], text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert shown(capsys, *pieces) == text
-
-
-def test_the_model_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printable("a\x1b[2J\tb\r\n\x9b1m\x07é🙂") == "a\ufffd[2J\tb\ufffd\n\ufffd1m\ufffdé🙂"
-    assert "\x1b" not in shown(capsys, ("text", "\x1b[0m"), ("python", ""), ("python", "\x1b"))
 
 
 # The settings
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"top_k": 0}, "top_k is 0"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": " "}, "prompt is ' ': must contain a question"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Config(**settings)
 
 
@@ -251,19 +211,19 @@ def test_one_question(run_here: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.usefixtures("run_here")
-def test_without_a_model_it_says_what_to_train() -> None:
-    with pytest.raises(UserError, match=r"no model to talk to .* train one"):
+def test_without_a_model_the_error_says_what_to_train() -> None:
+    with pytest.raises(UserError, match=r"no chat model in .*: train one"):
         main(Config(device="cpu"))
 
 
-def test_the_last_stage_is_the_one(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_source_is_the_last_stage(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for stage, letter in (("mid", "m"), ("sft", "s"), ("rl", "r")):
         save_model(run_here, stage, letter)
         main(Config(prompt="?", max_tokens=1, temperature=0, device="cpu"))
         assert capsys.readouterr().out == f"{letter}\n"
 
 
-def test_without_a_terminal_a_line_is_a_question(
+def test_without_a_terminal_each_line_is_a_message(
     run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(run_here, "sft", "z")
@@ -298,7 +258,7 @@ def test_in_a_real_terminal(base_dir: Path) -> None:
     wall = "\n".join(f"line {i} of what was pasted" for i in range(200))
     chat.send(f"\x1b[200~{wall}\x1b[201~")
     chat.sendline("")
-    chat.expect(r"the message is too long: it takes \d+ tokens")
+    chat.expect(r"the message is too long: it has \d+ tokens")
     chat.expect(prompt)
     chat.sendline("first line\nsecond line")  # pasted where nothing marks it: still one message
     chat.expect("zzzz")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -11,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
@@ -23,7 +21,6 @@ from nanochat.checkpoint_manager import build_model, load_model, model_meta, ope
 from nanochat.common import StoppedBySignal, UserError
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine
-from nanochat.eval.pass_at_k import pass_at_k, reported_ks
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.optim import Optimizer, build_optimizer
@@ -483,23 +480,6 @@ def test_options_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts.open_task("Hard(shape=pair_2_1, seed=3)", "test", stop=5)
     prompts.open_task("Hard", "train")
     assert asked == [("Hard", "test", {"shape": "pair_2_1", "seed": 3, "stop": 5}), ("Hard", "train", {})]
-
-
-# --- pass@k -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_samples", range(1, 7))
-def test_pass_at_k(num_samples: int) -> None:
-    """By trying every choice of k out of n answers, of which c are right."""
-    for num_correct in range(num_samples + 1):
-        answers = [1] * num_correct + [0] * (num_samples - num_correct)
-        for k in range(1, num_samples + 1):
-            expected = fmean(max(chosen) for chosen in itertools.combinations(answers, k))
-            assert pass_at_k(num_samples, num_correct, k) == pytest.approx(expected)
-
-
-def test_ks() -> None:
-    assert [reported_ks(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

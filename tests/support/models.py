@@ -17,3 +17,13 @@ def random_model(sequence_len: int, vocab_size: int = 265, *, scale: float = 0.3
         for param in model.parameters():
             param.copy_(torch.randn(param.shape, generator=generator) * scale)
     return model
+
+
+def constant_model(sequence_len: int, token: int, vocab_size: int = 265, **shape: int) -> GPT:
+    """A model for which one token is the most likely at every position."""
+    model = random_model(sequence_len, vocab_size, **shape)
+    with torch.no_grad():
+        for name, param in model.named_parameters():  # the hidden state is the same at every position
+            param.fill_(1.0 if name == "embed.weight" else 0.0)
+        model.head.weight[token] = 1.0  # the only logit above 0
+    return model

@@ -1,4 +1,4 @@
-"""The engine with its calculator, and with prompts of many lengths, against a generator that is plain and slow."""
+"""Batches with tool calls and prompts of many lengths, compared with a slow generator without batch and cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat import engine as engine_module
-from nanochat.common import UserError
 from nanochat.engine import Completion, Engine
 from nanochat.execution import calculate
 from nanochat.gpt import GPT, GPTConfig
@@ -30,12 +29,12 @@ CONFIGS = {
 }
 
 
-SEEDS = {"plain": 0, "grouped": 4, "one key-value head": 5}  # of models that call and end often enough
+SEEDS = {"plain": 0, "grouped": 4, "one key-value head": 5}  # of models with enough tool calls and ends
 
 
 @functools.cache
 def calling_model(name: str) -> GPT:
-    """Random weights, with a tendency: many a byte calls for a call, a call for a digit, a digit for the call's end."""
+    """A random model that tends to start a tool call after some bytes, and to fill it with digits and end it."""
     model = GPT(CONFIGS[name])
     model.init_weights(SEEDS[name])
     generator = torch.Generator().manual_seed(1)
@@ -57,22 +56,23 @@ def model(request: pytest.FixtureRequest) -> GPT:
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small models must still meet what large ones do: a cache that grows, prompts that are read in several passes."""
+def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the cache grow, and the prefill take several passes, for these small models, too."""
     monkeypatch.setattr(kv_cache, "CACHE_CHUNK", 4)
     monkeypatch.setattr(decode_batch, "MAX_PREFILL_TOKENS", 60)
 
 
 @torch.inference_mode()
-def plain_answer(model: GPT, prompt: list[int], max_tokens: int = 1000, first: int | None = None) -> Completion:
-    """The likeliest answer, by the whole sequence through the model for each token; `first` instead of its first."""
-    room = min(max_tokens, model.config.sequence_len - len(prompt))
+def slow_completion(model: GPT, prompt: list[int], max_tokens: int = 1000, first: int | None = None) -> Completion:
+    """The greedy completion, from a pass over the whole sequence for each token. `first` replaces its first token."""
+    max_tokens = min(max_tokens, model.config.sequence_len - len(prompt))
     ids: list[int] = []
     mask: list[int] = []
     expression: list[int] | None = None
-    while len(ids) < room:
+    while len(ids) < max_tokens:
         token = int(model(torch.tensor([prompt + ids]))[0, -1].argmax()) if ids or first is None else first
-        ids, mask = [*ids, token], [*mask, 1]
+        ids.append(token)
+        mask.append(1)
         if token in (END, BOS):
             return Completion(ids, mask, True)
         if token == CALL:
@@ -82,17 +82,17 @@ def plain_answer(model: GPT, prompt: list[int], max_tokens: int = 1000, first: i
             expression = None
             if result is not None:
                 output = [OUT, *result.encode(), OUT_END]
-                ids, mask = ids + output, mask + [0] * len(output)
+                ids += output
+                mask += [0] * len(output)
         elif expression is not None:
             expression.append(token)
-    return Completion(ids[:room], mask[:room], False)
+    return Completion(ids[:max_tokens], mask[:max_tokens], False)
 
 
-def call_steps(answer: Completion) -> list[int]:
-    """Where results begin."""
-    return [
-        i for i, (token, mask) in enumerate(zip(answer.tokens, answer.mask, strict=True)) if (token, mask) == (OUT, 0)
-    ]
+def call_steps(completion: Completion) -> list[int]:
+    """The indices at which tool results begin."""
+    pairs = zip(completion.tokens, completion.mask, strict=True)
+    return [index for index, pair in enumerate(pairs) if pair == (OUT, 0)]
 
 
 def random_prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -101,13 +101,13 @@ def random_prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
     return [[BOS, *torch.randint(256, (length,), generator=generator).tolist()] for length in lengths]
 
 
-# The engine and its slow twin
+# Greedy decoding
 
 
-def test_many_samples_that_call_at_different_steps_are_those_of_the_plain_generator(
+def test_samples_with_calls_at_different_steps_equal_the_slow_generator(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random first tokens, then greedy: each sample must go on as it does alone, in passes without a cache."""
+    """Different first tokens, then greedy decoding: each sample continues as it does alone."""
     firsts = [*range(40), CALL, CALL_END, END, OUT]
     steps: list[int] = []
 
@@ -118,60 +118,64 @@ def test_many_samples_that_call_at_different_steps_are_those_of_the_plain_genera
     monkeypatch.setattr(engine_module, "sample_next", forced_then_greedy)
     prompt = [BOS, 7]
     columns = list(Engine(model, TOKENIZER).generate(prompt, len(firsts)))
-    expected = [plain_answer(model, prompt, first=first) for first in firsts]
-    for sample, answer in enumerate(expected):
+    expected = [slow_completion(model, prompt, first=first) for first in firsts]
+    for sample, completion in enumerate(expected):
         tokens = [column[sample] for column, _ in columns]
         mask = [column_masks[sample] for _, column_masks in columns]
-        size = len(answer.tokens)
-        assert tokens == answer.tokens + answer.tokens[-1:] * (len(columns) - size)
-        assert mask == answer.mask + [0] * (len(columns) - size)
+        num_missing = len(columns) - len(completion.tokens)
+        assert tokens == completion.tokens + completion.tokens[-1:] * num_missing
+        assert mask == completion.mask + [0] * num_missing
     calls = [steps for steps in map(call_steps, expected) if steps]
     assert len(calls) >= 15
-    assert len({steps[0] for steps in calls}) > 5  # each at a step of its own
-    assert max(map(len, calls)) > 1  # some more than once
-    assert len({len(answer.tokens) for answer in expected}) > 5  # and they end at different steps
-    sizes = [len(answer.tokens) for answer in expected]
-    assert steps == [sum(size > step for size in sizes) for step in range(len(columns))]  # the finished leave
+    assert len({steps[0] for steps in calls}) > 5  # at different steps
+    assert max(map(len, calls)) > 1  # some samples call more than once
+    assert len({len(completion.tokens) for completion in expected}) > 5  # the samples end at different steps
+    sizes = [len(completion.tokens) for completion in expected]
+    assert steps == [
+        sum(size > step for size in sizes) for step in range(len(columns))
+    ]  # finished rows leave the batch
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_answers_to_prompts_of_many_lengths_are_those_of_each_alone(model: GPT, batch_size: int) -> None:
+def test_prompts_of_many_lengths_equal_the_slow_generator(model: GPT, batch_size: int) -> None:
     prompts = [*random_prompts(30, 40), [BOS] * model.config.sequence_len, [9]]
-    answers = Engine(model, TOKENIZER).generate_many(prompts, SamplingParams(0, num_samples=2), batch_size=batch_size)
-    expected = [plain_answer(model, prompt) for prompt in prompts]
-    assert answers == [[answer, answer] for answer in expected]
-    assert expected[-2] == Completion([], [], False)  # no room for an answer
-    assert sum(bool(call_steps(answer)) for answer in expected) > 5
-    assert len({len(answer.tokens) for answer in expected if answer.has_ended}) > 3
+    completions = Engine(model, TOKENIZER).generate_many(
+        prompts, SamplingParams(0, num_samples=2), batch_size=batch_size
+    )
+    expected = [slow_completion(model, prompt) for prompt in prompts]
+    assert completions == [[completion, completion] for completion in expected]
+    assert expected[-2] == Completion([], [], False)  # the prompt fills the context
+    assert sum(bool(call_steps(completion)) for completion in expected) > 5
+    assert len({len(completion.tokens) for completion in expected if completion.has_ended}) > 3
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 11])
-def test_max_tokens_holds_for_each_answer(model: GPT, max_tokens: int) -> None:
+def test_max_tokens_limits_each_completion(model: GPT, max_tokens: int) -> None:
     prompts = random_prompts(20, model.config.sequence_len)
-    answers = Engine(model, TOKENIZER).generate_many(prompts, SamplingParams(0, max_tokens=max_tokens))
-    assert answers == [[plain_answer(model, prompt, max_tokens)] for prompt in prompts]
+    completions = Engine(model, TOKENIZER).generate_many(prompts, SamplingParams(0, max_tokens=max_tokens))
+    assert completions == [[slow_completion(model, prompt, max_tokens)] for prompt in prompts]
 
 
 @given(st.lists(st.integers(1, 80), min_size=1, max_size=30))
-def test_prompts_are_read_in_passes_of_a_bounded_size(lengths: list[int]) -> None:
+def test_prefill_groups_are_as_large_as_allowed(lengths: list[int]) -> None:
     prompts = [[BOS] * length for length in lengths]
     groups = [prompts[group] for group in decode_batch.prefill_groups(prompts, 100)]
     assert [prompt for group in groups for prompt in group] == prompts
     for group, following in itertools.zip_longest(groups, groups[1:]):
         assert len(group) == 1 or len(group) * max(map(len, group)) <= 100
-        if following:  # one more would have been too many
+        if following:  # one more prompt would have been too many
             assert (len(group) + 1) * max(map(len, [*group, following[0]])) > 100
 
 
-# Random draws
+# Sampling
 
 
-def test_an_answer_does_not_depend_on_the_batch_it_is_written_in(model: GPT) -> None:
+def test_a_completion_does_not_depend_on_its_batch(model: GPT) -> None:
     prompts = random_prompts(12, 30)
     engine = Engine(model, TOKENIZER)
     params = SamplingParams(temperature=0.8, top_k=50, num_samples=4, seed=3)
     whole = engine.generate_many(prompts, params)
-    assert len({tuple(answer.tokens) for group in whole for answer in group}) > 40
+    assert len({tuple(completion.tokens) for group in whole for completion in group}) > 40
     for batch_size in (1, 5, 17):
         assert engine.generate_many(prompts, params, batch_size=batch_size) == whole
     assert engine.generate_many(prompts[:5], params) == whole[:5]
@@ -180,32 +184,23 @@ def test_an_answer_does_not_depend_on_the_batch_it_is_written_in(model: GPT) -> 
     assert engine.generate_many(prompts, params) == whole
 
 
-def test_answers_follow_the_models_distribution() -> None:
-    """The first and the second token of thousands of answers against the softmax of a pass without a cache."""
+def test_completions_follow_the_models_distribution() -> None:
+    """The first and second token of thousands of completions, compared with the softmax of a pass without a cache."""
     model = calling_model("plain")
     prompts = [[BOS, 7, 99], [BOS, 3]]
     many = Engine(model, TOKENIZER).generate_many(
         prompts, SamplingParams(num_samples=5000, max_tokens=2), batch_size=3000
     )
-    for prompt, answers in zip(prompts, many, strict=True):
-        firsts = torch.tensor([answer.tokens[0] for answer in answers])
-        likeliest = int(firsts.bincount().argmax())
-        seconds = [answer.tokens[1] for answer in answers if answer.tokens[0] == likeliest]
-        for before, drawn in ((prompt, firsts), ([*prompt, likeliest], torch.tensor(seconds))):
-            shares = model(torch.tensor([before]))[0, -1].detach().softmax(-1)
-            seen = torch.bincount(drawn, minlength=265) / len(drawn)
-            expected = (2 / torch.pi * shares * (1 - shares) / len(drawn)).sqrt().sum()  # of the sum of differences
+    for prompt, completions in zip(prompts, many, strict=True):
+        firsts = torch.tensor([completion.tokens[0] for completion in completions])
+        mode = int(firsts.bincount().argmax())
+        seconds = [completion.tokens[1] for completion in completions if completion.tokens[0] == mode]
+        for context, drawn in ((prompt, firsts), ([*prompt, mode], torch.tensor(seconds))):
+            probs = model(torch.tensor([context]))[0, -1].detach().softmax(-1)
+            frequencies = torch.bincount(drawn, minlength=265) / len(drawn)
+            expected = (
+                (2 / torch.pi * probs * (1 - probs) / len(drawn)).sqrt().sum()
+            )  # of the sum of absolute differences
             assert len(drawn) > 100
-            assert (seen - shares).abs().sum() < 1.3 * expected
-            assert (seen - 1 / 265).abs().sum() > 1.3 * expected  # the measure tells distributions apart
-
-
-def test_settings_that_mean_nothing_are_refused() -> None:
-    engine = Engine(calling_model("plain"), TOKENIZER)
-    with pytest.raises(UserError, match="batch_size is 0"):
-        engine.generate_many([[BOS]], SamplingParams(), batch_size=0)
-    with pytest.raises(UserError, match="49 tokens, but the context of this model is 48"):
-        engine.generate_many([[BOS], [BOS] * 49], SamplingParams())
-    with pytest.raises(UserError, match="prompt is empty"):
-        engine.generate_many([[BOS], []], SamplingParams())
-    assert engine.generate_many([], SamplingParams()) == []
+            assert (frequencies - probs).abs().sum() < 1.3 * expected
+            assert (frequencies - 1 / 265).abs().sum() > 1.3 * expected  # the measure tells distributions apart

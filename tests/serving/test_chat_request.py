@@ -1,0 +1,129 @@
+"""Request validation: what is refused and why, the limits, the defaults, and arbitrary JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.common import UserError
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.chat_request import DEFAULT_PARAMS, ChatRequest, check_messages, parse_request
+from tests.support.scripted_engine import TOKENIZER, assistant, user
+
+HELLO = {"messages": [user("Hello")]}
+
+
+def parse(body: Any, defaults: SamplingParams = DEFAULT_PARAMS) -> ChatRequest:
+    """Parse a body that is given as JSON data."""
+    return parse_request(json.dumps(body).encode(), defaults)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not JSON"),
+        (b'{"messages": [', "the body is not JSON"),
+        (b"\xff\xfe", "the body is not JSON"),
+        (b"[" * 100_000, "the body is not JSON"),
+        (b'{"temperature": 1' + b"0" * 5000 + b"}", "the body is not JSON"),
+        ([], 'the body is []: must be an object, {"messages": [...]}'),
+        ({}, "messages is missing, empty or not a list"),
+        ({"messages": []}, "messages is missing, empty or not a list"),
+        ({"messages": {"role": "user"}}, "messages is missing, empty or not a list"),
+        ({"messages": ["hi"]}, "message 1: must have a role and a content"),
+        ({"messages": [None]}, "message 1: must have a role and a content"),
+        ({"messages": [{"role": "user"}]}, "message 1: must have a role and a content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role 'robot' where 'user' is due"),
+        ({"messages": [{"role": [], "content": "x"}]}, "role [] where 'user' is due"),
+        ({"messages": [user("a"), user("b")]}, "message 2: role 'user' where 'assistant' is due"),
+        ({"messages": [{"role": "user", "content": 5}]}, "message 1: a user's content must be text, not int"),
+        ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "a user's content must be text, not list"),
+        ({"messages": [user("a"), assistant([{"type": "image", "text": ""}])]}, "message 2: a part must be"),
+        ({"messages": [user("a"), assistant([[1]])]}, "message 2: a part must be"),
+        ({"messages": [user("\ud800")]}, "message 1 has an unpaired surrogate: send valid Unicode text"),
+        ({**HELLO, "temprature": 1}, "unknown field 'temprature': must be one of messages, temperature, top_k"),
+        ({**HELLO, "num_samples": 2}, "unknown field 'num_samples': must be one of messages, temperature, top_k"),
+        ({**HELLO, "temperature": 2.01}, "temperature is 2.01: must be a number from 0 to 2"),
+        ({**HELLO, "temperature": -0.1}, "temperature is -0.1: must be a number from 0 to 2"),
+        ({**HELLO, "temperature": float("nan")}, "temperature is nan: must be a number from 0 to 2"),
+        ({**HELLO, "temperature": float("inf")}, "temperature is inf: must be a number from 0 to 2"),
+        ({**HELLO, "temperature": "hot"}, "temperature is 'hot': must be a number from 0 to 2"),
+        ({**HELLO, "temperature": True}, "temperature is True: must be a number from 0 to 2"),
+        ({**HELLO, "top_k": 0}, "top_k is 0: must be a whole number from 1 to 200"),
+        ({**HELLO, "top_k": 201}, "top_k is 201: must be a whole number from 1 to 200"),
+        ({**HELLO, "top_k": 1.5}, "top_k is 1.5: must be a whole number from 1 to 200"),
+        ({**HELLO, "max_tokens": 0}, "max_tokens is 0: must be a whole number from 1 to 4096"),
+        ({**HELLO, "max_tokens": 4097}, "max_tokens is 4097: must be a whole number from 1 to 4096"),
+        ({**HELLO, "max_tokens": 10**4000}, "000...: must be a whole number from 1 to 4096"),
+        ({**HELLO, "seed": -1}, "seed is -1: must be a whole number from 0 to 4294967295"),
+        ({"messages": [user("x" * 8001)]}, "message 1 has 8001 characters: at most 8000 are allowed"),
+        (
+            {"messages": [user("a"), assistant([{"type": "text", "text": "x" * 4001}] * 2), user("b")]},
+            "message 2 has 8002 characters: at most 8000 are allowed",
+        ),
+        (
+            {"messages": [user("x" * 8000), assistant("x" * 8000)] * 2 + [user("x")]},
+            "the messages have 32001 characters in all: at most 32000 are allowed",
+        ),
+        ({"messages": [user("a"), assistant("b")] * 250 + [user("c")]}, "there are 501 messages: at most 500 are"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_an_invalid_request_is_refused_with_the_reason(body: Any, message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        parse_request(body if isinstance(body, bytes) else json.dumps(body).encode(), DEFAULT_PARAMS)
+    assert message in str(refusal.value)
+
+
+def test_values_at_the_limits_are_accepted() -> None:
+    largest = [user("x" * 8000), assistant("ä" * 8000), user("x" * 8000), assistant("x" * 7999), user("x")]
+    longest = [{"role": "system", "content": "s"}, *([user("a"), assistant("b")] * 249), user("c")]
+    assert len(longest) == 500
+    check_messages(longest)
+    for temperature, top_k, max_tokens, seed in [(0, 1, 1, 0), (2, 200, 4096, 2**32 - 1), (0.5, 7, 9, 1)]:
+        settings = {"temperature": temperature, "top_k": top_k, "max_tokens": max_tokens, "seed": seed}
+        request = parse({"messages": largest, **settings})
+        assert request == ChatRequest(largest, SamplingParams(temperature, top_k, max_tokens, seed=seed))
+
+
+def test_a_setting_that_is_missing_or_null_has_its_default() -> None:
+    defaults = SamplingParams(0.1, top_k=2, max_tokens=3, seed=4)
+    request = parse({**HELLO, "top_k": None, "max_tokens": 8}, defaults)
+    assert request == ChatRequest(HELLO["messages"], replace(defaults, max_tokens=8))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+odd_messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system"]) | json_values},
+        optional={"content": json_values | st.lists(st.fixed_dictionaries({"type": json_values, "text": json_values}))},
+    )
+    | json_values,
+    max_size=3,
+)
+
+
+@given(
+    json_values
+    | st.fixed_dictionaries(
+        {"messages": odd_messages},
+        optional=dict.fromkeys(("temperature", "top_k", "max_tokens", "seed", "more"), json_values),
+    )
+)
+def test_any_json_is_accepted_or_refused(body: Any) -> None:
+    """An accepted request can be rendered; a refused one raises `UserError` and nothing else."""
+    try:
+        request = parse(body)
+    except UserError:
+        return
+    TOKENIZER.render_conversation({"messages": request.messages})
+    assert 0 <= request.params.temperature <= 2

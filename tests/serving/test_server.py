@@ -1,0 +1,261 @@
+"""The chat server over real connections: routes, streams, the queue, and how it stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nanochat.engine import Engine
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.chat_session import generate_reply
+from nanochat.serving.server import MAX_BODY_BYTES, PAGE, ChatService
+from tests.support.chat_server import (
+    HELLO,
+    EventConnection,
+    chat_events,
+    get,
+    get_stats,
+    parse_events,
+    post_chat,
+    serving,
+    wait_for,
+)
+from tests.support.models import random_model
+from tests.support.scripted_engine import (
+    SPECIAL,
+    TOKENIZER,
+    GatedEngine,
+    ScriptedEngine,
+    assistant,
+    last_user_text,
+    reply_ids,
+    user,
+)
+
+CONTENT = [
+    {"type": "text", "text": "Ä€ "},
+    {"type": "python", "text": "6*7"},
+    {"type": "python_output", "text": "42"},
+    {"type": "text", "text": " 🙂"},
+]
+
+Server = tuple[str, ChatService, ScriptedEngine]
+
+
+# Routes
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """The address of a server whose model always replies CONTENT, its service and its engine."""
+    engine = ScriptedEngine(lambda _: reply_ids(CONTENT))
+    with serving(engine, defaults=SamplingParams(0.5, top_k=5, max_tokens=55, seed=None)) as (address, service):
+        yield address, service, engine
+
+
+def test_a_reply_is_a_stream_of_events(server: Server) -> None:
+    address, _, engine = server
+    response = post_chat(address, json={**HELLO, "seed": 7})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *chunks, done = parse_events(response.content.decode("utf-8"))
+    shown = "".join(event["text"] if event["text"] else f"[{event['kind']}]" for event in chunks)
+    assert shown == "Ä€ [python]6*7[python_output]42 🙂"
+    assert done == {
+        "kind": "done",
+        "text": "",
+        "finish": "stop",
+        "tokens": len(reply_ids(CONTENT)),
+        "dropped": 0,
+    }
+    prompt = TOKENIZER.render_for_completion(HELLO)
+    assert engine.calls[-1] == (prompt, SamplingParams(0.5, top_k=5, max_tokens=55, seed=7))
+
+
+def test_without_a_seed_every_reply_has_a_random_one(server: Server) -> None:
+    address, _, engine = server
+    for _ in range(3):
+        chat_events(address, temperature=1, top_k=9, max_tokens=2)
+    params = [params for _, params in engine.calls[-3:]]
+    assert params == [SamplingParams(1, top_k=9, max_tokens=2, seed=None)] * 3
+    assert len({params.draw_seed() for params in params}) == 3
+
+
+def test_a_reply_that_was_cut_off_ends_by_length(server: Server) -> None:
+    *_, done = chat_events(server[0], max_tokens=3)
+    assert (done["finish"], done["tokens"]) == ("length", 3)
+
+
+def test_messages_that_do_not_fit_are_dropped_and_counted(server: Server) -> None:
+    address, _, engine = server
+    messages = [user("x" * 100), assistant("y" * 100), user("last")]
+    *_, done = chat_events(address, messages=messages)
+    assert done["dropped"] == 2
+    assert engine.calls[-1][0] == TOKENIZER.render_for_completion({"messages": [user("last")]})
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "options"),
+    [
+        (400, "temperature is 3: must be", {"json": {**HELLO, "temperature": 3}}),
+        (400, "it has 304 tokens, and 201 fit", {"json": {"messages": [user("x" * 300)]}}),
+        (400, "the last message must be the user's", {"json": {"messages": [user("a"), assistant("b")]}}),
+        (400, "the body is not JSON", {"content": b"{", "headers": {"content-type": "Application/JSON; x=y"}}),
+        (
+            415,
+            "the content type is 'text/plain': must be application/json",
+            {"content": json.dumps(HELLO), "headers": {"content-type": "text/plain"}},
+        ),
+        (413, f"more than {MAX_BODY_BYTES} bytes", {"json": {"messages": [user("x" * MAX_BODY_BYTES)]}}),
+    ],
+)  # fmt: skip
+def test_a_refusal_has_a_status_and_a_reason(
+    server: Server, status: int, message: str, options: dict[str, Any]
+) -> None:
+    address, service, engine = server
+    before = service.stats.snapshot()
+    num_calls = len(engine.calls)
+    response = post_chat(address, **options)
+    assert response.status_code == status
+    assert message in response.json()["error"]
+    after = service.stats.snapshot()
+    assert (after["requests"], after["refused"]) == (before["requests"] + 1, before["refused"] + 1)
+    assert len(engine.calls) == num_calls
+
+
+def test_health_and_page(server: Server) -> None:
+    address = server[0]
+    health = get(address, "/health").json()
+    assert (health["ready"], health["model"], health["device"]) == (True, "scripted", "cpu")
+    assert health["defaults"] == {"temperature": 0.5, "top_k": 5, "max_tokens": 55, "seed": None}
+    assert health["limits"]["message_characters"] == 8000
+    page = get(address, headers={"Origin": "http://elsewhere.example"})
+    assert page.text == PAGE.read_text(encoding="utf-8")
+    assert "default-src 'none'; script-src 'sha256-" in page.headers["content-security-policy"]
+    assert not [name for name in page.headers if name.startswith("access-control")]
+    assert get(address, "/docs").status_code == 404  # would load scripts from another site
+
+
+def test_the_page_loads_nothing_from_other_sites() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert "innerHTML" not in text
+    assert "insertAdjacentHTML" not in text
+    assert not [line for line in text.splitlines() if "http" in line.replace("http://www.w3.org/2000/svg", "")]
+
+
+def test_a_real_model_streams_the_chunks_of_its_reply() -> None:
+    engine = Engine(random_model(64, TOKENIZER.get_vocab_size()), TOKENIZER)
+    params = SamplingParams(1.0, top_k=50, max_tokens=30, seed=5)
+    expected = [(chunk.kind, chunk.text) for chunk in generate_reply(engine, HELLO["messages"], params)]
+    with serving(engine) as (address, _):
+        *chunks, done = chat_events(address, temperature=1, max_tokens=30, seed=5)
+    assert [(event["kind"], event["text"]) for event in chunks] == expected
+    assert len(expected) > 3
+    assert done["kind"] == "done"
+
+
+# Each copy of the model generates one reply at a time
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., EventConnection]]:
+    """Open connections that are closed at the end of the test."""
+    connections = []
+
+    def open_connection(*args: Any) -> EventConnection:
+        connections.append(EventConnection(*args))
+        return connections[-1]
+
+    yield open_connection
+    for connection in connections:
+        connection.close()
+
+
+def test_a_token_is_sent_before_the_next_is_generated(connect: Callable[..., EventConnection]) -> None:
+    engine = GatedEngine()
+    with serving(engine) as (address, _):
+        connection = connect(address)
+        for count in range(1, 4):
+            engine.permits.release()
+            assert connection.next_event() == {"kind": "text", "text": "a"}
+            assert engine.num_generated == count
+        assert get_stats(address, "tokens", "in_flight", "answered") == (3, 1, 0)
+
+
+def test_closing_a_connection_stops_its_reply_and_frees_the_engine(connect: Callable[..., EventConnection]) -> None:
+    engine = GatedEngine()
+    with serving(engine) as (address, service):
+        connection = connect(address)
+        engine.permits.release()
+        connection.next_event()
+        connection.close()
+        engine.is_free = True
+        wait_for(lambda: service.stats.snapshot()["in_flight"] == 0)
+        assert engine.num_closed_early == 1
+        assert engine.num_generated < 4000
+        assert get_stats(address, "in_flight", "stopped", "answered", "failed") == (0, 1, 0, 0)
+        engine.script = lambda _: reply_ids("next")  # type: ignore[method-assign]
+        assert chat_events(address)[-1]["kind"] == "done"
+
+
+def test_a_request_waits_in_the_queue_while_the_model_is_busy(connect: Callable[..., EventConnection]) -> None:
+    engine = GatedEngine()
+    with serving(engine) as (address, _):
+        first = connect(address)
+        engine.permits.release()
+        assert first.next_event()["kind"] == "text"
+        second = connect(address, "second")
+        third = connect(address, "third")
+        assert second.next_event() == third.next_event() == {"kind": "waiting", "text": ""}
+        assert get(address, "/health").json()["ready"] is True
+        assert get_stats(address, "in_flight", "waiting") == (1, 2)
+        second.close()  # leaves the queue
+        wait_for(lambda: get_stats(address, "waiting") == (1,))
+        first.close()
+        engine.is_free = True
+        assert third.next_event() == {"kind": "text", "text": "a"}
+        assert [last_user_text(prompt) for prompt, _ in engine.calls] == ["Hello", "third"]
+
+
+def test_two_copies_reply_at_once(connect: Callable[..., EventConnection]) -> None:
+    engines = [GatedEngine(), GatedEngine()]
+    with serving(*engines) as (address, _):
+        connections = [connect(address), connect(address)]
+        for engine in engines:
+            engine.permits.release()
+        assert [connection.next_event()["kind"] for connection in connections] == ["text", "text"]
+        assert [engine.num_generated for engine in engines] == [1, 1]
+        assert get_stats(address, "in_flight", "waiting") == (2, 0)
+
+
+def test_stopping_the_server_ends_its_replies(connect: Callable[..., EventConnection]) -> None:
+    engine = GatedEngine()
+    with serving(engine) as (address, service):
+        connection = connect(address)
+        engine.permits.release()
+        connection.next_event()
+        service.is_stopping.set()
+        engine.permits.release()
+        assert connection.next_event() == {"kind": "error", "text": "the server is shutting down"}
+
+
+def test_a_failure_is_an_event_and_is_logged_without_the_conversation(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def script(prompt: list[int]) -> Iterator[int]:
+        yield from b"so"
+        if "secret" in last_user_text(prompt):
+            raise RuntimeError("out of memory")
+        yield SPECIAL["<|assistant_end|>"]
+
+    with serving(ScriptedEngine(script)) as (address, _):
+        *_, last = chat_events(address, messages=[user("my secret")])
+        assert last == {"kind": "error", "text": "the reply failed: the server's log has the reason"}
+        assert chat_events(address)[-1]["kind"] == "done"  # the engine is free again
+        assert get_stats(address, "failed", "answered", "in_flight") == (1, 1, 0)
+    assert "out of memory" in caplog.text
+    output = capfd.readouterr()
+    assert "my secret" not in caplog.text + output.out + output.err

@@ -1,0 +1,114 @@
+"""The chat server on a port of its own, and a client for it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.chat_request import DEFAULT_PARAMS
+from nanochat.serving.server import ChatService, create_app
+from tests.support.scripted_engine import user
+
+HELLO = {"messages": [user("Hello")]}
+TIMEOUT = 60  # seconds
+
+
+@contextmanager
+def serving(*engines: Any, defaults: SamplingParams = DEFAULT_PARAMS) -> Iterator[tuple[str, ChatService]]:
+    """Serve with these engines until the block is left. Yields the address and the service."""
+    service = ChatService(engines, "scripted", defaults)
+    with serving_app(create_app(lambda: service)) as address:
+        try:
+            yield address, service
+        finally:
+            for engine in engines:
+                engine.is_free = True
+
+
+@contextmanager
+def serving_app(app: FastAPI) -> Iterator[str]:
+    """Serve an application in a thread until the block is left. Yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            thread.join(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the server does not stop"
+
+
+def new_client() -> httpx.Client:
+    """A client that uses no proxy."""
+    return httpx.Client(verify=False, trust_env=False, timeout=TIMEOUT)
+
+
+def get(address: str, path: str = "/", **options: Any) -> httpx.Response:
+    """Send a GET request."""
+    with new_client() as client:
+        return client.get(address + path, **options)
+
+
+def post_chat(address: str, **options: Any) -> httpx.Response:
+    """Send a POST request to the chat route, with the options of httpx."""
+    with new_client() as client:
+        return client.post(f"{address}/chat/completions", **options)
+
+
+def chat_events(address: str, **fields: Any) -> list[dict[str, Any]]:
+    """Send the message HELLO, or other fields of a request. Returns the events of the reply."""
+    return parse_events(post_chat(address, json={**HELLO, **fields}).content.decode("utf-8"))
+
+
+def parse_events(text: str) -> list[dict[str, Any]]:
+    """Return the events of a whole stream, and check that it has nothing else."""
+    blocks = text.split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [json.loads(block.removeprefix("data: ")) for block in blocks]
+
+
+def get_stats(address: str, *names: str) -> tuple[float, ...]:
+    """Return some of the server's counters."""
+    stats = get(address, "/stats").json()
+    return tuple(stats[name] for name in names)
+
+
+class EventConnection:
+    """An open connection to the chat route, read event by event."""
+
+    def __init__(self, address: str, text: str = "Hello") -> None:
+        self._client = new_client()
+        body = {"messages": [user(text)], "max_tokens": 4096}
+        request = self._client.build_request("POST", f"{address}/chat/completions", json=body)
+        self._response = self._client.send(request, stream=True)
+        self._lines = self._response.iter_lines()
+
+    def next_event(self) -> dict[str, Any]:
+        line = next(line for line in self._lines if line)
+        event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+        return event
+
+    def close(self) -> None:
+        self._response.close()
+        self._client.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until the condition is true; fail after a minute."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true"
+        time.sleep(0.01)
