@@ -17,11 +17,11 @@ def adamw_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """Update `weights` and both moments in place: tensors of one shape, whatever it is; nothing else is read or kept.
+    """Update `weights` and both moments in place. All four tensors have one shape; `grads` has the moments' dtype.
 
     `step` counts from 1. `eps` is added after the bias correction of both moments. The decay is decoupled: weights
-    shrink by `lr * weight_decay` before the step. `lr`, `weight_decay` and `step` change from step to step and so are
-    0-dim tensors of the moments' dtype and device: a compiled step is then compiled once. Gradients have that dtype.
+    shrink by `lr * weight_decay` before the update. `lr`, `weight_decay` and `step` change from step to step. They are
+    0-dim tensors of the moments' dtype and device, so that a compiled function is compiled only once.
     """
     beta1, beta2 = betas
     exp_avg.lerp_(grads, 1 - beta1)

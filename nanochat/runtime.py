@@ -1,4 +1,4 @@
-"""Where a run takes place: its processes, its device, its dtype and its seed. One value, made once, by the script."""
+"""The processes, device, compute dtype and seed of a run, in one value that the script makes at its start."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanochat.system.console import print0
 from nanochat.system.cpu import keep_freed_memory, prepare_bf16
+from nanochat.system.environment import num_usable_cores
 from nanochat.system.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process of a run. Outside torchrun there is one process, and every collective below costs nothing."""
+    """One process of a run. Without torchrun there is one process, and the collectives below do nothing."""
 
     rank: int
     local_rank: int
@@ -31,12 +32,14 @@ class Runtime:
 
     @classmethod
     def start(cls, seed: int = 42, device: str = "auto") -> Runtime:
-        """Join the other processes (under torchrun), choose device and dtype, seed everything.
+        """Join the other processes (under torchrun), choose device and compute dtype, seed torch.
 
-        `device`: auto, cpu, cuda or mps. The dtype of matrix products is bf16 where that is faster, else float32;
-        `$NANOCHAT_DTYPE` (float32 or bfloat16) overrules. Raises `UserError` for a device that is not here.
+        `device`: auto, cpu, cuda or mps. Matrix products run in bf16 where that is faster, else in float32;
+        `$NANOCHAT_DTYPE` (float32 or bfloat16) overrides this. Raises `UserError` for a device that is not available.
         """
-        rank, local_rank, world_size = (int(os.environ.get(name, d)) for name, d in ENVIRONMENT)
+        rank = int(os.environ.get("RANK", "0"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
         chosen = resolve_device(device, local_rank)
         if chosen.type == "cpu":
             configure_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
@@ -68,97 +71,95 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """True on rank 0, which prints and saves."""
         return self.rank == 0
 
     def with_dtype(self, name: str) -> Runtime:
-        """The same runtime, computing in the dtype of this name, as a checkpoint remembers it."""
+        """Return this runtime with the compute dtype of that name: the one a checkpoint was trained in."""
         if name != self.dtype_name:
-            print0(f"Computing in {name}, as the checkpoint did (this machine by itself would take {self.dtype_name}).")
+            print0(f"Computing in {name}, as the checkpoint did (the default of this machine is {self.dtype_name}).")
             if name == "bfloat16" and self.device.type == "cpu":
                 prepare_bf16()
         return replace(self, compute_dtype=DTYPES[name])
 
     @property
     def dtype_name(self) -> str:
-        """`float32` or `bfloat16`."""
+        """Name of the compute dtype: `float32` or `bfloat16`."""
         return str(self.compute_dtype).removeprefix("torch.")
 
     @property
     def report_fields(self) -> dict[str, str | int]:
-        """What a report tells of it."""
+        """The runtime's part of a report's environment section."""
         return {"device": str(self.device), "compute dtype": self.dtype_name, "processes": self.world_size}
 
     def all_reduce(self, value: Tensor) -> Tensor:
-        """Add a tensor up over all processes, in place."""
+        """Sum a tensor over all processes, in place, and return it."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set in any process: all get the same answer."""
+        """Return True, on all ranks, if the flag is set on any of them."""
         if self.world_size == 1:
             return flag
         return bool(self.all_reduce(torch.tensor([float(flag)], device=self.device)).item())
 
     def broadcast(self, value: T) -> T:
-        """The main process's value, in every process."""
+        """Return rank 0's value on every rank; it must be picklable."""
         if self.world_size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device if self.device.type == "cuda" else None)
+        return values[0]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until all processes have called this."""
         if self.world_size > 1:
             dist.barrier()
 
     def finish(self) -> None:
-        """Leave the group of processes."""
+        """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-ENVIRONMENT = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))  # set by torchrun
-
-
 def resolve_device(name: str, local_rank: int) -> torch.device:
-    """auto -> CUDA, else MPS, else the CPU; anything else as asked for, if it is here."""
-    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """Return the device of that name; "auto" is CUDA if available, else MPS, else the CPU.
+
+    Raises `UserError` if it is unknown or not available.
+    """
+    is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if found[kind])
-    if name not in found:
+        name = next(kind for kind in ("cuda", "mps", "cpu") if is_available[kind])
+    if name not in is_available:
         raise UserError(f"device {name!r} is not known: choose auto, cpu, cuda or mps")
-    if not found[name]:
-        raise UserError(
-            f"device {name!r} is not on this machine: choose one of auto, {', '.join(k for k in found if found[k])}"
-        )
+    if not is_available[name]:
+        available = ", ".join(kind for kind in is_available if is_available[kind])
+        raise UserError(f"device {name!r} is not on this machine: choose one of auto, {available}")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
 def configure_cpu(local_world_size: int) -> None:
-    """Reproducible and quick: deterministic algorithms, the cores shared out among processes, pages kept."""
+    """Set deterministic algorithms, an equal share of the cores for each process, and an allocator that keeps pages."""
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without its import of the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
-    if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # 1 is torchrun's; more is the user's
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_world_size))
+    if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1; more is the user's
+        torch.set_num_threads(max(1, num_usable_cores() // local_world_size))
     keep_freed_memory()
 
 
 def choose_dtype(runtime: Runtime) -> torch.dtype:
-    """The dtype of matrix products: `$NANOCHAT_DTYPE`, else bf16 where it is the faster one. Equal on all ranks."""
-    asked = os.environ.get("NANOCHAT_DTYPE") or "auto"
-    if asked not in ("auto", *DTYPES):
-        raise UserError(f"NANOCHAT_DTYPE is {asked!r}: choose auto, float32 or bfloat16")
+    """Return the dtype of matrix products, the same on all ranks: `$NANOCHAT_DTYPE`, else bf16 where it is faster."""
+    requested = os.environ.get("NANOCHAT_DTYPE") or "auto"
+    if requested not in ("auto", *DTYPES):
+        raise UserError(f"NANOCHAT_DTYPE is {requested!r}: choose auto, float32 or bfloat16")
     if runtime.device.type == "cuda":
         automatic = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    elif runtime.device.type == "cpu" and asked != "float32":
+    elif runtime.device.type == "cpu" and requested != "float32":
         speedup = prepare_bf16() if runtime.is_main else None
-        runtime.barrier()  # the main process has measured: the others read its answer
+        runtime.barrier()  # rank 0 has measured and stored the speed-up: the others read it
         speedup = runtime.broadcast(speedup if runtime.is_main else prepare_bf16())
         automatic = torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
     else:
         automatic = torch.float32
-    return automatic if asked == "auto" else DTYPES[asked]
+    return automatic if requested == "auto" else DTYPES[requested]

@@ -1,1 +1,1 @@
-"""The machine: versions, processor, checks for the doctor."""
+"""Errors, console, files, and the machine: versions, processor, checks for the doctor."""

@@ -1,4 +1,4 @@
-"""Printing from one process of many, above progress bars."""
+"""Printing on one process of many, without breaking progress bars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def print0(*args: object, **kwargs: Any) -> None:
-    """`print` on the first process only, flushed and above progress bars: a log shows each line once and at once."""
+    """Print on rank 0 only, flushed at once and without breaking a progress bar."""
     if os.environ.get("RANK", "0") == "0":
         with tqdm.external_write_mode():
             print(*args, **{"flush": True, **kwargs})

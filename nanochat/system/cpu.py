@@ -1,9 +1,9 @@
-"""What this processor does well: which dtype its matrix products like, and a memory allocator that keeps its pages.
+"""Settings of the CPU: the speed of bf16 matrix products on this processor, and the memory allocator.
 
-Two facts make this a measurement and not a table. A processor may have bf16 instructions that are slower than its
-float32 ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a virtual machine may advertise AMX that
-ends the process with an illegal instruction (its CPUID leaf of tile shapes is empty). So the products are tried once,
-in a process of their own, and the answer is kept in the base folder.
+The speed is measured, because the list of instruction sets does not tell. bf16 instructions may be slower than float32
+ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a virtual machine may advertise AMX although its
+instructions are illegal there (its CPUID leaf of tile shapes is empty). The products therefore run once in a separate
+process, which may crash, and the result is kept in the base folder.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
 
 
 class Bf16Probe(TypedDict):
-    """An answer of this file."""
+    """Result of measuring bf16 products, as stored in cpu.json."""
 
     speedup: float | None  # of bf16 products over float32 ones; None: they do not work
-    isa: str  # the limit that oneDNN must have for them; "" = none
+    isa: str  # value that ISA_VARIABLE must have for them to work; "" = no limit
 
 
-# float32 seconds / bfloat16 seconds of a product as a small model has it; best of many: noise must not decide
+# Prints float32 seconds / bfloat16 seconds of a product of a small model's shape; the best of many against noise.
 PROBE = """
 import time, torch
 def best(dtype):
@@ -45,7 +45,7 @@ print(best(torch.float32) / best(torch.bfloat16))
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets that Linux lists for this processor; empty elsewhere."""
+    """Return the instruction sets that Linux lists for this processor; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -54,7 +54,10 @@ def cpu_flags() -> set[str]:
 
 
 def measure_bf16_speedup(environment: dict[str, str]) -> float | None:
-    """How many times faster bf16 products are than float32 ones, with this environment; None if they do not work."""
+    """Return how many times faster bf16 products are than float32 ones in a process with these environment variables.
+
+    None if they do not work.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=120
@@ -64,20 +67,20 @@ def measure_bf16_speedup(environment: dict[str, str]) -> float | None:
         return None
 
 
-def probe_bf16(limit: str) -> Bf16Probe:
-    """How bf16 products do, measured now: under this limit of oneDNN's if they work there, else without AMX."""
+def probe_bf16(isa: str) -> Bf16Probe:
+    """Measure bf16 products under the limit `isa` that the environment sets, and without AMX if they fail there."""
     speedup = measure_bf16_speedup(dict(os.environ))
     if speedup is None:
-        limit = ISA_WITHOUT_AMX
-        speedup = measure_bf16_speedup({**os.environ, ISA_VARIABLE: limit})
-    return {"speedup": speedup, "isa": limit}
+        isa = ISA_WITHOUT_AMX
+        speedup = measure_bf16_speedup({**os.environ, ISA_VARIABLE: isa})
+    return {"speedup": speedup, "isa": isa}
 
 
 def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
-    """What earlier processes measured; nothing where the file is absent or damaged."""
+    """Return the results stored by earlier processes; none if the file is absent or damaged."""
     try:
-        answers = json.loads(path.read_text(encoding="utf-8"))
-        return {key: {"speedup": answer["speedup"], "isa": answer["isa"]} for key, answer in answers.items()}
+        probes = json.loads(path.read_text(encoding="utf-8"))
+        return {key: {"speedup": probe["speedup"], "isa": probe["isa"]} for key, probe in probes.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -85,38 +88,40 @@ def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
 def prepare_bf16() -> float | None:
     """Make bf16 products safe in this process and return their speed-up over float32 (None: they do not work).
 
-    Measured once for each processor, torch version and limit that the user sets, then read from
-    `<base folder>/cpu.json`. Must run before the first product of the process.
+    The speed-up is measured once for each processor, torch version and value of `$ONEDNN_MAX_CPU_ISA`, then read from
+    `<base folder>/cpu.json`. Call this before the first matrix product of the process: it may set that variable.
     """
     flags = cpu_flags()
     if not flags & {"avx512_bf16", "amx_bf16"}:
         return None
     from importlib.metadata import version
 
-    def key(limit: str) -> str:
-        facts = f"{platform.node()} {sorted(flags)} {version('torch')} {limit}"
+    def cache_key(isa: str) -> str:
+        facts = f"{platform.node()} {sorted(flags)} {version('torch')} {isa}"
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
-    path, limit = base_dir() / "cpu.json", os.environ.get(ISA_VARIABLE, "")
-    answer = read_cached_probes(path).get(key(limit))
-    if answer is None:
+    path = base_dir() / "cpu.json"
+    isa = os.environ.get(ISA_VARIABLE, "")
+    probe = read_cached_probes(path).get(cache_key(isa))
+    if probe is None:
         print0("Trying bf16 matrix products on this processor (once) ...")
-        answer = probe_bf16(limit)
-        # the second entry is for this process, and those it starts, when they ask again under the limit set below
-        write_json_atomic(path, {**read_cached_probes(path), key(limit): answer, key(answer["isa"]): answer})
-    if answer["isa"]:
-        os.environ[ISA_VARIABLE] = answer["isa"]
-    return answer["speedup"]
+        probe = probe_bf16(isa)
+        # The second entry serves this process and its children, in which the variable is set below.
+        write_json_atomic(path, {**read_cached_probes(path), cache_key(isa): probe, cache_key(probe["isa"]): probe})
+    if probe["isa"]:
+        os.environ[ISA_VARIABLE] = probe["isa"]
+    return probe["speedup"]
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep what a step frees for the next one, instead of fetching zeroed pages each time.
+    """Make glibc's allocator keep freed memory for reuse instead of returning it to the system.
 
-    Training allocates and frees the same large tensors every step; without this, page faults take a quarter of it.
+    Training allocates and frees the same large tensors in every step. Without this setting a quarter of the time goes
+    into page faults. Does nothing on other C libraries.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, mmap_max = -1, -4  # names of malloc.h
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     libc = ctypes.CDLL(None)
     libc.mallopt(trim_threshold, (1 << 31) - 1)
     libc.mallopt(mmap_max, 0)

@@ -1,4 +1,4 @@
-"""What a run stands on: the machine, the versions, the commit. Written beside every result."""
+"""Facts about the machine, the installed versions and the commit, stored with every result."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import psutil
 
 
 def describe_environment() -> dict[str, str | int | float]:
-    """The environment of this process, as names and values ready for JSON; what cannot be found out is left out.
+    """Return the facts by name, ready for JSON; a fact that cannot be determined is absent.
 
-    torch is asked only if the stage has loaded it: one without torch has used no GPU and need not wait for the import.
+    torch is queried only if this process has imported it already: a stage without torch uses no GPU, and should not
+    wait for the import.
     """
     facts: dict[str, str | int | float | None] = {
         "system": platform.platform(),
@@ -26,14 +27,14 @@ def describe_environment() -> dict[str, str | int | float]:
         "GPU": _gpu(),
         "Python": platform.python_version(),
         "torch": package_version("torch"),
-        "threads": _threads(),
+        "threads": _num_threads(),
         "commit": git_commit(Path(__file__).resolve().parents[2]),
     }
     return {name: value for name, value in facts.items() if value is not None}
 
 
 def package_version(package: str) -> str | None:
-    """The installed version of a package, found without importing it."""
+    """Return the installed version of a package without importing it; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -41,7 +42,7 @@ def package_version(package: str) -> str | None:
 
 
 def processor_name() -> str | None:
-    """The processor's name as its maker spells it."""
+    """Return the processor's model name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
@@ -53,12 +54,14 @@ def processor_name() -> str | None:
 
 
 def num_usable_cores() -> int:
-    """Cores this process may run on, which in a container or a batch job are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores this process may run on: in a container or batch job fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def total_memory_gb() -> float:
-    """Main memory in GB (10^9 bytes), or the container's limit if that is lower."""
+    """Return the main memory in GB (10^9 bytes), or the container's limit if that is lower."""
     total = int(psutil.virtual_memory().total)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
@@ -68,39 +71,40 @@ def total_memory_gb() -> float:
 
 
 def peak_memory_bytes() -> int:
-    """Bytes that this process had in memory at most.
+    """Return the largest resident size that this process has had.
 
-    Linux keeps what getrusage says across fork and exec: it would be the parent's peak, if that is higher.
+    On Linux it is read from /proc: the value of getrusage survives fork and exec, and could be the parent's peak.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         status = ""
-    if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
-        return int(found[1]) * 1024
-    import resource  # which Windows has not
+    if match := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+        return int(match[1]) * 1024
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def git_commit(checkout: Path) -> str | None:
-    """The git commit of a checkout, marked when tracked files differ from it; None for an installed package.
+    """Return the git commit of a checkout, marked if tracked files differ from it; None for an installed package.
 
-    A package inside a virtual environment inside somebody's repository must not report that repository's commit.
+    `checkout` must be the top of its repository: a package in a virtual environment that lies inside some other
+    repository must not report that repository's commit.
     """
     top = _output("git", "-C", str(checkout), "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != checkout.resolve():
         return None
-    name = _output("git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD")
+    commit = _output("git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD")
     changes = _output("git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no")
-    return f"{name} with uncommitted changes" if name and changes else name
+    return f"{commit} with uncommitted changes" if commit and changes else commit
 
 
-def _threads() -> int | None:
+def _num_threads() -> int | None:
     if torch := sys.modules.get("torch"):
         return int(torch.get_num_threads())
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() else None
+    omp_threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(omp_threads) if omp_threads.isdecimal() else None
 
 
 def _gpu() -> str | None:
@@ -108,14 +112,14 @@ def _gpu() -> str | None:
     if torch is None:
         return None
     if torch.cuda.is_available():
-        first = torch.cuda.get_device_properties(0)
-        return f"{torch.cuda.device_count()} x {first.name}, {first.total_memory / 1e9:.0f} GB"
+        card = torch.cuda.get_device_properties(0)
+        return f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / 1e9:.0f} GB"
     return "Apple MPS" if torch.backends.mps.is_available() else None
 
 
 def _output(*command: str) -> str | None:
-    """Standard output of a small command without its last line break; None if it is missing, slow or fails."""
-    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a look must not take git's index lock
+    """Return a command's output, stripped; None if the command is missing, slow or fails."""
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # `git status` must not take the index lock
     try:
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=10, env=variables)
     except (OSError, subprocess.TimeoutExpired):

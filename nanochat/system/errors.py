@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user can mend: shown as one line, without a traceback, and exit code 2."""
+    """An error that the user can fix: shown as one line, without a traceback, with exit code 2."""
 
 
 class StoppedBySignal(Exception):
-    """A signal asked the run to stop, and it has. The message says how to go on; the exit code is 128 + the signal."""
+    """A run has ended early because a signal asked for it. The message says how to resume it.
+
+    `exit_code` is 128 + the signal's number, as shells report it.
+    """
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
@@ -19,10 +22,10 @@ class StoppedBySignal(Exception):
 
 
 @contextmanager
-def as_user_error(what: str) -> Iterator[None]:
-    """Whatever goes wrong is the user's to mend and said in one line: damaged files, networks may raise anything."""
+def as_user_error(prefix: str) -> Iterator[None]:
+    """Turn any exception into a one-line UserError `prefix: message`. For damaged files and failing networks."""
     try:
         yield
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{what}: {lines[0] if lines else type(error).__name__}") from error
+        raise UserError(f"{prefix}: {lines[0] if lines else type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""The base folder, and files that appear completely or not at all."""
+"""The base folder, and atomic writes of files."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 
 def base_dir() -> Path:
-    """The folder that holds everything a run makes: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. Creates nothing."""
+    """Return the folder of everything that runs write: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. Not created."""
     return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all, also after a power cut."""
+    """Write a text file so that after a crash or power cut `path` holds either its old or its new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    os.replace(temporary, path)
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """`write_text_atomic` of readable JSON."""
+    """Write indented JSON with `write_text_atomic`."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -61,7 +61,7 @@ def test_new_run() -> None:
     model, optimizer, state = build_or_restore(None, SHAPE, OptimSettings(), CPU)
     expected = build_model(SHAPE, CPU).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-    assert (optimizer.steps, state) == (0, LoopState())
+    assert (optimizer.num_steps, state) == (0, LoopState())
 
 
 # --- compiling --------------------------------------------------------------------------------------------------------
