@@ -1,7 +1,7 @@
-"""How many bytes a token holds: on several kinds of text, beside GPT-2's and GPT-4's tokenizers where they can be had.
+"""Measure bytes per token on several kinds of text, and compare with the tokenizers of GPT-2 and GPT-4 if available.
 
 python -m scripts.tok_eval
-python -m scripts.tok_eval --peers=false       # do not look for the other tokenizers, which may need the network
+python -m scripts.tok_eval --peers=false       # without the other tokenizers, which may have to be downloaded
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ Sturms blieb er auf halber Höhe stehen, denn draußen klopfte etwas langsam und
 @dataclass(frozen=True)
 class Config(Settings):
     max_chars: int = setting(
-        2_000_000, "read at most so many characters of the validation documents; 0 = none", at_least=0
+        2_000_000, "maximum number of characters of the validation documents; 0 = none", at_least=0
     )
     peers: bool = setting(True, "compare with GPT-2's and GPT-4's tokenizers, from tiktoken's cache or the network")
 
 
 def main(config: Config) -> dict[str, dict[str, float]]:
-    """Print and report bytes per token: kind of text -> tokenizer -> ratio."""
+    """Print and report bytes per token; return them as kind of text -> tokenizer -> ratio."""
     tokenizer = get_tokenizer()
     encoders: dict[str, Tokenizer | tiktoken.Encoding] = {"nanochat": tokenizer}
     notes = []
@@ -80,9 +80,15 @@ def main(config: Config) -> dict[str, dict[str, float]]:
         if isinstance(encoding, tiktoken.Encoding):
             encoders[name] = encoding
         else:
-            notes.append(f"{name}'s tokenizer cannot be had here ({encoding}): not compared.")
-    texts = {**TEXTS, **({"validation documents": validation_text(config.max_chars)} if config.max_chars else {})}
-    ratios = {kind: {name: bytes_per_token(e, text) for name, e in encoders.items()} for kind, text in texts.items()}
+            notes.append(f"{name}'s tokenizer is not available ({encoding}): not compared.")
+
+    texts = dict(TEXTS)
+    if config.max_chars:
+        texts["validation documents"] = validation_text(config.max_chars)
+    ratios = {
+        kind: {name: bytes_per_token(encoder, text) for name, encoder in encoders.items()}
+        for kind, text in texts.items()
+    }
     print0(*notes, f"{'bytes per token':22}" + "".join(f"{name:>12}" for name in encoders), sep="\n")
     for kind, row in ratios.items():
         print0(f"{kind:22}" + "".join(f"{ratio:12.2f}" for ratio in row.values()))
@@ -101,42 +107,46 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
 
 def bytes_per_token(encoder: Tokenizer | tiktoken.Encoding, text: str) -> float:
-    """Bytes of UTF-8 per token; checks on the way that the text comes back."""
+    """Return the UTF-8 bytes per token of a text, after checking that its ids decode to the same text."""
     ids = encoder.encode(text) if isinstance(encoder, Tokenizer) else encoder.encode_ordinary(text)
-    assert encoder.decode(ids) == text, f"{text[:80]!r} does not survive encoding"
+    assert encoder.decode(ids) == text, f"{text[:80]!r} is not decoded to the same text"
     return len(text.encode("utf-8")) / len(ids)
 
 
 def vocabulary_size(encoder: Tokenizer | tiktoken.Encoding) -> int:
-    """Number of ids."""
+    """Return the number of ids, special tokens included."""
     return encoder.get_vocab_size() if isinstance(encoder, Tokenizer) else encoder.n_vocab
 
 
 def validation_text(max_chars: int) -> str:
-    """The first `max_chars` characters of the validation documents, with blank lines between them."""
-    pieces, left = [], max_chars
+    """Return the first `max_chars` characters of the validation documents, joined with blank lines."""
+    documents = []
+    remaining = max_chars
     for document in iter_documents("val"):
-        pieces.append(document[:left])
-        left -= len(document)
-        if left <= 0:
+        documents.append(document[:remaining])
+        remaining -= len(document)
+        if remaining <= 0:
             break
-    return "\n\n".join(pieces)
+    return "\n\n".join(documents)
 
 
 def load_peer(encoding_name: str) -> tiktoken.Encoding | str:
-    """An encoding of tiktoken's, or why there is none. A download, which tiktoken never gives up, has a time limit."""
-    outcome: list[tiktoken.Encoding | str] = []
+    """Load an encoding of tiktoken's, or return the reason why it is not available.
+
+    It may have to be downloaded. tiktoken sets no time limit, so a thread loads it and is abandoned after one.
+    """
+    outcomes: list[tiktoken.Encoding | str] = []
 
     def load() -> None:
         try:
-            outcome.append(tiktoken.get_encoding(encoding_name))
-        except Exception as error:  # no network, a proxy's refusal, a damaged cache: all mean that it is not at hand
-            outcome.append(type(error).__name__)
+            outcomes.append(tiktoken.get_encoding(encoding_name))
+        except Exception as error:  # of any kind: no network, a proxy's refusal, a damaged cache
+            outcomes.append(type(error).__name__)
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
     thread.join(_LOAD_SECONDS)
-    return outcome[0] if outcome else f"no answer within {_LOAD_SECONDS:g} s"
+    return outcomes[0] if outcomes else f"no answer within {_LOAD_SECONDS:g} s"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train the tokenizer on the training documents and leave it in the base folder.
+"""Train the tokenizer on the training documents and save it in the base folder.
 
     python -m scripts.tok_train                                                # 2 billion characters, 65,536 tokens
     python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536 --doc_cap=10000
     python -m scripts.tok_train --vocab_size=8192                              # a laptop
 
-The data comes first: `python -m nanochat.dataset -n 8`. Documents are streamed: memory holds the distinct words only.
+It needs a data set: `python -m nanochat.dataset -n 8`. Documents are streamed; only the distinct words are in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nanochat.report import log_section
 from nanochat.tokenization.encoders import iter_strings
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, trainable_tokenizer_class
 
-# What a tokenizer may get wrong, in a few lines; read back and compared after training.
+# Text that tokenizers are known to get wrong: encoded and decoded again after training.
 _TRICKY_TEXT = """Numbers: 1, 12, 123, 1234567. It's, WE'LL, they'Ve; o'clock.\tTabs\t and   spaces \r\n\r\n  and lines.
 Other scripts: Привет, мир! 你好，世界。नमस्ते दुनिया, مرحبا بالعالم, ٣٤٥, Ⅳ, é = e\u0301, 👩‍👩‍👧‍👦🎉
 \u00a0\u2003<|bos|> is text here, <|user_end|> too.\x00\x7f\ufffd   """
@@ -33,9 +33,9 @@ Other scripts: Привет, мир! 你好，世界。नमस्ते दु
 
 @dataclass(frozen=True)
 class Config(Settings):
-    max_chars: int = setting(2_000_000_000, "train on at most so many characters", at_least=1)
+    max_chars: int = setting(2_000_000_000, "maximum number of characters to train on", at_least=1)
     doc_cap: int = setting(
-        10_000, "use at most so many characters of each document; -1 = all of them", at_least=1, also=-1
+        10_000, "maximum number of characters of each document; -1 = all of them", at_least=1, also=-1
     )
     vocab_size: int = setting(
         65_536, "number of tokens: 256 bytes, the merges and the special tokens", at_least=MIN_VOCAB_SIZE
@@ -43,61 +43,58 @@ class Config(Settings):
 
 
 def main(config: Config) -> Tokenizer:
-    """Train, check, save, report."""
+    """Train the tokenizer, check that it loses no text, save it, and write its section of the report."""
     start = time.perf_counter()
-    trainer = trainable_tokenizer_class()
-    with TrainingProgressBar(config.vocab_size - MIN_VOCAB_SIZE) as bar:
+    tokenizer_class = trainable_tokenizer_class()
+    with TrainingProgressBar(config.vocab_size - MIN_VOCAB_SIZE) as progress_bar:
         texts = cap_documents(open_split("train").iter_arrays(), config.max_chars, config.doc_cap)
         try:
-            tokenizer = trainer.train_from_iterator(texts, config.vocab_size, progress=bar)
+            tokenizer = tokenizer_class.train_from_iterator(texts, config.vocab_size, progress=progress_bar)
         except ValueError as error:
             raise UserError(f"the tokenizer cannot be trained: {error}") from error
     seconds = time.perf_counter() - start
     _check_round_trip(tokenizer, config)
-    folder = base_dir() / "tokenizer"
-    tokenizer.save(folder)
+
+    tokenizer_dir = base_dir() / "tokenizer"
+    tokenizer.save(tokenizer_dir)
+    vocab_size = tokenizer.get_vocab_size()
     notes = []
-    if tokenizer.get_vocab_size() < config.vocab_size:
-        notes.append(
-            f"The text has no more pairs to merge: {tokenizer.get_vocab_size():,} tokens, not {config.vocab_size:,}."
-        )
-    print0(
-        *notes,
-        f"{bar.bytes_read / 1e6:,.1f} MB of text, {tokenizer.get_vocab_size():,} tokens, {seconds:.1f} s: {folder}",
-        sep="\n",
-    )
-    _report(config, tokenizer, bar.bytes_read, seconds, notes)
+    if vocab_size < config.vocab_size:
+        notes.append(f"The text has no more pairs to merge: {vocab_size:,} tokens, not {config.vocab_size:,}.")
+    megabytes = progress_bar.bytes_read / 1e6
+    print0(*notes, f"{megabytes:,.1f} MB of text, {vocab_size:,} tokens, {seconds:.1f} s: {tokenizer_dir}", sep="\n")
+    _report(config, tokenizer, progress_bar.bytes_read, seconds, notes)
     return tokenizer
 
 
 def cap_documents(arrays: Iterable[Any], max_chars: int, doc_cap: int) -> Iterator[Any]:
-    """The documents, each cut to `doc_cap` characters (-1: whole), until there are `max_chars` in all.
+    """Cut each document to `doc_cap` characters (-1 = do not cut), and stop after `max_chars` characters in total.
 
-    They come and go in Arrow arrays of strings; no Python object is made for one.
+    The documents are read and yielded in Arrow arrays of strings, without a Python object for each.
 
     >>> import pyarrow as pa
     >>> documents = [pa.array(["abcdef", "gh"]), pa.array(["ijk"])]
     >>> [array.to_pylist() for array in cap_documents(documents, max_chars=7, doc_cap=4)]
     [['abcd', 'gh'], ['i']]
     """
-    left = max_chars
+    remaining = max_chars
     for array in arrays:
         if doc_cap != -1:
-            array = pc.utf8_slice_codeunits(array, 0, doc_cap)  # Arrow means characters
+            array = pc.utf8_slice_codeunits(array, 0, doc_cap)  # Arrow counts characters here, despite the name
         ends = np.cumsum(pc.utf8_length(array), dtype=np.int64)
-        whole = int(np.searchsorted(ends, left, side="right"))  # so many documents fit
-        if whole:
-            yield array[:whole]
-            left -= int(ends[whole - 1])
-        if left and whole < len(array):
-            yield pc.utf8_slice_codeunits(array[whole : whole + 1], 0, left)
-            left = 0
-        if left == 0:
+        num_uncut = int(np.searchsorted(ends, remaining, side="right"))  # documents that fit completely
+        if num_uncut:
+            yield array[:num_uncut]
+            remaining -= int(ends[num_uncut - 1])
+        if remaining and num_uncut < len(array):
+            yield pc.utf8_slice_codeunits(array[num_uncut : num_uncut + 1], 0, remaining)
+            remaining = 0
+        if remaining == 0:
             return
 
 
 class TrainingProgressBar:
-    """A progress bar on a terminal, silent elsewhere: megabytes while reading, then merges."""
+    """Progress callback of the trainer: bars of bytes read, then of merges; only shown on a terminal."""
 
     def __init__(self, num_merges: int) -> None:
         self.bytes_read = 0
@@ -105,14 +102,14 @@ class TrainingProgressBar:
         self._reading = tqdm(desc="reading", unit="B", unit_scale=True, disable=None)
         self._merging: tqdm | None = None
 
-    def __call__(self, bytes_read: int, merges: int) -> None:
+    def __call__(self, bytes_read: int, num_merges: int) -> None:
         self._reading.update(bytes_read - self.bytes_read)
         self.bytes_read = bytes_read
-        if merges and self._merging is None:
+        if num_merges and self._merging is None:
             self._reading.close()
             self._merging = tqdm(desc="merging", unit=" merges", total=self._num_merges, disable=None)
         if self._merging is not None:
-            self._merging.update(merges - self._merging.n)
+            self._merging.update(num_merges - self._merging.n)
 
     def __enter__(self) -> TrainingProgressBar:
         return self
@@ -124,7 +121,7 @@ class TrainingProgressBar:
 
 
 def _check_round_trip(tokenizer: Tokenizer, config: Config) -> None:
-    """Refuse to save a tokenizer that loses text."""
+    """Encode and decode some of the training text. Raises AssertionError if it is not the same again."""
     arrays = cap_documents(open_split("train").iter_arrays(), min(config.max_chars, 100_000), config.doc_cap)
     for text in (_TRICKY_TEXT, *iter_strings(arrays)):
         if tokenizer.decode(tokenizer.encode(text)) != text:
@@ -132,14 +129,14 @@ def _check_round_trip(tokenizer: Tokenizer, config: Config) -> None:
 
 
 def _report(config: Config, tokenizer: Tokenizer, bytes_read: int, seconds: float, notes: list[str]) -> None:
-    merged = tokenizer.token_bytes()[256 : -len(SPECIAL_TOKENS)]
+    merge_lengths = tokenizer.token_bytes()[256 : -len(SPECIAL_TOKENS)]
     metrics = {
         "vocabulary (tokens)": tokenizer.get_vocab_size(),
         "special tokens": len(SPECIAL_TOKENS),
         "text (MB)": bytes_read / 1e6,
         "speed (MB/s)": bytes_read / 1e6 / seconds,
-        "mean length of a merged token (bytes)": sum(merged) / len(merged) if merged else None,
-        "longest token (bytes)": max(merged, default=1),
+        "mean length of a merged token (bytes)": sum(merge_lengths) / len(merge_lengths) if merge_lengths else None,
+        "longest token (bytes)": max(merge_lengths, default=1),
     }
     log_section(
         "tok_train",
