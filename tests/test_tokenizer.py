@@ -1,4 +1,4 @@
-"""The tokenizer: text there and back, the file, and conversations with every token named."""
+"""The tokenizer: texts to ids and back, its file, and every token of rendered conversations."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from nanochat import tokenizer as module
 from nanochat.common import UserError
+from nanochat.tokenization.bpe_reference import ReferenceTokenizer
 from nanochat.tokenization.encoders import TiktokenEncoder
 from nanochat.tokenizer import (
     MIN_VOCAB_SIZE,
@@ -26,6 +27,7 @@ from nanochat.tokenizer import (
     SPLIT_PATTERN,
     HuggingFaceTokenizer,
     RustBPETokenizer,
+    StreamDecoder,
     Tokenizer,
     get_tokenizer,
     trainable_tokenizer_class,
@@ -34,67 +36,49 @@ from nanochat.tokenizer import (
 TEXTS = ["the cat sat on the mat, the cat's mat", "she sees 1234 seas; he sees 56\n\n  indeed\n", "Привет, мир"] * 3
 
 
-def train(kind: type[Tokenizer] = RustBPETokenizer, vocab_size: int = 300) -> Tokenizer:
-    if kind is RustBPETokenizer:
+def train(tokenizer_class: type[Tokenizer] = RustBPETokenizer, vocab_size: int = 300) -> Tokenizer:
+    if tokenizer_class is RustBPETokenizer:
         pytest.importorskip(
             "nanochat.tokenization._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh"
         )
-    return kind.train_from_iterator(iter(TEXTS), vocab_size)
+    return tokenizer_class.train_from_iterator(iter(TEXTS), vocab_size)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """Trained by whatever can train here."""
+    """A tokenizer trained by the Rust extension if it is built, else by Hugging Face."""
     return train(trainable_tokenizer_class())
 
 
-def slow_encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Merge the neighbours with the lowest rank, the leftmost of equals, until none are left."""
-    ids = []
-    for word in regex.findall(tokenizer.pattern, text):
-        parts = [bytes([byte]) for byte in word.encode()]
-        while True:
-            ranked = [
-                (tokenizer.ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in tokenizer.ranks
-            ]
-            if not ranked:
-                break
-            i = min(ranked)[1]
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        ids += [tokenizer.ranks[part] for part in parts]
-    return ids
+def reference_of(tokenizer: Tokenizer) -> ReferenceTokenizer:
+    """Return the readable tokenizer with the same vocabulary."""
+    names = sorted(tokenizer.special_tokens, key=tokenizer.special_tokens.__getitem__)
+    return ReferenceTokenizer(list(tokenizer.ranks), tokenizer.pattern, names)
 
 
-# Training
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [RustBPETokenizer, HuggingFaceTokenizer])
-def test_both_trainers_give_the_same_kind_of_tokenizer(kind: type[Tokenizer], tmp_path: Path) -> None:
-    tokenizer = train(kind)
+@pytest.mark.parametrize("tokenizer_class", [RustBPETokenizer, HuggingFaceTokenizer])
+def test_both_trainers(tokenizer_class: type[Tokenizer], tmp_path: Path) -> None:
+    tokenizer = train(tokenizer_class)
     assert tokenizer.get_vocab_size() == 300
     assert list(tokenizer.ranks)[:256] == [bytes([byte]) for byte in range(256)]
     assert [tokenizer.encode_special(name) for name in SPECIAL_TOKENS] == list(range(291, 300))
     assert tokenizer.get_bos_token_id() == 291
     tokenizer.save(tmp_path)
-    again = Tokenizer.from_directory(tmp_path)
-    assert again.hash() == tokenizer.hash()
+    loaded = Tokenizer.from_directory(tmp_path)
+    assert loaded.hash() == tokenizer.hash()
+    reference = reference_of(tokenizer)
     for text in TEXTS:
-        assert again.encode(text) == tokenizer.encode(text) == slow_encode(tokenizer, text)
+        assert loaded.encode(text) == tokenizer.encode(text) == reference.encode(text)
         assert len(tokenizer.encode(text)) < len(text.encode())
 
 
-def test_the_trainers_agree_where_no_counts_are_equal() -> None:
-    pytest.importorskip("nanochat.tokenization._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh")
-    texts = ["aaaa " * 7, "bcbc " * 19, "dede dede bcx " * 41]
-    trained = [kind.train_from_iterator(texts, 268) for kind in (RustBPETokenizer, HuggingFaceTokenizer)]
-    assert len(trained[0].ranks) == 259
-    assert trained[0].hash() == trained[1].hash()
-
-
-def test_the_least_vocabulary_and_one_less(tokenizer: Tokenizer) -> None:
-    least = type(tokenizer).train_from_iterator(TEXTS, MIN_VOCAB_SIZE)
+def test_the_smallest_vocabulary_and_one_token_less(tokenizer: Tokenizer) -> None:
+    smallest = type(tokenizer).train_from_iterator(TEXTS, MIN_VOCAB_SIZE)
     assert MIN_VOCAB_SIZE == 265
-    assert least.encode("cat") == [99, 97, 116]
+    assert smallest.encode("cat") == [99, 97, 116]
     with pytest.raises(UserError, match="vocab_size 264: must be at least 265"):
         type(tokenizer).train_from_iterator(TEXTS, 264)
 
@@ -108,7 +92,7 @@ def test_nothing_to_train_on_and_a_bad_pattern(tokenizer: Tokenizer) -> None:
         type(tokenizer).train_from_iterator(TEXTS, 300, pattern="(unclosed")
 
 
-def test_hugging_face_takes_over_without_the_extension(
+def test_hugging_face_trains_without_the_extension(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "nanochat.tokenization._rustbpe", None)
@@ -117,7 +101,7 @@ def test_hugging_face_takes_over_without_the_extension(
     assert "Hugging Face" in capsys.readouterr().out
 
 
-# Text
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text()))
@@ -130,8 +114,10 @@ def test_every_text_comes_back(tokenizer: Tokenizer, texts: list[str]) -> None:
 
 @given(st.text(st.sampled_from("the catsmé 12\n\t '!и")))
 @settings(deadline=None)
-def test_encoding_equals_the_slow_twin(tokenizer: Tokenizer, text: str) -> None:
-    assert tokenizer.encode(text) == slow_encode(tokenizer, text)
+def test_encoding_equals_the_reference(tokenizer: Tokenizer, text: str) -> None:
+    reference = reference_of(tokenizer)
+    assert tokenizer.encode(text) == reference.encode(text)
+    assert reference.decode(tokenizer.encode(text, prepend="<|bos|>")) == "<|bos|>" + text
 
 
 @pytest.mark.parametrize("name", SPECIAL_TOKENS)
@@ -158,7 +144,7 @@ def test_lone_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> 
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
 
 
-def test_bytes_that_are_no_text(tokenizer: Tokenizer) -> None:
+def test_bytes_that_are_not_utf8(tokenizer: Tokenizer) -> None:
     e_acute = list("é".encode())
     assert tokenizer.decode_bytes(e_acute[:1]) == b"\xc3"
     assert tokenizer.decode(e_acute[:1]) == "\ufffd"
@@ -168,13 +154,19 @@ def test_bytes_that_are_no_text(tokenizer: Tokenizer) -> None:
 @given(st.text(max_size=30))
 @settings(deadline=None)
 def test_a_stream_never_cuts_a_character(tokenizer: Tokenizer, text: str) -> None:
-    pieces = list(tokenizer.decode_stream(iter(tokenizer.encode(text))))
-    assert "".join(pieces) == text
-    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+    chunks = list(tokenizer.decode_stream(iter(tokenizer.encode(text))))
+    assert "".join(chunks) == text
+    assert "\ufffd" in text or not any("\ufffd" in chunk for chunk in chunks)
 
 
 def test_a_stream_that_ends_within_a_character(tokenizer: Tokenizer) -> None:
     assert list(tokenizer.decode_stream([0x61, 0xC3])) == ["a", "", "\ufffd"]
+
+
+def test_a_flushed_decoder_starts_anew(tokenizer: Tokenizer) -> None:
+    decoder = StreamDecoder(tokenizer)
+    assert [decoder.decode(0xC3), decoder.flush(), decoder.flush()] == ["", "\ufffd", ""]
+    assert [decoder.decode(token_id) for token_id in "é".encode()] == ["", "é"]
 
 
 def test_arrays_and_batches(tokenizer: Tokenizer) -> None:
@@ -190,13 +182,15 @@ def test_arrays_and_batches(tokenizer: Tokenizer) -> None:
 
 def test_the_ids_are_the_same_without_the_extension(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nanochat.tokenization._rustbpe", None)
-    twin = Tokenizer(tokenizer.pattern, tokenizer.ranks, tokenizer.special_tokens)
-    assert isinstance(twin._encoder, TiktokenEncoder)
-    assert twin.hash() == tokenizer.hash()
-    rows = twin.encode(TEXTS, prepend="<|bos|>")
+    tiktoken_tokenizer = Tokenizer(tokenizer.pattern, tokenizer.ranks, tokenizer.special_tokens)
+    assert isinstance(tiktoken_tokenizer._encoder, TiktokenEncoder)
+    assert tiktoken_tokenizer.hash() == tokenizer.hash()
+    rows = tiktoken_tokenizer.encode(TEXTS, prepend="<|bos|>")
     assert rows == tokenizer.encode(TEXTS, prepend="<|bos|>")
-    assert twin.decode_batch(rows) == tokenizer.decode_batch(rows)
-    assert [ids.tolist() for ids in twin.encode_arrays(TEXTS)] == [a.tolist() for a in tokenizer.encode_arrays(TEXTS)]
+    assert tiktoken_tokenizer.decode_batch(rows) == tokenizer.decode_batch(rows)
+    assert [array.tolist() for array in tiktoken_tokenizer.encode_arrays(TEXTS)] == [
+        array.tolist() for array in tokenizer.encode_arrays(TEXTS)
+    ]
 
 
 @pytest.mark.parametrize("ids", [[300], [-1], [0, 1 << 40]])
@@ -214,10 +208,10 @@ def test_token_bytes_counts_raw_bytes(tokenizer: Tokenizer) -> None:
     assert sum(lengths[i] for i in tokenizer.encode(text)) == len(text.encode())
 
 
-# The file
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_what_the_description_says(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_format_of_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     content = (tmp_path / "tokenizer.json").read_bytes()
@@ -229,7 +223,7 @@ def test_the_file_is_what_the_description_says(tokenizer: Tokenizer, tmp_path: P
     assert tokenizer.hash() == hashlib.sha256(content).hexdigest()
 
 
-def test_a_missing_file_says_what_to_do(base_dir: Path) -> None:
+def test_a_missing_file_names_the_command(base_dir: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer at .*: train one with `python -m scripts.tok_train`"):
         get_tokenizer()
     assert list(base_dir.iterdir()) == []
@@ -267,13 +261,13 @@ def test_a_damaged_file_is_refused(tokenizer: Tokenizer, tmp_path: Path, damage:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
-def test_a_torn_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_incomplete_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         Tokenizer.from_directory(tmp_path)
 
 
-# Conversations
+# --- conversations ----------------------------------------------------------------------------------------------------
 
 
 def conversation(*messages: tuple[str, Any]) -> dict[str, Any]:
@@ -289,15 +283,15 @@ TOOL_ANSWER = [
 
 
 def test_every_token_and_its_mask() -> None:
-    tokenizer = Tokenizer(  # bytes only: every token has a name that can be read
+    tokenizer = Tokenizer(  # of bytes only, so that every token can be read
         SPLIT_PATTERN,
         {bytes([byte]): byte for byte in range(256)},
         {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)},
     )
-    asked = conversation(
+    messages = conversation(
         ("system", "S"), ("user", "a"), ("assistant", TOOL_ANSWER), ("user", "<|bos|>"), ("assistant", "ok")
     )
-    ids, mask = tokenizer.render_conversation(asked)
+    ids, mask = tokenizer.render_conversation(messages)
     named = list(zip(map(tokenizer.decode, [[i] for i in ids]), mask, strict=True))
     assert named == [
         *[("<|bos|>", 0)],
@@ -312,16 +306,16 @@ def test_every_token_and_its_mask() -> None:
     assert ids.count(tokenizer.get_bos_token_id()) == 1
 
 
-def test_texts_in_a_row_are_one_text(tokenizer: Tokenizer) -> None:
-    """Where a text was cut into parts does not show in its tokens; a call is between two texts."""
-    cut = [{"type": "text", "text": piece} for piece in ("th", "e", "", " ca", "t")]
+def test_consecutive_text_parts_are_one_text(tokenizer: Tokenizer) -> None:
+    """The borders between consecutive text parts do not change the tokens; a tool call separates two texts."""
+    parts = [{"type": "text", "text": text} for text in ("th", "e", "", " ca", "t")]
     whole = tokenizer.render_conversation(conversation(("user", "a"), ("assistant", "the cat")))
-    assert [i for part in cut for i in tokenizer.encode(part["text"])] != tokenizer.encode("the cat")
-    assert tokenizer.render_conversation(conversation(("user", "a"), ("assistant", cut))) == whole
-    called = [*cut, *TOOL_ANSWER[1:3], *cut]
+    assert [i for part in parts for i in tokenizer.encode(part["text"])] != tokenizer.encode("the cat")
+    assert tokenizer.render_conversation(conversation(("user", "a"), ("assistant", parts))) == whole
+    with_call = [*parts, *TOOL_ANSWER[1:3], *parts]
     joined = [{"type": "text", "text": "the cat"}, *TOOL_ANSWER[1:3], {"type": "text", "text": "the cat"}]
-    found, expected = (conversation(("user", "a"), ("assistant", parts)) for parts in (called, joined))
-    assert tokenizer.render_conversation(found) == tokenizer.render_conversation(expected)
+    split, expected = (conversation(("user", "a"), ("assistant", content)) for content in (with_call, joined))
+    assert tokenizer.render_conversation(split) == tokenizer.render_conversation(expected)
 
 
 def test_cut_at_a_turn_boundary(tokenizer: Tokenizer) -> None:
@@ -341,19 +335,20 @@ def test_cut_at_a_turn_boundary(tokenizer: Tokenizer) -> None:
             assert (ids, mask) == ([], [])
 
 
-def test_nothing_to_learn_gives_nothing(tokenizer: Tokenizer) -> None:
+def test_a_conversation_without_trained_tokens_is_empty(tokenizer: Tokenizer) -> None:
     assert tokenizer.render_conversation(conversation(("user", "the cat"))) == ([], [])
-    asked = conversation(("user", "a"), ("assistant", "b"), ("user", "c"))
-    assert tokenizer.render_conversation(asked) == tokenizer.render_conversation({"messages": asked["messages"][:2]})
+    unanswered = conversation(("user", "a"), ("assistant", "b"), ("user", "c"))
+    answered = {"messages": unanswered["messages"][:2]}
+    assert tokenizer.render_conversation(unanswered) == tokenizer.render_conversation(answered)
 
 
 def test_render_for_completion(tokenizer: Tokenizer) -> None:
-    asked = conversation(("system", "S"), ("user", "the cat"), ("assistant", "sat"), ("user", "the mat"))
-    answered = {"messages": [*asked["messages"], {"role": "assistant", "content": TOOL_ANSWER}]}
+    unanswered = conversation(("system", "S"), ("user", "the cat"), ("assistant", "sat"), ("user", "the mat"))
+    answered = {"messages": [*unanswered["messages"], {"role": "assistant", "content": TOOL_ANSWER}]}
     expected = "<|bos|><|user_start|>S\n\nthe cat<|user_end|><|assistant_start|>sat<|assistant_end|>"
     expected += "<|user_start|>the mat<|user_end|><|assistant_start|>"
-    for given_conversation in (asked, answered):
-        ids = tokenizer.render_for_completion(given_conversation)
+    for messages in (unanswered, answered):
+        ids = tokenizer.render_for_completion(messages)
         assert tokenizer.decode(ids) == expected
         assert ids[-1] == tokenizer.encode_special("<|assistant_start|>")
     assert tokenizer.render_conversation(answered)[0][: len(ids)] == ids
@@ -380,7 +375,7 @@ def test_render_for_completion(tokenizer: Tokenizer) -> None:
         (conversation(("user", "a"), ("assistant", [{"type": [], "text": "a"}])), "message 2: a part must be"),
     ],
 )
-def test_what_is_no_conversation_is_named(tokenizer: Tokenizer, bad: Any, message: str) -> None:
+def test_a_malformed_message_is_named(tokenizer: Tokenizer, bad: Any, message: str) -> None:
     for render in (tokenizer.render_conversation, tokenizer.render_for_completion):
         with pytest.raises(UserError, match=regex.escape(message)):
             render(bad)

@@ -1,4 +1,4 @@
-"""What of a conversation is trained on, in the batch that the model sees; and what becomes of odd conversations."""
+"""The loss mask of conversations in the batches that the model is trained on, and the treatment of malformed ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.talks import SPECIAL, TOKENIZER, Talk, talk
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
 T = 100
 BOS, USER, USER_END = "<|bos|>", "<|user_start|>", "<|user_end|>"
-SAYS, END = "<|assistant_start|>", "<|assistant_end|>"
+ASSISTANT, END = "<|assistant_start|>", "<|assistant_end|>"
 CALL, CALL_END, OUT, OUT_END = "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"
 
 
 def batch_of(*talks: Talk, sequence_len: int = T) -> list[list[tuple[str, str | None]]]:
-    """Each row of a batch: the input tokens by name, and what each is to be followed by; None = not trained on."""
+    """Return the rows of the first batch as (input token, target token), by name; None = not trained on."""
     loader = conversation_batches(list(talks), TOKENIZER, CPU, batch_size=2, sequence_len=sequence_len)
     batch = next(loader)
     loader.close()
@@ -36,38 +36,38 @@ def batch_of(*talks: Talk, sequence_len: int = T) -> list[list[tuple[str, str | 
     ]
 
 
-def learnt(*talks: Talk, sequence_len: int = T) -> str:
-    """All targets of the first row, one after the other."""
+def targets_of(*talks: Talk, sequence_len: int = T) -> str:
+    """Return the targets of the first row, joined."""
     return "".join(target for _, target in batch_of(*talks, sequence_len=sequence_len)[0] if target)
 
 
 def test_every_token_of_a_batch() -> None:
-    """System message, several turns, tool calls: each input and its target. The other row is padding."""
+    """Each input and target of a row with a system message, two turns and a tool call; the other row is padding."""
     answer = [
         {"type": "text", "text": "So"},
         {"type": "python", "text": "2*3"},
         {"type": "python_output", "text": "6"},
         {"type": "text", "text": "!"},
     ]
-    one = talk("a", answer, "<|bos|>b", "ok", system="S")
-    row, padding = batch_of(one)
+    conversation = talk("a", answer, "<|bos|>b", "ok", system="S")
+    row, padding = batch_of(conversation)
     expected: list[tuple[str, str | None]] = [
         *[(BOS, None), (USER, None), ("S", None), ("\n", None), ("\n", None), ("a", None), (USER_END, None)],
-        *[(SAYS, "S"), ("S", "o"), ("o", CALL)],
+        *[(ASSISTANT, "S"), ("S", "o"), ("o", CALL)],
         *[(CALL, "2"), ("2", "*"), ("*", "3"), ("3", CALL_END), (CALL_END, None)],
         *[(OUT, None), ("6", None), (OUT_END, "!")],
         *[("!", END), (END, None)],
         *[(USER, None), *((letter, None) for letter in "<|bos|>b"), (USER_END, None)],
-        *[(SAYS, "o"), ("o", "k"), ("k", END), (END, None)],
+        *[(ASSISTANT, "o"), ("o", "k"), ("k", END), (END, None)],
     ]
     assert row == [*expected, *[(BOS, None)] * (T - len(expected))]
     assert padding == [(BOS, None)] * T
 
 
 def test_two_conversations_in_a_row() -> None:
-    """Neither learns to begin the other."""
+    """The first token of the second conversation is not a target of the first."""
     row, _ = batch_of(talk("a", "b"), talk("c", "d"))
-    first = [(BOS, None), (USER, None), ("x", None), (USER_END, None), (SAYS, "y"), ("y", END), (END, None)]
+    first = [(BOS, None), (USER, None), ("x", None), (USER_END, None), (ASSISTANT, "y"), ("y", END), (END, None)]
     orders = []
     for pairs in (("ab", "cd"), ("cd", "ab")):
         names = ({"x": pair[0], "y": pair[1]} for pair in pairs)
@@ -77,33 +77,34 @@ def test_two_conversations_in_a_row() -> None:
 
 
 def test_a_full_row_has_its_last_target() -> None:
-    """T + 1 tokens fit: the last is a target only."""
-    one = talk("a", "b" * 10)
-    ids, _ = TOKENIZER.render_conversation(one)
-    assert learnt(one, sequence_len=len(ids) - 1) == "b" * 10 + END
-    assert batch_of(one, sequence_len=len(ids) - 1)[0][-1] == ("b", END)
+    """A row has T + 1 tokens, of which the last is only a target."""
+    conversation = talk("a", "b" * 10)
+    ids, _ = TOKENIZER.render_conversation(conversation)
+    assert targets_of(conversation, sequence_len=len(ids) - 1) == "b" * 10 + END
+    assert batch_of(conversation, sequence_len=len(ids) - 1)[0][-1] == ("b", END)
 
 
-# For rows of 16 + 1 tokens: <|bos|>, two around each turn, and what is said.
-ODD: dict[str, tuple[Any, str]] = {
+# Conversations for rows of 16 + 1 tokens (<|bos|>, two tokens around each turn, a token for each character), and their
+# targets, or "" if there are none, or the beginning of an error.
+CASES: dict[str, tuple[Any, str]] = {
     "single turn": (talk("q", "a"), "a" + END),
-    "over-long, cut at a turn": (talk("q", "a", "q", "much longer"), "a" + END),
-    "over-long by one token": (talk("q", "abc", "q", "four"), "abc" + END),
+    "too long, cut at a turn": (talk("q", "a", "q", "much longer"), "a" + END),
+    "too long by one token": (talk("q", "abc", "q", "four"), "abc" + END),
     "as long as a row": (talk("q", "abc", "q", "led"), "abc" + END + "led" + END),
-    "over-long in the first answer": (talk("q", "0123456789abcdef"), "0123456789ab"),
-    "its last question is not answered": (talk("q", "a", "q"), "a" + END),
+    "too long in the first answer": (talk("q", "0123456789abcdef"), "0123456789ab"),
+    "last question without an answer": (talk("q", "a", "q"), "a" + END),
     "only a tool call": (talk("q", ("1+1", "2")), CALL + "1+1" + CALL_END + END),
     "only a tool's output": (talk("q", [{"type": "python_output", "text": "2"}]), END),
     "an empty answer": (talk("q", ""), END),
-    "an answer of no parts": (talk("q", []), END),
+    "an answer without parts": (talk("q", []), END),
     "an empty question": (talk("", "a"), "a" + END),
     "an empty system message": (talk("q", "a", system=""), "a" + END),
     "no answer": (talk("q"), ""),
-    "over-long in the first question": (talk("q" * 16, "a"), ""),
-    "a system message that is over-long": (talk("q", "a", system="s" * 16), ""),
-    "user twice": ({"messages": [{"role": "user", "content": "a"}] * 2}, "message 2: role 'user'"),
-    "the model first": ({"messages": [{"role": "assistant", "content": "a"}]}, "message 1: role 'assistant'"),
-    "the model twice": (
+    "too long in the first question": (talk("q" * 16, "a"), ""),
+    "a system message that is too long": (talk("q", "a", system="s" * 16), ""),
+    "two user messages in a row": ({"messages": [{"role": "user", "content": "a"}] * 2}, "message 2: role 'user'"),
+    "the assistant first": ({"messages": [{"role": "assistant", "content": "a"}]}, "message 1: role 'assistant'"),
+    "two assistant messages in a row": (
         {"messages": [*talk("q", "a")["messages"], {"role": "assistant", "content": "a"}]},
         "message 3: role 'assistant'",
     ),
@@ -117,27 +118,27 @@ ODD: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_odd_conversations(name: str) -> None:
-    """What is learnt from each, beside an ordinary one; nothing: it is left out; an error: it names the place."""
-    one, expected = ODD[name]
+@pytest.mark.parametrize("name", CASES)
+def test_unusual_conversations(name: str) -> None:
+    """Each gives its targets, is left out, or raises an error with its number; the ordinary one is not affected."""
+    conversation, expected = CASES[name]
     ordinary = talk("p", "z")
     if expected and not expected.startswith(("message", "at least", "a conversation")):
-        rows = list(packed_rows([ordinary, one], TOKENIZER, 16, 0, num_epochs=1))
+        rows = list(packed_rows([ordinary, conversation], TOKENIZER, 16, 0, num_epochs=1))
         targets = [TOKENIZER.decode(row.targets[row.targets != -1].tolist()) for row in rows]
         assert sorted(targets) in (sorted(["z" + END, expected]), ["z" + END + expected], [expected + "z" + END])
         assert rows[-1].cursor.left_out == 0
     elif not expected:
-        [row] = packed_rows([ordinary, one], TOKENIZER, 16, 0, num_epochs=1)
+        [row] = packed_rows([ordinary, conversation], TOKENIZER, 16, 0, num_epochs=1)
         assert TOKENIZER.decode(row.targets[row.targets != -1].tolist()) == "z" + END
         assert row.cursor.left_out == 1
     else:
         with pytest.raises(UserError, match=f"conversation 1: .*{expected}"):
-            list(packed_rows([ordinary, one], TOKENIZER, 16, 0, num_epochs=1))
+            list(packed_rows([ordinary, conversation], TOKENIZER, 16, 0, num_epochs=1))
 
 
-def test_what_is_not_trained_on_has_no_gradient() -> None:
-    """Of all logits, those before a trained token alone have one."""
+def test_only_trained_tokens_have_a_gradient() -> None:
+    """Only the logits before a trained token have a gradient."""
     model = GPT(GPTConfig(sequence_len=T, vocab_size=265, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
     model.init_weights()
     loader = conversation_batches([talk("a", ("1+1", "2"), "b", "c", system="S")], TOKENIZER, CPU, 1, T)
@@ -147,9 +148,9 @@ def test_what_is_not_trained_on_has_no_gradient() -> None:
     losses = torch.nn.functional.cross_entropy(logits[0], batch.targets[0], ignore_index=-1, reduction="sum")
     losses.backward()
     assert logits.grad is not None
-    moved = logits.grad[0].abs().sum(-1) > 0
-    after = dict(itertools.pairwise(batch.inputs[0].tolist()))
-    assert moved.tolist() == (batch.targets[0] != -1).tolist()
-    assert int(moved.sum()) == 8
-    assert after[SPECIAL[OUT]] == ord("2")  # what the tool says is there to be read
+    has_gradient = logits.grad[0].abs().sum(-1) > 0
+    next_token = dict(itertools.pairwise(batch.inputs[0].tolist()))
+    assert has_gradient.tolist() == (batch.targets[0] != -1).tolist()
+    assert int(has_gradient.sum()) == 8
+    assert next_token[SPECIAL[OUT]] == ord("2")  # the tool's result is an input
     assert losses.item() == pytest.approx(model(batch.inputs, batch.targets, loss_reduction="sum").item())

@@ -1,4 +1,4 @@
-"""The Rust encoder against tiktoken, its twin: the same ids for every text, by every way in."""
+"""The Rust encoder gives the ids of tiktoken and of the reference for every text and every type of input."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
+from nanochat.tokenization.bpe_reference import ReferenceTokenizer
 from nanochat.tokenization.encoders import TiktokenEncoder, encoder_class
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -34,7 +35,7 @@ TEXTS = [
     "aaaaaaaa abababab " * 4,
 ] * 3
 
-# Characters on which the rules differ, and any other.
+# Characters on which the patterns differ, and all others.
 character = st.one_of(
     st.sampled_from("aZ's'ſtlLvEréd ’  \n\r\t\x0b\x85\xa0\u2003\u200b07٣Ⅳ½.!\u0301ا世𝔸😀"),
     st.characters(exclude_categories=["Cs"]),
@@ -43,12 +44,13 @@ texts_of = st.text(character, max_size=40)
 
 
 def pair(pattern: str, num_tokens: int = 400) -> tuple[Any, TiktokenEncoder]:
+    """Return the Rust encoder and tiktoken's of the same vocabulary."""
     tokens = _rustbpe.train(TEXTS, num_tokens, pattern)
     return _rustbpe.Encoder(pattern, tokens, SPECIAL_TOKENS), TiktokenEncoder(pattern, tokens, SPECIAL_TOKENS)
 
 
-OURS, ANOTHER = pair(SPLIT_PATTERN), pair(r"\w+|[^\w]")
-PAIRS = {"ours": OURS, "GPT-2": pair(GPT2), "GPT-4": pair(GPT4), "another": ANOTHER}
+NANOCHAT = pair(SPLIT_PATTERN)
+PAIRS = {"nanochat": NANOCHAT, "GPT-2": pair(GPT2), "GPT-4": pair(GPT4), "words": pair(r"\w+|[^\w]")}
 
 
 def test_the_extension_is_the_default() -> None:
@@ -59,23 +61,31 @@ def test_the_extension_is_the_default() -> None:
 @given(st.lists(texts_of, max_size=8))
 @settings(deadline=None)
 def test_strings(name: str, texts: list[str]) -> None:
-    ours, twin = PAIRS[name]
-    expected = twin.encode_lists(texts)
-    assert [ours.encode(text) for text in texts] == expected
-    assert ours.encode_lists(texts, 2) == expected
-    assert [text.decode() for text in ours.decode_batch(expected)] == texts
+    rust, tiktoken = PAIRS[name]
+    expected = tiktoken.encode_lists(texts)
+    assert [rust.encode(text) for text in texts] == expected
+    assert rust.encode_lists(texts, 2) == expected
+    assert [text.decode() for text in rust.decode_batch(expected)] == texts
+
+
+@given(texts_of)
+@settings(deadline=None)
+def test_equals_the_reference(text: str) -> None:
+    reference = ReferenceTokenizer(_rustbpe.train(TEXTS, 400, SPLIT_PATTERN))
+    rust, tiktoken = NANOCHAT
+    assert rust.encode(text) == tiktoken.encode(text) == reference.encode(text)
 
 
 @given(
     st.lists(st.one_of(st.binary(max_size=30), texts_of.map(str.encode), st.just(b"\xe4\xb8a\xff\xfe\xff")), max_size=8)
 )
 @settings(deadline=None)
-def test_bytes_come_back_whatever_they_are(pieces: list[bytes]) -> None:
-    ours, twin = OURS
-    assert ours.encode_lists(pieces) == twin.encode_lists(pieces)
-    joined = b"".join(pieces)
-    assert ours.encode(joined) == twin.encode(joined)
-    assert ours.decode_bytes(ours.encode(joined)) == twin.decode_bytes(twin.encode(joined)) == joined
+def test_any_bytes_are_decoded_to_themselves(texts: list[bytes]) -> None:
+    rust, tiktoken = NANOCHAT
+    assert rust.encode_lists(texts) == tiktoken.encode_lists(texts)
+    joined = b"".join(texts)
+    assert rust.encode(joined) == tiktoken.encode(joined)
+    assert rust.decode_bytes(rust.encode(joined)) == tiktoken.decode_bytes(tiktoken.encode(joined)) == joined
 
 
 @given(
@@ -83,41 +93,41 @@ def test_bytes_come_back_whatever_they_are(pieces: list[bytes]) -> None:
 )
 @settings(deadline=None)
 def test_arrow(texts: list[str], kind: pa.DataType) -> None:
-    ours, twin = OURS
+    rust, tiktoken = NANOCHAT
     array = pa.array([text.encode() for text in texts], pa.binary()).cast(kind)
     half = len(texts) // 2
     for given_texts in (array, pa.chunked_array([array[:half], array[half:]], kind), array[half:]):
-        ids, offsets = map(np.asarray, ours.encode_batch(given_texts, 2))
-        expected_ids, expected_offsets = twin.encode_batch(given_texts)
+        ids, offsets = map(np.asarray, rust.encode_batch(given_texts, 2))
+        expected_ids, expected_offsets = tiktoken.encode_batch(given_texts)
         np.testing.assert_array_equal(ids, expected_ids, strict=True)
         np.testing.assert_array_equal(offsets, expected_offsets, strict=True)
 
 
 def test_lone_surrogates() -> None:
-    ours, twin = OURS
+    rust, tiktoken = NANOCHAT
     for text in ("a\ud800b", "\udfff", "\ud83d\ude00"):
-        assert ours.encode(text) == twin.encode(text)
-        assert ours.encode_lists([text]) == twin.encode_lists([text])
+        assert rust.encode(text) == tiktoken.encode(text)
+        assert rust.encode_lists([text]) == tiktoken.encode_lists([text])
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 7])
-def test_long_texts_are_shared_by_threads_without_a_trace(num_threads: int) -> None:
-    ours, twin = OURS
+def test_long_texts_cut_for_several_threads_give_the_same_ids(num_threads: int) -> None:
+    rust, tiktoken = NANOCHAT
     long = " ".join(TEXTS) * 1500
     texts = ["", long, "x", long[1000:], "", "y z"]
-    ids, offsets = map(np.asarray, ours.encode_batch(texts, num_threads))
+    ids, offsets = map(np.asarray, rust.encode_batch(texts, num_threads))
     assert ids.dtype == np.uint16
-    expected = [twin.encode(text) for text in texts]
+    expected = [tiktoken.encode(text) for text in texts]
     assert offsets.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
     assert ids.tolist() == [i for row in expected for i in row]
 
 
 @pytest.mark.parametrize("word", ["a", "ab", " ", "\n", "'", "é", "1", "the", "世", "a\u0301", "\U0001f600", "=-"])
 def test_long_words(word: str) -> None:
-    for ours, twin in (OURS, PAIRS["GPT-2"], PAIRS["GPT-4"]):
+    for rust, tiktoken in (NANOCHAT, PAIRS["GPT-2"], PAIRS["GPT-4"]):
         for length in (1, 5, 16, 64, 129, 3000):
             for text in (word * length, f"x {word * length}.", word * length + "q"):
-                assert ours.encode(text) == twin.encode(text)
+                assert rust.encode(text) == tiktoken.encode(text)
 
 
 def test_more_tokens_than_fit_into_16_bits() -> None:
@@ -132,29 +142,29 @@ def test_more_tokens_than_fit_into_16_bits() -> None:
 
 
 def test_arrays_stay_alive_and_can_be_written() -> None:
-    ids = np.asarray(OURS[0].encode_batch(["the cat"] * 1000)[0])
+    ids = np.asarray(NANOCHAT[0].encode_batch(["the cat"] * 1000)[0])
     copy = ids.copy()
     for _ in range(10):
-        OURS[0].encode_batch(["other text"] * 1000)
+        NANOCHAT[0].encode_batch(["other text"] * 1000)
     np.testing.assert_array_equal(ids, copy)
     ids[0] = 7
     assert ids[0] == 7
 
 
 def test_several_python_threads_at_once() -> None:
-    ours, twin = OURS
+    rust, tiktoken = NANOCHAT
     texts = [" ".join(TEXTS[i % 3 :]) * 20 for i in range(12)]
-    expected = [twin.encode(text) for text in texts]
-    found: list[list[list[int]]] = []
-    threads = [threading.Thread(target=lambda: found.append(ours.encode_lists(texts, 2))) for _ in range(4)]
+    expected = [tiktoken.encode(text) for text in texts]
+    results: list[list[list[int]]] = []
+    threads = [threading.Thread(target=lambda: results.append(rust.encode_lists(texts, 2))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [expected] * 4
+    assert results == [expected] * 4
 
 
-def test_mistakes() -> None:
+def test_invalid_arguments() -> None:
     tokens = [bytes([byte]) for byte in range(256)]
     for pattern, bad, message in (
         ("(", tokens, "split pattern"),
@@ -169,21 +179,21 @@ def test_mistakes() -> None:
     ranks = {token: rank for rank, token in enumerate([*tokens, b""])}
     with pytest.raises(UserError, match=r"^vocabulary: token 256 is empty"):
         Tokenizer(r"\w", ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
-    encoder = OURS[0]
+    encoder = NANOCHAT[0]
     for wrong in (7, None, [b"a"]):
         with pytest.raises(TypeError):
             encoder.encode(wrong)
     for wrong in ("one text", b"one text", [7], 7):
         with pytest.raises(TypeError):
             encoder.encode_batch(wrong)
-    with pytest.raises(TypeError):  # and not an end of the process for want of memory
+    with pytest.raises(TypeError):  # instead of running out of memory
         encoder.encode_batch([*(f"é{i} " * 20_000 for i in range(100)), range(1 << 50)], 2)
     for unknown in (-1, 409, 1 << 40, 1 << 70, -1 << 70):
-        for either in OURS:
+        for encoder in NANOCHAT:
             with pytest.raises(KeyError):
-                either.decode_bytes([unknown])
+                encoder.decode_bytes([unknown])
             with pytest.raises(KeyError):
-                either.decode_batch([[97], [unknown]])
+                encoder.decode_batch([[97], [unknown]])
 
 
 @pytest.mark.parametrize(
@@ -197,11 +207,11 @@ def test_mistakes() -> None:
 )
 def test_arrow_that_is_no_text(texts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OURS[0].encode_batch(texts)
+        NANOCHAT[0].encode_batch(texts)
 
 
 class StoredStream:
-    """Exports the same capsule again and again, as no exporter should."""
+    """An exporter that returns the same capsule every time, which the protocol forbids."""
 
     def __init__(self) -> None:
         self.capsule = pa.chunked_array([["ab"], ["c"]]).__arrow_c_stream__()
@@ -211,7 +221,7 @@ class StoredStream:
 
 
 class StoredArray:
-    """The same for an array; it can lose a buffer as well."""
+    """The same for an array; `lose` sets one of its buffers to null."""
 
     def __init__(self) -> None:
         self.capsules = pa.array(["ab", "c"]).__arrow_c_array__()
@@ -230,17 +240,17 @@ class StoredArray:
     ("stored", "reader"),
     [
         (StoredStream(), pa.chunked_array),
-        (StoredStream(), OURS[0].encode_lists),
+        (StoredStream(), NANOCHAT[0].encode_lists),
         (StoredArray(), pa.array),
-        (StoredArray(), OURS[0].encode_lists),
+        (StoredArray(), NANOCHAT[0].encode_lists),
     ],
 )
-def test_arrow_that_was_taken_before(stored: Any, reader: Any) -> None:
-    """What is left has addresses of functions and buffers in it still, of memory that is no longer there."""
+def test_arrow_that_was_consumed_before(stored: Any, reader: Any) -> None:
+    """A consumed capsule still has the addresses of functions and buffers that were freed; it is refused."""
     assert len(reader(stored)) == 2
     for _ in range(2):
         with pytest.raises(ValueError, match="read already"):
-            OURS[0].encode_batch(stored)
+            NANOCHAT[0].encode_batch(stored)
 
 
 @pytest.mark.parametrize(("buffer", "message"), [(1, "not a valid array"), (2, "without their data")])
@@ -248,17 +258,17 @@ def test_arrow_without_its_buffers(buffer: int, message: str) -> None:
     stored = StoredArray()
     stored.lose(buffer)
     with pytest.raises(ValueError, match=message):
-        OURS[0].encode_batch(stored)
+        NANOCHAT[0].encode_batch(stored)
 
 
-def test_an_arrow_stream_that_fails_says_why() -> None:
+def test_an_arrow_stream_of_batches_is_refused() -> None:
     def batches() -> Any:
         yield pa.record_batch({"text": ["a"]})
         raise OSError("the disk is gone")
 
     schema = pa.schema({"text": pa.string()})
     with pytest.raises(ValueError, match="expected a column"):
-        OURS[0].encode_batch(pa.RecordBatchReader.from_batches(schema, batches()))
+        NANOCHAT[0].encode_batch(pa.RecordBatchReader.from_batches(schema, batches()))
 
 
 @pytest.mark.shared_data
@@ -268,10 +278,10 @@ def test_an_arrow_stream_that_fails_says_why() -> None:
 def test_real_text(shared_data: Path, name: str) -> None:
     column = pq.read_table(shared_data / "text" / f"{name}.parquet")["text"][:400]
     tokens = _rustbpe.train(column.to_pylist(), 5000, SPLIT_PATTERN)
-    ours = _rustbpe.Encoder(SPLIT_PATTERN, tokens, SPECIAL_TOKENS)
-    twin = TiktokenEncoder(SPLIT_PATTERN, tokens, SPECIAL_TOKENS)
-    ids, offsets = twin.encode_batch(column)
+    rust = _rustbpe.Encoder(SPLIT_PATTERN, tokens, SPECIAL_TOKENS)
+    tiktoken = TiktokenEncoder(SPLIT_PATTERN, tokens, SPECIAL_TOKENS)
+    ids, offsets = tiktoken.encode_batch(column)
     for texts, num_threads in ((column, 2), (column.to_pylist(), 1)):
-        ours_ids, ours_offsets = map(np.asarray, ours.encode_batch(texts, num_threads))
-        np.testing.assert_array_equal(ours_ids, ids, strict=True)
-        np.testing.assert_array_equal(ours_offsets, offsets, strict=True)
+        rust_ids, rust_offsets = map(np.asarray, rust.encode_batch(texts, num_threads))
+        np.testing.assert_array_equal(rust_ids, ids, strict=True)
+        np.testing.assert_array_equal(rust_offsets, offsets, strict=True)
