@@ -93,6 +93,13 @@ def test_the_short_map() -> None:
     assert not complaints, "\n" + "\n".join(complaints)
 
 
+def test_contributing_names_what_exists() -> None:
+    """Files whose names begin with `my_` are the contributor's own."""
+    text = re.sub(r"`[^`]*my_[^`]*`", "", texts()["CONTRIBUTING.md"])
+    complaints = list(map_complaints(text, "", [], tracked()))
+    assert not complaints, "\n" + "\n".join(complaints).replace("README.md", "CONTRIBUTING.md")
+
+
 def test_a_wrong_map_is_found() -> None:
     files = ["nanochat/rl/loop.py", "nanochat/train.py", "scripts/base_train.py"]
     text = (
