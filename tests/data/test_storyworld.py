@@ -185,13 +185,13 @@ def test_every_fact_recurs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stated = {id(p) for r in RELATIONS.values() for way in (r.statements, r.tails) for ps in way.values() for p in ps}
     told: Counter[tuple[str, str]] = Counter()
-    tell = Narrator.fact
+    tell = Narrator.emit_fact
 
     def count(narrator: Narrator, relation: str, subject: str, pattern: tuple[object, ...]) -> None:
         told[relation, subject] += id(pattern) in stated
         tell(narrator, relation, subject, pattern)
 
-    monkeypatch.setattr(Narrator, "fact", count)
+    monkeypatch.setattr(Narrator, "emit_fact", count)
     words = sum(len(text.split()) for text in islice(generate_stories("train", 9), 10_000))
     fewest = min((told[fact.property, fact.subject], fact.property, fact.subject) for fact in list_facts())
     assert fewest[0] >= 8 * words / 1.5e6, fewest

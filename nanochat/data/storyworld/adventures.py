@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (a beat is one line)
-"""The plots of things done together. The notation is explained in troubles.py."""
+"""Plots of things done together. The notation is explained in troubles.py."""
 
 ADVENTURES = """
 = bake

@@ -1,4 +1,4 @@
-"""Judges sentences: well-formed by the grammar, and true to the world?"""
+"""Checker of sentences: well-formed by the grammar, and true in the world?"""
 
 import re
 from collections.abc import Iterator
@@ -10,15 +10,16 @@ from nanochat.data.storyworld.judge import Context, Judge
 from nanochat.data.storyworld.parser import Parser
 from nanochat.data.storyworld.patterns import vocabulary
 
-LONGEST = 90  # words and marks of a sentence
+MAX_TOKENS = 90  # words and marks of a sentence
 _TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*|\n+|[^\S\n]+|.")
-_ENDS = (".", "!", "?")
-_CAPITALS = frozenset(name.split()[0] for name in (*NAMES, *world.DAYS, "Prince", "I"))
+_END_MARKS = (".", "!", "?")
+_CAPITALIZED = frozenset(name.split()[0] for name in (*NAMES, *world.DAYS, "Prince", "I"))
+Tokens = list[str]  # of one sentence: words, marks and blanks
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence as it stands in the text, whether it is sound, and if not, why."""
+    """A sentence as it is in the text, True if it is sound, and if not, the reason."""
 
     sentence: str
     ok: bool
@@ -26,43 +27,48 @@ class Verdict:
 
 
 def check_text(text: str, *, truncated: bool = False) -> list[Verdict]:
-    """A verdict on every sentence of a text, in order; pronouns are understood from the sentences before.
+    """Return a verdict on every sentence of a text, in order. Pronouns are resolved from the sentences before.
 
-    `truncated` says that the text may end in mid-sentence, as a sample cut by its length does: such an end is left out.
+    `truncated`: the text may end in mid-sentence, as a sample limited by its length does; such an end gets no verdict.
 
     >>> [verdict.ok for verdict in check_text("Rusty the fox lives in the old barn. Rusty lives in the mill.")]
     [True, False]
     """
     verdicts: list[Verdict] = []
     context = Context()
-    for pieces in _sentences(text):
-        joined = _judge([token for piece in pieces for token in piece], trial := context.copy())
+    for pieces in _split_sentences(text):
+        joined_context = context.copy()
+        joined = _check_sentence([token for piece in pieces for token in piece], joined_context)
         if joined.ok or len(pieces) == 1:
             verdicts.append(joined)
-            context = trial
+            context = joined_context
         else:
-            verdicts.extend(_judge(piece, context) for piece in pieces)
-    if truncated and verdicts and not verdicts[-1].sentence.rstrip('"').endswith(_ENDS):
+            verdicts.extend(_check_sentence(piece, context) for piece in pieces)
+    if truncated and verdicts and not verdicts[-1].sentence.rstrip('"').endswith(_END_MARKS):
         verdicts.pop()
     return verdicts
 
 
 def sound_fraction(text: str, *, truncated: bool = False) -> float:
-    """The share of sentences that are sound, 0 for a text without any; `truncated` as in `check_text`."""
+    """Return the fraction of sentences that are sound, 0 for a text without any; `truncated` as in `check_text`."""
     verdicts = check_text(text, truncated=truncated)
     return sum(verdict.ok for verdict in verdicts) / len(verdicts) if verdicts else 0.0
 
 
-def _sentences(text: str) -> Iterator[list[list[str]]]:
-    """Sentences as tokens, blanks included; one that may be two, for a quotation ends in it, comes in pieces."""
-    pieces: list[list[str]] = [[]]
-    quoted = False
+def _split_sentences(text: str) -> Iterator[list[Tokens]]:
+    """Yield each sentence as a list of pieces, each a list of tokens.
+
+    A sentence has several pieces where it may be several sentences: after a quotation that ends in a closing mark.
+    """
+    pieces: list[Tokens] = [[]]
+    in_quote = False
     tokens = _TOKEN.findall(text)
     for i, token in enumerate(tokens):
         if token.startswith("\n"):
             if any(pieces[-1]):
                 yield pieces
-            pieces, quoted = [[]], False
+            pieces = [[]]
+            in_quote = False
             continue
         if not pieces[-1] and token.isspace():
             continue
@@ -70,75 +76,82 @@ def _sentences(text: str) -> Iterator[list[list[str]]]:
         before = pieces[-1][-2] if len(pieces[-1]) > 1 else ""
         after = next((t for t in tokens[i + 1 :][:2] if not t.isspace() or "\n" in t), "")
         if token == '"':
-            quoted = not quoted
-            if not quoted and before in _ENDS:
+            in_quote = not in_quote
+            if not in_quote and before in _END_MARKS:
                 if before == "." or not after or not after[0].isalpha():
                     yield pieces
                     pieces = [[]]
                 elif after[0].isupper():
                     pieces.append([])
-        elif token in _ENDS and not quoted:
+        elif token in _END_MARKS and not in_quote:
             yield pieces
             pieces = [[]]
     if any(pieces[-1]):
         yield pieces
 
 
-def _judge(tokens: list[str], context: Context) -> Verdict:
+def _check_sentence(tokens: Tokens, context: Context) -> Verdict:
     sentence = "".join(tokens).strip()
-    words, reason = _words([token for token in tokens if not token.isspace()])
+    words, reason = _to_words([token for token in tokens if not token.isspace()])
     if not reason:
         context.step(words)
-        reason = _reason(words, context)
+        reason = _find_fault(words, context)
     return Verdict(sentence, not reason, reason)
 
 
-def _words(tokens: list[str]) -> tuple[list[str], str]:
-    """The words as the grammar writes them, or what is wrong with them."""
-    if len(tokens) > LONGEST:
+def _to_words(tokens: Tokens) -> tuple[list[str], str]:
+    """Return the words as the grammar spells them and "", or [] and what is wrong with them.
+
+    >>> _to_words(["An", "owl", "can", "hoot", "."])
+    (['a', 'owl', 'can', 'hoot', '.'], '')
+    """
+    if len(tokens) > MAX_TOKENS:
         return [], "too long"
     if not any(token[0].isalpha() for token in tokens):
         return [], "no words"
     words: list[str] = []
-    start, quoted = True, False
+    is_start = True
+    in_quote = False
     for i, token in enumerate(tokens):
         if token == '"':
-            words.append("”" if quoted else "“")
-            quoted = not quoted
-            start = quoted
+            words.append("”" if in_quote else "“")
+            in_quote = not in_quote
+            is_start = in_quote
             continue
         if token[0].isalpha():
-            bare = token.removesuffix("'s")
-            if start and not token[0].isupper():
+            if is_start and not token[0].isupper():
                 return [], f"no capital letter: {token!r}"
-            if start and bare not in _CAPITALS:
+            if is_start and token.removesuffix("'s") not in _CAPITALIZED:
                 token = token[0].lower() + token[1:]
-            start = False
+            is_start = False
             after = tokens[i + 1] if i + 1 < len(tokens) else ""
             if token in ("a", "an"):
-                if (token == "an") != (after[:1].lower() in tuple("aeiou") or after == "hour"):
+                takes_an = after[:1].lower() in tuple("aeiou") or after == "hour"
+                if (token == "an") != takes_an:
                     return [], f"wrong article: {token!r} before {after!r}"
                 token = "a"
             if token not in vocabulary() and token.removesuffix("'s") not in vocabulary():
                 return [], f"unknown word: {token!r}"
-        elif token in _ENDS:
-            start = quoted
+        elif token in _END_MARKS:
+            is_start = in_quote
         elif token not in ",:":
             return [], f"unknown mark: {token!r}"
         words.append(token)
     return words, ""
 
 
-def _reason(words: list[str], context: Context) -> str:
+def _find_fault(words: list[str], context: Context) -> str:
+    """Return "" if one parse of the sentence is sound, else a reason; a false fact is preferred as the reason."""
     parser = Parser(words)
     parses = parser.sentence()
     if not parses:
-        stuck = words[parser.furthest] if parser.furthest < len(words) else "its end"
-        return f"not a sentence: stuck at {stuck!r}"
+        position = repr(words[parser.furthest]) if parser.furthest < len(words) else "'its end'"
+        return f"not a sentence: stuck at {position}"
     reasons = []
     for findings in parses:
         judge = Judge(findings, words, context)
-        if not (reason := judge.reason()):
+        reason = judge.reason()
+        if not reason:
             context.now |= judge.resolved
             return ""
         reasons.append(reason)

@@ -1,18 +1,21 @@
-"""The list of everything that is permanently true, with the sentences that say so; and openings to write on from."""
+"""The list of all permanent facts with the sentences that state them, and prompts for the model to continue."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
+from nanochat.data.storyworld.grammar import Pattern
 from nanochat.data.storyworld.narrator import Narrator
 from nanochat.data.storyworld.relations import RELATIONS
 from nanochat.data.storyworld.writer import generate_stories
 
+PROMPT_WORDS = 6
+
 
 @dataclass(frozen=True)
 class Fact:
-    """`subject` (a name, thing, place or general word) has as its `property` the `value`.
+    """The `value` of the `property` of `subject` (a name, thing, place or general word).
 
     `sentences` state it and `questions` ask for it, in every wording of the grammar (present tense, by name).
     """
@@ -25,30 +28,31 @@ class Fact:
 
 
 def list_facts() -> list[Fact]:
-    """All facts of the world, always in the same order."""
-    return list(_facts())
+    """Return all facts of the world, always in the same order."""
+    return list(_iter_facts())
 
 
-def _facts() -> Iterator[Fact]:
+def _iter_facts() -> Iterator[Fact]:
     for relation in RELATIONS.values():
+        statements = relation.statements["present"]
         for subject, value in relation.values.items():
-            stated = tuple(_say(relation.name, subject, pattern, ".") for pattern in relation.statements["present"])
-            asked = tuple(_say(relation.name, subject, pattern, "?") for pattern in relation.questions)
-            yield Fact(subject, relation.name, value, stated, asked)
+            sentences = tuple(_render(relation.name, subject, pattern, ".") for pattern in statements)
+            questions = tuple(_render(relation.name, subject, pattern, "?") for pattern in relation.questions)
+            yield Fact(subject, relation.name, value, sentences, questions)
 
 
-def _say(relation: str, subject: str, pattern: tuple[tuple[object, ...], ...], mark: str) -> str:
+def _render(relation: str, subject: str, pattern: Pattern, mark: str) -> str:
     narrator = Narrator(Random(0), {})
-    narrator.plain = True
-    narrator.fact(relation, subject, pattern)
+    narrator.full_names = True
+    narrator.emit_fact(relation, subject, pattern)
     narrator.say(mark)
     return narrator.text()
 
 
 def generate_prompts(count: int, seed: int = 0) -> list[str]:
-    """Beginnings of `count` stories of the test split, each a few words long, for a model to write on from."""
-    openings = []
+    """Return the first words of `count` stories of the test split, for a model to continue."""
+    prompts = []
     for text in islice(generate_stories("test", seed), count):
         words = text.split("\n")[0].split(" ")
-        openings.append(" ".join(words[:6]))
-    return openings
+        prompts.append(" ".join(words[:PROMPT_WORDS]))
+    return prompts

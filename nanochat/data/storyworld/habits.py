@@ -1,4 +1,8 @@
-"""What characters do every day, for portraits; and the small talk that frames conversations and lessons."""
+"""Habits of characters, for portraits, and the sentences around walks, talks and lessons. Notation: grammar.py.
+
+HABIT_PATTERNS line "[when] , N1 V1.s ."  with habit "*sweep the floor and *sing"
+->  "After supper, Mia sweeps the floor and sings."
+"""
 
 HABITS = """
 *wash {H.his} face with cold water
@@ -44,7 +48,7 @@ HABITS = """
 """
 
 
-# How a habit is told: of {A}, at a time.
+# Sentences about a habit of N1.
 HABIT_PATTERNS = """
 [when] , N1 V1.s .
 [when] , N1 V1.s .
@@ -125,7 +129,7 @@ now , F1 ?
 i wonder , F1 ?
 """
 
-# {A} and {B} talk; {P} is where.
+# {A} and {B} meet at {P}.
 MEETINGS = """
 one {d} in {s} , {A.sub} met {B} {P.at} .
 {A.sub} and {B} were sitting {P.at} on a {w} {d} .

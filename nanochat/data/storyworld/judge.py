@@ -1,193 +1,199 @@
-"""Tests what a parse found against the world: is the subject able to do this, whose is it, is it true?"""
+"""Judge: tests the findings of a parse against the world (abilities, owners of things, facts, agreement)."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from nanochat.data.storyworld import world
-from nanochat.data.storyworld.grammar import BIT, EVERYONE, NAMES, SEX, Phrase, names_in
-from nanochat.data.storyworld.parser import SPEECH_NUMBER, SPEECH_OWN, Finding
+from nanochat.data.storyworld.grammar import EVERYONE, NAME_BITS, NAMES, SEX_MASKS, Phrase, names_in
+from nanochat.data.storyworld.parser import SPEECH_NUMBER, SPEECH_POSSESSIVES, Finding
 from nanochat.data.storyworld.relations import RELATIONS
 
-_KINDS = {c.kind: BIT[name] for name, c in world.CHARACTERS.items()}
-_OWN_SEX = {"his": "m", "him": "m", "her": "f"}
+_KIND_MASKS = {character.kind: NAME_BITS[name] for name, character in world.CHARACTERS.items()}
+_POSSESSIVE_SEX = {"his": "m", "him": "m", "her": "f"}
 
 
-class Wrong(Exception):
-    """A sentence is not true or not sensible; the message says why."""
+class UnsoundError(Exception):
+    """A sentence is not true or not sensible; the message is the reason."""
 
 
 @dataclass
 class Context:
-    """Who and what was named in this sentence and the one before."""
+    """Characters (as masks) and things mentioned in this sentence and in the one before."""
 
-    before: int = 0  # characters, as bits
+    before: int = 0
     now: int = 0
     things_before: set[str] = field(default_factory=set)
     things: set[str] = field(default_factory=set)
 
     def copy(self) -> "Context":
-        """An equal context that can go its own way."""
+        """Return an independent copy."""
         return Context(self.before, self.now, set(self.things_before), set(self.things))
 
     def step(self, words: list[str]) -> None:
-        """Go on to the next sentence."""
-        self.before, self.things_before = self.now, self.things
-        self.now, self.things = 0, set()
-        line = " ".join(words).replace("'s", "") + " "
+        """Go on to the next sentence, given by its words."""
+        self.before = self.now
+        self.things_before = self.things
+        self.now = 0
+        self.things = set()
+        text = " ".join(words).replace("'s", "") + " "
         for name in NAMES:
-            if name + " " in line:
-                self.now |= BIT[name]
-        for word, after in pairwise(words):
+            if name + " " in text:
+                self.now |= NAME_BITS[name]
+        for word, following in pairwise(words):
             if word == "the":
-                self.now |= _KINDS.get(after, 0)
+                self.now |= _KIND_MASKS.get(following, 0)
         if "it" in words:
             self.things |= self.things_before
         for word in words:
             if word in world.THINGS:
                 self.things.add(word)
-                self.now |= BIT[world.THINGS[word].owner] if "his" in words or "her" in words else 0
+                if "his" in words or "her" in words:
+                    self.now |= NAME_BITS[world.THINGS[word].owner]
 
 
 class Judge:
-    """Judges one parse of a sentence."""
+    """Judges one parse of a sentence: each finding by the `_judge_` method of its tag (parser.py)."""
 
     def __init__(self, findings: tuple[Finding, ...], words: list[str], context: Context) -> None:
         self.findings = findings
         self.words = words
         self.context = context
-        self.resolved = 0  # whom the pronouns mean
-        self.subjects: dict[int, tuple[int, bool]] = {}
-        self.agent: tuple[int, bool] = (EVERYONE, False)
-        self.inside = False  # what is said
-        self.kind = ""  # of the speech we are in
-        self.mark = ""  # that closed the last speech
-        self.verb_mark = ""  # what the verb of saying wants
-        self.asked = False
-        self.topic: object = None
-        self.value: tuple[str, str] | None = None
-        self.spoken = any(finding[0] == "saying" for finding in findings)
+        self.resolved = 0  # the characters that pronouns refer to
+        self.subjects: dict[int, tuple[int, bool]] = {}  # clause -> (mask, plural)
+        self.agent: tuple[int, bool] = (EVERYONE, False)  # the subject of the last verb: (mask, plural)
+        self.in_speech = False
+        self.speech_kind = ""
+        self.speech_mark = ""  # that closed the last spoken sentence
+        self.verb_mark = ""  # that the verb of saying requires
+        self.topic: object = None  # the subject of a fact: a mask or a word
+        self.value: tuple[str, str] | None = None  # (relation, value)
+        self.has_speech_verb = any(finding[0] == "speech_verb" for finding in findings)
 
     def reason(self) -> str:
-        """Why the sentence is wrong, or nothing."""
+        """Return the reason why the sentence is unsound, or "" if it is sound."""
         try:
-            self._subjects()
+            self._resolve_subjects()
             for finding in self.findings:
-                self.inside = finding[0] == "said" or (self.inside and finding[0] != "unsaid")
-                getattr(self, f"_{finding[0]}")(*finding[1:])
-            self._marks()
-        except Wrong as wrong:
-            return str(wrong)
+                self.in_speech = finding[0] == "speech" or (self.in_speech and finding[0] != "speech_end")
+                getattr(self, f"_judge_{finding[0]}")(*finding[1:])
+            if self.has_speech_verb and self.verb_mark != self.speech_mark:
+                raise UnsoundError("the verb of saying does not fit what is said")
+        except UnsoundError as error:
+            return str(error)
         return ""
 
-    def _subjects(self) -> None:
+    def _resolve_subjects(self) -> None:
+        """Resolve the subjects first: a verb may precede its subject."""
         for finding in self.findings:
             if finding[0] == "subject":
-                _, k, bits, plural = finding
-                self.subjects[k] = (self._who(bits), bool(plural))  # type: ignore[arg-type,index]
+                _, k, mask, plural = finding
+                self.subjects[k] = (self._resolve(mask), bool(plural))  # type: ignore[arg-type,index]
 
-    def _who(self, bits: int) -> int:
-        """Whom a name or pronoun means here."""
-        if bits not in SEX.values():
-            return bits
-        meant = bits & (self.context.now | self.context.before)
-        if not meant:
-            raise Wrong("nobody was named whom the pronoun can mean")
-        self.resolved |= meant
-        return meant
+    def _resolve(self, mask: int) -> int:
+        """Return the characters that a name or pronoun refers to here."""
+        if mask not in SEX_MASKS.values():
+            return mask
+        referents = mask & (self.context.now | self.context.before)
+        if not referents:
+            raise UnsoundError("nobody was named whom the pronoun can mean")
+        self.resolved |= referents
+        return referents
 
-    def _subject(self, k: int, bits: int, plural: bool) -> None:
-        pass  # taken before all else, for a verb may come first
+    def _judge_subject(self, k: int, mask: int, plural: bool) -> None:
+        pass  # resolved before all else
 
-    def _again(self, k: int, bits: int, plural: bool) -> None:
+    def _judge_pronoun(self, k: int, mask: int, plural: bool) -> None:
         if k not in self.subjects:
-            self._who(bits)
+            self._resolve(mask)
             return
-        who, many = self.subjects[k]
-        if many != plural or not who & bits:
-            raise Wrong("the pronoun does not fit the subject")
+        subject, subject_plural = self.subjects[k]
+        if subject_plural != plural or not subject & mask:
+            raise UnsoundError("the pronoun does not fit the subject")
 
-    def _other(self, bits: int) -> None:
-        self._who(bits)
+    def _judge_other(self, mask: int) -> None:
+        self._resolve(mask)
 
-    def _verb(self, k: int, phrase: Phrase, number: str) -> None:
-        if self.inside:
-            plural = SPEECH_NUMBER[self.kind] == "p"
-            who = EVERYONE if plural else self._speaker()
+    def _judge_verb(self, k: int, phrase: Phrase, number: str) -> None:
+        if self.in_speech:
+            plural = SPEECH_NUMBER[self.speech_kind] == "p"
+            subject = EVERYONE if plural else self._speaker()
         else:
-            who, plural = self.subjects.get(k) or self.subjects.get(1) or (EVERYONE, False)
+            subject, plural = self.subjects.get(k) or self.subjects.get(1) or (EVERYONE, False)
         if number and number != ("p" if plural else "s"):
-            raise Wrong("subject and verb do not agree")
-        if not who & phrase.subjects:
-            raise Wrong(f"false: {' and '.join(names_in(who))} cannot {phrase.text.replace('*', '')}")
-        self.agent = (who, plural)
+            raise UnsoundError("subject and verb do not agree")
+        if not subject & phrase.subjects:
+            action = phrase.text.replace("*", "")
+            raise UnsoundError(f"false: {' and '.join(names_in(subject))} cannot {action}")
+        self.agent = (subject, plural)
 
     def _speaker(self) -> int:
-        return self.subjects[1][0] if self.spoken and 1 in self.subjects else EVERYONE
+        return self.subjects[1][0] if self.has_speech_verb and 1 in self.subjects else EVERYONE
 
-    def _own(self, word: str) -> None:
-        if self.inside and self.kind:
-            if word not in SPEECH_OWN[self.kind]:
-                raise Wrong(f"{word!r} does not fit the one who speaks")
+    def _judge_possessive(self, word: str) -> None:
+        if self.in_speech and self.speech_kind:
+            if word not in SPEECH_POSSESSIVES[self.speech_kind]:
+                raise UnsoundError(f"{word!r} does not fit the one who speaks")
             return
-        who, plural = self.agent
+        owner, plural = self.agent
         if isinstance(self.topic, int) and self.topic != EVERYONE:
-            who, plural = self.topic, False
-        has_required_forms = (
-            word in ("their", "them") if plural else bool(who & SEX[_OWN_SEX[word]]) if word in _OWN_SEX else False
-        )
-        if not has_required_forms:
-            raise Wrong(f"{word!r} does not fit its owner")
+            owner, plural = self.topic, False
+        if plural:
+            is_fitting = word in ("their", "them")
+        else:
+            is_fitting = word in _POSSESSIVE_SEX and bool(owner & SEX_MASKS[_POSSESSIVE_SEX[word]])
+        if not is_fitting:
+            raise UnsoundError(f"{word!r} does not fit its owner")
 
-    def _owner(self, noun: str, who: object) -> None:
-        owner = BIT[world.THINGS[noun].owner]
-        mine = owner
-        if isinstance(who, int):
-            mine = who
-        elif who in ("his", "her"):
-            mine = SEX[_OWN_SEX[str(who)]]
-        elif who == "my":
-            mine = self._speaker()
-        if not mine & owner:
-            raise Wrong(f"false: the {noun} belongs to {world.THINGS[noun].owner}")
+    def _judge_owner(self, noun: str, determiner: object) -> None:
+        true_owner = NAME_BITS[world.THINGS[noun].owner]
+        owner = true_owner
+        if isinstance(determiner, int):
+            owner = determiner
+        elif determiner in ("his", "her"):
+            owner = SEX_MASKS[_POSSESSIVE_SEX[str(determiner)]]
+        elif determiner == "my":
+            owner = self._speaker()
+        if not owner & true_owner:
+            raise UnsoundError(f"false: the {noun} belongs to {world.THINGS[noun].owner}")
 
-    def _bad(self, reason: str) -> None:
-        raise Wrong(reason)
+    def _judge_bad(self, reason: str) -> None:
+        raise UnsoundError(reason)
 
-    def _saying(self, mark: str) -> None:
+    def _judge_speech_verb(self, mark: str) -> None:
         self.verb_mark = "." if mark == "," else mark
 
-    def _said(self, kind: str, mark: str, end: int) -> None:
-        self.kind, self.mark = kind, mark
-        self.topic = self.value = None
-        self.asked = False
-        closes = mark == "." and self.words[end + 1 : end + 2] == ["”"]
-        if closes and (self.words[end] == ",") != (end + 2 < len(self.words)):
-            raise Wrong("wrong mark at the end of what is said")
+    def _judge_speech(self, kind: str, mark: str, end: int) -> None:
+        self.speech_kind = kind
+        self.speech_mark = mark
+        self.topic = None
+        self.value = None
+        closes_quote = mark == "." and self.words[end + 1 : end + 2] == ["”"]
+        sentence_goes_on = end + 2 < len(self.words)
+        if closes_quote and (self.words[end] == ",") != sentence_goes_on:
+            raise UnsoundError("wrong mark at the end of what is said")
 
-    def _unsaid(self) -> None:
-        self.kind, self.topic, self.value = "", None, None
+    def _judge_speech_end(self) -> None:
+        self.speech_kind = ""
+        self.topic = None
+        self.value = None
 
-    def _question(self) -> None:
-        if self.mark != "?":
-            raise Wrong("a question without its mark")
-        self.asked = True
+    def _judge_question(self) -> None:
+        if self.speech_mark != "?":
+            raise UnsoundError("a question without its mark")
 
-    def _marks(self) -> None:
-        if self.spoken and self.verb_mark != self.mark:
-            raise Wrong("the verb of saying does not fit what is said")
-
-    def _about(self, about: object) -> None:
-        self.topic = self._who(about) if isinstance(about, int) else about
+    def _judge_about(self, topic: object) -> None:
+        self.topic = self._resolve(topic) if isinstance(topic, int) else topic
         if self.value:
-            self._true()
+            self._judge_fact()
 
-    def _value(self, relation: str, value: str) -> None:
+    def _judge_value(self, relation: str, value: str) -> None:
         self.value = (relation, value)
         if self.topic is not None:
-            self._true()
+            self._judge_fact()
 
-    def _true(self) -> None:
-        assert self.value, "a truth is judged when a value was found"
+    def _judge_fact(self) -> None:
+        """Test the value of the relation for the topic; a topic that is ambiguous may have any of its readings."""
+        assert self.value, "a fact is judged when its value was found"
         relation, value = self.value
         values = RELATIONS[relation].values
         if isinstance(self.topic, int):
@@ -198,7 +204,8 @@ class Judge:
             topics = [str(self.topic)]
         if not any(values.get(topic) == value for topic in topics):
             truth = values.get(topics[0], "something else") if len(topics) == 1 else "not so of any of them"
-            raise Wrong(f"false: {relation} of {' or '.join(topics[:3])}: {truth}, not {value}")
+            raise UnsoundError(f"false: {relation} of {' or '.join(topics[:3])}: {truth}, not {value}")
         if isinstance(self.topic, int):
             self.agent = (self.topic, False)  # "who had a bowl of his own"
-        self.topic = self.value = None
+        self.topic = None
+        self.value = None

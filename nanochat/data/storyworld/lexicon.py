@@ -1,9 +1,10 @@
 # ruff: noqa: E501  (a row of a table is one line)
-"""The words of the embedded data: how verbs inflect, which nouns take which adjectives, which words may replace which."""
+"""The words of the embedded data: verb inflection, nouns with their adjectives, and choices of interchangeable words."""
 
 from dataclasses import dataclass
 
-FORMS = ("past", "pastp", "base", "s", "p", "ger", "part")  # p: plural, part: past participle
+# past: "was", pastp: past plural "were", base: "be", s: third person "is", p: plural "are", ger: "being", part: "been"
+FORMS = ("past", "pastp", "base", "s", "p", "ger", "part")
 
 # base, past, participle
 _IRREGULAR = """
@@ -30,14 +31,14 @@ _MODALS = {"can": "could", "may": "might", "must": "must"}
 
 
 def inflect(lemma: str, form: str) -> str:
-    """The form (one of FORMS) of a verb given by its base.
+    """Return a form (one of FORMS) of a verb given by its base form.
 
     >>> inflect("carry", "past"), inflect("go", "part"), inflect("hug", "ger"), inflect("be", "pastp")
     ('carried', 'gone', 'hugging', 'were')
     """
     if lemma in _MODALS:
         return _MODALS[lemma] if form == "past" else lemma
-    if lemma in ("be", "bepl"):  # bepl: "be" after a plural noun that the pattern spells out
+    if lemma in ("be", "bepl"):  # bepl: "be" after a plural noun that is spelled out in the pattern
         return _BE[{"past": "pastp", "s": "p"}.get(form, form) if lemma == "bepl" else form]
     soft_y = lemma.endswith("y") and lemma[-2] not in "aeou"
     if form in ("base", "p"):
@@ -66,24 +67,24 @@ def inflect(lemma: str, form: str) -> str:
 
 _DOUBLE_IN_GERUND = frozenset("begin cut dig forget get hit let put run set sit swim win".split())
 
-# Only common verbs are used in their -ing form, so that no word is too rare to be learned.
+# Verbs used in their -ing form; rare verbs are not, so that no word is too rare to be learned.
 WITH_GERUND = frozenset(
     "look sit wait walk run go eat take put hold open call laugh hug thank jump pull push tell show play wash clean "
     "shake carry think listen throw watch rest knock".split()
 )
 
-# And these are too rare for their own participle.
+# Verbs too rare for a distinct participle.
 WITHOUT_PERFECT = frozenset("grow wake fall drink shake fly throw choose blow tear lie sing swim wear draw".split())
 
-# Verbs that not everyone can do: the first verb of a phrase limits who may be its subject. All others are open to
-# everyone who can walk, that is, to all but the fish.
+# Verbs that some characters only can do: the first verb of a phrase limits its subjects. All other verbs suit everyone
+# who can walk, that is, everyone but the fish.
 VERB_SUBJECTS = {"flap": "bird", "swim": "swimmer", "float": "swimmer"}
 SUBJECT_GROUPS = {
     "bird": "owl duck crow robin swan",
     "swimmer": "otter duck frog fish swan turtle dog bear girl boy doctor sailor",
 }
 
-# noun: classes | adjectives.  A noun with "mass" takes "some", others "a".
+# noun: classes | adjectives. A noun of class "mass" takes "some", the others "a".
 _NOUNS = """
 apple: fruit food carry|ripe shiny sweet
 pear: fruit food carry|ripe juicy sweet
@@ -165,7 +166,7 @@ invitation: paper|kind short pretty
 
 @dataclass(frozen=True)
 class Noun:
-    """A kind of thing of which there are many: "a ripe apple", "some hot soup"."""
+    """A common noun: "a ripe apple", "some hot soup"."""
 
     word: str
     classes: frozenset[str]
@@ -173,7 +174,7 @@ class Noun:
 
     @property
     def article(self) -> str:
-        """What stands before it when it is first mentioned."""
+        """The article of its first mention."""
         return "some" if "mass" in self.classes else "a"
 
 
@@ -183,7 +184,7 @@ for _line in _NOUNS.strip().splitlines():
     _classes, _adjectives = _rest.split("|")
     NOUNS[_word] = Noun(_word, frozenset(_classes.split()), tuple(_adjectives.split()))
 
-# Words and phrases that can stand for one another; "_" is nothing. Repeating an alternative makes it likelier.
+# name: interchangeable words or phrases; "_" is the empty one. A repeated alternative is more frequent.
 _CHOICES = """
 very: _ | _ | very | so | quite | rather
 happy: happy | glad | pleased | delighted | cheerful | full of joy

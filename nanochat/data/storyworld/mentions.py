@@ -1,6 +1,7 @@
-"""Names things: who is "Rusty the fox", "the fox" or "he", what is "his red kite", and when an apple is "the apple"."""
+"""Noun phrases: "Rusty the fox", "the fox" or "he", "his red kite", "an apple" at first and then "the apple"."""
 
 import re
+from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
@@ -15,53 +16,58 @@ _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU]|hour)")
 
 
 class MentionTracker:
-    """Collects the words of a document; knows who was mentioned lately, so that pronouns are clear."""
+    """Collects the words of a document and tracks who and what was mentioned, so that pronouns are unambiguous."""
 
     def __init__(self, rng: Random, roles: dict[str, str]) -> None:
         self.random = rng.random
         self.roles = roles
         self.words: list[str] = []
-        self.cap = True
-        self.known: set[str] = set()  # who and what has been mentioned in the document
-        self.recent: set[str] = set()  # in this sentence and the one before
-        self.current: set[str] = set()  # in this sentence
-        self.stated: set[tuple[str, str]] = set()  # facts told in this document
+        self.capitalize_next = True
+        self.known: set[str] = set()  # characters, things and nouns mentioned in the document
+        self.recent: set[str] = set()  # ... in this sentence and the one before
+        self.current: set[str] = set()  # ... in this sentence
+        self.stated: set[tuple[str, str]] = set()  # facts stated in the document
         self.pair: tuple[str, ...] = ()  # the last plural subject
-        self.speaker = self.hearer = ""
-        self.inside = False  # inside quotation marks
-        self.plain = False  # name everyone and everything in full
-        self.tense = "past"  # of what is said by the way
+        self.speaker = ""
+        self.hearer = ""
+        self.in_quote = False
+        self.full_names = False  # no pronouns, no omitted words
+        self.tense = "past"  # of asides
         self.hide_color = False
-        self.known_story = self.replying = False  # whether the action has begun; whether the last sentence was speech
+        self.has_begun = False  # the action of the story has begun
+        self.is_reply = False  # the last sentence was speech
 
-    def choose(self, options: "tuple[T, ...] | list[T]") -> T:
-        """One of the options, each as likely."""
+    def choose(self, options: Sequence[T]) -> T:
+        """Return one of the options, all equally likely."""
         return options[int(self.random() * len(options))]
 
     # --- words
 
     def say(self, word: str) -> None:
-        """Append a word or mark; the first word of a sentence gets its capital here."""
-        if self.cap and word[0].isalpha():
+        """Append a word or mark. The first word of a sentence is capitalized."""
+        if self.capitalize_next and word[0].isalpha():
             word = word[0].upper() + word[1:]
-            self.cap = False
+            self.capitalize_next = False
         elif word == "“":
-            self.cap = True
+            self.capitalize_next = True
         self.words.append(word)
 
-    def begin(self) -> None:
+    def begin_sentence(self) -> None:
         """Start a sentence."""
-        self.cap = True
-        self.recent, self.current = self.current, set()
+        self.capitalize_next = True
+        self.recent = self.current
+        self.current = set()
 
-    def paragraph(self) -> None:
-        """Start a paragraph: nobody is "he" or "she" until named again."""
+    def begin_paragraph(self) -> None:
+        """Start a paragraph. No pronoun refers to anyone mentioned before it."""
         if self.words:
             self.words.append("\n")
-        self.recent, self.current, self.pair = set(), set(), ()
+        self.recent = set()
+        self.current = set()
+        self.pair = ()
 
     def text(self) -> str:
-        """The document so far."""
+        """Return the document so far."""
         text = " ".join(self.words).replace(" \n ", "\n\n").replace("“ ", '"').replace(" ”", '"')
         for mark in ",.!?:":
             text = text.replace(" " + mark, mark)
@@ -70,85 +76,91 @@ class MentionTracker:
     # --- noun phrases
 
     def mention(self, name: str) -> None:
-        """Remember that a character, thing or noun has just been named."""
+        """Record that a character, thing or noun has just been named."""
         self.known.add(name)
         self.current.add(name)
 
-    def _clear(self, name: str) -> bool:
-        """Whether "he" or "she" can only mean this character."""
+    def _is_unambiguous(self, name: str) -> bool:
+        """Return True if "he" or "she" can refer to this character only."""
         near = self.recent | self.current
         sex = CHARACTERS[name].sex
-        return name in near and all(CHARACTERS[n].sex != sex for n in near if n != name and n in CHARACTERS)
+        return name in near and all(
+            CHARACTERS[other].sex != sex for other in near if other != name and other in CHARACTERS
+        )
 
-    def character(self, name: str, case: str = "he", plain: bool = False, pronoun: bool = True) -> None:
-        """Name a character: `case` is he, him or his; `plain` means by name, else perhaps by a `pronoun`."""
-        if self.inside and name in (self.speaker, self.hearer):
-            first = name == self.speaker
-            return self.say(
-                {"he": "I" if first else "you", "him": "me" if first else "you"}.get(case, "my" if first else "your")
-            )
-        sex = CHARACTERS[name].sex
-        if pronoun and not plain and self._clear(name) and self.random() < (0.75 if case == "he" else 0.6):
+    def emit_character(self, name: str, case: str = "he", by_name: bool = False, allow_pronoun: bool = True) -> None:
+        """Refer to a character, by name or by kind or with a pronoun. `case` is he, him or his.
+
+        `by_name` forces the name, `allow_pronoun=False` excludes pronouns outside of speech.
+        """
+        if self.in_quote and name in (self.speaker, self.hearer):
+            is_speaker = name == self.speaker
+            forms = {"he": "I", "him": "me", "his": "my"} if is_speaker else {"he": "you", "him": "you", "his": "your"}
+            self.say(forms[case])
+            return
+        may_use_pronoun = allow_pronoun and not by_name and self._is_unambiguous(name)
+        if may_use_pronoun and self.random() < (0.75 if case == "he" else 0.6):
             self.mention(name)
-            return self.say({"he": HE, "him": HIM, "his": HIS}[case][sex])
+            self.say({"he": HE, "him": HIM, "his": HIS}[case][CHARACTERS[name].sex])
+            return
         kind = CHARACTERS[name].kind
-        by_name = kind in ("girl", "boy") or case == "his" or plain or self.plain
-        pick = self.random()
-        if not by_name and name in self.known and pick < 0.35:
+        name_only = kind in ("girl", "boy") or case == "his" or by_name or self.full_names
+        draw = self.random()
+        if not name_only and name in self.known and draw < 0.35:
             self.say("the")
             self.say(kind)
         else:
             self.say(name)
-            if not by_name and pick > (0.97 if name in self.known else 0.4):
+            if not name_only and draw > (0.97 if name in self.known else 0.4):
                 self.say("the")
                 self.say(kind)
         if case == "his":
             self.words[-1] += "'s"
         self.mention(name)
-        return None
 
-    def pronoun(self, names: tuple[str, ...]) -> None:
-        """A pronoun for the subject named just before."""
+    def emit_pronoun(self, names: tuple[str, ...]) -> None:
+        """Refer with a pronoun to the subject named just before."""
         self.current.update(names)
         self.say(HE[CHARACTERS[names[0]].sex] if len(names) == 1 else "they")
 
-    def thing(self, noun: str, agents: tuple[str, ...]) -> None:
-        """A thing that has an owner and a color."""
+    def emit_thing(self, noun: str, agents: tuple[str, ...]) -> None:
+        """Refer to a thing, which has an owner and a color; `agents` are the subjects of the clause."""
         owner = THINGS[noun].owner
-        near = self.recent | self.current
-        others = [n for n in near if n in THINGS or n in NOUNS]
-        if not self.plain and others == [noun] and self.random() < 0.5:
+        near_things = [name for name in self.recent | self.current if name in THINGS or name in NOUNS]
+        if not self.full_names and near_things == [noun] and self.random() < 0.5:
             self.current.add(noun)
-            return self.say("it")
-        new = noun not in self.known
-        pick = self.random()
-        if self.inside and owner in (self.speaker, self.hearer):
+            self.say("it")
+            return
+        is_new = noun not in self.known
+        draw = self.random()
+        if self.in_quote and owner in (self.speaker, self.hearer):
             self.say("my" if owner == self.speaker else "your")
-        elif agents == (owner,) or (self._clear(owner) and pick < 0.9):
+        elif agents == (owner,) or (self._is_unambiguous(owner) and draw < 0.9):
             self.say(HIS[CHARACTERS[owner].sex])
-        elif new or pick < 0.4:
+        elif is_new or draw < 0.4:
             self.say(owner + "'s")
             self.current.add(owner)
         else:
             self.say("the")
-        if not self.hide_color and not self.plain and self.random() < (0.7 if new else 0.25):
+        if not self.hide_color and not self.full_names and self.random() < (0.7 if is_new else 0.25):
             self.say(THINGS[noun].color)
         self.mention(noun)
-        return self.say(noun)
+        self.say(noun)
 
-    def noun(self, word: str, mode: str) -> None:
-        """One of many: "a ripe apple" at first, then "the apple"."""
+    def emit_noun(self, word: str, mode: str) -> None:
+        """Refer to a common noun: "a ripe apple" at first, then "the apple". `mode` is "", "the" or "bare"."""
         if mode == "bare":
-            return self.say(word)
-        definite = mode == "the" or word in self.known
-        self.say("the" if definite else NOUNS[word].article)
-        if not definite and self.random() < 0.6:
+            self.say(word)
+            return
+        is_definite = mode == "the" or word in self.known
+        self.say("the" if is_definite else NOUNS[word].article)
+        if not is_definite and self.random() < 0.6:
             self.say(self.choose(NOUNS[word].adjectives))
         self.mention(word)
-        return self.say(word)
+        self.say(word)
 
-    def place(self, name: str, mode: str) -> None:
-        """A place, with its preposition if `mode` is "at"."""
+    def emit_place(self, name: str, mode: str) -> None:
+        """Refer to a place, with its preposition if `mode` is "at"."""
         if mode == "at":
             self.say(PLACES[name].at)
         self.say("the")

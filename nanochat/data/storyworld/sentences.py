@@ -1,9 +1,11 @@
 # ruff: noqa: E501  (a row of a table is one line)
-"""How clauses join into sentences, how speech is wrapped, how facts are worded. The notation is grammar.py's.
+"""Sentence patterns: joins of clauses, wraps of speech, wordings of facts, openings and endings. Notation: grammar.py.
 
-Joins: `one` clause; two by the same subject in sequence (`same`) or by different ones (`seq`); `cause` (1 because of 2);
-`but`; `while` (1 while 2); `goal` (1 in order to 2). `+` needs a first clause that is done on purpose.
-A full stop in the middle makes two sentences. Repeating a line makes it likelier.
+    goal: to V2.base , N1 V1.past .  ->  "To find the kite, Mia climbed the hill."
+
+Joins: `one` clause; `same`, a sequence of two with the same subject; `seq`, with different subjects; `cause`, 1 because
+of 2; `but`; `while`, 1 while 2; `goal`, 1 in order to 2. `+` needs a first clause that is deliberate. A full stop in the
+middle makes two sentences. A repeated line is more frequent.
 """
 
 JOINS = """
@@ -82,7 +84,7 @@ goal: to V2.base , N1 V1.past .
 goal: N1 V1.past . H1 wanted to V2.base .
 """
 
-# What is said, by kind. The subject of V is "we", "you" or "i", as the pattern says.
+# Speech, by kind. The subject of V is in the pattern: "we", "you" or "i".
 SPEECH = """
 plan: let us V1.base .
 plan: shall we V1.base ?
@@ -110,7 +112,8 @@ can: will you V1.base ?
 can: please help me to V1.base .
 """
 
-# Q1 is all that is said up to a pause, Q2 the rest; S1 a verb of saying that suits Q1; M1 the one spoken to.
+# Q1 is the speech up to a pause, Q2 the rest; S1 is a verb of saying that suits Q1; M1 is the hearer.
+# Keys: the number of quotes.
 WRAPS = """
 1: “ Q1 ” S1 N1 .
 1: “ Q1 ” S1 N1 .
@@ -127,7 +130,7 @@ WRAPS = """
 2: “ Q1 ” S1 N1 and [glance] M1 . “ Q2 ”
 """
 
-# relation | type of the subject | statements | questions
+# Two lines per relation: relation|type of the subject|statements, then |questions; alternatives are separated by ;.
 RELATIONS = """
 home|char|{A.sub} *live {v};{A.sub} *have {A.own} home {v};{A.sub} *sleep {v} every night;the home of {A} *be {v}
 |where does {A} live ?;do you know where {A} lives ?;where is the home of {A} ?
@@ -183,7 +186,7 @@ tool|tool|a {A} *be used to {v};with a {A} you *can {v};people need a {A} to {v}
 |what is a {A} used for ?;what can you do with a {A} ?
 """
 
-# Sentences of a story's frame. {A}: its hero; {s}: season; {w}: weather; {d}: part of the day.
+# Openings and endings of stories. {A}: the hero; {s}: season; {w}: weather; {d}: part of the day.
 OPENINGS = """
 it was a {w} {d} in {s} .
 it was {s} , and the {d} was {w} .

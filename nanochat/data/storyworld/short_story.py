@@ -1,4 +1,4 @@
-"""Stories that are short enough to be told in a conversation."""
+"""Stories short enough for a conversation."""
 
 from dataclasses import dataclass
 from random import Random
@@ -6,10 +6,12 @@ from random import Random
 from nanochat.data.storyworld.narrator import Narrator
 from nanochat.data.storyworld.writer import draw_plan, write_story
 
+MIN_LIMIT = 500  # shorter stories are too rare to wait for
+
 
 @dataclass(frozen=True)
 class ShortStory:
-    """A story, whom it is about, and the facts that it states by the way, as pairs (property, subject)."""
+    """A story, its hero and friend by name, and the facts that it states, as pairs (property, subject)."""
 
     text: str
     hero: str
@@ -17,14 +19,15 @@ class ShortStory:
     stated: frozenset[tuple[str, str]]
 
 
-def generate_short_story(rng: Random, longest: int) -> ShortStory:
-    """A story of the training split, of at most `longest` characters (500 or more: shorter ones are too rare)."""
-    assert longest >= 500, f"a story of at most {longest} characters may never come"
+def generate_short_story(rng: Random, max_chars: int) -> ShortStory:
+    """Return a story of the training split with at most `max_chars` characters (at least 500)."""
+    assert max_chars >= MIN_LIMIT, f"max_chars is {max_chars}: must be at least {MIN_LIMIT}"
     while True:
-        drawn = draw_plan(rng)
-        if drawn.plot is None or drawn.split() != "train":
+        plan = draw_plan(rng)
+        if plan.plot is None or plan.split() != "train":
             continue
-        narrator = Narrator(rng, dict(drawn.roles))
-        write_story(narrator, drawn.plot)
-        if len(text := narrator.text()) <= longest:
+        narrator = Narrator(rng, dict(plan.roles))
+        write_story(narrator, plan.plot)
+        text = narrator.text()
+        if len(text) <= max_chars:
             return ShortStory(text, narrator.roles["H"], narrator.roles["B"], frozenset(narrator.stated))

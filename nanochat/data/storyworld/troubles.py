@@ -1,14 +1,16 @@
 # ruff: noqa: E501  (a beat is one line)
-"""The plots in which something goes wrong and someone helps: what happens, to whom, and why. How it is worded is the business of the grammar.
+"""Plots in which something goes wrong and someone helps: events, their participants and their causes. The grammar words them.
 
-= name                a plot; then its roles, its weather (`% windy`), its beats
-: H=child F=any T=portable@H P=water x=fruit
+    H *take {T} to {P} ; H *play until noon  ->  "Mia took her red kite to the meadow, and then she played until noon."
+
+= name                a plot; then its roles, its weather (`% windy`), its beats, one per line
+: H=child T=portable@H   roles with their types; T is a thing that H owns
 /                     a new paragraph
 beat || beat          alternatives
 a ; b                 b follows a          a <- b   a because b        a ~ b   a, but b
 a & b                 a while b            a => vp  a in order to vp
 H>F plan *vp          speech: plan, did, past, will, can, or "words" "more words"
-! beat   $ beat   ? beat    sudden, final, left out at times; `-*lose` is not done on purpose
+! beat   $ beat   ? beat    sudden, final, omitted in half of the stories; `-*lose` is not deliberate
 """
 
 TROUBLES = """

@@ -1,9 +1,9 @@
 # ruff: noqa: E501  (a row of a table is one line)
-"""The permanent world of the embedded data: who and what there is, and what is always true of it.
+"""The permanent world of the embedded data: characters, things and places, and everything that is always true of them.
 
-Everything here is a table. A `Character` owns exactly one `Thing`, every animal is the only one of its kind
-and every grown-up the only one of their trade, so that "the fox", "the baker" and "the kite" each mean one
-individual, and a sentence about them is either true or false.
+All of it is in tables. A character owns exactly one thing, every animal is the only one of its kind, and every adult the
+only one of their trade. So "the fox", "the baker" and "the kite" each refer to one individual, and a sentence about them
+is either true or false.
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ Barney|badger|m|in the forest|blackberries|Mr Wood|armchair:plum:cotton:by the f
 Mabel|donkey|f|beside the well|thistles|Finn|cart:lemon yellow:ash wood:near the well|carry baskets|steep hills|gray ears|kind
 """
 
-# kind | sound in the past tense's lemma | covering | young one
+# kind | sound, as a verb | covering | young one
 _SPECIES = """
 fox|yelp|fur|cub
 squirrel|chatter|fur|kit
@@ -92,7 +92,7 @@ badger|grunt|fur|cub
 donkey|bray|hair|foal
 """
 
-# place | at it | kinds | near | what is there to see
+# place | preposition | kinds | near | sight
 _PLACES = """
 bakery|at|shop in|school|warm loaves
 school|at|in|library|wooden desks
@@ -128,7 +128,7 @@ tower|in|in high dark|station|narrow stairs
 valley|in|out wild|waterfall|a hidden path
 """
 
-# trade | where the work is done | what the work is
+# trade | workplace | work
 _TRADES = """
 baker|bakery|bake bread
 gardener|garden|water the flowers
@@ -146,7 +146,7 @@ tailor|tailor shop|sew coats
 singer|theater|sing for the crowd
 """
 
-# food (as a general word) | color | taste | where it comes from
+# food (as a general word) | color | taste | origin
 _FOODS = """
 lemons|yellow|sour|from trees
 cherries|red|sweet|from trees
@@ -177,7 +177,7 @@ full empty|clean dirty|near far|rich poor|strong weak|thick thin|deep shallow|ro
 
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 
-# season | what happens in it
+# season | event
 _SEASONS = """
 spring|the birds build nests
 spring|the trees begin to bloom
@@ -189,7 +189,7 @@ winter|the snow covers the roofs
 winter|the lake freezes
 """
 
-# tool | what it is for
+# tool | use
 _TOOLS = """
 saw|cut wood
 needle|sew clothes
@@ -214,7 +214,7 @@ scale|weigh apples
 
 @dataclass(frozen=True)
 class Character:
-    """One person or animal; `kind` is girl, boy, a trade or a species."""
+    """A person or an animal; `kind` is girl, boy, a trade or a species."""
 
     name: str
     kind: str
@@ -231,7 +231,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Thing:
-    """The one thing a character owns; its noun is used for no other."""
+    """The only thing that its owner has; no other thing has its noun."""
 
     noun: str
     owner: str
@@ -242,7 +242,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Place:
-    """A place of which there is one; `kinds` restricts what can be done there."""
+    """A unique place; `kinds` are the types of role it can fill in a plot, `at` is its preposition."""
 
     name: str
     at: str

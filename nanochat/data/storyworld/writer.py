@@ -1,4 +1,7 @@
-"""Plans documents and tells them: stories, portraits, walks, talks, lessons, notes. The plan decides the split."""
+"""Writer: plans documents and writes them. Stories, portraits, walks, talks, lessons and notes, split by their plans.
+
+draw_plan(rng) -> Plan("lost", roles={"H": "Mia", "F": "Tom", ...})  ->  "Once upon a time, Mia took her red kite ..."
+"""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -7,6 +10,7 @@ from random import Random
 from typing import TypeVar
 
 from nanochat.data.storyworld.documents import (
+    FactKey,
     compile_lines,
     state_fact,
     write_lesson,
@@ -24,26 +28,35 @@ from nanochat.data.storyworld.world import CHARACTERS, DAYS, PLACES
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-_OPENINGS, _ENDINGS = compile_lines(OPENINGS), compile_lines(ENDINGS)
+_OPENINGS = compile_lines(OPENINGS)
+_ENDINGS = compile_lines(ENDINGS)
 _INTRODUCTIONS = ("home", "food", "hobby", "fear", "look", "trait", "friend", "thing", "kind")
+_TEACHER = "Mrs Bell"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a document is about. That assigns it to a split; the wording is drawn afterwards."""
+    """The content of a document, which decides its split; the wording is drawn afterwards.
+
+    `kind` is the name of the plot or the kind of document, `roles` are sorted pairs (role, value).
+    """
 
     kind: str
     roles: tuple[tuple[str, str], ...]
-    facts: tuple[tuple[str, str], ...] = ()
+    facts: tuple[FactKey, ...] = ()
     plot: Plot | None = None
 
     def split(self) -> str:
-        """The split of every document of this plan: 5% validation, 5% test, by a hash of what each wording of it shows.
+        """Return the split of all documents of this plan: 5% validation, 5% test.
 
-        That is who meets whom in which plot; whose portrait it is and what it says; or the facts that are talked about.
+        It is a hash of the content that every wording shows: the two characters who meet in a plot, the character of a
+        portrait and its facts, or the facts that are stated.
         """
-        telling = "HF" if self.plot else "A" if self.kind == "portrait" else ""
-        cast = [value for role, value in self.roles if role in telling]
+        if self.plot:
+            decisive_roles = "HF"
+        else:
+            decisive_roles = "A" if self.kind == "portrait" else ""
+        cast = [value for role, value in self.roles if role in decisive_roles]
         bucket = zlib.crc32(repr((self.kind, cast, sorted(self.facts))).encode()) % 20
         return SPLITS[1 + bucket] if bucket < 2 else SPLITS[0]
 
@@ -52,19 +65,29 @@ def _pick(rng: Random, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
+def _sample(rng: Random, options: Sequence[T], count: int) -> list[T]:
+    """Draw at most `count` distinct options."""
+    remaining = list(options)
+    return [remaining.pop(int(rng.random() * len(remaining))) for _ in range(min(count, len(remaining)))]
+
+
+# --- plans
+
+
 def _plan_story(rng: Random) -> Plan:
-    plot = STORY_PLOTS[int(rng.random() * len(STORY_PLOTS))]
+    plot = _pick(rng, STORY_PLOTS)
     roles: dict[str, str] = {}
     for role, (kind, owner) in plot.roles.items():
         if owner:
             continue
         options = members(kind)
         if SORTS[kind] == "char":
-            owned = [want for want, who in plot.roles.values() if who == role]
+            owned_types = [owned_type for owned_type, owner_role in plot.roles.values() if owner_role == role]
             options = tuple(
                 name
                 for name in options
-                if name not in roles.values() and all(CHARACTERS[name].thing in members(want) for want in owned)
+                if name not in roles.values()
+                and all(CHARACTERS[name].thing in members(owned_type) for owned_type in owned_types)
             )
         elif SORTS[kind] == "place":
             options = tuple(name for name in options if name not in roles.values())
@@ -73,19 +96,14 @@ def _plan_story(rng: Random) -> Plan:
         if owner:
             roles[role] = CHARACTERS[roles[owner]].thing
     season = _pick(rng, SEASONS)
-    weather = plot.weather or _pick(rng, [w for w in WEATHER if w != "snowy" and w != "windy"])
+    weather = plot.weather or _pick(rng, [kind for kind in WEATHER if kind not in ("snowy", "windy")])
     if weather == "snowy":
         season = "winter"
     roles |= {"s": season, "w": _pick(rng, WEATHER[weather]), "d": _pick(rng, PARTS_OF_DAY)}
     return Plan(plot.name, tuple(sorted(roles.items())), plot=plot)
 
 
-def _draw(rng: Random, options: Sequence[T], count: int) -> list[T]:
-    left = list(options)
-    return [left.pop(int(rng.random() * len(left))) for _ in range(min(count, len(left)))]
-
-
-def _setting(rng: Random) -> dict[str, str]:
+def _draw_setting(rng: Random) -> dict[str, str]:
     weather = WEATHER[_pick(rng, ("cloudy", "sunny", "windy"))]
     return {
         "w": _pick(rng, weather),
@@ -98,41 +116,50 @@ def _setting(rng: Random) -> dict[str, str]:
 def _plan_portrait(rng: Random) -> Plan:
     hero = _pick(rng, NAMES)
     thing = CHARACTERS[hero].thing
-    facts = [(name, hero) for name in _draw(rng, PERSONAL, 4 + int(rng.random() * 5))]
-    facts += [(name, thing) for name in _draw(rng, OF_THINGS, 2 + int(rng.random() * 2))]
-    return Plan("portrait", tuple(sorted((_setting(rng) | {"A": hero}).items())), tuple(facts))
+    facts = [(name, hero) for name in _sample(rng, PERSONAL, 4 + int(rng.random() * 5))]
+    facts += [(name, thing) for name in _sample(rng, OF_THINGS, 2 + int(rng.random() * 2))]
+    roles = _draw_setting(rng) | {"A": hero}
+    return Plan("portrait", tuple(sorted(roles.items())), tuple(facts))
 
 
 def _plan_walk(rng: Random) -> Plan:
-    first, second = _draw(rng, members("walker"), 2)
-    places = _draw(rng, tuple(PLACES), 3 + int(rng.random() * 3))
-    facts = [(name, place) for place in places for name in _draw(rng, OF_PLACES, 1 + int(rng.random() * 2))]
-    return Plan("walk", tuple(sorted((_setting(rng) | {"A": first, "B": second}).items())), tuple(facts))
+    first, second = _sample(rng, members("walker"), 2)
+    places = _sample(rng, tuple(PLACES), 3 + int(rng.random() * 3))
+    facts = [(name, place) for place in places for name in _sample(rng, OF_PLACES, 1 + int(rng.random() * 2))]
+    roles = _draw_setting(rng) | {"A": first, "B": second}
+    return Plan("walk", tuple(sorted(roles.items())), tuple(facts))
 
 
 def _plan_talk(rng: Random) -> Plan:
-    first, second = _draw(rng, members("walker"), 2)
-    roles = _setting(rng) | {"A": first, "B": second, "P": _pick(rng, tuple(PLACES))}
-    told = [
-        fact
-        for fact in _draw(rng, _TALKED if rng.random() < 0.6 else _TAUGHT, 8)
-        if not {first, second} & {fact[1], RELATIONS[fact[0]].values[fact[1]]}
+    first, second = _sample(rng, members("walker"), 2)
+    roles = _draw_setting(rng) | {"A": first, "B": second, "P": _pick(rng, tuple(PLACES))}
+    candidates = _sample(rng, _PARTICULAR_FACTS if rng.random() < 0.6 else _GENERAL_FACTS, 8)
+    facts = [  # not about the two who talk
+        (relation, subject)
+        for relation, subject in candidates
+        if not {first, second} & {subject, RELATIONS[relation].values[subject]}
     ]
-    return Plan("talk", tuple(sorted(roles.items())), tuple(told[: 3 + int(rng.random() * 3)]))
+    return Plan("talk", tuple(sorted(roles.items())), tuple(facts[: 3 + int(rng.random() * 3)]))
 
 
 def _plan_lesson(rng: Random) -> Plan:
-    pupils = _draw(rng, members("child"), 3)
-    roles = _setting(rng) | {"A": "Mrs Bell"} | dict(zip("BCD", pupils, strict=True))
-    return Plan("lesson", tuple(sorted(roles.items())), tuple(_draw(rng, _TAUGHT, 4 + int(rng.random() * 4))))
+    pupils = _sample(rng, members("child"), 3)
+    roles = _draw_setting(rng) | {"A": _TEACHER} | dict(zip("BCD", pupils, strict=True))
+    facts = _sample(rng, _GENERAL_FACTS, 4 + int(rng.random() * 4))
+    return Plan("lesson", tuple(sorted(roles.items())), tuple(facts))
 
 
 def _plan_notes(rng: Random) -> Plan:
-    return Plan("notes", (), tuple(_draw(rng, _TALKED + _TAUGHT, 8 + int(rng.random() * 9))))
+    return Plan("notes", (), tuple(_sample(rng, _PARTICULAR_FACTS + _GENERAL_FACTS, 8 + int(rng.random() * 9))))
 
 
-_TALKED = [(r, subject) for r in PERSONAL + OF_THINGS + OF_PLACES for subject in RELATIONS[r].values]
-_TAUGHT = [(r, subject) for r in GENERAL for subject in RELATIONS[r].values]
+_PARTICULAR_FACTS = [
+    (relation, subject)
+    for relation in PERSONAL + OF_THINGS + OF_PLACES
+    for subject in RELATIONS[relation].values
+]  # fmt: skip
+_GENERAL_FACTS = [(relation, subject) for relation in GENERAL for subject in RELATIONS[relation].values]
+# Repetition sets the frequency of a kind of document.
 _PLANNERS = (
     *[_plan_story] * 11,
     *[_plan_portrait] * 3,
@@ -151,46 +178,49 @@ _WRITERS = {
 
 
 def draw_plan(rng: Random) -> Plan:
-    """Draw what the next document is about."""
-    return _PLANNERS[int(rng.random() * len(_PLANNERS))](rng)
+    """Draw the plan of the next document."""
+    return _pick(rng, _PLANNERS)(rng)
+
+
+# --- stories
 
 
 def _bind_clauses(narrator: Narrator, step: Step) -> tuple[BoundClause, ...]:
     return tuple(
-        BoundClause(tuple(narrator.roles[a] for a in c.agents), narrator.choose(c.phrases)) for c in step.clauses
+        BoundClause(tuple(narrator.roles[agent] for agent in clause.agents), narrator.choose(clause.phrases))
+        for clause in step.clauses
     )
 
 
 def _write_step(narrator: Narrator, step: Step, join: str) -> None:
     if step.join != "speech":
-        clauses = tuple(
-            BoundClause(tuple(narrator.roles[agent] for agent in clause.agents), narrator.choose(clause.phrases))
-            for clause in step.clauses
-        )
-        return narrator.tell_clauses(clauses, join)
-    speaker, hearer = narrator.roles[step.speaker], narrator.roles[step.hearer]
-    said = []
+        narrator.tell_clauses(_bind_clauses(narrator, step), join)
+        return
+    speaker = narrator.roles[step.speaker]
+    hearer = narrator.roles[step.hearer]
+    speech = []
     for utterance in step.utterances:
-        if utterance.kind:
-            agents = {"plan": (speaker, hearer), "did": (hearer,), "can": (hearer,)}.get(utterance.kind, (speaker,))
-            clause = BoundClause(agents, narrator.choose(utterance.phrases))
-            pattern = narrator.choose(SPEECH_PATTERNS[utterance.kind])[1]
-            while not has_required_forms(pattern, (clause,)):
-                pattern = narrator.choose(SPEECH_PATTERNS[utterance.kind])[1]
-            said.append(SpokenSentence(pattern[:-1], pattern[-1][1], agents, clause))
-        else:
-            said.append(SpokenSentence(utterance.items, utterance.mark, (speaker,)))
-    return narrator.tell_speech(speaker, hearer, said)
+        if not utterance.kind:
+            speech.append(SpokenSentence(utterance.items, utterance.mark, (speaker,)))
+            continue
+        agents = {"plan": (speaker, hearer), "did": (hearer,), "can": (hearer,)}.get(utterance.kind, (speaker,))
+        clause = BoundClause(agents, narrator.choose(utterance.phrases))
+        _, pattern = narrator.choose(SPEECH_PATTERNS[utterance.kind])
+        while not has_required_forms(pattern, (clause,)):
+            _, pattern = narrator.choose(SPEECH_PATTERNS[utterance.kind])
+        speech.append(SpokenSentence(pattern[:-1], pattern[-1][1], agents, clause))
+    narrator.tell_speech(speaker, hearer, speech)
 
 
 def write_story(narrator: Narrator, plot: Plot) -> None:
-    """Opening, introduction, the plot's beats, ending."""
+    """Write a story: opening, introduction of the hero, the beats of the plot, ending."""
     hero = narrator.roles["H"]
-    narrator.roles["A"], narrator.roles["B"] = hero, narrator.roles.get("F", hero)
+    narrator.roles["A"] = hero
+    narrator.roles["B"] = narrator.roles.get("F", hero)
     opening = narrator.choose(_OPENINGS)
     beats = list(plot.beats)
-    narrator.begin()
-    if any(item[0] == "c" for item in opening):
+    narrator.begin_sentence()
+    if any(item[0] == "c" for item in opening):  # the opening contains the first event
         step = narrator.choose(beats.pop(0).ways)[0]
         narrator.emit(opening, (), _bind_clauses(narrator, step))
     else:
@@ -201,7 +231,7 @@ def write_story(narrator: Narrator, plot: Plot) -> None:
             state_fact(narrator, narrator.choose(OF_THINGS), narrator.roles["T"], "past")
     for beat in beats:
         if beat.mark == "/":
-            narrator.paragraph()
+            narrator.begin_paragraph()
             continue
         if beat.mark == "?" and narrator.random() < 0.5:
             continue
@@ -209,42 +239,43 @@ def write_story(narrator: Narrator, plot: Plot) -> None:
             join = {"!": "sudden", "$": "final"}.get(beat.mark, "one") if step.join == "one" else step.join
             _write_step(narrator, step, join)
     if narrator.random() < 0.7:
-        narrator.paragraph()
-        narrator.begin()
+        narrator.begin_paragraph()
+        narrator.begin_sentence()
         narrator.emit(narrator.choose(_ENDINGS))
 
 
 def generate_stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
-    """Documents without end, all distinct, the same for the same arguments everywhere; `start` leaves out the first.
+    """Yield distinct documents of a split without end, determined by the arguments; `start` skips the first ones.
 
     Raises ValueError for a split that is not "train", "val" or "test".
     """
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+        raise ValueError(f"split is {split!r}: must be one of {', '.join(SPLITS)}")
     rng = Random(seed)
     seen: set[int] = set()
     while True:
-        drawn = draw_plan(rng)
-        if drawn.split() != split:
+        plan = draw_plan(rng)
+        if plan.split() != split:
             continue
-        narrator = Narrator(rng, dict(drawn.roles))
-        if drawn.plot:
-            write_story(narrator, drawn.plot)
+        narrator = Narrator(rng, dict(plan.roles))
+        if plan.plot:
+            write_story(narrator, plan.plot)
         else:
-            _WRITERS[drawn.kind](narrator, list(drawn.facts))
+            _WRITERS[plan.kind](narrator, list(plan.facts))
         text = narrator.text()
-        mark = zlib.crc32(text.encode()) | zlib.adler32(text.encode()) << 32
-        if mark in seen:
+        fingerprint = zlib.crc32(text.encode()) | zlib.adler32(text.encode()) << 32
+        if fingerprint in seen:
             continue
-        seen.add(mark)
+        seen.add(fingerprint)
         if len(seen) > start:
             yield text
 
 
 def generate_notes(rng: Random, split: str) -> str:
-    """One more document of notes, of this split."""
-    while (drawn := _plan_notes(rng)).split() != split:
-        pass
+    """Return one document of notes of a split."""
+    plan = _plan_notes(rng)
+    while plan.split() != split:
+        plan = _plan_notes(rng)
     narrator = Narrator(rng, {})
-    write_notes(narrator, list(drawn.facts))
+    write_notes(narrator, list(plan.facts))
     return narrator.text()

@@ -121,8 +121,8 @@ def in_the_past(fact: Fact) -> set[str]:
     sentences = set()
     for pattern in RELATIONS[fact.property].statements["past"]:
         narrator = Narrator(row_rng("past"), {})
-        narrator.plain = True
-        narrator.fact(fact.property, fact.subject, pattern)
+        narrator.full_names = True
+        narrator.emit_fact(fact.property, fact.subject, pattern)
         sentences.add(narrator.text())
     return sentences
 
