@@ -1,10 +1,12 @@
-"""The GPT: rotary positions, QK-norm, ReLU squared, untied head, no biases, RMSNorm without parameters.
+"""The GPT model: rotary embeddings, QK-norm, ReLU squared, untied embedding and head, no biases, plain RMSNorm.
 
 Letters in shape comments:
-    B batch, T time (tokens), S keys seen (cache included), C width (n_embd), H query heads, K key-value heads,
-    D head size, V vocabulary.
+    B batch            C embedding width (n_embd)     V vocabulary
+    T query positions  H query heads (n_head)         D head size, C = H * D
+    S key positions    K key-value heads (n_kv_head)
 
-The weights are float32. Matrix products run in the compute dtype, which `forward` takes from `GPT.compute_dtype`.
+S is T without a KV cache; with one it includes the positions in the cache. Weights are stored in float32, and matrix
+products run in `GPT.compute_dtype`.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from nanochat.runtime import Runtime
 NORM_EPS = 1e-6
 SOFTCAP = 15.0
 ROPE_BASE = 10_000.0
-VOCAB_MULTIPLE = 64  # the tables are padded to it: unaligned matrix products are slow
+VOCAB_MULTIPLE = 64  # embedding and head are padded to a multiple of this: unaligned matrix products are slow
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that decides the shape of the model. Raises `UserError` for a shape that cannot be built."""
+    """Shape of the model. Raises `UserError` for an impossible one."""
 
     sequence_len: int = 2048
     vocab_size: int = 65536
@@ -46,9 +48,9 @@ class GPTConfig:
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if self.n_embd % self.n_head:
-            raise UserError(f"n_embd {self.n_embd} does not divide by n_head {self.n_head}")
+            raise UserError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if self.head_dim % 2:
-            raise UserError(f"the head size {self.head_dim} is odd: rotary positions need an even one")
+            raise UserError(f"the head size {self.head_dim} is odd: rotary embeddings need an even one")
         if self.n_head % self.n_kv_head:
             legal = [k for k in range(1, self.n_head + 1) if self.n_head % k == 0]
             raise UserError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}: choose one of {legal}")
@@ -57,9 +59,12 @@ class GPTConfig:
     def from_depth(
         cls, depth: int, *, vocab_size: int, sequence_len: int, head_dim: int = 128, n_kv_head: int = -1
     ) -> GPTConfig:
-        """The model that the one dial makes: `depth` layers, 64 x depth wide (rounded up to whole heads).
+        """Return the shape that follows from the depth: `depth` layers of width 64 * depth, rounded up to whole heads.
 
-        `n_kv_head` = -1 gives every query head its own keys and values.
+        `n_kv_head` = -1: as many key-value heads as query heads.
+
+        >>> GPTConfig.from_depth(20, vocab_size=65536, sequence_len=2048).n_embd
+        1280
         """
         if depth < 1 or head_dim < 2:
             raise UserError(f"depth {depth} and head_dim {head_dim}: depth must be at least 1, head_dim at least 2")
@@ -75,24 +80,28 @@ class GPTConfig:
 
     @property
     def head_dim(self) -> int:
-        """Size of one head."""
+        """D, the size of a head."""
         return self.n_embd // self.n_head
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows that the embedding and the head really have."""
+        """Number of rows of embedding and head: `vocab_size`, rounded up to a multiple of VOCAB_MULTIPLE."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 class AttentionCache(Protocol):
-    """What attention needs of a cache: the engine has one, training has none."""
+    """Interface of the KV cache that attention uses in generation (nanochat/inference/kv_cache.py)."""
 
     def positions(self, count: int) -> slice | Tensor:
-        """Where the next `count` tokens stand: in every row alike, or (B, 1, T)."""
+        """Return the positions of the next `count` tokens: a slice if all rows have the same, else (B, 1, T)."""
         ...
 
     def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Add (B, K, T, D) of one layer; return all so far, (B, K, S, D), and which of S each of T sees: (.., T, S)."""
+        """Append the keys and values of one layer, (B, K, T, D) each.
+
+        Returns all keys and values so far, (B, K, S, D) each, and the attention mask, (T, S) or (B, 1, T, S),
+        True = visible; None means causal.
+        """
         ...
 
 
@@ -102,13 +111,20 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864), halves: (B, H, T, D) with (T, D/2) or (B, 1, T, D/2) tables."""
+    """Apply rotary position embeddings (arXiv 2104.09864) to queries or keys (B, H, T, D).
+
+    Element i of the first half and element i of the second half are a pair of coordinates, which is rotated by minus
+    the angle of its position. `cos` and `sin` of the angles: (T, D/2) or (B, 1, T, D/2). A pair (1, 0) at 90 degrees:
+
+    >>> apply_rotary(torch.tensor([1.0, 0.0]), cos=torch.tensor([0.0]), sin=torch.tensor([1.0])).tolist()
+    [0.0, -1.0]
+    """
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
 class Linear(nn.Module):
-    """A float32 matrix (n_out, n_in) without bias whose product runs in the dtype of its input."""
+    """Linear layer without bias: (..., n_in) -> (..., n_out). The float32 weight is cast to the input's dtype."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -119,42 +135,48 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and QK-norm."""
+    """Causal self-attention with rotary embeddings and QK-norm: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        self.grouped = config.n_kv_head < config.n_head
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.is_grouped = config.n_kv_head < config.n_head  # grouped-query attention (arXiv 2305.13245)
         self.q_proj = Linear(config.n_embd, config.n_head * config.head_dim)
         self.k_proj = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.v_proj = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.o_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, kv_cache: AttentionCache | None) -> Tensor:
-        def heads(y: Tensor) -> Tensor:
-            return y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, H*D) -> (B, H, T, D)
+        def split_heads(y: Tensor) -> Tensor:
+            return y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, H * D) -> (B, H, T, D)
 
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        q, k = rms_norm(apply_rotary(q, cos, sin)), rms_norm(apply_rotary(k, cos, sin))
-        seen = None
+        q = split_heads(self.q_proj(x))  # (B, T, C) -> (B, H, T, D)
+        k = split_heads(self.k_proj(x))  # (B, T, C) -> (B, K, T, D)
+        v = split_heads(self.v_proj(x))  # (B, T, C) -> (B, K, T, D)
+        q = rms_norm(apply_rotary(q, cos, sin))
+        k = rms_norm(apply_rotary(k, cos, sin))
+        attn_mask = None
         if kv_cache is not None:
-            k, v, seen = kv_cache.insert(self.layer, k, v)  # (B, K, T, D) -> (B, K, S, D)
-        y = causal_attention(q, k, v, seen, self.grouped)
+            k, v, attn_mask = kv_cache.insert(self.layer, k, v)  # (B, K, T, D) -> (B, K, S, D)
+        y = causal_attention(q, k, v, attn_mask, self.is_grouped)  # (B, H, T, D)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
         return out
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, grouped: bool) -> Tensor:
-    """Attention of the T last positions, (B, H, T, D), on all S, (B, K, S, D): each sees itself and those before.
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_grouped: bool) -> Tensor:
+    """Attention of the last T of S positions to all S: q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
 
-    `seen` says otherwise, as `AttentionCache.insert` gives it; it must where 1 < T < S.
+    `attn_mask`: (T, S) or (B, 1, T, S), True = visible; None means causal, which is supported for T = S and T = 1.
+    `is_grouped`: K < H, several query heads share a key-value head.
     """
-    is_causal = seen is None and q.size(2) == k.size(2)  # else it is one token, which sees everything
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=is_causal, enable_gqa=grouped)
+    # With T = 1 < S the query is the last position, and everything is visible to it.
+    is_causal = attn_mask is None and q.size(2) == k.size(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=is_grouped)
 
 
 class MLP(nn.Module):
-    """Width x 4, ReLU squared (arXiv 2109.08668), and back."""
+    """Feed-forward network with ReLU squared (arXiv 2109.08668): (B, T, C) -> (B, T, 4C) -> (B, T, C)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -167,7 +189,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each on the normalised residual stream."""
+    """A layer: attention, then the MLP. Each reads the normalized residual stream (B, T, C) and adds to it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -181,29 +203,39 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The model. Build it on the meta device, `to_empty` it, then `init_weights` (or load a checkpoint)."""
+    """The model: embedding, blocks, head.
+
+    The constructor leaves the weights uninitialized: call `init_weights`, or load a checkpoint. To build it directly on
+    a device: construct it under `torch.device("meta")`, then `to_empty(device=...)`, then `init_weights`.
+    """
 
     rope_cos: Tensor
     rope_sin: Tensor
 
     def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.config, self.compute_dtype = config, compute_dtype
-        table = torch.empty(config.padded_vocab_size, config.n_embd)  # else it draws one: on meta, slow imports
+        self.config = config
+        self.compute_dtype = compute_dtype
+        # Given a table, nn.Embedding does not initialize one, which on the meta device imports half of torch.
+        table = torch.empty(config.padded_vocab_size, config.n_embd)
         self.embed = nn.Embedding(config.padded_vocab_size, config.n_embd, _weight=table)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.head = Linear(config.n_embd, config.padded_vocab_size)
-        for name in ("rope_cos", "rope_sin"):  # filled by init_rope: a value set under the meta device would be lost
+        for name in ("rope_cos", "rope_sin"):  # init_rope fills them: values set on the meta device would be lost
             self.register_buffer(name, torch.empty(config.sequence_len, config.head_dim // 2), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.embed.weight.device
 
     @torch.no_grad()
     def init_weights(self, seed: int = 42) -> None:
-        """Give every parameter and buffer its first value: the same on every device and in every process."""
+        """Initialize all parameters and buffers. The values depend on the seed only, not on device or process.
+
+        The projections back into the residual stream and the head are zero, so that the blocks add nothing at first and
+        all tokens are equally likely. The other matrices are normal, scaled as in arXiv 2310.17813.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, param in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):
@@ -216,7 +248,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_rope(self) -> None:
-        """Fill the rotary tables, (sequence_len, D/2) each; they are not part of a checkpoint."""
+        """Fill the tables of the rotary embedding, (sequence_len, D/2) each. They are not stored in checkpoints."""
         half = self.config.head_dim // 2
         frequency = ROPE_BASE ** -(torch.arange(half, dtype=torch.float32) / half)
         angle = torch.outer(torch.arange(self.config.sequence_len, dtype=torch.float32), frequency)
@@ -224,7 +256,7 @@ class GPT(nn.Module):
         self.rope_sin.copy_(angle.sin())
 
     def param_groups(self) -> list[ParamGroup]:
-        """Which parameters are matrices (Muon), embeddings and head (AdamW)."""
+        """Return all parameters in three groups: matrices (for Muon), embedding and head (for AdamW)."""
         kinds = {"embed.weight": "embedding", "head.weight": "head"}
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": []}
         for name, param in self.named_parameters():
@@ -254,18 +286,20 @@ class GPT(nn.Module):
         return build_optimizers(self, runtime, settings, [("embedding", "head"), ("matrix",)])
 
     def hidden_states(self, idx: Tensor, kv_cache: AttentionCache | None = None) -> Tensor:
-        """Token ids (B, T) -> the normalised last hidden state (B, T, C), in the compute dtype."""
-        t, dtype = idx.size(1), self.compute_dtype
-        assert t <= self.config.sequence_len, f"{t} positions, but the context holds {self.config.sequence_len}"
-        where = slice(t) if kv_cache is None else kv_cache.positions(t)
-        cos, sin = self.rope_cos[where].to(dtype), self.rope_sin[where].to(dtype)
-        x = rms_norm(self.embed(idx).to(dtype))  # (B, T) -> (B, T, C)
+        """Return the normalized output of the last block, in the compute dtype: token ids (B, T) -> (B, T, C)."""
+        num_tokens = idx.size(1)
+        max_tokens = self.config.sequence_len
+        assert num_tokens <= max_tokens, f"{num_tokens} positions, but the context holds {max_tokens}"
+        positions = slice(num_tokens) if kv_cache is None else kv_cache.positions(num_tokens)
+        cos = self.rope_cos[positions].to(self.compute_dtype)  # (T, D/2) or (B, 1, T, D/2)
+        sin = self.rope_sin[positions].to(self.compute_dtype)
+        x = rms_norm(self.embed(idx).to(self.compute_dtype))  # (B, T) -> (B, T, C)
         for block in self.blocks:
             x = block(x, cos, sin, kv_cache)
         return rms_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> float32 logits (..., V), soft-capped as in Gemma 2 (arXiv 2408.00118)."""
+        """Return float32 logits, soft-capped as in Gemma 2 (arXiv 2408.00118): (..., C) -> (..., V)."""
         raw = self.head(hidden)[..., : self.config.vocab_size].float()
         return SOFTCAP * torch.tanh(raw / SOFTCAP)
 
@@ -276,10 +310,10 @@ class GPT(nn.Module):
         kv_cache: AttentionCache | None = None,
         loss_reduction: str = "mean",
     ) -> Tensor:
-        """Logits (B, T, V) of token ids (B, T); with `targets` (B, T; -1 = ignored) the cross-entropy in nats instead.
+        """Return the logits of token ids, (B, T) -> (B, T, V), or with `targets` the cross-entropy in nats.
 
-        `loss_reduction`: "mean" over the targets that count (0 if there are none), "sum", or "none" -> (B, T) with 0
-        where the target is ignored.
+        `targets`: (B, T), -1 = ignored. `loss_reduction`: "mean" over the targets that are not ignored (0 if all are),
+        "sum", or "none" for a loss of each target, (B, T), 0 where it is ignored.
         """
         hidden = self.hidden_states(idx, kv_cache)
         if targets is None:
@@ -291,25 +325,29 @@ class GPT(nn.Module):
         return total if loss_reduction == "sum" else total / (targets != -1).sum().clamp(min=1)
 
     def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of N = B x T tokens: hidden (N, C), targets (N,) -> (N,). Where the logits live and die."""
+        """Return the cross-entropy of N = B * T tokens in nats: (N, C), (N,) -> (N,); 0 for target -1."""
         return F.cross_entropy(self.logits(hidden), targets, ignore_index=-1, reduction="none")
 
     def estimate_flops(self) -> int:
-        """FLOPs of a token, forward and backward: 6 per matrix weight, 12 T C per layer (arXiv 2204.02311, app. B)."""
-        weights = self.num_params() - self.embed.weight.numel()
-        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.sequence_len
+        """Return the FLOPs of a training token, forward and backward (arXiv 2204.02311, appendix B).
+
+        6 for each weight of a matrix, and 12 T C for the attention of each layer at full context.
+        """
+        num_matrix_weights = self.num_params() - self.embed.weight.numel()
+        return 6 * num_matrix_weights + 12 * self.config.n_layer * self.config.n_embd * self.config.sequence_len
 
     def num_params(self) -> int:
-        """Number of parameters."""
+        """Return the number of parameters."""
         return sum(param.numel() for param in self.parameters())
 
     @torch.inference_mode()
     def generate(
         self, tokens: list[int], max_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 42
     ) -> Iterator[int]:
-        """Yield up to `max_tokens` sampled ids, running the whole sequence each time: the engine's slow, plain twin.
+        """Yield up to `max_tokens` sampled ids: the plain version of the engine, without KV cache or tools.
 
-        Stops when the context is full, and at no special token.
+        Each token takes a forward pass over the whole sequence. Ends when the context is full; special tokens do not
+        end it.
         """
         params = SamplingParams(temperature, top_k)
         generator = torch.Generator(self.device).manual_seed(seed)

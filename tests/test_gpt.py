@@ -131,7 +131,7 @@ def test_an_impossible_shape_is_refused(options: dict[str, int], words: str) -> 
 
 
 def test_a_width_that_does_not_divide_by_the_heads_is_refused() -> None:
-    with pytest.raises(UserError, match="100 does not divide by n_head 3"):
+    with pytest.raises(UserError, match="100 is not divisible by n_head 3"):
         GPTConfig(n_embd=100, n_head=3, n_kv_head=3)
 
 

@@ -8,7 +8,7 @@ from nanochat.gpt import GPT, GPTConfig
 
 
 def random_model(sequence_len: int, vocab_size: int = 265, *, scale: float = 0.3, seed: int = 3, **shape: int) -> GPT:
-    """A model all of whose weights are random: as they are made, models find all tokens alike."""
+    """Return a small model with random weights in every matrix: a newly initialized model finds all tokens alike."""
     sizes = {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 16, **shape}
     model = GPT(GPTConfig(sequence_len=sequence_len, vocab_size=vocab_size, **sizes))
     model.init_weights()
