@@ -15,7 +15,7 @@ else:
 
 # Distributions whose module has another name, and those never imported: commands, plugins, what torch imports.
 MODULE_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "markdown-it-py": "markdown_it"}
-TOOLS = {"mypy", "ruff", "pytest-timeout", "setuptools"}
+TOOLS = {"maturin", "mypy", "pip", "pytest-timeout", "ruff", "setuptools"}
 
 
 def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[str]:
