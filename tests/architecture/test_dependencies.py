@@ -36,7 +36,7 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
         for name, node in imports(source):
             root = name.split(".")[0]
             unused.discard(root)
-            if root not in {*sys.stdlib_module_names, *PACKAGES, *allowed, "tomllib", "tests"}:
+            if root not in {*sys.stdlib_module_names, *PACKAGES, *allowed, "tomllib", "tests", "dev"}:
                 yield source.at(node, f"{root} is not declared in pyproject.toml")
     yield from (f"pyproject.toml: nothing imports {name}" for name in sorted(unused))
 
