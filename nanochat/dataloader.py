@@ -193,7 +193,7 @@ def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[M
                     batch = replace(batch, inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
                 if not put(batch):
                     return
-        except BaseException as error:  # of any kind: it is raised again in the consumer
+        except BaseException as error:  # of any kind: the consumer raises it
             last_item = error
         put(last_item)
 

@@ -49,7 +49,7 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-FORMAT_VERSION = 1
+FORMAT = 1
 TOKENIZER_FILE = "tokenizer.json"
 
 T = TypeVar("T", bound="Tokenizer")
@@ -130,9 +130,9 @@ class Tokenizer:
             raise UserError(
                 f"{path} cannot be read ({error}): train a new one with `python -m scripts.tok_train`"
             ) from error
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             version = saved.get("format") if isinstance(saved, dict) else None
-            raise UserError(f"{path}: format {version!r}, but this program reads format {FORMAT_VERSION}")
+            raise UserError(f"{path}: format {version!r}, but this program reads format {FORMAT}")
         try:
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in saved["ranks"].items()}
             return cls(saved["pattern"], ranks, saved["special_tokens"])
@@ -144,7 +144,7 @@ class Tokenizer:
     def _json(self) -> str:
         ranks = {base64.b64encode(token).decode("ascii"): rank for token, rank in self.ranks.items()}
         content = {
-            "format": FORMAT_VERSION,
+            "format": FORMAT,
             "pattern": self.pattern,
             "ranks": ranks,
             "special_tokens": self.special_tokens,

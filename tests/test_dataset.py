@@ -61,14 +61,15 @@ def test_impossible_settings(bad: dict[str, int]) -> None:
 def test_the_order_depends_on_the_seed_alone(tmp_path: Path) -> None:
     texts = numbered_texts(300, words=3)
     source = write_files(tmp_path / "source", a__jsonl="\n".join(json.dumps({"text": text}) for text in texts))
-    plain, val = import_files(source, tmp_path / "1", shuffle=False)
-    first, _ = import_files(source, tmp_path / "2")
-    again, _ = import_files(source, tmp_path / "3")
-    other, _ = import_files(source, tmp_path / "4", seed=1)
-    assert plain == [text for text in texts if text not in set(val)]
-    assert first == again != other
-    assert sorted(first) == sorted(other) == sorted(plain)
-    assert sum(abs(plain.index(text) - place) for place, text in enumerate(first)) > 20 * len(first)
+    in_order, val = import_files(source, tmp_path / "1", shuffle=False)
+    shuffled, _ = import_files(source, tmp_path / "2")
+    same_seed, _ = import_files(source, tmp_path / "3")
+    other_seed, _ = import_files(source, tmp_path / "4", seed=1)
+    assert in_order == [text for text in texts if text not in set(val)]
+    assert shuffled == same_seed != other_seed
+    assert sorted(shuffled) == sorted(other_seed) == sorted(in_order)
+    distances = [abs(in_order.index(text) - position) for position, text in enumerate(shuffled)]
+    assert sum(distances) > 20 * len(shuffled)
 
 
 @pytest.mark.parametrize("num_buckets", [1, 2, 7])

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from nanochat.common import UserError, base_dir, write_json_atomic
 
-FORMAT_VERSION = 1
+FORMAT = 1
 ROW_GROUP_DOCUMENTS = 1024
 ROW_GROUP_CHARACTERS = 32_000_000  # a row group is read as a whole, so long documents make it end earlier
 
@@ -57,11 +57,11 @@ class Manifest:
         """Return a SHA-256 of the names, order and contents of the shards; the source and the recipe do not count."""
         names = (*self.train, self.validation)
         contents = [(name, self.files[name].documents, self.files[name].sha256) for name in names]
-        return hashlib.sha256(json.dumps([FORMAT_VERSION, contents]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([FORMAT, contents]).encode()).hexdigest()
 
     def save(self, data_dir: Path) -> None:
         """Write `manifest.json`, which makes this the data set of the folder."""
-        write_json_atomic(data_dir / "manifest.json", {"format": FORMAT_VERSION, **asdict(self)})
+        write_json_atomic(data_dir / "manifest.json", {"format": FORMAT, **asdict(self)})
 
 
 def default_data_dir() -> Path:
@@ -77,8 +77,8 @@ def read_manifest(data_dir: Path) -> Manifest | None:
     path = data_dir / "manifest.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT_VERSION:
-            raise UserError(f"{path} has format {content['format']}, not {FORMAT_VERSION}: make the data set again")
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has format {content['format']}, not {FORMAT}: make the data set again")
         files = {name: ShardInfo(**facts) for name, facts in content["files"].items()}
         names = (*content["train"], content["validation"])
         if missing := [name for name in names if name not in files]:

@@ -1,4 +1,4 @@
-"""An HTTP server on 127.0.0.1 that serves bytes, understands ranges, and fails in the ways that a test writes down."""
+"""An HTTP server on 127.0.0.1 that serves bytes, supports ranges, and fails as a test configures it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Fault = Callable[["_Handler"], None]  # spoils the answer to one request for stored bytes
+Fault = Callable[["_Handler"], None]
+"""Changes the response to one request for stored bytes."""
 
 
 @dataclass
 class FileServer:
-    """`files[name]` is what is served as name. `faults[name]` come first, one a request; the last for ever if `stuck`.
+    """Files and faults of the server.
 
-    As on the hub, a path under /resolve/ redirects to /store/ with the SHA-256 and size of the whole in its headers
-    (`checksums`), or without them. `log` has an entry for each request to /store/: (name, its Range or "", bytes sent).
+    As on the Hugging Face hub, a path under /resolve/ redirects to /store/, with SHA-256 and size of the file in the
+    headers.
     """
 
-    files: dict[str, bytes] = field(default_factory=dict)
-    faults: dict[str, list[Fault]] = field(default_factory=dict)
-    stuck: bool = False
-    checksums: bool = True
-    ranges: bool = True
-    linked: dict[str, str] = field(default_factory=dict)  # headers in place of the true ones
-    log: list[tuple[str, str, int]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)  # by name
+    faults: dict[str, list[Fault]] = field(default_factory=dict)  # one for each request to /store/, in order
+    stuck: bool = False  # True: the last fault repeats
+    checksums: bool = True  # False: no SHA-256 and no size in the headers of the redirect
+    ranges: bool = True  # False: Range headers are ignored
+    linked: dict[str, str] = field(default_factory=dict)  # headers that replace those of the redirect
+    log: list[tuple[str, str, int]] = field(
+        default_factory=list
+    )  # requests to /store/: (name, Range or "", bytes sent)
     url: str = ""
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -37,8 +40,8 @@ class FileServer:
 
 @contextmanager
 def running(server: FileServer) -> Iterator[FileServer]:
-    """Serve until the block is left."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"shop": server}))
+    """Run a server for the duration of a `with` block."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": server}))
     server.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -52,14 +55,16 @@ def running(server: FileServer) -> Iterator[FileServer]:
 
 
 def status(code: int, **headers: str) -> Fault:
+    """Answer with a status code and headers instead of the file."""
+
     def fault(handler: _Handler) -> None:
-        handler.refusal = code, {name.replace("_", "-"): value for name, value in headers.items()}
+        handler.error = code, {name.replace("_", "-"): value for name, value in headers.items()}
 
     return fault
 
 
 def die_after(count: int) -> Fault:
-    """The connection breaks after so many bytes of the answer."""
+    """Close the connection after `count` bytes of the file."""
 
     def fault(handler: _Handler) -> None:
         handler.limit = count
@@ -68,7 +73,7 @@ def die_after(count: int) -> Fault:
 
 
 def stall_after(count: int) -> Fault:
-    """Nothing more comes after so many bytes, and the connection stays open."""
+    """Send `count` bytes of the file, then nothing more, and keep the connection open."""
 
     def fault(handler: _Handler) -> None:
         handler.limit = count
@@ -78,52 +83,59 @@ def stall_after(count: int) -> Fault:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    shop: FileServer
+    server_state: FileServer
     protocol_version = "HTTP/1.1"
     limit: int | None = None
     stalls = False
-    refusal: tuple[int, dict[str, str]] | None = None
+    error: tuple[int, dict[str, str]] | None = None
 
     def do_GET(self) -> None:
         self.close_connection = True
-        _, kind, name = self.path.split("/", 2)
+        _, folder, name = self.path.split("/", 2)
         name = name.rpartition("/")[2]
-        content = self.shop.files.get(name)
+        content = self.server_state.files.get(name)
         if content is None:
             self.answer(404, {"Content-Length": "0"})
-        elif kind == "store":
+        elif folder == "store":
             self._store(name, content)
         else:
             digest = hashlib.sha256(content).hexdigest()
-            linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))} if self.shop.checksums else {}
-            self.answer(302, {"Location": f"/store/{name}", "Content-Length": "0", **linked, **self.shop.linked})
+            linked = (
+                {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
+                if self.server_state.checksums
+                else {}
+            )
+            self.answer(
+                302, {"Location": f"/store/{name}", "Content-Length": "0", **linked, **self.server_state.linked}
+            )
 
     def _store(self, name: str, content: bytes) -> None:
-        wanted = self.headers.get("Range", "")
-        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.shop.ranges else 0
-        rest = content[start:]
-        faults = self.shop.faults.get(name, [])
-        fault = (faults[0] if self.shop.stuck and len(faults) == 1 else faults.pop(0)) if faults else None
-        if fault:
+        range_header = self.headers.get("Range", "")
+        has_range = bool(range_header) and self.server_state.ranges
+        start = int(re.fullmatch(r"bytes=(\d+)-", range_header)[1]) if has_range else 0
+        requested = content[start:]
+        faults = self.server_state.faults.get(name, [])
+        if faults:
+            fault = faults[0] if self.server_state.stuck and len(faults) == 1 else faults.pop(0)
             fault(self)
-        if self.refusal:
-            self.shop.log.append((name, wanted, 0))
-            self.answer(self.refusal[0], {**self.refusal[1], "Content-Length": "0"})
+        if self.error:
+            self.server_state.log.append((name, range_header, 0))
+            self.answer(self.error[0], {**self.error[1], "Content-Length": "0"})
             return
-        sent = rest if self.limit is None else rest[: self.limit]
-        self.shop.log.append((name, wanted, len(sent)))
-        if wanted and self.shop.ranges and start >= len(content):
+        sent = requested if self.limit is None else requested[: self.limit]
+        self.server_state.log.append((name, range_header, len(sent)))
+        if has_range and start >= len(content):
             self.answer(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
             return
-        headers = {"Content-Length": str(len(rest)), "ETag": f'"plain-{name}"'}
-        if wanted and self.shop.ranges:
+        headers = {"Content-Length": str(len(requested)), "ETag": f'"plain-{name}"'}
+        if has_range:
             self.answer(206, headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"})
         else:
             self.answer(200, headers)
         self.wfile.write(sent)
         self.wfile.flush()
         if self.stalls:
-            self.shop.closing.wait(20)
+            self.server_state.closing.wait(20)
 
     def answer(self, code: int, headers: dict[str, str]) -> None:
         self.send_response(code)
@@ -132,4 +144,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing: the log is `shop.log`."""
+        """Print nothing; `FileServer.log` has the requests."""
