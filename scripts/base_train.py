@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 
-from nanochat.checkpoint_manager import model_meta, run_dir
+from nanochat.checkpoint_manager import RunMeta, model_meta, run_dir
 from nanochat.common import UserError
 from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
@@ -122,7 +122,7 @@ def main(config: Config) -> LoopState:
     batch_size = resolve_device_batch_size(
         config.device_batch_size, checkpoint, model, config.total_batch_size, runtime
     )
-    meta = {
+    meta: RunMeta = {
         **model_meta(model, runtime, tokenizer),
         "settings": asdict(config),
         "device_batch_size": batch_size,

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from nanochat.checkpoint_manager import model_meta, run_dir
+from nanochat.checkpoint_manager import RunMeta, model_meta, run_dir
 from nanochat.configurator import cli, setting
 from nanochat.engine import Engine
 from nanochat.eval.pass_at_k import evaluate_pass_at_k
@@ -113,7 +113,7 @@ def main(config: Config) -> LoopState:
     log = RLLog(runtime, state, num_steps, config.examples_per_step * config.num_samples, model)
     log.output.start_wandb(config.run, config)
     folder = run_dir("rl", origin.path.parent.name)
-    meta = {**model_meta(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
+    meta: RunMeta = {**model_meta(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
 
     def collect(step: int) -> tuple[list[RolloutGroup], SFTRows]:
         step_prompts = prompts.prompts_of_step(step, config.examples_per_step, runtime)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanochat.checkpoint_manager import CHECKPOINT_DIRS, list_steps, run_dir, save_checkpoint
+from nanochat.checkpoint_manager import CHECKPOINT_DIRS, RunMeta, list_steps, run_dir, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.export.hf_model import from_hf_config, from_hf_weights
@@ -106,7 +106,7 @@ def main(config: Config) -> Path:
     origin = content.get("origin") if isinstance(content.get("origin"), dict) else {}
     dtype, size = origin.get("compute_dtype"), origin.get("total_batch_size")
     put_tokenizer(tokenizer)
-    meta = {
+    meta: RunMeta = {
         "model_config": asdict(shape),
         "compute_dtype": dtype if dtype in DTYPES else "float32",
         "torch_version": torch.__version__,

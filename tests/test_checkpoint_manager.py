@@ -164,7 +164,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("save_tensors", "fsync_dir", "move_into_place"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_manager, name, full)
-            with pytest.raises(UserError, match=r"cannot save .*step_000006 .*No space left.* as they were"):
+            with pytest.raises(UserError, match=r"cannot save .*step_000006 .*No space left.* are intact"):
                 save(tmp_path, 6, 2.0)
         assert names(tmp_path) == ["step_000004"]
         assert value_of(tmp_path) == (4, 1.0)

@@ -5,14 +5,13 @@ Each function returns an `Event`, or the function that an event runs: it takes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from nanochat.checkpoint_manager import save_checkpoint
+from nanochat.checkpoint_manager import RunMeta, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
 from nanochat.core_eval import core_metric, evaluate_task
 from nanochat.data.shards import open_split
@@ -32,7 +31,7 @@ MAX_SAMPLE_TOKENS = 48
 
 
 def checkpoint_saver(
-    folder: Path, model: GPT, optimizer: Optimizer, meta: Mapping[str, Any], keep_last: int
+    folder: Path, model: GPT, optimizer: Optimizer, meta: RunMeta, keep_last: int
 ) -> Callable[[LoopState], Metrics]:
     """Return an event's `run` that writes a checkpoint into `folder` and keeps the `keep_last` newest ones (-1: all).
 
@@ -44,7 +43,7 @@ def checkpoint_saver(
         optimizer_state = optimizer.state_dict()  # collective: gathers the shards of all processes
         failure = None
         if runtime.is_main:
-            whole_meta = {**meta, "world_size": runtime.world_size, "loop": asdict(state)}
+            whole_meta: RunMeta = {**meta, "world_size": runtime.world_size, "loop": asdict(state)}
             try:
                 path = save_checkpoint(folder, state.step, model.state_dict(), optimizer_state, whole_meta, keep_last)
                 print0(f"Saved {path}")

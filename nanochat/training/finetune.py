@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from nanochat.checkpoint_manager import Checkpoint, model_meta, run_dir
+from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
 from nanochat.common import UserError, print0
 from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
 from nanochat.dataloader import MicroBatch
@@ -88,7 +88,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     batch_size = resolve_device_batch_size(
         config.device_batch_size, checkpoint, model, config.total_batch_size, runtime, config.max_seq_len
     )
-    meta = {
+    meta: RunMeta = {
         **model_meta(model, runtime, tokenizer),
         "settings": asdict(config),
         "device_batch_size": batch_size,
