@@ -1,9 +1,9 @@
-"""Words to spell and to count letters in, from the base data: the most frequent ones, written to `words.txt`.
+"""List words to spell and to count letters in: the most frequent ones of the base data, written to `words.txt`.
 
     python -m dev.list_words                                              # 50,000 from 50 million characters
     python -m dev.list_words --num=10000 --min_count=20
 
-Without such a list the words are those of the embedded world (tasks/words.py), too few for a large model.
+Without such a list, the words are those of the embedded world (tasks/words.py), too few for a large model.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from nanochat.configurator import Settings, cli, setting
 from nanochat.data.shards import iter_documents
 from tasks.words import FILE_NAME, WORD_LENGTHS
 
-# In small letters as it is written, so that most names and all halves of "don't" are left out.
+# Lower case excludes most names; the lookarounds exclude parts of words such as "don't" and "well-known".
 _WORD = re.compile(rf"(?<![\w'’-])[a-z]{{{WORD_LENGTHS.start},{WORD_LENGTHS.stop - 1}}}(?![\w'’-])")
 
 
 @dataclass(frozen=True)
 class Config(Settings):
-    num: int = setting(50_000, "how many words", short="n", at_least=1)
+    num: int = setting(50_000, "number of words", short="n", at_least=1)
     max_chars: int = setting(50_000_000, "characters of training text to read", at_least=1)
-    min_count: int = setting(5, "how often a word must occur there", at_least=1)
-    out: Path | None = setting(None, "the file to write; none is words.txt in the base folder")
+    min_count: int = setting(5, "occurrences that a word must have", at_least=1)
+    out: Path | None = setting(None, "file to write; none: words.txt in the base folder")
 
 
 def main(config: Config) -> Path:
     """Write the list, the most frequent word first, and return its path."""
     counts: Counter[str] = Counter()
-    left = config.max_chars
+    chars_left = config.max_chars
     for document in iter_documents("train"):
-        counts.update(_WORD.findall(document[:left]))
-        left -= len(document)
-        if left <= 0:
+        counts.update(_WORD.findall(document[:chars_left]))
+        chars_left -= len(document)
+        if chars_left <= 0:
             break
-    found = [word for word, count in counts.most_common(config.num) if count >= config.min_count]
-    if not found:
-        raise UserError(f"no word occurs {config.min_count} times in the base data")
+    words = [word for word, count in counts.most_common(config.num) if count >= config.min_count]
+    if not words:
+        raise UserError(f"min_count is {config.min_count}: no word occurs {config.min_count} times in the base data")
     out = config.out or base_dir() / FILE_NAME
-    write_text_atomic(out, "\n".join(found) + "\n")
-    print0(f"{out}: {len(found):,} words")
+    write_text_atomic(out, "\n".join(words) + "\n")
+    print0(f"{out}: {len(words):,} words")
     return out
 
 

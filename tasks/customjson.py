@@ -58,7 +58,7 @@ class CustomJSON(ConversationListTask):
         """
         file = filepath if filepath is not None else path
         if file is None:
-            raise UserError(f"{self.name} needs a file: give filepath")
+            raise UserError(f"{self.name} has no file: set filepath to a JSONL file of conversations")
         super().__init__(read_conversations(Path(file)), split, **kwargs)
 
 

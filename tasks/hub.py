@@ -58,9 +58,8 @@ def load_table(repo_id: str, subset: str, split: str, columns: Sequence[str]) ->
         table = table.flatten()
         table = table.rename_columns([name.partition(".")[2] for name in table.column_names])
     if missing := [name for name in columns if name not in table.column_names]:
-        raise UserError(
-            f"{repo_id} ({subset}, {split}) has no column {missing[0]!r} but {', '.join(table.column_names)}"
-        )
+        names = ", ".join(table.column_names)
+        raise UserError(f"{repo_id} ({subset}, {split}) has no column {missing[0]!r}, but {names}")
     return table.select(list(columns))
 
 

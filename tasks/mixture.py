@@ -253,10 +253,10 @@ def _describe(entry: MixtureEntry, num_rows: int, num_val_rows: int) -> EntryDes
         "epochs": entry.epochs,
         "val_rows": num_val_rows,
     }
-    if path := entry.options.get("path"):
+    if path := entry.options.get("filepath") or entry.options.get("path"):
         description["file"] = Path(path).name
         description["sha256"] = file_sha256(Path(path))
-    if options := {key: value for key, value in entry.options.items() if key != "path"}:
+    if options := {key: value for key, value in entry.options.items() if key not in ("filepath", "path")}:
         description["options"] = options
     return description
 

@@ -57,7 +57,7 @@ TASKS: Mapping[str, Callable[..., Task]] = {name: functools.partial(_build_task,
 
 
 def _load_class(name: str) -> Callable[..., Task]:
-    """The class of a task that is named `module:Class`, from a file of tasks/."""
+    """Return the class named `module:Class`, from tasks/module.py."""
     module_name, _, class_name = name.partition(":")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module_name):
         raise UserError(f"task {name!r}: {module_name!r} is no module of tasks/; write my_task:MyTask")
@@ -74,7 +74,7 @@ def _load_class(name: str) -> Callable[..., Task]:
 def canonical_name(name: str) -> str:
     """Return the registry's spelling of a task's name; upper and lower case are equivalent.
 
-    `my_task:MyTask`, the class `MyTask` of tasks/my_task.py, is a name as it is. Raises UserError for an unknown name,
+    `my_task:MyTask`, the class `MyTask` of tasks/my_task.py, is returned unchanged. Raises UserError for an unknown name,
     with the names closest to it.
     """
     if ":" in name:

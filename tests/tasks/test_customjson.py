@@ -1,4 +1,4 @@
-"""A user's own conversations: whatever is wrong is named by file and line, before anything is trained."""
+"""The user's own conversations: every fault is named by file and line, before any training."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from tasks.customjson import CustomJSON, file_sha256, parse_conversation, read_c
 
 QUESTION = {"role": "user", "content": "Q"}
 ANSWER = {"role": "assistant", "content": "A"}
-GOOD = json.dumps([QUESTION, ANSWER])
+VALID_LINE = json.dumps([QUESTION, ANSWER])
 
 
-def written(tmp_path: Path, *lines: str | bytes, end: bytes = b"\n") -> Path:
+def write_lines(tmp_path: Path, *lines: str | bytes, end: bytes = b"\n") -> Path:
     path = tmp_path / "my.jsonl"
     path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + end for line in lines))
     return path
 
 
-def test_both_forms_are_read(tmp_path: Path) -> None:
+def test_lists_and_objects_are_read(tmp_path: Path) -> None:
     parts = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]
     with_tool = [{"role": "system", "content": "S"}, QUESTION, {"role": "assistant", "content": parts}]
-    path = written(tmp_path, GOOD, json.dumps({"messages": with_tool, "id": 7}))
+    path = write_lines(tmp_path, VALID_LINE, json.dumps({"messages": with_tool, "id": 7}))
     assert read_conversations(path) == [{"messages": [QUESTION, ANSWER]}, {"messages": with_tool}]
     assert len(CustomJSON("all", path=path)) == 2
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_blank_lines_bom_and_line_ends(end: bytes, tmp_path: Path) -> None:
-    path = written(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), "", "  \t", GOOD, " " + GOOD + " ", end=end)
+    path = write_lines(
+        tmp_path, b"\xef\xbb\xbf" + VALID_LINE.encode(), "", "  \t", VALID_LINE, " " + VALID_LINE + " ", end=end
+    )
     assert len(read_conversations(path)) == 3
     path.write_bytes(path.read_bytes().rstrip())
     assert len(read_conversations(path)) == 3
@@ -44,11 +46,11 @@ def test_blank_lines_bom_and_line_ends(end: bytes, tmp_path: Path) -> None:
 
 def test_a_huge_line_is_read(tmp_path: Path) -> None:
     long = "word\u2028 " * 500_000
-    path = written(tmp_path, json.dumps([QUESTION, {**ANSWER, "content": long}], ensure_ascii=False), GOOD)
+    path = write_lines(tmp_path, json.dumps([QUESTION, {**ANSWER, "content": long}], ensure_ascii=False), VALID_LINE)
     assert read_conversations(path)[0]["messages"][1]["content"] == long
 
 
-BAD: list[tuple[str | bytes, str]] = [
+INVALID: list[tuple[str | bytes, str]] = [
     ("{", "not JSON"),
     ("[" * 200_000, "not JSON"),
     ("[" + "9" * 5000 + "]", "not JSON|message 1"),
@@ -75,27 +77,27 @@ BAD: list[tuple[str | bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("line", "message"), BAD, ids=lambda value: str(value)[:30])
-def test_what_is_wrong_is_named_by_file_and_line(line: str | bytes, message: str, tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD, "", line, GOOD)
+@pytest.mark.parametrize(("line", "message"), INVALID, ids=lambda value: str(value)[:30])
+def test_a_fault_is_named_by_file_and_line(line: str | bytes, message: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path, VALID_LINE, "", line, VALID_LINE)
     with pytest.raises(UserError, match=rf"^{re.escape(str(path))}, line 3: .*(?:{message})"):
         CustomJSON(path=path)
 
 
-def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
+def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: No such file"):
         CustomJSON(path=tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"Is a directory|Permission"):
         CustomJSON(path=tmp_path)
     with pytest.raises(UserError, match="has no conversations"):
-        CustomJSON(path=written(tmp_path, "", " "))
-    with pytest.raises(UserError, match="no split 'val'"):
-        CustomJSON("val", path=written(tmp_path, GOOD))
+        CustomJSON(path=write_lines(tmp_path, "", " "))
+    with pytest.raises(UserError, match="CustomJSON has no split 'val': must be one of train, test, all"):
+        CustomJSON("val", path=write_lines(tmp_path, VALID_LINE))
 
 
-def test_every_twentieth_is_held_out(tmp_path: Path) -> None:
+def test_every_twentieth_conversation_is_held_out(tmp_path: Path) -> None:
     lines = [json.dumps([{**QUESTION, "content": str(i)}, ANSWER]) for i in range(45)]
-    path = written(tmp_path, *lines)
+    path = write_lines(tmp_path, *lines)
     rows = {
         split: [int(row["messages"][0]["content"]) for row in CustomJSON(split, path=path)]
         for split in ("train", "test")
@@ -104,10 +106,10 @@ def test_every_twentieth_is_held_out(tmp_path: Path) -> None:
     assert sorted(rows["train"] + rows["test"]) == list(range(45))
 
 
-def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    first = file_sha256(written(tmp_path, GOOD))
-    assert first == file_sha256(written(tmp_path, GOOD))
-    assert first != file_sha256(written(tmp_path, GOOD, GOOD))
+def test_the_hash_depends_on_the_content(tmp_path: Path) -> None:
+    first = file_sha256(write_lines(tmp_path, VALID_LINE))
+    assert first == file_sha256(write_lines(tmp_path, VALID_LINE))
+    assert first != file_sha256(write_lines(tmp_path, VALID_LINE, VALID_LINE))
 
 
 json_values = st.recursive(
@@ -125,7 +127,7 @@ messages = st.fixed_dictionaries(
 
 @given(st.lists(messages | json_values, max_size=4))
 @example([QUESTION, ANSWER])
-def test_a_line_is_a_conversation_or_a_user_error(value: list[Any]) -> None:
+def test_any_json_is_a_conversation_or_a_user_error(value: list[Any]) -> None:
     try:
         conversation = parse_conversation(json.dumps(value).encode())
     except UserError:
@@ -136,7 +138,7 @@ def test_a_line_is_a_conversation_or_a_user_error(value: list[Any]) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_break_it(line: bytes) -> None:
+def test_any_bytes_are_a_conversation_or_a_user_error(line: bytes) -> None:
     try:
         parse_conversation(line)
     except UserError:

@@ -1,14 +1,13 @@
-"""HumanEval: the program is found in any answer, and only a right one passes, in the real evaluation path."""
+"""HumanEval: the program is extracted from any form of answer, and only a correct one passes in the sandbox."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,10 +16,10 @@ from nanochat.tokenization.chat_format import Conversation
 from tasks.humaneval import HumanEval, extract_program
 from tasks.registry import get_task
 
-BEFORE = "from typing import List\nimport math\n\ndef twice(x):\n    return 2 * x\n\n"
-HEAD = 'def total(numbers: List[int]) -> int:\n    """ Sum of doubles.\n    >>> total([1, 2])\n    6\n    """\n'
+PREAMBLE = "from typing import List\nimport math\n\ndef twice(x):\n    return 2 * x\n\n"
+SIGNATURE = 'def total(numbers: List[int]) -> int:\n    """ Sum of doubles.\n    >>> total([1, 2])\n    6\n    """\n'
 BODY = "    result = 0\n    for number in numbers:\n        result += twice(number)\n    return result\n"
-PROMPT = BEFORE + HEAD
+PROMPT = PREAMBLE + SIGNATURE
 TEST = (
     "\n\nMETADATA = {}\n\n\ndef check(candidate):\n    assert candidate([1, 2]) == 6\n    assert candidate([]) == 0\n"
 )
@@ -30,13 +29,13 @@ def fence(code: str, language: str = "python") -> str:
     return f"```{language}\n{code}```"
 
 
-ANSWERS = {
+CORRECT = {
     "whole": PROMPT + BODY,
     "whole in a fence": fence(PROMPT + BODY),
     "in a fence of no language": fence(PROMPT + BODY, ""),
     "in a fence by another name": fence(PROMPT + BODY, "Python3 "),
-    "function only": HEAD + BODY,
-    "function only, in a fence": fence(HEAD + BODY),
+    "function only": SIGNATURE + BODY,
+    "function only, in a fence": fence(SIGNATURE + BODY),
     "body only": BODY,
     "body only, after an empty line": "\n" + BODY,
     "body only, first line not indented": BODY.lstrip(),
@@ -50,48 +49,45 @@ ANSWERS = {
     "body, then the beginning of a function": BODY + "\ndef other(x):\n    return x +",
     "prose around": "Sure! Here it is:\n\n" + fence(PROMPT + BODY) + "\n\nIt adds up the numbers.",
     "prose around, no fence": "Here is the function:\n\n" + PROMPT + BODY + "\nIt adds up the numbers, doubled.",
-    "prose around, function only": "Here is the function:\n\n" + HEAD + BODY + "\nI hope that this helps!",
+    "prose around, function only": "Here is the function:\n\n" + SIGNATURE + BODY + "\nI hope that this helps!",
     "a fence that is not closed": "So:\n" + fence(PROMPT + BODY)[:-3],
-    "a fence in a list": "1. So:\n" + textwrap.indent(fence(HEAD + BODY), "   "),
-    "two fences, the second is an example": fence(HEAD + BODY) + "\nUse it so:\n" + fence("print(total([1]))\n"),
-    "two fences, the first installs": fence("pip install x\n", "bash") + "\nThen:\n" + fence(HEAD + BODY),
-    "a constant before": fence("LIMIT = 0\n\n" + HEAD + BODY.replace("= 0", "= LIMIT")),
-    "cut off after it": fence(HEAD + BODY + "\nprint(total([1, 2")[:-3],
-    "with an example": fence(HEAD + BODY + "\nif __name__ == '__main__':\n    print(total([1]))\n"),
-    "Windows' line ends": fence(HEAD + BODY).replace("\n", "\r\n"),
-    "a comment first": fence("# the sum\n" + HEAD + BODY),
-    "a nested function": fence(HEAD + "    def total_of(x):\n        return twice(x)\n" + BODY),
+    "a fence in a list": "1. So:\n" + textwrap.indent(fence(SIGNATURE + BODY), "   "),
+    "two fences, the second is an example": fence(SIGNATURE + BODY) + "\nUse it so:\n" + fence("print(total([1]))\n"),
+    "two fences, the first installs": fence("pip install x\n", "bash") + "\nThen:\n" + fence(SIGNATURE + BODY),
+    "a constant before": fence("LIMIT = 0\n\n" + SIGNATURE + BODY.replace("= 0", "= LIMIT")),
+    "cut off after it": fence(SIGNATURE + BODY + "\nprint(total([1, 2")[:-3],
+    "with an example": fence(SIGNATURE + BODY + "\nif __name__ == '__main__':\n    print(total([1]))\n"),
+    "Windows' line ends": fence(SIGNATURE + BODY).replace("\n", "\r\n"),
+    "a comment first": fence("# the sum\n" + SIGNATURE + BODY),
+    "a nested function": fence(SIGNATURE + "    def total_of(x):\n        return twice(x)\n" + BODY),
 }  # fmt: skip
 
-WRONG = {
+INCORRECT = {
     "nothing": "",
     "prose": "I do not know how to write this function.",
-    "wrong": HEAD + BODY.replace("+=", "-="),
-    "no body": HEAD,
-    "cut off": fence(HEAD + BODY)[: -len("    return result\n```")],
+    "wrong": SIGNATURE + BODY.replace("+=", "-="),
+    "no body": SIGNATURE,
+    "cut off": fence(SIGNATURE + BODY)[: -len("    return result\n```")],
     "not Python": fence("function total(numbers) { return 6 }", "js"),
-    "another name": fence((HEAD + BODY).replace("total", "sum_of")),
-    "exit": fence("import sys\n" + HEAD + BODY.replace("+=", "-=") + "sys.exit(0)"),
-    "exit at once": fence("import os\n" + HEAD + "    os._exit(0)\n"),
-    "exit in the function": HEAD + "    raise SystemExit(0)\n",
-    "no end": HEAD + "    while True:\n        pass\n",
-    "much output": HEAD + "    while True:\n        print('x' * 999)\n",
-    "an own check": fence(HEAD + "    return 7\n\ndef check(candidate):\n    pass\n"),
-    "quiet": fence(HEAD + "    return 7\n\ntry:\n    total([])\nfinally:\n    pass\n"),
+    "another name": fence((SIGNATURE + BODY).replace("total", "sum_of")),
+    "exit": fence("import sys\n" + SIGNATURE + BODY.replace("+=", "-=") + "sys.exit(0)"),
+    "exit at once": fence("import os\n" + SIGNATURE + "    os._exit(0)\n"),
+    "exit in the function": SIGNATURE + "    raise SystemExit(0)\n",
+    "no end": SIGNATURE + "    while True:\n        pass\n",
+    "much output": SIGNATURE + "    while True:\n        print('x' * 999)\n",
+    "an own check": fence(SIGNATURE + "    return 7\n\ndef check(candidate):\n    pass\n"),
+    "quiet": fence(SIGNATURE + "    return 7\n\ntry:\n    total([])\nfinally:\n    pass\n"),
 }
 
 
 @pytest.fixture
-def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HumanEval:
-    folder = tmp_path / "hub" / "openai" / "openai_humaneval" / "openai_humaneval"
-    folder.mkdir(parents=True)
+def task(write_to_mirror: Callable[..., Path]) -> HumanEval:
     row = {"task_id": "x/0", "prompt": PROMPT, "canonical_solution": BODY, "test": TEST, "entry_point": "total"}
-    pq.write_table(pa.Table.from_pylist([row]), folder / "test-00000-of-00001.parquet")
-    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(tmp_path / "hub"))
+    write_to_mirror("openai/openai_humaneval/openai_humaneval/test-00000-of-00001.parquet", [row])
     return HumanEval(timeout=20.0)
 
 
-def test_conversation(task: HumanEval) -> None:
+def test_the_conversation_of_a_row(task: HumanEval) -> None:
     question, answer = task[0]["messages"]
     assert question["content"] == f"Complete this Python function:\n\n```python\n{PROMPT.strip()}\n```"
     assert answer["content"] == f"```python\n{(PROMPT + BODY).strip()}\n```"
@@ -99,46 +95,47 @@ def test_conversation(task: HumanEval) -> None:
     assert isinstance(get_task("HumanEval"), HumanEval)
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_a_program_is_found(name: str) -> None:
-    program = extract_program(PROMPT, "total", ANSWERS[name])
+@pytest.mark.parametrize("name", CORRECT)
+def test_the_program_is_extracted(name: str) -> None:
+    program = extract_program(PROMPT, "total", CORRECT[name])
     names: dict[str, Any] = {}
     exec(program, names)
     assert names["total"]([1, 2]) == 6
 
 
-def test_right_and_wrong_answers(task: HumanEval) -> None:
-    """Through the sandbox: every form of the right answer passes, every wrong one fails."""
-    answers = {**ANSWERS, **WRONG}
+def test_correct_answers_pass_and_wrong_ones_fail(task: HumanEval) -> None:
+    """In the sandbox, every form of the correct answer passes and every wrong answer fails."""
+    answers = {**CORRECT, **INCORRECT}
 
-    def judge(name: str) -> bool:
-        task_or_short = HumanEval(timeout=1.0) if name == "no end" else task
-        return task_or_short.evaluate(task[0], answers[name])
+    def is_correct(name: str) -> bool:
+        evaluator = HumanEval(timeout=1.0) if name == "no end" else task
+        return evaluator.evaluate(task[0], answers[name])
 
     with ThreadPoolExecutor(2) as pool:
-        assert dict(zip(answers, pool.map(judge, answers), strict=True)) == {name: name in ANSWERS for name in answers}
-    assert task.reward(task[0], ANSWERS["whole"]) == 1.0
+        outcomes = dict(zip(answers, pool.map(is_correct, answers), strict=True))
+    assert outcomes == {name: name in CORRECT for name in answers}
+    assert task.reward(task[0], CORRECT["whole"]) == 1.0
 
 
-PIECES = ["```", "python\n", HEAD, BODY, "def ", "\n", "    ", "total", "(" * 300, "\0", "'''"]
+FRAGMENTS = ["```", "python\n", SIGNATURE, BODY, "def ", "\n", "    ", "total", "(" * 300, "\0", "'''"]
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     st.one_of(
         st.text(max_size=60),
-        st.lists(st.sampled_from(PIECES)).map("".join),
+        st.lists(st.sampled_from(FRAGMENTS)).map("".join),
     )
 )  # fmt: skip
-def test_any_answer_gives_a_program(answer: str) -> None:
+def test_any_text_gives_a_program(answer: str) -> None:
     assert isinstance(extract_program(PROMPT, "total", answer), str)
 
 
-def test_a_long_answer_is_cut() -> None:
+def test_a_long_answer_is_truncated() -> None:
     assert len(extract_program(PROMPT, "total", "(" * 10**7)) < 30_000
 
 
-# A near miss: the right function, and then its result a little changed.
+# Appended to a correct program, it changes the results of the function slightly.
 NEAR_MISS = """
 
 def _changed(value):
@@ -160,17 +157,17 @@ ENTRY = _of(ENTRY)
 
 
 @pytest.mark.shared_data
-def test_canonical_solutions_pass_and_near_misses_fail(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
+@pytest.mark.usefixtures("hub_data")
+def test_canonical_solutions_pass_and_near_misses_fail() -> None:
     task = HumanEval(timeout=30.0)
     assert len(task) == 164
 
-    def judge(conversation: Conversation) -> tuple[bool, bool]:
+    def evaluate_both(conversation: Conversation) -> tuple[bool, bool]:
         answer = conversation["messages"][-1]["content"]
-        wrong = answer.removesuffix("```") + NEAR_MISS.replace("ENTRY", conversation["entry_point"]) + "```"
-        return task.evaluate(conversation, answer), task.evaluate(conversation, wrong)
+        near_miss = answer.removesuffix("```") + NEAR_MISS.replace("ENTRY", conversation["entry_point"]) + "```"
+        return task.evaluate(conversation, answer), task.evaluate(conversation, near_miss)
 
     with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(judge, task))
-    assert [index for index, (right, _) in enumerate(outcomes) if not right] == []
-    assert [index for index, (_, wrong) in enumerate(outcomes) if wrong] == []
+        outcomes = list(pool.map(evaluate_both, task))
+    assert [index for index, (is_canonical_correct, _) in enumerate(outcomes) if not is_canonical_correct] == []
+    assert [index for index, (_, is_near_miss_correct) in enumerate(outcomes) if is_near_miss_correct] == []

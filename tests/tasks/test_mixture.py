@@ -1,4 +1,4 @@
-"""What midtraining and fine-tuning learn from."""
+"""Mixtures of midtraining and fine-tuning: the default tables, data sets that are missing, the user's own files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,32 +15,32 @@ from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import Task, TaskMixture
 from tasks.mixture import MAX_VAL_ROWS, MIXTURES, build_mixture, format_description, read_mixture
-from tasks.registry import UNBOUNDED_TASKS, get_task
+from tasks.registry import UNBOUNDED_TASKS
 
 STAGES = ("mid", "sft")
 
 
-def key(conversation: Conversation) -> str:
+def content_of(conversation: Conversation) -> str:
     return json.dumps(conversation.get("messages") or conversation["text"])
 
 
-def keys(task: Task) -> Counter[str]:
-    return Counter(key(conversation) for conversation in task)
+def count_contents(task: Task) -> Counter[str]:
+    return Counter(content_of(conversation) for conversation in task)
 
 
-def jsonl(path: Path, count: int, mark: str = "own") -> Path:
-    rows = [[{"role": "user", "content": f"{mark} {i}"}, {"role": "assistant", "content": "A"}] for i in range(count)]
+def write_jsonl(path: Path, count: int, topic: str = "own") -> Path:
+    rows = [[{"role": "user", "content": f"{topic} {i}"}, {"role": "assistant", "content": "A"}] for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def toml(tmp_path: Path, text: str) -> Path:
+def write_toml(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "mixture.toml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-SMALL = """
+SMALL_MIXTURE = """
 [[entry]]
 task = "SpellingBee"
 rows = 30
@@ -59,7 +58,7 @@ epochs = 2
 
 @pytest.mark.usefixtures("base_dir")
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_world_mixture_needs_nothing(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_mixture_needs_no_data_set(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
     monkeypatch.setattr("tasks.hub._load_from_hub", None)
     train, val, description = build_mixture(stage, "world")
@@ -70,32 +69,31 @@ def test_the_world_mixture_needs_nothing(stage: str, monkeypatch: pytest.MonkeyP
         assert 0 < entry["val_rows"] <= MAX_VAL_ROWS
     assert len(train) == sum(entry["rows"] * entry["epochs"] for entry in description)
     assert len(val) == sum(entry["val_rows"] for entry in description)
-    assert "HardProblems" not in expected, "RL is to find out how to solve these"
+    assert "HardProblems" not in expected, "HardProblems is left to RL"
 
 
 @pytest.mark.usefixtures("base_dir")
-def test_stages_do_not_repeat_each_other() -> None:
-    asked = {}
+def test_stages_have_different_generated_rows() -> None:
+    contents = {}
     for stage in STAGES:
         train = build_mixture(stage, "world")[0]
         assert isinstance(train, TaskMixture)
-        asked[stage] = {
-            task.name: {key(task[i]) for i in range(300)} for task in train.tasks if task.name in UNBOUNDED_TASKS
+        contents[stage] = {
+            task.name: {content_of(task[i]) for i in range(300)} for task in train.tasks if task.name in UNBOUNDED_TASKS
         }
-    assert set(asked["mid"]) & set(asked["sft"]) >= {"WordProblems", "SpellingBee", "Facts"}
+    assert set(contents["mid"]) & set(contents["sft"]) >= {"WordProblems", "SpellingBee", "Facts"}
     for name in ("WordProblems", "SpellingBee", "Facts"):
-        assert len(asked["mid"][name] & asked["sft"][name]) < 20, name
+        assert len(contents["mid"][name] & contents["sft"][name]) < 20, name
 
 
-@pytest.mark.usefixtures("base_dir")
-def test_the_web_mixture_is_the_specified_one(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
-    asked = {stage: {entry.task: (entry.rows, entry.epochs) for entry in MIXTURES[stage, "web"]} for stage in STAGES}
-    assert asked["mid"] == {
+@pytest.mark.usefixtures("base_dir", "hub_data")
+def test_the_web_mixture_is_as_specified() -> None:
+    table = {stage: {entry.task: (entry.rows, entry.epochs) for entry in MIXTURES[stage, "web"]} for stage in STAGES}
+    assert table["mid"] == {
         "SmolTalk": (460_000, 1), "MMLU": (100_000, 1), "GSM8K": (None, 1), "Identity": (None, 2),
         "SimpleSpelling": (200_000, 1), "SpellingBee": (80_000, 1),
     }  # fmt: skip
-    assert asked["sft"] == {
+    assert table["sft"] == {
         "ARC-Easy": (None, 1), "ARC-Challenge": (None, 1), "GSM8K": (None, 1), "SmolTalk": (10_000, 1),
         "Identity": (1_000, 1), "SimpleSpelling": (300, 1), "SpellingBee": (300, 1),
     }  # fmt: skip
@@ -114,32 +112,30 @@ def test_the_web_mixture_is_the_specified_one(shared_data: Path, monkeypatch: py
     assert len(val) == sum(entry["val_rows"] for entry in sft)
 
 
-def test_identity_counts_twice_in_midtraining(
-    base_dir: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
+@pytest.mark.usefixtures("hub_data")
+def test_identity_has_two_epochs_in_midtraining(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, _, description = build_mixture("sft", "web")
     assert "Identity" not in [entry["name"] for entry in description]
     assert "identity_conversations.jsonl: Identity is left out" in capsys.readouterr().out
-    jsonl(base_dir / "identity_conversations.jsonl", 40, "who")
+    write_jsonl(base_dir / "identity_conversations.jsonl", 40, "who")
     train, val, description = build_mixture("mid", "web")
     entry = next(entry for entry in description if entry["name"] == "Identity")
     assert (entry["rows"], entry["epochs"], entry["val_rows"]) == (38, 2, 1)
     assert entry["file"] == "identity_conversations.jsonl"
     assert isinstance(train, TaskMixture)
-    mine = [keys(task) for task in train.tasks if task.name == "Identity"]
-    assert len(mine) == 2
-    assert mine[0] == mine[1]
-    assert len(mine[0]) == 38
+    identity = [count_contents(task) for task in train.tasks if task.name == "Identity"]
+    assert len(identity) == 2
+    assert identity[0] == identity[1]
+    assert len(identity[0]) == 38
     assert isinstance(val, TaskMixture)
-    assert not mine[0] & keys(next(task for task in val.tasks if task.name == "Identity"))
+    assert not identity[0] & count_contents(next(task for task in val.tasks if task.name == "Identity"))
 
 
-# --- what is missing --------------------------------------------------------------------------------------------------
+# --- missing data sets --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("base_dir")
-def test_what_cannot_be_had_is_left_out_only_if_allowed(
+def test_an_unavailable_data_set_is_left_out_only_if_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tasks.hub._is_hub_reachable", lambda: True)
@@ -152,42 +148,42 @@ def test_what_cannot_be_had_is_left_out_only_if_allowed(
     train, _, description = build_mixture("sft", "web", allow_missing=True)
     assert format_description(description) == "SimpleSpelling 300, SpellingBee 300"
     assert len(train) == 600
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("ARC-Easy", "ARC-Challenge", "GSM8K", "SmolTalk"):
-        assert f"{name} is left out" in said
+        assert f"{name} is left out" in output
 
 
-def test_nothing_left_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_mixture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.hub._is_hub_reachable", lambda: True)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
     with pytest.raises(UserError, match="nothing to train on"):
-        build_mixture("mid", "web", mixture_file=toml(tmp_path, '[[entry]]\ntask = "GSM8K"'), allow_missing=True)
+        build_mixture("mid", "web", mixture_file=write_toml(tmp_path, '[[entry]]\ntask = "GSM8K"'), allow_missing=True)
 
 
-# --- a user's own -----------------------------------------------------------------------------------------------------
+# --- the user's own files -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("base_dir")
-def test_own_conversations_are_added(tmp_path: Path) -> None:
-    mine = jsonl(tmp_path / "mine.jsonl", 60)
+def test_the_users_conversations_are_added(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "mine.jsonl", 60)
     without, _, plain = build_mixture("sft", "world")
-    train, val, description = build_mixture("sft", "world", conversations=mine)
+    train, val, description = build_mixture("sft", "world", conversations=file)
     assert description[:-1] == plain
     entry = description[-1]
     assert (entry["name"], entry["rows"], entry["val_rows"], entry["file"]) == ("CustomJSON", 57, 2, "mine.jsonl")
     assert len(train) == len(without) + 57
     assert isinstance(train, TaskMixture)
-    kept = set(keys(train.tasks[-1]))
-    held = {row for row in keys(val) if '"own ' in row}
-    assert (len(kept), len(held)) == (57, 2)
-    assert not kept & held
-    jsonl(mine, 60, "another")
-    assert build_mixture("sft", "world", conversations=mine)[2][-1]["sha256"] != entry["sha256"]
+    trained = set(count_contents(train.tasks[-1]))
+    held_out = {row for row in count_contents(val) if '"own ' in row}
+    assert (len(trained), len(held_out)) == (57, 2)
+    assert not trained & held_out
+    write_jsonl(file, 60, "another")
+    assert build_mixture("sft", "world", conversations=file)[2][-1]["sha256"] != entry["sha256"]
 
 
 @pytest.mark.usefixtures("base_dir")
 def test_a_mixture_file_replaces_the_table(tmp_path: Path) -> None:
-    file = toml(tmp_path, SMALL)
+    file = write_toml(tmp_path, SMALL_MIXTURE)
     train, val, description = build_mixture("mid", "web", mixture_file=file)
     assert description == [
         {"name": "SpellingBee", "split": "train", "rows": 30, "epochs": 1, "val_rows": 1, "options": {"quoted": True}},
@@ -197,17 +193,21 @@ def test_a_mixture_file_replaces_the_table(tmp_path: Path) -> None:
     assert len(val) == 3
     assert format_description(description) == "SpellingBee 30, Identity 2 x 40"
     again, *_ = build_mixture("mid", "web", mixture_file=file)
-    assert list(map(key, again)) == list(map(key, train))
+    assert list(map(content_of, again)) == list(map(content_of, train))
     other, *_ = build_mixture("mid", "web", mixture_file=file, seed=1)
-    assert list(map(key, other)) != list(map(key, train))
+    assert list(map(content_of, other)) != list(map(content_of, train))
 
 
-def test_few_conversations_are_validated_on_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine = jsonl(tmp_path / "one.jsonl", 1)
-    file = toml(tmp_path, f'[[entry]]\ntask = "CustomJSON"\noptions = {{path = "{mine}"}}')
-    train, val, _ = build_mixture("sft", "world", mixture_file=file)
-    assert keys(train) == keys(val)
+def test_a_mixture_too_small_to_hold_out_is_validated_on_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversations = write_jsonl(tmp_path / "one.jsonl", 1)
+    file = write_toml(tmp_path, f'[[entry]]\ntask = "CustomJSON"\noptions = {{filepath = "{conversations}"}}')
+    train, val, description = build_mixture("sft", "world", mixture_file=file)
+    assert count_contents(train) == count_contents(val)
     assert len(train) == 1
+    assert description[0]["file"] == "one.jsonl"
+    assert "options" not in description[0]
     assert "validation uses those that are trained on" in capsys.readouterr().out
 
 
@@ -236,24 +236,18 @@ ENTRY = '[[entry]]\ntask = "Identity"\n'
         (ENTRY + 'split = "best"', "entry 1: Identity has no split 'best'"),
         (ENTRY + "options = {colour = 3}", "entry 1: Identity cannot be built with.*colour=3"),
         (ENTRY + '[[entry]]\ntask = "CustomJSON"\noptions = {path = "none.jsonl"}', "entry 2: none.jsonl: No such"),
-        (ENTRY + '[[entry]]\ntask = "CustomJSON"', "entry 2: CustomJSON cannot be built.*path"),
+        (ENTRY + '[[entry]]\ntask = "CustomJSON"', "entry 2: CustomJSON has no file: set filepath"),
     ],
 )
-def test_a_mistake_in_a_mixture_file_is_named(text: str, message: str, tmp_path: Path) -> None:
-    path = toml(tmp_path, text)
+def test_a_fault_of_a_mixture_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = write_toml(tmp_path, text)
     with pytest.raises(UserError, match=rf"^mixture {re.escape(str(tmp_path))}.*{message}"):
         build_mixture("sft", "web", mixture_file=path)
 
 
-def test_a_mixture_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_mixture_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         read_mixture(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"# \xe9")
     with pytest.raises(UserError, match=r"latin\.toml"):
         read_mixture(tmp_path / "latin.toml")
-
-
-@pytest.mark.parametrize("name", UNBOUNDED_TASKS)
-def test_tasks_without_end_take_a_size(name: str) -> None:
-    options: dict[str, Any] = {"size": 1_000_003, "start": 1_000_000}
-    assert len(get_task(name, "train", **options)) == 3
