@@ -74,8 +74,8 @@ def _load_class(name: str) -> Callable[..., Task]:
 def canonical_name(name: str) -> str:
     """Return the registry's spelling of a task's name; upper and lower case are equivalent.
 
-    `my_task:MyTask`, the class `MyTask` of tasks/my_task.py, is returned unchanged. Raises UserError for an unknown name,
-    with the names closest to it.
+    `my_task:MyTask`, the class `MyTask` of tasks/my_task.py, is returned unchanged. Raises UserError for an unknown
+    name, with the names closest to it.
     """
     if ":" in name:
         _load_class(name)

@@ -131,7 +131,7 @@ def test_identity_has_two_epochs_in_midtraining(base_dir: Path, capsys: pytest.C
     assert not identity[0] & count_contents(next(task for task in val.tasks if task.name == "Identity"))
 
 
-# --- missing data sets --------------------------------------------------------------------------------------------------
+# --- missing data sets ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("base_dir")
@@ -160,7 +160,7 @@ def test_an_empty_mixture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         build_mixture("mid", "web", mixture_file=write_toml(tmp_path, '[[entry]]\ntask = "GSM8K"'), allow_missing=True)
 
 
-# --- the user's own files -----------------------------------------------------------------------------------------------------
+# --- the user's own files ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("base_dir")
