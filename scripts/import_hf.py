@@ -1,12 +1,13 @@
-"""Turn a folder that scripts.export_hf or transformers has written into a checkpoint of ours.
+"""Import a folder that scripts.export_hf or transformers has written as a checkpoint.
 
     python -m scripts.import_hf d20-hf                        # a base model d20, to chat with or to train further
     python -m scripts.import_hf d20-sft -i sft -g imported    # as another stage, under another name
 
-On one GPU, on eight or on a laptop alike: it runs on the CPU. The folder holds config.json, tokenizer.json and
-model.safetensors, or several of these and model.safetensors.index.json, of the architecture `nanochat`. The tokenizer
-goes to the base folder ($NANOCHAT_BASE_DIR), which must not hold another one. The optimizer's state is not in such a
-folder: the imported run cannot be resumed, but the stages after it begin from it.
+The commands are the same on a machine with one GPU, on one with eight and on a laptop: the import runs on the CPU. The
+folder holds config.json, tokenizer.json and model.safetensors (or several such files and model.safetensors.index.json)
+of transformers' architecture `nanochat`. The tokenizer is saved in the base folder ($NANOCHAT_BASE_DIR), which must not
+hold another one. The folder has no optimizer state: the imported run cannot be resumed, but later stages can start from
+it.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ from nanochat.tokenizer import TOKENIZER_FILE, Tokenizer
 
 @dataclass(frozen=True)
 class Config(Settings):
-    folder: Path | None = setting(None, "folder of the model", positional=True)
-    source: str = setting("base", "stage that it is imported as", short="i", choices=tuple(CHECKPOINT_DIRS))
-    model_tag: str | None = setting(None, "name of the imported model; default: d and its layers", short="g")
+    folder: Path | None = setting(None, "folder to import", positional=True)
+    source: str = setting("base", "stage to import it as", short="i", choices=tuple(CHECKPOINT_DIRS))
+    model_tag: str | None = setting(None, "name of the imported model; default: d and its number of layers", short="g")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.folder is None:
-            raise UserError("name the folder to import")
+            raise UserError("the folder to import is missing: name it, as in python -m scripts.import_hf FOLDER")
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[Path]:
-    """What goes wrong with a file is said with its name."""
+def name_in_errors(path: Path) -> Iterator[Path]:
+    """Yield `path`; errors that are raised in the block become UserErrors that name it."""
     try:
         yield path
     except UserError as error:
@@ -56,69 +57,73 @@ def reading(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+    """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of one file, or of all that an index names. Raises UserError that names the file at fault."""
+    """Read the weights of one file, or of all files in an index. Raises UserError that names the file at fault."""
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if not (folder / names[0]).exists() and index.exists():
-        with reading(index):
+        with name_in_errors(index):
             content = read_json(index)
-            where = content.get("weight_map") if isinstance(content, dict) else None
-            if not isinstance(where, dict) or not where or any(Path(str(name)).name != name for name in where.values()):
+            weight_map = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(weight_map, dict) or not weight_map:
                 raise UserError("weight_map must give the file of each weight")
-            names = sorted(set(where.values()))
-    found: dict[str, Tensor] = {}
+            if any(Path(str(name)).name != name for name in weight_map.values()):
+                raise UserError("weight_map must name files in the same folder")
+            names = sorted(set(weight_map.values()))
+    weights: dict[str, Tensor] = {}
     for name in names:
-        with reading(folder / name) as path:
-            found |= load_file(path)
-    return found
+        with name_in_errors(folder / name) as path:
+            weights |= load_file(path)
+    return weights
 
 
-def put_tokenizer(tokenizer: Tokenizer) -> None:
+def install_tokenizer(tokenizer: Tokenizer) -> None:
     """Save the tokenizer in the base folder. Raises UserError if another one is there."""
-    place = base_dir() / "tokenizer"
-    if not (place / TOKENIZER_FILE).exists():
-        tokenizer.save(place)
-    elif Tokenizer.from_directory(place).hash() != tokenizer.hash():
-        raise UserError(f"{place} holds another vocabulary than the model: set NANOCHAT_BASE_DIR to another folder")
+    folder = base_dir() / "tokenizer"
+    if not (folder / TOKENIZER_FILE).exists():
+        tokenizer.save(folder)
+    elif Tokenizer.from_directory(folder).hash() != tokenizer.hash():
+        raise UserError(f"{folder} holds another vocabulary than the model: set NANOCHAT_BASE_DIR to another folder")
 
 
 def main(config: Config) -> Path:
-    """Write the checkpoint, and give its path."""
+    """Write the checkpoint and return its path."""
     assert config.folder is not None, "__post_init__ has checked it"
-    with reading(config.folder / "config.json") as path:
+    with name_in_errors(config.folder / "config.json") as path:
         content = read_json(path)
         shape = from_hf_config(content)
-    with reading(config.folder / "tokenizer.json") as path:
+    with name_in_errors(config.folder / "tokenizer.json") as path:
         tokenizer = from_hf_tokenizer(read_json(path))
         if tokenizer.get_vocab_size() != shape.vocab_size:
             raise UserError(f"it has {tokenizer.get_vocab_size()} tokens, the model {shape.vocab_size}")
-    found = read_weights(config.folder)
-    with reading(config.folder):
-        weights = from_hf_weights(found, shape)
-    run = run_dir(config.source, config.model_tag or f"d{shape.n_layer}")
-    if list_steps(run):
-        raise UserError(f"{run} holds checkpoints already: choose another name with --model_tag")
+    hf_weights = read_weights(config.folder)
+    with name_in_errors(config.folder):
+        weights = from_hf_weights(hf_weights, shape)
+    folder = run_dir(config.source, config.model_tag or f"d{shape.n_layer}")
+    if list_steps(folder):
+        raise UserError(f"{folder} holds checkpoints already: choose another name with --model_tag")
     origin = content.get("origin") if isinstance(content.get("origin"), dict) else {}
-    dtype, size = origin.get("compute_dtype"), origin.get("total_batch_size")
-    put_tokenizer(tokenizer)
+    dtype = origin.get("compute_dtype")
+    batch_size = origin.get("total_batch_size")
+    has_batch_size = isinstance(batch_size, int) and batch_size > 0
+    install_tokenizer(tokenizer)
     meta: RunMeta = {
         "model_config": asdict(shape),
         "compute_dtype": dtype if dtype in DTYPES else "float32",
         "torch_version": torch.__version__,
         "tokenizer_hash": tokenizer.hash(),
-        "data_hash": "",  # no run here has made it, so none can resume it
-        "settings": {"total_batch_size": size} if isinstance(size, int) and size > 0 else {},  # for the next stage
+        "data_hash": "",  # not trained on data of this base folder, so it cannot be resumed
+        "settings": {"total_batch_size": batch_size} if has_batch_size else {},  # for the next stage
         "imported_from": str(config.folder),
     }
     step = origin.get("step")
-    saved = save_checkpoint(run, step if isinstance(step, int) and step >= 0 else 0, weights, {}, meta)
-    print0(f"Imported {config.folder} as {saved}")
-    return saved
+    path = save_checkpoint(folder, step if isinstance(step, int) and step >= 0 else 0, weights, {}, meta)
+    print0(f"Imported {config.folder} as {path}")
+    return path
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Weights and tokenizer for other programs, and back."""
+"""Export of models and tokenizers to the formats of Hugging Face, and import from them."""

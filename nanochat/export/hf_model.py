@@ -1,4 +1,4 @@
-"""Our model as transformers' architecture `nanochat`, and back: configuration, weights, model card."""
+"""Conversion of a model to and from transformers' architecture `nanochat`: configuration, weights, model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nanochat.reporting.markdown import escape, format_number
 from nanochat.reporting.schema import Section
 from nanochat.tokenizer import Tokenizer
 
-# Which of their fields holds which of ours.
+# Field of GPTConfig -> field of config.json.
 CONFIG_FIELDS = {
     "sequence_len": "max_position_embeddings",
     "vocab_size": "vocab_size",
@@ -26,12 +26,20 @@ CONFIG_FIELDS = {
     "n_kv_head": "num_key_value_heads",
     "n_embd": "hidden_size",
 }
-_NAMES = {"q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj"}
-_NAMES |= {"o_proj": "self_attn.o_proj", "up_proj": "mlp.fc1", "down_proj": "mlp.fc2"}
+# Matrix of a block -> its module in a layer of transformers' model.
+_BLOCK_MODULES = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "up_proj": "mlp.fc1",
+    "down_proj": "mlp.fc2",
+}
+_VOCAB_WEIGHTS = ("embed.weight", "head.weight")  # one row for each token; nanochat pads them, transformers does not
 
 
 def fixed_fields(config: GPTConfig) -> dict[str, Any]:
-    """Their fields whose value our architecture decides."""
+    """Return the fields of config.json whose values follow from nanochat's architecture."""
     return {
         "hidden_act": "relu2",
         "intermediate_size": 4 * config.n_embd,
@@ -44,17 +52,18 @@ def fixed_fields(config: GPTConfig) -> dict[str, Any]:
 
 
 def special_token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The ids that begin and end a text: as in our engine, the end of an answer and the next document's begin."""
-    bos, end = tokenizer.get_bos_token_id(), tokenizer.encode_special(ASSISTANT_END)
+    """Return the ids that begin and end a text. As in `nanochat.engine`, `<|assistant_end|>` and bos both end it."""
+    bos = tokenizer.get_bos_token_id()
+    end = tokenizer.encode_special(ASSISTANT_END)
     return {"bos_token_id": bos, "eos_token_id": [end, bos], "pad_token_id": bos}
 
 
 def to_hf_config(config: GPTConfig, tokenizer: Tokenizer, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json`. `origin`: what to remember of the checkpoint; transformers keeps it and does not use it."""
+    """Return the content of `config.json`. `origin`: facts about the checkpoint, which transformers ignores."""
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": "nanochat",
-        **{theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()},
+        **{hf_field: getattr(config, field) for field, hf_field in CONFIG_FIELDS.items()},
         **fixed_fields(config),
         **special_token_ids(tokenizer),
         "attention_dropout": 0.0,
@@ -65,62 +74,81 @@ def to_hf_config(config: GPTConfig, tokenizer: Tokenizer, origin: Mapping[str, A
 
 
 def from_hf_config(content: Any) -> GPTConfig:
-    """The shape of the model in a `config.json`. Raises UserError for a model that ours cannot be."""
-    kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind != "nanochat":
-        raise UserError(f"its model_type is {kind!r}: only 'nanochat' can be imported")
+    """Return the GPTConfig of a `config.json`. Raises UserError for a model that nanochat cannot represent."""
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type != "nanochat":
+        raise UserError(f"its model_type is {model_type!r}: only 'nanochat' can be imported")
     if missing := [field for field in CONFIG_FIELDS.values() if not isinstance(content.get(field), int)]:
         raise UserError(f"{missing[0]} is {content.get(missing[0])!r}: it must be a whole number")
-    config = GPTConfig(**{ours: content[theirs] for ours, theirs in CONFIG_FIELDS.items()})
+    config = GPTConfig(**{field: content[hf_field] for field, hf_field in CONFIG_FIELDS.items()})
     for field, value in fixed_fields(config).items():
         if content.get(field) != value:
-            raise UserError(f"{field} is {content.get(field)!r}: our model has {value!r}")
+            raise UserError(f"{field} is {content.get(field)!r}: a model of nanochat has {value!r}")
     return config
 
 
 def hf_weight_names(config: GPTConfig) -> dict[str, str]:
-    """Name of each of our weights -> theirs."""
+    """Return name of a weight in nanochat -> name in transformers.
+
+    >>> hf_weight_names(GPTConfig(n_layer=1))["blocks.0.attn.q_proj.weight"]
+    'model.layers.0.self_attn.q_proj.weight'
+    """
     names = {"embed.weight": "model.embed_tokens.weight", "head.weight": "lm_head.weight"}
     for layer in range(config.n_layer):
-        for ours, theirs in _NAMES.items():
-            part = "attn" if theirs.startswith("self_attn") else "mlp"
-            names[f"blocks.{layer}.{part}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+        for matrix, hf_module in _BLOCK_MODULES.items():
+            part = "attn" if hf_module.startswith("self_attn") else "mlp"
+            names[f"blocks.{layer}.{part}.{matrix}.weight"] = f"model.layers.{layer}.{hf_module}.weight"
     return names
 
 
 def to_hf_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Our weights under their names, without the rows that pad the vocabulary. Raises UserError if some do not fit."""
+    """Return the weights by their names in transformers, without the rows that pad the vocabulary.
+
+    Raises UserError if a weight has no name there, or one is missing.
+    """
     names = hf_weight_names(config)
     if odd := sorted(weights.keys() ^ names.keys()):
-        raise UserError(f"transformers' nanochat has no place for this model: {odd[0]} is in one of them only")
-    rows = {"embed.weight": config.vocab_size, "head.weight": config.vocab_size}
-    return {theirs: weights[ours][: rows.get(ours)].contiguous() for ours, theirs in names.items()}
+        raise UserError(f"transformers' nanochat does not fit this model: {odd[0]} is in one of them only")
+    hf_weights = {}
+    for name, hf_name in names.items():
+        weight = weights[name]
+        hf_weights[hf_name] = (weight[: config.vocab_size] if name in _VOCAB_WEIGHTS else weight).contiguous()
+    return hf_weights
 
 
-def from_hf_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The inverse, in float32: zero rows pad the vocabulary. Raises UserError for weights of another model."""
+def from_hf_weights(hf_weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Return the weights by their names in nanochat, in float32, with zero rows that pad the vocabulary.
+
+    Raises UserError for weights of another model.
+    """
     names = hf_weight_names(config)
-    if odd := sorted(weights.keys() ^ set(names.values())):
+    if odd := sorted(hf_weights.keys() ^ set(names.values())):
         raise UserError(f"the weights are not those of its configuration: {odd[0]} is in one of them only")
-    padding = config.padded_vocab_size - config.vocab_size
-    found = {}
-    for ours, theirs in names.items():
-        weight = weights[theirs].float()
-        found[ours] = pad(weight, (0, 0, 0, padding)) if ours in ("embed.weight", "head.weight") else weight
-        if found[ours].shape != (shape := weight_shape(ours, config)):
-            raise UserError(f"{theirs} has the shape {tuple(weights[theirs].shape)}, where {ours} needs {shape}")
-    return found
+    num_padding_rows = config.padded_vocab_size - config.vocab_size
+    weights = {}
+    for name, hf_name in names.items():
+        weight = hf_weights[hf_name].float()
+        if name in _VOCAB_WEIGHTS:
+            weight = pad(weight, (0, 0, 0, num_padding_rows))
+        shape = weight_shape(name, config)
+        if weight.shape != shape:
+            raise UserError(f"{hf_name} has the shape {tuple(hf_weights[hf_name].shape)}, but {name} needs {shape}")
+        weights[name] = weight
+    return weights
 
 
 def weight_shape(name: str, config: GPTConfig) -> tuple[int, int]:
-    """Rows and columns of one of our weights."""
-    width, kind = config.n_embd, name.split(".")[-2]
-    rows = {
-        **dict.fromkeys(("embed", "head"), config.padded_vocab_size),
-        **dict.fromkeys(("k_proj", "v_proj"), config.n_kv_head * config.head_dim),
+    """Return the rows and columns of a weight, given by its name in nanochat."""
+    width = config.n_embd
+    matrix = name.split(".")[-2]
+    num_rows = {
+        "embed": config.padded_vocab_size,
+        "head": config.padded_vocab_size,
+        "k_proj": config.n_kv_head * config.head_dim,
+        "v_proj": config.n_kv_head * config.head_dim,
         "up_proj": 4 * width,
     }
-    return rows.get(kind, width), 4 * width if kind == "down_proj" else width
+    return num_rows.get(matrix, width), 4 * width if matrix == "down_proj" else width
 
 
 CARD = """\
@@ -167,30 +195,32 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 
 
 def model_card(
-    source: str, tag: str, meta: Mapping[str, Any], config: GPTConfig, parameters: int, sections: Mapping[str, Section]
+    source: str, tag: str, meta: Mapping[str, Any], config: GPTConfig, num_params: int, sections: Mapping[str, Section]
 ) -> str:
-    """The folder's README.md: what the model is, how to load it, our metrics from its training and from the report.
+    """Return the model card, README.md: the model, how to load it, metrics of its training and from the report.
 
-    The report holds the last evaluation of each kind, maybe of another model: only this checkpoint's are taken.
+    The report holds the last evaluation of each kind, which may be of another model: only this checkpoint's are taken.
     """
     history = meta.get("loop", {}).get("history", [])
-    last = {name: value for row in history for name, value in row.items()}
+    last_values = {name: value for row in history for name, value in row.items()}
     names = {"val_bpb": "validation bits per byte", "loss": "training loss (nats per token)"}
-    lines = [f"- {text}: {format_number(last[name])}" for name, text in names.items() if name in last]
-    stage = re.compile("base_(loss|eval)" if source == "base" else f"chat_eval_{source}")
+    lines = [f"- {text}: {format_number(last_values[name])}" for name, text in names.items() if name in last_values]
+    section_name = re.compile("base_(loss|eval)" if source == "base" else f"chat_eval_{source}")
     for name, section in sections.items():
-        if not stage.fullmatch(name) or section.get("checkpoint") != f"{tag}:{meta['step']}":
+        if not section_name.fullmatch(name) or section.get("checkpoint") != f"{tag}:{meta['step']}":
             continue
         notes = " ".join(map(escape, section.get("notes", [])))
         lines += ["", f"From the report's section {name} ({section.get('time')}). {notes}".strip(), ""]
-        lines += [f"- {escape(metric)}: {_shown(value)}" for metric, value in section.get("metrics", {}).items()]
+        lines += [
+            f"- {escape(metric)}: {_format_metric(value)}" for metric, value in section.get("metrics", {}).items()
+        ]
     return CARD.format(
         source=source,
         tag=tag,
         step=meta["step"],
         compute_dtype=meta["compute_dtype"],
         **asdict(config),
-        parameters=parameters,
+        parameters=num_params,
         usage=_BASE_USAGE if source == "base" else _CHAT_USAGE,
         metrics="\n".join(lines).strip() or "None were recorded.",
         bos=BOS,
@@ -198,8 +228,8 @@ def model_card(
     )
 
 
-def _shown(metric: Any) -> str:
-    """A metric of the report; its interval and its number of examples, where it has them."""
+def _format_metric(metric: Any) -> str:
+    """Return a metric of the report, with its interval and its number of examples if it has them."""
     if not isinstance(metric, dict):
         return format_number(metric)
     low, high = metric.get("interval") or (None, None)

@@ -1,11 +1,15 @@
-"""Our tokenizer as Hugging Face's two files, and back: `tokenizer.json` and `tokenizer_config.json`.
+"""Conversion of a tokenizer to and from Hugging Face's two files, `tokenizer.json` and `tokenizer_config.json`.
 
-Ours says which bytes have a token, and the token of the lowest id is merged first; theirs says which pairs may be
-merged, in order. The one pair that really makes a token is found by encoding the token itself, so the ids are the same
-for every text. The exception: theirs reads the name of a special token in a text as that token, where ours leaves it
-text (`split_special_tokens=True` does the same there). The chat template gives what `render_conversation` does, but for
-such names; for a last question without an answer, which it keeps, since an answer is asked for in this way too; and for
-the mask of a text before a tool's result that follows no call.
+nanochat stores ranks: of all adjacent pairs that form a token, the one with the lowest id is merged first. Hugging Face
+stores ordered merge pairs. The pair that forms a token is found by encoding the token's own bytes (`last_merge`), so
+both give the same ids for every text:
+
+    ranks {a: 0, b: 1, c: 2, bc: 3, abc: 4}  ->  merges [b, c], [a, bc]
+
+Three differences remain. Hugging Face encodes the name of a special token in a text as that token, where nanochat keeps
+it text (`split_special_tokens=True` does the same there). The chat template renders a conversation as
+`render_conversation` does, but keeps a last question without an answer, because it also renders prompts for an answer.
+The mask of a text before a tool's result that follows no call may lack some of the text's last tokens.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ from nanochat.tokenizer import Tokenizer
 BOS = "<|bos|>"
 ASSISTANT_END = "<|assistant_end|>"
 
-# `render_turns` in Jinja. What the model learns to say stands between generation markers, in spans as long as can be:
-# they end in a special token, since transformers cuts short a span whose last character is of several tokens. A
-# tool's result can follow a text without a call: there it does so.
+# `render_turns` in Jinja. Generation markers enclose what the model is trained on, in spans that end with a special
+# token: transformers cuts a span short if its last character has several tokens. That still happens where a tool's
+# result follows a text without a call.
 CHAT_TEMPLATE = r"""
 {{- bos_token -}}
 {%- set ns = namespace(system='', due='user', said='') -%}
@@ -66,15 +70,15 @@ CHAT_TEMPLATE = r"""
 """.strip()
 
 
-def to_hf_tokenizer_config(context: int) -> dict[str, Any]:
-    """`tokenizer_config.json`, for a model of this context in tokens."""
+def to_hf_tokenizer_config(context_len: int) -> dict[str, Any]:
+    """Return the content of `tokenizer_config.json`. `context_len`: tokens that the model can read."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
+        "model_max_length": context_len,
         "model_input_names": ["input_ids", "attention_mask"],
         "bos_token": BOS,
         "eos_token": ASSISTANT_END,
-        "pad_token": BOS,  # never a target, so a loss that leaves the padding out forgets nothing
+        "pad_token": BOS,  # never a target, so a loss that ignores padding ignores no other token
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
@@ -82,9 +86,9 @@ def to_hf_tokenizer_config(context: int) -> dict[str, Any]:
 
 
 def to_hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of `tokenizer.json` as the `tokenizers` package reads it. A text is given `<|bos|>` in front."""
+    """Return the content of `tokenizer.json` for the `tokenizers` package, which puts `<|bos|>` before a text."""
     letters = byte_level_alphabet()
-    pieces = {token: "".join(letters[byte] for byte in token) for token in tokenizer.ranks}
+    spelling = {token: "".join(letters[byte] for byte in token) for token in tokenizer.ranks}
     pairs = (last_merge(token, tokenizer.ranks) for token in tokenizer.ranks)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     specials = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
@@ -113,26 +117,27 @@ def to_hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,  # a word that is a token is that token, however merges would go
-            "vocab": {pieces[token]: rank for token, rank in tokenizer.ranks.items()},
-            "merges": [[pieces[left], pieces[right]] for left, right in filter(None, pairs)],
+            "ignore_merges": True,  # a word that is a token becomes that token, even if no merges lead to it
+            "vocab": {spelling[token]: rank for token, rank in tokenizer.ranks.items()},
+            "merges": [[spelling[left], spelling[right]] for left, right in filter(None, pairs)],
         },
     }
 
 
 def last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
-    """The two tokens whose merge makes this one, wherever it is made; None for a byte, and if no merges lead to it.
+    """Return the two tokens whose merge forms `token`; None for a byte, and for a token that no merges lead to.
 
-    The merges inside a token's bytes do not depend on what stands around it as long as none crosses its ends.
+    The pair is the same in every text: merges inside a token's bytes do not depend on the bytes around them, as long as
+    no merge crosses the token's ends.
 
     >>> last_merge(b"abc", {b"a": 0, b"b": 1, b"c": 2, b"bc": 3, b"ab": 4, b"abc": 5})
     (b'a', b'bc')
     """
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 1:
-        joined = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
-        i = joined.index(min(joined))
-        if joined[i] == len(ranks):
+        pair_ranks = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
+        i = pair_ranks.index(min(pair_ranks))
+        if pair_ranks[i] == len(ranks):
             return None
         if len(parts) == 2:
             return parts[0], parts[1]
@@ -141,29 +146,31 @@ def last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] 
 
 
 def from_hf_tokenizer(content: Any) -> Tokenizer:
-    """Our tokenizer from the content of such a `tokenizer.json`.
+    """Return the tokenizer of a `tokenizer.json`'s content.
 
-    Raises UserError for one that is not of this kind: other steps than a split and byte-level BPE, special tokens other
-    than ours, or merges in another order than that of the ids.
+    Raises UserError if nanochat would give other ids: for steps other than a split and byte-level BPE, for other
+    special tokens, and for merges in another order than that of the ids.
     """
     byte_of = {letter: byte for byte, letter in enumerate(byte_level_alphabet())}
     try:
-        split, model = content["pre_tokenizer"]["pretokenizers"][0], content["model"]
+        split = content["pre_tokenizer"]["pretokenizers"][0]
+        model = content["model"]
         specials = {token["content"]: token["id"] for token in content["added_tokens"]}
-        words = {piece: i for piece, i in model["vocab"].items() if piece not in specials}
-        ranks = {bytes(byte_of[letter] for letter in piece): i for piece, i in words.items()}
+        vocab = {spelling: i for spelling, i in model["vocab"].items() if spelling not in specials}
+        ranks = {bytes(byte_of[letter] for letter in spelling): i for spelling, i in vocab.items()}
         tokenizer = Tokenizer(split["pattern"]["Regex"], ranks, specials)
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        found = (words, merges, _pre_tokenizer(content), content["normalizer"])
+        steps = (vocab, merges, _pre_tokenizer_steps(content), content["normalizer"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"it is no byte-level BPE like ours: {error!r}") from error
-    ours = to_hf_tokenizer(tokenizer)
-    if found != (ours["model"]["vocab"], ours["model"]["merges"], _pre_tokenizer(ours), None):
-        raise UserError("it merges or splits in another way than ours: the ids would differ")
+        raise UserError(f"it is no byte-level BPE as nanochat has it: {error!r}") from error
+    exported = to_hf_tokenizer(tokenizer)
+    expected = (exported["model"]["vocab"], exported["model"]["merges"], _pre_tokenizer_steps(exported), None)
+    if steps != expected:
+        raise UserError("it merges or splits in another way than nanochat does: the ids would differ")
     return tokenizer
 
 
-def _pre_tokenizer(content: Mapping[str, Any]) -> list[Any]:
-    """What decides where a text is cut; offsets do not."""
+def _pre_tokenizer_steps(content: Mapping[str, Any]) -> list[Any]:
+    """Return the steps that split a text, without the option that only concerns offsets."""
     steps = content["pre_tokenizer"]["pretokenizers"]
     return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]

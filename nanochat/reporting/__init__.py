@@ -1,1 +1,1 @@
-"""Schema, Markdown, plots and statistics that serve `nanochat.report`."""
+"""Schema, Markdown, tables, plots and statistics behind `nanochat.report`."""

@@ -491,12 +491,12 @@ def test_weights_in_several_files(
         ("model.safetensors", None, "model.safetensors cannot be read"),
         ("config.json", {"model_type": "llama"}, "model_type is 'llama': only 'nanochat'"),
         ("config.json", {"hidden_size": None}, "hidden_size is None"),
-        ("config.json", {"intermediate_size": 8192}, "intermediate_size is 8192: our model has 240"),
+        ("config.json", {"intermediate_size": 8192}, "intermediate_size is 8192: a model of nanochat has 240"),
         ("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters is"),
         ("config.json", {"num_hidden_layers": 3}, "model.layers.2.*in one of them only"),
         ("config.json", {"num_key_value_heads": 6}, "k_proj.weight has the shape"),
         ("config.json", {"vocab_size": 300}, r"it has \d+ tokens, the model 300"),
-        ("tokenizer.json", {"model": {}}, "no byte-level BPE like ours"),
+        ("tokenizer.json", {"model": {}}, "no byte-level BPE as nanochat has it"),
         ("tokenizer.json", {"added_tokens": []}, "tokenizer.json: "),
         ("tokenizer.json", {"normalizer": {"type": "NFC"}}, "the ids would differ"),
     ],
@@ -677,7 +677,7 @@ def test_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert push("c", Terminal("y\n")) == uploaded
     assert push("d", io.StringIO(), yes=True) == uploaded * 2
     monkeypatch.setattr(Hub, "error", RuntimeError("401 Unauthorized\nsee https://..."))
-    with pytest.raises(UserError, match=r"failed \(401 Unauthorized\); .* is whole"):
+    with pytest.raises(UserError, match=r"failed \(401 Unauthorized\); .* is complete"):
         push("e", io.StringIO(), yes=True)
     with pytest.raises(UserError, match="OWNER/NAME"):
         export_hf.Config(out=tmp_path, push="d9")
