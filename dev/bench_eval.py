@@ -1,17 +1,18 @@
-"""CORE's prompts scored many at a time, and one at a time, in turn task by task in one run: time, memory, agreement.
+"""Benchmark of CORE's scorer against one option at a time: time, memory, and whether both give the same scores.
 
-    python -m dev.bench_eval --eval_bundle=../shared/data/eval_bundle.zip --text=../shared/data/text/textbooks
+    python -m dev.bench_eval --eval_bundle=eval_bundle.zip --text=FOLDER          # a tokenizer of that folder's text
     python -m dev.bench_eval --eval_bundle=eval_bundle.zip --max_per_task=10      # a quick look
     python -m dev.bench_eval --eval_bundle=eval_bundle.zip --trained              # the base model of the base folder
 
-One at a time is the plain way: each option of each example by itself, one forward pass over the whole prompt, logits at
-every position. Both ways get the same tokens; tokenizing is not timed. Each has a process of its own, so that the peak
-of its memory is its own, and waits while the other works. The model is float32 and on the CPU.
+"One at a time" is the plain method: each option of each example alone, one forward pass over the whole prompt, logits
+at every position. Both methods get the same tokens; encoding is not timed. Each runs in a process of its own, so that
+its peak memory can be measured, and waits while the other works. Tasks alternate between the methods. The model is in
+float32 on the CPU.
 
-Beside the ratio of the times stands that of the arithmetic: of what each way must multiply at least, when padding costs
-nothing and attention leaves out what no token sees. And how near that each way comes to this machine's matrix products,
-measured after each task. The ratio of processor seconds, of all threads, is what a machine that does other things too
-disturbs least.
+The table shows, besides the ratio of the times: the ratio of the fewest floating-point operations of each method
+(without padding, and without attention to tokens that are masked), each method's share of the speed of this machine's
+matrix products, which are measured after each task, and the ratio of the CPU seconds of all threads, which other work
+on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ import torch
 from torch.nn import functional as F
 
 from nanochat.checkpoint_manager import build_model, load_model
-from nanochat.common import UserError, print0
+from nanochat.common import print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data.import_text import TextFiles
-from nanochat.eval.core_bundle import Bundle, find_bundle, read_bundle
-from nanochat.eval.core_prompts import CoreTask, EncodedExample, encode_example
+from nanochat.eval.core_bundle import Bundle, open_bundle
+from nanochat.eval.core_prompts import CoreTask, EncodedExample, EncodedOption, encode_example
 from nanochat.eval.core_scorer import ModelScorer, OptionScore, is_correct
 from nanochat.eval.task_eval import choose_rows
 from nanochat.gpt import GPT, GPTConfig
@@ -40,35 +41,33 @@ from nanochat.runtime import Runtime
 from nanochat.system.environment import peak_memory_bytes
 from nanochat.tokenizer import Tokenizer, get_tokenizer, trainable_tokenizer_class
 
-WAYS = ("one at a time", "batched")
-PRODUCT = 1024  # rows and columns of the matrices that tell what the machine can do
-WARM_UP = 1  # examples
+METHODS = ("one at a time", "batched")
+PRODUCT_SIZE = 1024  # rows and columns of the matrices that measure the machine's speed
+NUM_WARM_UP = 1  # examples
 
 
 @dataclass(frozen=True)
 class Config(Settings):
     eval_bundle: str | None = setting(None, "folder or zip file of the tasks; default: eval_bundle in the base folder")
-    tasks: str = setting("", "only these, with | between them")
+    tasks: str = setting("", "only these tasks, separated by |")
     max_per_task: int = setting(100, "examples of each task; -1 = all", short="x", at_least=1, also=-1)
     text: Path | None = setting(None, "folder of text to train the tokenizer on; default: the bundle's own text")
     depth: int = setting(4, "layers of the model")
     head_dim: int = setting(128, "size of an attention head")
     max_seq_len: int = setting(2048, "tokens of context")
     vocab_size: int = setting(32768, "tokens of the vocabulary")
-    trained: bool = setting(
-        False, "take model and tokenizer from the base folder; the settings above do not count then"
-    )
+    trained: bool = setting(False, "take model and tokenizer from the base folder; ignores the settings above")
     batch_tokens: int = setting(
-        -1, "positions in a forward pass of the batched way; -1 = base_eval's", short="b", at_least=1, also=-1
+        -1, "positions in a forward pass of the batched method; -1 = base_eval's", short="b", at_least=1, also=-1
     )
-    seed: int = setting(42, "of the weights, and of the choice of solved examples in a prompt")
+    seed: int = setting(42, "for the weights, and for the choice of few-shot examples")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.shape(self.vocab_size)
+        self.model_config(self.vocab_size)
 
-    def shape(self, vocab_size: int) -> GPTConfig:
-        """The shape of a model with random weights."""
+    def model_config(self, vocab_size: int) -> GPTConfig:
+        """Return the configuration of the model with random weights."""
         return GPTConfig.from_depth(
             self.depth, vocab_size=vocab_size, sequence_len=self.max_seq_len, head_dim=self.head_dim
         )
@@ -76,84 +75,89 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Ready:
-    """What a process says when its model is there: its shape, and memory so far in bytes."""
+    """First message of a process, when its model is loaded."""
 
-    shape: GPTConfig
-    memory: int
+    model_config: GPTConfig
+    memory: int  # peak so far, in bytes
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a way makes of a task. `scores`: of each example's options, in order. `memory`: the peak so far, in bytes.
+class Measurement:
+    """A method's result on a task."""
 
-    `cpu_seconds`: of all threads. `product`: FLOPs a second of a matrix product, right after.
-    """
-
-    scores: list[list[OptionScore]]
+    scores: list[list[OptionScore]]  # of each example's options, in order
     seconds: float
-    cpu_seconds: float
-    memory: int
-    product: float
+    cpu_seconds: float  # of all threads
+    memory: int  # peak so far, in bytes
+    product_flops: float  # FLOPs a second of a matrix product, measured right after the task
 
 
 @dataclass(frozen=True)
 class Row:
-    """A task: seconds and fewest FLOPs of each way, and how far the two are apart."""
+    """A row of the table. Pairs are (one at a time, batched)."""
 
     label: str
-    num: int
-    tokens: int  # that the plain way reads
+    num_examples: int
+    num_tokens: int  # that the plain method reads
     seconds: tuple[float, float]
     cpu_seconds: tuple[float, float]
-    flops: tuple[float, float]
-    products: tuple[float, float]
-    loss_difference: float
-    other_decisions: int
-    other_exact: int
+    fewest_flops: tuple[float, float]
+    product_flops: tuple[float, float]
+    max_loss_difference: float
+    num_different_decisions: int
+    num_different_greedy: int
 
     @property
     def ratio(self) -> float:
-        """How many times faster the batched way is."""
+        """The batched method is so many times faster."""
         return self.seconds[0] / self.seconds[1]
 
 
-# --- the two ways, each in its process --------------------------------------------------------------------------------
+# --- the two methods, each in its process -----------------------------------------------------------------------------
 
 
-def one_at_a_time(model: GPT, prompts: Sequence[EncodedExample]) -> Iterator[tuple[EncodedExample, list[OptionScore]]]:
-    """The plain way."""
-    for prompt in prompts:
-        yield prompt, [score_alone(model, ids, count) for ids, count in prompt.options]
+def score_one_at_a_time(
+    model: GPT, examples: Sequence[EncodedExample]
+) -> Iterator[tuple[EncodedExample, list[OptionScore]]]:
+    """Score every option alone."""
+    for example in examples:
+        yield example, [score_alone(model, option) for option in example.options]
 
 
 @torch.inference_mode()
-def score_alone(model: GPT, ids: list[int], count: int) -> OptionScore:
-    """One option: logits at every position, of which the last `count` are looked at."""
-    logits = model(torch.tensor([ids[:-1]]))[0, -count:]  # (1, T) -> (1, T, V) -> (N, V)
-    wanted = torch.tensor(ids[-count:])
-    loss = F.cross_entropy(logits, wanted)
-    return OptionScore(loss.item(), bool((logits.argmax(-1) == wanted).all()))
+def score_alone(model: GPT, option: EncodedOption) -> OptionScore:
+    """Score one option from the logits at every position."""
+    num_targets = option.continuation_len
+    logits = model(torch.tensor([option.ids[:-1]]))[0, -num_targets:]  # (1, T) -> (1, T, V) -> (N, V)
+    targets = torch.tensor(option.ids[-num_targets:])  # (N,)
+    loss = F.cross_entropy(logits, targets)
+    return OptionScore(loss.item(), bool((logits.argmax(-1) == targets).all()))
 
 
-def serve(way: str, config: Config, vocab_size: int, pipe: Connection) -> None:
-    """A process: score the prompts that come, until None comes."""
+def serve(method: str, config: Config, vocab_size: int, pipe: Connection) -> None:
+    """Run a process: score each list of examples that arrives, until None arrives."""
     runtime = Runtime.start(config.seed, "cpu")
-    model = load_model("base", runtime)[0] if config.trained else random_model(config.shape(vocab_size), runtime)
-    model.compute_dtype = torch.float32  # whatever the machine is quick at
-    batched = ModelScorer(model, config.batch_tokens)
+    if config.trained:
+        model = load_model("base", runtime)[0]
+    else:
+        model = random_model(config.model_config(vocab_size), runtime)
+    model.compute_dtype = torch.float32  # whatever is fastest on this machine
+    batched_scorer = ModelScorer(model, config.batch_tokens)
     pipe.send(Ready(model.config, peak_memory_bytes()))
-    while (prompts := pipe.recv()) is not None:
-        start, cpu_start = time.perf_counter(), time.process_time()
-        found = list(batched(prompts) if way == "batched" else one_at_a_time(model, prompts))
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-        scores = {prompt.index: scores for prompt, scores in found}
-        in_order = [scores[place] for place in sorted(scores)]
-        pipe.send(Answer(in_order, seconds, cpu_seconds, peak_memory_bytes(), product_flops()))
+    while (examples := pipe.recv()) is not None:
+        start = time.perf_counter()
+        cpu_start = time.process_time()
+        scored = list(batched_scorer(examples) if method == "batched" else score_one_at_a_time(model, examples))
+        seconds = time.perf_counter() - start
+        cpu_seconds = time.process_time() - cpu_start
+        scores = {example.index: option_scores for example, option_scores in scored}
+        in_order = [scores[index] for index in sorted(scores)]
+        pipe.send(Measurement(in_order, seconds, cpu_seconds, peak_memory_bytes(), measure_product_flops()))
 
 
-def random_model(shape: GPTConfig, runtime: Runtime) -> GPT:
-    """A model whose every weight says something: at initialisation all logits are 0, and all options a draw."""
-    model = build_model(shape, runtime)
+def random_model(model_config: GPTConfig, runtime: Runtime) -> GPT:
+    """Return a model with random weights in every matrix: initial weights are partly 0, and give all options a tie."""
+    model = build_model(model_config, runtime)
     generator = torch.Generator().manual_seed(runtime.seed)
     with torch.no_grad():
         for name, param in model.named_parameters():
@@ -162,157 +166,157 @@ def random_model(shape: GPTConfig, runtime: Runtime) -> GPT:
     return model
 
 
-def product_flops() -> float:
-    """FLOPs a second of a product of square matrices, the best of a few."""
-    matrix = torch.ones(PRODUCT, PRODUCT)
+def measure_product_flops() -> float:
+    """Return the FLOPs a second of a product of square matrices, the best of five."""
+    matrix = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - start)
-    return 2 * PRODUCT**3 / min(seconds)
+    return 2 * PRODUCT_SIZE**3 / min(seconds)
 
 
-# --- what must be done at least ---------------------------------------------------------------------------------------
+# --- lower bound of the work ------------------------------------------------------------------------------------------
 
 
-def fewest_flops(prompts: Sequence[EncodedExample], shape: GPTConfig) -> tuple[float, float]:
-    """FLOPs of the plain way, and where nothing is computed twice or unasked: products of matrices, without padding."""
-    per_token = 2.0 * shape.n_layer * (10 + 2 * shape.n_kv_head / shape.n_head) * shape.n_embd**2
-    per_pair = 4.0 * shape.n_layer * shape.n_embd  # a token that looks at a token
-    per_logits = 2.0 * shape.n_embd * shape.padded_vocab_size
+def count_fewest_flops(examples: Sequence[EncodedExample], model_config: GPTConfig) -> tuple[float, float]:
+    """Return the FLOPs of matrix products, without padding: of the plain method, and with nothing computed twice."""
+    width = model_config.n_embd
+    per_token = 2.0 * model_config.n_layer * (10 + 2 * model_config.n_kv_head / model_config.n_head) * width**2
+    per_pair = 4.0 * model_config.n_layer * width  # a token that attends to a token
+    per_logits = 2.0 * width * model_config.padded_vocab_size
 
-    def read(start: int, end: int) -> float:
+    def layers(start: int, end: int) -> float:
+        """Return the FLOPs of all layers for the tokens from `start` to `end`, which attend to all before them."""
         return (end - start) * per_token + per_pair * (end * (end + 1) - start * (start + 1)) / 2
 
     plain = batched = 0.0
-    for prompt in prompts:
-        batched += read(0, prompt.prefix_len)
-        for ids, count in prompt.options:
-            plain += read(0, len(ids) - 1) + (len(ids) - 1) * per_logits
-            batched += read(prompt.prefix_len, len(ids) - 1) + count * per_logits
+    for example in examples:
+        batched += layers(0, example.prefix_len)
+        for ids, continuation_len in example.options:
+            plain += layers(0, len(ids) - 1) + (len(ids) - 1) * per_logits
+            batched += layers(example.prefix_len, len(ids) - 1) + continuation_len * per_logits
     return plain, batched
 
 
-# --- both in turn -----------------------------------------------------------------------------------------------------
+# --- both methods, task by task ---------------------------------------------------------------------------------------
 
 
 def make_tokenizer(config: Config, bundle: Bundle) -> Tokenizer:
-    """That of the base folder, or one trained now."""
+    """Return the base folder's tokenizer, or train one."""
     if config.trained:
         return get_tokenizer()
-    if config.text is not None:
-        texts = TextFiles(config.text).split()[0]
-    else:
-        texts = (
-            f"{head} {end}\n" for task in bundle.tasks for example in task.examples for head, end in example.options
-        )
+    texts = TextFiles(config.text).split()[0] if config.text is not None else bundle.texts()
     return trainable_tokenizer_class().train_from_iterator(texts, config.vocab_size)
 
 
 def measure(
     task: CoreTask,
-    prompts: Sequence[EncodedExample],
+    examples: Sequence[EncodedExample],
     golds: Sequence[int],
     pipes: Sequence[Connection],
-    shape: GPTConfig,
+    model_config: GPTConfig,
 ) -> tuple[Row, list[int]]:
-    """Score a task both ways, one after the other; also each way's peak of memory."""
-    answers = []
+    """Score a task with both methods, one after the other. Returns its row, and each method's peak memory."""
+    measurements = []
     for pipe in pipes:
-        pipe.send(list(prompts))
-        answers.append(receive(pipe))
-    plain, batched = answers
+        pipe.send(list(examples))
+        measurements.append(receive(pipe))
+    plain, batched = measurements
     pairs = [
-        pair for one, other in zip(plain.scores, batched.scores, strict=True) for pair in zip(one, other, strict=True)
+        pair
+        for plain_scores, batched_scores in zip(plain.scores, batched.scores, strict=True)
+        for pair in zip(plain_scores, batched_scores, strict=True)
     ]
     decisions = [
-        [is_correct(task.task_type, s, gold) for s, gold in zip(a.scores, golds, strict=True)] for a in answers
+        [is_correct(task.task_type, scores, gold) for scores, gold in zip(measurement.scores, golds, strict=True)]
+        for measurement in measurements
     ]
     row = Row(
         label=task.label,
-        num=len(prompts),
-        tokens=sum(len(ids) - 1 for prompt in prompts for ids, _ in prompt.options),
+        num_examples=len(examples),
+        num_tokens=sum(len(option.ids) - 1 for example in examples for option in example.options),
         seconds=(plain.seconds, batched.seconds),
         cpu_seconds=(plain.cpu_seconds, batched.cpu_seconds),
-        flops=fewest_flops(prompts, shape),
-        products=(plain.product, batched.product),
-        loss_difference=max(abs(one.loss - other.loss) for one, other in pairs),
-        other_decisions=sum(one != other for one, other in zip(*decisions, strict=True)),
-        other_exact=sum(one.is_greedy != other.is_greedy for one, other in pairs),
+        fewest_flops=count_fewest_flops(examples, model_config),
+        product_flops=(plain.product_flops, batched.product_flops),
+        max_loss_difference=max(abs(a.loss - b.loss) for a, b in pairs),
+        num_different_decisions=sum(a != b for a, b in zip(*decisions, strict=True)),
+        num_different_greedy=sum(a.is_greedy != b.is_greedy for a, b in pairs),
     )
-    return row, [answer.memory for answer in answers]
+    return row, [measurement.memory for measurement in measurements]
 
 
-def receive(pipe: Connection) -> Answer:
-    """A process's answer. Raises RuntimeError if it has died."""
+def receive(pipe: Connection) -> Measurement:
+    """Return a process's measurement. Raises RuntimeError if the process has died."""
     try:
-        answer: Answer = pipe.recv()
+        measurement: Measurement = pipe.recv()
     except EOFError as error:
         raise RuntimeError("the process that scores has ended, see above") from error
-    return answer
+    return measurement
 
 
 def total(rows: Sequence[Row]) -> Row:
-    """All tasks as one."""
+    """Return the row of all tasks together."""
 
     def add(name: str) -> tuple[float, float]:
-        first, second = zip(*(getattr(row, name) for row in rows), strict=True)
-        return sum(first), sum(second)
+        plain, batched = zip(*(getattr(row, name) for row in rows), strict=True)
+        return sum(plain), sum(batched)
 
-    works = [[row.seconds[way] * row.products[way] for row in rows] for way in (0, 1)]  # what a machine could have done
     seconds = add("seconds")
+    # What matrix products would have computed in that time: the speed that was measured after each task, weighted.
+    possible_flops = [sum(row.seconds[i] * row.product_flops[i] for row in rows) for i in (0, 1)]
     return Row(
         label="all",
-        num=sum(row.num for row in rows),
-        tokens=sum(row.tokens for row in rows),
+        num_examples=sum(row.num_examples for row in rows),
+        num_tokens=sum(row.num_tokens for row in rows),
         seconds=seconds,
         cpu_seconds=add("cpu_seconds"),
-        flops=add("flops"),
-        products=(sum(works[0]) / seconds[0], sum(works[1]) / seconds[1]),
-        loss_difference=max(row.loss_difference for row in rows),
-        other_decisions=sum(row.other_decisions for row in rows),
-        other_exact=sum(row.other_exact for row in rows),
+        fewest_flops=add("fewest_flops"),
+        product_flops=(possible_flops[0] / seconds[0], possible_flops[1] / seconds[1]),
+        max_loss_difference=max(row.max_loss_difference for row in rows),
+        num_different_decisions=sum(row.num_different_decisions for row in rows),
+        num_different_greedy=sum(row.num_different_greedy for row in rows),
     )
 
 
-TITLE = (
+HEADER = (
     f"{'task':32} {'n':>5} {'tokens':>10} {'one, s':>9} {'batch, s':>8} {'ratio':>6} {'of CPU':>6} "
-    f"{'arithmetic':>10} {'of products':>13} {'loss diff':>9} {'decisions':>9} {'exact':>6}"
+    f"{'arithmetic':>10} {'of products':>13} {'loss diff':>9} {'decisions':>9} {'greedy':>6}"
 )
 
 
-def line(row: Row) -> str:
-    """A row of the table."""
-    share = [row.flops[way] / row.seconds[way] / row.products[way] for way in (0, 1)]
+def format_row(row: Row) -> str:
+    """Return a row of the table."""
+    utilization = [row.fewest_flops[i] / row.seconds[i] / row.product_flops[i] for i in (0, 1)]
     return (
-        f"{row.label:32} {row.num:5} {row.tokens:10,} {row.seconds[0]:9.2f} {row.seconds[1]:8.2f} {row.ratio:6.2f} "
-        f"{row.cpu_seconds[0] / row.cpu_seconds[1]:6.2f} {row.flops[0] / row.flops[1]:10.2f} "
-        f"{share[0]:6.0%} {share[1]:6.0%} {row.loss_difference:9.1e} {row.other_decisions:9} {row.other_exact:6}"
+        f"{row.label:32} {row.num_examples:5} {row.num_tokens:10,} {row.seconds[0]:9.2f} {row.seconds[1]:8.2f} "
+        f"{row.ratio:6.2f} {row.cpu_seconds[0] / row.cpu_seconds[1]:6.2f} "
+        f"{row.fewest_flops[0] / row.fewest_flops[1]:10.2f} {utilization[0]:6.0%} {utilization[1]:6.0%} "
+        f"{row.max_loss_difference:9.1e} {row.num_different_decisions:9} {row.num_different_greedy:6}"
     )
 
 
 def main(config: Config) -> tuple[list[Row], list[int]]:
-    """Measure, print; return the rows and what memory each way took beyond its model, in bytes."""
-    path = find_bundle(config.eval_bundle)
-    if path is None:
-        raise UserError("no evaluation bundle there: say with --eval_bundle where it is")
-    bundle = read_bundle(path)
-    wanted = config.tasks.split("|") if config.tasks else [task.label for task in bundle.tasks]
-    if unknown := set(wanted) - {task.label for task in bundle.tasks}:
-        raise UserError(f"the bundle has no task {', '.join(sorted(unknown))}")
+    """Measure and print. Returns the rows, and the memory that each method took beyond its model, in bytes."""
+    bundle = open_bundle(config.eval_bundle)
+    tasks = bundle.select(config.tasks.split("|")) if config.tasks else list(bundle.tasks)
     tokenizer = make_tokenizer(config, bundle)
     context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
+    pipes = []
+    processes = []
     try:
-        for way in WAYS:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(way, config, tokenizer.get_vocab_size(), theirs), daemon=True)
+        for method in METHODS:
+            pipe, child_pipe = context.Pipe()
+            process = context.Process(
+                target=serve, args=(method, config, tokenizer.get_vocab_size(), child_pipe), daemon=True
+            )
             process.start()
-            theirs.close()
-            pipes.append(ours)
+            child_pipe.close()
+            pipes.append(pipe)
             processes.append(process)
-        return compare([task for task in bundle.tasks if task.label in wanted], tokenizer, pipes, config)
+        return compare(tasks, tokenizer, pipes, config)
     finally:
         for pipe, process in zip(pipes, processes, strict=True):
             with suppress(OSError):
@@ -325,30 +329,30 @@ def main(config: Config) -> tuple[list[Row], list[int]]:
 def compare(
     tasks: Sequence[CoreTask], tokenizer: Tokenizer, pipes: Sequence[Connection], config: Config
 ) -> tuple[list[Row], list[int]]:
-    """Measure one task after the other, and print."""
+    """Measure and print one task after the other."""
     ready: list[Ready] = [pipe.recv() for pipe in pipes]
-    shape = ready[0].shape
-    print0(f"{shape}, {torch.get_num_threads()} thread(s), float32")
-    print0(TITLE)
+    model_config = ready[0].model_config
+    print0(f"{model_config}, {torch.get_num_threads()} thread(s), float32")
+    print0(HEADER)
     rows: list[Row] = []
     memory = [0, 0]
+    max_examples = None if config.max_per_task == -1 else config.max_per_task
     for task in tasks:
-        chosen = choose_rows(len(task.examples), None if config.max_per_task == -1 else config.max_per_task)
-        prompts = [
-            encode_example(task.prompts(index, config.seed), tokenizer, shape.sequence_len, place)
-            for place, index in enumerate(chosen)
+        indices = choose_rows(len(task.examples), max_examples)
+        examples = [
+            encode_example(task.prompts(index, config.seed), tokenizer, model_config.sequence_len, position)
+            for position, index in enumerate(indices)
         ]
-        golds = [task.examples[index].gold for index in chosen]
+        golds = [task.examples[index].gold for index in indices]
         if not rows:
-            measure(task, prompts[:WARM_UP], golds[:WARM_UP], pipes, shape)
-        row, memory = measure(task, prompts, golds, pipes, shape)
+            measure(task, examples[:NUM_WARM_UP], golds[:NUM_WARM_UP], pipes, model_config)
+        row, memory = measure(task, examples, golds, pipes, model_config)
         rows.append(row)
-        print0(line(row))
-    print0(line(total(rows)))
-    extra = [peak - before.memory for peak, before in zip(memory, ready, strict=True)]
-    for way, before, peak in zip(WAYS, ready, memory, strict=True):
-        print0(f"memory, {way}: {before.memory / 1e6:,.0f} MB with the model, at most {peak / 1e6:,.0f} MB")
-    return rows, extra
+        print0(format_row(row))
+    print0(format_row(total(rows)))
+    for method, before, peak in zip(METHODS, ready, memory, strict=True):
+        print0(f"memory, {method}: {before.memory / 1e6:,.0f} MB with the model, at most {peak / 1e6:,.0f} MB")
+    return rows, [peak - before.memory for peak, before in zip(memory, ready, strict=True)]
 
 
 if __name__ == "__main__":

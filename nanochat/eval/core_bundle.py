@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,20 @@ class Bundle:
     path: Path
     tasks: tuple[CoreTask, ...]
     missing: tuple[str, ...]
+
+    def select(self, labels: Sequence[str]) -> list[CoreTask]:
+        """Return the tasks with these labels, in the bundle's order. Raises UserError for an unknown label."""
+        known = [task.label for task in self.tasks]
+        if unknown := set(labels) - set(known):
+            raise UserError(f"the bundle has no task {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+        return [task for task in self.tasks if task.label in labels]
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of every option of every task, for example to train a tokenizer."""
+        for task in self.tasks:
+            for example in task.examples:
+                for context, continuation in example.options:
+                    yield f"{context} {continuation}\n"
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types

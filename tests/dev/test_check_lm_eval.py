@@ -1,9 +1,10 @@
-"""Our comparison with lm_eval: with a judge made here that does as it does, and with it where it is installed."""
+"""The comparison with lm_eval: with a judge that imitates it, and with lm_eval itself if it is installed."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from tests.support.bundles import write_bundle
 
-check: Any = importlib.import_module("dev.check_lm_eval")  # a command, not a package that others import
+check: Any = importlib.import_module("dev.check_lm_eval")  # dev/ is not a package
 
 RANKS = {bytes([b]): b for b in range(256)} | {b"an": 256, b" an": 257}
 TOKENIZER = Tokenizer(SPLIT_PATTERN, RANKS, {name: 258 + i for i, name in enumerate(SPECIAL_TOKENS)})
 BOS = TOKENIZER.get_bos_token_id()
-ROWS = {
+TASKS = {
     "choice": (
         "multiple_choice",
         [
@@ -39,39 +40,40 @@ ROWS = {
 
 
 class PlainJudge:
-    """Tokenizes and cuts as lm_eval does, and scores by reading each sequence alone. `error` is added to its sums."""
+    """A judge that encodes and cuts as lm_eval does, and scores each sequence alone. `error` is added to its sums."""
 
     error = 0.0
 
-    def __init__(self, _folder: Path, context: int, _batch_size: int) -> None:
+    def __init__(self, _folder: Path, context_len: int, _batch_size: int) -> None:
         runtime = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
         self.model, self.tokenizer, _ = load_model("base", runtime)
-        self.context = context
+        self.context_len = context_len
 
-    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        bare = context.rstrip()
+    def encode_pair(self, context: str, continuation: str) -> Any:
         whole = self._encode(context + continuation)
-        return whole[: len(self._encode(bare))], whole[len(self._encode(bare)) :]
+        border = len(self._encode(context.rstrip()))
+        return check.TokenPair(whole[:border], whole[border:])
 
     def _encode(self, text: str) -> list[int]:
         parts = [self.tokenizer.encode(part) for part in text.split("<|bos|>")]
         return [i for part in parts for i in (self.tokenizer.get_bos_token_id(), *part)]
 
-    def score_texts(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        return self.score_tokens([self.pair(*text) for text in texts])
+    def score_texts(self, texts: Sequence[tuple[str, str]]) -> list[Any]:
+        return self.score_tokens([self.encode_pair(*text) for text in texts])
 
     @torch.inference_mode()
-    def score_tokens(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        found = []
-        for head, end in pairs:
-            logs = self.model(torch.tensor([[*head, *end][-self.context - 1 : -1]]))[0, -len(end) :].log_softmax(-1)
-            total = logs[range(len(end)), end].sum().item() + self.error
-            found.append((total, logs.argmax(-1).tolist() == end))
-        return found
+    def score_tokens(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Any]:
+        scores = []
+        for context, continuation in pairs:
+            read = [*context, *continuation][-self.context_len - 1 : -1]
+            logs = self.model(torch.tensor([read]))[0, -len(continuation) :].log_softmax(-1)  # (N, V)
+            total = logs[range(len(continuation)), continuation].sum().item() + self.error
+            scores.append(check.LogLikelihood(total, logs.argmax(-1).tolist() == continuation))
+        return scores
 
 
 def config(tmp_path: Path, **settings: Any) -> Any:
-    bundle = write_bundle(tmp_path / "bundle", ROWS, num_fewshot=0, delimiter="")
+    bundle = write_bundle(tmp_path / "bundle", TASKS, num_fewshot=0, delimiter="")
     return check.Config(
         eval_bundle=str(bundle),
         tasks="all",
@@ -84,19 +86,22 @@ def config(tmp_path: Path, **settings: Any) -> Any:
 
 
 def test_every_difference_is_explained(run_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = check.main(config(tmp_path), PlainJudge)
-    assert [v.why for v in found["choice"]] == ["", "special", "cut"]
-    assert [v.why for v in found["schema"]] == [""]
-    assert found["words"][0].why == "newlines"
-    assert all(v.is_same and v.difference < 1e-5 and not v.exact_differ for some in found.values() for v in some)
+    comparisons = check.main(config(tmp_path), PlainJudge)
+    assert [comparison.reason for comparison in comparisons["choice"]] == ["", "special", "cut"]
+    assert [comparison.reason for comparison in comparisons["schema"]] == [""]
+    assert comparisons["words"][0].reason == "newlines"
+    for comparison in itertools.chain(*comparisons.values()):
+        assert comparison.is_same_decision
+        assert comparison.loss_difference < 1e-5
+        assert not comparison.num_different_greedy
     out = capsys.readouterr().out
     assert "No difference remains" in out
-    assert "words 0: newlines: ours " in out
-    assert not any(run_here.iterdir())  # the model with random weights was made elsewhere
+    assert "words 0: newlines: nanochat " in out
+    assert not any(run_here.iterdir())  # the model with random weights is in a temporary folder
 
 
 @pytest.mark.usefixtures("run_here")
-def test_a_judge_that_differs_is_told(
+def test_a_judge_that_differs_fails_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(PlainJudge, "error", 0.01)
@@ -108,31 +113,31 @@ def test_a_judge_that_differs_is_told(
     assert "No difference remains" not in out
 
 
-def test_why_tokens_differ() -> None:
-    """A token over the border: encoded together "A" and "an" stay apart, "a" and "n" do not."""
+def test_reasons_of_other_tokens() -> None:
+    """A token spans the border of "a" and "n", but not that of "a" and " an", when they are encoded together."""
 
-    def why(head: str, end: str, pair: tuple[list[int], list[int]], context: int = 64) -> str:
-        return str(
-            check.why_other(encode_example([(head, end)], TOKENIZER, context, 0), [pair], [(head, end)], context)
-        )
+    def reason(context: str, continuation: str, pair: tuple[list[int], list[int]], context_len: int = 64) -> str:
+        texts = [(context, continuation)]
+        example = encode_example(texts, TOKENIZER, context_len, 0)
+        return str(check.find_reason(example, [check.TokenPair(*pair)], texts, context_len))
 
     a, n, newline = b"an\n"
-    assert why("a", " an", ([BOS, a], [257])) == ""
-    assert why("a", "n", ([BOS, 256], [])) == "border"
-    assert why("a\n", "n", ([BOS, a], [newline, n])) == "newlines"
-    assert why("<|bos|>", "n", ([BOS, BOS], [n])) == "special"
-    assert why("aaa", "n", ([BOS, a, a, a], [n]), context=4) == ""
-    assert why("aaa", "n", ([BOS, a, a, a], [n]), context=3) == "cut"
+    assert reason("a", " an", ([BOS, a], [257])) == ""
+    assert reason("a", "n", ([BOS, 256], [])) == "border"
+    assert reason("a\n", "n", ([BOS, a], [newline, n])) == "newlines"
+    assert reason("<|bos|>", "n", ([BOS, BOS], [n])) == "special"
+    assert reason("aaa", "n", ([BOS, a, a, a], [n]), context_len=4) == ""
+    assert reason("aaa", "n", ([BOS, a, a, a], [n]), context_len=3) == "cut"
 
 
-def test_draws_within_rounding_are_no_difference() -> None:
+def test_ties_within_rounding_are_no_difference() -> None:
     def scores(*losses: float) -> list[OptionScore]:
         return [OptionScore(loss, False) for loss in losses]
 
-    assert check.agree("schema", 0, scores(1, 2), scores(1, 2))
-    assert not check.agree("schema", 0, scores(1, 1.01), scores(1.01, 1))
-    assert check.agree("schema", 0, scores(1, 1 + 3e-5), scores(1 + 3e-5, 1))
-    assert not check.agree("language_modeling", 0, [OptionScore(1, True)], scores(1))
+    assert check.is_same_decision("schema", 0, scores(1, 2), scores(1, 2))
+    assert not check.is_same_decision("schema", 0, scores(1, 1.01), scores(1.01, 1))
+    assert check.is_same_decision("schema", 0, scores(1, 1 + 3e-5), scores(1 + 3e-5, 1))
+    assert not check.is_same_decision("language_modeling", 0, [OptionScore(1, True)], scores(1))
 
 
 def test_impossible_settings(tmp_path: Path) -> None:
@@ -143,7 +148,7 @@ def test_impossible_settings(tmp_path: Path) -> None:
 
 
 def test_how_to_install_the_judge() -> None:
-    """Where that is said, the extra is named, whose versions are pinned in pyproject.toml, and not the package."""
+    """Texts name the extra, whose versions pyproject.toml limits, and not the package."""
     root = Path(check.__file__).resolve().parent.parent
     for name in ("README.md", "dev/check_lm_eval.py"):
         text = (root / name).read_text(encoding="utf-8")
@@ -155,6 +160,6 @@ def test_how_to_install_the_judge() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("run_here")
 def test_lm_eval_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = check.main(config(tmp_path))
-    assert [v.why for v in found["choice"]] == ["", "special", "cut"]
+    comparisons = check.main(config(tmp_path))
+    assert [comparison.reason for comparison in comparisons["choice"]] == ["", "special", "cut"]
     assert "No difference remains" in capsys.readouterr().out
