@@ -26,7 +26,7 @@ from nanochat.data.shards import Documents, load_manifest, open_split
 from nanochat.dataloader import document_eval_rows
 from nanochat.eval import hf_causal
 from nanochat.eval.hf_scorer import hf_bits_per_byte
-from nanochat.eval.samples import prompts_for, write_samples
+from nanochat.eval.samples import generate_samples, sample_prompts
 from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
 from nanochat.reporting.schema import Metric, proportion
@@ -81,7 +81,7 @@ def load_checkpoint(config: Config, runtime: Runtime) -> MeasuredModel:
         return bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
 
     def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
-        return write_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
+        return generate_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
 
     return MeasuredModel(
         section="base_loss",
@@ -104,7 +104,7 @@ def load_from_hf(name: str, config: Config, runtime: Runtime) -> MeasuredModel:
         )
 
     def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
-        return hf_causal.write_hf_samples(
+        return hf_causal.generate_hf_samples(
             model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed
         )
 
@@ -125,7 +125,7 @@ def write_and_check_samples(
 
     `source`: of the training text; only samples of the story world are checked.
     """
-    samples = model.write_samples(prompts_for(source, config.num_samples, config.seed))
+    samples = model.write_samples(sample_prompts(source, config.num_samples, config.seed))
     if source != "storyworld":
         return samples, {}
     num_sound = 0

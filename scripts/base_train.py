@@ -23,7 +23,7 @@ from nanochat.common import UserError
 from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
 from nanochat.dataloader import document_batches
-from nanochat.eval.samples import prompts_for
+from nanochat.eval.samples import sample_prompts
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
@@ -128,7 +128,7 @@ def main(config: Config) -> LoopState:
         "device_batch_size": batch_size,
         "data_hash": manifest.hash(),
     }
-    prompts = prompts_for(manifest.source, NUM_SAMPLES, config.seed)
+    prompts = sample_prompts(manifest.source, NUM_SAMPLES, config.seed)
     print_samples = sample_printer(model, tokenizer, runtime, prompts)
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, num_tokens, state.cursor)
     with closing(loader), closing(log):

@@ -1,4 +1,4 @@
-"""What a base model writes: samples for the log and the report, judged where the training text is the story world."""
+"""Samples of a base model, for the log and the report."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from nanochat.tokenizer import Tokenizer
 PROMPTS = ("Once upon a time", "One morning", "The capital of France is", "If you are cold, you should", "The sun")
 
 
-def prompts_for(source: str, count: int, seed: int) -> list[str]:
-    """`count` beginnings to write on from; where the training text is the story world, of stories that it kept back."""
+def sample_prompts(source: str, count: int, seed: int) -> list[str]:
+    """Return `count` prompts: for the data source "storyworld" from its validation stories, else those of PROMPTS."""
     if source == "storyworld":
         return storyworld.generate_prompts(count, seed)
     return [PROMPTS[index % len(PROMPTS)] for index in range(count)]
 
 
-def write_samples(
+def generate_samples(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], max_tokens: int, temperature: float = 0.0, seed: int = 42
 ) -> list[dict[str, Any]]:
-    """`{"prompt", "text", "whole"}` for each prompt: what follows it, and whether the model ended the document itself.
+    """Continue each prompt. Returns `{"prompt": str, "text": str, "whole": bool}` for each.
 
-    Each prompt has a seed of its own, so that a sample does not depend on those before it. Of a prompt that would take
-    more than half of the context only the beginning is used, and given back.
+    `whole`: the model ended the document itself. A prompt that takes more than half of the context is cut, and returned
+    as it was cut. The i-th prompt has the seed `seed + i`, so a sample does not depend on the prompts before it.
     """
-    engine, bos = Engine(model, tokenizer), tokenizer.get_bos_token_id()
+    engine = Engine(model, tokenizer)
+    bos = tokenizer.get_bos_token_id()
     context = model.config.sequence_len
     samples = []
     for index, prompt in enumerate(prompts):
         tokens = tokenizer.encode(prompt, prepend=bos)[: max(1, context // 2)]
         [ids], _ = engine.generate_batch(tokens, max_tokens=max_tokens, temperature=temperature, seed=seed + index)
-        used, text = tokenizer.decode(tokens[1:]), tokenizer.decode(ids[len(tokens) :])
-        whole = len(ids) < min(context, len(tokens) + max_tokens)
-        samples.append({"prompt": used, "text": text, "whole": whole})
+        samples.append(
+            {
+                "prompt": tokenizer.decode(tokens[1:]),
+                "text": tokenizer.decode(ids[len(tokens) :]),
+                "whole": len(ids) < min(context, len(tokens) + max_tokens),
+            }
+        )
     return samples

@@ -19,7 +19,7 @@ from nanochat.dataloader import document_eval_rows
 from nanochat.eval.core_bundle import find_bundle, read_bundle
 from nanochat.eval.core_scorer import ModelScorer
 from nanochat.eval.core_tables import core_name
-from nanochat.eval.samples import write_samples
+from nanochat.eval.samples import generate_samples
 from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte
 from nanochat.optim import Optimizer
@@ -107,7 +107,7 @@ def sample_printer(
 
     def print_samples(_: LoopState) -> Metrics:
         if runtime.is_main:
-            for sample in write_samples(model, tokenizer, prompts, max_tokens=MAX_SAMPLE_TOKENS):
+            for sample in generate_samples(model, tokenizer, prompts, max_tokens=MAX_SAMPLE_TOKENS):
                 print0(f"  {sample['prompt']} | {' '.join(sample['text'].split())}")
         return {}
 

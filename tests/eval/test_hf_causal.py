@@ -27,7 +27,7 @@ from nanochat.dataloader import document_eval_rows
 from nanochat.eval.core_bundle import read_bundle
 from nanochat.eval.core_prompts import encode_example
 from nanochat.eval.eval_model import EvalModel
-from nanochat.eval.hf_causal import HFCausalModel, HFTokenizer, load_hf_model, write_hf_samples
+from nanochat.eval.hf_causal import HFCausalModel, HFTokenizer, generate_hf_samples, load_hf_model
 from nanochat.eval.hf_scorer import HFScorer, hf_bits_per_byte, text_rows
 from nanochat.export.hf_tokenizer import to_hf_tokenizer
 from nanochat.gpt import GPT, GPTConfig
@@ -316,7 +316,7 @@ def test_the_head_is_float32(tmp_path: Path) -> None:
         prompts = [encode_example(options, tokenizer, 64, n) for n, options in enumerate(many_texts(9))]
         found = {p.index: losses for p, losses in HFScorer(model, False)(prompts)}
         scores.append([score.loss for place in range(9) for score in found[place]])
-        samples.append(write_hf_samples(model, tokenizer, ["The sheep"], 5))
+        samples.append(generate_hf_samples(model, tokenizer, ["The sheep"], 5))
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     assert samples[0] == samples[1]
 
@@ -326,7 +326,7 @@ def test_samples_are_what_is_likeliest(other: tuple[str, Path]) -> None:
     kind, folder = other
     model, tokenizer = load_hf_model(str(folder), CPU)
     model.inner.generation_config.repetition_penalty = 9.0
-    [sample] = write_hf_samples(model, tokenizer, ["The sheep"], 12)
+    [sample] = generate_hf_samples(model, tokenizer, ["The sheep"], 12)
     ids = ([] if kind in ("llama", "mamba") else [tokenizer.get_bos_token_id()]) + tokenizer.encode("The sheep")
     start = len(ids)
     while len(ids) < start + 12 and ids[-1] != tokenizer.inner.eos_token_id:
@@ -335,10 +335,10 @@ def test_samples_are_what_is_likeliest(other: tuple[str, Path]) -> None:
     skip = 1 - (kind in ("llama", "mamba"))
     assert sample["prompt"] == "The sheep"
     assert sample["prompt"] + sample["text"] == tokenizer.decode(ids[skip:start] + said)
-    one, two, three = (write_hf_samples(model, tokenizer, ["The"] * 2, 9, 1.0, seed) for seed in (1, 1, 2))
+    one, two, three = (generate_hf_samples(model, tokenizer, ["The"] * 2, 9, 1.0, seed) for seed in (1, 1, 2))
     assert one == two != three
     assert one[0]["text"] != one[1]["text"]
-    [long] = write_hf_samples(model, tokenizer, ["sheep " * 60], 99)
+    [long] = generate_hf_samples(model, tokenizer, ["sheep " * 60], 99)
     assert long["prompt"] in "sheep " * 60  # its beginning: GPT-2 has no positions for more than there is room
     assert model.context_len > 64 or len(long["prompt"]) < 200
 

@@ -50,7 +50,7 @@ def say(monkeypatch: pytest.MonkeyPatch, texts: Sequence[str], whole: bool = Fal
     def write(_model: Any, _tokenizer: Any, prompts: Sequence[str], *_: Any) -> list[dict[str, Any]]:
         return [{"prompt": p, "text": t, "whole": whole} for p, t in zip(prompts, texts, strict=True)]
 
-    monkeypatch.setattr(base_loss, "write_samples", write)
+    monkeypatch.setattr(base_loss, "generate_samples", write)
 
 
 def test_end_to_end(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
