@@ -11,7 +11,7 @@ from nanochat.common import UserError
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are sampled. Raises `UserError` for a value that is impossible.
+    """Settings of generation. Raises `UserError` for an impossible value.
 
     >>> SamplingParams(temperature=0.6, top_k=50).max_tokens is None
     True

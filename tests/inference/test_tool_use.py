@@ -1,4 +1,4 @@
-"""An answer token by token: what the model draws, and what becomes of it."""
+"""A completion token by token: sampled tokens, tool calls, forced results, and the length limit."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ TOOL = Tool(TOKENIZER)
 NAMES = {name.strip("<|>"): TOKENIZER.encode_special(name) for name in SPECIAL_TOKENS}
 
 
-def ids(text: str) -> list[int]:
-    """`[name]` is a special token."""
-    found: list[int] = []
-    for piece in text.replace("]", "[").split("["):
-        found += [NAMES[piece]] if piece in NAMES else TOKENIZER.encode(piece)
-    return found
+def to_ids(text: str) -> list[int]:
+    """Encode a text in which `[name]` is a special token."""
+    ids: list[int] = []
+    for part in text.replace("]", "[").split("["):
+        ids += [NAMES[part]] if part in NAMES else TOKENIZER.encode(part)
+    return ids
 
 
-def written(draws: str, room: int = 1000) -> tuple[str, str, RowState]:
-    """What is written when the model wants `draws`, with `.` for what it says while the tool speaks, and the mask."""
-    writer = RowState(TOOL, room)
-    for token in ids(draws):
-        writer.append(token)
-        if writer.is_done:
+def complete(sampled: str, max_tokens: int = 1000) -> tuple[str, str, RowState]:
+    """Append the sampled tokens until the row is done. Returns its text, its mask, and the row.
+
+    In `sampled`, `.` stands for a token that is discarded, because the tool forces another one.
+    """
+    row = RowState(TOOL, max_tokens)
+    for token in to_ids(sampled):
+        row.append(token)
+        if row.is_done:
             break
     text = "".join(
-        f"[{SPECIAL_TOKENS[i - 257].strip('<|>')}]" if i >= 257 else TOKENIZER.decode([i]) for i in writer.tokens
+        f"[{SPECIAL_TOKENS[i - 257].strip('<|>')}]" if i >= 257 else TOKENIZER.decode([i]) for i in row.tokens
     )
-    return text, "".join(map(str, writer.mask)), writer
+    return text, "".join(map(str, row.mask)), row
 
 
 @pytest.mark.parametrize(
-    ("draws", "text", "mask"),
+    ("sampled", "text", "mask"),
     [
         ("hi[assistant_end]", "hi[assistant_end]", "111"),
         (
@@ -47,13 +50,13 @@ def written(draws: str, room: int = 1000) -> tuple[str, str, RowState]:
             "a[python_start]6*7[python_end][output_start]42[output_end]b",
             "11111100001",
         ),
-        # 12 is one token, which the tool writes as such
+        # 12 is one token, also in the result
         (
             "[python_start]6+6[python_end]...b",
             "[python_start]6+6[python_end][output_start]12[output_end]b",
             "111110001",
         ),
-        # what the model would say while the tool speaks is lost: an end, another call
+        # tokens sampled while the tool forces its own are discarded: an end, another call
         (
             "[python_start]1[python_end][assistant_end][python_end][bos]x",
             "[python_start]1[python_end][output_start]1[output_end]x",
@@ -65,10 +68,10 @@ def written(draws: str, room: int = 1000) -> tuple[str, str, RowState]:
             "[python_start]1[python_end][output_start]1[output_end][python_start]2[python_end][output_start]2[output_end]",
             "111000111000",
         ),
-        # no result: the model goes on
+        # no result: nothing is forced
         ("[python_start]1/0[python_end]b", "[python_start]1/0[python_end]b", "111111"),
         ("[python_start][python_end]b", "[python_start][python_end]b", "111"),
-        # an end without a beginning, and one that was used already
+        # an end of a call without a start, and with a start that was used already
         ("1[python_end]b", "1[python_end]b", "111"),
         (
             "[python_start]1[python_end]...[python_end]b",
@@ -77,49 +80,47 @@ def written(draws: str, room: int = 1000) -> tuple[str, str, RowState]:
         ),
         ("[python_start]1/0[python_end]2[python_end]b", "[python_start]1/0[python_end]2[python_end]b", "11111111"),
         (
-            "[python_start]'x[python_end]'.count('x')[python_end]b",  # from the first start on it would be a call: of 1
+            "[python_start]'x[python_end]'.count('x')[python_end]b",  # from the first start on it would be an expression
             "[python_start]'x[python_end]'.count('x')[python_end]b",
             "1" * 18,
         ),
-        # a call within a call: the inner one counts
+        # a call within a call: the inner one is evaluated
         (
             "[python_start]1+[python_start]2[python_end]...b",
             "[python_start]1+[python_start]2[python_end][output_start]2[output_end]b",
             "1111110001",
         ),
-        # other special tokens in a call are no expression; an end ends
+        # a call with other special tokens is no expression; an end token ends the completion
         ("[python_start]1[output_start]2[python_end]b", "[python_start]1[output_start]2[python_end]b", "111111"),
         ("[python_start]1[assistant_end]", "[python_start]1[assistant_end]", "111"),
         ("[python_start]1[bos]", "[python_start]1[bos]", "111"),
     ],
 )
-def test_what_is_written(draws: str, text: str, mask: str) -> None:
-    found, found_mask, writer = written(draws)
-    assert (found, found_mask) == (text, mask)
-    assert writer.is_done == writer.has_ended == (writer.tokens[-1] in TOOL.end_ids and writer.mask[-1] == 1)
+def test_a_completion_with_tool_calls(sampled: str, text: str, mask: str) -> None:
+    actual_text, actual_mask, row = complete(sampled)
+    assert (actual_text, actual_mask) == (text, mask)
+    assert row.is_done == row.has_ended == (row.tokens[-1] in TOOL.end_ids and row.mask[-1] == 1)
 
 
-@pytest.mark.parametrize("room", range(1, 9))
-def test_the_tools_output_is_cut_where_there_is_no_more_room(room: int) -> None:
-    _, mask, writer = written("[python_start]9*9*9[python_end]" + "." * 20, room=7 + room)
-    assert mask == ("1" * 7 + "0" * 5 + "1" * 9)[: 7 + room]
-    assert (
-        writer.tokens
-        == (ids("[python_start]9*9*9[python_end][output_start]729[output_end]") + ids("." * 9))[: 7 + room]
-    )
-    assert writer.is_done
-    assert not writer.has_ended
+@pytest.mark.parametrize("max_tokens", range(8, 16))
+def test_a_result_is_cut_at_the_length_limit(max_tokens: int) -> None:
+    _, mask, row = complete("[python_start]9*9*9[python_end]" + "." * 20, max_tokens)
+    assert mask == ("1" * 7 + "0" * 5 + "1" * 9)[:max_tokens]
+    whole = to_ids("[python_start]9*9*9[python_end][output_start]729[output_end]") + to_ids("." * 9)
+    assert row.tokens == whole[:max_tokens]
+    assert row.is_done
+    assert not row.has_ended
 
 
-def test_no_room_is_done() -> None:
+def test_a_row_without_tokens_to_generate_is_done() -> None:
     assert RowState(TOOL, 0).is_done
     assert not RowState(TOOL, 1).is_done
 
 
-def test_the_tool_cannot_end_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_has_no_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tool_use, "calculate", lambda _: "<|assistant_end|><|bos|>")
-    forced = TOOL.output(ids("1"))
+    forced = TOOL.output(to_ids("1"))
     assert TOKENIZER.decode(forced) == "<|output_start|><|assistant_end|><|bos|><|output_end|>"
     assert not TOOL.end_ids & set(forced)
     monkeypatch.setattr(tool_use, "calculate", lambda _: "")
-    assert TOOL.output(ids("1")) == [NAMES["output_start"], NAMES["output_end"]]
+    assert TOOL.output(to_ids("1")) == [NAMES["output_start"], NAMES["output_end"]]

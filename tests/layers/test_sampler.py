@@ -1,4 +1,4 @@
-"""Drawing the next token: what may be drawn, how often, and what is refused."""
+"""Sampling of the next token: greedy, top-k and frequencies, with a generator and with given uniforms."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from nanochat.layers.sampling_params import SamplingParams
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.0], [0.0, -1.0, 2.0, 4.0, 1.0]])
 
 
+def probabilities(temperature: float, top_k: int | None) -> list[float]:
+    """The softmax of the first row of LOGITS, by its formula."""
+    weights = [math.exp(logit / temperature) for logit in LOGITS[0].tolist()]
+    smallest = sorted(weights, reverse=True)[: top_k or 5][-1]
+    total = sum(weight for weight in weights if weight >= smallest)
+    return [weight / total if weight >= smallest else 0.0 for weight in weights]
+
+
 def draw(logits: Tensor, temperature: float, top_k: int | None = None, seed: int = 1) -> list[int]:
     drawn = sample_next(logits, SamplingParams(temperature, top_k), torch.Generator().manual_seed(seed))
     assert drawn.shape == logits.shape[:1]
@@ -23,64 +31,56 @@ def draw(logits: Tensor, temperature: float, top_k: int | None = None, seed: int
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-9])
-def test_without_heat_the_likeliest_is_drawn(temperature: float) -> None:
+def test_at_temperature_0_decoding_is_greedy(temperature: float) -> None:
     assert draw(LOGITS, temperature) == [1, 3]
     assert draw(LOGITS, temperature, top_k=2) == [1, 3]
 
 
-def test_very_little_heat_and_very_much_are_legal() -> None:
+def test_very_low_and_very_high_temperatures_work() -> None:
     assert draw(LOGITS, 1e-5) == [1, 3]
     assert set(draw(LOGITS[:1].expand(500, -1), 1e30)) == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5, 100])
-def test_only_the_k_best_are_drawn_and_all_of_them_are(top_k: int) -> None:
+def test_all_of_the_top_k_are_sampled_and_no_others(top_k: int) -> None:
     for row in LOGITS:
         best = row.argsort(descending=True)[:top_k].tolist()
         assert set(draw(row.expand(2000, -1), 3.0, top_k)) == set(best)
 
 
-def test_of_equals_no_more_than_k_are_drawn() -> None:
+def test_no_more_than_k_of_equal_logits_are_sampled() -> None:
     assert len(set(draw(torch.zeros(2000, 50), 1.0, top_k=3))) == 3
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 3)])
-def test_each_is_drawn_as_often_as_its_share(temperature: float, top_k: int | None) -> None:
-    number = 20_000
-    drawn = draw(LOGITS[:1].expand(number, -1), temperature, top_k)
-    odds = [math.exp(logit / temperature) for logit in LOGITS[0].tolist()]
-    least = sorted(odds, reverse=True)[: top_k or 5][-1]
-    total = sum(odd for odd in odds if odd >= least)
-    for token, odd in enumerate(odds):
-        share = odd / total if odd >= least else 0.0
-        assert abs(drawn.count(token) - number * share) <= 4 * math.sqrt(number * share * (1 - share))
+def test_frequencies_follow_the_softmax(temperature: float, top_k: int | None) -> None:
+    count = 20_000
+    drawn = draw(LOGITS[:1].expand(count, -1), temperature, top_k)
+    for token, p in enumerate(probabilities(temperature, top_k)):
+        assert abs(drawn.count(token) - count * p) <= 4 * math.sqrt(count * p * (1 - p))
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_samples() -> None:
     rows = torch.zeros(20, 100)
     assert draw(rows, 1.0, seed=1) == draw(rows, 1.0, seed=1) != draw(rows, 1.0, seed=2)
 
 
-# Numbers instead of a generator
+# Given uniforms instead of a generator
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 3), (1.0, 1), (1.0, 100)])
-def test_a_number_draws_the_id_at_its_place(temperature: float, top_k: int | None) -> None:
-    """Evenly spaced numbers draw each id as often as its share says, to one draw."""
-    number = 10_000
-    u = torch.arange(number) / number
-    drawn = sample_at(LOGITS[:1].expand(number, -1), SamplingParams(temperature, top_k), u)
-    assert drawn.shape == (number,)
-    odds = [math.exp(logit / temperature) for logit in LOGITS[0].tolist()]
-    least = sorted(odds, reverse=True)[: top_k or 5][-1]
-    total = sum(odd for odd in odds if odd >= least)
-    for token, odd in enumerate(odds):
-        expected = number * odd / total if odd >= least else 0
-        assert abs(int((drawn == token).sum()) - expected) <= 1.5
+def test_evenly_spaced_uniforms_give_each_token_its_share(temperature: float, top_k: int | None) -> None:
+    """Up to one sample, by inversion of the cumulative distribution."""
+    count = 10_000
+    u = torch.arange(count) / count
+    drawn = sample_at(LOGITS[:1].expand(count, -1), SamplingParams(temperature, top_k), u)
+    assert drawn.shape == (count,)
+    for token, p in enumerate(probabilities(temperature, top_k)):
+        assert abs(int((drawn == token).sum()) - count * p) <= 1.5
 
 
-def test_what_has_no_share_is_never_drawn() -> None:
-    """Neither by 0 nor by the largest number under 1, however the sum is rounded."""
+def test_a_token_of_probability_0_is_never_sampled() -> None:
+    """Neither with u = 0 nor with the largest u below 1, however the sum is rounded."""
     logits = torch.randn(500, 300, generator=torch.Generator().manual_seed(1))
     logits[:, [0, 150, 299]] = -1e9
     for u in (0.0, 1 - 2**-23):
@@ -88,7 +88,7 @@ def test_what_has_no_share_is_never_drawn() -> None:
         assert torch.equal(drawn, torch.full((500,), 1 if u == 0 else 298))
 
 
-def test_a_row_is_drawn_by_its_own_number() -> None:
+def test_a_row_depends_on_its_own_uniform_only() -> None:
     logits = torch.randn(40, 100, generator=torch.Generator().manual_seed(1))
     u = torch.rand(40, generator=torch.Generator().manual_seed(2))
     params = SamplingParams(top_k=20)
@@ -97,26 +97,26 @@ def test_a_row_is_drawn_by_its_own_number() -> None:
     assert torch.equal(sample_at(logits, SamplingParams(temperature=0.0), u), logits.argmax(-1))
 
 
-def test_streams_are_the_same_whatever_their_count_and_differ_by_seed() -> None:
+def test_streams_do_not_depend_on_their_count_and_differ_by_seed() -> None:
     assert rng_streams(5, 3).tolist() == rng_streams(5, 1000)[:3].tolist()
-    seen = {key for seed in (-1, 0, 1, 2, 42, 2**63) for key in rng_streams(seed, 1000).tolist()}
-    assert len(seen) == 6000
+    streams = {key for seed in (-1, 0, 1, 2, 42, 2**63) for key in rng_streams(seed, 1000).tolist()}
+    assert len(streams) == 6000
 
 
-def test_numbers_are_those_of_splitmix64() -> None:
-    """The first of SplitMix64 from 0 are published: 0xe220a8397b1dcdaf, 0x6e789e6aa1b965f4, 0x06c45d188009454f."""
+def test_uniforms_are_those_of_splitmix64() -> None:
+    """The first outputs from state 0 are published: 0xe220a8397b1dcdaf, 0x6e789e6aa1b965f4, 0x06c45d188009454f."""
     golden = 0x9E3779B97F4A7C15
     keys = np.array([0, golden, 2 * golden % 2**64], dtype=np.uint64)
-    first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert uniforms(keys, np.zeros(3, dtype=np.int64)).tolist() == [(word >> 41) / 2**23 for word in first]
+    outputs = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert uniforms(keys, np.zeros(3, dtype=np.int64)).tolist() == [(word >> 41) / 2**23 for word in outputs]
 
 
-def test_numbers_are_even_and_know_nothing_of_each_other() -> None:
+def test_uniforms_are_uniform_and_uncorrelated() -> None:
     table = np.stack([uniforms(rng_streams(7, 400), np.full(400, step)) for step in range(300)])  # (steps, streams)
     assert table.dtype == np.float32
     assert 0 <= table.min() < 1e-4
     assert 1 - 1e-4 < table.max() < 1
     counts = np.histogram(table, bins=100, range=(0, 1))[0]
     assert 50 < ((counts - 1200) ** 2 / 1200).sum() < 170  # chi-square, 99 degrees of freedom
-    for one, other in ((table[:-1], table[1:]), (table[:, :-1], table[:, 1:])):
-        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.015
+    for a, b in ((table[:-1], table[1:]), (table[:, :-1], table[:, 1:])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.015

@@ -1,6 +1,7 @@
-"""Programs that a model could write, by accident or not, for tests/test_execution.py: name -> (what becomes of it, source).
+"""Programs that a model could generate, harmful ones among them, for tests/test_execution.py.
 
-`attempt` runs functions and prints "refused" or "done" for each. What begins with $ is filled in by the test.
+Each has a name, an expected outcome and a source. `attempt` calls functions and prints "refused" or "done" for each. The
+test substitutes the variables that begin with $.
 """
 
 # ruff: noqa: E501 (a program a line)
@@ -23,9 +24,10 @@ def raw(name, *arguments):
         raise OSError(ctypes.get_errno(), str(name))
 """
 
-# What must become of each:
-#   refused   it ends by itself, and nothing that it tried was done       ok      it ends with exit code 0
-#   fails     it ends by itself, with another exit code, or at the flood   time    it is stopped when its time is over
+# Expected outcomes:
+#   refused   it exits, and every attempt was refused       ok      it exits with code 0
+#   fails     it exits with another code, or is stopped for its amount of output
+#   time      it is stopped at the time limit
 PROGRAMS: dict[str, tuple[str, str]] = {
     # processes
     "fork": ("refused", "attempt(os.fork, os.forkpty, lambda: raw('vfork') or os._exit(0))"),
@@ -147,7 +149,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "silence without end": ("time", "os.closerange(0, 100)\nwhile True: pass"),
     "not UTF-8": ("ok", "sys.stdout.buffer.write(b'\\xff\\xfe\\0\\x80')"),
     "half a character": ("ok", "print('\\ud800'.encode('utf-8', 'surrogatepass')); sys.stdout.buffer.write(b'\\xf0\\x9f')"),
-    # ends
+    # exits
     "exit": ("ok", "sys.exit()"),
     "exit code": ("fails", "sys.exit(3)"),
     "exit with words": ("fails", "sys.exit('no')"),
@@ -155,7 +157,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "an error": ("fails", "raise KeyboardInterrupt"),
     "an odd error": ("fails", "class E(Exception):\n  def __str__(self): raise E\nraise E"),
     "asks": ("fails", "input('? ')"),
-    # what it may see
+    # information about its surroundings
     "secrets": ("ok", "assert 'NANOCHAT_TEST_SECRET' not in os.environ and '$token' not in str(dict(os.environ)), os.environ"),
     "open files": ("refused", "attempt(*(lambda n=n: os.fstat(n) for n in range(3, 64)))"),
     "input": ("ok", "assert sys.stdin.read() == ''"),
@@ -178,7 +180,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "odd encoding": ("fails", "# -*- coding: nonsense -*-\nprint(1)"),
 }  # fmt: skip
 
-# These start processes: for the layers other than seccomp, which lets none start.
+# Programs that start processes, which seccomp refuses: they test the other layers of isolation.
 STARTING: dict[str, tuple[str, str]] = {
     "daemon": (
         "ok",
