@@ -80,7 +80,7 @@ def complete(sampled: str, max_tokens: int = 1000) -> tuple[str, str, RowState]:
         ),
         ("[python_start]1/0[python_end]2[python_end]b", "[python_start]1/0[python_end]2[python_end]b", "11111111"),
         (
-            "[python_start]'x[python_end]'.count('x')[python_end]b",  # from the first start on it would be an expression
+            "[python_start]'x[python_end]'.count('x')[python_end]b",  # an expression from the first start on
             "[python_start]'x[python_end]'.count('x')[python_end]b",
             "1" * 18,
         ),
