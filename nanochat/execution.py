@@ -1,24 +1,25 @@
-"""Runs the model's Python programs in a process of their own, behind as many fences as the machine has.
+"""Execution of model-generated Python programs in a sandboxed process.
 
-A program finds Python's standard library, an empty folder to write in, no environment and no input. Between it and the
-rest stand (`isolation_layers()` says which of the first four this machine has):
+A program gets Python's standard library, an empty working folder, no environment variables and no input. It is isolated
+by several layers. The machine may lack some of the first four (see `isolation_layers()`):
 
-    namespaces   its own users, processes, network and shared memory (Linux, where users may make them)
-    mounts        its own root: Python read-only, a small folder in memory, no home, no /proc (with namespaces)
-    landlock      no file read but Python's and the system's, none written outside of its folder (Linux 6.2 and later)
-    seccomp       no new processes, sockets, signals to others, mounts, shared memory (Linux on x86-64, ARM64, RISC-V)
-    always        limits on time, memory, file size and output; a fresh interpreter; what it started is killed
+    namespaces   separate users, processes, network and shared memory (Linux, where users may create namespaces)
+    mounts       a separate root folder: Python read-only, a small folder in memory, no home, no /proc (with namespaces)
+    landlock     reads only files of Python and the system, writes only in its folder (Linux 6.2 and later)
+    seccomp      no new processes, sockets, signals to others, mounts, shared memory (Linux on x86-64, ARM64, RISC-V)
+    always       limits on time, memory, file size and output; a fresh interpreter; its child processes are killed
 
-What this does not protect against:
+Limits of the protection:
 
-- Errors in the kernel. It is a fence around a model's exercises, not around an attacker: that takes a virtual machine.
-- Reading what everybody may read of the system: /usr, the libraries, Python itself.
-- A program that fakes its own success: it shares its process with the tests that judge it. (tasks/humaneval.py asks for
-  a word that only its last line prints; a program that looks for that word in its own file finds it.)
-- Using what it is given: a core for its time, its memory, and without mounts the disk, any number of files of 16 MiB.
-- Without mounts and landlock (macOS, older Linux): it reads and writes whatever files the user can.
-- Without namespaces and seccomp (macOS): the network is open, and it can signal the user's other processes; it cannot
-  start any. Root is refused there, because no limit on processes holds for root.
+- Bugs of the kernel are not covered. The sandbox is meant for a model's mistakes. Against an attacker, use a virtual
+  machine.
+- The program can read what all users can read of the system: /usr, libraries, Python itself.
+- The program can fake success, because the tests that judge it run in the same process. (In tasks/humaneval.py only the
+  last line of the tests prints a secret word; a program can still find that word in its own file.)
+- The program can use up its budget: one core for its time, its memory, and without mounts any number of 16 MiB files.
+- Without mounts and landlock (macOS, older Linux) it can read and write all files that the user can.
+- Without namespaces and seccomp (macOS) it can use the network and signal the user's other processes. It cannot start
+  processes. Root is refused there, because the limit on the number of processes does not apply to root.
 """
 
 from __future__ import annotations
@@ -35,39 +36,39 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from nanochat.common import UserError
-from nanochat.sandbox.calculator import calculate
 
-__all__ = ["ISOLATION_LAYERS", "ProgramResult", "calculate", "isolation_layers", "run_program"]
+if TYPE_CHECKING:  # this module can be imported on Windows, that one cannot
+    from nanochat.sandbox.isolation import Job, Report
 
 ISOLATION_LAYERS = ("namespaces", "mounts", "landlock", "seccomp")
 
-_KEPT_BYTES = 64 << 10  # of each output
-_FLOOD_BYTES = 1 << 20  # both outputs together: more ends the program
-_SOURCE_BYTES = 1 << 20
-_GRACE = 30.0  # seconds for a busy machine to start and to end a program
-_READABLE = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store")
-_ISOLATED = ("-I", "-S", "-B", "-X", "utf8")
+_KEPT_BYTES = 64 << 10  # of stdout, and of stderr
+_MAX_OUTPUT_BYTES = 1 << 20  # of stdout and stderr together: a program that writes more is ended
+_MAX_SOURCE_BYTES = 1 << 20
+_GRACE_SECONDS = 30.0  # for a busy machine to start and to end a program
+_READABLE_PATHS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store")
+_PYTHON_OPTIONS = ("-I", "-S", "-B", "-X", "utf8")  # isolated, without site-packages, without .pyc files
 _START = "import sys; sys.path.append(sys.argv[2]); from nanochat.sandbox.isolation import main; main()"
 
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """What became of a program. `error` is one line that says why it is not ok; empty if it is."""
+    """Outcome of a program. `error` is empty if the program is ok, else one line with the reason."""
 
-    ok: bool  # ended by itself, in time, with exit code 0
+    ok: bool  # it ended within its time, with exit code 0
     timed_out: bool
-    exit_code: int | None  # 128 + the signal that ended it; None if it was stopped, or never started
+    exit_code: int | None  # 128 + N if it died from signal N; None if it was ended by the sandbox or never started
     stdout: str  # the first 64 KiB
-    stderr: str
+    stderr: str  # the first 64 KiB
     error: str
-    layers: tuple[str, ...]  # which of ISOLATION_LAYERS were active
+    layers: tuple[str, ...]  # those of ISOLATION_LAYERS that were active
 
 
 def isolation_layers() -> dict[str, bool]:
-    """Which of ISOLATION_LAYERS are active on this machine, found out by running an empty program."""
+    """Return for each of ISOLATION_LAYERS True if this machine has it. Runs an empty program to find out."""
     active = run_program("").layers
     return {layer: layer in active for layer in ISOLATION_LAYERS}
 
@@ -75,46 +76,46 @@ def isolation_layers() -> dict[str, bool]:
 def run_program(
     source: str, timeout: float = 5.0, memory_bytes: int = 256 << 20, without: Collection[str] = ()
 ) -> ProgramResult:
-    """Run a program (Python's standard library, no input, an empty folder) and say how it ended. Safe in threads.
+    """Run a Python program in the sandbox and return its outcome. Thread-safe.
 
-    `timeout` is in seconds by the clock; `memory_bytes` limits the address space; tests leave layers out by `without`.
-    Raises UserError where nothing can be run at all: it is never a program's fault.
+    `timeout`: seconds of wall-clock time. `memory_bytes`: limit of the address space. `without`: layers to leave out
+    (for tests). Raises UserError if this machine cannot run programs at all, never because of the program.
     """
     assert not set(without) - set(ISOLATION_LAYERS), f"layers are {ISOLATION_LAYERS}, not {without}"
     if sys.platform == "win32":
         raise UserError("programs of the model can be run on Linux and macOS, not on Windows")
-    text = source.encode("utf-8", "surrogatepass")
-    if len(text) > _SOURCE_BYTES or b"\0" in text:
-        reason = "a null character" if b"\0" in text else f"more than {_SOURCE_BYTES} bytes"
+    encoded = source.encode("utf-8", "surrogatepass")
+    if len(encoded) > _MAX_SOURCE_BYTES or b"\0" in encoded:
+        reason = "a null character" if b"\0" in encoded else f"more than {_MAX_SOURCE_BYTES} bytes"
         return ProgramResult(False, False, None, "", "", f"not run: the program has {reason}", ())
     folder = Path(tempfile.mkdtemp(prefix="nanochat-program-")).resolve()
     try:
         (folder / "root").mkdir()
         (folder / "work").mkdir()
-        (folder / "work" / "program.py").write_bytes(text)
+        (folder / "work" / "program.py").write_bytes(encoded)
         return _run(folder, timeout, memory_bytes, without)
     finally:
-        _remove(folder)
+        _remove_tree(folder)
 
 
 def _run(folder: Path, timeout: float, memory_bytes: int, without: Collection[str]) -> ProgramResult:
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     read_status, write_status = os.pipe()
-    # Some builds of Python find their library by this variable only.
+    # Some builds of Python find their shared library only through this variable.
     environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    order = {
+    job: Job = {
         "status": write_status,
         "folder": str(folder),
         "timeout": timeout,
         "memory_bytes": memory_bytes,
         "without": list(without),
-        "readable": _readable(python),
-        "python": [python, *_ISOLATED],
+        "readable": _readable_paths(python),
+        "python": [python, *_PYTHON_OPTIONS],
         "environment": environment,
     }
-    command = [python, "-I", "-S", "-c", _START, json.dumps(order), str(Path(__file__).resolve().parent.parent)]
+    command = [python, "-I", "-S", "-c", _START, json.dumps(job), str(Path(__file__).resolve().parent.parent)]
     try:
-        keeper = subprocess.Popen(
+        supervisor = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -129,123 +130,133 @@ def _run(folder: Path, timeout: float, memory_bytes: int, without: Collection[st
         raise
     finally:
         os.close(write_status)
-    with keeper, open(read_status, "rb", buffering=0) as status:
-        outputs = _Outputs(keeper, status)
+    with supervisor, open(read_status, "rb", buffering=0) as status:
+        pipes = _Pipes(supervisor, status)
         try:
-            outputs.read(time.monotonic() + timeout + _GRACE)
+            pipes.read(time.monotonic() + timeout + _GRACE_SECONDS)
         finally:
-            _stop(keeper)
-    return _result(outputs, timeout)
+            _stop(supervisor)
+    return _to_result(pipes, timeout)
 
 
-class _Outputs:
-    """What the keeper tells, and what the program writes, as far as it is kept."""
+class _Pipes:
+    """Reads the program's output and the supervisor's report until the supervisor ends."""
 
-    def __init__(self, keeper: subprocess.Popen[bytes], status: BinaryIO) -> None:
-        assert keeper.stdout, "a pipe"
-        assert keeper.stderr, "a pipe"
-        self.texts = {"stdout": b"", "stderr": b""}
-        self.num_bytes = 0
-        self.facts: dict[str, Any] = {}
-        self._told = b""
+    def __init__(self, supervisor: subprocess.Popen[bytes], status: BinaryIO) -> None:
+        assert supervisor.stdout, "a pipe"
+        assert supervisor.stderr, "a pipe"
+        self.output = {"stdout": b"", "stderr": b""}
+        self.num_bytes = 0  # of output, including what is not kept
+        self.report: Report = {}
+        self._status = b""
         self._selector = selectors.DefaultSelector()
-        for name, file in (("stdout", keeper.stdout), ("stderr", keeper.stderr), ("status", status)):
+        for name, file in (("stdout", supervisor.stdout), ("stderr", supervisor.stderr), ("status", status)):
             os.set_blocking(file.fileno(), False)
             self._selector.register(file, selectors.EVENT_READ, name)
 
     @property
-    def flooded(self) -> bool:
-        return self.num_bytes > _FLOOD_BYTES
+    def is_flooded(self) -> bool:
+        return self.num_bytes > _MAX_OUTPUT_BYTES
 
     def read(self, deadline: float) -> None:
-        """Until the keeper ends, which closes the status pipe, or there is too much, or the deadline has passed."""
-        ended = False
-        while not ended and not self.flooded and time.monotonic() < deadline:
+        """Read until the status pipe is closed, there is too much output, or the deadline (monotonic) has passed."""
+        has_ended = False
+        while not has_ended and not self.is_flooded and time.monotonic() < deadline:
             for key, _ in self._selector.select(1.0):
-                text = _read(key.fd)
+                chunk = _read_chunk(key.fd)
                 if key.data == "status":
-                    self._told += text or b""
-                    ended = text == b""
-                elif text:
-                    self._keep(key.data, text)
-                elif text == b"":
+                    self._status += chunk or b""
+                    has_ended = chunk == b""
+                elif chunk:
+                    self._keep(key.data, chunk)
+                elif chunk == b"":
                     self._selector.unregister(key.fileobj)
-        # What was written just before the end.
+        # Output that was written just before the end and is still in the pipes.
         for key in list(self._selector.get_map().values()):
-            while key.data != "status" and not self.flooded and (text := _read(key.fd)):
-                self._keep(key.data, text)
+            while key.data != "status" and not self.is_flooded and (chunk := _read_chunk(key.fd)):
+                self._keep(key.data, chunk)
         self._selector.close()
-        for line in self._told.splitlines():
-            self.facts.update(json.loads(line))
+        for line in self._status.splitlines():
+            self.report.update(json.loads(line))
 
-    def _keep(self, name: str, text: bytes) -> None:
-        self.num_bytes += len(text)
-        self.texts[name] += text[: _KEPT_BYTES - len(self.texts[name])]
+    def _keep(self, name: str, chunk: bytes) -> None:
+        self.num_bytes += len(chunk)
+        self.output[name] += chunk[: _KEPT_BYTES - len(self.output[name])]
 
 
-def _read(file: int) -> bytes | None:
-    """What there is; nothing at the end; None where there is nothing now."""
+def _read_chunk(descriptor: int) -> bytes | None:
+    """Return the available bytes: b"" at the end of the file, None if there are none yet."""
     try:
-        return os.read(file, 1 << 16)
+        return os.read(descriptor, 1 << 16)
     except BlockingIOError:
         return None
 
 
-def _stop(keeper: subprocess.Popen[bytes]) -> None:
-    """The keeper ends everything when asked to; the kernel does when the keeper is killed."""
+def _stop(supervisor: subprocess.Popen[bytes]) -> None:
+    """End the supervisor and with it all processes of the program.
+
+    On SIGTERM the supervisor kills them itself. If it has to be killed, the kernel does.
+    """
     try:
-        keeper.terminate()
-        keeper.wait(_GRACE)
+        supervisor.terminate()
+        supervisor.wait(_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        keeper.kill()
+        supervisor.kill()
 
 
-def _result(outputs: _Outputs, timeout: float) -> ProgramResult:
-    stdout, stderr = (outputs.texts[name].decode("utf-8", "replace") for name in ("stdout", "stderr"))
-    facts = outputs.facts
-    started = "layers" in facts
-    if "failed" in facts or not (started or facts.get("timed_out")):
-        raise UserError(f"programs cannot be run on this machine: {facts.get('failed') or stderr.strip()[-500:]}")
-    code = None if outputs.flooded or facts.get("timed_out") else facts.get("code")
-    timed_out = bool(facts.get("timed_out")) and not outputs.flooded
-    if outputs.flooded:
-        error = f"more than {_FLOOD_BYTES} bytes of output"
-    elif timed_out:
+def _to_result(pipes: _Pipes, timeout: float) -> ProgramResult:
+    stdout, stderr = (pipes.output[name].decode("utf-8", "replace") for name in ("stdout", "stderr"))
+    report = pipes.report
+    has_timed_out = report.get("timed_out", False)
+    if "failed" in report or not ("layers" in report or has_timed_out):
+        raise UserError(f"programs cannot be run on this machine: {report.get('failed') or stderr.strip()[-500:]}")
+    exit_code = None if pipes.is_flooded or has_timed_out else report.get("code")
+    if pipes.is_flooded:
+        error = f"more than {_MAX_OUTPUT_BYTES} bytes of output"
+    elif has_timed_out:
         error = f"not done after {timeout:g} seconds"
-    elif code is None:
-        error = "its keeper was killed"
+    elif exit_code is None:
+        error = "its supervisor was killed"
     else:
-        last = (stderr.strip().splitlines() or [""])[-1][:200]
-        error = f"exit code {code}: {last}".rstrip(": ") if code else ""
-    return ProgramResult(code == 0, timed_out, code, stdout, stderr, error, tuple(facts.get("layers", ())))
+        last_line = (stderr.strip().splitlines() or [""])[-1][:200]
+        error = f"exit code {exit_code}: {last_line}".rstrip(": ") if exit_code else ""
+    return ProgramResult(
+        ok=exit_code == 0,
+        timed_out=has_timed_out and not pipes.is_flooded,
+        exit_code=exit_code,
+        stdout=stdout,
+        stderr=stderr,
+        error=error,
+        layers=tuple(report.get("layers", ())),
+    )
 
 
-def _readable(python: str) -> list[str]:
-    """What Python needs to start: itself, its library and the system's; none of these lies within another."""
-    own = [os.path.realpath(path) for path in (sys.base_prefix, sys.base_exec_prefix, os.path.dirname(python))]
-    found: list[str] = []
-    for path in (*_READABLE, *own):
-        if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in found):
-            found.append(path)
-    return found
+def _readable_paths(python: str) -> list[str]:
+    """Return the paths Python needs to start: system libraries and its own folders. None lies within another."""
+    python_paths = [os.path.realpath(path) for path in (sys.base_prefix, sys.base_exec_prefix, os.path.dirname(python))]
+    paths: list[str] = []
+    for path in (*_READABLE_PATHS, *python_paths):
+        if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in paths):
+            paths.append(path)
+    return paths
 
 
-def _remove(folder: Path) -> None:
-    """Remove what a program left, however deep: folders in folders are moved up, so that no path gets too long."""
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder with trees of any depth: folders are moved to the top first, because long paths would fail."""
     shutil.rmtree(folder / "root", ignore_errors=True)
-    number = 0
+    num_moved = 0
     while True:
-        folders = [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-        if not folders:
+        subfolders = [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        if not subfolders:
             break
-        for entry in folders:
-            os.chmod(entry.path, stat.S_IRWXU)
-            for inner in os.scandir(entry.path):
-                if inner.is_dir(follow_symlinks=False):
-                    os.chmod(inner.path, stat.S_IRWXU)
-                    os.rename(inner.path, folder / f"folder-{number}")
-                    number += 1
+        for subfolder in subfolders:
+            os.chmod(subfolder.path, stat.S_IRWXU)
+            for entry in os.scandir(subfolder.path):
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, stat.S_IRWXU)
+                    os.rename(entry.path, folder / f"folder-{num_moved}")
+                    num_moved += 1
                 else:
-                    os.unlink(inner.path)
-            os.rmdir(entry.path)
+                    os.unlink(entry.path)
+            os.rmdir(subfolder.path)
     folder.rmdir()

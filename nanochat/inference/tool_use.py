@@ -6,7 +6,7 @@ forced                                          <|output_start|> 42 <|output_end
 
 from __future__ import annotations
 
-from nanochat.execution import calculate
+from nanochat.sandbox.calculator import calculate
 from nanochat.tokenizer import Tokenizer
 
 

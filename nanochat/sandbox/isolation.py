@@ -1,8 +1,11 @@
-"""The inner side of nanochat/execution.py, which starts it as a process: fences itself in and becomes the program.
+"""Process isolation: the processes that nanochat/execution.py starts for a program.
 
-keeper           a Python of its own, in its own session; keeps the time and ends everything
-  first process  of a new process namespace: when it ends, the kernel ends all in it (only with namespaces)
-    program      limits, Landlock, seccomp; then a fresh Python that knows nothing of all this
+supervisor      a separate Python process in its own session, which keeps the time and ends everything
+  init process  the first process of a new PID namespace: when it ends, the kernel kills all others in the namespace
+                (only with namespaces)
+    program     applies limits, Landlock and seccomp to itself, then executes a fresh Python
+
+A process reports to execution.py by JSON lines on the status pipe.
 """
 
 from __future__ import annotations
@@ -15,63 +18,93 @@ import struct
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn, TypedDict
 
-from nanochat.sandbox.linux_guard import drop_privileges, libc, restrict_calls, restrict_files
+from nanochat.sandbox.linux_guard import drop_privileges, libc, restrict_files, restrict_syscalls
 
+# Constants of Linux's headers.
 _PR_SET_PDEATHSIG = 1
-_NEW_SPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000  # mnt uts ipc user pid net
+_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_NEW_NAMESPACES = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWUSER | _CLONE_NEWPID | _CLONE_NEWNET
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-_MOUNT_SETATTR, _HERE, _RECURSIVE, _ATTR_READ_ONLY, _ATTR_NOSUID, _ATTR_NODEV = 442, -100, 0x8000, 1, 2, 4
-_HOME = "/sandbox"
-_NOBODY = 1000  # the program's user id inside its namespace, with no capabilities
 _MNT_DETACH = 2
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
+
+_HOME = "/sandbox"
+_USER_ID = 1000  # of the program inside its namespace, without capabilities
 _DEVICES = ("/dev/null", "/dev/urandom")
-_PROCESSES = 64
-_FILE_BYTES = 16 << 20
-_FOLDER_BYTES = 64 << 20
+_MAX_PROCESSES = 64
+_MAX_FILE_BYTES = 16 << 20
+_HOME_BYTES = 64 << 20
 
 
-class _Ended(BaseException):
-    """The time is over, or the caller wants an end."""
+class Job(TypedDict):
+    """The supervisor's argument, as JSON."""
+
+    status: int  # file descriptor of the status pipe
+    folder: str  # holds the folders `root` (empty, for the mounts) and `work` (with program.py)
+    timeout: float  # seconds
+    memory_bytes: int
+    without: list[str]  # layers to leave out
+    readable: list[str]  # paths that the program may read
+    python: list[str]  # interpreter with its options
+    environment: dict[str, str]
+
+
+class Report(TypedDict, total=False):
+    """What the processes send through the status pipe, each a part of it."""
+
+    layers: list[str]  # active layers; sent just before the program starts
+    failed: str  # the error that kept the program from starting
+    code: int  # exit code, 128 + N for signal N
+    timed_out: bool
+
+
+class _Interrupted(BaseException):
+    """The time is over, or the caller has asked for the end."""
 
 
 def main() -> NoReturn:
-    """Run the program in the folder as the JSON in the first argument says; tell the outcome on the status pipe."""
-    order = json.loads(sys.argv[1])
-    os.set_inheritable(order["status"], False)
-    signal.signal(signal.SIGALRM, _end)
-    signal.signal(signal.SIGTERM, _end)
-    child, code, timed_out = 0, 1, False
+    """Supervise the program of the job in the first argument, and report how it ended."""
+    job: Job = json.loads(sys.argv[1])
+    os.set_inheritable(job["status"], False)
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    child = 0
+    exit_code = 1
+    timed_out = False
     try:
         if sys.platform == "linux":
             libc("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM)
-        spaces = "namespaces" not in order["without"] and _enter_spaces()
-        signal.setitimer(signal.ITIMER_REAL, order["timeout"])
+        has_namespaces = "namespaces" not in job["without"] and _enter_namespaces()
+        signal.setitimer(signal.ITIMER_REAL, job["timeout"])
         child = os.fork()
         if child == 0:
-            _first_process(order) if spaces else _program(order, set())
-        code = _wait_for(child)
-    except _Ended:
+            _run_init(job) if has_namespaces else _become_program(job, set())
+        exit_code = _wait_for(child)
+    except _Interrupted:
         timed_out = True
     finally:
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _end_all(child)
-    _tell(order, code=code, timed_out=timed_out)
+        _kill_all(child)
+    _send(job, {"code": exit_code, "timed_out": timed_out})
     os._exit(0)
 
 
-def _end(_number: int, _frame: FrameType | None) -> None:
-    raise _Ended
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise _Interrupted
 
 
-def _tell(order: dict[str, Any], **facts: object) -> None:
-    os.write(order["status"], json.dumps(facts).encode() + b"\n")
+def _send(job: Job, report: Report) -> None:
+    os.write(job["status"], json.dumps(report).encode() + b"\n")
 
 
 def _wait_for(child: int) -> int:
-    """Reap until `child` has ended: its exit code, or 128 + the signal that ended it, as shells say it."""
+    """Reap processes until `child` has ended. Return its exit code, or 128 + N if it died from signal N."""
     while True:
         pid, status = os.wait()
         if pid == child:
@@ -79,8 +112,11 @@ def _wait_for(child: int) -> int:
             return code if code >= 0 else 128 - code
 
 
-def _end_all(child: int) -> None:
-    """Kill the child and its group. There are no others: a namespace ends with its first, elsewhere none start."""
+def _kill_all(child: int) -> None:
+    """Kill the child and its process group.
+
+    There are no others: a PID namespace ends with its init process, and without one no process can be started.
+    """
     for kill in (os.killpg, os.kill) if child else ():
         try:
             kill(child, signal.SIGKILL)
@@ -89,65 +125,67 @@ def _end_all(child: int) -> None:
     try:
         os.wait()
     except ChildProcessError:
-        pass  # it had ended before
+        pass  # it has ended already
 
 
 # --- namespaces ------------------------------------------------------------------------------------------------------
 
 
-def _enter_spaces() -> bool:
-    """New user, process, network, mount and IPC namespaces for the children; whether this machine permits them."""
-    user, group = os.getuid(), os.getgid()
+def _enter_namespaces() -> bool:
+    """Create namespaces for the children. Return False if this machine does not permit it."""
+    uid, gid = os.getuid(), os.getgid()
     try:
-        libc("unshare", _NEW_SPACES)
+        libc("unshare", _NEW_NAMESPACES)
     except OSError:
         return False
-    maps = {"setgroups": "deny", "uid_map": f"{_NOBODY} {user} 1", "gid_map": f"{_NOBODY} {group} 1"}
-    for name, text in maps.items():
+    id_maps = {"setgroups": "deny", "uid_map": f"{_USER_ID} {uid} 1", "gid_map": f"{_USER_ID} {gid} 1"}
+    for name, text in id_maps.items():
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
     return True
 
 
-def _first_process(order: dict[str, Any]) -> NoReturn:
-    """Of the new process namespace. It dies with the keeper, and all in the space die with it."""
+def _run_init(job: Job) -> NoReturn:
+    """Be the init process of the PID namespace. It dies with the supervisor, and the program dies with it."""
     try:
         libc("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
         layers = {"namespaces"}
-        if "mounts" not in order["without"] and _new_root(order):
+        if "mounts" not in job["without"] and _enter_new_root(job):
             layers.add("mounts")
         child = os.fork()
         if child == 0:
-            _program(order, layers)
+            _become_program(job, layers)
         os._exit(_wait_for(child))
     except BaseException as error:
-        _tell(order, failed=repr(error))
+        _send(job, {"failed": repr(error)})
         os._exit(1)
 
 
-def _new_root(order: dict[str, Any]) -> bool:
-    """A root folder with Python, its libraries and /dev/null, read-only, and a folder in memory with the program.
+def _enter_new_root(job: Job) -> bool:
+    """Replace the root folder by one with Python, its libraries and two devices only, all read-only.
 
-    Nothing else is there: no home, no /proc, no disk. False where this is not permitted: all then stays as it was.
+    The home folder is in memory, writable, and holds the program. There is no /proc and no disk. Return False, with
+    nothing changed, if this machine does not permit it.
     """
-    root, work = order["folder"] + "/root", order["folder"] + "/work"
+    root = job["folder"] + "/root"
+    work = job["folder"] + "/work"
     with open(f"{work}/program.py", "rb") as file:
         source = file.read()
     try:
         _mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
         _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
         os.mkdir(root + _HOME)
-        for path in order["readable"]:
-            _show(path, root + path)
+        for path in job["readable"]:
+            _bind(path, root + path)
         for device in _DEVICES:
-            _touch(root + device)
-        _read_only(root, _ATTR_NODEV)
+            _create_file(root + device)
+        _make_read_only(root, _MOUNT_ATTR_NODEV)
         for device in _DEVICES:
             _mount(device, root + device, "none", _MS_BIND)
-            _read_only(root + device, 0)
-        _mount("tmpfs", root + _HOME, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=700,nr_inodes=4k,size={_FOLDER_BYTES}")
+            _make_read_only(root + device, 0)
+        _mount("tmpfs", root + _HOME, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=700,nr_inodes=4k,size={_HOME_BYTES}")
         os.chdir(root)
-        libc("pivot_root", b".", b".")  # the old root now lies over the new one
+        libc("pivot_root", b".", b".")  # the old root is now mounted over the new one, until it is detached below
     except OSError:
         os.chdir(work)
         return False
@@ -158,78 +196,79 @@ def _new_root(order: dict[str, Any]) -> bool:
     return True
 
 
-def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-    libc("mount", source.encode(), target.encode(), kind.encode(), flags, data.encode())
+def _mount(source: str, target: str, filesystem: str, flags: int, data: str = "") -> None:
+    libc("mount", source.encode(), target.encode(), filesystem.encode(), flags, data.encode())
 
 
-def _show(path: str, target: str) -> None:
-    """Make a file or folder, with all below it, appear under `target` as well; a link stays a link."""
+def _bind(path: str, target: str) -> None:
+    """Make a file, or a folder with its content, also available as `target`. A symbolic link is copied."""
     if os.path.islink(path):
         os.symlink(os.readlink(path), target)
         return
     if os.path.isdir(path):
         os.makedirs(target, exist_ok=True)
     else:
-        _touch(target)
+        _create_file(target)
     _mount(path, target, "none", _MS_BIND | _MS_REC)
 
 
-def _touch(path: str) -> None:
+def _create_file(path: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "xb"):
         pass
 
 
-def _read_only(target: str, more: int) -> None:
-    attributes = struct.pack("=QQQQ", _ATTR_READ_ONLY | _ATTR_NOSUID | more, 0, 0, 0)
-    libc("syscall", _MOUNT_SETATTR, _HERE, target.encode(), _RECURSIVE, attributes, len(attributes))
+def _make_read_only(target: str, more_attributes: int) -> None:
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | more_attributes, 0, 0, 0)
+    libc("syscall", _SYS_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, attributes, len(attributes))
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def _program(order: dict[str, Any], layers: set[str]) -> NoReturn:
-    """Put up the last fences and become the program. Its exit code, or what the sandbox could not do, is told."""
+def _become_program(job: Job, layers: set[str]) -> NoReturn:
+    """Apply the remaining layers and limits to this process, then execute the program. Reports a failure to do so."""
     try:
         os.setsid()
-        home = _HOME if "mounts" in layers else order["folder"] + "/work"
+        home = _HOME if "mounts" in layers else job["folder"] + "/work"
         if sys.platform == "linux":
             libc("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
             drop_privileges()
-            _try("landlock", order, layers, lambda: restrict_files(order["readable"], [home, *_DEVICES]))
-            _try("seccomp", order, layers, restrict_calls)
+            _try_layer("landlock", job, layers, lambda: restrict_files(job["readable"], [home, *_DEVICES]))
+            _try_layer("seccomp", job, layers, restrict_syscalls)
         if "seccomp" not in layers and "namespaces" not in layers and os.geteuid() == 0:
-            raise OSError(0, "no limit on processes holds for root here; run as another user")
-        _limit(order, layers)
-        _tell(order, layers=sorted(layers))
-        environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", **order["environment"]}
-        os.execve(order["python"][0], [*order["python"], "program.py"], environment)
+            raise OSError(0, "the limit on processes does not apply to root; run as another user")
+        _set_limits(job, layers)
+        _send(job, {"layers": sorted(layers)})
+        environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", **job["environment"]}
+        os.execve(job["python"][0], [*job["python"], "program.py"], environment)
     except BaseException as error:
-        _tell(order, failed=repr(error))
+        _send(job, {"failed": repr(error)})
     os._exit(1)
 
 
-def _try(layer: str, order: dict[str, Any], layers: set[str], put_up: Callable[[], None]) -> None:
-    if layer not in order["without"]:
+def _try_layer(layer: str, job: Job, layers: set[str], apply: Callable[[], None]) -> None:
+    """Apply a layer and add it to `layers`, unless the job leaves it out or this machine lacks it."""
+    if layer not in job["without"]:
         try:
-            put_up()
+            apply()
             layers.add(layer)
         except OSError:
-            pass  # not on this machine; execution.isolation_layers() says so
+            pass  # reported by execution.isolation_layers()
 
 
-def _limit(order: dict[str, Any], layers: set[str]) -> None:
-    """Resource limits, of this process and of each that it could start. macOS does not know all of them."""
+def _set_limits(job: Job, layers: set[str]) -> None:
+    """Set the resource limits of this process and its children. macOS lacks some of them."""
     limits = {
-        "AS": order["memory_bytes"],
-        "CPU": int(order["timeout"]) + 2,
-        "FSIZE": _FILE_BYTES,
+        "AS": job["memory_bytes"],
+        "CPU": int(job["timeout"]) + 2,
+        "FSIZE": _MAX_FILE_BYTES,
         "NOFILE": 64,
         "CORE": 0,
         "MEMLOCK": 0,
     }
-    if "seccomp" not in layers:  # which lets threads start and nothing else; here threads count as well, on Linux
-        limits["NPROC"] = _PROCESSES if "namespaces" in layers else 0
+    if "seccomp" not in layers:  # seccomp permits threads and no processes; on Linux this limit counts threads too
+        limits["NPROC"] = _MAX_PROCESSES if "namespaces" in layers else 0
     for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
