@@ -4,7 +4,7 @@ Each has a name, an expected outcome and a source. `attempt` calls functions and
 test substitutes the variables that begin with $.
 """
 
-# ruff: noqa: E501 (a program a line)
+# ruff: noqa: E501 (one line for each program)
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "through a folder's link": ("refused", "os.symlink('/', 'all'); attempt(lambda: open('all$secret').read())"),
     "hard link": ("refused", "attempt(lambda: os.link('$secret', 'link'), lambda: os.link('program.py', '$folder/program.py'))"),
     "up the folders": ("refused", "attempt(lambda: open('../' * 50 + '$secret'[1:]).read(), lambda: open('../x', 'w'))"),
-    "write beside the secret": ("refused", "attempt(lambda: open('$folder/new', 'w'), lambda: os.mkdir('$folder/new'))"),
+    "write next to the secret": ("refused", "attempt(lambda: open('$folder/new', 'w'), lambda: os.mkdir('$folder/new'))"),
     "write over the secret": ("refused", "attempt(lambda: open('$secret', 'w'), lambda: open('$secret', 'a'), lambda: os.truncate('$secret', 0))"),
     "empty the secret while reading": ("refused", "attempt(lambda: os.open('$secret', os.O_RDONLY | os.O_TRUNC))"),
     "remove the secret": ("refused", "attempt(lambda: os.unlink('$secret'), lambda: os.rename('$secret', 'x'), lambda: os.rename('program.py', '$secret'))"),
