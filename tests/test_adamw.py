@@ -1,4 +1,4 @@
-"""AdamW against the textbook, number by number, and against PyTorch's own."""
+"""AdamW against a scalar implementation of the paper's algorithm, and against torch.optim.AdamW."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,11 @@ import torch
 
 from nanochat.adamw import adamw_step
 
-STEPS, LR, DECAY, BETAS, EPS = 20, 0.01, 0.1, (0.8, 0.95), 1e-10
+STEPS = 20
+LR = 0.01
+DECAY = 0.1
+BETAS = (0.8, 0.95)
+EPS = 1e-10
 
 
 def _gradients(shape: tuple[int, ...], steps: int = STEPS) -> list[torch.Tensor]:
@@ -24,20 +28,26 @@ def _run(
     lr: float = LR,
     decay: float = DECAY,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(last weights, second moment) after one update a gradient; `dtype` is that of the moments."""
+    """Return the weights and the second moment after one update for each gradient. `dtype`: of the moments."""
     weights = weights.clone()
     first, second = torch.zeros(2, *weights.shape, dtype=dtype)
     for number, grad in enumerate(grads, start=1):
-        lr_now, decay_now, number_now = (torch.tensor(x, dtype=dtype) for x in (lr, decay, float(number)))
         step(
-            weights, grad.to(dtype), first, second,
-            lr=lr_now, weight_decay=decay_now, step=number_now, betas=BETAS, eps=EPS,
-        )  # fmt: skip
+            weights,
+            grad.to(dtype),
+            first,
+            second,
+            lr=torch.tensor(lr, dtype=dtype),
+            weight_decay=torch.tensor(decay, dtype=dtype),
+            step=torch.tensor(float(number), dtype=dtype),
+            betas=BETAS,
+            eps=EPS,
+        )
     return weights, second
 
 
-def _textbook(weight: float, grads: list[float]) -> float:
-    """Loshchilov and Hutter's algorithm 2 for a single number."""
+def _reference(weight: float, grads: list[float]) -> float:
+    """Algorithm 2 of Loshchilov and Hutter (arXiv 1711.05101) for a single number."""
     m = v = 0.0
     for t, grad in enumerate(grads, start=1):
         m = BETAS[0] * m + (1 - BETAS[0]) * grad
@@ -48,9 +58,9 @@ def _textbook(weight: float, grads: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
-def test_equals_the_textbook(dtype: torch.dtype, tolerance: float) -> None:
+def test_equals_the_reference(dtype: torch.dtype, tolerance: float) -> None:
     start, grads = torch.linspace(-1, 1, 15, dtype=torch.float64), _gradients((15,))
-    expected = [_textbook(w.item(), [g[i].item() for g in grads]) for i, w in enumerate(start)]
+    expected = [_reference(w.item(), [g[i].item() for g in grads]) for i, w in enumerate(start)]
     weights, _ = _run(start.to(dtype), grads, dtype)
     torch.testing.assert_close(weights.double(), torch.tensor(expected).double(), rtol=0, atol=max(tolerance, 6e-8))
 
@@ -69,13 +79,13 @@ def test_equals_torch(shape: tuple[int, ...]) -> None:
 
 
 def test_eps_is_added_after_the_bias_correction() -> None:
-    """At the first step both corrected moments are the gradient itself: with eps as large as it, half a step."""
+    """At the first step both corrected moments equal the gradient: an eps of that size halves the update."""
     weights, _ = _run(torch.zeros(1), [torch.full((1,), EPS)], torch.float32)
     assert weights.item() == pytest.approx(-LR / 2, rel=1e-4)
 
 
-def test_second_moment_moves_beside_bfloat16_weights() -> None:
-    """1 - beta2 is 0 in bfloat16: the moments have their own precision, and only the weights are rounded."""
+def test_second_moment_of_bfloat16_weights_is_float32() -> None:
+    """In bfloat16 a weight 1 - beta2 would be lost to rounding: only the weights are rounded, not the moments."""
     grads = _gradients((50,))
     start = torch.linspace(-1, 1, 50).bfloat16()
     weights, second = _run(start, grads[:1], torch.float32, decay=0.0)
@@ -86,7 +96,7 @@ def test_second_moment_moves_beside_bfloat16_weights() -> None:
 
 
 def test_unused_rows_stay() -> None:
-    """No gradient ever, no decay: 0 / (0 + eps) is nothing, not NaN."""
+    """Without gradient and decay the update is 0 / (0 + eps) = 0, not NaN."""
     weights, _ = _run(torch.ones(4), [torch.zeros(4)] * 3, torch.float32, decay=0.0)
     assert torch.equal(weights, torch.ones(4))
 
@@ -101,6 +111,6 @@ def test_compiles_once() -> None:
     compiled = torch.compile(adamw_step, backend=count, dynamic=False, fullgraph=True)
     start, grads = torch.ones(6, dtype=torch.float64), _gradients((6,), steps=5)
     for lr in (0.1, 0.2, 0.3):
-        ours, _ = _run(start, grads, torch.float64, compiled, lr=lr)
-        torch.testing.assert_close(ours, _run(start, grads, torch.float64, lr=lr)[0])
+        result, _ = _run(start, grads, torch.float64, compiled, lr=lr)
+        torch.testing.assert_close(result, _run(start, grads, torch.float64, lr=lr)[0])
     assert len(graphs) == 1

@@ -1,7 +1,7 @@
-"""Checkpoints are whole or absent, whatever ends a save; the last one is found; what is not one is refused.
+"""Checkpoints are complete or absent after a crash, the last one is found, and damaged ones are refused.
 
-Run as a program, `python tests/test_checkpoint_manager.py FOLDER`, this file saves again and again, killed (SIGKILL) at
-one moment after the other, in forks of itself, and prints what each has left.
+Run as a program, `python tests/test_checkpoint_manager.py FOLDER`, this file saves checkpoints in forks of itself, each
+killed by SIGKILL at a later moment, and prints the state of the folder after each.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
-# What changes a folder, and what can be interrupted between two such changes, as Python announces it (PEP 578).
-MOMENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}
+# Audit events (PEP 578) of calls that change a folder or read it between two changes.
+AUDIT_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}
 
 
 def save(folder: Path, step: int, value: float = 0.0, **options: Any) -> Path:
-    """A small checkpoint whose every number is `value`."""
-    weights, state = {"w": torch.full((100,), value)}, {"w.momentum": torch.full((100,), value)}
+    """Save a small checkpoint in which every number is `value`."""
+    weights = {"w": torch.full((100,), value)}
+    state = {"w.momentum": torch.full((100,), value)}
     return save_checkpoint(folder, step, weights, state, {"value": value}, **options)
 
 
-def value_of(folder: Path, step: int = -1) -> tuple[int, float]:
-    """The step and the one value of a checkpoint, all of which is looked at."""
+def load(folder: Path, step: int = -1) -> tuple[int, float]:
+    """Load a checkpoint of `save`; return its step and its value, which is the same in all of its files."""
     checkpoint = open_checkpoint(folder, step)
     values = {checkpoint.meta["value"]}
     for tensors in (checkpoint.load_weights(), checkpoint.load_optimizer_state()):
@@ -73,40 +74,41 @@ def names(folder: Path) -> list[str]:
 
 
 def _die_at(moment: int, folder: Path) -> None:
-    """Kill this process at the n-th moment at which a save touches the folder, or is in the middle of a file."""
-    passed = [0]
+    """Kill this process at the n-th time that a save touches the folder or is in the middle of writing a file."""
+    num_passed = 0
 
-    def point() -> None:
-        passed[0] += 1
-        if passed[0] == moment:
+    def pass_moment() -> None:
+        nonlocal num_passed
+        num_passed += 1
+        if num_passed == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        path = str(arguments[0])  # rmtree goes through a folder by names alone
-        if event in MOMENTS and (path.startswith(str(folder)) or not os.path.isabs(path)):
-            point()
+        path = str(arguments[0])  # relative in rmtree
+        if event in AUDIT_EVENTS and (path.startswith(str(folder)) or not os.path.isabs(path)):
+            pass_moment()
 
-    plain = checkpoint_manager.save_file
+    save_file = checkpoint_manager.save_file
 
-    def save_half_first(tensors: dict[str, Tensor], path: Path) -> None:
-        plain(tensors, path)
+    def save_file_in_halves(tensors: dict[str, Tensor], path: Path) -> None:
+        save_file(tensors, path)
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        point()
+        pass_moment()
         path.write_bytes(content)
 
-    checkpoint_manager.save_file = save_half_first  # type: ignore[assignment]
-    sys.addaudithook(hook)  # cannot be removed: each moment has a process of its own
+    checkpoint_manager.save_file = save_file_in_halves  # type: ignore[assignment]
+    sys.addaudithook(hook)  # cannot be removed: each moment needs a separate process
 
 
-def _serve(folder: Path) -> None:
-    os.fsync = lambda _: None  # what a killed process has written is safe without it, and this is slow
+def _print_states_after_kills(folder: Path) -> None:
+    os.fsync = lambda _: None  # slow, and a killed process does not need it
     scenarios: dict[str, Callable[[], Path]] = {
         "next": lambda: save(folder, 6, 2.0),
         "again": lambda: save(folder, 4, 2.0),
         "pruned": lambda: save(folder, 6, 2.0, keep_last=1),
     }
-    told: dict[str, list[Any]] = {}
+    states: dict[str, list[Any]] = {}
     for name, scenario in scenarios.items():
         for moment in range(1, 1000):
             shutil.rmtree(folder, ignore_errors=True)
@@ -117,36 +119,36 @@ def _serve(folder: Path) -> None:
                 scenario()
                 os._exit(0)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            left = value_of(folder)
-            at_four = value_of(folder, 4)[1] if 4 in list_steps(folder) else None
+            last = load(folder)
+            value_at_4 = load(folder, 4)[1] if 4 in list_steps(folder) else None
             save(folder, 8, 3.0)
-            told.setdefault(name, []).append([code, left, at_four, value_of(folder), names(folder)])
+            states.setdefault(name, []).append([code, last, value_at_4, load(folder), names(folder)])
             if code != -signal.SIGKILL:
                 break
-    print(json.dumps(told))
+    print(json.dumps(states))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork: Linux and macOS do")
 def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
-    """Before, the old checkpoint is there, whole; after, the new one; and the next save removes what was left."""
+    """The last checkpoint is the old one, then from some moment on the new one; the next save removes leftovers."""
     command = [sys.executable, __file__, str(tmp_path / "d4")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    told = json.loads(done.stdout)
+    states = json.loads(done.stdout)
+    values_at_4 = {"next": {1.0}, "again": {1.0, 2.0}, "pruned": {1.0, None}}
     for name, new in (("next", [6, 2.0]), ("again", [4, 2.0]), ("pruned", [6, 2.0])):
-        deaths, [code, *end] = told[name][:-1], told[name][-1]
-        assert len(deaths) > 10, f"{name}: only {len(deaths)} moments"
-        assert {death[0] for death in deaths} == {-signal.SIGKILL}
-        assert code == 0
-        seen = [death[1] for death in deaths]
-        switch = seen.index(new)
-        assert seen == [[4, 1.0]] * switch + [new] * (len(seen) - switch)
+        *killed, finished = states[name]
+        assert len(killed) > 10, f"{name}: only {len(killed)} moments"
+        assert {code for code, *_ in killed} == {-signal.SIGKILL}
+        last = [state[1] for state in killed]
+        switch = last.index(new)
+        assert last == [[4, 1.0]] * switch + [new] * (len(last) - switch)
         assert switch > 5
-        assert end[0] == new
-        for _, _, at_four, after, files in told[name]:
-            assert at_four in ({1.0, 2.0} if name == "again" else {1.0} if name == "next" else {1.0, None})
-            assert after == [8, 3.0]
+        assert finished[:2] == [0, new]
+        for _, _, value_at_4, next_saved, files in states[name]:
+            assert value_at_4 in values_at_4[name]
+            assert next_saved == [8, 3.0]
             assert set(files) <= {"step_000004", "step_000004.old", "step_000006", "step_000008"}
             assert not {"step_000004", "step_000004.old"} <= set(files)
 
@@ -155,22 +157,22 @@ def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old checkpoint stays, the half of the new one goes, the message says what happened."""
+    """The old checkpoint stays, the incomplete new one is removed, and the message gives the reason."""
     save(tmp_path, 4, 1.0)
 
-    def full(*_: object) -> None:
+    def raise_disk_full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for name in ("save_tensors", "fsync_dir", "move_into_place"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_manager, name, full)
+            patch.setattr(checkpoint_manager, name, raise_disk_full)
             with pytest.raises(UserError, match=r"cannot save .*step_000006 .*No space left.* are intact"):
                 save(tmp_path, 6, 2.0)
         assert names(tmp_path) == ["step_000004"]
-        assert value_of(tmp_path) == (4, 1.0)
+        assert load(tmp_path) == (4, 1.0)
 
 
-def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot save"):
         save(tmp_path / "file" / "d4", 4)
@@ -184,12 +186,12 @@ def test_keep_last(tmp_path: Path) -> None:
     assert list(list_steps(tmp_path)) == [8, 10, 12]
 
 
-def test_the_last_is_what_was_written_last(tmp_path: Path) -> None:
-    """A new run in the folder of an old one: its checkpoints count, and are not the ones that `keep_last` removes."""
+def test_the_last_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
+    """Checkpoints of a new run in an old run's folder are the last ones, and `keep_last` removes the old run's."""
     save(tmp_path, 1000, 1.0)
     save(tmp_path, 4, 2.0)
-    assert value_of(tmp_path) == (4, 2.0)
-    assert value_of(tmp_path, 1000) == (1000, 1.0)
+    assert load(tmp_path) == (4, 2.0)
+    assert load(tmp_path, 1000) == (1000, 1.0)
     save(tmp_path, 8, 3.0, keep_last=2)
     assert names(tmp_path) == ["step_000004", "step_000008"]
 
@@ -197,12 +199,12 @@ def test_the_last_is_what_was_written_last(tmp_path: Path) -> None:
 def test_the_same_step_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         save(tmp_path, 4, value)
-        assert value_of(tmp_path) == (4, value)
+        assert load(tmp_path) == (4, value)
     assert names(tmp_path) == ["step_000004"]
 
 
-def test_what_else_lies_in_the_folder(tmp_path: Path) -> None:
-    """Stray files, half folders, other names: overlooked, also by a save, and left alone but for our own leftovers."""
+def test_other_files_in_the_folder_are_ignored(tmp_path: Path) -> None:
+    """Stray files, incomplete folders and other names are neither listed nor removed; only leftovers of a save are."""
     save(tmp_path, 4, 1.0)
     (tmp_path / "step_000009").write_text("a file", encoding="utf-8")
     (tmp_path / "step_000010").mkdir()
@@ -214,20 +216,20 @@ def test_what_else_lies_in_the_folder(tmp_path: Path) -> None:
     assert list(list_steps(tmp_path)) == [4]
     before = set(names(tmp_path))
     save(tmp_path, 6, 2.0, keep_last=1)
-    assert value_of(tmp_path) == (6, 2.0)
+    assert load(tmp_path) == (6, 2.0)
     assert set(names(tmp_path)) == before - {"step_000004", ".step_000015.tmp"} | {"step_000006"}
-    save(tmp_path, 10, 3.0)  # in place of a half one
-    assert value_of(tmp_path) == (10, 3.0)
+    save(tmp_path, 10, 3.0)  # replaces an incomplete one
+    assert load(tmp_path) == (10, 3.0)
 
 
-def test_an_unreadable_neighbour_does_not_stop_a_save(tmp_path: Path) -> None:
-    """A run of many hours must not fail at its first checkpoint because an old one is of another format."""
+def test_an_unreadable_checkpoint_does_not_stop_a_save(tmp_path: Path) -> None:
+    """A run of many hours must not fail at its first checkpoint because an old one has another format."""
     path = save(tmp_path, 4)
     (path / "meta.json").write_text('{"format": 0', encoding="utf-8")
     save(tmp_path, 6, 2.0, keep_last=1)
-    assert value_of(tmp_path, 6) == (6, 2.0)
+    assert load(tmp_path, 6) == (6, 2.0)
     with pytest.raises(UserError, match=r"step_000004.*cannot be read"):
-        open_checkpoint(tmp_path)  # which of the two is the last cannot be known
+        open_checkpoint(tmp_path)  # it is unknown which of the two is the last
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -235,22 +237,22 @@ def test_an_unreadable_neighbour_does_not_stop_a_save(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
 def test_tensors_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Bit for bit, infinities and not-a-numbers too; a tensor that is a view is written as what it shows."""
+    """Bit for bit, with infinities and NaN; of a view, only the visible elements are written."""
     numbers = torch.tensor([0.0, -0.0, 1e-40, 3e38, float("inf"), float("nan"), 1 / 3, -2.5])
     numbers = torch.arange(8) * 2**40 if dtype == torch.int64 else numbers.to(dtype)
     tensors = {"a": numbers, "view": numbers.clone().view(2, 4).T, "scalar": numbers[3].clone(), "empty": numbers[:0]}
     save_tensors(tmp_path / "t.safetensors", tensors)
-    found = load_tensors(tmp_path / "t.safetensors")
-    assert found.keys() == tensors.keys()
+    loaded = load_tensors(tmp_path / "t.safetensors")
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert (found[name].dtype, found[name].shape) == (dtype, tensor.shape)
-        ours, theirs = (one.reshape(-1).contiguous().view(torch.uint8) for one in (found[name], tensor))
-        assert torch.equal(ours, theirs)
+        assert (loaded[name].dtype, loaded[name].shape) == (dtype, tensor.shape)
+        loaded_bytes, saved_bytes = (x.reshape(-1).contiguous().view(torch.uint8) for x in (loaded[name], tensor))
+        assert torch.equal(loaded_bytes, saved_bytes)
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, -1])
 @pytest.mark.parametrize("name", ["model", "optimizer"])
-def test_torn_tensors(tmp_path: Path, name: str, size: int) -> None:
+def test_truncated_tensors(tmp_path: Path, name: str, size: int) -> None:
     path = save(tmp_path, 4) / f"{name}.safetensors"
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
     checkpoint = open_checkpoint(tmp_path)
@@ -278,7 +280,7 @@ def test_missing_tensors(tmp_path: Path) -> None:
         (b'{"format": 1, "arch": "modern"}', "arch 'modern'"),
     ],
 )
-def test_a_meta_file_that_is_not_ours(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_damaged_or_unknown_meta_file(tmp_path: Path, content: bytes, words: str) -> None:
     (save(tmp_path, 4) / "meta.json").write_bytes(content)
     for step in (-1, 4):
         with pytest.raises(UserError, match=words) as failure:
@@ -293,7 +295,7 @@ def test_no_such_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 12)
     with pytest.raises(UserError, match=r"no checkpoint of step 5 in .*: there are 4, 12"):
         open_checkpoint(tmp_path, 5)
-    assert value_of(tmp_path, 4) == (4, 0.0)
+    assert load(tmp_path, 4) == (4, 0.0)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -309,7 +311,7 @@ def tokenizer(base_dir: Path) -> Tokenizer:
 def save_model(
     tag: str, tokenizer: Tokenizer, runtime: Runtime = CPU, step: int = 4, n_layer: int = 1
 ) -> dict[str, Any]:
-    """An untrained model with a head that is not zero; returns its weights."""
+    """Save an untrained model with a random head. Return its weights."""
     shape = GPTConfig(
         sequence_len=16, vocab_size=tokenizer.get_vocab_size(), n_layer=n_layer, n_head=2, n_kv_head=1, n_embd=16
     )
@@ -324,7 +326,7 @@ def test_tags_are_sorted_by_depth(tokenizer: Tokenizer, base_dir: Path) -> None:
     assert list_tags("base") == []
     for tag, layers in (("d4", 1), ("d12", 2), ("experiment", 3)):
         save_model(tag, tokenizer, n_layer=layers)
-    (base_dir / "base_checkpoints" / "d20").mkdir()  # nothing in it
+    (base_dir / "base_checkpoints" / "d20").mkdir()  # empty
     (base_dir / "base_checkpoints" / "d30").write_text("a stray file", encoding="utf-8")
     assert list_tags("base") == ["experiment", "d4", "d12"]
     assert default_tag("base") == "d12"
@@ -337,14 +339,14 @@ def test_tags_are_sorted_by_depth(tokenizer: Tokenizer, base_dir: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["eval", "train"])
 def test_load_model(tokenizer: Tokenizer, phase: str) -> None:
-    """The same weights, and the same logits, which the buffers that are not saved have a part in."""
+    """The weights are equal, and the logits, which also depend on buffers that are not saved."""
     save_model("d1", tokenizer, step=2)
     expected = save_model("d1", tokenizer, step=4)
     model, loaded, meta = load_model("base", CPU, phase)
     assert (model.training, loaded.hash(), meta["step"]) == (phase == "train", tokenizer.hash(), 4)
-    found = model.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    weights = model.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
     built = build_model(model.config, CPU)
     built.load_state_dict(expected)
     tokens = torch.arange(16)[None]
@@ -352,11 +354,11 @@ def test_load_model(tokenizer: Tokenizer, phase: str) -> None:
     assert not torch.equal(load_model("base", CPU, step=2)[0](tokens), model(tokens))
 
 
-def test_the_dtype_is_that_of_the_training(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Computed in float32, as trained, on a machine that would take bfloat16; the notice says so."""
+def test_the_compute_dtype_is_that_of_the_training(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    """float32, as in training, on a machine whose default is bfloat16; a notice tells the user."""
     save_model("d1", tokenizer)
-    here = Runtime(0, 0, 1, torch.device("cpu"), torch.bfloat16, 42)
-    model = restore_model(open_checkpoint(run_dir("base", "d1")), here)
+    bf16_runtime = Runtime(0, 0, 1, torch.device("cpu"), torch.bfloat16, 42)
+    model = restore_model(open_checkpoint(run_dir("base", "d1")), bf16_runtime)
     assert model.compute_dtype == torch.float32
     assert "Computing in float32" in capsys.readouterr().out
 
@@ -377,7 +379,7 @@ def test_load_model_errors(tokenizer: Tokenizer, base_dir: Path) -> None:
 
 
 def test_weights_of_another_model(tokenizer: Tokenizer) -> None:
-    """A file that someone has copied from elsewhere."""
+    """A weights file copied from another checkpoint is refused."""
     save_model("d1", tokenizer)
     save_tensors(run_dir("base", "d1") / "step_000004" / "model.safetensors", {"strange": torch.zeros(3)})
     with pytest.raises(UserError, match=r"does not hold the weights that its meta.json describes"):
@@ -385,4 +387,4 @@ def test_weights_of_another_model(tokenizer: Tokenizer) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _print_states_after_kills(Path(sys.argv[1]))

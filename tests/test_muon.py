@@ -1,4 +1,4 @@
-"""Muon against the same mathematics through singular values, in float64."""
+"""Muon against the same mathematics in terms of singular values, in float64."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ SHAPES = [(1, 16, 16), (3, 40, 10), (2, 10, 40), (5, 7, 9)]
 
 
 def _by_singular_values(matrix: np.ndarray) -> np.ndarray:
-    """Newton-Schulz steps are odd polynomials: they act on the singular values and leave the vectors alone."""
+    """Orthogonalize by singular values: Newton-Schulz steps are odd polynomials, which do not change the vectors."""
     u, s, vt = np.linalg.svd(matrix / (np.sqrt((matrix**2).sum()) + 1e-7), full_matrices=False)
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
@@ -25,10 +25,10 @@ def _by_singular_values(matrix: np.ndarray) -> np.ndarray:
 
 
 def _stack(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """Random matrices whose columns differ a hundredfold in size, as gradients do."""
+    """Random matrices whose columns differ up to a hundredfold in scale, as those of gradients do."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = torch.logspace(-2, 0, shape[-1], dtype=torch.float64)
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * sizes
+    scales = torch.logspace(-2, 0, shape[-1], dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) * scales
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -55,9 +55,9 @@ for shape in [*SHAPES, (2, 128, 64)]:
 
 
 def test_orthogonalize_in_bfloat16() -> None:
-    """Within 3% of float64 in the Frobenius norm; four roundings of 2^-9 a step leave about 1%.
+    """Within 3% of float64 in the Frobenius norm: four roundings of 2^-9 in each step add up to about 1%.
 
-    In a process of its own: some machines announce AMX and have it switched off, and bfloat16 products die there.
+    In a separate process, without AMX: on some machines that advertise it, its instructions are illegal.
     """
     root = Path(__file__).parent.parent
     env = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
@@ -75,7 +75,7 @@ def test_singular_values_come_close_to_one() -> None:
 
 
 def test_zero_stays_zero() -> None:
-    """At the start most gradients are exactly zero, because the output projections are."""
+    """At first most gradients are exactly zero, because the output projections are."""
     assert torch.equal(orthogonalize(torch.zeros(2, 4, 3), torch.float32), torch.zeros(2, 4, 3))
 
 
@@ -91,27 +91,28 @@ def _run(
     lr: float = 0.02,
 ) -> torch.Tensor:
     weights = weights.to(dtype, copy=True)
-    average = torch.zeros_like(weights)
+    grad_avg = torch.zeros_like(weights)
     for number in range(steps):
         grads = _stack(tuple(weights.shape), seed=number).to(dtype)
         momentum = torch.tensor(0.85 + number / 200, dtype=dtype)
-        step(weights, grads, average, lr=torch.tensor(lr, dtype=dtype), momentum=momentum)
+        step(weights, grads, grad_avg, lr=torch.tensor(lr, dtype=dtype), momentum=momentum)
     return weights
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
 def test_twenty_steps(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
-    """Each matrix of the stack alone, with the momentum written as a sum over all gradients so far."""
+    """The reference updates each matrix of the stack alone."""
     start = _stack(shape, seed=99)
     result = _run(start, dtype)
     factor = 0.02 * max(1, shape[1] / shape[2]) ** 0.5
     for k in range(shape[0]):
-        weights, average = start[k].numpy().copy(), np.zeros(shape[1:])
+        weights = start[k].numpy().copy()
+        grad_avg = np.zeros(shape[1:])
         for number in range(20):
             momentum, grad = 0.85 + number / 200, _stack(shape, seed=number)[k].numpy()
-            average = momentum * average + (1 - momentum) * grad
-            weights -= factor * _by_singular_values(momentum * average + (1 - momentum) * grad)
+            grad_avg = momentum * grad_avg + (1 - momentum) * grad
+            weights -= factor * _by_singular_values(momentum * grad_avg + (1 - momentum) * grad)
         torch.testing.assert_close(result[k].double(), torch.from_numpy(weights), rtol=0, atol=tolerance)
 
 
@@ -125,6 +126,6 @@ def test_compiles_once() -> None:
     compiled = partial(torch.compile(muon_step, backend=count, dynamic=False, fullgraph=True), dtype=None)
     start = _stack((2, 6, 4))
     for lr in (0.1, 0.2, 0.3):
-        ours = _run(start, torch.float64, compiled, steps=4, lr=lr)
-        torch.testing.assert_close(ours, _run(start, torch.float64, steps=4, lr=lr))
+        result = _run(start, torch.float64, compiled, steps=4, lr=lr)
+        torch.testing.assert_close(result, _run(start, torch.float64, steps=4, lr=lr))
     assert len(graphs) == 1

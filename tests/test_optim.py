@@ -1,4 +1,4 @@
-"""The optimizer on 1, 2 and 3 real processes, against a reference written matrix by matrix and number by number."""
+"""The optimizer on 1, 2 and 3 real processes, against a float64 reference that updates each parameter alone."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from nanochat.runtime import Runtime
 from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS, HALF, ROWS = 20, 10, 6
+STEPS = 20
+HALF = STEPS // 2
+ROWS = 6
 SETTINGS = OptimSettings(embedding_lr=0.05, weight_decay=0.05, grad_clip=0.5)
-# How far any weight may be off after 20 steps in which weights move by up to 1.2, by the precision of the Newton-Schulz
-# products. bfloat16 amplifies rounding: its bound is one whole step of Muon at its rate of 0.02 (0.0065 was seen).
+# Largest difference of any weight after 20 steps, in which weights change by up to 1.2; by the precision of Muon's
+# matrix products. For bfloat16 the bound is one step of Muon at its learning rate of 0.02 (0.004 was measured).
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 0.02}
 
 
 class Toy(nn.Module):
-    """Every case that sharding must handle, in 25 columns: odd, and divisible by neither 2 nor 3.
+    """A model with every case that sharding must handle. It has 25 columns, divisible by neither 2 nor 3.
 
-    Three tall and three wide matrices (stacks that 2 does not divide), two square ones and tables under 1,024 elements,
-    larger tables whose 2,525 numbers divide by neither 2 nor 3.
+    Three tall and three wide matrices (stacks not divisible by 2), two square ones, tables under 1,024 elements, and
+    larger tables of 2,525 elements, divisible by neither 2 nor 3.
     """
 
     def __init__(self) -> None:
@@ -76,7 +78,7 @@ def _batch(step: int) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def _scales(step: int) -> tuple[float, float]:
+def _schedule(step: int) -> tuple[float, float]:
     """(lr_multiplier, momentum): both change from step to step."""
     return 1 - step / 40, 0.85 + step / 200
 
@@ -87,16 +89,16 @@ def _runtime(rank: int = 0, world_size: int = 1, dtype: torch.dtype = torch.floa
 
 
 def _train(model: Toy, optimizer: Optimizer, steps: range, rank: int = 0, world_size: int = 1) -> list[float]:
-    """Steps on this process's rows, one micro-step a row; returns the norms before clipping."""
-    share = ROWS // world_size
-    mine = slice(rank * share, (rank + 1) * share)
+    """Take steps on this process's rows, one micro-step for each row. Return the norms before clipping."""
+    num_rows = ROWS // world_size
+    rows = slice(rank * num_rows, (rank + 1) * num_rows)
     norms = []
     for step in steps:
-        idx, targets = (part[mine] for part in _batch(step))
+        idx, targets = (tensor[rows] for tensor in _batch(step))
         optimizer.zero_grad()
-        for row in range(share):
-            (model(idx[row : row + 1], targets[row : row + 1]) / share).backward()
-        norms.append(float(optimizer.step(*_scales(step))))
+        for row in range(num_rows):
+            (model(idx[row : row + 1], targets[row : row + 1]) / num_rows).backward()
+        norms.append(float(optimizer.step(*_schedule(step))))
     return norms
 
 
@@ -105,7 +107,7 @@ def _weights(model: Toy) -> dict[str, Tensor]:
 
 
 def one_process(folder: Path) -> None:
-    """In each precision it trains, saves and loads half way, and resumes what 2 have saved."""
+    """Train in each precision, save and load half way, and resume from the state that 2 processes saved."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # as in every run on a CPU
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -115,8 +117,7 @@ def one_process(folder: Path) -> None:
     for precision in TOLERANCE:
         model = Toy().to(torch.float64 if precision == "float64" else torch.float32)
         runtime = _runtime(rank, world_size, torch.bfloat16 if precision == "bfloat16" else torch.float32)
-        make = partial(build_optimizer, model, runtime, SETTINGS)
-        optimizer = make()
+        optimizer = build_optimizer(model, runtime, SETTINGS)
         norms = _train(model, optimizer, range(HALF), rank, world_size)
         saved = {"weights": _weights(model), "state": optimizer.state_dict()}
         if world_size == 2 and rank == 0:
@@ -124,15 +125,16 @@ def one_process(folder: Path) -> None:
         norms += _train(model, optimizer, range(HALF, STEPS), rank, world_size)
         results[precision] = {"weights": _weights(model), "norms": norms, "state": optimizer.state_dict()}
         if world_size > 1:
-            dist.barrier()  # the file is whole
+            dist.barrier()  # until the file is complete
         half = torch.load(folder / f"half_{precision}.pt")
         model.load_state_dict(half["weights"])
-        optimizer = make()
+        optimizer = build_optimizer(model, runtime, SETTINGS)
         optimizer.load_state_dict(half["state"])
-        results[precision]["state_again"] = optimizer.state_dict()
+        results[precision]["reloaded_state"] = optimizer.state_dict()
         _train(model, optimizer, range(HALF, STEPS), rank, world_size)
         results[precision]["resumed"] = _weights(model)
-        results[precision]["kept"] = sum(kept.numel() for bucket in optimizer.buckets for kept in bucket.state.values())
+        shards = [shard for bucket in optimizer.buckets for shard in bucket.state.values()]
+        results[precision]["state_numel"] = sum(shard.numel() for shard in shards)
     torch.save(results, folder / f"world{world_size}_rank{rank}.pt")
     if world_size > 1:
         dist.destroy_process_group()
@@ -140,7 +142,7 @@ def one_process(folder: Path) -> None:
 
 @dataclass
 class Runs:
-    """What the processes wrote: `[world size][rank][precision]`, and the state that 2 of them saved half way."""
+    """Results of the processes, `[world size][rank][precision]`, and the state that 2 of them saved half way."""
 
     results: dict[int, list[dict[str, Any]]]
     half: dict[str, dict[str, Any]]
@@ -149,56 +151,56 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("optim")
-    for world_size in (2, 1, 3):  # 2 first: the others resume what it saved
-        # Some machines announce AMX and have it switched off: bfloat16 products die there unless they stay below it.
+    for world_size in (2, 1, 3):  # 2 first: the others resume from its state
+        # Without AMX: on some machines that advertise it, its instructions are illegal.
         forker.together(one_process, folder, world_size, ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")
     results = {n: [torch.load(folder / f"world{n}_rank{rank}.pt") for rank in range(n)] for n in (1, 2, 3)}
     return Runs(results, {precision: torch.load(folder / f"half_{precision}.pt") for precision in TOLERANCE})
 
 
-def _distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+def _distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
 def _reference(model: Toy) -> tuple[dict[str, Tensor], list[float]]:
-    """The recipe of the papers in float64 on the whole batch, each parameter alone: (last weights, norms)."""
+    """Train in float64 on the whole batch, each parameter alone, by the papers' formulas. Return weights and norms."""
     model = copy.deepcopy(model).double()
-    named = list(model.named_parameters())
+    named_params = list(model.named_parameters())
     rates = {"embed": 0.05 * 2, "position": 0.05 * 2, "gain": 0.05 * 2, "head": 0.004 * 2}  # (192 / 768)^-0.5 = 2
-    first = {name: torch.zeros_like(param) for name, param in named}
-    second = {name: torch.zeros_like(param) for name, param in named}
+    first = {name: torch.zeros_like(param) for name, param in named_params}
+    second = {name: torch.zeros_like(param) for name, param in named_params}
     norms = []
     for step in range(STEPS):
         model.zero_grad()
         model(*_batch(step)).backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), SETTINGS.grad_clip)))
-        scale, momentum = _scales(step)
-        for name, param in named:
+        multiplier, momentum = _schedule(step)
+        for name, param in named_params:
             assert param.grad is not None
             m, v, grad, weight = first[name], second[name], param.grad, param.data
             if name in rates:
                 m.copy_(0.8 * m + 0.2 * grad)
                 v.copy_(0.95 * v + 0.05 * grad**2)
                 update = (m / (1 - 0.8 ** (step + 1))) / ((v / (1 - 0.95 ** (step + 1))) ** 0.5 + 1e-10)
-                weight -= rates[name] * scale * (update + 0.05 * weight)
+                weight -= rates[name] * multiplier * (update + 0.05 * weight)
             else:
                 m.copy_(momentum * m + (1 - momentum) * grad)
                 mixed = momentum * m + (1 - momentum) * grad
                 u, s, vt = torch.linalg.svd(mixed / (mixed.square().sum().sqrt() + 1e-7), full_matrices=False)
                 for _ in range(5):
                     s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-                weight -= 0.02 * scale * max(1, len(weight) / weight.size(1)) ** 0.5 * (u * s) @ vt
-    return {name: param.detach() for name, param in named}, norms
+                weight -= 0.02 * multiplier * max(1, len(weight) / weight.size(1)) ** 0.5 * (u * s) @ vt
+    return {name: param.detach() for name, param in named_params}, norms
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_equals_the_reference(runs: Runs, world_size: int, precision: str) -> None:
-    """The same run on 1, 2 and 3 processes and in the reference: weights, and norms before clipping."""
+    """Weights, and norms before clipping, of the same run on 1, 2 and 3 processes and in the reference."""
     weights, norms = _reference(Toy())
-    assert min(norms) > SETTINGS.grad_clip  # it does clip
+    assert min(norms) > SETTINGS.grad_clip  # every step is clipped
     for result in runs.results[world_size]:
         assert _distance(result[precision]["weights"], weights) < TOLERANCE[precision]
         torch.testing.assert_close(result[precision]["norms"], norms, rtol=TOLERANCE[precision], atol=0)
@@ -208,7 +210,7 @@ def test_equals_the_reference(runs: Runs, world_size: int, precision: str) -> No
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_agree(runs: Runs, world_size: int, precision: str) -> None:
-    """Bit for bit with each other, and with one process to rounding, which bfloat16 amplifies."""
+    """Processes agree with each other bit for bit, and with a single process up to rounding."""
     first, *others = (result[precision] for result in runs.results[world_size])
     for other in others:
         assert _distance(first["weights"], other["weights"]) == 0
@@ -219,15 +221,15 @@ def test_processes_agree(runs: Runs, world_size: int, precision: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_each_process_keeps_its_share(runs: Runs, world_size: int) -> None:
-    """Whole matrices of the tall and the wide stack, numbers of the two tables; all of what is small."""
+def test_each_process_keeps_its_shard(runs: Runs, world_size: int) -> None:
+    """A shard of the tall and the wide stack and of the two tables, and the whole state of the small parameters."""
     matrices, numbers = math.ceil(3 / world_size), math.ceil(101 * 25 / world_size)
     expected = 2 * matrices * (50 * 25) + 2 * 25 * 25 + 2 * (2 * numbers + 7 * 25 + 25)
-    assert [result["float32"]["kept"] for result in runs.results[world_size]] == [expected] * world_size
+    assert [result["float32"]["state_numel"] for result in runs.results[world_size]] == [expected] * world_size
 
 
 @pytest.mark.slow
-def test_state_is_whole_and_by_name(runs: Runs) -> None:
+def test_state_is_unsharded_and_by_name(runs: Runs) -> None:
     state = runs.half["float32"]["state"]
     moments = {
         "momentum": ("up.", "down.", "square."),
@@ -247,9 +249,9 @@ def test_state_is_whole_and_by_name(runs: Runs) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_resumes_what_two_processes_wrote(runs: Runs, world_size: int, precision: str) -> None:
+def test_resumes_from_the_state_of_two_processes(runs: Runs, world_size: int, precision: str) -> None:
     result = runs.results[world_size][0][precision]
-    assert _distance(result["state_again"], runs.half[precision]["state"]) == 0
+    assert _distance(result["reloaded_state"], runs.half[precision]["state"]) == 0
     uninterrupted = runs.results[2][0][precision]["weights"]
     assert _distance(result["resumed"], uninterrupted) <= (0 if world_size == 2 else TOLERANCE[precision])
 
@@ -278,7 +280,7 @@ def test_state_is_a_copy() -> None:
 
 
 def test_small_gradients_are_not_clipped() -> None:
-    """Clipping is a ceiling, and 0 switches it off."""
+    """Clipping leaves norms below `grad_clip` alone, and 0 disables it."""
     results = []
     for grad_clip in (0.0, 1e6, 1e-3):
         model, optimizer = _toy_optimizer(grad_clip=grad_clip)
@@ -288,7 +290,7 @@ def test_small_gradients_are_not_clipped() -> None:
     assert _distance(results[0], results[2]) > 0
 
 
-def test_a_rate_of_zero_changes_nothing() -> None:
+def test_a_multiplier_of_zero_changes_nothing() -> None:
     model, optimizer = _toy_optimizer()
     before = _weights(model)
     model(*_batch(0)).backward()
@@ -305,20 +307,20 @@ def test_a_missing_gradient_is_named() -> None:
 
 
 def test_every_parameter_needs_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = Toy.param_groups
+    param_groups = Toy.param_groups
     cases: list[tuple[str, Callable[[list[ParamGroup]], list[ParamGroup]]]] = [
-        ("no group holds head", lambda made: made[:2]),
-        ("head is in two groups", lambda made: [*made, made[2]]),
-        ("no update rule for parameters of the kind 'scalar'", lambda made: [ParamGroup("scalar", made[0].params)]),
+        ("no group holds head", lambda groups: groups[:2]),
+        ("head is in two groups", lambda groups: [*groups, groups[2]]),
+        ("no update rule for parameters of the kind 'scalar'", lambda groups: [ParamGroup("scalar", groups[0].params)]),
     ]
     for message, change in cases:
-        monkeypatch.setattr(Toy, "param_groups", lambda self, change=change: change(groups(self)))
+        monkeypatch.setattr(Toy, "param_groups", lambda self, change=change: change(param_groups(self)))
         with pytest.raises(AssertionError, match=message):
             _toy_optimizer()
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
-def test_a_foreign_state_is_refused_untouched(change: str) -> None:
+def test_a_state_of_another_model_is_refused(change: str) -> None:
     model, optimizer = _toy_optimizer()
     _train(model, optimizer, range(1))
     before = optimizer.state_dict()
@@ -362,8 +364,8 @@ def test_bfloat16_tables_keep_float32_moments() -> None:
     assert optimizer.state_dict()["embed.exp_avg_sq"].dtype == torch.float32
 
 
-def test_compiled_rules_are_compiled_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates, momentum and step number move; what is compiled does not. Same weights as without compiling."""
+def test_update_functions_are_compiled_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New learning rates, momenta and steps need no recompilation, and the weights equal those of the eager mode."""
     graphs: list[Any] = []
 
     def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
@@ -374,29 +376,28 @@ def test_compiled_rules_are_compiled_once_a_shape(monkeypatch: pytest.MonkeyPatc
     model, plain = Toy(), Toy()
     optimizer = build_optimizer(model, _runtime(), SETTINGS, compiled=True)
     _train(model, optimizer, range(2))
-    assert (
-        len(graphs) == 5
-    )  # tall, wide and square matrices; both tables, which are of one size; the small ones together
+    # Tall, wide and square matrices; both tables, which have one size; the small tables together.
+    assert len(graphs) == 5
     _train(model, optimizer, range(2, 6))
     assert len(graphs) == 5
     _train(plain, build_optimizer(plain, _runtime(), SETTINGS), range(6))
     assert _distance(_weights(model), _weights(plain)) < TOLERANCE["float32"]
 
 
-def test_the_model_finds_its_rates() -> None:
-    """The GPT's own groups, at their places in the table: at the first step AdamW moves each number by its rate."""
+def test_learning_rates_of_the_models_groups() -> None:
+    """At the first step AdamW changes each number by its learning rate, and Muon each matrix by a known norm."""
     model = GPT(GPTConfig(sequence_len=8, vocab_size=64, n_layer=2, n_head=2, n_kv_head=1, n_embd=48))
     for param in model.parameters():
         param.data.zero_()
         param.grad = torch.ones_like(param)
     build_optimizer(model, _runtime()).step(0.5, 0.9)
-    named = dict(model.named_parameters())
+    param_of = dict(model.named_parameters())
     groups = {group.kind: [name for name, _ in group.params] for group in model.param_groups()}
-    by_width = (48 / 768) ** -0.5
-    for kind, rate in (("embedding", 0.2 * by_width), ("head", 0.004 * by_width)):
+    width_factor = (48 / 768) ** -0.5
+    for kind, lr in (("embedding", 0.2 * width_factor), ("head", 0.004 * width_factor)):
         for name in groups[kind]:
-            torch.testing.assert_close(named[name], torch.full_like(named[name], -0.5 * rate))
-    for name in groups["matrix"]:  # ones are of rank 1: one singular value, 1, goes to about 0.7
-        rows, columns = named[name].shape
-        length = 0.5 * 0.02 * max(1, rows / columns) ** 0.5
-        assert float(named[name].detach().norm()) == pytest.approx(0.7 * length, rel=0.1)
+            torch.testing.assert_close(param_of[name], torch.full_like(param_of[name], -0.5 * lr))
+    for name in groups["matrix"]:  # a matrix of ones has one singular value, which becomes about 0.7
+        rows, columns = param_of[name].shape
+        norm = 0.7 * 0.5 * 0.02 * max(1, rows / columns) ** 0.5
+        assert float(param_of[name].detach().norm()) == pytest.approx(norm, rel=0.1)
