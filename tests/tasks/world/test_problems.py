@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
-from nanochat.execution import calculate
+from nanochat.sandbox.calculator import calculate
 from tasks.common import Task, reference_text
 from tasks.world.problem_stories import SHAPES
 from tasks.world.problems import LEVELS, HardProblems, WordProblems
