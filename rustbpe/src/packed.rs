@@ -29,7 +29,7 @@ pub fn pack(text: &[u8], start: usize, end: usize) -> Option<PackedWord> {
     if len > MAX_PACKED_LEN {
         return None;
     }
-    // One read of sixteen bytes, whatever the length of the word, except near the end of the text.
+    // One read of sixteen bytes for words of any length, except near the end of the text.
     let bytes = match text.get(start..start + 16) {
         Some(sixteen) => u128::from_le_bytes(sixteen.try_into().expect("the slice has sixteen bytes")),
         None => {

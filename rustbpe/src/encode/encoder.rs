@@ -55,7 +55,7 @@ impl Encoder {
         Ok(ids)
     }
 
-    /// Call a function with a worker that no other thread uses meanwhile.
+    /// Call a function with a worker that no other thread uses during the call.
     pub fn with_worker<R>(&self, function: impl FnOnce(&mut Worker) -> R) -> R {
         let idle_workers = || self.idle_workers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut worker = idle_workers().pop().unwrap_or_default();

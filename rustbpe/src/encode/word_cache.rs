@@ -134,8 +134,8 @@ impl WordCache {
     pub fn prefetch(&self, word: PackedWord) -> usize {
         let line = self.line_of_hash(hash_packed(word));
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 processor has SSE. A prefetch reads nothing into the program and never faults, whatever
-        // the address.
+        // SAFETY: every x86-64 processor has SSE. A prefetch reads nothing into the program and never faults, even
+        // for an invalid address.
         unsafe {
             use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
             _mm_prefetch(self.short.as_ptr().wrapping_add(line).cast(), _MM_HINT_T0);

@@ -63,7 +63,7 @@ impl PyEncoder {
     fn decode_bytes<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let py = ids.py();
         let ids: Vec<i64> = ids.extract().map_err(|error: PyErr| {
-            // An integer of more than 64 bits is no id either.
+            // No token has an id of more than 64 bits.
             if error.is_instance_of::<PyOverflowError>(py) {
                 PyKeyError::new_err(format!("no token has one of these ids: {error}"))
             } else {

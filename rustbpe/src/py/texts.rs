@@ -112,7 +112,7 @@ impl TextSource {
 
 /// Encode Python objects. Raises TypeError for an object that is neither a string nor bytes.
 ///
-/// Python converts strings to UTF-8 one at a time under its lock. Other threads encode the first ones meanwhile.
+/// Python converts strings to UTF-8 one at a time under its lock, while other threads encode the first ones.
 fn encode_objects<I: TokenId>(
     py: Python<'_>,
     objects: &[Py<PyAny>],

@@ -10,7 +10,7 @@
 pub struct GptPattern {
     /// The contractions 's, 'd, 'm, 't, 'll, 've and 're also match in capitals.
     pub contractions_ignore_case: bool,
-    /// Letters take any one preceding character that is no letter, number or line end. If false, only a space.
+    /// Letters take any one preceding character except for letters, numbers and line ends. If false, only a space.
     pub letters_take_any_char: bool,
     /// Longest run of digits in one word.
     pub max_digits: usize,

@@ -1,7 +1,7 @@
 //! Count the distinct words of a corpus in several threads.
 //!
 //! The calling thread reads batches of texts, cuts them into jobs and puts these into a short queue. Each worker takes
-//! jobs from the queue and counts into a table of its own. At the end the tables are added up.
+//! jobs from the queue and counts into a separate table. At the end the tables are added up.
 
 use crate::jobs::{Job, JobCutter, Part};
 use crate::{Error, Splitter, Text, WordCounts};
