@@ -28,7 +28,7 @@ from nanochat.training.resume import (
     restore_loop_state,
     resume_command,
 )
-from scripts import base_train, chat_rl
+from scripts import base_train, chat_rl, chat_sft, mid_train
 from tests.support.training import CPU, SHAPE, Config, train_tokenizer
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -98,34 +98,30 @@ def test_changed_settings() -> None:
 
 
 OLD_NAMES = {
-    base_train: {
-        "init_lr_frac": "lr_scale",
-        "unembedding_lr": "head_lr",
-        "warmup_ratio": "warmup",
-        "warmdown_ratio": "warmdown",
-        "final_lr_frac": "final_lr",
-    },
-    chat_rl: {
-        "init_lr_frac": "lr_scale",
-        "unembedding_lr": "head_lr",
-        "warmup_ratio": "warmup",
-        "warmdown_ratio": "warmdown",
-        "final_lr_frac": "final_lr",
-        "examples_per_step": "num_problems",
-        "eval_examples": "eval_problems",
-        "sft_examples_per_step": "replay",
-    },
+    "init_lr_frac": "lr_scale",
+    "unembedding_lr": "head_lr",
+    "warmup_ratio": "warmup",
+    "warmdown_ratio": "warmdown",
+    "final_lr_frac": "final_lr",
+}
+OLD_NAMES_OF_RL = {
+    "examples_per_step": "num_problems",
+    "eval_examples": "eval_problems",
+    "sft_examples_per_step": "replay",
 }
 
 
-@pytest.mark.parametrize("script", OLD_NAMES, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [base_train, mid_train, chat_sft, chat_rl], ids=lambda script: script.__name__)
 def test_old_names_of_settings(script: Any) -> None:
     """A checkpoint with the settings' earlier names: unchanged ones are not reported, changed ones by the new name."""
-    old_names = OLD_NAMES[script]
-    saved = {old_names.get(name, name): value for name, value in asdict(script.Config()).items()}
+    old_names = OLD_NAMES | (OLD_NAMES_OF_RL if script is chat_rl else {})
+    present = asdict(script.Config())
+    saved = {old_names.get(name, name): value for name, value in present.items()}
     assert not set(old_names) & set(saved)
     assert changed_settings(saved, script.Config()) == []
-    assert changed_settings(saved, script.Config(unembedding_lr=0.5)) == ["unembedding_lr: 0.004 -> 0.5"]
+    for name, old_name in old_names.items():
+        changed = saved | {old_name: "another"}
+        assert changed_settings(changed, script.Config()) == [f"{name}: another -> {present[name]}"]
 
 
 def test_restore_loop_state() -> None:
