@@ -86,7 +86,7 @@ def evaluate_chat_task(
 def chat_core(results: Sequence[TaskResult]) -> tuple[str, Metric]:
     """Return the name and value of ChatCORE, with its 95% interval: the mean centred accuracy of its six tasks.
 
-    If one of the six is missing, the mean over all results is returned, under a name that says so.
+    If one of the six is missing, the mean over all results is returned, under another name.
     """
     by_name = {result.name: result for result in results}
     if by_name.keys() >= set(CHAT_CORE):

@@ -178,14 +178,14 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 # A real model
 
 
-def save_model(folder: Path, stage: str, likely: str = "", context: int = 64) -> None:
-    """A tiny checkpoint that says any byte, an end now and then, or almost always the bytes of `likely`."""
+def save_model(folder: Path, source: str, likely: str = "", context: int = 64) -> None:
+    """Save a tiny random model, which generates almost always the bytes of `likely` if there are any."""
     TOKENIZER.save(folder / "tokenizer")
     vocab_size = TOKENIZER.get_vocab_size()
     model = GPT(GPTConfig(sequence_len=context, vocab_size=vocab_size, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
     model.init_weights()
     with torch.no_grad():
-        # One direction of every embedding is the same, so that the head can make a token likely wherever it stands.
+        # All embeddings share one large component, so the head can make a token likely at every position.
         model.embed.weight[:, 0] = 30
         model.head.weight[TOKENIZER.encode(likely), 0] = 4
     meta = {
@@ -194,14 +194,14 @@ def save_model(folder: Path, stage: str, likely: str = "", context: int = 64) ->
         "tokenizer_hash": TOKENIZER.hash(),
         "step": 7,
     }
-    save_checkpoint(run_dir(stage, "d1"), 7, model.state_dict(), {}, meta)
+    save_checkpoint(run_dir(source, "d1"), 7, model.state_dict(), {}, meta)
 
 
 def test_one_question(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(run_here, "sft", "z")
     main(Config(prompt="hello", max_tokens=5, temperature=0, device="cpu"))
     out, err = capsys.readouterr()
-    assert out == "zzzzz\n"  # nothing but the answer
+    assert out == "zzzzz\n"  # the reply alone
     assert "(cut off" in err
     assert "chatsft_checkpoints" in err
     with pytest.raises(UserError, match="the message is too long"):
@@ -217,8 +217,8 @@ def test_without_a_model_the_error_says_what_to_train() -> None:
 
 
 def test_the_default_source_is_the_last_stage(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for stage, letter in (("mid", "m"), ("sft", "s"), ("rl", "r")):
-        save_model(run_here, stage, letter)
+    for source, letter in (("mid", "m"), ("sft", "s"), ("rl", "r")):
+        save_model(run_here, source, letter)
         main(Config(prompt="?", max_tokens=1, temperature=0, device="cpu"))
         assert capsys.readouterr().out == f"{letter}\n"
 
@@ -236,31 +236,31 @@ def test_without_a_terminal_each_line_is_a_message(
 
 
 def test_in_a_real_terminal(base_dir: Path) -> None:
-    """Three turns, /clear, Ctrl-C in mid-answer, a wall of text pasted both ways, and Ctrl-D."""
+    """Ctrl-C during a reply in three turns, /clear, two ways of pasting several lines, Ctrl-C at the prompt, Ctrl-D."""
     pexpect = pytest.importorskip("pexpect", reason="no pexpect: `uv pip install pexpect` (Linux and macOS)")
     save_model(base_dir, "sft", "z", context=4000)
     environment = {**os.environ, "NANOCHAT_DTYPE": "float32", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     command = ["-m", "scripts.chat_cli", "-t", "0", "--device=cpu"]
     chat = pexpect.spawn(sys.executable, command, env=environment, cwd=str(ROOT), encoding="utf-8", timeout=120)
     chat.setwinsize(50, 120)
-    prompt = r"\r\n(\x1b\[\?2004h)?> "  # readline tells the terminal to mark what is pasted
+    prompt = r"\r\n(\x1b\[\?2004h)?> "  # readline asks the terminal to mark pasted text
     chat.expect("sft d1, step 7")
     chat.expect(prompt)
     for turn in range(3):
         chat.sendline(f"hello {turn}")
         chat.expect("zzzz")
-        chat.sendintr()  # it would go on for thousands of tokens
+        chat.sendintr()  # the reply would have thousands of tokens
         chat.expect(r"\(stopped\)")
         chat.expect(prompt)
     chat.sendline("/clear")
     chat.expect("a new conversation begins")
     chat.expect(prompt)
-    wall = "\n".join(f"line {i} of what was pasted" for i in range(200))
+    wall = "\n".join(f"line {i} of the pasted text" for i in range(200))
     chat.send(f"\x1b[200~{wall}\x1b[201~")
     chat.sendline("")
     chat.expect(r"the message is too long: it has \d+ tokens")
     chat.expect(prompt)
-    chat.sendline("first line\nsecond line")  # pasted where nothing marks it: still one message
+    chat.sendline("first line\nsecond line")  # pasted without marks: still one message
     chat.expect("zzzz")
     chat.sendintr()
     chat.expect(r"\(stopped\)")
