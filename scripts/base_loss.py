@@ -65,7 +65,7 @@ class MeasuredModel:
     title: str
     note: str
     measure_bpb: Callable[[Documents], float]  # documents -> bits per byte
-    write_samples: Callable[[Sequence[str]], list[dict[str, Any]]]  # prompts -> samples
+    generate: Callable[[Sequence[str]], list[dict[str, Any]]]  # prompts -> samples
     checkpoint: str | None = None  # TAG:STEP; None for a model of transformers
 
 
@@ -80,7 +80,7 @@ def load_checkpoint(config: Config, runtime: Runtime) -> MeasuredModel:
         rows, _ = document_eval_rows(documents, tokenizer, model.config.sequence_len, config.eval_tokens)
         return bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
 
-    def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def generate(prompts: Sequence[str]) -> list[dict[str, Any]]:
         return generate_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
 
     return MeasuredModel(
@@ -88,7 +88,7 @@ def load_checkpoint(config: Config, runtime: Runtime) -> MeasuredModel:
         title="Base model",
         note=f"Checkpoint {tag} of step {meta['step']}, computing in {runtime.dtype_name}.",
         measure_bpb=measure_bpb,
-        write_samples=write,
+        generate=generate,
         checkpoint=f"{tag}:{meta['step']}",
     )
 
@@ -103,7 +103,7 @@ def load_from_hf(name: str, config: Config, runtime: Runtime) -> MeasuredModel:
             model, tokenizer, documents, row_len, config.eval_tokens, config.device_batch_size, runtime
         )
 
-    def write(prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def generate(prompts: Sequence[str]) -> list[dict[str, Any]]:
         return hf_causal.generate_hf_samples(
             model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed
         )
@@ -114,18 +114,18 @@ def load_from_hf(name: str, config: Config, runtime: Runtime) -> MeasuredModel:
         title=f"Base model {name}",
         note=f"{name}, {architecture}, computing in {runtime.dtype_name}, in rows of {row_len:,} tokens.",
         measure_bpb=measure_bpb,
-        write_samples=write,
+        generate=generate,
     )
 
 
-def write_and_check_samples(
+def generate_and_check_samples(
     model: MeasuredModel, config: Config, source: str
 ) -> tuple[list[dict[str, Any]], dict[str, Metric]]:
     """Return samples for the report, and the share of their sentences that are sound.
 
     `source`: of the training text; only samples of the story world are checked.
     """
-    samples = model.write_samples(sample_prompts(source, config.num_samples, config.seed))
+    samples = model.generate(sample_prompts(source, config.num_samples, config.seed))
     if source != "storyworld":
         return samples, {}
     num_sound = 0
@@ -160,7 +160,7 @@ def main(config: Config) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     shares: dict[str, Metric] = {}
     if runtime.is_main:
-        samples, shares = write_and_check_samples(model, config, load_manifest().source)
+        samples, shares = generate_and_check_samples(model, config, load_manifest().source)
     for sample in samples[:3]:
         print0(f"\n{sample['prompt']} |{sample['text']}")
     for name, share in shares.items():

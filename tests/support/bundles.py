@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nanochat.gpt import GPT, GPTConfig
+from tests.support.models import random_model
 from tests.support.talks import TOKENIZER
 
 VOCAB_SIZE = TOKENIZER.get_vocab_size()  # a token for each byte, and the special tokens
@@ -34,7 +35,7 @@ def write_bundle(
     num_fewshot: int = 1,
     delimiter: str = " ",
     missing: Sequence[str] = (),
-    baselines: Mapping[str, float] | None = None,
+    baselines: Mapping[str, int] | None = None,
 ) -> Path:
     """Write a bundle and return its folder.
 
@@ -100,7 +101,7 @@ HAND_RESULTS = {
 
 def write_hand_bundle(folder: Path, num_fewshot: int = 0, delimiter: str = " ", missing: Sequence[str] = ()) -> Path:
     """Write HAND_TASKS as a bundle and return its folder."""
-    baselines = {"choice": 40.0, "schema": 50.0, **dict.fromkeys(missing, 25.0)}
+    baselines = {"choice": 40, "schema": 50, **dict.fromkeys(missing, 25)}
     return write_bundle(folder, HAND_TASKS, num_fewshot, delimiter, missing, baselines)
 
 
@@ -116,3 +117,8 @@ def pair_model(logits: Mapping[str, float], context_len: int = 64) -> GPT:
         for (before, after), logit in logits.items():
             model.head.weight[ord(after), ord(before)] = 15 * math.atanh(logit / 15) / math.sqrt(width)
     return model
+
+
+def deep_model(context_len: int = 96) -> GPT:
+    """A model in which every output depends on every token before it."""
+    return random_model(context_len, VOCAB_SIZE, scale=0.5, n_layer=2, n_head=2, n_kv_head=1)
