@@ -1,4 +1,4 @@
-"""What the tests share: a base folder of their own, the real data where it is at hand, a guard around the home."""
+"""Fixtures of all tests: a temporary base folder, the real data if present, a guard for the user's home."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(os.environ.get("NANOCHAT_SHARED_DATA") or ROOT.parent / "shared" / "data")
 
 
-# Many small models are trained here, not one large one: one thread per process, also in the processes that tests start.
+# The tests train many small models at the same time: one thread for each process, child processes included.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
-# A shell starts what it puts in the background with Ctrl-C ignored, and every child inherits that: not here.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that: tests of Ctrl-C would fail.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data that stands beside a checkout; its files are only read. Where it is absent, skips."""
+    """The folder of real data next to the checkout, read only. Skips the test if it is absent."""
     if not _DATA.is_dir():
-        pytest.skip(f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another place)")
+        pytest.skip(f"no shared data at {_DATA} ($NANOCHAT_SHARED_DATA names another folder)")
     return _DATA
 
 
 @pytest.fixture(scope="session")
 def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
-    """Starts processes that need not import anything first."""
-    found = Forker(tmp_path_factory.mktemp("forker"))
-    yield found
-    found.close()
+    """Starts processes quickly: forks of a process that has imported everything."""
+    forker = Forker(tmp_path_factory.mktemp("forker"))
+    yield forker
+    forker.close()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test that forgets `base_dir` gets a folder that must not come into being, instead of the user's own."""
+    """Fail a test that writes to the base folder without the fixture `base_dir`; the user's folder is never used."""
     forbidden = tmp_path_factory.getbasetemp() / "forbidden"
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(forbidden))
     monkeypatch.setenv("WANDB_RUN", "dummy")
@@ -66,7 +66,7 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def mixture(run_here: Path, tmp_path: Path) -> str:
-    """A base model in `run_here`, and the flag for a mixture: 80 conversations in `tmp_path/sums.jsonl`."""
+    """Save a base model in `run_here`; return the flag for a mixture of 80 conversations in `tmp_path/sums.jsonl`."""
     from tests.support.talks import save_model, sums, task_entry, write_mixture, write_talks
 
     save_model(run_here)
@@ -76,17 +76,17 @@ def mixture(run_here: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`refusal(script, *flags)`: how its command line refuses them: a line on stderr, and exit code 2."""
+    """`refusal(script, *flags)` runs a script that must fail with exit code 2, and returns its line on stderr."""
 
     def refusal(script: ModuleType, *flags: str) -> str:
         from nanochat.configurator import cli
 
         monkeypatch.setattr(sys, "argv", ["script", *flags])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             cli(script.Config, script.main, script.__doc__)
         error = capsys.readouterr().err
-        assert left.value.code == 2
+        assert exit_info.value.code == 2
         assert error.startswith("error: ")
         assert error.endswith("\n")
         assert error.count("\n") == 1
@@ -97,20 +97,20 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture
 def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test if a device is touched."""
+    """Fail the test if a device is used."""
     from nanochat.runtime import Runtime
 
     def start(*_: object) -> None:
-        pytest.fail("a device was touched before the settings were checked")
+        pytest.fail("a device was used before the settings were checked")
 
     monkeypatch.setattr(Runtime, "start", start)
 
 
 @pytest.fixture
 def run_here(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The base folder of a test that runs whole training scripts in this process: float32 on one thread of the CPU.
+    """The base folder of a test that runs training scripts in this process, in float32 on one CPU thread.
 
-    What a run sets in torch for all that follows is put back.
+    Restores the global settings of torch that a run changes.
     """
     import torch
 

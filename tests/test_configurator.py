@@ -1,4 +1,4 @@
-"""Flags, settings files and their mistakes."""
+"""Flags, settings files, former names of settings, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_mistakes_are_one_helpful_line(argv: list[str], words: list[str]) -> Non
         assert word in message
 
 
-def test_a_flag_is_no_file() -> None:
+def test_a_toml_path_as_a_value_is_not_the_settings_file() -> None:
     assert parse(Config, ["--data=my.toml"]).data == Path("my.toml")
 
 
@@ -222,20 +222,20 @@ def test_stored_settings_get_current_names() -> None:
         mode=st.sampled_from(["on", "off"]),
     )
 )
-def test_every_config_can_be_said_in_flags(config: Config) -> None:
+def test_every_config_can_be_given_by_flags(config: Config) -> None:
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(config).items()]
     assert parse(Config, argv) == config
 
 
 @dataclass(frozen=True)
 class Ranged(Settings):
-    layers: int = setting(4, "how deep it is", at_least=1)
-    steps: int = setting(-1, "how far it goes; -1 = to the end", at_least=1, also=-1)
-    share: float = setting(0.5, "how much of it", at_least=0, at_most=1)
-    rate: float = setting(0.1, "how fast it goes", above=0)
-    rows: int | str = setting("auto", "how many at once", at_least=1, also="auto")
-    most: int | None = setting(None, "how many in all; none = any number", at_least=1)
-    free: float = setting(0.0, "anything")
+    layers: int = setting(4, "number of layers", at_least=1)
+    steps: int = setting(-1, "number of steps; -1 = to the end", at_least=1, also=-1)
+    fraction: float = setting(0.5, "part of the data", at_least=0, at_most=1)
+    lr: float = setting(0.1, "learning rate", above=0)
+    batch_size: int | str = setting("auto", "rows of a batch", at_least=1, also="auto")
+    max_layers: int | None = setting(None, "limit of layers; none = any number", at_least=1)
+    free: float = setting(0.0, "any number")
 
 
 INF, NAN = float("inf"), float("nan")
@@ -244,33 +244,33 @@ INF, NAN = float("inf"), float("nan")
 @pytest.mark.parametrize(
     ("name", "inside", "outside", "rule"),
     [
-        ("layers", [1, 10**9], [0, -1], "at least 1 (how deep it is)"),
-        ("steps", [1, -1], [0, -2], "at least 1, or -1 (how far it goes; -1 = to the end)"),
-        ("share", [0.0, 0.3, 1.0], [-0.001, 1.001, -INF, NAN], "from 0 to 1 (how much of it)"),
-        ("rate", [1e-9, 1e9], [0.0, -1.0, INF, NAN], "above 0 (how fast it goes)"),
-        ("rows", [1, 8, "auto"], [0, "all", "8 "], "at least 1, or auto (how many at once)"),
-        ("most", [1, None], [0], "at least 1 (how many in all; none = any number)"),
+        ("layers", [1, 10**9], [0, -1], "at least 1 (number of layers)"),
+        ("steps", [1, -1], [0, -2], "at least 1, or -1 (number of steps; -1 = to the end)"),
+        ("fraction", [0.0, 0.3, 1.0], [-0.001, 1.001, -INF, NAN], "from 0 to 1 (part of the data)"),
+        ("lr", [1e-9, 1e9], [0.0, -1.0, INF, NAN], "above 0 (learning rate)"),
+        ("batch_size", [1, 8, "auto"], [0, "all", "8 "], "at least 1, or auto (rows of a batch)"),
+        ("max_layers", [1, None], [0], "at least 1 (limit of layers; none = any number)"),
         ("free", [-1.0, 0.0, INF], [], ""),
     ],
 )
 def test_ranges(tmp_path: Path, name: str, inside: list[Any], outside: list[Any], rule: str) -> None:
-    """A config of a test's own, flags and a file are held to them alike; the message tells what the setting is."""
+    """Configs built in code, flags and files are checked alike, and the message contains the setting's help."""
     for value in inside:
         assert getattr(Ranged(**{name: value}), name) == value
         assert getattr(parse(Ranged, [f"--{name}={value}"]), name) == value
     for value in outside:
-        with pytest.raises(UserError) as made:
+        with pytest.raises(UserError) as built:
             Ranged(**{name: value})
-        assert str(made.value) == f"{name} is {value!r}: it must be {rule}"
-        if value == value and value != "8 ":  # a flag's nan is no number, and its spaces do not count
+        assert str(built.value) == f"{name} is {value!r}: it must be {rule}"
+        if value == value and value != "8 ":  # flags do not accept nan, and ignore spaces around numbers
             (tmp_path / "my.toml").write_text(f"{name} = {value!r}", encoding="utf-8")
             for argv in ([f"--{name}={value}"], [str(tmp_path / "my.toml")]):
                 with pytest.raises(UserError) as parsed:
                     parse(Ranged, argv)
-                assert str(parsed.value) == str(made.value)
+                assert str(parsed.value) == str(built.value)
 
 
-def test_choices_hold_without_a_command_line() -> None:
+def test_choices_are_checked_without_a_command_line() -> None:
     for wrong, message in (({"mode": "x"}, "mode is 'x': it must be one of on, off"), ({"bits": 5}, "one of 4, 8")):
         with pytest.raises(UserError, match=message):
             Config(**wrong)  # type: ignore[arg-type]
@@ -278,34 +278,34 @@ def test_choices_hold_without_a_command_line() -> None:
 
 def test_ranges_are_inherited_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     @dataclass(frozen=True)
-    class Heir(Ranged):
-        rate: float = setting(2.0, "how fast it goes, at least 1", at_least=1)
+    class Derived(Ranged):
+        lr: float = setting(2.0, "learning rate, at least 1", at_least=1)
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.layers > self.most:
-                raise UserError("deeper than most")
+            if self.layers > self.max_layers:
+                raise UserError("too many layers")
 
-    assert Heir(most=5).rate == 2
-    for wrong, words in (({"layers": 0}, "layers is 0"), ({"rate": 0.5}, "rate is 0.5"), ({"most": 3}, "deeper")):
+    assert Derived(max_layers=5).lr == 2
+    for wrong, words in (({"layers": 0}, "layers is 0"), ({"lr": 0.5}, "lr is 0.5"), ({"max_layers": 3}, "too many")):
         with pytest.raises(UserError, match=words):
-            Heir(**wrong)  # type: ignore[arg-type]
+            Derived(**wrong)  # type: ignore[arg-type]
     with pytest.raises(SystemExit):
-        parse(Heir, ["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    for shown in ("default: 4; at least 1)", "default: -1; at least 1, or -1)", "default: 0.5; from 0 to 1)"):
-        assert shown in text
-    assert "anything (default: 0.0)" in text
+        parse(Derived, ["--help"])
+    help_text = " ".join(capsys.readouterr().out.split())
+    for default in ("default: 4; at least 1)", "default: -1; at least 1, or -1)", "default: 0.5; from 0 to 1)"):
+        assert default in help_text
+    assert "any number (default: 0.0)" in help_text
 
 
 def test_positional_word() -> None:
     @dataclass(frozen=True)
     class Action(Settings):
         action: str = setting("generate", "what to do", choices=("generate", "reset"), positional=True)
-        loud: bool = setting(False, "say more")
+        verbose: bool = setting(False, "print more")
 
     assert parse(Action, []).action == "generate"
-    assert parse(Action, ["reset", "--loud"]) == Action("reset", True)
+    assert parse(Action, ["reset", "--verbose"]) == Action("reset", True)
     with pytest.raises(UserError, match="generate, reset"):
         parse(Action, ["rest"])
 
@@ -321,7 +321,7 @@ def test_a_type_that_no_flag_can_give_is_a_bug() -> None:
 
 def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(Config, ["--help"], "What it does.\n\n    python -m x --depth=4\n")
+        parse(Config, ["--help"], "Train a model.\n\n    python -m x --depth=4\n")
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert "    python -m x --depth=4\n" in text
@@ -333,27 +333,27 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_cli_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[Config] = []
+    configs: list[Config] = []
     monkeypatch.setattr(sys, "argv", ["x", "--depth=3"])
-    cli(Config, seen.append)
-    assert seen == [Config(depth=3)]
+    cli(Config, configs.append)
+    assert configs == [Config(depth=3)]
 
-    def refuse(_: Config) -> None:
+    def raise_user_error(_: Config) -> None:
         raise UserError("no tokenizer: train one first")
 
     with pytest.raises(SystemExit) as caught:
-        cli(Config, refuse)
+        cli(Config, raise_user_error)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: no tokenizer: train one first\n"
 
-    def stumble(_: Config) -> None:
+    def raise_bug(_: Config) -> None:
         raise ValueError("a bug")
 
-    with pytest.raises(ValueError, match="a bug"):  # a bug keeps its traceback
-        cli(Config, stumble)
+    with pytest.raises(ValueError, match="a bug"):  # with a traceback
+        cli(Config, raise_bug)
 
 
-def test_a_script_says_how_it_is_called(tmp_path: Path) -> None:
+def test_a_script_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         '"""Doc of the script."""\n'
         "from __future__ import annotations\n"

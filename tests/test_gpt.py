@@ -1,4 +1,4 @@
-"""The model against a plain float64 twin written from the formulas, and its counts, first values and losses."""
+"""The model against a float64 reference written from the formulas; its counts, initial values and losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 def random_model(config: GPTConfig, seed: int = 0) -> GPT:
-    """A model whose zeroed matrices are random too: at initialisation every logit is 0 whatever the blocks do."""
+    """A model whose weights are all random: at initialization some matrices are zero, and so are all logits."""
     model = GPT(config)
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -42,8 +42,8 @@ def random_tokens(config: GPTConfig, *shape: int) -> Tensor:
     return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(3))
 
 
-def twin_logits(config: GPTConfig, weights: dict[str, Tensor], idx: Tensor) -> Tensor:
-    """The formulas of the model in float64, head by head, position by position: (B, T) -> (B, T, V)."""
+def reference_logits(config: GPTConfig, weights: dict[str, Tensor], idx: Tensor) -> Tensor:
+    """Compute the model's formulas in float64, each head and position alone: (B, T) -> (B, T, V)."""
     weights = {name: weight.double() for name, weight in weights.items()}
     head_dim = config.n_embd // config.n_head
     half = head_dim // 2
@@ -52,10 +52,10 @@ def twin_logits(config: GPTConfig, weights: dict[str, Tensor], idx: Tensor) -> T
     def norm(x: Tensor) -> Tensor:
         return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)
 
-    def rotated(x: Tensor) -> Tensor:  # (B, T, D): the halves are the real and the imaginary part, turned by -angle
+    def rotate(x: Tensor) -> Tensor:  # (B, T, D): the halves are real and imaginary part, rotated by -angle
         angle = torch.arange(time).double()[:, None] * 10_000.0 ** (-torch.arange(half).double() / half)
-        turned = torch.complex(x[..., :half], x[..., half:]) * torch.exp(-1j * angle)
-        return torch.cat((turned.real, turned.imag), -1)
+        rotated = torch.complex(x[..., :half], x[..., half:]) * torch.exp(-1j * angle)
+        return torch.cat((rotated.real, rotated.imag), -1)
 
     def attention(x: Tensor, layer: int) -> Tensor:
         q, k, v = (
@@ -65,11 +65,11 @@ def twin_logits(config: GPTConfig, weights: dict[str, Tensor], idx: Tensor) -> T
         outputs = []
         for head in range(config.n_head):
             group = head // (config.n_head // config.n_kv_head)
-            scores = torch.einsum("btd,bsd->bts", norm(rotated(q[head])), norm(rotated(k[group]))) / head_dim**0.5
+            scores = torch.einsum("btd,bsd->bts", norm(rotate(q[head])), norm(rotate(k[group]))) / head_dim**0.5
             for t in range(time):
                 scores[:, t, t + 1 :] = -math.inf
-            shares = torch.exp(scores - scores.amax(-1, keepdim=True))
-            outputs.append(torch.einsum("bts,bsd->btd", shares / shares.sum(-1, keepdim=True), v[group]))
+            probs = torch.exp(scores - scores.amax(-1, keepdim=True))
+            outputs.append(torch.einsum("bts,bsd->btd", probs / probs.sum(-1, keepdim=True), v[group]))
         return torch.einsum("btc,oc->bto", torch.cat(outputs, -1), weights[f"blocks.{layer}.attn.o_proj.weight"])
 
     def mlp(x: Tensor, layer: int) -> Tensor:
@@ -99,7 +99,7 @@ def test_d20_has_560988160_parameters() -> None:
     [
         (20, {}, 10, 10, 1280),
         (32, {}, 16, 16, 2048),
-        (1, {}, 1, 1, 128),  # half a head is rounded up to a whole one
+        (1, {}, 1, 1, 128),  # half a head is rounded up
         (3, {}, 2, 2, 256),
         (5, {"head_dim": 64}, 5, 5, 320),
         (7, {"head_dim": 96}, 5, 5, 480),
@@ -140,14 +140,14 @@ def test_a_width_that_does_not_divide_by_the_heads_is_refused() -> None:
     [
         GPTConfig.from_depth(20, vocab_size=65536, sequence_len=2048),
         GPTConfig.from_depth(4, vocab_size=8192, sequence_len=512, head_dim=64),
-        GPTConfig.from_depth(6, vocab_size=8192, sequence_len=4096, head_dim=64),  # much of it in attention
+        GPTConfig.from_depth(6, vocab_size=8192, sequence_len=4096, head_dim=64),  # mostly attention
     ],
 )
 def test_flops_agree_with_torchs_counter(config: GPTConfig) -> None:
     with torch.device("meta"):
         model = GPT(config)
         idx = torch.zeros(2, config.sequence_len, dtype=torch.int64)
-        # the MATH kernel: what the others skip (the masked half) or repeat is not in the estimate's convention
+        # The MATH kernel, because the others skip the masked half or recompute, which the estimate does not count.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(idx, idx).backward()
     assert model.estimate_flops() == pytest.approx(counter.get_total_flops() / idx.numel(), rel=0.02)
@@ -163,10 +163,10 @@ def test_every_parameter_is_in_one_group() -> None:
     assert all(param.ndim == 2 for group in model.param_groups() for _, param in group.params)
 
 
-# First values
+# Initialization
 
 
-def test_nothing_is_left_uninitialised() -> None:
+def test_everything_is_initialized() -> None:
     with torch.device("meta"):
         model = GPT(CONFIGS["grouped"])
     model.to_empty(device="cpu")
@@ -176,11 +176,11 @@ def test_nothing_is_left_uninitialised() -> None:
             tensor.fill_(math.nan)
     model.init_weights()
     assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
-    for module in model.modules():  # and nothing with a value hides outside of parameters and buffers
+    for module in model.modules():  # there are no tensors besides parameters and buffers
         assert not [name for name, value in vars(module).items() if isinstance(value, Tensor)]
 
 
-def test_first_values_have_the_spread_they_should() -> None:
+def test_standard_deviations_of_initial_weights() -> None:
     config = GPTConfig(sequence_len=8, vocab_size=512, n_layer=2, n_head=3, n_kv_head=1, n_embd=192)
     model = GPT(config)
     model.init_weights()
@@ -192,17 +192,17 @@ def test_first_values_have_the_spread_they_should() -> None:
         assert abs(param.mean().item()) <= 0.03 * std, name
 
 
-def test_the_seed_decides_the_first_values() -> None:
+def test_initial_weights_depend_on_the_seed_only() -> None:
     first, again, other = (GPT(CONFIGS["plain"]) for _ in range(3))
     first.init_weights(1)
-    torch.rand(1)  # the global generator has no part in it
+    torch.rand(1)  # the global generator has no influence
     again.init_weights(1)
     other.init_weights(2)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.embed.weight, other.embed.weight)
 
 
-def test_an_untrained_model_finds_all_tokens_equally_likely() -> None:
+def test_tokens_are_equally_likely_at_initialization() -> None:
     model = GPT(CONFIGS["grouped"])
     model.init_weights()
     idx = random_tokens(model.config, 2, 9)
@@ -213,23 +213,23 @@ def test_an_untrained_model_finds_all_tokens_equally_likely() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_those_of_the_formulas(name: str) -> None:
+def test_logits_equal_the_reference(name: str) -> None:
     model = random_model(CONFIGS[name])
     idx = random_tokens(model.config, 3, model.config.sequence_len)
-    expected = twin_logits(model.config, model.state_dict(), idx)
-    assert expected.abs().max() > 3  # large enough that the soft cap bends
+    expected = reference_logits(model.config, model.state_dict(), idx)
+    assert expected.abs().max() > 3  # large enough for the soft cap to matter
     logits = model(idx)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=2e-5)
 
 
-def test_the_norm_has_its_stated_epsilon() -> None:
+def test_epsilon_of_the_norm() -> None:
     x = torch.full((4,), 1e-3, dtype=torch.float64)
     assert rms_norm(x)[0].item() == pytest.approx(1e-3 / math.sqrt(1e-6 + 1e-6), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_no_position_sees_a_later_one(name: str) -> None:
+def test_attention_is_causal(name: str) -> None:
     model = random_model(CONFIGS[name])
     idx = random_tokens(model.config, 1, model.config.sequence_len)
     before = model(idx)
@@ -241,7 +241,7 @@ def test_no_position_sees_a_later_one(name: str) -> None:
         assert not torch.allclose(after[:, t], before[:, t], atol=1e-3)
 
 
-def test_one_token_is_a_legal_sequence() -> None:
+def test_a_sequence_of_one_token() -> None:
     model = random_model(CONFIGS["grouped"])
     idx = random_tokens(model.config, 2, 5)
     torch.testing.assert_close(model(idx[:, :1]), model(idx)[:, :1], rtol=0, atol=1e-5)
@@ -257,17 +257,17 @@ def test_more_positions_than_the_context_holds_are_a_bug() -> None:
 # Loss
 
 
-def test_losses_are_minus_the_log_of_the_targets_share() -> None:
+def test_losses_are_negative_log_probabilities() -> None:
     model = random_model(CONFIGS["grouped"])
     idx = random_tokens(model.config, 2, 9)
     targets = idx.roll(-1, 1)
     targets[0, 3] = targets[1, 8] = -1
-    shares = twin_logits(model.config, model.state_dict(), idx).softmax(-1)
+    probs = reference_logits(model.config, model.state_dict(), idx).softmax(-1)
     expected = torch.zeros(2, 9, dtype=torch.float64)
     for b in range(2):
         for t in range(9):
             if targets[b, t] != -1:
-                expected[b, t] = -math.log(shares[b, t, targets[b, t]])
+                expected[b, t] = -math.log(probs[b, t, targets[b, t]])
     for reduction, value in {"none": expected, "sum": expected.sum(), "mean": expected.sum() / 16}.items():
         losses = model(idx, targets, loss_reduction=reduction)
         torch.testing.assert_close(losses.double(), value, rtol=1e-5, atol=1e-5)
@@ -298,15 +298,15 @@ def test_the_padding_of_the_vocabulary_has_no_influence() -> None:
         assert not table.grad[65:].any()
 
 
-# The naive generator
+# Generation without a cache
 
 
-def test_greedy_generation_takes_the_likeliest_token_to_the_end_of_the_context() -> None:
+def test_greedy_generation_up_to_the_end_of_the_context() -> None:
     model = random_model(CONFIGS["plain"])
     prompt = random_tokens(model.config, 5).tolist()
     ids = list(prompt)
     while len(ids) < model.config.sequence_len:
-        ids.append(int(twin_logits(model.config, model.state_dict(), torch.tensor([ids]))[0, -1].argmax()))
+        ids.append(int(reference_logits(model.config, model.state_dict(), torch.tensor([ids]))[0, -1].argmax()))
     assert prompt + list(model.generate(prompt, 1000, temperature=0)) == ids
     assert list(model.generate(prompt, 3, temperature=0)) == ids[5:8]
     assert list(model.generate(ids, 3, temperature=0)) == []
@@ -334,7 +334,7 @@ for dtype, model in models.items():
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 ones, twos = (torch.cat([p.grad.flatten() for p in model.parameters()]) for model in models.values())
 print(json.dumps({
-    "spread": logits[torch.float32].std().item(),
+    "std": logits[torch.float32].std().item(),
     "error": (logits[torch.bfloat16] - logits[torch.float32]).std().item(),
     "gradients": torch.cosine_similarity(ones, twos, dim=0).item(),
 }))
@@ -342,14 +342,14 @@ print(json.dumps({
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    """In a process of its own: AMX, where it is advertised and broken, must be ruled out before the first product."""
+    """In a separate process: AMX, which is broken on some machines, must be disabled before the first product."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", BFLOAT16], env=environment, capture_output=True, text=True, timeout=200, check=True
     )
-    seen = json.loads(done.stdout)
-    assert seen["error"] < 0.02 * seen["spread"]
-    assert seen["gradients"] > 0.999
+    measured = json.loads(done.stdout)
+    assert measured["error"] < 0.02 * measured["std"]
+    assert measured["gradients"] > 0.999
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Device and dtype as chosen, refused and overruled; one process alone, and two together."""
+"""Choice of device and compute dtype; the collectives in one process and in two."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ALONE = Runtime(rank=0, local_rank=0, world_size=1, device=CPU, compute_dtype=to
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No torchrun, no dtype asked for, no probing; what a runtime sets in this process is taken back."""
+    """Without torchrun, a requested dtype and probing; restores the settings that a runtime changes."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NANOCHAT_DTYPE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: None)
-    monkeypatch.setattr(runtime_module, "keep_freed_memory", lambda: None)  # there is no way back from it
+    monkeypatch.setattr(runtime_module, "keep_freed_memory", lambda: None)  # it cannot be undone
     settings = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory, torch.get_num_threads()
     yield
@@ -37,7 +37,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before[2])
 
 
-def put_devices(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False) -> None:
+def set_devices(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
@@ -49,25 +49,23 @@ def put_devices(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: boo
     ("cuda", "mps", "device"),
     [(True, True, "cuda:3"), (True, False, "cuda:3"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_takes_the_best_device_there_is(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str
-) -> None:
-    put_devices(monkeypatch, cuda=cuda, mps=mps)
+def test_auto_is_the_best_device(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str) -> None:
+    set_devices(monkeypatch, cuda=cuda, mps=mps)
     assert resolve_device("auto", 3) == torch.device(device)
 
 
 def test_a_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    put_devices(monkeypatch, cuda=True, mps=True)
+    set_devices(monkeypatch, cuda=True, mps=True)
     assert resolve_device("cpu", 1) == CPU
     assert resolve_device("cuda", 1) == torch.device("cuda:1")
     assert resolve_device("mps", 1) == torch.device("mps")
 
 
 def test_an_absent_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    put_devices(monkeypatch)
+    set_devices(monkeypatch)
     with pytest.raises(UserError, match=r"'cuda' is not on this machine: choose one of auto, cpu$"):
         Runtime.start(device="cuda")
-    put_devices(monkeypatch, cuda=True)
+    set_devices(monkeypatch, cuda=True)
     with pytest.raises(UserError, match=r"'mps' is not on this machine: choose one of auto, cpu, cuda$"):
         resolve_device("mps", 0)
 
@@ -82,7 +80,7 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "speedup", "dtype"),
+    ("requested", "speedup", "dtype"),
     [
         (None, None, torch.float32),
         (None, 0.9, torch.float32),
@@ -93,30 +91,30 @@ def test_an_unknown_device_is_refused(name: str) -> None:
         ("bfloat16", 0.1, torch.bfloat16),
     ],
 )
-def test_bfloat16_is_taken_where_it_is_faster_or_asked_for(
-    monkeypatch: pytest.MonkeyPatch, asked: str | None, speedup: float | None, dtype: torch.dtype
+def test_bfloat16_where_it_is_faster_or_requested(
+    monkeypatch: pytest.MonkeyPatch, requested: str | None, speedup: float | None, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: speedup)
-    if asked is not None:
-        monkeypatch.setenv("NANOCHAT_DTYPE", asked)
+    if requested is not None:
+        monkeypatch.setenv("NANOCHAT_DTYPE", requested)
     assert choose_dtype(ALONE) == dtype
 
 
 def test_float32_needs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
-    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: pytest.fail("the processor was asked"))
+    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: pytest.fail("the processor was probed"))
     assert choose_dtype(ALONE) == torch.float32
 
 
-@pytest.mark.parametrize("asked", ["bf16", "float64", "FLOAT32"])
-def test_an_unknown_dtype_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
-    monkeypatch.setenv("NANOCHAT_DTYPE", asked)
-    with pytest.raises(UserError, match=f"NANOCHAT_DTYPE is '{asked}': choose auto, float32 or"):
+@pytest.mark.parametrize("requested", ["bf16", "float64", "FLOAT32"])
+def test_an_unknown_dtype_is_refused(monkeypatch: pytest.MonkeyPatch, requested: str) -> None:
+    monkeypatch.setenv("NANOCHAT_DTYPE", requested)
+    with pytest.raises(UserError, match=f"NANOCHAT_DTYPE is '{requested}': choose auto, float32 or"):
         Runtime.start(device="cpu")
 
 
 @pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_gpu_computes_in_bfloat16_if_it_really_can(
+def test_a_gpu_computes_in_bfloat16_unless_it_is_emulated(
     monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
 ) -> None:
     def is_bf16_supported(including_emulation: bool) -> bool:
@@ -127,7 +125,7 @@ def test_a_gpu_computes_in_bfloat16_if_it_really_can(
     assert choose_dtype(gpu) == dtype
 
 
-def test_a_checkpoints_dtype_is_taken_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dtype_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     prepared = []
     monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: prepared.append(1))
     assert ALONE.with_dtype("float32") == ALONE
@@ -149,10 +147,11 @@ def test_one_process_alone() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     Runtime.start(seed=7, device="cpu")
     assert torch.equal(torch.rand(3), drawn)
-    value, box = torch.tensor([1.5]), object()
+    value = torch.tensor([1.5])
+    sent = object()
     assert runtime.all_reduce(value) is value
     assert value.item() == 1.5
-    assert runtime.broadcast(box) is box
+    assert runtime.broadcast(sent) is sent
     assert runtime.any_rank(True)
     assert not runtime.any_rank(False)
     runtime.barrier()
@@ -162,10 +161,10 @@ def test_one_process_alone() -> None:
 @pytest.mark.parametrize(
     ("threads", "processes", "expected"), [("1", 2, 4), (None, 3, 2), ("1", 100, 1), ("5", 2, 3), ("1", 1, 3)]
 )
-def test_processes_share_the_cores_unless_the_user_says_how(
+def test_processes_share_the_cores_unless_the_user_sets_threads(
     monkeypatch: pytest.MonkeyPatch, threads: str | None, processes: int, expected: int
 ) -> None:
-    """8 cores, and 3 threads before."""
+    """On 8 cores, with 3 threads before."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads is not None:
@@ -186,28 +185,28 @@ def test_two_processes_together(forker: Forker, tmp_path: Path) -> None:
         "sum": [3.0, 30.0],
         "any": [True, True, False],
         "broadcast": {"rank": 0},
-        "dtype": "bfloat16",  # as the main process measured
+        "dtype": "bfloat16",  # as rank 0 measured
         "left": True,
     }
 
 
 def one_of_two(folder: Path) -> None:
-    """Use every collective; the main process is slow to measure, and the other one would measure something else."""
+    """Use every collective. Rank 0 measures slowly, and rank 1 would measure another speed-up."""
 
     def measure() -> float:
-        answer = folder / "answer"
+        measured = folder / "measured"
         if os.environ["RANK"] == "0":
             time.sleep(0.5)
-            answer.touch()
+            measured.touch()
             return 2.0
-        assert answer.exists(), "asked before the main process had measured"
+        assert measured.exists(), "called before rank 0 had measured"
         return 0.5
 
     runtime_module.prepare_bf16 = measure
     runtime = Runtime.start(device="cpu")
     rank = runtime.rank
     assert runtime.is_main == (rank == 0)
-    found = {
+    results = {
         "rank": rank,
         "sum": runtime.all_reduce(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
         "any": [runtime.any_rank(rank == 0), runtime.any_rank(rank == 1), runtime.any_rank(False)],
@@ -216,5 +215,5 @@ def one_of_two(folder: Path) -> None:
     }
     runtime.barrier()
     runtime.finish()
-    found["left"] = not torch.distributed.is_initialized()
-    print(json.dumps(found))
+    results["left"] = not torch.distributed.is_initialized()
+    print(json.dumps(results))

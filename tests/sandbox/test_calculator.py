@@ -1,4 +1,4 @@
-"""The calculator: what it computes, how it writes it, and what it will not touch."""
+"""The calculator: results and their format, expressions that it rejects, and agreement with Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nanochat.sandbox.calculator import calculate
 
-WRITTEN = {
+RESULTS = {
     "1+1": "2",
     "12/60": "0.2",
     "0.1+0.2": "0.3",
@@ -76,23 +76,23 @@ WRITTEN = {
     "len('')": "0",
 }
 
-REFUSED = (
-    # not finished, or not one expression
+REJECTED = (
+    # incomplete, or not one expression
     *("", " ", "1+", "(1", "1)", "*2", "1 2", "12/60=", "12/60=0.2", "1;2"),
     *("1\n2", "x = 3", "'abc", "'a'.count('a'", "..", "."),
-    # numbers that are none, or not ours
+    # malformed numbers, or formats that are not supported
     *("1,23", "1234,567", "1,234,5", "12,34", "1,,000", ",1", "007"),
     *("1_000", "0x10", "0b1", "1e3", "1e999", "2j", "1.2.3"),
     *("１+1", "٣*2", "²", "1⁄2", "2×3", "6÷2", "5−3", "½", "$5", "50%"),
     *("5 apples", "1\u00a0+1", "NaN", "nan", "inf", "-inf"),
-    # undefined, or without bound
+    # undefined, or too large
     *("1/0", "1//0", "1%0", "0**-1", "0**-0.5", "(-8)**0.5", "(-8)**(1/3)", "9**9**9", "9**99", "2**-999", "2**1e9"),
     *("10**50*10", "1/10**51", "99999999**99999999", "10**50.5", "(2**0.5)**500", "9" * 51, "0." + "1" * 51),
     *("9**(9**(9**9))", "-9**9**9", "(1/3)**(10**40)"),
     # too long or too deep
     *("1+" * 150 + "1", "-" * 250 + "1", "1" * 1_000_000, "'" + "a" * 1_000_000 + "'"),
     *("(" * 1_000_000, "2**" * 90 + "2"),
-    # what Python has and a calculator does not need
+    # other Python
     *("True", "None", "...", "x", "abs(-1)", "round(1.5)", "int('3')", "str(3)", "eval('1')", "print(1)", "len"),
     *("[1]", "(1, 2)", "(1,2)", "{1}", "{}", "()", "[1][0]", "'abc'[0]", "'abc'[::-1]", "[x for x in 'abc']"),
     *("1 if 2 else 3", "1 and 2", "not 1", "1<2", "1==1", "'a' in 'abc'"),
@@ -114,21 +114,21 @@ REFUSED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("expression", WRITTEN)
+@pytest.mark.parametrize("expression", RESULTS)
 def test_results(expression: str) -> None:
-    assert calculate(expression) == WRITTEN[expression]
+    assert calculate(expression) == RESULTS[expression]
 
 
-@pytest.mark.parametrize("expression", REFUSED, ids=lambda text: ascii(text[:40]))
+@pytest.mark.parametrize("expression", REJECTED, ids=lambda text: ascii(text[:40]))
 def test_no_result(expression: str) -> None:
     assert calculate(expression) is None
 
 
-def test_enough_odd_inputs() -> None:
-    assert len(set(REFUSED)) == len(REFUSED) > 150
+def test_enough_rejected_expressions() -> None:
+    assert len(set(REJECTED)) == len(REJECTED) > 150
 
 
-def test_bounds_are_where_they_stand() -> None:
+def test_limits() -> None:
     assert calculate("1" * 50) == "1" * 50
     assert calculate("10**50") == "1" + "0" * 50
     assert calculate("+".join("1" * 99)) == "99"
@@ -138,24 +138,24 @@ def test_bounds_are_where_they_stand() -> None:
 
 
 def test_deep_in_a_stack() -> None:
-    """A caller that has used up its stack gets no result, not an error."""
+    """A caller that has almost used up its stack gets no result rather than an error."""
 
     def dive(depth: int) -> str | None:
         return dive(depth - 1) if depth else calculate("1+1+1+1+1+1")
 
     assert dive(500) == "6"
-    found = set()
+    results = set()
     for depth in range(500, 1200):
         try:
-            found.add(dive(depth))
+            results.add(dive(depth))
         except RecursionError:
-            break  # before the calculator was reached
-    assert found <= {"6", None}
+            break  # before the calculator was called
+    assert results <= {"6", None}
 
 
 # --- against Python's own arithmetic ----------------------------------------------------------------------------------
 
-# A pair: the expression, and the same for Python to evaluate with exact fractions.
+# An expression, and Python code that evaluates it with exact fractions.
 Both = tuple[str, str]
 
 
@@ -186,8 +186,8 @@ expressions = st.recursive(
 )
 
 
-def _as_a_person_would(number: Fraction) -> str:
-    """The rule at the top of calculator.py, by way of decimals."""
+def _format(number: Fraction) -> str:
+    """Format a number by the rule at the top of calculator.py, with decimals."""
     with decimal.localcontext() as context:
         context.prec = 300
         exact = decimal.Decimal(number.numerator) / number.denominator
@@ -209,14 +209,14 @@ def test_equals_python(both: Both) -> None:
         assert calculate(expression) is None
         return
     result = calculate(expression)
-    if result is None:  # only where some number on the way was large
+    if result is None:  # only if an intermediate number is too large
         assert _has_large_parts(exact)
     else:
-        assert result == _as_a_person_would(number)
+        assert result == _format(number)
 
 
 def _has_large_parts(exact: str) -> bool:
-    """Whether any parenthesised part of the expression is beyond 10**50, or the whole is long."""
+    """Return True if a part in parentheses is close to the limit of 10**50, or the expression is long."""
     starts, parts = [], [exact]
     for position, character in enumerate(exact):
         if character == "(":
@@ -242,7 +242,7 @@ def test_counts_like_python(text: str, data: st.DataObject) -> None:
     assert calculate(f"len('{text}')") == (None if "\0" in text else str(len(text)))
 
 
-PIECES = ["'ab'", ".count(", "'a'", ")", "len(", "**", "9", "(", "-", ".lower()", ",", "1,000"]
+PARTS = ["'ab'", ".count(", "'a'", ")", "len(", "**", "9", "(", "-", ".lower()", ",", "1,000"]
 
 
 @settings(max_examples=500, deadline=None)
@@ -250,40 +250,40 @@ PIECES = ["'ab'", ".count(", "'a'", ")", "len(", "**", "9", "(", "-", ".lower()"
     st.one_of(
         st.text(max_size=40),
         st.text(alphabet="0123456789.,+-*/%()'\" \tacdefilnoprtuwx_[]{}:=<>\\\n", max_size=40),
-        st.lists(st.sampled_from(PIECES)).map("".join),
+        st.lists(st.sampled_from(PARTS)).map("".join),
     )
 )
-def test_anything_gives_text_or_nothing(expression: str) -> None:
+def test_any_text_gives_a_string_or_none(expression: str) -> None:
     result = calculate(expression)
     assert result is None or (result and len(result) < 1000)
 
 
-# --- the data that it is for ------------------------------------------------------------------------------------------
+# --- GSM8K ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.shared_data
 def test_gsm8k_annotations(shared_data: Path) -> None:
-    """Each `<<12/60=0.2>>` of GSM8K, train and test, gives its value; where it is written otherwise, here is how."""
+    """Each `<<12/60=0.2>>` of GSM8K, train and test, has the given value; a few are formatted differently."""
     folder = shared_data / "hub" / "openai" / "gsm8k" / "main"
     answers = [
         answer for path in sorted(folder.glob("*.parquet")) for answer in pq.read_table(path)["answer"].to_pylist()
     ]
     assert len(answers) == 7473 + 1319
-    found: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
     for expression, given_result in re.findall(r"<<(.*?)=(.*?)>>", "\n".join(answers)):
         result = calculate(expression)
-        value = calculate(given_result)  # a fraction once: 3/4
+        value = calculate(given_result)  # one is a fraction: 3/4
         assert result is not None, expression
         if result == given_result:
-            found["the same"] += 1
+            formats["the same"] += 1
         elif result != value:
-            found["another value"] += 1
+            formats["another value"] += 1
         elif "/" in given_result:
-            found["a fraction"] += 1
+            formats["a fraction"] += 1
         elif given_result.startswith("."):
-            found["no zero before the point"] += 1
+            formats["no zero before the point"] += 1
         else:
             assert re.fullmatch(r"\d+\.\d*0", given_result), given_result
-            found["zeros at the end"] += 1
-    print(dict(found))
-    assert found == {"the same": 27175, "zeros at the end": 727, "no zero before the point": 95, "a fraction": 1}
+            formats["zeros at the end"] += 1
+    print(dict(formats))
+    assert formats == {"the same": 27175, "zeros at the end": 727, "no zero before the point": 95, "a fraction": 1}

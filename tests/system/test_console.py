@@ -1,17 +1,22 @@
-"""Printing from one process of many."""
+"""Printing on rank 0."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 
 from nanochat.system.console import print0
 
 
-def test_rank_0_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("rank", "output"), [(None, "a b\n"), ("0", "a b\n"), ("1", "")])
+def test_print0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None, output: str
+) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    print0("alone", 1, sep="-")
-    monkeypatch.setenv("RANK", "0")
-    print0("first")
-    monkeypatch.setenv("RANK", "1")
-    print0("second")
-    assert capsys.readouterr().out == "alone-1\nfirst\n"
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    print0("a", "b")
+    assert capsys.readouterr().out == output
+    print0("a", "b", file=sys.stderr)
+    assert capsys.readouterr() == ("", output)

@@ -1,4 +1,4 @@
-"""What the processor is asked, what is remembered of the answer, and the allocator's settings."""
+"""Probing bf16 products: its results, what is stored of them, and when it happens; and the allocator's settings."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ from nanochat.system import cpu
 from nanochat.system.cpu import ISA_VARIABLE, ISA_WITHOUT_AMX
 
 ROOT = Path(__file__).resolve().parents[2]
-Answer = Callable[[str], "float | str | int | None"]
+Outcome = Callable[[str], "float | str | int | None"]
 
 
 class Processor:
-    """A processor as `subprocess.run` shows it: `answer(limit)` is what the probe prints under that oneDNN limit.
+    """Replaces `subprocess.run`: `outcome(limit)` is the output of a probe under that value of ISA_VARIABLE.
 
-    An int is an exit code instead (negative: the signal that ended the probe), None a probe that never ends.
+    An int is an exit code instead (negative: the signal that ended the probe), None a timeout.
     """
 
-    def __init__(self, answer: Answer) -> None:
-        self.answer, self.limits = answer, list[str]()
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.limits: list[str] = []  # of all probes so far
 
     def run(self, command: list[str], *, env: dict[str, str], timeout: float, **_: object) -> object:
         limit = env.get(ISA_VARIABLE, "")
         self.limits.append(limit)
-        answer = self.answer(limit)
-        if answer is None:
+        outcome = self.outcome(limit)
+        if outcome is None:
             raise subprocess.TimeoutExpired(command, timeout)
-        if isinstance(answer, int):
-            return subprocess.CompletedProcess(command, answer, stdout="", stderr="")
-        return subprocess.CompletedProcess(command, 0, stdout=f"{answer}\n", stderr="")
+        if isinstance(outcome, int):
+            return subprocess.CompletedProcess(command, outcome, stdout="", stderr="")
+        return subprocess.CompletedProcess(command, 0, stdout=f"{outcome}\n", stderr="")
 
 
 @pytest.fixture
-def machine(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], Processor]:
-    """Put a processor with AMX and AVX512-BF16 in this one's place, and no limit from the environment."""
-    assert not list(base_dir.iterdir())  # nothing is remembered
-    monkeypatch.setenv(ISA_VARIABLE, "")  # so that pytest brings back whatever was there
+def machine(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Outcome], Processor]:
+    """Return a function that replaces the processor by one with AMX and AVX512-BF16; the environment sets no limit."""
+    assert not list(base_dir.iterdir())  # no stored results
+    monkeypatch.setenv(ISA_VARIABLE, "")  # pytest restores the variable even if the test sets it
     monkeypatch.delenv(ISA_VARIABLE)
     monkeypatch.setattr(cpu, "cpu_flags", lambda: {"sse", "avx512_bf16", "amx_bf16"})
 
-    def put(answer: Answer) -> Processor:
-        processor = Processor(answer)
+    def replace(outcome: Outcome) -> Processor:
+        processor = Processor(outcome)
         monkeypatch.setattr(cpu.subprocess, "run", processor.run)
         return processor
 
-    return put
+    return replace
 
 
 ILLEGAL_INSTRUCTION = -4
@@ -61,7 +62,7 @@ def broken_amx(limit: str) -> float | int:
     return 1.5 if limit == ISA_WITHOUT_AMX else ILLEGAL_INSTRUCTION
 
 
-def test_working_products_need_no_limit(machine: Callable[[Answer], Processor]) -> None:
+def test_working_products_need_no_limit(machine: Callable[[Outcome], Processor]) -> None:
     processor = machine(lambda _: 3.25)
     assert cpu.prepare_bf16() == 3.25
     assert processor.limits == [""]
@@ -69,7 +70,7 @@ def test_working_products_need_no_limit(machine: Callable[[Answer], Processor]) 
 
 
 def test_an_illegal_instruction_leads_to_a_limit(
-    machine: Callable[[Answer], Processor], capsys: pytest.CaptureFixture[str]
+    machine: Callable[[Outcome], Processor], capsys: pytest.CaptureFixture[str]
 ) -> None:
     processor = machine(broken_amx)
     assert cpu.prepare_bf16() == 1.5
@@ -78,31 +79,31 @@ def test_an_illegal_instruction_leads_to_a_limit(
     assert capsys.readouterr().out.count("Trying bf16") == 1
 
 
-@pytest.mark.parametrize("answer", [ILLEGAL_INSTRUCTION, 1, None, "no number"])
+@pytest.mark.parametrize("outcome", [ILLEGAL_INSTRUCTION, 1, None, "no number"])
 def test_products_that_never_work_are_not_used(
-    machine: Callable[[Answer], Processor], answer: float | str | int | None
+    machine: Callable[[Outcome], Processor], outcome: float | str | int | None
 ) -> None:
-    processor = machine(lambda _: answer)
+    processor = machine(lambda _: outcome)
     assert cpu.prepare_bf16() is None
     assert processor.limits == ["", ISA_WITHOUT_AMX]
 
 
-def test_the_answer_is_remembered(
-    machine: Callable[[Answer], Processor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_result_is_stored(
+    machine: Callable[[Outcome], Processor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     processor = machine(broken_amx)
     assert cpu.prepare_bf16() == 1.5
     capsys.readouterr()
-    assert cpu.prepare_bf16() == 1.5  # in this process, where the limit is set now
+    assert cpu.prepare_bf16() == 1.5  # in this process, in which the limit is set now
     monkeypatch.delenv(ISA_VARIABLE)
-    assert cpu.prepare_bf16() == 1.5  # in a later process, which begins without it
+    assert cpu.prepare_bf16() == 1.5  # in a later process, which starts without it
     assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
     assert len(processor.limits) == 2
     assert capsys.readouterr().out == ""
 
 
-def test_an_answer_under_a_users_limit_is_none_without_it(
-    machine: Callable[[Answer], Processor], monkeypatch: pytest.MonkeyPatch
+def test_a_result_under_a_users_limit_does_not_hold_without_it(
+    machine: Callable[[Outcome], Processor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor = machine(broken_amx)
     monkeypatch.setenv(ISA_VARIABLE, ISA_WITHOUT_AMX)
@@ -114,7 +115,7 @@ def test_an_answer_under_a_users_limit_is_none_without_it(
 
 
 def test_a_users_limit_that_crashes_is_replaced(
-    machine: Callable[[Answer], Processor], monkeypatch: pytest.MonkeyPatch
+    machine: Callable[[Outcome], Processor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(broken_amx)
     monkeypatch.setenv(ISA_VARIABLE, "AVX512_CORE_AMX")
@@ -122,8 +123,8 @@ def test_a_users_limit_that_crashes_is_replaced(
     assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
 
 
-def test_processors_are_told_apart(
-    machine: Callable[[Answer], Processor], base_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_results_are_stored_by_processor(
+    machine: Callable[[Outcome], Processor], base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(lambda _: 3.0)
     assert cpu.prepare_bf16() == 3.0
@@ -131,11 +132,11 @@ def test_processors_are_told_apart(
     monkeypatch.setattr(cpu, "cpu_flags", lambda: {"avx512_bf16"})
     assert cpu.prepare_bf16() == 0.5
     assert processor.limits == [""]
-    assert len(json.loads((base_dir / "cpu.json").read_text(encoding="utf-8"))) == 2  # neither forgets the other
+    assert len(json.loads((base_dir / "cpu.json").read_text(encoding="utf-8"))) == 2  # of both processors
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"x": 3}', '{"x": {}}', "\x00"])
-def test_a_damaged_file_is_measured_anew(machine: Callable[[Answer], Processor], base_dir: Path, content: str) -> None:
+def test_a_damaged_file_is_replaced(machine: Callable[[Outcome], Processor], base_dir: Path, content: str) -> None:
     processor = machine(lambda _: 2.0)
     (base_dir / "cpu.json").write_text(content, encoding="utf-8")
     assert cpu.prepare_bf16() == 2.0
@@ -143,8 +144,8 @@ def test_a_damaged_file_is_measured_anew(machine: Callable[[Answer], Processor],
     assert len(processor.limits) == 1
 
 
-def test_a_processor_without_bf16_is_not_asked(
-    machine: Callable[[Answer], Processor], base_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_processor_without_bf16_is_not_probed(
+    machine: Callable[[Outcome], Processor], base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor = machine(lambda _: 9.0)
     monkeypatch.setattr(cpu, "cpu_flags", lambda: {"sse", "avx2"})
@@ -164,16 +165,16 @@ def test_flags_are_read_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     text("processor\t: 0\nflags\t\t: fpu amx_bf16\nprocessor\t: 1\nflags\t\t: fpu\n")
     assert cpu.cpu_flags() == {"fpu", "amx_bf16"}
-    for content in ("", "Features: fp asimd\n", None):  # no Linux on x86
+    for content in ("", "Features: fp asimd\n", None):  # not Linux on x86
         text(content)
         assert cpu.cpu_flags() == set()
 
 
 def test_the_probe_and_the_allocator_work_on_this_machine() -> None:
-    """The real probe prints a number or dies; the allocator's settings leave a process that computes as before."""
-    plain = "from nanochat.system.cpu import keep_freed_memory as k; k(); k(); print(sum([1.0] * 10**6))"
+    """The real probe returns a speed-up, and a process with the allocator's settings computes the right result."""
+    program = "from nanochat.system.cpu import keep_freed_memory as k; k(); k(); print(sum([1.0] * 10**6))"
     done = subprocess.run(
-        [sys.executable, "-c", plain], cwd=ROOT, capture_output=True, text=True, timeout=200, check=True
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200, check=True
     )
     assert done.stdout == "1000000.0\n"
     speedup = cpu.measure_bf16_speedup({**os.environ, ISA_VARIABLE: ISA_WITHOUT_AMX})

@@ -1,4 +1,4 @@
-"""The environment: what it says is so, and what it cannot know it leaves out."""
+"""The facts about the environment are right, and absent where they cannot be determined."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout.strip()
 
 
-def test_it_is_json_without_gaps() -> None:
+def test_facts_are_json_without_null() -> None:
     facts = environment.describe_environment()
     assert json.loads(json.dumps(facts)) == facts
     assert None not in facts.values()
@@ -28,7 +28,7 @@ def test_it_is_json_without_gaps() -> None:
     assert {"system", "processor", "cores", "memory (GB)", "torch"} <= set(facts)
 
 
-def test_the_torch_version_is_torchs_own() -> None:
+def test_package_versions() -> None:
     import torch
 
     assert environment.package_version("torch") == torch.__version__.split("+")[0]
@@ -36,9 +36,9 @@ def test_the_torch_version_is_torchs_own() -> None:
     assert environment.describe_environment()["threads"] == torch.get_num_threads()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux hands the peak on")
-def test_peak_memory_is_this_processs_own() -> None:
-    """A process that a larger one has started begins anew, and counts what it takes."""
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only on Linux does the peak survive exec")
+def test_peak_memory_is_that_of_this_process() -> None:
+    """The peak of a child process does not include that of its larger parent."""
     block = b"x" * 300_000_000
     assert environment.peak_memory_bytes() > len(block)
     program = (
@@ -50,15 +50,14 @@ def test_peak_memory_is_this_processs_own() -> None:
     assert 40_000_000 < more < 60_000_000
 
 
-def test_memory_and_cores_are_this_machines() -> None:
+def test_memory_and_cores() -> None:
     assert 1 <= environment.num_usable_cores() <= (os.cpu_count() or 1)
     if hasattr(os, "sysconf"):
-        assert (
-            0 < environment.total_memory_gb() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 + 0.06
-        )
+        physical_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        assert 0 < environment.total_memory_gb() <= physical_gb + 0.06
 
 
-def test_the_commit_says_when_files_differ_from_it(tmp_path: Path) -> None:
+def test_the_commit_is_marked_if_files_differ_from_it(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / "file").write_text("one", encoding="utf-8")
     git(tmp_path, "add", "file")
@@ -69,9 +68,9 @@ def test_the_commit_says_when_files_differ_from_it(tmp_path: Path) -> None:
     assert environment.git_commit(tmp_path) == f"{head} with uncommitted changes"
 
 
-def test_a_package_inside_somebodys_repository_has_no_commit(tmp_path: Path) -> None:
+def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
-    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "another project")
     installed = tmp_path / ".venv" / "site-packages"
     installed.mkdir(parents=True)
     assert environment.git_commit(installed) is None
@@ -83,7 +82,7 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
     assert "commit" not in environment.describe_environment()
 
 
-def test_asking_does_not_import_torch() -> None:
+def test_the_facts_do_not_import_torch() -> None:
     program = (
         "import sys; from nanochat.system import environment; facts = environment.describe_environment();"
         "assert facts['threads'] == 3, facts; assert 'torch' not in sys.modules; assert 'GPU' not in facts"

@@ -1,4 +1,4 @@
-"""The base folder, and files that appear completely or not at all."""
+"""The base folder and atomic writes."""
 
 from __future__ import annotations
 
@@ -11,41 +11,44 @@ import pytest
 from nanochat.system.files import base_dir, write_json_atomic, write_text_atomic
 
 
-def test_the_base_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
-    assert base_dir() == tmp_path / "base"
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", "")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert base_dir() == tmp_path / "home" / ".cache" / "nanochat"
-    assert not list(tmp_path.iterdir())
+def test_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "runs"))
+    assert base_dir() == tmp_path / "runs"
+    for unset in ("", None):
+        monkeypatch.delenv("NANOCHAT_BASE_DIR")
+        if unset is not None:
+            monkeypatch.setenv("NANOCHAT_BASE_DIR", unset)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert base_dir() == tmp_path / ".cache" / "nanochat"
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", "")
+    assert not list(tmp_path.iterdir()), "nothing is created"
 
 
-def test_a_text_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "notes.txt"
-    write_text_atomic(path, "old")
-    write_text_atomic(path, "naïve\n")
-    assert path.read_bytes() == "naïve\n".encode()
-    assert [file.name for file in path.parent.iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "notes.txt"
-    write_text_atomic(path, "old")
-    monkeypatch.setattr(os, function, fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_text_atomic(path, "new")
-    assert path.read_text(encoding="utf-8") == "old"
-
-
-def test_json(tmp_path: Path) -> None:
-    value = {"name": "d4", "losses": [1.5, None], "text": "größer"}
-    write_json_atomic(tmp_path / "value.json", value)
-    text = (tmp_path / "value.json").read_text(encoding="utf-8")
-    assert json.loads(text) == value
-    assert "größer" in text
+def test_writes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    for text in ("ä\n", "shorter", ""):
+        write_text_atomic(path, text)
+        assert path.read_text(encoding="utf-8") == text
+    write_json_atomic(path, {"name": "ä", "values": [1, None]})
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text) == {"name": "ä", "values": [1, None]}
+    assert "ä" in text
     assert text.endswith("}\n")
-    assert "\n  " in text
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every call that can fail, in the order of the calls; the file appears under its name only when complete."""
+    path = tmp_path / "a.txt"
+    write_text_atomic(path, "old")
+
+    def fail(*_: object) -> None:
+        assert path.read_text(encoding="utf-8") == "old"
+        raise OSError("no space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(OSError, match="no space left"):
+                write_text_atomic(path, "new")
+        assert path.read_text(encoding="utf-8") == "old"
