@@ -1,7 +1,9 @@
 """Habits of characters, for portraits, and the sentences around walks, talks and lessons. Notation: grammar.py.
 
-HABIT_PATTERNS line "[when] , N1 V1.s ."  with habit "*sweep the floor and *sing"
-->  "After supper, Mia sweeps the floor and sings."
+For example:
+
+    HABIT_PATTERNS line "[when] , N1 V1.s ."  with habit "*sweep the floor and *sing"
+    ->  "After supper, Mia sweeps the floor and sings."
 """
 
 HABITS = """

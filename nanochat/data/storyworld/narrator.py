@@ -1,7 +1,9 @@
 """Narrator: turns the items of compiled patterns into words. Phrases, clauses, facts and speech of one document.
 
-JOINS line "same: after V1.ger , N1 V2.past ."  with clauses (Mia, "*walk home") and (Mia, "*be [tired]")
-->  "After walking home, Mia was sleepy."
+For example:
+
+    JOINS line "same: after V1.ger , N1 V2.past ."  with clauses (Mia, "*walk home") and (Mia, "*be [tired]")
+    ->  "After walking home, Mia was sleepy."
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,9 @@
 """Plots: the notation of troubles.py and adventures.py, parsed into beats with their phrases and utterances.
 
-"H *take {T} to {P} ; H *play until noon"  ->  Step("same", (Clause(("H",), ...), Clause(("H",), ...)))
-'H>F past *lose {T}'                       ->  Step("speech", speaker="H", hearer="F", utterances=...)
+For example:
+
+    "H *take {T} to {P} ; H *play until noon"  ->  Step("same", (Clause(("H",), ...), Clause(("H",), ...)))
+    'H>F past *lose {T}'                       ->  Step("speech", speaker="H", hearer="F", utterances=...)
 """
 
 import re

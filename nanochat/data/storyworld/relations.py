@@ -1,6 +1,8 @@
 """Relations: the permanent facts of the world by property, with the patterns that state them and ask for them.
 
-home|char|{A.sub} *live {v};...|where does {A} live ?;...  ->  "Mia lives in the yellow house", "Where does Mia live?"
+For example:
+
+    home|char|{A.sub} *live {v};...|where does {A} live ?  ->  "Mia lives in the yellow house", "Where does Mia live?"
 """
 
 from collections.abc import Mapping

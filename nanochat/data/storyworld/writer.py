@@ -1,6 +1,8 @@
 """Writer: plans documents and writes them. Stories, portraits, walks, talks, lessons and notes, split by their plans.
 
-draw_plan(rng) -> Plan("lost", roles={"H": "Mia", "F": "Tom", ...})  ->  "Once upon a time, Mia took her red kite ..."
+For example:
+
+    draw_plan(rng) -> Plan("lost", roles={"H": "Mia", ...})  ->  "Once upon a time, Mia took her red kite ..."
 """
 
 import zlib
