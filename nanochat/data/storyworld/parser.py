@@ -13,7 +13,7 @@ A parse is a tuple of findings, small tuples that judge.py tests against the wor
     ("about", subject)  ("value", relation, value)     a fact; its subject is a mask or a word
     ("bad", reason)                 a fault
 
-    "Mia 's kite was red ."  ->  (("owner", "kite", mask of Mia), ("about", "kite"), ("value", "color", "red"))
+    "Mia's kite is red ."  ->  (("owner", "kite", mask of Mia), ("about", "kite"), ("value", "color", "red"))
 """
 
 from collections import defaultdict
