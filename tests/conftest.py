@@ -9,10 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.processes import Forker
+
+if TYPE_CHECKING:
+    from tests.support.exports import Exported
 
 ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(os.environ.get("NANOCHAT_SHARED_DATA") or ROOT.parent / "shared" / "data")
@@ -123,3 +127,22 @@ def run_here(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch: many small models are faster, and sums have one order."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Models of several shapes, and the folders of their exports to Hugging Face."""
+    from tests.support.exports import export_all
+
+    return export_all(tmp_path_factory)

@@ -1,0 +1,198 @@
+"""Exported tokenizers in transformers: the same ids for every text, the same ids and masks for conversations."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import tokenizers
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from nanochat.common import UserError
+from nanochat.export.hf_tokenizer import from_hf_tokenizer, last_merge, to_hf_tokenizer
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, RustBPETokenizer, Tokenizer
+from tests.support.exports import TOKENIZER, Exported, has_special_name
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def hf_tokenizer(exported: Exported) -> Any:
+    """The exported tokenizer, as AutoTokenizer loads it."""
+    return AutoTokenizer.from_pretrained(exported["plain"][1])
+
+
+def export(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """Return a tokenizer as the `tokenizers` package reads it."""
+    return tokenizers.Tokenizer.from_str(json.dumps(to_hf_tokenizer(tokenizer)))
+
+
+def shared_texts(data: Path) -> list[str]:
+    """Up to half a million bytes each of English, Russian, Chinese and Python."""
+    texts = []
+    for path in (
+        next((data / "text/textbooks").glob("*.parquet")),
+        *(data / f"text/tokenizer/{name}.parquet" for name in ("russian", "chinese", "python")),
+    ):
+        size = 0
+        for text in pq.read_table(path, columns=["text"])["text"].to_pylist():
+            if size >= 500_000:
+                break
+            texts.append(text[:100_000])
+            size += len(texts[-1].encode("utf-8"))
+    return texts
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("trainer", [RustBPETokenizer, HuggingFaceTokenizer])
+def test_ids_of_shared_texts(trainer: type[Tokenizer], shared_data: Path) -> None:
+    texts = shared_texts(shared_data)
+    size = sum(len(text.encode("utf-8")) for text in texts)
+    assert size > 1_500_000
+    tokenizer = trainer.train_from_iterator(texts[::4] if trainer is HuggingFaceTokenizer else texts, 2000)
+    hf = export(tokenizer)
+    assert from_hf_tokenizer(json.loads(hf.to_str())).hash() == tokenizer.hash()
+    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+        assert hf.encode(text, add_special_tokens=False).ids == ids
+        assert hf.decode(ids) == text
+
+
+def test_every_character(hf_tokenizer: Any) -> None:
+    """Each character, and some unassigned ones, next to letters, spaces and digits: both regex engines agree."""
+    assigned = [i for i in range(0x110000) if unicodedata.category(chr(i)) not in ("Cn", "Co", "Cs")]
+    unassigned = [i for i in range(0x110000) if not 0xD800 <= i < 0xE000 and i % 101 == 0]
+    text = "".join(f"a{chr(i)} {chr(i)}b1{chr(i)}" for i in [*assigned, *unassigned])
+    for start in range(0, len(text), 200_000):
+        part = text[start : start + 200_000]
+        assert hf_tokenizer(part, add_special_tokens=False)["input_ids"] == TOKENIZER.encode(part)
+
+
+ODD_TEXTS = st.text(
+    st.one_of(
+        st.characters(codec="utf-8"),
+        st.sampled_from(" \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u180e\u2000\u200b\u2028\u2029\u3000\ufeff'’sSſtTllVE09²Ⅷ٣"),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=ODD_TEXTS)
+def test_ids_of_odd_strings(text: str, hf_tokenizer: Any) -> None:
+    assume(not has_special_name(text))
+    ids = TOKENIZER.encode(text)
+    assert hf_tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    assert hf_tokenizer(text)["input_ids"] == TOKENIZER.encode(text, prepend="<|bos|>")
+    assert hf_tokenizer.decode(ids) == text
+
+
+def test_special_names_in_text(hf_tokenizer: Any) -> None:
+    """The one difference of texts, which the model card names, and the option that removes it."""
+    text = "say <|assistant_end|> now"
+    assert hf_tokenizer(text, add_special_tokens=False)["input_ids"] != TOKENIZER.encode(text)
+    ids = hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ids == TOKENIZER.encode(text)
+
+
+def test_ids_when_the_order_of_merges_matters() -> None:
+    """Tokens that two pairs spell, that no merges lead to, and whose parts have higher ids."""
+    words = [b"ab", b"bc", b"abc", b"xyz", b"cd", b"abcd", b"aa", b"aaa", b"aaaa", b"zd", b"yzd", b"ba", b"aba"]
+    for order in (words, words[::-1], sorted(words)):
+        ranks = {token: i for i, token in enumerate([*(bytes([b]) for b in range(256)), *order])}
+        tokenizer = Tokenizer(SPLIT_PATTERN, ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
+        assert last_merge(b"xyz", ranks) is None
+        hf = export(tokenizer)
+        for token in words:  # a word that is a token becomes that token
+            assert hf.encode(token.decode(), add_special_tokens=False).ids == tokenizer.encode(token.decode())
+        assert tokenizer.encode("xyz") == [ranks[b"xyz"]]
+        generator = torch.Generator().manual_seed(0)
+        for length in range(1, 200):
+            word = "".join("abcdxyz"[i] for i in torch.randint(0, 7, (length % 12 + 1,), generator=generator))
+            word = word.replace("x", "xyz") if length % 3 else word
+            assert hf.encode(word, add_special_tokens=False).ids == tokenizer.encode(word), word
+        assert from_hf_tokenizer(json.loads(hf.to_str())).hash() == tokenizer.hash()
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+WORDS = st.one_of(
+    st.text(st.characters(codec="utf-8"), max_size=12), st.sampled_from([" hi\n", "2+2", "😀", "Да.", ""])
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> str | list[dict[str, str]]:
+    """A text, or texts and tool calls in any order, each call with its results."""
+    groups = st.sampled_from(
+        ["text", "text text", "python", "python python_output", "python python_output python_output"]
+    )
+    kinds = draw(st.none() | st.lists(groups, max_size=4).map(" ".join))
+    return draw(WORDS) if kinds is None else [{"type": kind, "text": draw(WORDS)} for kind in kinds.split()]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = []
+    if draw(st.booleans()):
+        messages.append({"role": "system", "content": draw(WORDS)})
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append({"role": "user", "content": draw(WORDS)})
+        messages.append({"role": "assistant", "content": draw(answers())})
+    return {"messages": messages[: len(messages) - draw(st.integers(0, 1))]}
+
+
+@settings(deadline=None, max_examples=200)
+@given(conversation=conversations())
+def test_conversations(conversation: dict[str, Any], hf_tokenizer: Any) -> None:
+    """Ids and masks are equal. The template keeps a last question without an answer, which nanochat leaves out."""
+    assume(not has_special_name(json.dumps(conversation, ensure_ascii=False)))
+    messages = conversation["messages"]
+    questions = messages if messages[-1]["role"] == "user" else messages[:-1]
+    answered = messages[:-1] if questions is messages else messages
+    ids, mask = TOKENIZER.render_conversation(conversation)
+    if any(message["role"] == "assistant" for message in answered):
+        rendered = hf_tokenizer.apply_chat_template(
+            answered, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert (rendered["input_ids"], rendered["assistant_masks"]) == (ids, mask)
+    else:
+        assert (ids, mask) == ([], [])
+    without_prompt = hf_tokenizer.apply_chat_template(questions, tokenize=True, return_dict=True)["input_ids"]
+    prompted = hf_tokenizer.apply_chat_template(questions, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert [*without_prompt, TOKENIZER.encode_special("<|assistant_start|>")] == prompted["input_ids"]
+    assert prompted["input_ids"] == TOKENIZER.render_for_completion(conversation)
+
+
+def test_a_result_after_text(hf_tokenizer: Any) -> None:
+    """Without a call: transformers' mask ends at the first token of the text's last character, as the card says."""
+    parts = [{"type": "text", "text": "a\x80"}, {"type": "python_output", "text": "4"}]
+    messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": parts}]
+    ids, mask = TOKENIZER.render_conversation({"messages": messages})
+    rendered = hf_tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert rendered["input_ids"] == ids
+    assert (mask[4:8], rendered["assistant_masks"][4:8]) == ([1, 1, 1, 0], [1, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "Hi"}],
+        [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": "Hi"}, {"role": "system", "content": "Hi"}],
+        [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "image", "text": "Hi"}]}],
+    ],
+)
+def test_invalid_conversations(messages: list[dict[str, Any]], hf_tokenizer: Any) -> None:
+    with pytest.raises(UserError):
+        TOKENIZER.render_conversation({"messages": messages})
+    with pytest.raises(Exception, match=r"message [12]: "):
+        hf_tokenizer.apply_chat_template(messages)

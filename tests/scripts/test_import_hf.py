@@ -1,0 +1,188 @@
+"""import_hf: exports of nanochat and of transformers as checkpoints that later stages can use, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir
+from nanochat.common import UserError
+from nanochat.engine import Engine
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.chat_session import generate_reply
+from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
+from nanochat.training.finetune import resolve_settings
+from scripts import base_train, chat_rl, chat_sft, export_hf, import_hf, mid_train
+from tests.support.exports import CONFIGS, CPU, NAMES, TOKENIZER, VOCAB_SIZE, Exported, loud_model, random_prompt, save
+from tests.support.hf_models import TEXTS
+from tests.support.talks import sums, task_entry, write_mixture, write_talks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_and_back(name: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An imported export has the logits and the tokenizer of the original, and exports to the same bytes."""
+    model, folder = exported[name]
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "other"))
+    path = import_hf.main(import_hf.Config(folder=folder))
+    assert path.name == "step_000007"
+    loaded, tokenizer, meta = load_model("base", CPU)
+    assert meta["compute_dtype"] == "float32"
+    assert tokenizer.hash() == TOKENIZER.hash()
+    ids = random_prompt(40)
+    assert torch.equal(loaded(ids), model(ids))
+    again = export_hf.main(export_hf.Config(model_tag=path.parent.name, out=tmp_path / "again"))
+    for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (again / file).read_bytes() == (folder / file).read_bytes(), file
+    with pytest.raises(UserError, match="holds checkpoints already"):
+        import_hf.main(import_hf.Config(folder=folder))
+
+
+def test_back_from_transformers(exported: Exported, tmp_path: Path, base_dir: Path) -> None:
+    """A folder that transformers has saved, in bf16, imported as another stage."""
+    model, folder = exported["one key-value head"]
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    import_hf.main(import_hf.Config(folder=tmp_path / "saved", source="sft", model_tag="x"))
+    loaded, _, _ = load_model("sft", CPU, model_tag="x")
+    assert get_tokenizer().hash() == TOKENIZER.hash()
+    rows = loaded.embed.weight[:VOCAB_SIZE]
+    assert torch.equal(rows, model.embed.weight[:VOCAB_SIZE].bfloat16().float())
+    assert F.cosine_similarity(loaded(random_prompt(20)).flatten(), model(random_prompt(20)).flatten(), dim=0) > 0.99
+    assert base_dir.is_dir()
+
+
+def test_weights_in_several_files(
+    exported: Exported, tmp_path: Path, base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As transformers saves a large model: all files are read, and an error names the file at fault."""
+    model, folder = exported["grouped"]
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "saved", max_shard_size="50KB")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    files = sorted((tmp_path / "saved").glob("model-*.safetensors"))
+    assert len(files) > 2
+    import_hf.main(import_hf.Config(folder=tmp_path / "saved"))
+    loaded, _, _ = load_model("base", CPU)
+    assert torch.equal(loaded(random_prompt(40)), model(random_prompt(40)))
+    index = tmp_path / "saved" / "model.safetensors.index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    whole = files[1].read_bytes()
+    for broken, message in (
+        (lambda: files[1].write_bytes(whole[:-9]), f"{files[1]} cannot be read"),
+        (files[1].unlink, f"{files[1]} cannot be read"),
+        (
+            lambda: index.write_text(json.dumps({**content, "weight_map": {"a": "../x"}}), encoding="utf-8"),
+            "weight_map",
+        ),
+        (
+            lambda: index.write_text(json.dumps({"weight_map": {"a": files[0].name}}), encoding="utf-8"),
+            "one of them only",
+        ),
+        (index.unlink, "model.safetensors cannot be read"),
+    ):
+        broken()
+        with pytest.raises(UserError, match=re.escape(message)):
+            import_hf.main(import_hf.Config(folder=tmp_path / "saved", model_tag="other"))
+    assert capsys.readouterr().out.count("Imported") == 1
+    assert [path.name for path in (base_dir / "base_checkpoints").iterdir()] == ["d2"]
+
+
+# --- later stages -----------------------------------------------------------------------------------------------------
+
+
+def test_later_stages_start_from_an_import(tmp_path: Path, run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Midtraining (with the batch size of the exported run), SFT, the engine and the chat."""
+    save(loud_model(CONFIGS["grouped"]), settings={"total_batch_size": 192})
+    folder = export_hf.main(export_hf.Config(out=tmp_path / "hf"))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(run_here / "other"))
+    import_hf.main(import_hf.Config(folder=folder))
+    talks = write_talks(tmp_path / "sums.jsonl", sums(40))
+    mixture = str(write_mixture(tmp_path / "mixture.toml", task_entry(talks)))
+    fast: dict[str, Any] = {"mixture": mixture, "num_iterations": 1, "device_batch_size": 1, "compile": "off"}
+    mid_train.main(mid_train.Config(device="cpu", **fast))
+    assert open_checkpoint(run_dir("mid", "d2")).meta["settings"]["total_batch_size"] == 192
+    chat_sft.main(chat_sft.Config(device="cpu", source="base", total_batch_size=96, **fast))
+    for source in ("base", "sft"):
+        model, tokenizer, _ = load_model(source, CPU)
+        engine = Engine(model, tokenizer)
+        assert len(engine.generate_batch(random_prompt(5)[0].tolist(), max_tokens=3)[0][0]) == 8
+        chunks = generate_reply(engine, [{"role": "user", "content": "Hi"}], SamplingParams(max_tokens=4))
+        assert "".join(chunk.text for chunk in chunks)
+
+
+def test_an_unknown_batch_size(exported: Exported, base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If the folder does not record it, base_train's default is used, and a line says so."""
+    path = import_hf.main(import_hf.Config(folder=exported["one key-value head"][1]))
+    origin = Checkpoint(path, read_meta(path))
+    assert path.is_relative_to(base_dir)
+    capsys.readouterr()
+    assert resolve_settings(mid_train.Config(), origin).total_batch_size == base_train.Config().total_batch_size
+    assert "does not record its total_batch_size: using 524,288 tokens" in capsys.readouterr().out
+    assert resolve_settings(mid_train.Config(total_batch_size=2048), origin).total_batch_size == 2048
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("script", "source"), [(mid_train, "mid"), (chat_sft, "sft"), (chat_rl, "rl")])
+def test_an_import_is_not_resumed(
+    script: Any, source: str, exported: Exported, base_dir: Path, refusal: Callable[..., str]
+) -> None:
+    path = import_hf.main(import_hf.Config(folder=exported["plain"][1], source=source))
+    assert path.is_relative_to(base_dir)
+    for flag in ("--resume", "--resume_from_step=7"):
+        assert "was imported, without an optimizer state, and cannot be resumed" in refusal(script, flag)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", None, "config.json cannot be read"),
+        ("tokenizer.json", None, "tokenizer.json cannot be read"),
+        ("model.safetensors", None, "model.safetensors cannot be read"),
+        ("config.json", {"model_type": "llama"}, "model_type is 'llama': only 'nanochat'"),
+        ("config.json", {"hidden_size": None}, "hidden_size is None"),
+        ("config.json", {"intermediate_size": 8192}, "intermediate_size is 8192: a model of nanochat has 240"),
+        ("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters is"),
+        ("config.json", {"num_hidden_layers": 3}, "model.layers.2.*in one of them only"),
+        ("config.json", {"num_key_value_heads": 6}, "k_proj.weight has the shape"),
+        ("config.json", {"vocab_size": 300}, r"it has \d+ tokens, the model 300"),
+        ("tokenizer.json", {"model": {}}, "no byte-level BPE as nanochat has it"),
+        ("tokenizer.json", {"added_tokens": []}, "tokenizer.json: "),
+        ("tokenizer.json", {"normalizer": {"type": "NFC"}}, "the ids would differ"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_imported(
+    file: str,
+    change: dict[str, Any] | None,
+    message: str,
+    exported: Exported,
+    tmp_path: Path,
+    base_dir: Path,
+) -> None:
+    for path in exported["grouped"][1].iterdir():
+        if path.name != file:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        elif change:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            (tmp_path / file).write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        import_hf.main(import_hf.Config(folder=tmp_path))
+    assert "\n" not in str(error.value)
+    assert not list(base_dir.iterdir()), "a refused import leaves nothing behind"
+
+
+def test_another_vocabulary(exported: Exported, base_dir: Path) -> None:
+    RustBPETokenizer.train_from_iterator(TEXTS, 300).save(base_dir / "tokenizer")
+    with pytest.raises(UserError, match="another vocabulary"):
+        import_hf.main(import_hf.Config(folder=exported["plain"][1]))
