@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 import tiktoken
 
 from nanochat.configurator import Settings, cli, setting
-from nanochat.system.environment import peak_memory_bytes
+from nanochat.system.environment import num_usable_cores, peak_memory_bytes
 from nanochat.tokenization import _rustbpe
 from nanochat.tokenizer import MIN_VOCAB_SIZE, SPLIT_PATTERN
 
@@ -350,7 +350,7 @@ def main(config: Config) -> None:
     if config.worst_cases:
         print_worst_cases()
         return
-    print(json.dumps({"cpus": os.cpu_count(), "load": os.getloadavg()}), flush=True)
+    print(json.dumps({"cpus": num_usable_cores(), "load": os.getloadavg()}), flush=True)
     for corpus in config.corpora.split(","):
         for num_threads in map(int, config.threads.split(",")):
             compare(config, corpus, num_threads)

@@ -22,7 +22,6 @@ Letters in shape comments: B rows of a micro-batch on one process, T tokens of a
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import deque
@@ -40,11 +39,12 @@ from torch import Tensor
 from nanochat.data.shards import Split, open_split
 from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
+from nanochat.system.environment import num_usable_cores
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 TOKENIZE_CHUNK_BYTES = 1 << 20  # bytes of text encoded in one call, enough for several threads
 PREFETCH_BATCHES = 4
-NUM_TOKENIZER_THREADS = min(8, os.cpu_count() or 1)
+NUM_TOKENIZER_THREADS = min(8, num_usable_cores())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,8 +39,7 @@ def show_compute_init(_folder: Path) -> None:
 
 def test_compute_init_in_two_processes(forker: Forker, base_dir: Path, tmp_path: Path) -> None:
     assert base_dir.is_dir()
-    together: Callable[..., list[str]] = forker.together
-    outputs = together(show_compute_init, tmp_path, NANOCHAT_DTYPE="float32")
+    outputs = forker.run_ranks(show_compute_init, tmp_path, NANOCHAT_DTYPE="float32")
     assert [output.split() for output in outputs] == [
         ["True", "0", "0", "2", "cpu"],
         ["True", "1", "1", "2", "cpu"],

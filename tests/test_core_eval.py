@@ -140,7 +140,7 @@ def results_of(runtime: Runtime) -> list[dict[str, Any]]:
 
 def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
     """Each scores its own examples, and both get the whole result."""
-    forker.together(write_results, tmp_path, NANOCHAT_DTYPE="float32")
+    forker.run_ranks(write_results, tmp_path, NANOCHAT_DTYPE="float32")
     results = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert results[0] == results[1] == results_of(CPU)
     assert [len(result["num_correct"]) for result in results[0]] == [9, 1, 7, 1, 5, 1]

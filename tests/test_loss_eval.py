@@ -145,7 +145,7 @@ def test_leaves_no_gradient() -> None:
 
 def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
     """Each scores every second row, of an odd number; both have the whole answer. One row: the second has none."""
-    forker.together(write_scores, tmp_path, NANOCHAT_DTYPE="float32")
+    forker.run_ranks(write_scores, tmp_path, NANOCHAT_DTYPE="float32")
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert len(rows_of_texts()) % 2 == 1
     assert found[0] == found[1] == pytest.approx(scores(CPU), rel=1e-6)

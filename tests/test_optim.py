@@ -153,7 +153,7 @@ def runs(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("optim")
     for world_size in (2, 1, 3):  # 2 first: the others resume from its state
         # Without AMX: on some machines that advertise it, its instructions are illegal.
-        forker.together(one_process, folder, world_size, ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")
+        forker.run_ranks(one_process, folder, world_size, ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")
     results = {n: [torch.load(folder / f"world{n}_rank{rank}.pt") for rank in range(n)] for n in (1, 2, 3)}
     return Runs(results, {precision: torch.load(folder / f"half_{precision}.pt") for precision in TOLERANCE})
 

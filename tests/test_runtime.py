@@ -178,7 +178,7 @@ def test_processes_share_the_cores_unless_the_user_sets_threads(
 
 
 def test_two_processes_together(forker: Forker, tmp_path: Path) -> None:
-    first, second = map(json.loads, forker.together(one_of_two, tmp_path))
+    first, second = map(json.loads, forker.run_ranks(one_of_two, tmp_path))
     assert (first.pop("rank"), second.pop("rank")) == (0, 1)
     assert first == second
     assert first == {

@@ -55,7 +55,7 @@ class Job(TypedDict):
 
 
 class Report(TypedDict, total=False):
-    """What the processes send through the status pipe, each a part of it."""
+    """Message to execution.py; each process sends a part of it, as a JSON line on the status pipe."""
 
     layers: list[str]  # active layers; sent just before the program starts
     failed: str  # the error that kept the program from starting

@@ -1,9 +1,9 @@
 """Settings of the CPU: the speed of bf16 matrix products on this processor, and the memory allocator.
 
-The speed is measured, because the list of instruction sets does not tell. bf16 instructions may be slower than float32
-ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a virtual machine may advertise AMX although its
-instructions are illegal there (its CPUID leaf of tile shapes is empty). The products therefore run once in a separate
-process, which may crash, and the result is kept in the base folder.
+The speed is measured, because it does not follow from the list of instruction sets. bf16 instructions may be slower
+than float32 ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a virtual machine may advertise AMX
+although its instructions are illegal there (its CPUID leaf of tile shapes is empty). The products therefore run once in
+a separate process, which may crash, and the result is kept in the base folder.
 """
 
 from __future__ import annotations

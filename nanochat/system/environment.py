@@ -89,7 +89,7 @@ def peak_memory_bytes() -> int:
 def git_commit(checkout: Path) -> str | None:
     """Return the git commit of a checkout, marked if tracked files differ from it; None for an installed package.
 
-    `checkout` must be the top of its repository: a package in a virtual environment that lies inside some other
+    `checkout` must be the top of its repository: a package in a virtual environment inside some other
     repository must not report that repository's commit.
     """
     top = _output("git", "-C", str(checkout), "rev-parse", "--show-toplevel")

@@ -117,7 +117,7 @@ def check_device(device: str) -> Finding:
 
 
 def check_attention(device: str) -> Finding:
-    """The first attention kernel that accepts the model's shapes, found by running it."""
+    """The first attention kernel that accepts the model's shapes; each is tried."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -327,7 +327,7 @@ def test_micro_batches_and_processes_change_nothing(forker: Forker, tmp_path: Pa
     loss.backward()
     expected = {name: param.grad for name, param in model.named_parameters()} | {"loss": loss.detach()}
     results = {f"1 process, {micro}": gradients(micro, runtime()) for micro in (1, 2, 4)}
-    forker.together(save_gradients, tmp_path, NANOCHAT_DTYPE="float32")
+    forker.run_ranks(save_gradients, tmp_path, NANOCHAT_DTYPE="float32")
     for micro in (1, 2, 4):
         results[f"2 processes, {micro}"] = torch.load(tmp_path / f"{micro}.pt", weights_only=True)
     for name, result in results.items():

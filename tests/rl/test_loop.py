@@ -196,7 +196,7 @@ def named_parameters(optimizer: Optimizer) -> list[tuple[str, torch.nn.Parameter
 def test_two_processes_take_the_same_step(forker: Forker, run_here: Path, tmp_path: Path) -> None:
     """Three prompts on two processes: equal completions and metrics, gradients equal to rounding."""
     save_sft_model(run_here)
-    forker.together(record_two_steps, tmp_path)
+    forker.run_ranks(record_two_steps, tmp_path)
     two_processes = torch.load(tmp_path / "result.pt", weights_only=True)
     save_sft_model(run_here)
     record_two_steps(tmp_path)

@@ -1,4 +1,4 @@
-"""Programs that a model could generate, harmful ones among them, for tests/test_execution.py.
+"""Programs that a model could generate, harmful ones among them, for the tests of the sandbox.
 
 Each has a name, an expected outcome and a source. `attempt` calls functions and prints "refused" or "done" for each. The
 test substitutes the variables that begin with $.

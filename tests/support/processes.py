@@ -1,6 +1,6 @@
-"""Processes for tests that start at once: forked from one that has imported torch and us, and has run nothing.
+"""Processes that start quickly, for tests: forks of a server process that has imported torch and nanochat.
 
-Run as a program, this file is that one: `python tests/support/processes.py ADDRESS`.
+The server is this file, run as a program: `python tests/support/processes.py ADDRESS`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 240  # seconds: what takes longer hangs
-# Stands in for Python: has its command line run there, in this folder and environment, and leaves with its exit code.
+TIMEOUT = 240  # seconds
+# Replaces Python: has its command line run by a fork of the server, in the same folder and environment.
 CLIENT = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
@@ -32,10 +32,12 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 class Forker:
-    """The process that forks; `python` is a program that passes for Python, and has it do the work."""
+    """Starts the server. `python` is a program that is called like Python and runs its command line in a fork."""
 
     def __init__(self, folder: Path) -> None:
-        self.python, client, address = folder / "python", folder / "client.py", folder / "address"
+        self.python = folder / "python"
+        client = folder / "client.py"
+        address = folder / "address"
         client.write_text(CLIENT.replace("ADDRESS", repr(str(address))), encoding="utf-8")
         self.python.write_text(f'#!/bin/bash\nexec "{sys.executable}" -IS "{client}" "$@"\n', encoding="utf-8")
         self.python.chmod(0o755)
@@ -43,35 +45,35 @@ class Forker:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True)
         while not address.exists():
-            assert self.process.poll() is None, "it has died"
+            assert self.process.poll() is None, "the server has ended"
             time.sleep(0.05)
 
-    def together(
+    def run_ranks(
         self, function: Callable[[Path], object], folder: Path, count: int = 2, **environment: str
     ) -> list[str]:
-        """Call `function(folder)` in `count` processes that find each other as torchrun's do; what each printed.
+        """Call `function(folder)` on `count` ranks, as torchrun does. Return the output of each rank.
 
-        The function stands in a test's file, by itself. Fails if one of the processes does.
+        `function` must be at the top level of a module. Fails if it raises on any rank.
         """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
         code = f"from pathlib import Path; from {function.__module__} import {function.__name__} as f; "
         command = [str(self.python), "-c", code + f"f(Path({str(folder)!r}))"]
 
         def run(rank: int) -> subprocess.CompletedProcess[str]:
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
-            env = {**os.environ, **common, **environment, **own}
-            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
+            of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+            env = {**os.environ, **common, **environment, **of_rank}
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)
 
         with ThreadPoolExecutor(count) as pool:
             done = list(pool.map(run, range(count)))
-        assert not any(one.returncode for one in done), "\n".join(one.stderr for one in done)
-        return [one.stdout for one in done]
+        assert not any(process.returncode for process in done), "\n".join(process.stderr for process in done)
+        return [process.stdout for process in done]
 
     def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # and what it has forked
+        os.killpg(self.process.pid, signal.SIGKILL)  # and all of its forks
         self.process.wait()
 
 
@@ -83,11 +85,11 @@ def serve(address: str) -> NoReturn:
 
     from nanochat import dataset, report  # noqa: F401
     from nanochat.reporting import plots  # noqa: F401
-    from nanochat.rl import loop as rl_run  # noqa: F401
+    from nanochat.rl import loop  # noqa: F401
     from nanochat.serving import server  # noqa: F401
     from nanochat.training import finetune  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reaps the forks
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address + ".part")
         listening.listen()
@@ -104,7 +106,7 @@ def serve(address: str) -> NoReturn:
 def _run(
     client: socket.socket, argv: list[str], environment: dict[str, str], folder: str, outputs: list[int]
 ) -> NoReturn:
-    """In the fork: `python -m MODULE ...` or `python -c CODE`."""
+    """Run `python -m MODULE ...` or `python -c CODE` in a fork, and send the exit code to the client."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -120,8 +122,11 @@ def _run(
         else:
             exec(argv[1], {})
         code = 0
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    except SystemExit as exit_request:
+        if isinstance(exit_request.code, int):
+            code = exit_request.code
+        else:
+            code = 0 if exit_request.code is None else 1
     except BaseException:
         traceback.print_exc()
     finally:
