@@ -108,7 +108,7 @@ def evaluate_task(
 
 
 def _hash_examples(examples: Sequence[CoreExample]) -> str:
-    """Return a hash that is equal for equal examples. It stands in reports: the text that is hashed must not change."""
+    """Return a hash that is equal for equal examples. Reports store it: the text that is hashed must not change."""
     texts = [f"Example(options={example.options!r}, gold={example.gold!r})" for example in examples]
     return hashlib.sha256(f"[{', '.join(texts)}]".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""Bits per byte, and nats, against a loop over single tokens in float64."""
+"""Bits per byte and sums of losses, against a loop over single tokens in float64."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from nanochat.dataloader import document_eval_rows
 from nanochat.gpt import GPT
-from nanochat.loss_eval import bits_per_byte, sum_nats
+from nanochat.loss_eval import bits_per_byte, evaluate_bpb, sum_nats
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from tests.support.models import random_model
 from tests.support.processes import Forker
 
-# Two tokens of several bytes are no UTF-8 by themselves: a blank with the first byte of a snowman, and its other two.
+# Two tokens of several bytes are not UTF-8 by themselves: a space with the first byte of a snowman, and its last two.
 MERGES = [b"th", b"the", " \u2603".encode()[:2], "\u2603".encode()[1:]]
 RANKS = {token: i for i, token in enumerate([*(bytes([b]) for b in range(256)), *MERGES])}
 TOKENIZER = Tokenizer(SPLIT_PATTERN, RANKS, {name: len(RANKS) + i for i, name in enumerate(SPECIAL_TOKENS)})
@@ -30,7 +30,7 @@ TEXTS = ["the thin \u2603 the other", "", "a", "\u2603\u2603 snow, the theme " *
 
 
 class Texts:
-    """Documents in memory."""
+    """TEXTS as documents."""
 
     def __len__(self) -> int:
         return len(TEXTS)
@@ -48,7 +48,7 @@ def rows_of_texts(max_tokens: int = 10**6) -> Tensor:
 
 
 def by_hand(model: nn.Module, rows: Tensor) -> float:
-    """The definition, a token at a time; a token's bytes are what the tokenizer decodes it to."""
+    """The definition, one token at a time; a token's bytes are those that the tokenizer decodes it to."""
     nats, num_bytes = 0.0, 0
     for row in rows.tolist():
         for position in range(len(row) - 1):
@@ -70,7 +70,7 @@ def test_equals_the_definition() -> None:
 
 
 def test_all_bytes_of_the_text_count() -> None:
-    """A model that finds all tokens alike pays log2(V) for each token that stands for text, shared by all its bytes."""
+    """With equal logits each token of text has a loss of log2(V) bits: their sum over the bytes of the text."""
     model, rows = tiny_model(), rows_of_texts()
     with torch.no_grad():
         model.head.weight.zero_()
@@ -81,26 +81,36 @@ def test_all_bytes_of_the_text_count() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+def test_the_batch_size_does_not_matter(batch_size: int) -> None:
     model, rows = tiny_model(), rows_of_texts()
-    found = bits_per_byte(model, rows, BYTES, batch_size, CPU)
-    assert found == pytest.approx(bits_per_byte(model, rows, BYTES, 3, CPU), rel=1e-6)
+    bpb = bits_per_byte(model, rows, BYTES, batch_size, CPU)
+    assert bpb == pytest.approx(bits_per_byte(model, rows, BYTES, 3, CPU), rel=1e-6)
 
 
 def test_every_batch_has_one_shape() -> None:
-    """So that nothing is compiled again for the last one; and the padding rows do not count."""
+    """So that a compiled model is not compiled again for the last one; and padding rows do not count."""
     shapes = []
 
-    class Watched(nn.Module):
+    class RecordingModel(nn.Module):
         def forward(self, inputs: Tensor, targets: Tensor, loss_reduction: str) -> Tensor:
             assert loss_reduction == "none"
             assert inputs.min() >= 0
             shapes.append(tuple(inputs.shape))
-            return torch.full(targets.shape, math.log(2.0))  # a bit a token, whether it counts or not
+            return torch.full(targets.shape, math.log(2.0))  # one bit per token, also of padding
 
     rows = torch.zeros(5, 9, dtype=torch.int64)  # 40 targets of a byte each
-    assert bits_per_byte(Watched(), rows, BYTES, 2, CPU) == pytest.approx(1.0)
+    assert bits_per_byte(RecordingModel(), rows, BYTES, 2, CPU) == pytest.approx(1.0)
     assert shapes == [(2, 8)] * 3
+
+
+def test_bits_per_byte_of_a_loaders_batches() -> None:
+    """`evaluate_bpb` takes the first `steps` batches; without any it is infinite."""
+    model = tiny_model()
+    rows = rows_of_texts()
+    batches = [(batch[:, :-1].clamp(min=0), batch[:, 1:]) for batch in rows.split(2)]
+    assert evaluate_bpb(model, batches, len(batches), BYTES) == pytest.approx(bits_per_byte(model, rows, BYTES, 2, CPU))
+    assert evaluate_bpb(model, iter(batches), 2, BYTES) == pytest.approx(bits_per_byte(model, rows[:4], BYTES, 2, CPU))
+    assert evaluate_bpb(model, batches, 0, BYTES) == math.inf
 
 
 def test_special_tokens_do_not_count() -> None:
@@ -116,27 +126,27 @@ def test_without_a_byte_it_is_infinite(token: int) -> None:
 
 
 def some_targets() -> tuple[Tensor, Tensor]:
-    """Rows of which about half is trained on, of one row nothing."""
+    """Rows in which about half of the targets is chosen, and none of one row."""
     rows = rows_of_texts()[:7].clamp(min=0)
     chosen = torch.randint(2, (7, 8), generator=torch.Generator().manual_seed(3)) * (torch.arange(7) != 4)[:, None]
     return rows[:, :-1], torch.where(chosen == 1, rows[:, 1:], -1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_nats_and_tokens(batch_size: int) -> None:
-    """The sum of -log p over the chosen targets, whatever they are; no rows: nothing."""
+def test_sum_nats(batch_size: int) -> None:
+    """The sum of -log p over the chosen targets, and their number; both are 0 without rows."""
     model, (inputs, targets) = tiny_model(), some_targets()
     expected = 0.0
-    for row, wanted in zip(inputs, targets, strict=True):
+    for row, row_targets in zip(inputs, targets, strict=True):
         with torch.no_grad():
-            logs = model(row[None])[0].double().log_softmax(-1)
-        expected -= sum(float(logs[i, t]) for i, t in enumerate(wanted.tolist()) if t != -1)
+            log_probs = model(row[None])[0].double().log_softmax(-1)
+        expected -= sum(float(log_probs[i, t]) for i, t in enumerate(row_targets.tolist()) if t != -1)
     count = int((targets != -1).sum())
     assert sum_nats(model, inputs, targets, batch_size, CPU) == (pytest.approx(expected, rel=1e-6), count)
     assert sum_nats(model, inputs[:0], targets[:0], batch_size, CPU) == (0.0, 0)
 
 
-def test_leaves_no_gradient() -> None:
+def test_computes_no_gradient() -> None:
     model = tiny_model()
     bits_per_byte(model, rows_of_texts(), BYTES, 2, CPU)
     sum_nats(model, *some_targets(), 2, CPU)
@@ -144,21 +154,21 @@ def test_leaves_no_gradient() -> None:
 
 
 def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
-    """Each scores every second row, of an odd number; both have the whole answer. One row: the second has none."""
+    """Each scores every second row of an odd number, and both get the whole result; of one row rank 1 has none."""
     forker.run_ranks(write_scores, tmp_path, NANOCHAT_DTYPE="float32")
-    found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    results = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert len(rows_of_texts()) % 2 == 1
-    assert found[0] == found[1] == pytest.approx(scores(CPU), rel=1e-6)
+    assert results[0] == results[1] == pytest.approx(scores(CPU), rel=1e-6)
 
 
 def scores(runtime: Runtime) -> list[float]:
     rows = rows_of_texts()
-    found = [bits_per_byte(tiny_model(), part, BYTES, 2, runtime) for part in (rows, rows[:1])]
-    return [*found, *sum_nats(tiny_model(), *some_targets(), 2, runtime)]
+    bpb = [bits_per_byte(tiny_model(), part, BYTES, 2, runtime) for part in (rows, rows[:1])]
+    return [*bpb, *sum_nats(tiny_model(), *some_targets(), 2, runtime)]
 
 
 def write_scores(folder: Path) -> None:
-    """What one of the processes does."""
+    """Run one of the processes."""
     runtime = Runtime.start(device="cpu")
     (folder / f"{runtime.rank}.json").write_text(json.dumps(scores(runtime)), encoding="utf-8")
     runtime.finish()

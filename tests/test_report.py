@@ -1,11 +1,9 @@
-"""The report, from the sections that stages write to what a reader sees, read back by another Markdown parser."""
+"""The report from sections to Markdown, read back by an independent parser; the summary; the command line."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from nanochat import report
 from nanochat.common import UserError
-from nanochat.report import log_section, read_sections, render
+from nanochat.report import log_section, render
 from nanochat.reporting.schema import proportion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +28,7 @@ CURVE = {"x": [0, 1, 2], "y": [3.0, math.nan, 1.0], "xlabel": "step", "ylabel": 
 
 @pytest.fixture(autouse=True, scope="module")
 def _font_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """matplotlib keeps a list of fonts in the home folder, unless told otherwise before it is first imported."""
+    """matplotlib writes a list of fonts to the home folder, unless MPLCONFIGDIR is set before its import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
         patch.delenv("NANOCHAT_USD_PER_HOUR", raising=False)
@@ -45,16 +41,16 @@ def headings(markdown: str) -> list[str]:
 
 
 def tables(markdown: str) -> list[list[list[str]]]:
-    """Every table as rows of cells, with escapes undone."""
-    found: list[list[list[str]]] = []
+    """Return every table as rows of cells, unescaped."""
+    tables: list[list[list[str]]] = []
     for token in MarkdownIt("commonmark").enable("table").parse(markdown):
         if token.type == "table_open":
-            found.append([])
+            tables.append([])
         elif token.type == "tr_open":
-            found[-1].append([])
+            tables[-1].append([])
         elif token.type == "inline" and token.level > 3:
-            found[-1][-1].append("".join(child.content for child in token.children or []))
-    return found
+            tables[-1][-1].append("".join(child.content for child in token.children or []))
+    return tables
 
 
 def rendered() -> str:
@@ -69,80 +65,10 @@ class Settings:
     folder: Path = Path("a|b")
 
 
-def test_a_section_is_plain_json_with_time_and_environment(base_dir: Path) -> None:
-    metrics = {
-        "bpb": torch.tensor(1.5),
-        "steps": np.int64(7),
-        "loss": float("nan"),
-        "rate": np.float32("inf"),
-        "MFU": None,
-    }
-    extra = {"compute dtype": torch.float32, "device": torch.device("cpu")}
-    path = log_section(
-        "base_train", {"settings": Settings(), "metrics": metrics, "environment": extra, "seconds": None}
-    )
-    assert path == base_dir / "report" / "base_train.json"
-    assert os.listdir(path.parent) == ["base_train.json"]
-
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is not JSON")
-
-    section = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    assert section["metrics"] == {"bpb": 1.5, "steps": 7, "loss": None, "rate": None}
-    assert section["settings"] == {"depth": 4, "lr": 0.0, "target_flops": None, "folder": "a|b"}
-    assert section["environment"]["compute dtype"] == "float32"
-    assert section["environment"]["torch"] == torch.__version__.split("+")[0]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", section["time"])
-    assert "seconds" not in section
-
-
-def test_only_the_first_process_writes(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    assert log_section("base_train", {}) == base_dir / "report" / "base_train.json"
-    assert not list(base_dir.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("section", "rule"),
-    [
-        ({"metric": {}}, "unknown key metric"),
-        ({"metrics": [1]}, "metrics has a wrong type"),
-        ({"metrics": {"a": "1"}}, "metric a is neither"),
-        ({"metrics": {"a": {"value": 1, "interval": [1]}}}, "metric a is neither"),
-        ({"curves": {"loss": {**CURVE, "y": [1.0]}}}, "curve loss needs"),
-        ({"curves": {"loss": {"x": [1], "y": [1.0]}}}, "curve loss needs"),
-        ({"metrics": {"a": {"value": 1, "chance": "none"}}}, "metric a is neither"),
-        ({"answers": {"a": {"problems": "x", "correct": "012"}}}, "answers a need problems"),
-        ({"answers": {"a": {"correct": "01"}}}, "answers a need problems"),
-        ({"samples": [{"text": "no prompt"}]}, "a sample has"),
-        ({"samples": [{"messages": [{"role": "assistant", "content": "I begin."}]}]}, "a sample has"),
-        ({"notes": [1]}, "notes is a list of texts"),
-        ({"format": 2}, "format 2; this version reads 1"),
-    ],
-)
-def test_a_section_must_follow_the_convention(section: dict[str, Any], rule: str, base_dir: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape(rule)):
-        log_section("base_train", section)
-    assert not list(base_dir.iterdir())
-    (base_dir / "report").mkdir()
-    (base_dir / "report" / "hand_made.json").write_text(json.dumps(section), encoding="utf-8")
-    sections, faults = read_sections(base_dir / "report")
-    assert not sections
-    assert len(faults) == 1
-    assert "hand_made.json" in faults[0]
-    assert rule in faults[0]
-
-
-def test_a_stage_is_named_as_a_file_may_be(base_dir: Path) -> None:
-    with pytest.raises(ValueError, match="small letters"):
-        log_section("../base_train", {})
-    assert not list(base_dir.iterdir())
-
-
 @pytest.mark.usefixtures("base_dir")
-def test_stages_stand_in_the_order_of_the_run() -> None:
-    for stage in ("zoo", "chat_eval_sft", "base_train", "another", "chat_sft", "dataset", "mid_train", "tok_train"):
-        log_section(stage, {})
+def test_sections_are_in_the_order_of_a_run() -> None:
+    for name in ("zoo", "chat_eval_sft", "base_train", "another", "chat_sft", "dataset", "mid_train", "tok_train"):
+        log_section(name, {})
     log_section("base_loss", {"title": "Bits per byte"})
     assert headings(rendered()) == [
         *("nanochat report", "Summary", "Time and cost", "Environment"),
@@ -152,7 +78,7 @@ def test_stages_stand_in_the_order_of_the_run() -> None:
 
 
 @pytest.mark.usefixtures("base_dir")
-def test_the_summary_has_a_column_for_each_model_and_a_row_for_each_metric() -> None:
+def test_the_summary_has_a_column_for_each_stage_and_a_row_for_each_metric() -> None:
     log_section("tok_train", {"metrics": {"bytes per token": 4.1}})
     log_section(
         "base_train", {"metrics": {"validation bpb": 0.9, "parameters": 5_242_880}, "headline": ["validation bpb"]}
@@ -189,7 +115,7 @@ def test_time_and_cost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("base_dir")
-def test_the_environment_says_where_stages_differ() -> None:
+def test_the_environment_shows_different_values_with_their_sections() -> None:
     log_section("base_train", {"environment": {"device": "cuda", "processes": 8}})
     log_section("chat_sft", {"environment": {"device": "cpu", "processes": 8}})
     rows = dict(tables(rendered())[0])
@@ -198,7 +124,7 @@ def test_the_environment_says_where_stages_differ() -> None:
     assert rows["cores"].isdecimal()
 
 
-def test_a_stage_shows_notes_curves_samples_and_settings(base_dir: Path) -> None:
+def test_a_section_shows_notes_curves_samples_and_settings(base_dir: Path) -> None:
     verdicts = [
         {"sentence": "Mira has a cat.", "sound": True, "reason": ""},
         {"sentence": "The cat is a *dog*.", "sound": False, "reason": "Tom is a cat"},
@@ -221,7 +147,7 @@ def test_a_stage_shows_notes_curves_samples_and_settings(base_dir: Path) -> None
     assert "None" not in text
 
 
-def test_unreferenced_pictures_go(base_dir: Path) -> None:
+def test_unreferenced_pictures_are_removed(base_dir: Path) -> None:
     log_section("base_train", {"curves": {"loss": CURVE}})
     render()
     log_section("base_train", {})
@@ -231,15 +157,15 @@ def test_unreferenced_pictures_go(base_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b'{"title": "cut', b"\xff\xfe", b"[1]", b"[" * 100_000, b'{"format": 9}'])
-def test_an_unfit_file_is_named_and_the_others_are_rendered(
+def test_an_invalid_file_is_named_and_the_others_are_rendered(
     content: bytes, base_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log_section("base_train", {})
     (base_dir / "report" / "chat_sft.json").write_bytes(content)
     text = rendered()
-    said = capsys.readouterr().out
-    assert said.startswith("report: chat_sft.json is left out: ")
-    assert said.count("\n") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("report: chat_sft.json is left out: ")
+    assert out.count("\n") == 1
     assert "chat_sft.json is left out" in text
     assert headings(text)[-1] == "base_train"
 
@@ -294,15 +220,15 @@ def test_no_section_breaks_the_report(section: dict[str, Any]) -> None:
     text = first.decode("utf-8")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     talks = ["A conversation with the base model"] * sum("messages" in sample for sample in section["samples"])
-    found = [name for name in headings(text) if name not in ("Accuracy by stage", "What each stage brought")]
-    assert found[:4] == ["nanochat report", "Summary", "Time and cost", "Environment"]
-    assert found[5:] == ["the end", *talks]
+    names = [name for name in headings(text) if name not in ("Accuracy by stage", "What each stage brought")]
+    assert names[:4] == ["nanochat report", "Summary", "Time and cost", "Environment"]
+    assert names[5:] == ["the end", *talks]
     assert sum(token.type == "fence" for token in tokens) == len(section["samples"])
     assert sum(token.type == "html_block" for token in tokens) == 2 * bool(section["settings"])
     assert {token.type for token in tokens}.isdisjoint({"code_block", "hr", "ordered_list_open", "blockquote_open"})
 
 
-def test_the_summary_at_the_terminal(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_for_the_terminal(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "Mira walked to the mill. " * 20
     log_section(
         "base_train",
@@ -322,8 +248,8 @@ def test_the_summary_at_the_terminal(base_dir: Path, capsys: pytest.CaptureFixtu
     assert "\x1b" not in "".join(lines)
 
 
-def evaluation(model: str, correct: str, answer: str) -> None:
-    """What chat_eval writes of a model: an accuracy, and a conversation with a call of the calculator."""
+def log_evaluation(stage: str, correct: str, answer: str) -> None:
+    """Write a section as chat_eval does: an accuracy, and a conversation with a calculator call."""
     call = [
         {"type": "python", "text": "6*7"},
         {"type": "python_output", "text": "42"},
@@ -332,22 +258,24 @@ def evaluation(model: str, correct: str, answer: str) -> None:
     talk = {"messages": [{"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": call}]}
     metrics = {"Facts": {**proportion(correct.count("1"), len(correct)), "chance": 0.25}, "ChatCORE": 0.5}
     answers = {"Facts": {"problems": "x", "correct": correct}}
-    log_section(f"chat_eval_{model}", {"model": model, "metrics": metrics, "answers": answers, "samples": [talk]})
+    log_section(f"chat_eval_{stage}", {"model": stage, "metrics": metrics, "answers": answers, "samples": [talk]})
 
 
 def test_accuracies_gains_and_conversations(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation("mid", "0" * 80 + "1" * 20, " is it.")
-    evaluation("sft", "0" * 10 + "1" * 90, " it is.")
+    log_evaluation("mid", "0" * 80 + "1" * 20, " is it.")
+    log_evaluation("sft", "0" * 10 + "1" * 90, " it is.")
     report.main(report.Config())
     text = (base_dir / "report" / "report.md").read_text(encoding="utf-8")
-    found = tables(text)
-    assert found[0] == [["metric", "mid", "sft"], ["ChatCORE", "0.5000", "0.5000"]], "accuracies stand apart"
-    assert found[1] == [
+    all_tables = tables(text)
+    assert all_tables[0] == [["metric", "mid", "sft"], ["ChatCORE", "0.5000", "0.5000"]], (
+        "accuracies have a table of their own"
+    )
+    assert all_tables[1] == [
         ["task", "chance", "mid", "sft", "problems"],
         ["Facts", "25.0", "20.0 [13.3, 28.9]", "90.0 [82.6, 94.5]", "100"],
     ]
-    assert found[2][1][1].startswith("+70.0 [")
-    assert found[2][1][1].endswith("p < 0.001")
+    assert all_tables[2][1][1].startswith("+70.0 [")
+    assert all_tables[2][1][1].endswith("p < 0.001")
     assert "![accuracy by stage](accuracies.png)" in text
     assert (base_dir / "report" / "accuracies.png").read_bytes().startswith(b"\x89PNG")
     assert headings(text)[-2:] == ["A conversation with the mid model", "A conversation with the sft model"]
@@ -364,12 +292,12 @@ def test_accuracies_gains_and_conversations(base_dir: Path, capsys: pytest.Captu
 
 
 def test_the_command_line(base_dir: Path) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "error", "-m", "nanochat.report", *words]
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "nanochat.report", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
 
-    nothing = run()
-    assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
+    refused = run()
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     log_section("base_train", {})
     assert run("generate").returncode == 0
     assert (base_dir / "report" / "report.md").exists()

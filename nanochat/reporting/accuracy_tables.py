@@ -12,7 +12,7 @@ from nanochat.reporting.significance import format_p_value, paired_gain, unpaire
 
 
 class Accuracy(Metric, total=False):
-    """An accuracy of one stage on one task, with which examples were solved, if the section has that."""
+    """An accuracy of one stage on one task, with the solved examples if the section has them."""
 
     answers: Answers | None
 

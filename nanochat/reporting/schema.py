@@ -32,14 +32,14 @@ STAGES = ("base", "mid", "sft", "rl")  # the columns of the tables by stage
 
 
 class Answers(TypedDict):
-    """Which examples of a task a model solves. Stages with the same examples are compared example by example."""
+    """The examples of a task that a model solves. Stages with the same examples are compared example by example."""
 
     problems: str  # hash of the examples
     correct: str  # "0110...": one digit for each example
 
 
 class Metric(TypedDict, total=False):
-    """A metric with more than its value. An accuracy has an interval and `chance`, and stands in a table of its own."""
+    """A metric with more than its value. Accuracies have an interval and `chance`, and a table of their own."""
 
     value: float
     n: int  # examples

@@ -67,10 +67,12 @@ def test_few_shot_examples_are_of_the_category() -> None:
 def test_without_categories_nothing_changes() -> None:
     """One category for all examples gives the same few-shot examples, in the same order, as no categories."""
     plain = quiz((), 3)
-    one = quiz(("all",) * 6, 3)
-    assert plain.max_fewshot == one.max_fewshot == 5
+    same = quiz(("all",) * 6, 3)
+    assert plain.max_fewshot == same.max_fewshot == 5
     for index in range(6):
-        numbers = [[example.options[0][0][-1] for example in task.fewshot_examples(index, 42)] for task in (plain, one)]
+        numbers = [
+            [example.options[0][0][-1] for example in task.fewshot_examples(index, 42)] for task in (plain, same)
+        ]
         assert numbers[0] == numbers[1]
 
 

@@ -194,7 +194,7 @@ def own_code(folder: Path) -> str:
     ],
 )  # fmt: skip
 def test_refused(make_folder: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line."""
+    """By a UserError of one line."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "x").mkdir()
     with pytest.raises(UserError, match=message) as error:

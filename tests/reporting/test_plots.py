@@ -1,4 +1,4 @@
-"""Curves as pictures: real PNG files, of a sane size, with ink on them, whatever the curves are."""
+"""Plots: PNG files of a reasonable size that show the curves, for any curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nanochat.reporting.plots import plot_accuracies, plot_curves, running_mean
 
 @pytest.fixture(autouse=True, scope="module")
 def _font_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """matplotlib keeps a list of fonts in the home folder, unless told otherwise before it is first imported."""
+    """matplotlib writes a list of fonts to the home folder, unless MPLCONFIGDIR is set before its import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
         yield
@@ -31,7 +31,7 @@ def curve(x: list[Any], y: list[Any], xlabel: str = "step", ylabel: str = "loss 
 
 
 def pixels(curves: dict[str, Any], folder: Path) -> np.ndarray:
-    """The drawn picture as (height, width, 3)."""
+    """Draw curves and return the picture, (height, width, 3)."""
     path = folder / "curves.png"
     plot_curves(curves, path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -42,35 +42,35 @@ def pixels(curves: dict[str, Any], folder: Path) -> np.ndarray:
 
 
 def blue(picture: np.ndarray) -> int:
-    """How many pixels are nearer to the first curve's colour than to anything else that is drawn."""
+    """Return the number of pixels in the first curve's colour."""
     return int((abs(picture - [9, 105, 218]).max(axis=-1) < 40).sum())
 
 
-def test_a_curve_is_drawn_on_an_opaque_light_sheet(tmp_path: Path) -> None:
+def test_a_curve_is_drawn_on_an_opaque_light_background(tmp_path: Path) -> None:
     picture = pixels({"training loss": curve([0, 1, 2], [3.0, 2.0, 1.0])}, tmp_path)
     height, width, _ = picture.shape
     assert 200 < height < width < 1000
     assert picture[0, 0].tolist() == [255, 255, 255]
     assert blue(picture) > 300
-    dark = (picture.max(axis=-1) < 100).sum()
-    assert dark > 300, "labels, in ink that reads on the sheet"
+    num_dark = (picture.max(axis=-1) < 100).sum()
+    assert num_dark > 300, "labels, dark on the background"
     rows, columns = np.nonzero(abs(picture - [9, 105, 218]).max(axis=-1) < 40)
     left, right = columns < columns.min() + 20, columns > columns.max() - 20
     assert rows[left].mean() < rows[right].mean(), "a falling loss falls"
 
 
 def test_curves_share_axes_if_their_labels_are_the_same(tmp_path: Path) -> None:
-    one = pixels({"a": curve([0, 1], [1, 2])}, tmp_path).shape
+    single = pixels({"a": curve([0, 1], [1, 2])}, tmp_path).shape
     shared = pixels({"a": curve([0, 1], [1, 2]), "b": curve([0, 1], [2, 1])}, tmp_path)
     apart = pixels({"a": curve([0, 1], [1, 2]), "b": curve([0, 1], [2, 1], ylabel="bits per byte")}, tmp_path).shape
     three = pixels({str(i): curve([0, 1], [1, 2], ylabel=str(i)) for i in range(3)}, tmp_path).shape
-    assert shared.shape == one
-    assert (abs(shared - [188, 76, 0]).max(axis=-1) < 40).sum() > 300, "the second curve has a colour of its own"
-    assert apart == (one[0], 2 * one[1], 3)
-    assert three == (2 * one[0], 2 * one[1], 3)
+    assert shared.shape == single
+    assert (abs(shared - [188, 76, 0]).max(axis=-1) < 40).sum() > 300, "the second curve has another colour"
+    assert apart == (single[0], 2 * single[1], 3)
+    assert three == (2 * single[0], 2 * single[1], 3)
 
 
-def test_what_is_not_finite_is_a_gap(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     x = list(range(200))
     whole = blue(pixels({"loss": curve(x, [float(i) for i in x])}, tmp_path))
     holes = [None if 50 <= i < 100 else math.nan if 100 <= i < 150 else float(i) for i in x]
@@ -114,7 +114,7 @@ def test_accuracies_rise_from_stage_to_stage_above_the_line_of_guessing(tmp_path
     assert left.mean() < np.median(guessing) < left.mean() + 0.2 * len(picture)
 
 
-def test_accuracies_have_a_panel_a_task_three_abreast(tmp_path: Path) -> None:
+def test_accuracies_have_a_panel_for_each_task_three_in_a_row(tmp_path: Path) -> None:
     one, two, three, four = (
         accuracy_pixels({str(i): {"mid": accuracy(0.5)} for i in range(count)}, tmp_path).shape
         for count in (1, 2, 3, 4)
@@ -160,5 +160,5 @@ def test_noise_is_averaged_and_a_schedule_is_not(tmp_path: Path) -> None:
     assert blue(pixels({"a": curve(x, ramp)}, tmp_path)) > 500
     middle = pixels({"a": curve(x, noise)}, tmp_path)
     rows, columns = np.nonzero(abs(middle - [9, 105, 218]).max(axis=-1) < 40)
-    rows = rows[columns > middle.shape[1] / 2]  # at the start the window is too narrow to even anything out
-    assert np.ptp(rows) < 0.3 * middle.shape[0], "in full colour stands the mean only, near the middle"
+    rows = rows[columns > middle.shape[1] / 2]  # at the start the window is too narrow to smooth
+    assert np.ptp(rows) < 0.3 * middle.shape[0], "only the mean, near the middle, has the full colour"

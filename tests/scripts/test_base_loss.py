@@ -1,4 +1,4 @@
-"""base_loss from end to end on a tiny checkpoint, and how it judges samples."""
+"""base_loss from end to end on a tiny checkpoint, and the check of its samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.talks import TOKENIZER
 
 
 def train_tiny(folder: Path, source: str, texts: Sequence[str]) -> None:
-    """A base folder with a checkpoint of three steps."""
+    """Make a base folder with a checkpoint of three steps."""
     TOKENIZER.save(folder / "tokenizer")
     write_dataset(texts[1:], texts[:1], source=source)
     base_train.main(
@@ -44,8 +44,8 @@ def train_tiny(folder: Path, source: str, texts: Sequence[str]) -> None:
     )
 
 
-def say(monkeypatch: pytest.MonkeyPatch, texts: Sequence[str], whole: bool = False) -> None:
-    """Puts words into the model's mouth: what follows each of the prompts."""
+def replace_samples(monkeypatch: pytest.MonkeyPatch, texts: Sequence[str], whole: bool = False) -> None:
+    """Replace the model's samples: `texts` continue the prompts."""
 
     def write(_model: Any, _tokenizer: Any, prompts: Sequence[str], *_: Any) -> list[dict[str, Any]]:
         return [{"prompt": p, "text": t, "whole": whole} for p, t in zip(prompts, texts, strict=True)]
@@ -54,19 +54,19 @@ def say(monkeypatch: pytest.MonkeyPatch, texts: Sequence[str], whole: bool = Fal
 
 
 def test_end_to_end(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bits per byte of both splits, to the last digit; samples; and the section of the report that holds them."""
+    """Bits per byte of both splits, to the last bit; samples; and the report's section."""
     texts = list(islice(storyworld.generate_stories("train", 1), 12))
     train_tiny(run_here, "storyworld", texts)
     config = Config(device="cpu", eval_tokens=1000, num_samples=3, max_sample_tokens=20, device_batch_size=2)
-    found = main(config)
+    metrics = main(config)
     runtime = Runtime.start(0, "cpu")
     model, tokenizer, _ = load_model("base", runtime)
     token_bytes = torch.tensor(tokenizer.token_bytes())
     for split, name in (("train", "training"), ("val", "validation")):
         rows, _ = document_eval_rows(open_split(split), tokenizer, 64, 1000)
-        assert found[f"{name} bits per byte"] == bits_per_byte(model, rows, token_bytes, 2, runtime)
+        assert metrics[f"{name} bits per byte"] == bits_per_byte(model, rows, token_bytes, 2, runtime)
     section = json.loads((run_here / "report" / "base_loss.json").read_text(encoding="utf-8"))
-    assert section["metrics"] == found
+    assert section["metrics"] == metrics
     assert [sample["prompt"] for sample in section["samples"]] == [
         tokenizer.decode(tokenizer.encode(prompt)[:31]) for prompt in storyworld.generate_prompts(3, 42)
     ]
@@ -76,51 +76,35 @@ def test_end_to_end(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert section["notes"] == ["Checkpoint d1 of step 3, computing in float32."]
     assert section["checkpoint"] == "d1:3"
     assert "validation bits per byte" in render().read_text(encoding="utf-8")
-    assert f"validation bits per byte: {found['validation bits per byte']:.4f}" in capsys.readouterr().out
+    assert f"validation bits per byte: {metrics['validation bits per byte']:.4f}" in capsys.readouterr().out
 
 
 def test_sound_sentences(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every sentence that the model has completed counts once; those of the prompt and a cut one do not."""
+    """Every complete generated sentence counts once; those of the prompt and an incomplete one do not."""
     train_tiny(run_here, "storyworld", ["Some text.", "Some more text."])
     prompts = ["Rusty the fox lives in the old", "Rusty lives in the old barn. Rusty", "Rusty the fox"]
     monkeypatch.setattr(storyworld, "generate_prompts", lambda count, _: prompts[:count])
-    say(monkeypatch, [" barn. Rusty lives in the mill. Rus", " lives in the old barn. He", " xyzzy plugh."])
-    found = main(Config(device="cpu", eval_tokens=64, num_samples=3))
+    replace_samples(monkeypatch, [" barn. Rusty lives in the mill. Rus", " lives in the old barn. He", " xyzzy plugh."])
+    metrics = main(Config(device="cpu", eval_tokens=64, num_samples=3))
     samples = json.loads((run_here / "report" / "base_loss.json").read_text(encoding="utf-8"))["samples"]
     assert [[v["sound"] for v in sample["verdicts"]] for sample in samples] == [[True, False], [True], [False]]
     assert [sample["share_sound"] for sample in samples] == [0.5, 1.0, 0.0]
-    assert found["sound sentences in samples"] == proportion(2, 4)
+    assert metrics["sound sentences in samples"] == proportion(2, 4)
     assert "sound sentences in samples: 50.0% of 4 (95% interval 15.0% to 85.0%)" in capsys.readouterr().out
 
 
-def test_other_text_is_not_judged(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_text_is_not_checked(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_tiny(run_here, "folder", ["Some text.", "Some more text."])
-    say(monkeypatch, [" barn."] * 7)
-    found = main(Config(device="cpu", eval_tokens=64, num_samples=7))
-    assert found.keys() == {"training bits per byte", "validation bits per byte"}
+    replace_samples(monkeypatch, [" barn."] * 7)
+    metrics = main(Config(device="cpu", eval_tokens=64, num_samples=7))
+    assert metrics.keys() == {"training bits per byte", "validation bits per byte"}
     samples = json.loads((run_here / "report" / "base_loss.json").read_text(encoding="utf-8"))["samples"]
     assert len(samples) == 7
     assert not any("verdicts" in sample for sample in samples)
 
 
-@pytest.mark.parametrize(("count", "total"), [(8, 10), (0, 20), (20, 20), (412, 1000)])
-def test_wilson(count: int, total: int) -> None:
-    """The interval's ends p solve (share - p)^2 = z^2 p (1 - p) / n, which is how Wilson defines it."""
-    found = proportion(count, total)
-    assert (found["value"], found["n"]) == (count / total, total)
-    low, high = found["interval"]
-    assert 0 <= low <= count / total <= high <= 1
-    assert low < high
-    for p in (low, high):
-        assert (count / total - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / total, abs=1e-12)
-
-
-def test_share_of_nothing() -> None:
-    assert proportion(0, 0) == {"value": 0.0, "n": 0, "interval": [0.0, 1.0]}
-
-
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["--device_batch_size=0"], "device_batch_size is 0"),
         (["--temperature=-1"], "temperature is -1.0: it must be at least 0"),
@@ -132,12 +116,12 @@ def test_share_of_nothing() -> None:
 )
 @pytest.mark.usefixtures("run_here")
 def test_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["base_loss", *flags, "--device=cpu"])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as caught:
         cli(Config, main, base_loss.__doc__)
     error = capsys.readouterr().err
-    assert left.value.code == 2
-    assert words in error
+    assert caught.value.code == 2
+    assert message in error
     assert error.count("\n") == 1
