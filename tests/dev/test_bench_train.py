@@ -1,4 +1,4 @@
-"""The benchmark runs, and what it prints belongs together. How fast it is, no test says."""
+"""The training benchmark runs, and its numbers are consistent with each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from nanochat.common import UserError
 
-bench_train: Any = importlib.import_module("dev.bench_train")  # a command, not a package that others import
+bench_train: Any = importlib.import_module("dev.bench_train")  # dev is not a package
 
 
 @pytest.mark.usefixtures("run_here")
@@ -27,12 +27,12 @@ def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
         steps=3,
         products=64,
     )
-    found = bench_train.main(config)
+    results = bench_train.main(config)
     flops_per_token = 6 * (12 * 64 * 64 + 320 * 64) + 12 * 64 * 16
-    assert found["flops_per_second"] == pytest.approx(found["tokens_per_second"] * flops_per_token)
-    assert all(value > 0 for value in found.values())
-    assert max(found[name] for name in ("forward_backward", "optimizer", "rest")) < 1
-    assert found["forward_backward_fraction"] > found["fraction"]
+    assert results["flops_per_second"] == pytest.approx(results["tokens_per_second"] * flops_per_token)
+    assert all(value > 0 for value in results.values())
+    assert max(results[name] for name in ("forward_backward", "optimizer", "rest")) < 1
+    assert results["forward_backward_fraction"] > results["fraction"]
     out = capsys.readouterr().out
     for words in ("tokens/s", "GFLOP/s", "training / products", "forward + backward", "optimizer", "rest", "float32"):
         assert words in out
@@ -45,7 +45,7 @@ def test_impossible_settings() -> None:
         bench_train.Config(steps=0)
 
 
-def test_it_is_run_from_the_root() -> None:
-    """As its docstring says."""
+def test_command_line() -> None:
+    """The module runs under the name in its docstring."""
     assert Path(bench_train.__file__).parent.name == "dev"
     assert "python -m dev.bench_train" in (bench_train.__doc__ or "")

@@ -1,4 +1,4 @@
-"""base_train's command line: what it refuses and how; and that it learns."""
+"""base_train: refused command lines, the horizon, and a run that learns."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TINY = ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=25
 
 
 def prepare(folder: Path, texts: Sequence[str] = (VERSE * 20,) * 20) -> None:
-    """A tokenizer of bytes and a data set in a base folder."""
+    """Save a tokenizer of bytes and a data set in a base folder."""
     TOKENIZER.save(folder / "tokenizer")
     write_dataset(texts, texts[:1], folder / "base_data", source="verse")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused settings -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_device")
@@ -106,16 +106,14 @@ def test_without_data(refusal: Callable[..., str], base_dir: Path) -> None:
     assert "nanochat.dataset" in error
 
 
-def test_a_device_that_is_not_here(
-    refusal: Callable[..., str], base_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_is_absent(refusal: Callable[..., str], base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(base_dir)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "'cuda' is not on this machine" in refusal(base_train, *TINY, "--device=cuda")
 
 
-def test_another_tokenizer_or_model_than_the_checkpoint_has(refusal: Callable[..., str], run_here: Path) -> None:
-    """A run goes on with the tokenizer and the shape that it began with, or not at all."""
+def test_resuming_with_another_tokenizer_or_shape(refusal: Callable[..., str], run_here: Path) -> None:
+    """A run resumes only with the tokenizer and the shape it began with."""
     prepare(run_here)
     resume = [*TINY, "--num_iterations=2", "--resume", "--device=cpu"]
     assert "no checkpoint in" in refusal(base_train, *resume)
@@ -142,7 +140,7 @@ def test_refused_by_a_real_process(forker: Forker, tmp_path: Path, flag: str) ->
 
 
 def test_horizons() -> None:
-    """The first that is set decides: iterations, then FLOPs, then tokens for each parameter."""
+    """The first setting that is given counts: iterations, then FLOPs, then tokens per parameter."""
     settings: dict[str, Any] = {"depth": 2, "head_dim": 64, "max_seq_len": 128, "total_batch_size": 1024}
     with torch.device("meta"):
         model = GPT(Config(**settings).model_config(vocab_size=1000))
@@ -171,7 +169,7 @@ def test_rates() -> None:
 
 
 def test_learns(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A verse that repeats: from 8 bits a byte to under 0.5 in 60 steps; a checkpoint and a section of the report."""
+    """A repeated verse: from 8 bits per byte to under 0.5 in 60 steps; a checkpoint and a section of the report."""
     prepare(run_here)
     flags = ["--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=512", "--num_iterations=60"]
     monkeypatch.setattr(
@@ -182,15 +180,17 @@ def test_learns(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     meta = json.loads((run_here / "base_checkpoints" / "d1" / "step_000060" / "meta.json").read_text(encoding="utf-8"))
     assert meta["loop"]["cursor"]["tokens"] == 60 * 512
     section = json.loads((run_here / "report" / "base_train.json").read_text(encoding="utf-8"))
-    found = section["metrics"]
-    assert found["validation bits per byte"] < 0.5
-    assert found["training tokens"] == 60 * 512
+    metrics = section["metrics"]
+    assert metrics["validation bits per byte"] < 0.5
+    assert metrics["training tokens"] == 60 * 512
     assert section["settings"]["num_iterations"] == 60
     assert section["curves"]["validation"]["x"] == [30, 60]
-    assert section["curves"]["validation"]["y"][-1] == found["validation bits per byte"]
+    assert section["curves"]["validation"]["y"][-1] == metrics["validation bits per byte"]
     losses = section["curves"]["training loss"]["y"]
-    assert losses[0] == pytest.approx(5.58, abs=0.01)  # ln 265: the untrained model finds all tokens alike
+    assert losses[0] == pytest.approx(
+        5.58, abs=0.01
+    )  # ln 265: the untrained model gives all tokens the same probability
     assert len(losses) == 60
     out = capsys.readouterr().out
     assert "step 60: val_bpb" in out
-    assert "Once upon a tim" in out  # a prompt, as much as half of the context holds
+    assert "Once upon a tim" in out  # a prompt, cut to half of the context

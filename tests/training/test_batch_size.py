@@ -1,8 +1,9 @@
-"""How a step divides: the error's advice is right, and the automatic choice is the largest legal one."""
+"""Batch sizes: the totals that an error names are valid and the nearest; "auto" is the largest valid size that fits."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,80 +24,82 @@ from nanochat.training.batch_size import (
     valid_device_batch_sizes,
 )
 
-MODEL: Any = SimpleNamespace(config=SimpleNamespace(sequence_len=512))  # all that is asked of one on a CPU
+MODEL: Any = SimpleNamespace(config=SimpleNamespace(sequence_len=512))  # all that is read of a model on a CPU
 
 
-def runtime(world_size: int = 1) -> Runtime:
-    class Alone(Runtime):
-        def broadcast(self, value: Any) -> Any:
-            return value
+@pytest.fixture(autouse=True, scope="module")
+def no_communication() -> Iterator[None]:
+    """Runtimes of several processes are made here without the other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runtime, "broadcast", lambda _, value: value)
+        yield
 
-    return Alone(0, 0, world_size, torch.device("cpu"), torch.float32, 0)
+
+def make_runtime(world_size: int = 1) -> Runtime:
+    return Runtime(0, 0, world_size, torch.device("cpu"), torch.float32, 0)
 
 
 small = st.integers(1, 40)
 
 
 @given(total=st.integers(1, 3000), batch_size=small, sequence_len=small, world_size=st.integers(1, 4))
-def test_a_batch_divides_or_the_nearest_that_do_are_named(
-    total: int, batch_size: int, sequence_len: int, world_size: int
-) -> None:
-    def micro_steps(tokens: int) -> int | None:
-        counted = [n for n in range(1, tokens + 1) if n * batch_size * sequence_len * world_size == tokens]
-        return counted[0] if counted else None
-
-    expected = micro_steps(total)
+def test_accumulation_steps(total: int, batch_size: int, sequence_len: int, world_size: int) -> None:
+    """The steps that make up the total, or an error that names the two nearest totals, which are valid."""
+    candidates = (n for n in range(1, total + 1) if n * batch_size * sequence_len * world_size == total)
+    expected = next(candidates, None)
     if expected:
         assert accumulation_steps(total, batch_size, sequence_len, world_size) == expected
         return
     with pytest.raises(UserError) as failure:
         accumulation_steps(total, batch_size, sequence_len, world_size)
-    advised = [int(word) for word in re.findall(r"\d+", str(failure.value).split("choose ")[1])]
-    unit = batch_size * sequence_len * world_size
-    assert advised == [size for size in (total - total % unit, total - total % unit + unit) if size]
-    for size in advised:
+    named = [int(word) for word in re.findall(r"\d+", str(failure.value).split("choose ")[1])]
+    tokens = batch_size * sequence_len * world_size
+    assert named == [size for size in (total - total % tokens, total - total % tokens + tokens) if size]
+    for size in named:
         assert accumulation_steps(size, batch_size, sequence_len, world_size) >= 1
-        assert abs(size - total) < unit
+        assert abs(size - total) < tokens
 
 
 @given(total=st.integers(1, 3000), sequence_len=small, world_size=st.integers(1, 4))
-def test_legal_sizes_are_those_that_pass_the_check(total: int, sequence_len: int, world_size: int) -> None:
-    def passes(size: int) -> bool:
+def test_valid_sizes_are_those_without_an_error(total: int, sequence_len: int, world_size: int) -> None:
+    def is_valid(size: int) -> bool:
         try:
             accumulation_steps(total, size, sequence_len, world_size)
         except UserError:
             return False
         return True
 
-    assert valid_device_batch_sizes(total, sequence_len, world_size) == [n for n in range(total, 0, -1) if passes(n)]
+    assert valid_device_batch_sizes(total, sequence_len, world_size) == [n for n in range(total, 0, -1) if is_valid(n)]
 
 
 @given(rows=st.integers(1, 200), world_size=st.integers(1, 4))
 def test_auto_on_a_cpu(rows: int, world_size: int) -> None:
-    """The largest that divides and stays within the rule's tokens; one row, if not even that does."""
-    chosen = largest_device_batch_size(MODEL, rows * world_size * 512, 512, runtime(world_size))
-    assert chosen == max(n for n in range(1, MAX_CPU_TOKENS // 512 + 1) if rows % n == 0)
+    """The largest valid size within MAX_CPU_TOKENS; one row if every size exceeds that."""
+    size = largest_device_batch_size(MODEL, rows * world_size * 512, 512, make_runtime(world_size))
+    assert size == max(n for n in range(1, MAX_CPU_TOKENS // 512 + 1) if rows % n == 0)
     assert (
         largest_device_batch_size(
-            MODEL, rows * world_size * 2 * MAX_CPU_TOKENS, 2 * MAX_CPU_TOKENS, runtime(world_size)
+            MODEL, rows * world_size * 2 * MAX_CPU_TOKENS, 2 * MAX_CPU_TOKENS, make_runtime(world_size)
         )
         == 1
     )
 
 
-def test_auto_with_a_total_that_nothing_divides() -> None:
+def test_auto_without_a_valid_size() -> None:
     with pytest.raises(UserError, match=r"total_batch_size 1000 does not divide .* choose 512 or 1024"):
-        largest_device_batch_size(MODEL, 1000, 512, runtime())
+        largest_device_batch_size(MODEL, 1000, 512, make_runtime())
 
 
 @pytest.mark.parametrize(
-    ("fitting", "chosen"), [(100, 16), (16, 16), (15, 8), (1, 1)], ids=["all fit", "just", "half", "one"]
+    ("max_fitting", "expected"), [(100, 16), (16, 16), (15, 8), (1, 1)], ids=["all fit", "just", "half", "one"]
 )
-def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, fitting: int, chosen: int) -> None:
-    """The largest legal one that fits, tried from above."""
-    monkeypatch.setattr("nanochat.training.batch_size.fits_in_memory", lambda _model, size, _length: size <= fitting)
+def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, max_fitting: int, expected: int) -> None:
+    """The largest valid size that fits, tried in descending order."""
+    monkeypatch.setattr(
+        "nanochat.training.batch_size.fits_in_memory", lambda _model, size, _length: size <= max_fitting
+    )
     on_gpu = Runtime(0, 0, 1, torch.device("cuda", 0), torch.bfloat16, 0)
-    assert largest_device_batch_size(MODEL, 16 * 512, 512, on_gpu) == chosen
+    assert largest_device_batch_size(MODEL, 16 * 512, 512, on_gpu) == expected
 
 
 def test_auto_on_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,15 +110,15 @@ def test_auto_on_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("asked", "world_size", "resumed", "expected"),
+    ("setting", "world_size", "is_resumed", "expected"),
     [
         ("4", 1, False, 4),
         ("auto", 1, False, 16),
-        ("auto", 1, True, 2),  # found when the run began
-        ("auto", 2, True, 8),  # that was with one process: found again
-        ("4", 1, True, 4),  # a number that is asked for counts
+        ("auto", 1, True, 2),  # that of the run before it was stopped
+        ("auto", 2, True, 8),  # the run before had one process: chosen anew
+        ("4", 1, True, 4),  # a number overrides the checkpoint
     ],
 )
-def test_resolve_device_batch_size_a_run(asked: str, world_size: int, resumed: bool, expected: int) -> None:
-    checkpoint = Checkpoint(Path("unused"), {"world_size": 1, "device_batch_size": 2}) if resumed else None
-    assert resolve_device_batch_size(asked, checkpoint, MODEL, 16 * 512, runtime(world_size)) == expected
+def test_size_of_a_run(setting: str, world_size: int, is_resumed: bool, expected: int) -> None:
+    checkpoint = Checkpoint(Path("unused"), {"world_size": 1, "device_batch_size": 2}) if is_resumed else None
+    assert resolve_device_batch_size(setting, checkpoint, MODEL, 16 * 512, make_runtime(world_size)) == expected

@@ -65,11 +65,11 @@ def test_refused_by_what_is_there(refusal: Callable[..., str], base_dir: Path, t
 
 @pytest.mark.parametrize(("source", "kind"), [("storyworld", "world"), ("files", "web"), (None, "web")])
 def test_auto_mixture(base_dir: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, kind: str) -> None:
-    """Of the embedded world where the base text is, else of the web; other flags are handed on."""
-    asked: list[Any] = []
+    """The mixture suits the base data; the other settings are passed on."""
+    calls: list[Any] = []
 
     def build_mixture(*args: Any, **options: Any) -> Any:
-        asked.append((args, options))
+        calls.append((args, options))
         return sums(1), [], []
 
     monkeypatch.setattr(finetune, "build_mixture", build_mixture)
@@ -78,7 +78,7 @@ def test_auto_mixture(base_dir: Path, monkeypatch: pytest.MonkeyPatch, source: s
     config = mid_train.Config(conversations="mine.jsonl", mixture="m.toml", allow_missing=True, seed=5)
     finetune.load_data(mid_train.STAGE, config)
     options = {"conversations": "mine.jsonl", "mixture_file": "m.toml", "allow_missing": True, "seed": 5}
-    assert asked == [(("mid", kind), options)]
+    assert calls == [(("mid", kind), options)]
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -88,14 +88,16 @@ def test_auto_mixture(base_dir: Path, monkeypatch: pytest.MonkeyPatch, source: s
 def test_learns_and_reports(
     run_here: Path, mixture: str, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mixture of two parts and a user's own conversations beside them."""
+    """Training on a mixture of two parts and on a user's own conversations, and its section of the report."""
     parts = [task_entry(tmp_path / "sums.jsonl"), "task = 'SimpleSpelling'\nrows = 30"]
     write_mixture(tmp_path / "mixture.toml", *parts)
     mine = write_talks(tmp_path / "mine.jsonl", [talk("who?", "me" * (i % 3 + 1)) for i in range(20)])
     flags = [mixture, f"--conversations={mine}", "--num_epochs=2", "--init_lr_frac=1", "--eval_every=5"]
     state = run(script, *flags)
     losses = [row["loss"] for row in state.history if "loss" in row]
-    assert losses[0] == pytest.approx(5.58, abs=0.01)  # ln 265: the untrained model finds all tokens alike
+    assert losses[0] == pytest.approx(
+        5.58, abs=0.01
+    )  # ln 265: the untrained model gives all tokens the same probability
     assert losses[-1] < 3
     assert (state.cursor or {})["epoch"] == 1
     assert state.progress == 1
@@ -110,8 +112,8 @@ def test_learns_and_reports(
     assert metrics["conversations"] == 76 + 30 + 19  # every 20th of a file is held out
     assert 0 <= metrics["padding"] < 0.5
     assert metrics["trained tokens"] < metrics["tokens"]
-    found = {name for name in metrics if name.startswith("held-out loss of ")}
-    assert found == {"held-out loss of CustomJSON", "held-out loss of SimpleSpelling"}
+    part_losses = {name for name in metrics if name.startswith("held-out loss of ")}
+    assert part_losses == {"held-out loss of CustomJSON", "held-out loss of SimpleSpelling"}
     assert "CustomJSON 76" in section["notes"][0]
     assert "CustomJSON 19" in section["notes"][0]
     assert "mine.jsonl" in " ".join(section["notes"])
@@ -122,17 +124,17 @@ def test_learns_and_reports(
     assert "125 conversations: CustomJSON 76, SimpleSpelling 30, CustomJSON 19" in out
 
 
-def test_steps_are_counted(mixture: str) -> None:
-    """As many as the passes take, or as asked for, over as many passes as that takes."""
+def test_number_of_steps(mixture: str) -> None:
+    """As many steps as the passes take, or `num_iterations` steps over as many passes as they take."""
     assert [run(mid_train, mixture, f"--num_epochs={n}").step for n in (1, 2)] == [9, 17]
     state = run(mid_train, mixture, "--num_iterations=18")
     assert (state.step, (state.cursor or {})["rows"], (state.cursor or {})["epoch"]) == (18, 72, 2)
 
 
-def test_what_the_model_before_decides(run_here: Path, mixture: str) -> None:
-    """Without flags: the deepest tag, its last step, its context, its batch. With them: others."""
+def test_defaults_from_the_model_before(run_here: Path, mixture: str) -> None:
+    """By default the deepest tag, its last step, its context and its batch size; flags override each of them."""
     save_model(run_here, tag="d2", step=9, context=128)
-    save_model(run_here, tag="d2", step=5, context=128)  # written last: it is the last
+    save_model(run_here, tag="d2", step=5, context=128)  # written last, so it counts as the last
     state = mid_train.main(parse(mid_train.Config, [mixture, "--device=cpu", "--compile=off", "--num_iterations=1"]))
     settings = open_checkpoint(run_here / "mid_checkpoints" / "d2").meta["settings"]
     assert (settings["max_seq_len"], settings["total_batch_size"], settings["model_tag"]) == (128, 512, "d2")
@@ -149,7 +151,7 @@ def test_what_the_model_before_decides(run_here: Path, mixture: str) -> None:
 
 
 def test_nothing_is_held_out(mixture: str, tmp_path: Path) -> None:
-    """A file too small to set any aside: the loss is that of what was trained on."""
+    """A file too small for a held-out part: the loss is that of the training conversations."""
     write_talks(tmp_path / "sums.jsonl", sums(5))
     state = run(mid_train, mixture, "--num_iterations=1")
     assert state.history[-1]["val_loss"] > 0
@@ -158,8 +160,11 @@ def test_nothing_is_held_out(mixture: str, tmp_path: Path) -> None:
 # --- stopping and resuming --------------------------------------------------------------------------------------------
 
 
-def ended(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Loop state, without what a clock has measured, and all tensors of a checkpoint."""
+Contents = tuple[dict[str, Any], dict[str, torch.Tensor]]  # loop state and tensors of a checkpoint
+
+
+def contents(folder: Path, step: int) -> Contents:
+    """Loop state without measured times, and all tensors of a checkpoint."""
     checkpoint = open_checkpoint(folder, step)
     loop = checkpoint.meta["loop"]
     assert loop.pop("seconds") > 0
@@ -172,13 +177,12 @@ def ended(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, torch.Tens
 def test_stop_and_resume(
     run_here: Path, mixture: str, monkeypatch: pytest.MonkeyPatch, script: ModuleType, stop_at: int
 ) -> None:
-    """Ctrl-C in a step: saved, and the command that is told goes on to the same end, to the last bit."""
+    """Ctrl-C in a step saves a checkpoint; the printed command continues to the same result, to the last bit."""
     flags = [mixture, "--num_epochs=2", "--eval_every=4", "--init_lr_frac=0.5"]
     folder = run_here / CHECKPOINT_FOLDERS[script] / "d1"
     whole = run(script, *flags)
-    expected = ended(folder, whole.step)
-    signalled = _with(train.step, lambda calls: signal.raise_signal(signal.SIGINT) if calls == stop_at else None)
-    monkeypatch.setattr(train, "step", signalled)
+    expected = contents(folder, whole.step)
+    monkeypatch.setattr(train, "step", with_signal_in_call(stop_at, train.step))
     with pytest.raises(
         StoppedBySignal, match=f"Stopped at step {stop_at} of 17. To resume: python -m {script.__name__}"
     ) as stop:
@@ -189,18 +193,24 @@ def test_stop_and_resume(
     assert "--model_tag=d1" in words
     state = script.main(parse(script.Config, words[3:]))
     assert state.step == whole.step == 17
-    found = ended(folder, whole.step)
-    assert found[0] == expected[0]
-    assert [name for name in expected[1] if not torch.equal(found[1][name], expected[1][name])] == []
+    assert_same_contents(contents(folder, whole.step), expected)
 
 
-def _with(function: Callable[..., Any], before: Callable[[int], None]) -> Callable[..., Any]:
-    """A function that does something before its n-th call."""
+def assert_same_contents(actual: Contents, expected: Contents) -> None:
+    """Two checkpoints are equal to the last bit, except for measured times."""
+    assert actual[0] == expected[0]
+    assert actual[1].keys() == expected[1].keys()
+    assert [name for name in expected[1] if not torch.equal(actual[1][name], expected[1][name])] == []
+
+
+def with_signal_in_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with a SIGINT at the beginning of its n-th call."""
     calls: list[int] = []
 
     def call(*args: Any) -> Any:
         calls.append(1)
-        before(len(calls))
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGINT)
         return function(*args)
 
     return call
@@ -210,16 +220,14 @@ def test_resume_from_a_step(run_here: Path, mixture: str) -> None:
     flags = [mixture, "--save_every=4", "--num_iterations=12"]
     folder = run_here / "mid_checkpoints" / "d1"
     run(mid_train, *flags)
-    expected = ended(folder, 12)
+    expected = contents(folder, 12)
     for step in (4, 8):
         run(mid_train, *flags, f"--resume_from_step={step}")
-        found = ended(folder, 12)
-        assert found[0] == expected[0]
-        assert [name for name in expected[1] if not torch.equal(found[1][name], expected[1][name])] == []
+        assert_same_contents(contents(folder, 12), expected)
 
 
-def test_resume_on_the_same_data_only(mixture: str, tmp_path: Path) -> None:
-    """Also in the same order and rows: others would repeat some conversations and miss some."""
+def test_a_run_resumes_on_the_same_data_only(mixture: str, tmp_path: Path) -> None:
+    """The same conversations in the same order and rows: with others, some would be repeated and some left out."""
     run(mid_train, mixture, "--num_iterations=2")
     for flag, words in [("--seed=1", "seed is 1, but"), ("--max_seq_len=32", "max_seq_len is 32, but")]:
         with pytest.raises(UserError, match=words):

@@ -1,4 +1,4 @@
-"""What a run tells: lines, a bar on a terminal, wandb, the curves of the report."""
+"""The log of a run: lines of text, a bar on a terminal, Weights & Biases, and the history."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Config(Settings):
     depth: int = setting(3, "layers")
 
 
-def runtime(rank: int = 0, world_size: int = 1, device: str = "cpu") -> Runtime:
+def make_runtime(rank: int = 0, world_size: int = 1, device: str = "cpu") -> Runtime:
     return Runtime(rank, rank, world_size, torch.device(device), torch.float32, 0)
 
 
-def log_of(num_steps: int, where: Runtime | None = None, state: LoopState | None = None) -> TrainLog:
+def make_log(num_steps: int, runtime: Runtime | None = None, state: LoopState | None = None) -> TrainLog:
     with torch.device("meta"):
         model = GPT(GPTConfig(sequence_len=8, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=16))
-    return TrainLog(where or runtime(), state or LoopState(), num_steps, TOKENS, model)
+    return TrainLog(runtime or make_runtime(), state or LoopState(), num_steps, TOKENS, model)
 
 
-def tell_step(log: TrainLog, state: LoopState, loss: float = 2.0, seconds: float = 0.5) -> None:
+def log_step(log: TrainLog, state: LoopState, loss: float = 2.0, seconds: float = 0.5) -> None:
     state.step += 1
     state.seconds += seconds
     state.progress = state.step / log.output.num_steps
@@ -46,16 +46,16 @@ def tell_step(log: TrainLog, state: LoopState, loss: float = 2.0, seconds: float
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first step, the last one, every event; not each step of a fast run. What they say is right."""
+    """Lines for the first and the last step and for each event, but not for each step of a fast run."""
     monkeypatch.setattr(train_log, "SECONDS_BETWEEN_LINES", 1e9)
     state = LoopState()
-    log = log_of(200)
+    log = make_log(200)
     for _ in range(100):
-        tell_step(log, state)
+        log_step(log, state)
     log(state, {"val_bpb": 1.23456})
     log(state, {})
     for _ in range(100):
-        tell_step(log, state, loss=1.5)
+        log_step(log, state, loss=1.5)
     log.close()
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -70,18 +70,18 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_every_step_of_a_slow_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(train_log, "SECONDS_BETWEEN_LINES", -1.0)
     state = LoopState()
-    log = log_of(7)
+    log = make_log(7)
     for _ in range(7):
-        tell_step(log, state)
+        log_step(log, state)
     assert [line[:8] for line in capsys.readouterr().out.splitlines()[2:]] == [f"step {i}/7" for i in range(1, 8)]
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     state = LoopState(step=3)
-    log = log_of(10, state=state)
+    log = make_log(10, state=state)
     assert log.output.bar is not None
-    tell_step(log, state)
+    log_step(log, state)
     log(state, {"val_bpb": 1.5})
     assert log.output.bar.n == 4
     log.close()
@@ -92,14 +92,14 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "loss" not in out
 
 
-def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The history is kept in all: each may write the checkpoint."""
+def test_only_the_main_process_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All processes keep the same history."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     state = LoopState()
-    log = log_of(1, runtime(rank=1, world_size=2))
+    log = make_log(1, make_runtime(rank=1, world_size=2))
     log.output.start_wandb("some-run", Config())
-    tell_step(log, state)
+    log_step(log, state)
     log(state, {"val_bpb": 1.5})
     log.close()
     assert capsys.readouterr() == ("", "")
@@ -129,10 +129,10 @@ def test_mfu_needs_a_known_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, teraflops: float | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    where = runtime(world_size=2, device="cuda")
-    assert peak_flops(where) == (teraflops and 2e12 * teraflops)
-    log = log_of(1, where)
-    tell_step(log, LoopState(), seconds=1e-6)
+    runtime = make_runtime(world_size=2, device="cuda")
+    assert peak_flops(runtime) == (teraflops and 2e12 * teraflops)
+    log = make_log(1, runtime)
+    log_step(log, LoopState(), seconds=1e-6)
     line = capsys.readouterr().out.splitlines()[-1]
     if teraflops:
         expected = TOKENS / 1e-6 * log.flops_per_token / (2e12 * teraflops)
@@ -142,17 +142,17 @@ def test_mfu_needs_a_known_device(
 
 
 def test_no_peak_without_cuda() -> None:
-    assert peak_flops(runtime()) is None
+    assert peak_flops(make_runtime()) is None
 
 
 @pytest.mark.parametrize("num_steps", [1, 499, 500, 501, 999, 1000, 1203])
 def test_history_is_thinned(num_steps: int) -> None:
-    """At most so many points; each the mean of the steps since the one before it, so that none is forgotten."""
+    """At most MAX_HISTORY_POINTS points, each the mean of the steps since the one before it; every step counts."""
     state = LoopState()
-    log = log_of(num_steps)
+    log = make_log(num_steps)
     losses = [float(i * i % 7) for i in range(num_steps)]
     for loss in losses:
-        tell_step(log, state, loss)
+        log_step(log, state, loss)
     points = [0, *(int(row["step"]) for row in state.history)]
     assert len(state.history) <= MAX_HISTORY_POINTS
     assert len(state.history) > MAX_HISTORY_POINTS / 3 or len(state.history) == num_steps
@@ -161,29 +161,29 @@ def test_history_is_thinned(num_steps: int) -> None:
         assert row["loss"] == pytest.approx(sum(losses[start:end]) / (end - start))
 
 
-def test_curves() -> None:
+def test_the_history_gives_curves() -> None:
     state = LoopState()
-    log = log_of(3)
+    log = make_log(3)
     for loss in (3.0, 2.0, 1.0):
-        tell_step(log, state, loss)
+        log_step(log, state, loss)
         if loss != 2:
             log(state, {"val_bpb": loss / 2})
-    found = curves(state.history, CURVES)
-    assert found["training loss"] == {"x": [1, 2, 3], "y": [3, 2, 1], "xlabel": "step", "ylabel": "nats per token"}
-    assert found["validation"] == {"x": [1, 3], "y": [1.5, 0.5], "xlabel": "step", "ylabel": "bits per byte"}
-    assert found["speed"]["y"] == [2000.0] * 3
+    drawn = curves(state.history, CURVES)
+    assert drawn["training loss"] == {"x": [1, 2, 3], "y": [3, 2, 1], "xlabel": "step", "ylabel": "nats per token"}
+    assert drawn["validation"] == {"x": [1, 3], "y": [1.5, 0.5], "xlabel": "step", "ylabel": "bits per byte"}
+    assert drawn["speed"]["y"] == [2000.0] * 3
     assert curves([], CURVES) == {}
 
 
 def test_wandb_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"--run=mine needs wandb: pip install wandb"):
-        log_of(1).output.start_wandb("mine", Config())
-    log_of(1).output.start_wandb(NO_RUN, Config())
+        make_log(1).output.start_wandb("mine", Config())
+    make_log(1).output.start_wandb(NO_RUN, Config())
 
 
-def test_wandb_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Name and settings of the run; every step, and every event at its step."""
+def test_wandb_receives_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name and settings of the run, the metrics of every step, and those of every event at its step."""
     calls: list[Any] = []
 
     class Run:
@@ -200,17 +200,23 @@ def test_wandb_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = ModuleType("wandb")
     fake.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    log, state = log_of(2), LoopState()
+    log, state = make_log(2), LoopState()
     log.output.start_wandb("mine", Config())
-    tell_step(log, state)
+    log_step(log, state)
     log(state, {"val_bpb": 1.5})
-    tell_step(log, state)
+    log_step(log, state)
     log.close()
-    told = {"loss": 2.0, "grad_norm": 0.25, "lr_multiplier": 0.75, "step_seconds": 0.5, "tokens_per_second": 2000.0}
+    step_metrics = {
+        "loss": 2.0,
+        "grad_norm": 0.25,
+        "lr_multiplier": 0.75,
+        "step_seconds": 0.5,
+        "tokens_per_second": 2000.0,
+    }
     assert calls == [
         {"project": "nanochat", "name": "mine", "config": {"depth": 3}},
-        (1, told),
+        (1, step_metrics),
         (1, {"val_bpb": 1.5}),
-        (2, told),
+        (2, step_metrics),
         "finished",
     ]

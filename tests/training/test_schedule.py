@@ -1,4 +1,4 @@
-"""Schedules at their corners, and everywhere for what must never happen."""
+"""Schedules at their corners, and their bounds at any progress."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ anywhere = st.floats(-2, 3)
 @pytest.mark.parametrize(
     ("progress", "settings", "expected"),
     [
-        (0.0, {}, 1.0),  # no warm-up: the first step is a whole one
+        (0.0, {}, 1.0),  # no warmup: the first step has the full rate
         (0.8, {}, 1.0),
         (0.9, {}, 0.5),
         (1.0, {}, 0.0),
@@ -34,16 +34,14 @@ def test_lr_multiplier_at_its_corners(progress: float, settings: dict[str, float
 
 
 @given(anywhere, shares, shares, shares)
-def test_lr_multiplier_stays_between_nothing_and_all(
-    progress: float, warmup: float, warmdown: float, final: float
-) -> None:
+def test_lr_multiplier_is_in_the_unit_interval(progress: float, warmup: float, warmdown: float, final: float) -> None:
     assert 0 <= lr_multiplier(progress, warmup, warmdown, final) <= 1
 
 
 @given(anywhere, anywhere, shares)
-def test_lr_multiplier_never_rises_without_warmup(one: float, other: float, warmdown: float) -> None:
-    early, late = sorted((one, other))
-    assert lr_multiplier(late, warmdown_ratio=warmdown) <= lr_multiplier(early, warmdown_ratio=warmdown)
+def test_lr_multiplier_never_rises_without_warmup(first: float, second: float, warmdown_ratio: float) -> None:
+    early, late = sorted((first, second))
+    assert lr_multiplier(late, warmdown_ratio=warmdown_ratio) <= lr_multiplier(early, warmdown_ratio=warmdown_ratio)
 
 
 @pytest.mark.parametrize(

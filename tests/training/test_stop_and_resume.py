@@ -51,19 +51,19 @@ LIMIT = 150  # seconds: what takes longer hangs
 
 
 def _serve() -> None:
-    """Take runs from stdin; answer each with a line of JSON on what was stdout."""
+    """Take runs from stdin; answer each with a line of JSON on the original stdout."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a run prints by other ways than sys.stdout goes to the log
+    os.dup2(2, 1)  # output of a run that bypasses sys.stdout goes to the log
 
     def answer(**content: Any) -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    from scripts import base_train  # noqa: F401  (imports everything: forks have it at once)
+    from scripts import base_train  # noqa: F401  (forks need not import anything)
 
     for line in sys.stdin:
         job = json.loads(line)
-        if job.get("fork"):  # a run that is to die
+        if job.get("fork"):  # a run that will be killed
             child = os.fork()
             if child == 0:
                 answers.write = lambda text: len(text)  # type: ignore[method-assign]
@@ -75,35 +75,35 @@ def _serve() -> None:
 
 
 def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
-    """One call of `python -m scripts.base_train` with its arguments: what it answered, and what it trained on."""
+    """Call `python -m scripts.base_train` with the job's arguments; return its output, losses and training rows."""
     from nanochat import checkpoint_manager, configurator, train
     from nanochat.training import events, setup
     from nanochat.training import log as train_log
     from scripts import base_train
 
     os.environ.update(job["env"])
-    found: dict[str, Any] = {"losses": [], "rows": []}
+    result: dict[str, Any] = {"losses": [], "rows": []}
     plain_step, plain_log, plain_write = train.step, train_log.TrainLog.__call__, checkpoint_manager.save_file
     plain_rename, plain_bpb, plain_warm_up = os.rename, events.bits_per_byte, setup.warm_up
 
     def step(model: Any, optimizer: Any, micro_batches: Any, rates: Any, stop: Any) -> Any:
-        told = plain_step(model, optimizer, micro_batches, rates, stop)
+        outcome = plain_step(model, optimizer, micro_batches, rates, stop)
         time.sleep(job.get("pause", 0))
-        if len(found["losses"]) < 100:
-            found["losses"].append(told[0])
-            found["rows"].append(
+        if len(result["losses"]) < 100:
+            result["losses"].append(outcome[0])
+            result["rows"].append(
                 [
                     [*row.tolist(), int(last)]
                     for batch in micro_batches
                     for row, last in zip(batch.inputs, batch.targets[:, -1], strict=True)
                 ]
             )
-        return told
+        return outcome
 
     def log(self: Any, state: Any, metrics: Any) -> None:
         plain_log(self, state, metrics)
         if "loss" in metrics:
-            if state.step == job.get("tell_step"):
+            if state.step == job.get("announced_step"):
                 answer(step=state.step)
             for number in job.get("signals", {}).get(str(state.step), []):
                 signal.raise_signal(number)
@@ -151,7 +151,7 @@ def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
         out, err = io.StringIO(), io.StringIO()
 
         def main(config: Any) -> None:
-            found["history"] = base_train.main(config).history
+            result["history"] = base_train.main(config).history
 
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -164,12 +164,12 @@ def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
 
                 if dist.is_initialized():
                     dist.destroy_process_group()
-    return {**found, "code": code, "out": out.getvalue(), "err": err.getvalue()}
+    return {**result, "code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
 @contextlib.contextmanager
 def _largest_file(size: int) -> Iterator[None]:
-    """A disk that takes no file above this size (Linux: the error is EFBIG, where a full disk gives ENOSPC)."""
+    """Context in which no file can exceed this size. The error is EFBIG, where a full disk gives ENOSPC."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -180,7 +180,7 @@ def _largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# --- the pool, seen from the tests -----------------------------------------------------------------------------------
+# --- the pool, as the tests use it -----------------------------------------------------------------------------------
 
 
 class Process:
@@ -216,12 +216,12 @@ class Process:
 
     def answer(self) -> dict[str, Any]:
         try:
-            found = self.answers.get(timeout=LIMIT)
+            message = self.answers.get(timeout=LIMIT)
         except queue.Empty:
-            found = {"dead": True}
-        assert "dead" not in found, f"hangs or died: {self.log.read_text(encoding='utf-8')[-3000:]}"
-        self.busy = "step" in found
-        return found
+            message = {"dead": True}
+        assert "dead" not in message, f"hangs or died: {self.log.read_text(encoding='utf-8')[-3000:]}"
+        self.busy = "step" in message
+        return message
 
     def close(self) -> None:
         self.popen.kill()
@@ -234,37 +234,37 @@ class Process:
 
 @dataclass
 class Pool:
-    """Processes that run base_train, started when first needed."""
+    """Processes that run base_train. Each is started when it is first needed."""
 
     folder: Path
     processes: dict[str, Process] = field(default_factory=dict)
 
     def get(self, name: str) -> Process:
         if name in self.processes and (self.processes[name].popen.poll() is not None or self.processes[name].busy):
-            self.processes.pop(name).close()  # dead, or left behind by a test that has failed
+            self.processes.pop(name).close()  # dead, or still in use by a test that failed
         if name not in self.processes:
             self.processes[name] = Process(self.folder, name)
         return self.processes[name]
 
     def start(self, base: Path, settings: dict[str, Any], jobs: list[dict[str, Any]], name: str = "") -> list[Process]:
-        """Begin a run of as many processes as there are jobs, each of which adds to what all have in common."""
+        """Start a run with one process per job. A job adds to the settings that all processes have in common."""
         argv = [f"--{key}={value}" for key, value in (RUN | settings).items()]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        found = []
+        processes = []
         for rank, job in enumerate(jobs):
             env = {
                 "NANOCHAT_BASE_DIR": base, "NANOCHAT_DTYPE": "float32", "RANK": rank, "LOCAL_RANK": rank,
                 "WORLD_SIZE": len(jobs), "LOCAL_WORLD_SIZE": len(jobs), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                 "TORCHINDUCTOR_CACHE_DIR": self.folder / "compiled", "TORCHINDUCTOR_COMPILE_THREADS": 1,
             }  # fmt: skip
-            found.append(self.get(name or str(rank)))
-            found[-1].send({"argv": argv, "env": {key: str(value) for key, value in env.items()}, **job})
-        return found
+            processes.append(self.get(name or str(rank)))
+            processes[-1].send({"argv": argv, "env": {key: str(value) for key, value in env.items()}, **job})
+        return processes
 
     def run(self, base: Path, jobs: list[dict[str, Any]] | int = 1, name: str = "", **settings: Any) -> list[Any]:
-        """A whole run: what each process answers."""
+        """Run base_train to its end; return the result of each process."""
         jobs = [{}] * jobs if isinstance(jobs, int) else jobs
         return [process.answer() for process in self.start(base, settings, jobs, name)]
 
@@ -292,7 +292,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(prepared: Path, tmp_path: Path) -> Path:
-    """A base folder of this test's own."""
+    """A copy of `prepared` for one test."""
     return Path(shutil.copytree(prepared, tmp_path / "base"))
 
 
@@ -301,22 +301,22 @@ class Reference:
     """A run that was never stopped."""
 
     base: Path
-    told: list[Any]
+    results: list[Any]  # of its processes
 
 
 @pytest.fixture(scope="session")
 def reference(pool: Pool, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`reference(world_size, **settings)`: that run, done once."""
-    done: dict[Any, Reference] = {}
+    """Function `reference(world_size, **settings)` that returns such a run, made once."""
+    references: dict[Any, Reference] = {}
 
     def get(world_size: int, **settings: Any) -> Reference:
         key = (world_size, *sorted(settings.items()))
-        if key not in done:
+        if key not in references:
             base = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("reference") / "base"))
-            told = pool.run(base, world_size, **{"save_every": 3, **settings})
-            assert [one["code"] for one in told] == [0] * world_size, told[0]["err"]
-            done[key] = Reference(base, told)
-        return done[key]
+            results = pool.run(base, world_size, **{"save_every": 3, **settings})
+            assert codes(results) == [0] * world_size, results[0]["err"]
+            references[key] = Reference(base, results)
+        return references[key]
 
     return get
 
@@ -330,8 +330,7 @@ def saved_steps(base: Path) -> list[int]:
 
 
 def contents(base: Path, step: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Weights, optimizer state and loop state of a checkpoint; the loop state without what a clock has measured or a
-    signal has left."""
+    """Weights, optimizer state and loop state of a checkpoint; the loop state without measured times and signals."""
     from safetensors.torch import load_file
 
     path = checkpoints(base) / f"step_{step:06d}"
@@ -348,21 +347,27 @@ def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def assert_same_end(base: Path, other: Path, step: int = STEPS, history: bool = True) -> None:
     """Weights, optimizer and loop state after a step are the same, bit for bit."""
-    ours, theirs = contents(base, step), contents(other, step)
+    *tensors, loop = contents(base, step)
+    *expected_tensors, expected_loop = contents(other, step)
     if not history:
-        del ours[2]["history"], theirs[2]["history"]
-    assert ours[2] == theirs[2]
-    for mine, twin in zip(ours[:2], theirs[:2], strict=True):
-        assert mine.keys() == twin.keys()
-        assert [name for name in mine if not torch.equal(mine[name], twin[name])] == []
+        del loop["history"], expected_loop["history"]
+    assert loop == expected_loop
+    for state, expected in zip(tensors, expected_tensors, strict=True):
+        assert state.keys() == expected.keys()
+        assert [name for name in state if not torch.equal(state[name], expected[name])] == []
 
 
-def assert_goes_on(first: list[Any], second: list[Any], whole: Reference) -> None:
-    """Two sessions together have trained on the same, with the same losses, as the one; and tell the same history."""
-    for one, two, twin in zip(first, second, whole.told, strict=True):
-        assert one["losses"] + two["losses"] == twin["losses"]
-        assert one["rows"] + two["rows"] == twin["rows"]
-    assert without_speed(second[0]["history"]) == without_speed(whole.told[0]["history"])
+def assert_continues(first: list[Any], second: list[Any], whole: Reference) -> None:
+    """A stopped and a resumed run together have the rows, losses and history of the whole run."""
+    for stopped, resumed, expected in zip(first, second, whole.results, strict=True):
+        assert stopped["losses"] + resumed["losses"] == expected["losses"]
+        assert stopped["rows"] + resumed["rows"] == expected["rows"]
+    assert without_speed(second[0]["history"]) == without_speed(whole.results[0]["history"])
+
+
+def codes(results: list[Any]) -> list[int]:
+    """The exit codes of the processes of a run."""
+    return [result["code"] for result in results]
 
 
 # --- the same, bit for bit -------------------------------------------------------------------------------------------
@@ -370,19 +375,21 @@ def assert_goes_on(first: list[Any], second: list[Any], whole: Reference) -> Non
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("stop_at", [2, 6])  # the signal comes after this step: one more is taken, also an evaluation
+@pytest.mark.parametrize(
+    "stop_at", [2, 6]
+)  # the signal comes after this step, and one more is taken; step 3 and 6 are also evaluated
 def test_signal(
     pool: Pool, base: Path, reference: Any, world_size: int, signal_number: int, code: int, stop_at: int
 ) -> None:
     whole = reference(world_size)
     first = pool.run(base, [{"signals": {str(stop_at): [signal_number]}}] * world_size)
-    assert [one["code"] for one in first] == [code] * world_size
+    assert codes(first) == [code] * world_size
     assert f"Stopped at step {stop_at + 1} of 8" in first[0]["out"]
     assert "--resume" in first[0]["out"]
     assert saved_steps(base) == [stop_at + 1]
     second = pool.run(base, world_size, resume=True)
-    assert [one["code"] for one in second] == [0] * world_size
-    assert_goes_on(first, second, whole)
+    assert codes(second) == [0] * world_size
+    assert_continues(first, second, whole)
     assert_same_end(base, whole.base)
     assert json.loads((base / "report" / "base_train.json").read_text(encoding="utf-8"))["seconds"] > 0
 
@@ -390,50 +397,50 @@ def test_signal(
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("step", [3, 6])
 def test_from_a_step(pool: Pool, base: Path, reference: Any, world_size: int, step: int) -> None:
-    """--resume_from_step, back from the end: later checkpoints are written anew, and are the last ones again."""
+    """--resume_from_step after a finished run: the later checkpoints are written again, with equal content."""
     whole = reference(world_size)
     shutil.copytree(whole.base / "base_checkpoints", base / "base_checkpoints")
-    told = pool.run(base, world_size, resume_from_step=step, save_every=3)
-    assert [one["losses"] for one in told] == [twin["losses"][step:] for twin in whole.told]
+    results = pool.run(base, world_size, resume_from_step=step, save_every=3)
+    assert [result["losses"] for result in results] == [expected["losses"][step:] for expected in whole.results]
     assert saved_steps(base) == [3, 6, 8]
     assert_same_end(base, whole.base, 6)
     assert_same_end(base, whole.base)
-    assert without_speed(told[0]["history"]) == without_speed(whole.told[0]["history"])
+    assert without_speed(results[0]["history"]) == without_speed(whole.results[0]["history"])
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_compiled(pool: Pool, base: Path, reference: Any, world_size: int) -> None:
     whole = reference(world_size, compile="on")
-    assert "Compiling failed" not in whole.told[0]["out"]
+    assert "Compiling failed" not in whole.results[0]["out"]
     first = pool.run(base, [{"signals": {"3": [signal.SIGTERM]}}] * world_size, compile="on")
     second = pool.run(base, world_size, compile="on", resume=True)
     assert "Compiling failed" not in second[0]["out"]
-    assert_goes_on(first, second, whole)
+    assert_continues(first, second, whole)
     assert_same_end(base, whole.base)
 
 
-# The second save of the run, that of step 6: torn files, whole files without their names; then what follows the naming.
+# The second save of the run, that of step 6: torn files, whole files without their final name, and after the rename.
 @pytest.mark.parametrize("moment", [["write", 3], ["write", 4], ["rename", 2], ["rename", 3]])
 def test_killed_while_saving(pool: Pool, base: Path, reference: Any, moment: list[Any]) -> None:
     whole = reference(1)
     [dead] = pool.run(base, [{"fork": True, "die": moment}], name="forks", save_every=3, keep_last=1)
     assert dead == {"died": -signal.SIGKILL}
-    step = 6 if moment == ["rename", 3] else 3  # the third renaming hides the checkpoint that is to be removed
-    [told] = pool.run(base, resume=True, save_every=3, keep_last=1)
-    assert told["losses"] == whole.told[0]["losses"][step:]
+    step = 6 if moment == ["rename", 3] else 3  # the third rename hides the checkpoint to be removed
+    [result] = pool.run(base, resume=True, save_every=3, keep_last=1)
+    assert result["losses"] == whole.results[0]["losses"][step:]
     assert_same_end(base, whole.base)
     assert [path.name for path in checkpoints(base).iterdir()] == ["step_000008"]
 
 
 def test_one_of_two_killed(pool: Pool, base: Path, reference: Any) -> None:
-    """kill -9 of the process that does not save: the other one notices; the last checkpoint serves."""
+    """kill -9 of the process that does not save ends the other one, too; the run resumes from the last checkpoint."""
     whole = reference(2)
     jobs: list[dict[str, Any]] = [{}, {"signals": {"7": [signal.SIGKILL]}}]
     processes = pool.start(base, {"save_every": 3}, jobs)
     processes[1].popen.wait(LIMIT)
-    processes[0].popen.wait(LIMIT)  # an exception of gloo, which ends it: torchrun would end it, too
-    told = pool.run(base, 2, resume=True)
-    assert [one["losses"] for one in told] == [twin["losses"][6:] for twin in whole.told]
+    processes[0].popen.wait(LIMIT)  # by an exception of gloo; torchrun would end it, too
+    results = pool.run(base, 2, resume=True)
+    assert [result["losses"] for result in results] == [expected["losses"][6:] for expected in whole.results]
     assert_same_end(base, whole.base)
 
 
@@ -441,7 +448,7 @@ def test_one_of_two_killed(pool: Pool, base: Path, reference: Any) -> None:
 
 
 def naive_rows(base: Path, count: int) -> np.ndarray:
-    """The first rows of the run, (count, T + 1): all documents in their order, epoch after epoch, as one list."""
+    """The first rows of the run, (count, T + 1), computed in the simplest way: all epochs as one list of tokens."""
     import pyarrow.parquet as pq
 
     from nanochat.tokenizer import Tokenizer
@@ -452,14 +459,14 @@ def naive_rows(base: Path, count: int) -> np.ndarray:
     for name in manifest["train"]:
         for text in pq.read_table(base / "base_data" / name).column("text").to_pylist():
             epoch += [tokenizer.get_bos_token_id(), *tokenizer.encode(text)]
-    assert len(epoch) < count * T / 2, "the run must cross the end of the data, more than once"
+    assert len(epoch) < count * T / 2, "the run must pass the end of the data more than once"
     stream = epoch * (count * T // len(epoch) + 2)
     return np.array([stream[i * T : (i + 1) * T + 1] for i in range(count)])
 
 
-def step_rows(told: list[Any], step: int) -> list[tuple[int, ...]]:
-    """The rows of a step, of all processes, in no order."""
-    return sorted(tuple(row) for one in told for row in one["rows"][step])
+def step_rows(results: list[Any], step: int) -> list[tuple[int, ...]]:
+    """The rows of a step, of all processes, sorted."""
+    return sorted(tuple(row) for result in results for row in result["rows"][step])
 
 
 @pytest.mark.parametrize(("processes", "batch_size"), [(1, 3), (1, 2), (3, 2), (3, 1)])
@@ -474,15 +481,14 @@ def test_another_number_of_processes(pool: Pool, base: Path, reference: Any, pro
     second = pool.run(base, processes, device_batch_size=batch_size, resume=True)
     expected = naive_rows(base, STEPS * ROWS).reshape(STEPS, ROWS, T + 1)
     for step in range(STEPS):
-        found = step_rows(first, step) if step < 3 else step_rows(second, step - 3)
-        assert found == sorted(map(tuple, expected[step].tolist()))
-    for one in second:
-        np.testing.assert_allclose(one["losses"], whole.told[0]["losses"][3:], rtol=1e-6)
-    ours, theirs = contents(base, STEPS), contents(whole.base, STEPS)
-    assert {key: ours[2][key] for key in ("step", "cursor", "progress")} == {
-        key: theirs[2][key] for key in ("step", "cursor", "progress")
-    }
-    assert ours[2]["cursor"]["epoch"] >= 2
+        rows = step_rows(first, step) if step < 3 else step_rows(second, step - 3)
+        assert rows == sorted(map(tuple, expected[step].tolist()))
+    for result in second:
+        np.testing.assert_allclose(result["losses"], whole.results[0]["losses"][3:], rtol=1e-6)
+    loop, expected_loop = contents(base, STEPS)[2], contents(whole.base, STEPS)[2]
+    for key in ("step", "cursor", "progress"):
+        assert loop[key] == expected_loop[key]
+    assert loop["cursor"]["epoch"] >= 2
 
 
 # --- signals at awkward moments --------------------------------------------------------------------------------------
@@ -502,92 +508,92 @@ def test_another_number_of_processes(pool: Pool, base: Path, reference: Any, pro
 def test_signals_of_two_processes(
     pool: Pool, base: Path, reference: Any, first_rank: Any, second_rank: Any, stopped_after: int
 ) -> None:
-    """They stop after the same step, with a checkpoint, whoever was told and when."""
+    """Both stop after the same step, with a checkpoint, whichever of them received a signal, and when."""
     whole = reference(2)
     first = pool.run(base, [{"signals": first_rank}, {"signals": second_rank}])
-    assert {one["code"] for one in first} <= {130, 143}
-    assert [len(one["losses"]) for one in first] == [stopped_after] * 2
+    assert set(codes(first)) <= {130, 143}
+    assert [len(result["losses"]) for result in first] == [stopped_after] * 2
     assert saved_steps(base) == [stopped_after]
     assert not (base / "report" / "base_train.json").exists()
     second = pool.run(base, 2, resume=True)
-    assert_goes_on(first, second, whole)
+    assert_continues(first, second, whole)
     assert_same_end(base, whole.base)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.03])
 def test_signals_from_outside(pool: Pool, base: Path, delay: float) -> None:
     """SIGTERM as a launcher sends it, to one process and then to the other, somewhere in a step."""
-    jobs = [{"tell_step": 2, "pause": 0.1}] * 2  # the pause follows the question whether to stop: none comes too late
+    jobs = [{"announced_step": 2, "pause": 0.1}] * 2  # the pause follows the check for signals: none comes too late
     processes = pool.start(base, {"num_iterations": 100_000, "eval_every": -1}, jobs)
     assert [process.answer() for process in processes] == [{"step": 2}] * 2
     for process in reversed(processes):
         process.popen.send_signal(signal.SIGTERM)
         time.sleep(delay)
-    told = [process.answer() for process in processes]
-    assert [one["code"] for one in told] == [143, 143]
-    assert len(told[0]["losses"]) == len(told[1]["losses"])
+    results = [process.answer() for process in processes]
+    assert codes(results) == [143, 143]
+    assert len(results[0]["losses"]) == len(results[1]["losses"])
     [step] = saved_steps(base)
-    assert f"Stopped at step {step} of 100000" in told[0]["out"]
+    assert f"Stopped at step {step} of 100000" in results[0]["out"]
 
 
-def test_ctrl_c_in_an_evaluation_on_the_way(pool: Pool, base: Path, reference: Any) -> None:
-    """The evaluation ends, a step is taken, and saved."""
+def test_ctrl_c_in_an_evaluation_during_training(pool: Pool, base: Path, reference: Any) -> None:
+    """The evaluation ends, one more step is taken, and the checkpoint is saved."""
     whole = reference(1)
     first = pool.run(base, [{"interrupt": ["evaluation", 1]}])
     assert first[0]["code"] == 130
     assert saved_steps(base) == [4]
-    assert_goes_on(first, pool.run(base, resume=True), whole)
+    assert_continues(first, pool.run(base, resume=True), whole)
     assert_same_end(base, whole.base)
 
 
 def test_ctrl_c_in_the_last_evaluation(pool: Pool, base: Path, reference: Any) -> None:
-    """Training is over and saved; a script must not go on to its next stage all the same. Resuming evaluates."""
+    """Training is complete and saved, but the exit code stops a script of several stages. Resuming evaluates."""
     whole = reference(1)
     first = pool.run(base, [{"interrupt": ["evaluation", 3]}])
     assert first[0]["code"] == 130
     assert not (base / "report" / "base_train.json").exists()
     second = pool.run(base, resume=True)
     assert second[0]["code"] == 0
-    assert_goes_on(first, second, whole)
+    assert_continues(first, second, whole)
     assert (base / "report" / "base_train.json").exists()
 
 
 def test_ctrl_c_while_compiling(pool: Pool, base: Path) -> None:
-    [told] = pool.run(base, [{"interrupt": ["compile", 1]}], compile="on")
-    assert (told["code"], told["err"]) == (130, "interrupted\n")
-    assert told["losses"] == []
+    [result] = pool.run(base, [{"interrupt": ["compile", 1]}], compile="on")
+    assert (result["code"], result["err"]) == (130, "interrupted\n")
+    assert result["losses"] == []
 
 
 def test_second_ctrl_c_stops_at_once(pool: Pool, base: Path) -> None:
-    [told] = pool.run(base, [{"signals": {"4": [signal.SIGINT, signal.SIGINT]}}], save_every=3)
-    assert (told["code"], told["err"]) == (130, "interrupted\n")
+    [result] = pool.run(base, [{"signals": {"4": [signal.SIGINT, signal.SIGINT]}}], save_every=3)
+    assert (result["code"], result["err"]) == (130, "interrupted\n")
     assert saved_steps(base) == [3]
 
 
-# --- what resuming meets ---------------------------------------------------------------------------------------------
+# --- resuming from what is on disk -----------------------------------------------------------------------------------
 
 
 def test_a_finished_run(pool: Pool, base: Path, reference: Any) -> None:
-    """Nothing is trained or saved; the evaluation and the report are made again, and are the same."""
+    """Nothing is trained or saved; the evaluation and the report are repeated, with equal results."""
     whole = reference(1)
     shutil.copytree(whole.base / "base_checkpoints", base / "base_checkpoints")
-    [told] = pool.run(base, resume=True)
-    assert (told["code"], told["losses"]) == (0, [])
-    assert "100.0% of the run done" in told["out"]
-    ours, theirs = (
+    [result] = pool.run(base, resume=True)
+    assert (result["code"], result["losses"]) == (0, [])
+    assert "100.0% of the run done" in result["out"]
+    section, expected = (
         json.loads((folder / "report" / "base_train.json").read_text(encoding="utf-8")) for folder in (base, whole.base)
     )
-    assert ours["metrics"] == theirs["metrics"]
-    assert ours["seconds"] == theirs["seconds"]  # of the run, not of this session
-    assert ours["curves"] == theirs["curves"]
+    assert section["metrics"] == expected["metrics"]
+    assert section["seconds"] == expected["seconds"], "the time of the whole run, not of its last part"
+    assert section["curves"] == expected["curves"]
     assert_same_end(base, whole.base)
-    [told] = pool.run(base, resume=True, num_iterations=STEPS + 2)
-    assert "num_iterations: 8 -> 10" in told["out"]
-    assert (told["code"], len(told["losses"])) == (0, 2)
+    [result] = pool.run(base, resume=True, num_iterations=STEPS + 2)
+    assert "num_iterations: 8 -> 10" in result["out"]
+    assert (result["code"], len(result["losses"])) == (0, 2)
 
 
 def test_a_new_run_in_an_old_folder(pool: Pool, base: Path, reference: Any) -> None:
-    """The checkpoint of the highest step is that of another run: what counts, and is kept, is what was written last."""
+    """The checkpoint of the highest step is that of another run: the last written one is resumed, and kept."""
     shutil.copytree(reference(1).base / "base_checkpoints", base / "base_checkpoints")
     [first] = pool.run(base, [{"signals": {"1": [signal.SIGINT]}}], keep_last=1, matrix_lr=0.01)
     assert saved_steps(base) == [2]
@@ -644,23 +650,23 @@ def _none(base: Path) -> None:
 def test_what_cannot_be_resumed(pool: Pool, base: Path, reference: Any, change: Any, settings: Any, words: str) -> None:
     shutil.copytree(reference(1).base / "base_checkpoints", base / "base_checkpoints")
     change(base)
-    [told] = pool.run(base, **{"resume": True, **settings})
-    assert told["code"] == 2
-    assert words in told["err"]
-    assert told["err"].startswith("error: ")
-    assert told["err"].count("\n") == 1
+    [result] = pool.run(base, **{"resume": True, **settings})
+    assert result["code"] == 2
+    assert words in result["err"]
+    assert result["err"].startswith("error: ")
+    assert result["err"].count("\n") == 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_disk_that_is_full(pool: Pool, base: Path, reference: Any, world_size: int) -> None:
-    """One clear line from every process, none of which waits for ever; the checkpoints of before are as they were."""
+    """One clear line from every process, none of which waits for another; earlier checkpoints are unchanged."""
     whole = reference(world_size)
     shutil.copytree(whole.base / "base_checkpoints" / "d1" / "step_000003", checkpoints(base) / "step_000003")
-    told = pool.run(base, [{"largest_file": 50_000}] * world_size, resume=True, save_every=1)
-    for one in told:
-        assert (one["code"], len(one["losses"])) == (2, 1)
-        assert "cannot save" in one["err"]
-        assert one["err"].count("\n") == 1
+    results = pool.run(base, [{"largest_file": 50_000}] * world_size, resume=True, save_every=1)
+    for result in results:
+        assert (result["code"], len(result["losses"])) == (2, 1)
+        assert "cannot save" in result["err"]
+        assert result["err"].count("\n") == 1
     assert saved_steps(base) == [3]
     assert pool.run(base, world_size, resume=True)[0]["code"] == 0
     assert_same_end(base, whole.base)
@@ -676,7 +682,7 @@ def test_a_disk_that_is_full(pool: Pool, base: Path, reference: Any, world_size:
     ids=["python", "torchrun"],
 )
 def test_command_line(base: Path, reference: Any, launcher: str, signal_number: int, processes: int) -> None:
-    """A user's way: start, Ctrl-C (or a launcher's SIGTERM), paste the command that was printed."""
+    """As a user does: start, press Ctrl-C (or let a launcher send SIGTERM), and paste the printed command."""
     long_run = {"num_iterations": 300, "eval_every": -1}
     whole = reference(processes, save_every=-1, **long_run)
     environment = {
@@ -690,16 +696,16 @@ def test_command_line(base: Path, reference: Any, launcher: str, signal_number: 
         return subprocess.Popen(shlex.split(line), cwd=ROOT, env=environment, text=True, **output)  # type: ignore[call-overload,no-any-return]
 
     with popen(command) as run:
-        seen = ""
+        output = ""
         for line in run.stdout or []:
-            if line.startswith("step ") and "\nstep " not in seen:  # the first: the second signal would be another wish
+            if line.startswith("step ") and "\nstep " not in output:  # only once: a second Ctrl-C stops at once
                 run.send_signal(signal_number)
-            seen += line
-    assert run.returncode == (130 if processes == 1 else 1), seen  # torchrun's own code
-    [said] = [line for line in seen.splitlines() if "To resume: " in line]
-    again = said.split("To resume: ")[1]
-    assert again.startswith(launcher)
-    with popen(again) as run:
+            output += line
+    assert run.returncode == (130 if processes == 1 else 1), output  # torchrun has its own code
+    [message] = [line for line in output.splitlines() if "To resume: " in line]
+    resume = message.split("To resume: ")[1]
+    assert resume.startswith(launcher)
+    with popen(resume) as run:
         output = run.communicate(timeout=LIMIT)[0]
     assert run.returncode == 0, output
     assert_same_end(base, whole.base, 300, history=False)  # the pool's has fewer points
