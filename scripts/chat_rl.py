@@ -67,7 +67,7 @@ class Config(TrainingSettings):
     )
     mixture: str | None = setting(None, "TOML file with another mixture to take them from, as in chat_sft")
     init_lr_frac: float = setting(
-        0.1, "share of the three base learning rates below that the run starts with", above=0, renamed_from="lr_scale"
+        0.1, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"
     )
     warmdown_ratio: float = setting(
         1.0, "share of the run over which the learning rates fall", at_least=0, at_most=1, renamed_from="warmdown"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from nanochat.configurator import cli, setting
 from nanochat.train import LoopState
 from nanochat.training.finetune import Stage, fine_tune
-from nanochat.training.finetune_settings import FineTuningSettings
+from nanochat.training.settings import FineTuningSettings
 
 STAGE = Stage("sft", script="chat_sft", title="Supervised fine-tuning")
 
@@ -28,10 +28,13 @@ class Config(FineTuningSettings):
 
     source: str = setting("mid", "stage whose model is trained", choices=("base", "mid", "sft"))
     total_batch_size: int = setting(
-        32768, "tokens of an optimizer step, over all processes; -1 = as in the run before", at_least=1, also=-1
+        32768,
+        "tokens of an optimizer step, over all processes; -1 = as in the run of the source checkpoint",
+        at_least=1,
+        also=-1,
     )
     init_lr_frac: float = setting(
-        0.02, "share of the three base learning rates below that the run starts with", above=0, renamed_from="lr_scale"
+        0.02, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"
     )
     warmdown_ratio: float = setting(
         1.0, "share of the run over which the learning rates fall", at_least=0, at_most=1, renamed_from="warmdown"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from nanochat.configurator import cli
 from nanochat.train import LoopState
 from nanochat.training.finetune import Stage, fine_tune
-from nanochat.training.finetune_settings import FineTuningSettings
+from nanochat.training.settings import FineTuningSettings
 
 STAGE = Stage("mid", script="mid_train", title="Midtraining")
 

@@ -24,11 +24,10 @@ from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
 from nanochat.training.batch_size import accumulation_steps, resolve_device_batch_size
 from nanochat.training.events import checkpoint_saver
-from nanochat.training.finetune_settings import FineTuningSettings
 from nanochat.training.log import TrainLog
 from nanochat.training.report import CURVES, curves
 from nanochat.training.resume import checkpoint_to_resume, is_resuming, raise_if_stopped, starting_checkpoint
-from nanochat.training.settings import optim_settings, scheduled_rates
+from nanochat.training.settings import FineTuningSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore, compile_model
 from tasks.common import Task, TaskSequence
 from tasks.mixture import EntryDescription, build_mixture, detect_data_kind, format_description

@@ -1,12 +1,14 @@
-"""The optimizer's settings and the scheduled rates follow from the settings of a run."""
+"""Settings of a training run, and the optimizer's settings and scheduled rates that follow from them."""
 
 from __future__ import annotations
+
+from dataclasses import Field, fields
+from typing import Any
 
 import pytest
 
 from nanochat.train import Rates
-from nanochat.training.finetune_settings import FineTuningSettings
-from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
+from nanochat.training.settings import FineTuningSettings, TrainingSettings, optim_settings, scheduled_rates
 
 
 @pytest.mark.parametrize("settings_class", [TrainingSettings, FineTuningSettings])
@@ -27,3 +29,14 @@ def test_scheduled_rates(settings_class: type[TrainingSettings | FineTuningSetti
     assert scheduled_rates(config, 0.75, 100).lr_multiplier == pytest.approx(0.6)
     assert scheduled_rates(config, 1.0, 100).lr_multiplier == pytest.approx(0.2)
     assert scheduled_rates(config, 0.1, 100).momentum == pytest.approx(0.95)
+
+
+def test_shared_settings_agree() -> None:
+    """Every training setting is a fine-tuning setting, too, with the same type, default, help and range."""
+
+    def described(field: Field[Any]) -> tuple[Any, ...]:
+        return field.type, field.default, {name: str(value) for name, value in field.metadata.items()}
+
+    fine_tuning = {field.name: described(field) for field in fields(FineTuningSettings)}
+    training = {field.name: described(field) for field in fields(TrainingSettings)}
+    assert training == {name: fine_tuning[name] for name in training}
