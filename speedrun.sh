@@ -1,61 +1,62 @@
 #!/usr/bin/env bash
-# The whole story, from nothing to a chat model, on one machine with NVIDIA GPUs: bash speedrun.sh [options of base_train]
+# From nothing to a chat model on one machine with NVIDIA GPUs: bash speedrun.sh [options of scripts.base_train]
 #
-# The settings are for 8 x H100. Fewer or smaller GPUs give the same model, later: the batch is cut to what fits, and gradients are
-# accumulated. WANDB_RUN=NAME logs to wandb. Without a CUDA GPU, dev/runcpu.sh tells the same story in small.
+# The settings are those of 8 x H100. With fewer or smaller GPUs training takes longer and gives the same model: the rows of a micro-batch
+# are reduced until they fit, and gradients are accumulated. WANDB_RUN=NAME logs to Weights & Biases. Without a CUDA GPU it runs
+# dev/runcpu.sh, the same pipeline for a small model.
 set -euo pipefail
-{ # bash reads to the closing brace before it begins: the file may be edited while it runs
+{ # bash reads up to the closing brace before it executes anything, so the file may be edited while it runs
 cd "$(dirname "$0")"
 
 depth=${DEPTH:-20}    # d20: 561M parameters
-shards=${SHARDS:-240} # of 250M characters: 20 tokens a parameter x 4.8 characters a token, and some to spare
+shards=${SHARDS:-240} # of 250M characters each: 20 tokens per parameter x 4.8 characters per token, and a reserve
 
 # A virtual environment with all dependencies.
 bash dev/setup.sh
 export PATH="$PWD/.venv/bin:$PATH" WANDB_RUN="${WANDB_RUN:-dummy}"
 gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 if [ "$gpus" = 0 ]; then
-    echo "speedrun: no CUDA GPU here, so the small story on the CPU: dev/runcpu.sh"
+    echo "speedrun: no CUDA GPU here, running the small pipeline for the CPU: dev/runcpu.sh"
     exec bash dev/runcpu.sh "$@"
 fi
 on_all_gpus=(torchrun --standalone --nproc_per_node="${NPROC_PER_NODE:-$gpus}" -m)
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
-source dev/run_steps.sh # a second run skips what is done, and goes on with what was stopped
+source dev/run_steps.sh # run_step: a second run skips the steps that are done and resumes a stopped one
 
-# Text. The first shards are enough for the tokenizer; the others arrive while it trains.
+# Text. The first shards suffice for the tokenizer; the others are downloaded while it is trained.
 python -m nanochat.dataset -n 8
 python -m nanochat.dataset -n "$shards" &
 download=$!
 trap 'kill $download 2>/dev/null || true' EXIT
 
-# The tokenizer: 65,536 tokens from 2 billion characters, and how well it packs English, code and other scripts.
+# The tokenizer: 65,536 tokens from 2 billion characters, and its compression of English, code and other scripts.
 run_step tok_train tokenizer/tokenizer.json python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
 run_step tok_eval report/tok_eval.json python -m scripts.tok_eval
 
-# The base model, 20 tokens for each parameter, and its bits per byte on training and validation text.
+# The base model: 20 tokens per parameter, its bits per byte on training and validation text, and its accuracy on tasks.
 wait $download
 run_step base_train report/base_train.json "${on_all_gpus[@]}" scripts.base_train -- \
     --depth="$depth" --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run="$WANDB_RUN" "$@"
 run_step base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss
-
 run_step chat_eval_base report/chat_eval_base.json "${on_all_gpus[@]}" scripts.chat_eval -- -i base --max_new_tokens=64
 
-# Conversations: their form, multiple choice, tool use. Who the model says it is comes from templates: tasks/identity.py.
+# Midtraining: the conversation format, multiple choice and tool use. The model's identity comes from templates (tasks/identity.py),
+# the words to spell from the training text.
 python -m dev.gen_synthetic_data
-python -m dev.list_words # to spell: those of the text
+python -m dev.list_words
 run_step mid_train report/mid_train.json "${on_all_gpus[@]}" scripts.mid_train -- --run="$WANDB_RUN"
 run_step chat_eval_mid report/chat_eval_mid.json "${on_all_gpus[@]}" scripts.chat_eval -- -i mid
 
-# Fine-tuning on fewer and better ones.
+# Supervised fine-tuning, on fewer and better conversations.
 run_step chat_sft report/chat_sft.json "${on_all_gpus[@]}" scripts.chat_sft -- --source=mid --run="$WANDB_RUN"
 run_step chat_eval_sft report/chat_eval_sft.json "${on_all_gpus[@]}" scripts.chat_eval -- -i sft
 
-# Reinforcement on problems whose answers can be checked.
+# Reinforcement learning, on problems whose answers can be checked.
 run_step chat_rl report/chat_rl.json "${on_all_gpus[@]}" scripts.chat_rl -- --source=sft --run="$WANDB_RUN"
 run_step chat_eval_rl report/chat_eval_rl.json "${on_all_gpus[@]}" scripts.chat_eval -- -i rl
 
-# What happened, with curves, samples, time and cost.
+# The report: metrics, curves, samples, time and cost.
 python -m nanochat.report
-echo "speedrun: talk to it with: source .venv/bin/activate && python -m scripts.chat_web"
+echo "speedrun: to chat with the model: source .venv/bin/activate && python -m scripts.chat_web"
 exit
 }

@@ -1,6 +1,6 @@
-"""The shell scripts on stand-ins for the programs they call: what is called, in which order, and when it need not be.
+"""The shell scripts with stubs for the programs they call: the calls, their order, and the steps that are skipped.
 
-The last test runs the real stages, in miniature.
+The last test runs the real scripts on a tiny model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Notes its arguments, makes the file that the stage leaves behind, and fails where $FAIL is among its arguments.
+# Records its arguments, makes the file that the step writes, and fails if $FAIL is among its arguments.
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in
     *device_count*) echo "${GPUS:-0}"; exit ;;
@@ -43,9 +43,9 @@ esac
 mkdir -p "$(dirname "$NANOCHAT_BASE_DIR/$file")"
 echo "$RESULT" >"$NANOCHAT_BASE_DIR/$file"
 """
-STAGES = ["nanochat.dataset", "scripts.tok_train", "scripts.tok_eval", "scripts.base_train", "scripts.base_loss"]
-STAGES += ["scripts.chat_eval"]  # of the base model
-STAGES += [f"scripts.{name}" for stage in ("mid_train", "chat_sft", "chat_rl") for name in (stage, "chat_eval")]
+STEPS = ["nanochat.dataset", "scripts.tok_train", "scripts.tok_eval", "scripts.base_train", "scripts.base_loss"]
+STEPS += ["scripts.chat_eval"]  # of the base model
+STEPS += [f"scripts.{name}" for stage in ("mid_train", "chat_sft", "chat_rl") for name in (stage, "chat_eval")]
 
 
 def program(path: Path, text: str) -> None:
@@ -56,7 +56,7 @@ def program(path: Path, text: str) -> None:
 
 
 class Checkout:
-    """A folder with our shell scripts and stand-ins for what they call."""
+    """A folder with the shell scripts and stubs for the programs they call."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "checkout"
@@ -74,7 +74,7 @@ class Checkout:
             shutil.copy(ROOT / name, self.folder / name)
 
     def run(self, *command: str, code: int = 0, **environment: str) -> tuple[str, list[str]]:
-        """What a script printed, and what it called."""
+        """Run a script; return its output and its calls."""
         self.calls.write_text("", encoding="utf-8")
         done = subprocess.run(
             ["bash", *command],
@@ -94,31 +94,31 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    """A checkout that is set up, with programs that only note how they were called."""
-    made = Checkout(tmp_path)
-    (made.folder / "nanochat/data/storyworld").mkdir(parents=True)
-    program(made.folder / "dev/setup.sh", "")
-    program(made.folder / ".venv/bin/python", FAKE_PYTHON)
-    program(made.folder / ".venv/bin/torchrun", FAKE_PYTHON)
-    return made
+    """A checkout that is set up, with programs that only record their calls."""
+    checkout = Checkout(tmp_path)
+    (checkout.folder / "nanochat/data/storyworld").mkdir(parents=True)
+    program(checkout.folder / "dev/setup.sh", "")
+    program(checkout.folder / ".venv/bin/python", FAKE_PYTHON)
+    program(checkout.folder / ".venv/bin/torchrun", FAKE_PYTHON)
+    return checkout
 
 
 def modules(calls: list[str]) -> list[str]:
-    """The modules that were run, without the report."""
+    """The modules in the calls, without the report."""
     words = [call.split() for call in calls]
     return [call[call.index("-m") + 1] for call in words if "nanochat.report" not in call]
 
 
 def test_runcpu_does_each_stage_once(checkout: Checkout) -> None:
     printed, calls = checkout.run("dev/runcpu.sh")
-    assert modules(calls) == STAGES
+    assert modules(calls) == STEPS
     assert calls[0] == "python -m nanochat.dataset --source storyworld -n 3 --overwrite"
     assert calls[-1] == "python -m nanochat.report"
     assert f"{checkout.environment['HOME']}/.cache/nanochat/cpu-storyworld" in printed
 
     printed, calls = checkout.run("dev/runcpu.sh")
     assert calls == ["python -m nanochat.report"]
-    assert printed.count("done already") == len(STAGES)
+    assert printed.count("done already") == len(STEPS)
 
 
 def test_runcpu_redoes_what_changed(checkout: Checkout, tmp_path: Path) -> None:
@@ -126,61 +126,61 @@ def test_runcpu_redoes_what_changed(checkout: Checkout, tmp_path: Path) -> None:
     data.mkdir()
     (data / "a.txt").write_text("one", encoding="utf-8")
     option = "--data=../my text"
-    assert modules(checkout.run("dev/runcpu.sh", option)[1]) == STAGES
+    assert modules(checkout.run("dev/runcpu.sh", option)[1]) == STEPS
     assert modules(checkout.run("dev/runcpu.sh", option)[1]) == []
 
-    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)  # the model: its stages
-    assert modules(calls) == STAGES[3:]
+    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)  # the model, and what depends on it
+    assert modules(calls) == STEPS[3:]
     assert calls[0].endswith(" --depth=2")
 
-    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", "--rl.num_samples=4", option)  # a later stage
-    assert modules(calls) == STAGES[-2:]
+    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", "--rl.num_samples=4", option)  # a later step
+    assert modules(calls) == STEPS[-2:]
     assert calls[0].split()[-3:] == ["--num_samples=4", "--save_every=100", "--keep_last=1"]
     checkout.run("dev/runcpu.sh", "--depth=2", option)
 
-    (data / "a.txt").write_text("two", encoding="utf-8")  # the data: everything that it reaches
+    (data / "a.txt").write_text("two", encoding="utf-8")  # the data, and everything that depends on it
     _, calls = checkout.run("dev/runcpu.sh", "--depth=2", option)
-    assert modules(calls) == STAGES[:1]
+    assert modules(calls) == STEPS[:1]
     assert calls[0] == f"python -m nanochat.dataset --source {data.resolve()} --overwrite"
     (data / "a.txt").write_text("three", encoding="utf-8")
-    assert modules(checkout.run("dev/runcpu.sh", "--depth=2", option, RESULT="other")[1]) == STAGES
+    assert modules(checkout.run("dev/runcpu.sh", "--depth=2", option, RESULT="other")[1]) == STEPS
 
-    (tmp_path / "home/.cache/nanochat/cpu-my text/tokenizer/tokenizer.json").unlink()  # a result that is gone
-    assert modules(checkout.run("dev/runcpu.sh", "--depth=2", option)[1]) == STAGES[1:2]
+    (tmp_path / "home/.cache/nanochat/cpu-my text/tokenizer/tokenizer.json").unlink()  # a missing result
+    assert modules(checkout.run("dev/runcpu.sh", "--depth=2", option)[1]) == STEPS[1:2]
 
 
-def test_runcpu_goes_on_where_it_failed(checkout: Checkout) -> None:
+def test_runcpu_continues_where_it_failed(checkout: Checkout) -> None:
     _, calls = checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
-    assert modules(calls) == STAGES[:4]
-    assert modules(checkout.run("dev/runcpu.sh")[1]) == STAGES[3:]
+    assert modules(calls) == STEPS[:4]
+    assert modules(checkout.run("dev/runcpu.sh")[1]) == STEPS[3:]
 
 
 def test_runcpu_resumes_what_was_stopped(checkout: Checkout, tmp_path: Path) -> None:
     base = tmp_path / "home/.cache/nanochat/cpu-storyworld"
-    (base / "base_checkpoints/d4/step_000900").mkdir(parents=True)  # of a run before, with other settings
+    (base / "base_checkpoints/d4/step_000900").mkdir(parents=True)  # of an earlier run with other settings
     os.utime(base / "base_checkpoints/d4/step_000900", (1, 1))
     checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
     _, calls = checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
-    assert not calls[-1].endswith(" --resume")  # nothing was saved since that run began
+    assert not calls[-1].endswith(" --resume")  # that run saved no checkpoint
 
     (base / "base_checkpoints/d4/step_000100").mkdir()
     _, calls = checkout.run("dev/runcpu.sh", "--depth=2", code=3, FAIL="base_train")
-    assert not calls[-1].endswith(" --resume")  # other settings: another run
+    assert not calls[-1].endswith(" --resume")  # other settings: a new run
     (base / "base_checkpoints/d4/step_000200").mkdir()
     _, calls = checkout.run("dev/runcpu.sh", "--depth=2")
     assert calls[0].endswith(" --resume")
-    assert modules(calls) == STAGES[3:]
+    assert modules(calls) == STEPS[3:]
     assert modules(checkout.run("dev/runcpu.sh", "--depth=2")[1]) == []
 
 
-def test_runcpu_keeps_to_the_base_folder(checkout: Checkout, tmp_path: Path) -> None:
+def test_runcpu_writes_to_the_base_folder_only(checkout: Checkout, tmp_path: Path) -> None:
     here = {"NANOCHAT_BASE_DIR": str(tmp_path / "here")}
     _, calls = checkout.run("dev/runcpu.sh", **here)
-    assert "--overwrite" not in calls[0]  # a folder of the user's
+    assert "--overwrite" not in calls[0]  # a folder of the user
     assert (tmp_path / "here/base_data/manifest.json").exists()
     assert not (tmp_path / "home").exists()
     _, calls = checkout.run("dev/runcpu.sh", "--overwrite", **here)
-    assert modules(calls) == STAGES[:1]
+    assert modules(calls) == STEPS[:1]
     assert "--overwrite" in calls[0]
 
 
@@ -193,7 +193,7 @@ def test_runcpu_needs_a_folder(checkout: Checkout) -> None:
 def test_speedrun_without_a_gpu(checkout: Checkout) -> None:
     printed, calls = checkout.run("speedrun.sh", "--num_iterations=7")
     assert "no CUDA GPU" in printed
-    assert modules(calls) == STAGES
+    assert modules(calls) == STEPS
     assert calls[3].endswith(" --num_iterations=7")
 
 
@@ -202,8 +202,8 @@ def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, dep
     _, calls = checkout.run(script, "--seed=1", GPUS="2", NANOCHAT_BASE_DIR=str(tmp_path / "base"), WANDB_RUN="mine")
     assert calls[0] == "python -m nanochat.dataset -n 8"
     assert f"python -m nanochat.dataset -n {shards}" in calls[1:]
-    assert set(modules(calls)) == {*STAGES, "dev.gen_synthetic_data", "dev.list_words"}
-    assert [name for name in modules(calls) if name in STAGES[5:]] == STAGES[5:]
+    assert set(modules(calls)) == {*STEPS, "dev.gen_synthetic_data", "dev.list_words"}
+    assert [name for name in modules(calls) if name in STEPS[5:]] == STEPS[5:]
     trained = [call for call in calls if "base_train" in call]
     assert trained == [
         "torchrun --standalone --nproc_per_node=2 -m scripts.base_train -- "
@@ -217,7 +217,7 @@ def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, dep
         "nanochat.dataset",
         "dev.gen_synthetic_data",
         "dev.list_words",
-    }  # the first skips by itself
+    }  # these are called each time, and skip what is done themselves
 
 
 def test_speedrun_stops_when_the_download_fails(checkout: Checkout, tmp_path: Path) -> None:
@@ -238,20 +238,20 @@ case "$*" in *--editable*) touch nanochat/tokenization/_rustbpe.abi3.so ;; esac
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Checkout:
-    """A fresh checkout, on a machine with a Python, a uv and a cargo that only note how they were called."""
-    made = Checkout(tmp_path)
+    """A fresh checkout, on a machine with a real Python, and a uv and a cargo that only record their calls."""
+    checkout = Checkout(tmp_path)
     for name in ("pyproject.toml", "constraints.txt", "rustbpe/Cargo.toml", "rustbpe/src/lib.rs"):
-        (made.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, made.folder / name)
-    (made.folder / "nanochat").mkdir()
+        (checkout.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout.folder / name)
+    (checkout.folder / "nanochat/tokenization").mkdir(parents=True)
     program(tmp_path / "bin/uv", FAKE_UV)
     program(tmp_path / "bin/cargo", "#!/bin/bash\n")
-    made.environment |= {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHON": sys.executable}
-    return made
+    checkout.environment |= {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHON": sys.executable}
+    return checkout
 
 
 def installs(calls: list[str]) -> list[str]:
-    """Which of the two installations were asked for."""
+    """The kind of each installation among the calls of uv."""
     return ["dependencies" if "--constraint" in call else "extension" for call in calls]
 
 
@@ -272,25 +272,25 @@ def test_setup_once(bare: Checkout) -> None:
 def test_setup_when_the_dependencies_fail(bare: Checkout) -> None:
     printed, _ = bare.run("dev/setup.sh", code=1, FAIL="--constraint")
     assert "run this again" in printed
-    printed, calls = bare.run("dev/setup.sh")  # made anew: what is there may be half of it
+    printed, calls = bare.run("dev/setup.sh")  # created again, because it may be incomplete
     assert "making .venv" in printed
     assert installs(calls) == ["dependencies", "extension"]
 
     (bare.folder / "constraints.txt").write_text("torch==2.9.0\n", encoding="utf-8")
     (bare.folder / ".venv/mine").touch()
     bare.run("dev/setup.sh", code=1, FAIL="--constraint")
-    _, calls = bare.run("dev/setup.sh")  # was whole once: kept, and installed over
+    _, calls = bare.run("dev/setup.sh")  # was complete before: kept, and reinstalled
     assert "--reinstall" in calls[0]
     assert (bare.folder / ".venv/mine").exists()
 
 
 def test_setup_without_rust(bare: Checkout, tmp_path: Path) -> None:
-    printed, _ = bare.run("dev/setup.sh", FAIL="--editable")  # cargo is there, the build fails: try again next time
+    printed, _ = bare.run("dev/setup.sh", FAIL="--editable")  # with cargo, a failed build is tried again next time
     assert "Hugging Face trainer" in printed
     assert "uv could not" in printed
     assert installs(bare.run("dev/setup.sh", FAIL="--editable")[1]) == ["dependencies", "extension"]
 
-    (tmp_path / "bin/cargo").unlink()  # no cargo: it stays as it is, until there is one
+    (tmp_path / "bin/cargo").unlink()  # without cargo it is not tried again until there is one
     printed, _ = bare.run("dev/setup.sh", FAIL="--editable")
     assert "no working cargo" in printed
     assert bare.run("dev/setup.sh") == ("setup: nothing to do\n", [])
@@ -313,21 +313,21 @@ def test_two_setups_at_once(bare: Checkout) -> None:
 
 def test_setup_without_a_python(bare: Checkout, tmp_path: Path) -> None:
     program(tmp_path / "bin/old", "#!/bin/bash\nexit 1\n")
-    for tool in ("bash", "dirname", "cat", "cksum", "ls"):
+    for tool in ("bash", "dirname", "cat", "cksum", "ls", "find", "sort"):
         (tmp_path / "bin" / tool).symlink_to(str(shutil.which(tool)))
     printed, _ = bare.run("dev/setup.sh", code=1, PYTHON="old", PATH=f"{tmp_path}/bin")
     assert "no Python of at least 3.10" in printed
 
 
-# --- for real ---------------------------------------------------------------------------------------------------------
+# --- real scripts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(600)
 def test_runcpu_for_real(tmp_path: Path, forker: Forker) -> None:
-    """The stages understand what the script says to them: a minute model on a minute text."""
-    made = Checkout(tmp_path)
-    program(made.folder / "dev/setup.sh", "")
-    program(made.folder / ".venv/bin/python", forker.python.read_text(encoding="utf-8"))
+    """The scripts accept all flags of runcpu.sh: a tiny model on a tiny text."""
+    checkout = Checkout(tmp_path)
+    program(checkout.folder / "dev/setup.sh", "")
+    program(checkout.folder / ".venv/bin/python", forker.python.read_text(encoding="utf-8"))
     text = tmp_path / "text"
     text.mkdir()
     for number in range(40):
@@ -340,8 +340,8 @@ def test_runcpu_for_real(tmp_path: Path, forker: Forker) -> None:
     small += ["--rl.max_new_tokens=8", "--eval.max_new_tokens=8", "--eval.max_problems=2"]
     environment = {"NANOCHAT_BASE_DIR": str(tmp_path / "base"), "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": "1"}
     command = ["dev/runcpu.sh", f"--data={text}", *small, "--eval_tokens=64", "--sample_every=-1", "--compile=off"]
-    printed, _ = made.run(*command, **environment)
+    printed, _ = checkout.run(*command, **environment)
     assert "bits per byte" in printed
     assert str(tmp_path / "base/report/report.md") in printed
     assert (tmp_path / "base/report/report.md").exists()
-    assert made.run(*command, **environment)[0].count("done already") == len(STAGES)
+    assert checkout.run(*command, **environment)[0].count("done already") == len(STEPS)
