@@ -50,7 +50,7 @@ NUM_WARM_UP = 1  # examples
 class Config(Settings):
     eval_bundle: str | None = setting(None, "folder or zip file of the tasks; default: eval_bundle in the base folder")
     tasks: str = setting("", "only these tasks, separated by |")
-    max_per_task: int = setting(100, "examples of each task; -1 = all", short="x", at_least=1, also=-1)
+    max_per_task: int = setting(100, "examples of each task; -1 = all", short="x", at_least=1, or_value=-1)
     text: Path | None = setting(None, "folder of text to train the tokenizer on; default: the bundle's own text")
     depth: int = setting(4, "layers of the model")
     head_dim: int = setting(128, "size of an attention head")
@@ -58,7 +58,7 @@ class Config(Settings):
     vocab_size: int = setting(32768, "tokens of the vocabulary")
     trained: bool = setting(False, "take model and tokenizer from the base folder; ignores the settings above")
     batch_tokens: int = setting(
-        -1, "positions in a forward pass of the batched method; -1 = base_eval's", short="b", at_least=1, also=-1
+        -1, "positions in a forward pass of the batched method; -1 = base_eval's", short="b", at_least=1, or_value=-1
     )
     seed: int = setting(42, "for the weights, and for the choice of few-shot examples")
 

@@ -69,11 +69,11 @@ class LogLikelihood(NamedTuple):
 class Config(Settings):
     eval_bundle: str | None = setting(None, "folder or zip file of the tasks; default: eval_bundle in the base folder")
     tasks: str = setting(TASKS, "tasks to compare, separated by |; all = every task")
-    max_per_task: int = setting(50, "examples of each task; -1 = all", short="x", at_least=1, also=-1)
+    max_per_task: int = setting(50, "examples of each task; -1 = all", short="x", at_least=1, or_value=-1)
     model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest base model", short="g")
-    step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, also=-1)
+    step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     random_depth: int = setting(
-        -1, "layers of a model with random weights to make instead; -1 = use a checkpoint", at_least=1, also=-1
+        -1, "layers of a model with random weights to make instead; -1 = use a checkpoint", at_least=1, or_value=-1
     )
     max_seq_len: int = setting(1024, "tokens of the random model's context")
     vocab_size: int = setting(8192, "tokens of the random model's vocabulary, trained on the bundle's text")

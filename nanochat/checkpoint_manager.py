@@ -312,7 +312,7 @@ def load_model(
     "train". Default: the deepest model, and the last step (None or -1). Raises `UserError` if there is no such
     checkpoint, or if the tokenizer has changed since.
     """
-    runtime = device if isinstance(device, Runtime) else Runtime.current(device)
+    runtime = device if isinstance(device, Runtime) else Runtime.without_setup(device)
     checkpoint = open_checkpoint(run_dir(source, model_tag or default_tag(source)), -1 if step is None else step)
     tokenizer = get_tokenizer()
     check_tokenizer(checkpoint, tokenizer)

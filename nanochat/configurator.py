@@ -5,12 +5,12 @@ A script declares each setting once, with its type, default and help text:
     @dataclass(frozen=True)
     class Config(Settings):
         depth: int = setting(20, "layers of the model; everything else follows from it", at_least=1)
-        run: str | None = setting(None, "name of the run; none keeps no log")
+        model_tag: str | None = setting(None, "name of the run's folder; none = d and the depth, as in d20")
 
     if __name__ == "__main__":
         cli(Config, main, __doc__)
 
-and is called as `python -m scripts.x [settings.toml] [--depth=4] [--run NAME]`. Dashes and underscores are alike,
+and is called as `python -m scripts.x [settings.toml] [--depth=4] [--model-tag NAME]`. Dashes and underscores are alike,
 abbreviations are not accepted, a flag overrides the file and the file overrides the default. A mistake raises a
 `UserError` of one line. A value that its setting does not allow is also refused when a config is built in code.
 """
@@ -70,15 +70,15 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class _Range:
-    """The finite numbers that a setting allows, and one value outside of them (`also`). `str()` puts it in words."""
+    """Range of the finite numbers that a setting allows, with one more value (`or_value`). `str()` describes it."""
 
     at_least: float
     above: float
     at_most: float
-    also: Any
+    or_value: Any
 
     def allows(self, value: Any) -> bool:
-        if value is None or value == self.also:
+        if value is None or value == self.or_value:
             return True
         is_number = isinstance(value, (int, float)) and math.isfinite(value)
         return is_number and self.at_least <= value <= self.at_most and value > self.above
@@ -90,7 +90,7 @@ class _Range:
             words = f"above {self.above}"
         else:
             words = f"at least {self.at_least}"
-        return words if self.also is None else f"{words}, or {self.also}"
+        return words if self.or_value is None else f"{words}, or {self.or_value}"
 
 
 def setting(
@@ -103,7 +103,7 @@ def setting(
     at_least: float = -math.inf,
     above: float = -math.inf,
     at_most: float = math.inf,
-    also: Any = None,
+    or_value: Any = None,
     renamed_from: str | None = None,
 ) -> Any:
     """Declare a dataclass field that is also a flag.
@@ -115,7 +115,7 @@ def setting(
         choices: the only values allowed.
         positional: the setting is a word without a flag name.
         at_least, above, at_most: range of a number.
-        also: a value allowed outside of that range. None is always allowed.
+        or_value: a value allowed outside of that range. None is always allowed.
         renamed_from: former name, still accepted in settings files and in old checkpoints, but not as a flag.
     """
     has_range = max(at_least, above, -at_most) > -math.inf
@@ -124,7 +124,7 @@ def setting(
         "short": short,
         "choices": choices,
         "positional": positional,
-        "range": _Range(at_least, above, at_most, also) if has_range else None,
+        "range": _Range(at_least, above, at_most, or_value) if has_range else None,
         "renamed_from": renamed_from,
     }
     return dataclasses.field(default=default, metadata=metadata)

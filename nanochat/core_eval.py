@@ -130,7 +130,7 @@ def evaluate_model(
     is no bundle.
     """
     tasks = open_bundle().tasks
-    runtime = Runtime.current(device)
+    runtime = Runtime.without_setup(device)
     scorer = ModelScorer(model)
     max_examples = None if max_per_task == -1 else max_per_task
     context_len = model.config.sequence_len

@@ -238,7 +238,7 @@ def tokenizing_distributed_data_loader(
     Tokenizes with the base folder's tokenizer. Under torchrun each process gets its own rows of every batch. Raises
     `UserError` if there is no data set, no tokenizer, or nothing in the split.
     """
-    runtime = Runtime.current(device)
+    runtime = Runtime.without_setup(device)
     tokenizer = get_tokenizer()
     batches = document_batches(open_split(split), tokenizer, runtime, batch_size, sequence_len, total_tokens=1)
 

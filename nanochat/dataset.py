@@ -78,7 +78,7 @@ class Config(Settings):
         "number of training shards, from the hub (-1 = all 1,822) or of the storyworld",
         short="n",
         at_least=1,
-        also=-1,
+        or_value=-1,
     )
     workers: int = setting(4, "number of parallel downloads", short="w", at_least=1)
     docs_per_shard: int = setting(8192, "documents per shard of the storyworld or of your own files", at_least=1)

@@ -16,7 +16,7 @@ from nanochat.gpt import GPT
 from nanochat.inference.decode_batch import DecodeBatch
 from nanochat.inference.kv_cache import KVCache as KVCache  # a public name of this module
 from nanochat.inference.tool_use import RowState, Tool
-from nanochat.layers.sampler import rng_streams, sample_at, sample_next, uniforms
+from nanochat.layers.sampler import rng_keys, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.sandbox.calculator import use_calculator as use_calculator  # a public name of this module
 from nanochat.tokenizer import Tokenizer
@@ -101,7 +101,7 @@ class Engine:
             raise UserError(f"batch_size is {batch_size}: must be at least 1")
         limits = self._max_tokens(prompts, params)
         rows = [[RowState(self.tool, limit) for _ in range(params.num_samples)] for limit in limits]
-        streams = _streams_of_rows(rows, params, seeds)
+        key_of_row = _rng_key_of_row(rows, params, seeds)
         # The longest prompts come first: if memory does not suffice, the first batch fails.
         by_length = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         queue = [(index, sample) for index in by_length if limits[index] for sample in range(params.num_samples)]
@@ -112,9 +112,9 @@ class Engine:
             batch = DecodeBatch(self.model, [prompts[index] for index in rows_of_prompt], list(rows_of_prompt.values()))
             is_running = True
             while is_running:
-                batch_streams = np.array([streams[id(row)] for row in batch.rows], np.uint64)
+                keys = np.array([key_of_row[id(row)] for row in batch.rows], np.uint64)  # (B,)
                 steps = np.array([len(row.tokens) for row in batch.rows])
-                u = torch.from_numpy(uniforms(batch_streams, steps)).to(self.model.device)  # (B,)
+                u = torch.from_numpy(uniforms(keys, steps)).to(self.model.device)  # (B,)
                 batch.append(sample_at(batch.logits, params, u).tolist())
                 is_running = batch.advance()
         return [[Completion(row.tokens, row.mask, row.has_ended) for row in prompt_rows] for prompt_rows in rows]
@@ -181,17 +181,17 @@ class Engine:
         return [self.tokenizer.decode(sequence[len(tokens) :]) for sequence in sequences]
 
 
-def _streams_of_rows(
+def _rng_key_of_row(
     rows: Sequence[Sequence[RowState]], params: SamplingParams, seeds: Sequence[int] | None
 ) -> dict[int, int]:
-    """Return the random stream of each row, by its `id`."""
+    """Return the key of each row's random numbers, by the `id` of the row."""
     if seeds is None:
-        streams = rng_streams(params.draw_seed(), len(rows) * params.num_samples)
+        keys = rng_keys(params.draw_seed(), len(rows) * params.num_samples)
     else:
         assert len(seeds) == len(rows), f"{len(seeds)} seeds for {len(rows)} prompts"
-        streams = np.concatenate([rng_streams(seed, params.num_samples) for seed in seeds] or [rng_streams(0, 0)])
+        keys = np.concatenate([rng_keys(seed, params.num_samples) for seed in seeds] or [rng_keys(0, 0)])
     flat_rows = (row for prompt_rows in rows for row in prompt_rows)
-    return {id(row): int(stream) for row, stream in zip(flat_rows, streams, strict=True)}
+    return {id(row): int(key) for row, key in zip(flat_rows, keys, strict=True)}
 
 
 def with_compute_weights(model: GPT) -> GPT:

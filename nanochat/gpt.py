@@ -282,7 +282,7 @@ class GPT(nn.Module):
             weight_decay=weight_decay,
             grad_clip=0.0,
         )
-        runtime = Runtime.current(self.device, compute_dtype=self.compute_dtype)
+        runtime = Runtime.without_setup(self.device, compute_dtype=self.compute_dtype)
         return build_optimizers(self, runtime, settings, [("embedding", "head"), ("matrix",)])
 
     def hidden_states(self, idx: Tensor, kv_cache: AttentionCache | None = None) -> Tensor:

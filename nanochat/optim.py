@@ -134,7 +134,7 @@ class Bucket:
             name: torch.zeros(shard_len, *self.unit, dtype=self.dtype, device=first.device) for name in rule.state_names
         }
         # Buffers that are only filled during a step: all P units (gradients, then weights), and this shard's gradients.
-        self.full = self.grads = first.new_empty(0)
+        self.buffer = self.grads = first.new_empty(0)
         self.work: dist.Work | None = None
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -155,12 +155,12 @@ class Bucket:
         for name, param in zip(self.names, self.params, strict=True):
             assert param.grad is not None, f"{name} has no gradient: every parameter must take part in the loss"
             grads.append(param.grad)
-        self.full = self.grads = self.pack(grads)
+        self.buffer = self.grads = self.pack(grads)
         if self.is_replicated:
-            self.work = dist.all_reduce(self.full, async_op=True)
+            self.work = dist.all_reduce(self.buffer, async_op=True)
         elif self.is_sharded:
-            self.grads = torch.empty_like(self.full[self.shard])
-            self.work = dist.reduce_scatter_tensor(self.grads, self.full, async_op=True)
+            self.grads = torch.empty_like(self.buffer[self.shard])
+            self.work = dist.reduce_scatter_tensor(self.grads, self.buffer, async_op=True)
 
     def start_update(self, lr_multiplier: float, scalars: Mapping[str, float], grad_scale: Tensor) -> None:
         """Update this process's shard of the weights and start to gather the shards of all processes."""
@@ -169,20 +169,20 @@ class Bucket:
         arguments = {
             name: torch.full((), value, dtype=self.dtype, device=self.grads.device) for name, value in values.items()
         }
-        self.full = self.pack([param.detach() for param in self.params])  # (P, *unit)
-        weights = self.full[self.shard]  # (P / N, *unit)
+        self.buffer = self.pack([param.detach() for param in self.params])  # (P, *unit)
+        weights = self.buffer[self.shard]  # (P / N, *unit)
         grads = self.grads.to(self.dtype).mul_(grad_scale)
         self.rule.update(weights, grads, *self.state.values(), **arguments)
         if self.is_sharded:
-            self.work = dist.all_gather_into_tensor(self.full, weights, async_op=True)
+            self.work = dist.all_gather_into_tensor(self.buffer, weights, async_op=True)
 
     def finish_update(self) -> None:
         """Copy the new weights into the model's parameters, unless they were updated in place."""
         self.wait()
-        for param, new in zip(self.params, self.unpack(self.full), strict=True):
+        for param, new in zip(self.params, self.unpack(self.buffer), strict=True):
             if new.data_ptr() != param.data_ptr():
                 param.copy_(new)
-        self.full = self.grads = self.full.new_empty(0)
+        self.buffer = self.grads = self.buffer.new_empty(0)
 
     def wait(self) -> None:
         """Wait for the pending communication, if any."""

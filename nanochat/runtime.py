@@ -1,4 +1,4 @@
-"""The processes, device, compute dtype and seed of a run, in one value that the script makes at its start."""
+"""Runtime: the processes, device, compute dtype and seed of a run, in one value that each script creates first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.system.console import print0
-from nanochat.system.cpu import keep_freed_memory, prepare_bf16
+from nanochat.system.cpu import keep_freed_memory, measure_bf16_speedup
 from nanochat.system.environment import num_usable_cores
 from nanochat.system.errors import UserError
 
@@ -54,16 +54,17 @@ class Runtime:
         return replace(runtime, compute_dtype=choose_dtype(runtime))
 
     @classmethod
-    def current(
+    def without_setup(
         cls, device: torch.device | str = "auto", seed: int = 42, compute_dtype: torch.dtype | None = None
     ) -> Runtime:
-        """Return the runtime of a process that has been set up already, or that needs no setup.
+        """Return a runtime on this device without setting up the process, for library calls that take a device.
 
-        Joins no process group, seeds nothing and changes no global setting: for library calls with a device instead of
-        a runtime. Without an initialised process group the process is alone. `compute_dtype` is chosen as in `start` if
-        it is not given. Raises `UserError` for an unknown device.
+        Joins no process group, seeds nothing and changes no global setting. Rank and world size are those of the
+        process group if one is initialized, else 0 and 1. `compute_dtype` is chosen as in `start` if it is not given.
+        Raises `UserError` for an unknown device.
         """
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
         local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else 0
         chosen = device if isinstance(device, torch.device) else resolve_device(device, local_rank)
         runtime = cls(rank, local_rank, world_size, chosen, compute_dtype or torch.float32, seed)
@@ -75,11 +76,11 @@ class Runtime:
         return self.rank == 0
 
     def with_dtype(self, name: str) -> Runtime:
-        """Return this runtime with the compute dtype of that name: the one a checkpoint was trained in."""
+        """Return this runtime with the compute dtype that a checkpoint was trained in, `float32` or `bfloat16`."""
         if name != self.dtype_name:
             print0(f"Computing in {name}, as the checkpoint did (the default of this machine is {self.dtype_name}).")
             if name == "bfloat16" and self.device.type == "cpu":
-                prepare_bf16()
+                measure_bf16_speedup()  # also keeps this process from instructions that do not work
         return replace(self, compute_dtype=DTYPES[name])
 
     @property
@@ -99,7 +100,7 @@ class Runtime:
         return value
 
     def any_rank(self, flag: bool) -> bool:
-        """Return True, on all ranks, if the flag is set on any of them."""
+        """Return True, on all ranks, if `flag` is True on any rank."""
         if self.world_size == 1:
             return flag
         return bool(self.all_reduce(torch.tensor([float(flag)], device=self.device)).item())
@@ -124,9 +125,9 @@ class Runtime:
 
 
 def resolve_device(name: str, local_rank: int) -> torch.device:
-    """Return the device of that name; "auto" is CUDA if available, else MPS, else the CPU.
+    """Return the torch device of a name; "auto" is CUDA if available, else MPS, else the CPU.
 
-    Raises `UserError` if it is unknown or not available.
+    Raises `UserError` if the name is unknown or the device is not available.
     """
     is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -135,15 +136,15 @@ def resolve_device(name: str, local_rank: int) -> torch.device:
         raise UserError(f"device {name!r} is not known: choose auto, cpu, cuda or mps")
     if not is_available[name]:
         available = ", ".join(kind for kind in is_available if is_available[kind])
-        raise UserError(f"device {name!r} is not on this machine: choose one of auto, {available}")
+        raise UserError(f"device {name!r} is not available on this machine: choose one of auto, {available}")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
 def configure_cpu(local_world_size: int) -> None:
     """Set deterministic algorithms, an equal share of the cores for each process, and an allocator that keeps pages."""
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without its import of the compiler
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
-    if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1; more is the user's
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for debugging only; costs a pass over memory
+    if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1; the user may set more
         torch.set_num_threads(max(1, num_usable_cores() // local_world_size))
     keep_freed_memory()
 
@@ -156,9 +157,9 @@ def choose_dtype(runtime: Runtime) -> torch.dtype:
     if runtime.device.type == "cuda":
         automatic = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     elif runtime.device.type == "cpu" and requested != "float32":
-        speedup = prepare_bf16() if runtime.is_main else None
+        speedup = measure_bf16_speedup() if runtime.is_main else None
         runtime.barrier()  # rank 0 has measured and stored the speed-up: the others read it
-        speedup = runtime.broadcast(speedup if runtime.is_main else prepare_bf16())
+        speedup = runtime.broadcast(speedup if runtime.is_main else measure_bf16_speedup())
         automatic = torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
     else:
         automatic = torch.float32

@@ -48,16 +48,16 @@ class Config(Settings):
         None, "folder, zip file or address of the tasks; default: eval_bundle in the base folder"
     )
     max_per_task: int = setting(
-        -1, "examples of each task, always the same random choice; -1 = all", short="x", at_least=1, also=-1
+        -1, "examples of each task, always the same random choice; -1 = all", short="x", at_least=1, or_value=-1
     )
     model_tag: str | None = setting(None, "checkpoint folder to score; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint to score; -1 = the last", short="s", at_least=0, also=-1)
+    step: int = setting(-1, "checkpoint to score; -1 = the last", short="s", at_least=0, or_value=-1)
     hf_path: str | None = setting(None, "score a model of transformers instead: a folder, or a name on the hub")
     compare: str | None = setting(None, "first of two models to compare, A; the second one follows: --compare A B")
     other: str | None = setting(None, "second of two models to compare, B", positional=True)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
     batch_tokens: int = setting(
-        -1, "positions in a forward pass on one device; -1 = a default for it", short="b", at_least=1, also=-1
+        -1, "positions in a forward pass on one device; -1 = a default for it", short="b", at_least=1, or_value=-1
     )
     seed: int = setting(42, "for the choice of few-shot examples")
 

@@ -36,7 +36,7 @@ from nanochat.runtime import Runtime
 @dataclass(frozen=True)
 class Config(Settings):
     model_tag: str | None = setting(None, "checkpoint folder to measure; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s", at_least=0, also=-1)
+    step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s", at_least=0, or_value=-1)
     hf_path: str | None = setting(None, "measure a model of transformers instead: a folder, or a name on the hub")
     hf_context: int = setting(
         2048,

@@ -47,31 +47,31 @@ class Config(TrainingSettings):
     arch: str = setting("classic", "architecture of the model", choices=("classic",))
     head_dim: int = setting(128, "size of an attention head; must be even", at_least=2)
     n_kv_head: int = setting(
-        -1, "key-value heads; must divide the query heads; -1 = as many as query heads", at_least=1, also=-1
+        -1, "key-value heads; must divide the query heads; -1 = as many as query heads", at_least=1, or_value=-1
     )
     max_seq_len: int = setting(2048, "tokens of context", at_least=1)
-    num_iterations: int = setting(-1, "optimizer steps; -1 = given by target_flops", at_least=1, also=-1)
+    num_iterations: int = setting(-1, "optimizer steps; -1 = given by target_flops", at_least=1, or_value=-1)
     target_flops: float = setting(
-        -1.0, "FLOPs to spend on training; -1 = given by target_param_data_ratio", above=0, also=-1
+        -1.0, "FLOPs to spend on training; -1 = given by target_param_data_ratio", above=0, or_value=-1
     )
     target_param_data_ratio: float = setting(20.0, "training tokens for each parameter of the model")
     total_batch_size: int = setting(524288, "tokens of an optimizer step, over all processes", at_least=1)
     device_batch_size: int | str = setting(
-        "auto", "rows of a micro-batch on one device; auto = as many as fit", at_least=1, also="auto"
+        "auto", "rows of a micro-batch on one device; auto = as many as fit", at_least=1, or_value="auto"
     )
     eval_every: int = setting(
-        250, "steps between evaluations of bits per byte; -1 = only at the end", at_least=1, also=-1
+        250, "steps between evaluations of bits per byte; -1 = only at the end", at_least=1, or_value=-1
     )
     eval_tokens: int = setting(
         10485760, "validation tokens of an evaluation; at most one pass over the validation shard", at_least=1
     )
     sample_every: int = setting(
-        2000, "steps between samples of text; -1 = none, not even at the end", at_least=1, also=-1
+        2000, "steps between samples of text; -1 = none, not even at the end", at_least=1, or_value=-1
     )
     core_metric_every: int = setting(
-        2000, "steps between evaluations of CORE; -1 = none, not even at the end", at_least=1, also=-1
+        2000, "steps between evaluations of CORE; -1 = none, not even at the end", at_least=1, or_value=-1
     )
-    core_metric_max_per_task: int = setting(500, "examples of each CORE task; -1 = all", at_least=1, also=-1)
+    core_metric_max_per_task: int = setting(500, "examples of each CORE task; -1 = all", at_least=1, or_value=-1)
     compile: str = setting("auto", "compile the model; auto = where it saves time", choices=("auto", "on", "off"))
 
     def __post_init__(self) -> None:

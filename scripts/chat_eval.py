@@ -48,7 +48,7 @@ class Config(Settings):
         renamed_from="tasks",
     )
     max_problems: int = setting(
-        -1, "problems of each task, always the same random choice; -1 = all", short="x", at_least=1, also=-1
+        -1, "problems of each task, always the same random choice; -1 = all", short="x", at_least=1, or_value=-1
     )
     batch_size: int = setting(
         64, "completions that are generated, or prompts that are scored, at once on one device", short="b", at_least=1
@@ -60,7 +60,7 @@ class Config(Settings):
         1, "completions of each problem, of which one must be correct (pass@k)", short="n", at_least=1
     )
     model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
-    step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, also=-1)
+    step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     device: str = setting("auto", "device", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = setting(42, "random seed of the completions")
 

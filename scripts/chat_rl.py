@@ -39,7 +39,7 @@ from nanochat.training.setup import build_or_restore
 @dataclass(frozen=True)
 class Config(TrainingSettings):
     source: str = setting("sft", "stage whose model is trained", choices=("sft", "mid", "rl"))
-    source_step: int = setting(-1, "step of the checkpoint to start from; -1 = the last", at_least=0, also=-1)
+    source_step: int = setting(-1, "step of the checkpoint to start from; -1 = the last", at_least=0, or_value=-1)
     seed: int = setting(42, "seed of the order of the prompts and of the completions")
     tasks: str | None = setting(None, "NAME:WEIGHT|NAME(OPTION=VALUE):WEIGHT ...; default: by kind of base data")
     examples_per_step: int = setting(
@@ -48,10 +48,10 @@ class Config(TrainingSettings):
     num_samples: int = setting(16, "completions of each prompt, whose rewards are compared", at_least=2)
     temperature: float = setting(1.0, "sampling temperature; the gradient is exact at 1", above=0)
     top_k: int = setting(
-        -1, "sample from the k most likely tokens; -1 = from all, where the gradient is exact", at_least=1, also=-1
+        -1, "sample from the k most likely tokens; -1 = from all, where the gradient is exact", at_least=1, or_value=-1
     )
     max_new_tokens: int = setting(256, "largest number of tokens of a completion", at_least=1)
-    num_iterations: int = setting(-1, "optimizer steps; -1 = given by num_epochs", at_least=1, also=-1)
+    num_iterations: int = setting(-1, "optimizer steps; -1 = given by num_epochs", at_least=1, or_value=-1)
     num_epochs: float = setting(1.0, "times that each prompt is used, on average over the tasks", above=0)
     device_batch_size: int = setting(
         16, "rows of a micro-batch on one device; changes speed and memory only", at_least=1
@@ -73,7 +73,10 @@ class Config(TrainingSettings):
         1.0, "share of the run over which the learning rates fall", at_least=0, at_most=1, renamed_from="warmdown"
     )
     eval_every: int = setting(
-        60, "steps between evaluations of pass@k, the first before training; -1 = only at the end", at_least=1, also=-1
+        60,
+        "steps between evaluations of pass@k, the first before training; -1 = only at the end",
+        at_least=1,
+        or_value=-1,
     )
     eval_examples: int = setting(
         400, "held-out examples of each task in an evaluation", at_least=1, renamed_from="eval_problems"

@@ -31,7 +31,7 @@ class Config(FineTuningSettings):
         32768,
         "tokens of an optimizer step, over all processes; -1 = as in the run of the source checkpoint",
         at_least=1,
-        also=-1,
+        or_value=-1,
     )
     init_lr_frac: float = setting(
         0.02, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"

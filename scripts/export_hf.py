@@ -45,7 +45,7 @@ from nanochat.tokenizer import Tokenizer, get_tokenizer
 class Config(Settings):
     source: str = setting("base", "stage whose model is exported", short="i", choices=tuple(CHECKPOINT_DIRS))
     model_tag: str | None = setting(None, "checkpoint folder to export; default: that of the deepest model", short="g")
-    step: int = setting(-1, "checkpoint to export; -1 = the last", short="s", at_least=0, also=-1)
+    step: int = setting(-1, "checkpoint to export; -1 = the last", short="s", at_least=0, or_value=-1)
     out: Path | None = setting(None, "folder to write, which must be new or empty; required")
     overwrite: bool = setting(False, "replace an exported model in that folder")
     push: str | None = setting(None, "repository of the hub to upload to, as OWNER/NAME; a new one is private")

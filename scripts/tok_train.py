@@ -35,7 +35,7 @@ Other scripts: Привет, мир! 你好，世界。नमस्ते दु
 class Config(Settings):
     max_chars: int = setting(2_000_000_000, "maximum number of characters to train on", at_least=1)
     doc_cap: int = setting(
-        10_000, "maximum number of characters of each document; -1 = all of them", at_least=1, also=-1
+        10_000, "maximum number of characters of each document; -1 = all of them", at_least=1, or_value=-1
     )
     vocab_size: int = setting(
         65_536, "number of tokens: 256 bytes, the merges and the special tokens", at_least=MIN_VOCAB_SIZE

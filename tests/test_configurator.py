@@ -230,10 +230,10 @@ def test_every_config_can_be_given_by_flags(config: Config) -> None:
 @dataclass(frozen=True)
 class Ranged(Settings):
     layers: int = setting(4, "number of layers", at_least=1)
-    steps: int = setting(-1, "number of steps; -1 = to the end", at_least=1, also=-1)
+    steps: int = setting(-1, "number of steps; -1 = to the end", at_least=1, or_value=-1)
     fraction: float = setting(0.5, "part of the data", at_least=0, at_most=1)
     lr: float = setting(0.1, "learning rate", above=0)
-    batch_size: int | str = setting("auto", "rows of a batch", at_least=1, also="auto")
+    batch_size: int | str = setting("auto", "rows of a batch", at_least=1, or_value="auto")
     max_layers: int | None = setting(None, "limit of layers; none = any number", at_least=1)
     free: float = setting(0.0, "any number")
 

@@ -26,7 +26,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without torchrun, a requested dtype and probing; restores the settings that a runtime changes."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NANOCHAT_DTYPE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: None)
+    monkeypatch.setattr(runtime_module, "measure_bf16_speedup", lambda: None)
     monkeypatch.setattr(runtime_module, "keep_freed_memory", lambda: None)  # it cannot be undone
     settings = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory, torch.get_num_threads()
@@ -63,10 +63,10 @@ def test_a_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_absent_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     set_devices(monkeypatch)
-    with pytest.raises(UserError, match=r"'cuda' is not on this machine: choose one of auto, cpu$"):
+    with pytest.raises(UserError, match=r"'cuda' is not available on this machine: choose one of auto, cpu$"):
         Runtime.start(device="cuda")
     set_devices(monkeypatch, cuda=True)
-    with pytest.raises(UserError, match=r"'mps' is not on this machine: choose one of auto, cpu, cuda$"):
+    with pytest.raises(UserError, match=r"'mps' is not available on this machine: choose one of auto, cpu, cuda$"):
         resolve_device("mps", 0)
 
 
@@ -94,7 +94,7 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 def test_bfloat16_where_it_is_faster_or_requested(
     monkeypatch: pytest.MonkeyPatch, requested: str | None, speedup: float | None, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: speedup)
+    monkeypatch.setattr(runtime_module, "measure_bf16_speedup", lambda: speedup)
     if requested is not None:
         monkeypatch.setenv("NANOCHAT_DTYPE", requested)
     assert choose_dtype(ALONE) == dtype
@@ -102,7 +102,7 @@ def test_bfloat16_where_it_is_faster_or_requested(
 
 def test_float32_needs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
-    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: pytest.fail("the processor was probed"))
+    monkeypatch.setattr(runtime_module, "measure_bf16_speedup", lambda: pytest.fail("the processor was probed"))
     assert choose_dtype(ALONE) == torch.float32
 
 
@@ -127,7 +127,7 @@ def test_a_gpu_computes_in_bfloat16_unless_it_is_emulated(
 
 def test_the_dtype_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     prepared = []
-    monkeypatch.setattr(runtime_module, "prepare_bf16", lambda: prepared.append(1))
+    monkeypatch.setattr(runtime_module, "measure_bf16_speedup", lambda: prepared.append(1))
     assert ALONE.with_dtype("float32") == ALONE
     assert capsys.readouterr().out == ""
     other = ALONE.with_dtype("bfloat16")
@@ -202,7 +202,7 @@ def one_of_two(folder: Path) -> None:
         assert measured.exists(), "called before rank 0 had measured"
         return 0.5
 
-    runtime_module.prepare_bf16 = measure
+    runtime_module.measure_bf16_speedup = measure
     runtime = Runtime.start(device="cpu")
     rank = runtime.rank
     assert runtime.is_main == (rank == 0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanochat.layers.sampling_params import SamplingParams
 
-RNGStreams = npt.NDArray[np.uint64]
+RNGKeys = npt.NDArray[np.uint64]  # of a counter-based generator: one key for each row
 
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: dividing the logits by it would overflow
 
@@ -32,8 +32,8 @@ def sample_next(logits: Tensor, params: SamplingParams, generator: torch.Generat
 def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
     """Sample like `sample_next`, (B, V) -> (B,), by inverting the cumulative distribution at `u` instead.
 
-    `u`: float32 (B,), uniform in [0, 1). A row's token depends on its own logits and its own `u` only, whatever the
-    other rows of the batch are. Example with probabilities [0.5, 0.3, 0.2]:
+    `u`: float32 (B,), uniform in [0, 1). A row's token depends on its own logits and its own `u` only, not on
+    the other rows of the batch. Example with probabilities [0.5, 0.3, 0.2]:
 
     >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(4, -1)
     >>> sample_at(logits, SamplingParams(), torch.tensor([0.0, 0.49, 0.51, 0.81])).tolist()
@@ -49,23 +49,30 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
 
 
 def _probs(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
-    """Return probabilities (B, V) and None, or with top-k those of the most likely tokens (B, K) and their ids."""
+    """Return the probabilities of all tokens (B, V) and None; with top-k, of the K most likely and their ids (B, K)."""
     ids = None
     if params.top_k is not None and params.top_k < logits.size(-1):
         logits, ids = logits.topk(params.top_k)
     return F.softmax(logits / params.temperature, dim=-1), ids
 
 
-def rng_streams(seed: int, count: int) -> RNGStreams:
-    """Return `count` random streams for `uniforms`, uint64 (count,). Stream i depends on `seed` and i only."""
+def rng_keys(seed: int, count: int) -> RNGKeys:
+    """Return the keys of `count` independent random streams for `uniforms`, uint64 (count,).
+
+    Key i depends on `seed` and i only.
+    """
     start = _splitmix64(np.array([seed % 2**64], np.uint64))
-    streams: RNGStreams = _splitmix64(start + np.arange(count).astype(np.uint64))
-    return streams
+    keys: RNGKeys = _splitmix64(start + np.arange(count).astype(np.uint64))
+    return keys
 
 
-def uniforms(streams: RNGStreams, steps: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return each stream's number at its step, (B,), (B,) -> (B,): float32, uniform in [0, 1), multiples of 2^-23."""
-    bits = _splitmix64(streams + steps.astype(np.uint64)) >> np.uint64(41)
+def uniforms(keys: RNGKeys, steps: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the random number of each key at its step: (B,), (B,) -> (B,), float32, uniform in [0, 1).
+
+    The generator is counter-based: a number depends on its key and step only, so rows can join and leave a batch. The
+    numbers are multiples of 2^-23, which float32 represents exactly.
+    """
+    bits = _splitmix64(keys + steps.astype(np.uint64)) >> np.uint64(41)
     u: npt.NDArray[np.float32] = bits.astype(np.float32) * np.float32(2**-23)
     return u
 

@@ -1,9 +1,9 @@
 """Settings of the CPU: the speed of bf16 matrix products on this processor, and the memory allocator.
 
-The speed is measured, because it does not follow from the list of instruction sets. bf16 instructions may be slower
-than float32 ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a virtual machine may advertise AMX
-although its instructions are illegal there (its CPUID leaf of tile shapes is empty). The products therefore run once in
-a separate process, which may crash, and the result is kept in the base folder.
+The speed is measured, because the list of instruction sets does not determine it. bf16 instructions may be slower than
+float32 ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a virtual machine may advertise AMX although
+its instructions are illegal there (its CPUID leaf of tile shapes is empty). The products therefore run once in a
+separate process, which may crash, and the result is stored in `$NANOCHAT_BASE_DIR/cpu.json`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
 class Bf16Probe(TypedDict):
     """Result of measuring bf16 products, as stored in cpu.json."""
 
-    speedup: float | None  # of bf16 products over float32 ones; None: they do not work
-    isa: str  # value that ISA_VARIABLE must have for them to work; "" = no limit
+    speedup: float | None  # float32 seconds / bf16 seconds; None: bf16 products do not work
+    isa: str  # value of ISA_VARIABLE with which bf16 products work; "" = no limit
 
 
 # Prints float32 seconds / bfloat16 seconds of a product of a small model's shape; the best of many against noise.
@@ -53,26 +53,26 @@ def cpu_flags() -> set[str]:
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
-def measure_bf16_speedup(environment: dict[str, str]) -> float | None:
-    """Return how many times faster bf16 products are than float32 ones in a process with these environment variables.
+def time_bf16_products(environment: dict[str, str]) -> float | None:
+    """Time bf16 and float32 products in a new process with these environment variables; return the speed-up of bf16.
 
-    None if they do not work.
+    None if bf16 products do not work there.
     """
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=120
         )
-        return float(done.stdout) if done.returncode == 0 else None
+        return float(completed.stdout) if completed.returncode == 0 else None
     except (subprocess.TimeoutExpired, ValueError):
         return None
 
 
 def probe_bf16(isa: str) -> Bf16Probe:
     """Measure bf16 products under the limit `isa` that the environment sets, and without AMX if they fail there."""
-    speedup = measure_bf16_speedup(dict(os.environ))
+    speedup = time_bf16_products(dict(os.environ))
     if speedup is None:
         isa = ISA_WITHOUT_AMX
-        speedup = measure_bf16_speedup({**os.environ, ISA_VARIABLE: isa})
+        speedup = time_bf16_products({**os.environ, ISA_VARIABLE: isa})
     return {"speedup": speedup, "isa": isa}
 
 
@@ -85,11 +85,12 @@ def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
         return {}
 
 
-def prepare_bf16() -> float | None:
-    """Make bf16 products safe in this process and return their speed-up over float32 (None: they do not work).
+def measure_bf16_speedup() -> float | None:
+    """Return the speed-up of bf16 products over float32 ones on this processor (None: they do not work).
 
-    The speed-up is measured once for each processor, torch version and value of `$ONEDNN_MAX_CPU_ISA`, then read from
-    `<base folder>/cpu.json`. Call this before the first matrix product of the process: it may set that variable.
+    It is measured once for each processor, torch version and value of `$ONEDNN_MAX_CPU_ISA`, then read from
+    `$NANOCHAT_BASE_DIR/cpu.json`. If bf16 products work only without AMX, that variable is set for this process.
+    Therefore call this before the first matrix product.
     """
     flags = cpu_flags()
     if not flags & {"avx512_bf16", "amx_bf16"}:

@@ -86,13 +86,13 @@ def check_machine(_: str) -> Finding:
 
 def check_bf16(_: str) -> Finding:
     """The processor's bf16 instructions (AVX512-BF16, AMX): present, working, and faster than float32."""
-    from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, prepare_bf16
+    from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, measure_bf16_speedup
 
     unit_names = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
     units = " and ".join(name for flag, name in unit_names.items() if flag in cpu_flags())
     if not units:
         return Finding(OK, "this processor has neither AVX512-BF16 nor AMX")
-    speedup = prepare_bf16()
+    speedup = measure_bf16_speedup()
     if speedup is None:
         return Finding(NOTICE, f"{units} advertised, but bf16 products do not work here: float32 is used")
     summary = f"{units}; bf16 products run at {speedup:.1f} times the speed of float32"

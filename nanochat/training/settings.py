@@ -48,11 +48,11 @@ class TrainingSettings(Settings):
         renamed_from="final_lr",
     )
     save_every: int = setting(
-        -1, "steps between checkpoints; -1 = only at the end, or when the run is stopped", at_least=1, also=-1
+        -1, "steps between checkpoints; -1 = only at the end, or when the run is stopped", at_least=1, or_value=-1
     )
-    keep_last: int = setting(-1, "number of checkpoints to keep; -1 = all", at_least=1, also=-1)
+    keep_last: int = setting(-1, "number of checkpoints to keep; -1 = all", at_least=1, or_value=-1)
     resume: bool = setting(False, "resume from the last checkpoint of this stage and model tag")
-    resume_from_step: int = setting(-1, "resume from the checkpoint of this step; -1 = do not", at_least=0, also=-1)
+    resume_from_step: int = setting(-1, "resume from the checkpoint of this step; -1 = do not", at_least=0, or_value=-1)
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ class FineTuningSettings(Settings):
         renamed_from="final_lr",
     )
     save_every: int = setting(
-        -1, "steps between checkpoints; -1 = only at the end, or when the run is stopped", at_least=1, also=-1
+        -1, "steps between checkpoints; -1 = only at the end, or when the run is stopped", at_least=1, or_value=-1
     )
-    keep_last: int = setting(-1, "number of checkpoints to keep; -1 = all", at_least=1, also=-1)
+    keep_last: int = setting(-1, "number of checkpoints to keep; -1 = all", at_least=1, or_value=-1)
     resume: bool = setting(False, "resume from the last checkpoint of this stage and model tag")
-    resume_from_step: int = setting(-1, "resume from the checkpoint of this step; -1 = do not", at_least=0, also=-1)
+    resume_from_step: int = setting(-1, "resume from the checkpoint of this step; -1 = do not", at_least=0, or_value=-1)
 
     source: str = setting("base", "stage whose model is trained", choices=("base", "mid", "sft"))
-    source_step: int = setting(-1, "step of the checkpoint to start from; -1 = the last", at_least=0, also=-1)
+    source_step: int = setting(-1, "step of the checkpoint to start from; -1 = the last", at_least=0, or_value=-1)
     seed: int = setting(42, "seed of the order of the conversations")
     kind: str = setting(
         "auto",
@@ -108,19 +108,19 @@ class FineTuningSettings(Settings):
     conversations: str | None = setting(None, "JSONL file with your own conversations, added to the mixture")
     allow_missing: bool = setting(False, "leave out, with a notice, data that is neither here nor on the hub")
     num_epochs: int = setting(1, "passes over the conversations", at_least=1)
-    num_iterations: int = setting(-1, "optimizer steps; -1 = as many as the passes take", at_least=1, also=-1)
-    max_seq_len: int = setting(-1, "tokens of a row; -1 = the model's whole context", at_least=1, also=-1)
+    num_iterations: int = setting(-1, "optimizer steps; -1 = as many as the passes take", at_least=1, or_value=-1)
+    max_seq_len: int = setting(-1, "tokens of a row; -1 = the model's whole context", at_least=1, or_value=-1)
     total_batch_size: int = setting(
         -1,
         "tokens of an optimizer step, over all processes; -1 = as in the run of the source checkpoint",
         at_least=1,
-        also=-1,
+        or_value=-1,
     )
     device_batch_size: int | str = setting(
-        "auto", "rows of a micro-batch on one device; auto = as many as fit", at_least=1, also="auto"
+        "auto", "rows of a micro-batch on one device; auto = as many as fit", at_least=1, or_value="auto"
     )
     eval_every: int = setting(
-        100, "steps between evaluations of the held-out loss; -1 = only at the end", at_least=1, also=-1
+        100, "steps between evaluations of the held-out loss; -1 = only at the end", at_least=1, or_value=-1
     )
     eval_tokens: int = setting(
         1048576, "tokens of an evaluation, padding included; at most all held-out conversations", at_least=1

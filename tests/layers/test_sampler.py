@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.layers.sampler import rng_streams, sample_at, sample_next, uniforms
+from nanochat.layers.sampler import rng_keys, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.0], [0.0, -1.0, 2.0, 4.0, 1.0]])
@@ -98,9 +98,9 @@ def test_a_row_depends_on_its_own_uniform_only() -> None:
 
 
 def test_streams_do_not_depend_on_their_count_and_differ_by_seed() -> None:
-    assert rng_streams(5, 3).tolist() == rng_streams(5, 1000)[:3].tolist()
-    streams = {key for seed in (-1, 0, 1, 2, 42, 2**63) for key in rng_streams(seed, 1000).tolist()}
-    assert len(streams) == 6000
+    assert rng_keys(5, 3).tolist() == rng_keys(5, 1000)[:3].tolist()
+    keys = {key for seed in (-1, 0, 1, 2, 42, 2**63) for key in rng_keys(seed, 1000).tolist()}
+    assert len(keys) == 6000
 
 
 def test_uniforms_are_those_of_splitmix64() -> None:
@@ -112,7 +112,7 @@ def test_uniforms_are_those_of_splitmix64() -> None:
 
 
 def test_uniforms_are_uniform_and_uncorrelated() -> None:
-    table = np.stack([uniforms(rng_streams(7, 400), np.full(400, step)) for step in range(300)])  # (steps, streams)
+    table = np.stack([uniforms(rng_keys(7, 400), np.full(400, step)) for step in range(300)])  # (steps, keys)
     assert table.dtype == np.float32
     assert 0 <= table.min() < 1e-4
     assert 1 - 1e-4 < table.max() < 1

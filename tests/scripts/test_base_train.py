@@ -109,7 +109,7 @@ def test_without_data(refusal: Callable[..., str], base_dir: Path) -> None:
 def test_a_device_that_is_absent(refusal: Callable[..., str], base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(base_dir)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "'cuda' is not on this machine" in refusal(base_train, *TINY, "--device=cuda")
+    assert "'cuda' is not available on this machine" in refusal(base_train, *TINY, "--device=cuda")
 
 
 def test_resuming_with_another_tokenizer_or_shape(refusal: Callable[..., str], run_here: Path) -> None:

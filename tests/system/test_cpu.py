@@ -64,7 +64,7 @@ def broken_amx(limit: str) -> float | int:
 
 def test_working_products_need_no_limit(machine: Callable[[Outcome], Processor]) -> None:
     processor = machine(lambda _: 3.25)
-    assert cpu.prepare_bf16() == 3.25
+    assert cpu.measure_bf16_speedup() == 3.25
     assert processor.limits == [""]
     assert ISA_VARIABLE not in os.environ
 
@@ -73,7 +73,7 @@ def test_an_illegal_instruction_leads_to_a_limit(
     machine: Callable[[Outcome], Processor], capsys: pytest.CaptureFixture[str]
 ) -> None:
     processor = machine(broken_amx)
-    assert cpu.prepare_bf16() == 1.5
+    assert cpu.measure_bf16_speedup() == 1.5
     assert processor.limits == ["", ISA_WITHOUT_AMX]
     assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
     assert capsys.readouterr().out.count("Trying bf16") == 1
@@ -84,7 +84,7 @@ def test_products_that_never_work_are_not_used(
     machine: Callable[[Outcome], Processor], outcome: float | str | int | None
 ) -> None:
     processor = machine(lambda _: outcome)
-    assert cpu.prepare_bf16() is None
+    assert cpu.measure_bf16_speedup() is None
     assert processor.limits == ["", ISA_WITHOUT_AMX]
 
 
@@ -92,11 +92,11 @@ def test_the_result_is_stored(
     machine: Callable[[Outcome], Processor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     processor = machine(broken_amx)
-    assert cpu.prepare_bf16() == 1.5
+    assert cpu.measure_bf16_speedup() == 1.5
     capsys.readouterr()
-    assert cpu.prepare_bf16() == 1.5  # in this process, in which the limit is set now
+    assert cpu.measure_bf16_speedup() == 1.5  # in this process, in which the limit is set now
     monkeypatch.delenv(ISA_VARIABLE)
-    assert cpu.prepare_bf16() == 1.5  # in a later process, which starts without it
+    assert cpu.measure_bf16_speedup() == 1.5  # in a later process, which starts without it
     assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
     assert len(processor.limits) == 2
     assert capsys.readouterr().out == ""
@@ -107,9 +107,9 @@ def test_a_result_under_a_users_limit_does_not_hold_without_it(
 ) -> None:
     processor = machine(broken_amx)
     monkeypatch.setenv(ISA_VARIABLE, ISA_WITHOUT_AMX)
-    assert cpu.prepare_bf16() == 1.5
+    assert cpu.measure_bf16_speedup() == 1.5
     monkeypatch.delenv(ISA_VARIABLE)
-    assert cpu.prepare_bf16() == 1.5
+    assert cpu.measure_bf16_speedup() == 1.5
     assert processor.limits == [ISA_WITHOUT_AMX, "", ISA_WITHOUT_AMX]
     assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
 
@@ -119,7 +119,7 @@ def test_a_users_limit_that_crashes_is_replaced(
 ) -> None:
     machine(broken_amx)
     monkeypatch.setenv(ISA_VARIABLE, "AVX512_CORE_AMX")
-    assert cpu.prepare_bf16() == 1.5
+    assert cpu.measure_bf16_speedup() == 1.5
     assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
 
 
@@ -127,10 +127,10 @@ def test_results_are_stored_by_processor(
     machine: Callable[[Outcome], Processor], base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(lambda _: 3.0)
-    assert cpu.prepare_bf16() == 3.0
+    assert cpu.measure_bf16_speedup() == 3.0
     processor = machine(lambda _: 0.5)
     monkeypatch.setattr(cpu, "cpu_flags", lambda: {"avx512_bf16"})
-    assert cpu.prepare_bf16() == 0.5
+    assert cpu.measure_bf16_speedup() == 0.5
     assert processor.limits == [""]
     assert len(json.loads((base_dir / "cpu.json").read_text(encoding="utf-8"))) == 2  # of both processors
 
@@ -139,8 +139,8 @@ def test_results_are_stored_by_processor(
 def test_a_damaged_file_is_replaced(machine: Callable[[Outcome], Processor], base_dir: Path, content: str) -> None:
     processor = machine(lambda _: 2.0)
     (base_dir / "cpu.json").write_text(content, encoding="utf-8")
-    assert cpu.prepare_bf16() == 2.0
-    assert cpu.prepare_bf16() == 2.0
+    assert cpu.measure_bf16_speedup() == 2.0
+    assert cpu.measure_bf16_speedup() == 2.0
     assert len(processor.limits) == 1
 
 
@@ -149,7 +149,7 @@ def test_a_processor_without_bf16_is_not_probed(
 ) -> None:
     processor = machine(lambda _: 9.0)
     monkeypatch.setattr(cpu, "cpu_flags", lambda: {"sse", "avx2"})
-    assert cpu.prepare_bf16() is None
+    assert cpu.measure_bf16_speedup() is None
     assert processor.limits == []
     assert list(base_dir.iterdir()) == []
 
@@ -177,6 +177,6 @@ def test_the_probe_and_the_allocator_work_on_this_machine() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200, check=True
     )
     assert done.stdout == "1000000.0\n"
-    speedup = cpu.measure_bf16_speedup({**os.environ, ISA_VARIABLE: ISA_WITHOUT_AMX})
+    speedup = cpu.time_bf16_products({**os.environ, ISA_VARIABLE: ISA_WITHOUT_AMX})
     assert speedup is not None
     assert speedup > 0

@@ -113,12 +113,12 @@ def test_bf16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "cpu_flags", lambda: {"avx2"})
     assert machine_checks.check_bf16("cpu").grade == OK
     monkeypatch.setattr(cpu, "cpu_flags", lambda: {"avx512_bf16", "amx_bf16"})
-    monkeypatch.setattr(cpu, "prepare_bf16", lambda: 1.8)
+    monkeypatch.setattr(cpu, "measure_bf16_speedup", lambda: 1.8)
     message = "AVX512-BF16 and AMX; bf16 products run at 1.8 times the speed of float32"
     assert machine_checks.check_bf16("cpu") == (OK, message)
-    monkeypatch.setattr(cpu, "prepare_bf16", lambda: None)
+    monkeypatch.setattr(cpu, "measure_bf16_speedup", lambda: None)
     assert machine_checks.check_bf16("cpu").grade == NOTICE
-    monkeypatch.setattr(cpu, "prepare_bf16", lambda: 0.7)
+    monkeypatch.setattr(cpu, "measure_bf16_speedup", lambda: 0.7)
     monkeypatch.setenv(cpu.ISA_VARIABLE, "AVX512_CORE_BF16")
     grade, message = machine_checks.check_bf16("cpu")
     assert grade == NOTICE
