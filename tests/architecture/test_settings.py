@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from tests.architecture.test_import_order import import_graph
-from tests.support.settings import declaring_files, settings
+from tests.support.settings import all_settings, settings
 from tests.support.sources import Source, sources
 
 # Settings that nothing reads yet, and why.
@@ -73,8 +73,8 @@ def unread_settings(files: Iterable[Source]) -> Iterator[str]:
         if '__name__ == "__main__"' not in source.text:
             continue
         read = set().union(*(reads(modules[name]) for name in reachable(source.module, graph) if name in modules))
-        for file in declaring_files(source, modules):
-            for name, (node, _) in settings(file).items():
+        for file, declarations in all_settings(source, modules):
+            for name, (node, _) in declarations.items():
                 if name not in read and name not in UNREAD:
                     yield f"{source.path}: nothing reads the setting {name} ({file.path}:{node.lineno})"
 
@@ -101,7 +101,10 @@ def test_an_unread_setting_is_found() -> None:
     assert complaints(scripts__x=text + main, nanochat__y=other)
     assert not complaints(scripts__x="import nanochat.y\n" + text + main, nanochat__y=other)
     child = "from nanochat.z import Base\nclass Config(Base):\n    pass\n" + main
-    assert complaints(scripts__x=child, nanochat__z=text.replace("Config", "Base"))
+    base = text.replace("Config", "Base")
+    assert complaints(scripts__x=child, nanochat__z=base)
+    unrelated = "class Other(Settings):\n    depth: int = setting(1, 'x')\n"
+    assert len(complaints(scripts__x=child, nanochat__z=base + unrelated)) == 1
 
 
 # --- inheritance ------------------------------------------------------------------------------------------------------
