@@ -113,7 +113,7 @@ def _hash_examples(examples: Sequence[CoreExample]) -> str:
     return hashlib.sha256(f"[{', '.join(texts)}]".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-class CoreScores(TypedDict):
+class CoreEvaluation(TypedDict):
     """Result of `evaluate_model`."""
 
     results: dict[str, float]  # accuracy by task
@@ -123,7 +123,7 @@ class CoreScores(TypedDict):
 
 def evaluate_model(
     model: GPT, tokenizer: TextEncoder, device: torch.device | str, max_per_task: int = 500
-) -> CoreScores:
+) -> CoreEvaluation:
     """Score a model on CORE with the evaluation bundle of the base folder. `max_per_task`: examples of a task; -1: all.
 
     Under torchrun the examples are divided among the processes, and all get the same scores. Raises UserError if there

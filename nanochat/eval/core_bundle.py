@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -28,6 +28,19 @@ from nanochat.data.import_text import read_utf8
 from nanochat.eval.core_prompts import TASK_TYPES, CoreExample, CoreTask
 
 BUNDLE_NAME = "eval_bundle"  # in the base folder, as a folder or with .zip
+BundlePath = Path | zipfile.Path  # of a file or folder in a bundle, which may be a zip file
+
+
+class TaskEntry(TypedDict, total=False):
+    """An entry of core.yaml, checked."""
+
+    label: str
+    dataset_uri: str  # file in eval_data
+    icl_task_type: str
+    num_fewshot: list[int]  # of one number
+    continuation_delimiter: str
+    has_categories: bool
+    line: int  # added by the loader
 
 
 @dataclass(frozen=True)
@@ -114,12 +127,11 @@ def read_bundle(path: Path) -> Bundle:
     try:
         root = _find_root(path)
         baselines = _read_baselines(root / "eval_meta_data.csv")
-        for line, entry in _read_task_list(root / "core.yaml"):
+        for entry in _read_task_list(root / "core.yaml"):
             label = entry["label"]
             if label not in baselines:
-                raise UserError(
-                    f"{root / 'core.yaml'}, line {line}: {root / 'eval_meta_data.csv'} has no line for the task {label}"
-                )
+                place = f"{root / 'core.yaml'}, line {entry['line']}"
+                raise UserError(f"{place}: {root / 'eval_meta_data.csv'} has no line for the task {label}")
             data_file = root / "eval_data" / entry["dataset_uri"]
             if data_file.is_file():
                 tasks.append(_read_task(data_file, entry, baselines[label]))
@@ -132,7 +144,7 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, tuple(tasks), tuple(missing))
 
 
-def _read_task(data_file: Any, entry: dict[str, Any], baseline: float) -> CoreTask:
+def _read_task(data_file: BundlePath, entry: TaskEntry, baseline: float) -> CoreTask:
     """Read the examples of a task. Prints a line if they are too few for its few-shot prompts."""
     rows = list(_read_examples(data_file, entry["icl_task_type"], entry.get("has_categories", False)))
     task = CoreTask(
@@ -152,10 +164,10 @@ def _read_task(data_file: Any, entry: dict[str, Any], baseline: float) -> CoreTa
     return task
 
 
-def _find_root(path: Path) -> Any:
+def _find_root(path: Path) -> BundlePath:
     """Return the folder with core.yaml: `path`, or the only one in it. In a zip file it is a `zipfile.Path`."""
     with as_user_error(f"the evaluation bundle {path} cannot be read"):
-        root: Any = path if path.is_dir() else zipfile.Path(path)
+        root: BundlePath = path if path.is_dir() else zipfile.Path(path)
     if (root / "core.yaml").is_file():
         return root
     candidates = [folder for folder in root.iterdir() if (folder / "core.yaml").is_file()]
@@ -164,8 +176,8 @@ def _find_root(path: Path) -> Any:
     return candidates[0]
 
 
-def _read_task_list(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, entry) of each task in core.yaml."""
+def _read_task_list(file: BundlePath) -> Iterator[TaskEntry]:
+    """Yield the entry of each task in core.yaml. Raises UserError that names the line at fault."""
     text = read_utf8(file)
     loader = None
     try:
@@ -187,7 +199,7 @@ def _read_task_list(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         if entry["label"] in labels:
             raise UserError(f"{file}, line {line}: the task {entry['label']} is listed twice")
         labels.add(entry["label"])
-        yield line, entry
+        yield entry
 
 
 def _find_problem(entry: Any) -> str | None:
@@ -210,7 +222,7 @@ def _find_problem(entry: Any) -> str | None:
     return None
 
 
-def _read_baselines(file: Any) -> dict[str, float]:
+def _read_baselines(file: BundlePath) -> dict[str, float]:
     """Return task -> random baseline, in [0, 1)."""
     reader = csv.DictReader(io.StringIO(read_utf8(file), newline=""))
     baselines = {}
@@ -227,7 +239,7 @@ def _read_baselines(file: Any) -> dict[str, float]:
     return baselines
 
 
-def _read_examples(file: Any, task_type: str, has_categories: bool) -> Iterator[tuple[CoreExample, str]]:
+def _read_examples(file: BundlePath, task_type: str, has_categories: bool) -> Iterator[tuple[CoreExample, str]]:
     """Yield the examples of a task, each with its category or "". Empty lines are skipped."""
     is_empty = True
     for number, line in enumerate(read_utf8(file).split("\n"), 1):
