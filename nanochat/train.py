@@ -102,7 +102,7 @@ def run_loop(
     step's metrics. The loop counts and times the steps and logs all metrics. `should_evaluate_first`: events that do
     not save also run before the first step.
     """
-    # A run that resumes owes the events that follow the checkpoint of its step.
+    # When a run resumes, the events that follow the checkpoint of its last step have not run yet.
     pending = [event for event in events if not event.saves] if state.step or should_evaluate_first else []
     while True:
         is_last = is_done()

@@ -1,1 +1,1 @@
-"""Reinforcement learning: rollouts, the loop, the SFT rows mixed in."""
+"""Reinforcement learning: prompts, rollouts, the loss and the loop, and SFT rows mixed into its steps."""

@@ -80,7 +80,7 @@ class Prompt:
 
 
 class PromptSampler:
-    """Sampler of each step's prompts: tasks in proportion to their weights, the rows of each shuffled anew every epoch.
+    """Sampler of each step's prompts: tasks in proportion to their weights, each with a new order of rows every epoch.
 
     The prompts of a step depend on the seed and the step's number only, not on the number of processes or on resuming.
     """

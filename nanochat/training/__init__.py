@@ -1,1 +1,1 @@
-"""Setup, settings, schedules, logs and fine-tuning runs around `nanochat.train`."""
+"""Around the training loop: setup, resuming, events, settings, schedules, logs, and runs on conversations."""

@@ -1,6 +1,8 @@
 """Resuming a run: the checkpoint to start or resume from, settings that changed since, and the command to resume with.
 
-python -m scripts.base_train --depth=12 --resume
+    python -m scripts.base_train --depth=12 --resume
+
+A resumed run gives the same weights, to the last bit on a CPU, as a run that was never stopped.
 """
 
 from __future__ import annotations

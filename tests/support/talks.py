@@ -1,4 +1,4 @@
-"""Conversations for tests, and a tokenizer in which each of their bytes is a token."""
+"""Conversations, mixture files and a tiny model for tests, and a tokenizer in which each byte is a token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Talk = dict[str, Any]
 
 
 def talk(*contents: Any, system: str | None = None) -> Talk:
-    """User and assistant in turn; a pair (expression, result) is an answer that is a tool call and nothing else."""
+    """A conversation of user and assistant in turn. A pair (expression, result) is an answer with a tool call only."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     for index, content in enumerate(contents):
         if isinstance(content, tuple):
@@ -36,7 +36,7 @@ def talk(*contents: Any, system: str | None = None) -> Talk:
 
 
 def sums(count: int, first: int = 0) -> list[Talk]:
-    """Questions of one to three turns about numbers; no two alike."""
+    """Different conversations of one to three questions about numbers."""
     talks = []
     for i in range(first, first + count):
         turns = [part for turn in range(1 + i % 3) for part in (f"{i}+{turn}?", f"{i + turn}")]
@@ -50,7 +50,7 @@ _ANSWER = st.one_of(_TEXT, st.tuples(st.text("0123+", max_size=9), st.text("45",
 
 @st.composite
 def any_talk(draw: st.DrawFn) -> Talk:
-    """Short and over-long, without an answer, empty, or only a tool call."""
+    """Conversations of any kind: short, too long, without an answer, empty, or with tool calls only."""
     turns = draw(st.lists(st.tuples(_TEXT, _ANSWER), min_size=1, max_size=4))
     contents = [part for turn in turns for part in turn]
     return talk(*contents[: len(contents) - draw(st.integers(0, 1))], system=draw(st.none() | st.text("s", max_size=9)))
@@ -60,31 +60,31 @@ MIXTURES = st.lists(any_talk(), min_size=1, max_size=40)
 
 
 def write_talks(path: Path, talks: Sequence[Talk]) -> Path:
-    """A file of conversations, one a line."""
-    path.write_text("".join(json.dumps(one) + "\n" for one in talks), encoding="utf-8")
+    """Write a JSONL file of conversations."""
+    path.write_text("".join(json.dumps(conversation) + "\n" for conversation in talks), encoding="utf-8")
     return path
 
 
 def task_entry(path: Path) -> str:
-    """The entry of a mixture file for such a file."""
+    """The entry of a mixture file that names a file of conversations."""
     return f"task = 'CustomJSON'\noptions = {{path = '{path}'}}"
 
 
 def write_mixture(path: Path, *blocks: str) -> Path:
-    """A mixture file of these entries, each the inside of a TOML block."""
+    """Write a mixture file; each block is the content of one `[[entry]]`."""
     path.write_text("".join(f"[[entry]]\n{block}\n" for block in blocks), encoding="utf-8")
     return path
 
 
 def save_model(folder: Path, source: str = "base", tag: str = "d1", step: int = 7, context: int = 64) -> GPT:
-    """The tokenizer, and a tiny model that has learnt nothing, with an optimizer state that is poison."""
+    """Save the tokenizer and an untrained tiny model. Its optimizer state is NaN: no other stage may use it."""
     TOKENIZER.save(folder / "tokenizer")
     runtime = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 3)
     shape = GPTConfig(sequence_len=context, vocab_size=265, n_layer=1, n_head=2, n_kv_head=2, n_embd=32)
     model = build_model(shape, runtime)
     optimizer = build_optimizer(model, runtime)
-    poison = {name: value * torch.nan for name, value in optimizer.state_dict().items()}
-    optimizer.load_state_dict(poison | {"step": torch.tensor(step)})
+    nan_state = {name: value * torch.nan for name, value in optimizer.state_dict().items()}
+    optimizer.load_state_dict(nan_state | {"step": torch.tensor(step)})
     settings = {"max_seq_len": context, "total_batch_size": 4 * context}
     meta = {"settings": settings, "data_hash": "0", "device_batch_size": 2, **model_meta(model, runtime, TOKENIZER)}
     checkpoint_saver(run_dir(source, tag), model, optimizer, meta, -1)(LoopState(step=step, progress=1.0))
