@@ -3,6 +3,8 @@
 `run_loop` is the loop of every training stage. `train` runs it on batches of tokens, for pretraining, midtraining and
 supervised fine-tuning, which differ in their data only; `nanochat.rl.loop` runs it on rollouts.
 
+The package `nanochat.training` holds the settings, logs, events and setup of training runs.
+
 Letters in shape comments: B rows of a micro-batch, T tokens of a row.
 """
 
@@ -26,7 +28,7 @@ from nanochat.runtime import Runtime
 
 Metrics = dict[str, float]
 Forward = Callable[..., Tensor]  # a model, compiled or not
-StopSignal = Callable[[], int]  # the number of the signal that asked this process to stop, 0 if none did
+StopSignal = Callable[[], int]  # returns the number of the signal that asked this process to stop, or 0
 
 
 class StepOptimizer(Protocol):
@@ -53,7 +55,7 @@ class LoopState:
     cursor: dict[str, int] | None = None  # position in the training data after the last step
     history: list[dict[str, float]] = field(default_factory=list)  # points to plot: {"step": ..., name: value, ...}
     recent: list[float] = field(default_factory=list)  # losses of the steps since the last point in `history`
-    stopped: int = 0  # the signal that stopped the run early, 0 if none did
+    stopped: int = 0  # number of the signal that stopped the run early, or 0
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Event:
-    """Work that is done once in a while: every `every` steps (-1: not on the way), and after the last one if `at_end`.
+    """Work done every `every` steps (-1: never between the first and the last), and after the last step if `at_end`.
 
-    `run` returns metrics to log and may not steer the loop. An event with `saves` writes the checkpoint. It belongs
-    first in the list of events. It is the only one that runs when a signal stops the run early; the others of that step
-    run when the run is resumed.
+    `run` returns metrics to log and may not steer the loop. An event with `saves` writes the checkpoint and belongs
+    first in the list of events. When a signal stops the run early, only this event runs; the other events of that step
+    run after the run is resumed.
     """
 
     every: int
@@ -109,7 +111,7 @@ def run_loop(
         for event in pending:
             if event.is_due(state, is_last):
                 log(state, dict(event.run(state)))
-                if is_last and not state.stopped:  # a signal during this event: no later step would notice it
+                if is_last and not state.stopped:  # a signal during this event; no step follows that would see it
                     signal_number = stop()
                     state.stopped = agreed_stop(signal_number, runtime.any_rank(signal_number > 0))
         if state.stopped or is_last:
@@ -210,9 +212,10 @@ def agreed_stop(signal_number: int, is_requested: bool) -> int:
 
 @contextmanager
 def stop_requests() -> Iterator[StopSignal]:
-    """Context in which SIGINT and SIGTERM only set the return value of the function it yields.
+    """Context manager in which SIGINT and SIGTERM only set the return value of the yielded function.
 
-    That function returns 0, and after a signal the number of the first one. A second SIGINT raises KeyboardInterrupt.
+    The function returns 0 before any signal, then the number of the first one. A second SIGINT raises
+    KeyboardInterrupt.
     """
     received: list[int] = []
 

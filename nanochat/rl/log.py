@@ -1,4 +1,4 @@
-"""The log of a reinforcement learning run."""
+"""Log of a reinforcement learning run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RLLog:
         self.num_steps = num_steps
 
     def __call__(self, state: LoopState, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step, which include a "reward", or of an event, which prints its own.
+        """Log the metrics of a step, which include a "reward", or of an event. Adds them to `state.history`.
 
-        All are added to `state.history`.
+        Metrics of events are not printed here: the events print their own lines.
         """
         if not metrics:
             return

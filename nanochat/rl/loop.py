@@ -7,7 +7,7 @@ The loss is REINFORCE with a group baseline:
 
 N is the number of sampled tokens of the step, in all groups of all processes. This is GRPO (arXiv 2402.03300) on fresh
 samples, hence without the probability ratio, and without the KL term and the division by the standard deviation.
-Groups whose rewards are all equal have A = 0. They are counted in N but not trained on, which changes nothing.
+Groups whose rewards are all equal have A = 0: their tokens count in N, but they need no forward pass.
 Prompts and tool outputs are not sampled and carry no gradient.
 """
 
@@ -42,8 +42,8 @@ def reinforce(
 ) -> LoopState:
     """Take `num_steps` steps, or fewer if SIGINT or SIGTERM asks for a stop. Updates and returns `state`.
 
-    `collect` returns this process's rollouts and SFT rows of a step, given its number. The events that do not save run
-    before the first step, too, so that the model is evaluated as it was. `batch_size`: rows of a micro-batch.
+    `collect` returns this process's rollouts and SFT rows of a step, given its number. The events that do not save
+    also run before the first step, to evaluate the initial model. `batch_size`: rows of a micro-batch.
     """
     with stop_requests() as stop:
 
@@ -82,18 +82,18 @@ def policy_gradient_step(
 ) -> tuple[Metrics, int]:
     """Take one optimizer step on this process's groups; return its metrics and the signal to stop for (0: none).
 
-    `task_labels`: of all tasks of the run. If no process has a group with a signal or an SFT row, the step leaves the
-    weights and the optimizer's momentum unchanged.
+    `task_labels`: labels of all tasks of the run. If no process has an informative group or an SFT row, the step leaves
+    the weights and the optimizer's momentum unchanged.
     """
     runtime = optimizer.runtime
     counts = count_outcomes(groups, task_labels, runtime)
-    surprise = accumulate_gradients(model, groups, sft_rows, counts["sampled"], batch_size, runtime)
-    # One reduction carries the surprise and the request to stop, so that all processes stop after the same step.
+    entropy_sums = accumulate_gradients(model, groups, sft_rows, counts["sampled"], batch_size, runtime)
+    # One reduction carries the two sums and the request to stop, so that all processes stop after the same step.
     signal_number = stop()
-    sums = runtime.all_reduce(torch.cat([surprise, surprise.new_tensor([float(signal_number)])]))
+    sums = runtime.all_reduce(torch.cat([entropy_sums, entropy_sums.new_tensor([float(signal_number)])]))
     nats, num_tokens, num_stops = sums.tolist()
     metrics = {**step_metrics(counts, task_labels), "lr_multiplier": rates.lr_multiplier, "grad_norm": 0.0}
-    if counts["signal"] or sft_rows.num_tokens:
+    if counts["informative"] or sft_rows.num_tokens:
         for param in model.parameters():
             if param.grad is None:  # only other processes have rows to train on
                 param.grad = torch.zeros_like(param)
@@ -113,16 +113,17 @@ def accumulate_gradients(
 ) -> Tensor:
     """Add the gradients of the loss, and of the mean loss on the SFT rows, to the parameters.
 
-    `num_sampled`: N of the formula above. Returns the sum of -log p over the sampled tokens that are trained on, and
-    their number, of this process: (2,).
+    `num_sampled`: N of the formula above. Returns two sums of this process over the sampled tokens that are trained on:
+    -log p and 1, shape (2,). Their quotient estimates the entropy of the policy in nats per token.
     """
     scale = runtime.world_size / max(1.0, num_sampled)  # the optimizer averages gradients over the processes
-    # Divided by num_sampled together with the rollouts, the SFT rows' loss is to become their mean.
+    # `scale` divides by `num_sampled`; this factor turns the SFT rows' part of the loss into a mean over their tokens.
     sft_weight = num_sampled / max(1, sft_rows.num_tokens)
-    surprise = torch.zeros(2, device=runtime.device)
+    entropy_sums = torch.zeros(2, device=runtime.device)
     for batch in rollout_batches(groups, sft_rows.rows, sft_weight, batch_size, runtime.device):
         losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
-        ((batch.advantages[:, None] * losses).sum() * scale).backward()
-        surprise[0] += (batch.num_completions[:, None] * losses.detach()).sum()
-        surprise[1] += (batch.num_completions[:, None] * (batch.targets != -1)).sum()
-    return surprise
+        ((batch.weights[:, None] * losses).sum() * scale).backward()  # (B, 1) * (B, T) -> ()
+        num_completions = batch.num_completions[:, None]  # (B,) -> (B, 1): counts a shared row once per completion
+        entropy_sums[0] += (num_completions * losses.detach()).sum()
+        entropy_sums[1] += (num_completions * (batch.targets != -1)).sum()
+    return entropy_sums

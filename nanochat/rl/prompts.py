@@ -1,4 +1,4 @@
-"""Prompts for reinforcement learning: tasks with weights, and which of their rows each step samples."""
+"""Prompts for reinforcement learning: rows of tasks, drawn for each step in proportion to the tasks' weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.registry import get_task
 
 # Default tasks by kind of base data: text from the web, or the embedded story world.
 DEFAULT_TASKS = {"web": "GSM8K", "world": "HardProblems:0.6|WordProblems:0.4"}
-NUM_HASHED = 64  # prompts that `PromptSampler.hash` looks at
+NUM_HASHED = 64  # prompts that `PromptSampler.hash` reads
 
 _LABEL = re.compile(r"(?P<name>[\w-]+)(\((?P<options>[^()]*)\))?")
 
@@ -29,8 +29,8 @@ _LABEL = re.compile(r"(?P<name>[\w-]+)(\((?P<options>[^()]*)\))?")
 def parse_task_weights(text: str) -> dict[str, float]:
     """Parse `LABEL:WEIGHT|LABEL:WEIGHT|...` into label -> weight; the weights are scaled to a sum of 1.
 
-    A label is a task's name, with options in parentheses if needed. A weight that is left out is 1. Raises `UserError`
-    for anything else.
+    A label is a task's name, with options in parentheses if needed. The default weight is 1. Raises `UserError` for any
+    other text.
 
     >>> parse_task_weights("HardProblems(shape=pair_2_1):3|SpellingBee")
     {'HardProblems(shape=pair_2_1)': 0.75, 'SpellingBee': 0.25}
@@ -75,7 +75,7 @@ class Prompt:
 
     task_label: str
     conversation: Conversation
-    token_ids: list[int]  # up to where the completion begins
+    token_ids: list[int]  # the conversation up to the start of the completion
     seed: int  # of the completions
 
 
@@ -99,7 +99,7 @@ class PromptSampler:
         self._draws: list[tuple[str, int]] = []  # for each prompt of the run: its task, and its number in that task
 
     def prompts_of_step(self, step: int, num_prompts: int, runtime: Runtime) -> list[Prompt]:
-        """Return this process's prompts of a step that has `num_prompts`: every N-th, with N processes."""
+        """Return this process's prompts of a step with `num_prompts` in all: with N processes, every N-th prompt."""
         indices = range(step * num_prompts, (step + 1) * num_prompts)
         self._draw_tasks(indices.stop)
         return [self._prompt(index) for index in indices[runtime.rank :: runtime.world_size]]

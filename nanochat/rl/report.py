@@ -1,4 +1,4 @@
-"""The report's section of a reinforcement learning run."""
+"""Report section of a reinforcement learning run."""
 
 from __future__ import annotations
 

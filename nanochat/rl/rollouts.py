@@ -21,15 +21,15 @@ from nanochat.layers.sampling_params import SamplingParams
 from nanochat.rl.prompts import Prompt
 from nanochat.runtime import Runtime
 
-RewardFunction = Callable[[Prompt, str], float]  # of a prompt and the text of a completion
+RewardFunction = Callable[[Prompt, str], float]  # (prompt, text of a completion) -> reward
 
 
 @dataclass(frozen=True)
 class RolloutGroup:
     """The completions of one prompt and their rewards.
 
-    Three right completions and a wrong one: the mean reward is 0.75, so the wrong one loses more than each right one
-    gains.
+    With three correct completions and a wrong one, the mean reward is 0.75, and the wrong completion has the largest
+    advantage in absolute value:
 
     >>> prompt = Prompt("GSM8K", {"messages": []}, [], 0)
     >>> RolloutGroup(prompt, [], rewards=[1.0, 1.0, 1.0, 0.0]).advantages()
@@ -41,7 +41,7 @@ class RolloutGroup:
     rewards: list[float]
 
     @property
-    def has_signal(self) -> bool:
+    def is_informative(self) -> bool:
         """True if the rewards differ; otherwise all advantages are 0 and the group has no gradient."""
         return len(set(self.rewards)) > 1
 
@@ -56,8 +56,8 @@ def rollout(
 ) -> list[RolloutGroup]:
     """Sample `params.num_samples` completions for each prompt and score them. Return one group per prompt, in order.
 
-    The completions of a prompt do not depend on the other prompts. A prompt that fills the context has none, and a
-    notice is printed. `batch_size`: completions sampled at once, which changes speed and memory only.
+    The completions of a prompt do not depend on the other prompts. A prompt that fills the context gets no
+    completion, and a notice is printed. `batch_size`: completions sampled at once, which changes speed and memory only.
     """
     context = engine.model.config.sequence_len
     fitting = [prompt for prompt in prompts if len(prompt.token_ids) < context]
@@ -82,16 +82,15 @@ def rollout(
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """A micro-batch of one process. Equal completions of equal prompts share a row, and their advantages are summed.
+    """A micro-batch of one process. A row is a prompt with a completion, or a conversation of the SFT mix.
 
-    A conversation of the SFT mix is a row, too: its weight takes the place of the advantage, and it counts as 0
-    completions.
+    Equal completions of equal prompts share one row, whose weight is the sum of their advantages.
     """
 
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, -1 = not trained on: prompt, tool output or padding
-    advantages: Tensor  # (B,) float32
-    num_completions: Tensor  # (B,) float32
+    weights: Tensor  # (B,) float32, factor on the loss of the row's tokens: an advantage, or the SFT weight
+    num_completions: Tensor  # (B,) float32, completions that share the row; 0 for an SFT row
 
 
 def rollout_batches(
@@ -101,16 +100,16 @@ def rollout_batches(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[RolloutBatch]:
-    """Yield micro-batches of up to `batch_size` rows of similar length: groups with a signal, and the SFT rows.
+    """Yield micro-batches of up to `batch_size` rows of similar length: informative groups, and the SFT rows.
 
-    `sft_weight`: factor on the loss of each token of the SFT rows. The mask of the tokens moves with them, one to the
-    left, because the target of a position is the next token:
+    `sft_weight`: factor on the loss of each token of the SFT rows. The target of a position is the next token, so the
+    mask is shifted to the left by one:
 
         prompt [1, 2], completion [3, 4], its mask [1, 0]  ->  inputs [1, 2, 3], targets [-1, 3, -1]
     """
     advantages: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}  # (ids, mask) -> of all completions
     for group in groups:
-        if group.has_signal:
+        if group.is_informative:
             prompt_ids = group.prompt.token_ids
             for completion, advantage in zip(group.completions, group.advantages(), strict=True):
                 ids = (*prompt_ids, *completion.tokens)
@@ -129,7 +128,7 @@ def rollout_batches(
         yield RolloutBatch(
             inputs=pad_right([ids[:-1] for ids, *_ in chunk], fill=0, device=device),
             targets=pad_right([ids[1:] for ids in trained_ids], fill=-1, device=device),
-            advantages=torch.tensor([advantage for *_, advantage, _ in chunk]).to(device),
+            weights=torch.tensor([weight for *_, weight, _ in chunk]).to(device),
             num_completions=torch.tensor([count for *_, count in chunk]).to(device),
         )
 
@@ -142,7 +141,7 @@ def count_outcomes(groups: Sequence[RolloutGroup], task_labels: Sequence[str], r
 
     "sampled" counts the tokens that the model sampled; "tokens" also those of tool outputs.
     """
-    counts = dict.fromkeys(("groups", "signal", "completions", "sampled", "tokens", "tool", "ended"), 0.0)
+    counts = dict.fromkeys(("groups", "informative", "completions", "sampled", "tokens", "tool", "ended"), 0.0)
     for label in task_labels:
         counts[f"{label} completions"] = 0.0
     for label in task_labels:
@@ -151,7 +150,7 @@ def count_outcomes(groups: Sequence[RolloutGroup], task_labels: Sequence[str], r
     for group in groups:
         label = group.prompt.task_label
         counts["groups"] += 1
-        counts["signal"] += group.has_signal
+        counts["informative"] += group.is_informative
         counts["completions"] += len(group.completions)
         counts[f"{label} completions"] += len(group.completions)
         counts[f"{label} reward"] += math.fsum(group.rewards)
@@ -166,7 +165,7 @@ def count_outcomes(groups: Sequence[RolloutGroup], task_labels: Sequence[str], r
 
 
 def step_metrics(counts: Mapping[str, float], task_labels: Sequence[str]) -> dict[str, float]:
-    """Return the metrics of a step: mean rewards, share of groups with a signal, and means over the completions."""
+    """Return the metrics of a step: mean rewards, share of informative groups ("signal"), means per completion."""
     num_completions = max(1.0, counts["completions"])
     rewards = {
         f"{label} reward": counts[f"{label} reward"] / counts[f"{label} completions"]
@@ -176,7 +175,7 @@ def step_metrics(counts: Mapping[str, float], task_labels: Sequence[str]) -> dic
     return {
         "reward": sum(counts[f"{label} reward"] for label in task_labels) / num_completions,
         **rewards,
-        "signal": counts["signal"] / max(1.0, counts["groups"]),
+        "signal": counts["informative"] / max(1.0, counts["groups"]),
         "length": counts["tokens"] / num_completions,
         "tool": counts["tool"] / num_completions,
         "ended": counts["ended"] / num_completions,

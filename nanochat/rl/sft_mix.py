@@ -16,7 +16,7 @@ from tasks.mixture import EntryDescription, build_mixture, detect_data_kind
 
 @dataclass(frozen=True)
 class SFTRows:
-    """This process's conversations of a step, and the number of trained tokens in those of all processes."""
+    """This process's conversations of a step, and the number of trained tokens of the step over all processes."""
 
     rows: list[RenderedConversation]
     num_tokens: int
@@ -24,7 +24,7 @@ class SFTRows:
 
 @dataclass(frozen=True)
 class SFTMix:
-    """Conversations of which each step takes the next `num_per_step`, in order and over and over."""
+    """Conversations in a fixed order; each step takes the next `num_per_step`, and the first follows the last."""
 
     conversations: ConversationSource
     description: list[EntryDescription]
@@ -33,10 +33,10 @@ class SFTMix:
     max_tokens: int
 
     def rows_of_step(self, step: int, runtime: Runtime) -> SFTRows:
-        """Return this process's rows of a step: every N-th, with N processes, of those with tokens to train on."""
+        """Return this process's rows of a step: with N processes, every N-th of the rows with tokens to train on."""
         indices = range(step * self.num_per_step, (step + 1) * self.num_per_step) if len(self.conversations) else ()
         conversations = (self.conversations[index % len(self.conversations)] for index in indices)
-        rendered = [self.tokenizer.render_conversation(talk, self.max_tokens) for talk in conversations]
+        rendered = [self.tokenizer.render_conversation(conversation, self.max_tokens) for conversation in conversations]
         rows = [(ids, mask) for ids, mask in rendered if ids]
         return SFTRows(rows[runtime.rank :: runtime.world_size], num_tokens=sum(sum(mask) for _, mask in rows))
 
@@ -48,7 +48,7 @@ class SFTMix:
 def load_sft_mix(
     num_per_step: int, mixture_file: str | None, seed: int, tokenizer: Tokenizer, max_tokens: int
 ) -> SFTMix:
-    """Load the SFT mixture, or that of `mixture_file`; an empty mix if `num_per_step` is 0."""
+    """Load the default SFT mixture, or the mixture in `mixture_file`; an empty mix if `num_per_step` is 0."""
     if not num_per_step:
         return SFTMix([], [], 0, tokenizer, max_tokens)
     conversations, _, description = build_mixture("sft", detect_data_kind(), mixture_file=mixture_file, seed=seed)

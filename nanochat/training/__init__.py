@@ -1,1 +1,1 @@
-"""Around the training loop: setup, resuming, events, settings, schedules, logs, and runs on conversations."""
+"""Settings, setup, schedules, logs, resuming and fine-tuning runs; serves the training loop in `nanochat.train`."""

@@ -1,6 +1,8 @@
-"""Batch sizes: how many rows a micro-batch has on one device, and how many micro-batches a step has.
+"""Batch sizes: rows of a micro-batch on one device, and micro-batches of an optimizer step (accumulation steps).
 
 total_batch_size = device_batch_size x max_seq_len x number of processes x accumulation steps    (in tokens)
+
+`sequence_len` is the number of tokens of a row, the setting `max_seq_len`.
 """
 
 from __future__ import annotations
@@ -58,8 +60,8 @@ def resolve_device_batch_size(
 ) -> int:
     """Return the device batch size of a run: the setting, or for "auto" the largest that fits.
 
-    A run that resumes `checkpoint` with as many processes keeps the size that "auto" gave it at first. `sequence_len`:
-    tokens of a row, None = the whole context.
+    A run that resumes `checkpoint` with the same number of processes keeps the size that the checkpoint records.
+    `sequence_len` None: rows as long as the model's context.
     """
     if setting != "auto":
         return int(setting)
@@ -75,7 +77,9 @@ def largest_device_batch_size(model: GPT, total_batch_size: int, sequence_len: i
     """
     sizes = valid_device_batch_sizes(total_batch_size, sequence_len, runtime.world_size)
     if not sizes:
-        accumulation_steps(total_batch_size, 1, sequence_len, runtime.world_size)  # raises
+        accumulation_steps(
+            total_batch_size, 1, sequence_len, runtime.world_size
+        )  # raises `UserError`, with the nearest valid totals
     if runtime.device.type == "cuda":
         largest = next((size for size in sizes if fits_in_memory(model, size, sequence_len)), 0)
         if not largest:
@@ -88,10 +92,10 @@ def largest_device_batch_size(model: GPT, total_batch_size: int, sequence_len: i
 
 
 def fits_in_memory(model: GPT, batch_size: int, sequence_len: int) -> bool:
-    """Return True if a forward and backward pass leaves a tenth of the GPU's memory free. It is run to find out."""
+    """Run a forward and backward pass; return True if it leaves a tenth of the GPU's memory free."""
     torch.cuda.reset_peak_memory_stats(model.device)
     try:
-        warm_up(model, model, batch_size, sequence_len)
+        warm_up(forward=model, model=model, batch_size=batch_size, sequence_len=sequence_len)
         total_memory = torch.cuda.get_device_properties(model.device).total_memory
         return torch.cuda.max_memory_allocated(model.device) < MAX_GPU_MEMORY_SHARE * total_memory
     except torch.cuda.OutOfMemoryError:

@@ -1,6 +1,6 @@
 """Events of a training run: checkpoints, bits per byte, CORE and samples of text.
 
-Each function returns an `Event`, or the function that an event runs: it takes the loop state and returns metrics.
+Each function returns events, or the `run` function of an event, which takes the loop state and returns metrics.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def checkpoint_saver(
 ) -> Callable[[LoopState], Metrics]:
     """Return an event's `run` that writes a checkpoint into `folder` and keeps the `keep_last` newest ones (-1: all).
 
-    `meta`: content of meta.json besides the loop state. Raises `UserError`, on all processes, if saving fails.
+    `meta`: content of meta.json except for the loop state and the number of processes. Raises `UserError`, on all
+    processes, if saving fails.
     """
     runtime = optimizer.runtime
 

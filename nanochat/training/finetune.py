@@ -1,4 +1,4 @@
-"""Midtraining and supervised fine-tuning: training on conversations. The script passes its stage and its settings."""
+"""Midtraining and supervised fine-tuning: a training run on conversations, given a stage and its settings."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from nanochat.training.setup import build_or_restore, compile_model
 from tasks.common import Task, TaskSequence
 from tasks.mixture import EntryDescription, build_mixture, detect_data_kind, format_description
 
-DEFAULT_TOTAL_BATCH_SIZE = 524288  # base_train's, for a model whose own is not known (an imported one)
+DEFAULT_TOTAL_BATCH_SIZE = 524288  # of base_train; for imported models, which do not record theirs
 HELD_OUT_LOSS = "held-out loss (nats per trained token)"
 PART_LOSS = "val_loss/"  # prefix of the metric of one part of the mixture; the part's name follows
-NUM_HASHED = 64  # conversations that `ConversationData.hash` looks at
+NUM_HASHED = 64  # conversations that `ConversationData.hash` reads
 
 C = TypeVar("C", bound=FineTuningSettings)
 
@@ -51,7 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class ConversationData:
-    """The conversations of a run: those to train on, those held out of each part of the mixture, and the parts."""
+    """Conversations to train on, the held-out ones of each part of the mixture, and descriptions of the parts."""
 
     train: Task
     held_out: Sequence[Task]
@@ -130,7 +130,7 @@ def resolve_settings(config: C, origin: Checkpoint) -> C:
     if is_resuming(config):
         if config.max_seq_len == -1:
             sequence_len = saved["max_seq_len"]
-        # With other rows, the cursor would not tell which conversations have been trained on.
+        # The saved position in the data counts rows, which depend on these two settings.
         for name, value in (("max_seq_len", sequence_len), ("seed", config.seed)):
             if value != saved[name]:
                 raise UserError(f"{name} is {value}, but {origin.path} had {saved[name]}: resume with that")
@@ -168,7 +168,7 @@ def load_data(stage: Stage, config: FineTuningSettings) -> ConversationData:
 
 
 def count_steps(data: ConversationData, tokenizer: Tokenizer, config: FineTuningSettings) -> int:
-    """Return the number of steps: `num_iterations`, or as many as the passes take, estimated if the data is large."""
+    """Return the number of steps: `num_iterations`, or those of `num_epochs` passes (estimated for large data)."""
     if config.num_iterations > 0:
         return config.num_iterations
     num_rows = count_rows(data.train, tokenizer, config.max_seq_len) * config.num_epochs

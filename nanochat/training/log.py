@@ -1,4 +1,4 @@
-"""The log of a training run: a progress bar or lines of text, the history to plot, and Weights & Biases if wanted."""
+"""Log of a training run: a progress bar or lines of text, the history to plot, optionally Weights & Biases."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MAX_HISTORY_POINTS = 500  # of a curve; each point is the mean of the steps sinc
 SECONDS_BETWEEN_LINES = 5.0
 NO_RUN = "dummy"  # name of a run that is not sent to Weights & Biases
 
-# Dense bf16 matrix products, FLOP/s, from the makers' data sheets. The first name that occurs in the device's name
-# counts, so more specific names come first.
+# Dense bf16 matrix products, FLOP/s, from the vendors' data sheets. The first key that occurs in the device's name
+# is used, so more specific names come first.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -47,7 +47,7 @@ def peak_flops(runtime: Runtime) -> float | None:
         return None
     device_name = torch.cuda.get_device_name(runtime.device)
     for name, flops in PEAK_FLOPS.items():
-        # Whole words only: an L40 is not an L4, and the laptop and D variants of an RTX 4090 are slower than it.
+        # Whole words only: an L40 is not an L4. The laptop and D variants of an RTX 4090 are slower.
         if re.search(rf"\b{name}\b(?! Laptop| D\b)", device_name):
             return flops * runtime.world_size
     return None
@@ -56,7 +56,7 @@ def peak_flops(runtime: Runtime) -> float | None:
 class ProgressOutput:
     """Display of a run's steps: a bar on a terminal, else lines of text; and Weights & Biases once it is started.
 
-    All processes call it alike; only the main one prints and sends.
+    All processes call its methods; only the main process prints and sends.
     """
 
     def __init__(self, runtime: Runtime, state: LoopState, num_steps: int) -> None:
@@ -93,7 +93,7 @@ class ProgressOutput:
         print0(f"{step}  {summary}  {details}  {format_duration(seconds_left)} left")
 
     def send(self, state: LoopState, metrics: Mapping[str, float]) -> None:
-        """Send metrics of the present step to Weights & Biases, if it was started."""
+        """Send metrics of the current step to Weights & Biases, if it was started."""
         if self.wandb is not None:
             self.wandb.log(dict(metrics), step=state.step)
 

@@ -1,4 +1,4 @@
-"""The report's section of a pretraining run, and the curves of any training run."""
+"""Report section of a pretraining run, and the curves of any training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CURVES = {  # metric -> name and unit of its curve
 
 
 def curves(history: Sequence[Mapping[str, float]], labels: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    """Return the curves of a run's history by step, in the report's format; a metric without points has none.
+    """Return name -> curve of a run's history by step, in the report's format; metrics without points are left out.
 
     `labels`: metric -> name and unit of its curve.
 

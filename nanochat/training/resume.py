@@ -1,4 +1,4 @@
-"""Resuming a run: the checkpoint to start or resume from, settings that changed since, and the command to resume with.
+"""Resuming a run: the checkpoint to start or resume from, settings changed since then, and the command that resumes.
 
     python -m scripts.base_train --depth=12 --resume
 
@@ -26,7 +26,7 @@ RENAMED_METRICS = {"lr_scale": "lr_multiplier"}
 
 
 class ResumableConfig(Protocol):
-    """The config of a script that can resume a run: a dataclass with these settings among others."""
+    """Config of a script that can resume a run: a dataclass with these settings among others."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -36,8 +36,8 @@ class ResumableConfig(Protocol):
     def resume_from_step(self) -> int: ...
 
 
-class ContinuedConfig(ResumableConfig, Protocol):
-    """The config of a script that trains the model of another stage."""
+class SourceConfig(ResumableConfig, Protocol):
+    """Config of a script that starts from a checkpoint of another stage: mid_train, chat_sft, chat_rl."""
 
     @property
     def source(self) -> str: ...
@@ -55,16 +55,18 @@ def is_resuming(config: ResumableConfig) -> bool:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def starting_checkpoint(stage: str, config: ContinuedConfig, tokenizer: Tokenizer) -> Checkpoint:
+def starting_checkpoint(stage: str, config: SourceConfig, tokenizer: Tokenizer) -> Checkpoint:
     """Return the checkpoint that a run of `stage` starts with: its own if it resumes, else one of `config.source`.
 
     Without a model tag the deepest model is taken. Raises `UserError` if there is no such checkpoint, or if it cannot
     be used with this tokenizer.
     """
     if is_resuming(config):
-        source, step = stage, config.resume_from_step
+        source = stage
+        step = config.resume_from_step
     else:
-        source, step = config.source, config.source_step
+        source = config.source
+        step = config.source_step
     checkpoint = open_checkpoint(run_dir(source, config.model_tag or default_tag(source)), step)
     check_tokenizer(checkpoint, tokenizer)
     if is_resuming(config):
@@ -78,7 +80,7 @@ def checkpoint_to_resume(
     """Return the checkpoint of step `config.resume_from_step` (-1: the last) in `folder`; None for a new run.
 
     Raises `UserError` if it was imported, or if the tokenizer, the data or the model's `shape` (None: not given by the
-    settings) differ from those it was trained with. Other settings may differ; each change is printed.
+    settings) differ from those of the training run. Other settings may differ; each change is printed.
     """
     if not is_resuming(config):
         return None
@@ -86,9 +88,7 @@ def checkpoint_to_resume(
     check_tokenizer(checkpoint, tokenizer)
     check_resumable(checkpoint)
     if checkpoint.meta["data_hash"] != data_hash:
-        raise UserError(
-            f"{checkpoint.path} was trained on other data than the present one: restore that data to resume"
-        )
+        raise UserError(f"{checkpoint.path} was trained on other data than is there now: restore that data to resume")
     saved_shape = checkpoint.meta["model_config"]
     present_shape = asdict(shape) if shape else saved_shape
     changes = [
@@ -98,10 +98,10 @@ def checkpoint_to_resume(
     ]
     if changes:
         raise UserError(
-            f"{checkpoint.path} is a model of another shape ({', '.join(changes)}): resume with the settings it had"
+            f"{checkpoint.path} is a model of another shape ({', '.join(changes)}): resume with its own settings"
         )
     for change in changed_settings(checkpoint.meta["settings"], config):
-        print0(f"Not as when {checkpoint.path.name} was written: {change}")
+        print0(f"Setting changed since checkpoint {checkpoint.path.name}: {change}")
     return checkpoint
 
 
@@ -125,7 +125,7 @@ def restore_loop_state(checkpoint: Checkpoint) -> LoopState:
 
 
 def changed_settings(saved: Mapping[str, Any], config: ResumableConfig) -> list[str]:
-    """Return `name: old -> new` for each setting that differs from the saved one; those of resuming do not count."""
+    """Return `name: old -> new` for each setting that differs from its saved value, except for `resume...` settings."""
     saved = with_current_names(type(config), saved)
     present = asdict(config)
     return [
@@ -146,7 +146,7 @@ def resume_command(module: str, config: ResumableConfig) -> str:
         return shlex.join(["python", "-m", module, *flags, "--resume"])
 
     num_nodes = int(os.environ["GROUP_WORLD_SIZE"])
-    # On several nodes "..." stands for the address at which they meet, which only the user knows.
+    # With several nodes, "..." is a placeholder for the rendezvous flags, which only the user knows.
     rendezvous = ["--standalone"] if num_nodes == 1 else [f"--nnodes={num_nodes}", "..."]
     launcher = ["torchrun", *rendezvous, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
     return shlex.join([*launcher, "-m", module, "--", *flags, "--resume"])

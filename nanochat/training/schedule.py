@@ -1,6 +1,6 @@
 """Schedules: pure functions of progress, which is 0 at the first step and 1 after the last.
 
-Progress outside [0, 1] counts as the nearer end, so that no schedule returns a negative value.
+Progress outside [0, 1] is clamped, so no schedule returns a negative value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def lr_multiplier(
     """Return the factor on all learning rates: a linear warmup, a constant 1, a linear warmdown (a trapezoid).
 
     It rises from 0 over the first `warmup_ratio` of the run and falls to `final_lr_frac` over its last
-    `warmdown_ratio`. Where the two overlap, the lower value counts.
+    `warmdown_ratio`. Where the two overlap, the smaller factor applies.
 
     >>> [round(lr_multiplier(progress, warmup_ratio=0.1), 3) for progress in (0, 0.05, 0.1, 0.8, 0.9, 1)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]

@@ -1,4 +1,4 @@
-"""Setup of a training run: model, optimizer and loop state, new or restored, and the compiled model."""
+"""Setup of a training run: new or restored model, optimizer and loop state, and the compiled model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def compile_model(
     """Return the compiled model, or `model` where compiling is off, saves no time, or fails (with a notice).
 
     `mode`: auto, on or off. `batch_size` and `sequence_len` (None: the whole context) are the shape of a micro-batch.
-    All processes return the same kind.
+    Either all processes return a compiled model or none does.
     """
     is_off = mode == "off"
     saves_no_time = runtime.device.type == "mps" or num_steps < MIN_COMPILED_STEPS

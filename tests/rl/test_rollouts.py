@@ -27,7 +27,7 @@ def test_targets() -> None:
         [-1] * 5 + [ord("d"), END, -1, -1, -1, -1],
         [-1] * 5 + [ord("a"), ord("b"), -1, -1, ord("c"), END],
     ]
-    assert batch.advantages.tolist() == [-0.5, 0.5]
+    assert batch.weights.tolist() == [-0.5, 0.5]
 
 
 def test_no_completion_is_lost() -> None:

@@ -151,9 +151,9 @@ def test_checkpoint_to_resume(tmp_path: Path, base_dir: Path, capsys: pytest.Cap
 
     assert find(config=Config()) is None
     assert find().step == 7
-    assert "Not as when" not in capsys.readouterr().out
+    assert "Setting changed" not in capsys.readouterr().out
     assert find(config=Config(resume=True, lr=0.25)).step == 7
-    assert "Not as when step_000007 was written: lr: 0.5 -> 0.25" in capsys.readouterr().out
+    assert "Setting changed since checkpoint step_000007: lr: 0.5 -> 0.25" in capsys.readouterr().out
     for changes, words in [
         ({"data_hash": "5678"}, "other data"),
         ({"shape": replace(SHAPE, n_layer=3, n_embd=32)}, "n_layer 1 -> 3, n_embd 16 -> 32"),

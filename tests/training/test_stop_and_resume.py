@@ -599,7 +599,7 @@ def test_a_new_run_in_an_old_folder(pool: Pool, base: Path, reference: Any) -> N
     assert saved_steps(base) == [2]
     [second] = pool.run(base, resume=True, keep_last=1, matrix_lr=0.01)
     assert "step_000002, 25.0%" in second["out"]
-    assert "Not as when" not in second["out"]
+    assert "Setting changed" not in second["out"]
     assert (len(first["losses"]), len(second["losses"])) == (2, 6)
     assert saved_steps(base) == [8]
 
