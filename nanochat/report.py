@@ -4,7 +4,8 @@
     python -m nanochat.report reset      # remove the sections of earlier runs
 
 The Markdown is a pure function of the sections and of `$NANOCHAT_USD_PER_HOUR` (the machine's price, for 8 x H100 about
-24), so it can be rendered at any time and again. `nanochat.reporting.schema` documents the sections.
+24), so it can be rendered again at any time. Its parts are in `nanochat/reporting/`; `nanochat.reporting.schema`
+documents the sections.
 """
 
 from __future__ import annotations
@@ -96,12 +97,12 @@ def _headline(sections: Sections) -> tuple[list[str], dict[str, dict[str, str]]]
 
 
 def _wall_times(sections: Sections) -> dict[str, float]:
-    """Return section -> seconds, of the sections that have it."""
+    """Return section -> wall time in seconds, for the sections that have one."""
     return {name: section["seconds"] for name, section in sections.items() if "seconds" in section}
 
 
 def _format_cost(seconds: float) -> str:
-    """Return the cost of that time at `$NANOCHAT_USD_PER_HOUR`."""
+    """Return the cost of `seconds` at `$NANOCHAT_USD_PER_HOUR`."""
     price = os.environ.get("NANOCHAT_USD_PER_HOUR")
     if not price:
         return "not stated"
@@ -111,7 +112,7 @@ def _format_cost(seconds: float) -> str:
         rate = math.nan
     if not 0 <= rate < math.inf:
         raise UserError(
-            f"NANOCHAT_USD_PER_HOUR is {price!r}: it must be the price of an hour of this machine, for example 24"
+            f"NANOCHAT_USD_PER_HOUR is {price!r}: must be the price of an hour of this machine, for example 24"
         )
     return f"${rate * seconds / 3600:,.2f} at ${rate:g} an hour"
 

@@ -220,7 +220,7 @@ def test_no_section_breaks_the_report(section: dict[str, Any]) -> None:
     text = first.decode("utf-8")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     talks = ["A conversation with the base model"] * sum("messages" in sample for sample in section["samples"])
-    names = [name for name in headings(text) if name not in ("Accuracy by stage", "What each stage brought")]
+    names = [name for name in headings(text) if name not in ("Accuracy by stage", "Gain of each stage")]
     assert names[:4] == ["nanochat report", "Summary", "Time and cost", "Environment"]
     assert names[5:] == ["the end", *talks]
     assert sum(token.type == "fence" for token in tokens) == len(section["samples"])

@@ -1,1 +1,1 @@
-"""Evaluation of models on tasks, on CORE, and of models from transformers."""
+"""Evaluation on chat tasks, CORE behind `nanochat.core_eval`, and models from transformers."""

@@ -1,4 +1,4 @@
-"""The bundle of tasks that CORE is measured on: found or downloaded, read, and checked line by line.
+"""Bundle of the tasks that CORE is measured on: find or download it, read it, and check it line by line.
 
 A bundle is a folder or a zip file of:
 
@@ -67,7 +67,7 @@ class Bundle:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
-    """YAML loader whose mappings have their line; invalid values (the 45th of a month) raise an error with theirs."""
+    """YAML loader that adds its line to each mapping, and to the error for an invalid value (the 45th of a month)."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         return {**super().construct_mapping(node, deep), "line": node.start_mark.line + 1}
@@ -116,7 +116,7 @@ def _fetch(address: str, path: Path) -> Path:
     download(address, path)
     if not zipfile.is_zipfile(path):
         path.unlink()
-        raise UserError(f"{address} is no zip file, so it cannot be an evaluation bundle")
+        raise UserError(f"{address} is not a zip file, so it cannot be an evaluation bundle")
     return path
 
 
@@ -158,8 +158,8 @@ def _read_task(data_file: BundlePath, entry: TaskEntry, baseline: float) -> Core
     )
     if task.max_fewshot < task.num_fewshot:
         print0(
-            f"{task.label}: its prompts should have {task.num_fewshot} examples, but only {task.max_fewshot} others "
-            "exist"
+            f"{task.label}: its prompts should have {task.num_fewshot} examples, but the task has only "
+            f"{task.max_fewshot} others"
         )
     return task
 
@@ -172,7 +172,7 @@ def _find_root(path: Path) -> BundlePath:
         return root
     candidates = [folder for folder in root.iterdir() if (folder / "core.yaml").is_file()]
     if len(candidates) != 1:
-        raise UserError(f"{path} is no evaluation bundle: core.yaml is missing")
+        raise UserError(f"{path} is not an evaluation bundle: core.yaml is missing")
     return candidates[0]
 
 
@@ -232,7 +232,7 @@ def _read_baselines(file: BundlePath) -> dict[str, float]:
         for row in reader:
             percent = float(row["Random baseline"] or "nothing")
             if not 0 <= percent < 100:
-                raise ValueError(f"the random baseline is {percent} percent: it must be at least 0 and below 100")
+                raise ValueError(f"the random baseline is {percent} percent: must be at least 0 and below 100")
             baselines[row["Eval Task"]] = percent / 100
     except (ValueError, csv.Error) as error:
         raise UserError(f"{file}, line {reader.line_num or 1}: {error}") from error

@@ -59,7 +59,7 @@ def is_correct(task_type: str, scores: Sequence[OptionScore], gold: int) -> bool
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Positions of a forward pass that suit a device: few on a CPU, where a batch that fits into its cache is fast."""
+    """Return the positions of a forward pass that suit a device: few on a CPU, where a batch should fit its cache."""
     return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
 
 
@@ -196,7 +196,8 @@ def prefix_ids(batch: Sequence[EncodedExample], prefix_lens: Sequence[int]) -> l
 
 @dataclass(frozen=True)
 class ModelScorer:
-    """Scorer with a `GPT`. `batch_tokens`: most positions of a forward pass; -1: the default of the model's device.
+    """Scorer with a `GPT`. `batch_tokens`: maximum number of positions in a forward pass; -1: the default of
+    the model's device.
 
     A batch has at least one example, even if that exceeds `batch_tokens`.
     """
@@ -228,9 +229,8 @@ class ModelScorer:
         """Return a cache in which each option's row holds the prefix of its example, computed once per example."""
         model = self.model
         prefix_cache = KVCache(model.config, len(batch), model.compute_dtype, model.device)
-        model.hidden_states(
-            pad_right(prefix_ids(batch, prefix_lens), fill=0, device=model.device), prefix_cache
-        )  # (E, P)
+        idx = pad_right(prefix_ids(batch, prefix_lens), fill=0, device=model.device)  # (E, P)
+        model.hidden_states(idx, prefix_cache)
         num_options = [len(example.options) for example in batch]
         cache = KVCache(model.config, sum(num_options), model.compute_dtype, model.device)
         cache.reserve([length for length, count in zip(prefix_lens, num_options, strict=True) for _ in range(count)])
@@ -242,7 +242,8 @@ class ModelScorer:
 
     def _predict(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each target and whether it is the most likely token, both (N,) on the CPU."""
-        losses, is_most_likely = [], []
+        losses = []
+        is_most_likely = []
         for start in range(0, len(targets), HEAD_ROWS):
             chunk_targets = targets[start : start + HEAD_ROWS]
             # In float32: bf16 is so coarse that many options would tie.

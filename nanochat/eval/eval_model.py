@@ -18,7 +18,7 @@ from nanochat.tokenization.encoders import TextEncoder
 
 @dataclass(frozen=True)
 class EvalModel:
-    """All that `nanochat.core_eval.evaluate_task` needs of a model, and its names."""
+    """A model with the scorer and tokenizer that `nanochat.core_eval.evaluate_task` takes, and its names."""
 
     name: str  # in tables: TAG:STEP, or the name on the hub
     file_name: str  # the same, usable as part of a file's name
@@ -66,7 +66,7 @@ class EvalModel:
         tag, _, step = name.partition(":")
         if tag in tags and re.fullmatch(r"\d*", step):
             return cls.from_checkpoint(runtime, batch_tokens, tag, int(step or -1))
-        if "/" not in name and not os.path.isdir(name):  # False, too, for a name that is too long for a path
+        if "/" not in name and not os.path.isdir(name):  # isdir is also False for a name too long for a path
             known = f"there are {', '.join(tags)}" if tags else f"there is none in {run_dir('base', '')}"
             raise UserError(f"{name!r} is neither a folder nor a base checkpoint as TAG or TAG:STEP: {known}")
         return cls.from_hf(name, runtime, batch_tokens)

@@ -1,7 +1,8 @@
 """A causal language model from Hugging Face transformers, from a folder or by its name on the hub, for evaluation.
 
-Three kinds of model are refused: with weights that the folder lacks (transformers would initialise them at random),
-with code of their own (it would run), and with predictions that depend on later tokens (they would see the answers).
+Three kinds of model are refused: models that lack weights (transformers would initialise them at random), models that
+bring their own code (loading would run it), and models whose predictions depend on later tokens (they would see the
+answers).
 
 Letters in shape comments: E examples, P tokens of their shared prefixes, B rows, T tokens after the prefixes, N
 predicted tokens, C width, V vocabulary.
@@ -32,15 +33,16 @@ _CONTEXT_FIELDS = (
     "max_seq_len",
     "seq_length",
 )
-_PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}  # nothing added or special
+# Arguments of a tokenizer call that adds no tokens and reads names of special tokens as text.
+_PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 
 
 class HFTokenizer:
-    """A tokenizer of transformers that encodes text only: it adds nothing, and a special token's name in it is text.
+    """A tokenizer of transformers for plain text: it adds no tokens, and reads the names of special tokens as text.
 
-    A document begins with the tokenizer's `bos_token`, also for tokenizers that do not add it themselves, like
-    GPT-2's: the documents of their training began with it. A tokenizer without one has `has_bos` False: prompts begin
-    with their text, and the `eos_token` separates documents.
+    Callers put the tokenizer's `bos_token` before a document, even if the tokenizer itself does not add it (GPT-2's):
+    the model was trained on documents that begin with it. Without a `bos_token`, `has_bos` is False: prompts begin with
+    their text, and the `eos_token` separates documents.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -53,7 +55,7 @@ class HFTokenizer:
         self._bos = int(bos)
         first, second, both = self._ids(["a", "x", "a x"])
         if not both:  # transformers makes an empty tokenizer of a folder without tokenizer files
-            raise UserError("it has no tokens: are its files in the folder?")
+            raise UserError("its vocabulary is empty: are the tokenizer's files in the folder?")
         # SentencePiece's tokenizers put a space before a text that does not begin with one.
         self.adds_prefix_space = first + second == both
 
@@ -85,17 +87,17 @@ class HFTokenizer:
 
     def count_bytes(self, text: str, num_ids: int) -> int:
         """Return how many bytes of the text its first `num_ids` tokens cover."""
-        given = text.removeprefix(" ") if self.adds_prefix_space else text
-        ids = self._ids([given])[0]
+        stripped = text.removeprefix(" ") if self.adds_prefix_space else text
+        ids = self._ids([stripped])[0]
         num_bytes = len(text.encode("utf-8"))
         name_lens = list(map(len, self.inner.convert_ids_to_tokens(ids)))
         if num_ids == 0 or sum(name_lens) == num_bytes:  # byte-level: a token's name has one letter for each byte
             return sum(name_lens[:num_ids])
         if not self.inner.is_fast:  # no offsets; the decoded text may be spelled differently by a lossy tokenizer
             return len(self.decode(ids[:num_ids]).encode("utf-8"))
-        offsets = self.inner(given, return_offsets_mapping=True, **_PLAIN_TEXT)["offset_mapping"][:num_ids]
+        offsets = self.inner(stripped, return_offsets_mapping=True, **_PLAIN_TEXT)["offset_mapping"][:num_ids]
         end = max(end for _, end in offsets)
-        return num_bytes - len(given[end:].encode("utf-8"))
+        return num_bytes - len(stripped[end:].encode("utf-8"))
 
 
 class HFCausalModel(nn.Module):
@@ -110,7 +112,7 @@ class HFCausalModel(nn.Module):
         fallback = tokenizer_context_len if tokenizer_context_len < 1 << 20 else DEFAULT_CONTEXT_LEN
         self.context_len = next((limit for limit in limits if isinstance(limit, int) and limit > 0), fallback)
         self.vocab_size = int(inner.get_input_embeddings().num_embeddings)
-        self.supports_prefix_sharing = False  # `load_hf_model` tries it
+        self.supports_prefix_sharing = False  # `load_hf_model` sets it after a test
         head = inner.get_output_embeddings()
         self.head = head if isinstance(head, nn.Linear) else None
         if self.head is not None and self.head.weight.dtype != torch.float32:
@@ -224,7 +226,7 @@ def check_causal(model: HFCausalModel) -> None:
     columns = torch.arange(3, device=model.device)
     logits, others = (model.predict(row[None], columns * 0, columns)[0] for row in idx)
     if not model.are_logits_equal(logits, others):
-        raise UserError("it is no causal language model: what it predicts depends on later tokens")
+        raise UserError("it is not a causal language model: its predictions depend on later tokens")
 
 
 def load_hf_model(name: str, runtime: Runtime) -> tuple[HFCausalModel, HFTokenizer]:
@@ -245,7 +247,7 @@ def load_hf_model(name: str, runtime: Runtime) -> tuple[HFCausalModel, HFTokeniz
             name, dtype=runtime.compute_dtype, trust_remote_code=False, output_loading_info=True
         )
         if missing := sorted(loading_info["missing_keys"]):
-            raise UserError(f"{len(missing)} weights of {type(inner).__name__} are missing, for one {missing[0]}")
+            raise UserError(f"{len(missing)} weights of {type(inner).__name__} are missing, such as {missing[0]}")
         inner.to(runtime.device).eval()
         model = HFCausalModel(inner, int(tokenizer.inner.model_max_length))
         if (num_tokens := int(tokenizer.inner.vocab_size)) > model.vocab_size:
@@ -266,7 +268,7 @@ def check_name(name: str) -> None:
         is_folder = name != "" and folder.is_dir()
         has_config = (folder / "config.json").is_file()
     if is_folder and not has_config:
-        raise UserError(f"{folder} holds no model of transformers: config.json is missing")
+        raise UserError(f"{folder} does not hold a model of transformers: config.json is missing")
     if not is_folder and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
         raise UserError(f"{name!r} is neither a folder nor a name on the Hugging Face hub (OWNER/NAME)")
 
@@ -287,7 +289,7 @@ def generate_hf_samples(
     model_ends = model.inner.generation_config.eos_token_id
     end_ids = {bos, tokenizer.inner.eos_token_id, *(model_ends if isinstance(model_ends, list) else [model_ends])}
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    # A new configuration: without what the folder recommends, such as a repetition penalty.
+    # A new configuration drops the folder's recommendations, such as a repetition penalty.
     model.inner.generation_config = generation_config(
         eos_token_id=sorted(end_ids - {None}), pad_token_id=bos, **sampling
     )

@@ -1,7 +1,6 @@
 """CORE scores and bits per byte of a model from Hugging Face transformers.
 
-Letters in shape comments: E examples of a batch, B their options, P tokens of the shared prefixes, T tokens after
-these, N predicted tokens, V vocabulary.
+Letters in shape comments: B options of a batch, T tokens of a row, N predicted tokens, V vocabulary, R rows of text.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from nanochat.layers.padding import pad_right
 from nanochat.loss_eval import sum_nats
 from nanochat.runtime import Runtime
 
-DOCUMENTS_PER_BATCH = 256  # tokenized at a time
+DOCUMENTS_PER_BATCH = 256  # tokenized in one call
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class HFScorer:
 
     Shared prefixes are computed once where the model's cache allows it (`supports_prefix_sharing`).
 
-    `drop_bos`: the tokenizer has no beginning token, so an option begins with its text. Only an option without a
-    context keeps the token that stands in for the beginning: without it the first token could not be predicted.
-    `batch_tokens`: most positions of a forward pass; -1: the default of the model's device.
+    `drop_bos`: the tokenizer has no BOS token, so an option begins with its text. Only an option without a context
+    keeps the token that replaces BOS: without it there would be nothing to predict the first token from.
+    `batch_tokens`: maximum number of positions in a forward pass; -1: the default of the model's device.
     """
 
     model: HFCausalModel
@@ -92,7 +91,7 @@ class HFScorer:
 
 
 def _without_bos(option: EncodedOption) -> EncodedOption:
-    """Return the option without its beginning token, if a context remains before the continuation."""
+    """Return the option without its BOS token, if a context remains before the continuation."""
     has_context = len(option.ids) > option.continuation_len + 1
     return EncodedOption(option.ids[1:], option.continuation_len) if has_context else option
 
@@ -108,8 +107,8 @@ def hf_bits_per_byte(
 ) -> float:
     """Return the bits per byte of the first `max_tokens` tokens of the documents, at most one pass over them.
 
-    The definition is that of `nanochat.loss_eval.bits_per_byte`, with the bytes of the text in place of those of the
-    tokens: a tokenizer may normalise the text. The tokens between documents are read, not predicted.
+    Defined as in `nanochat.loss_eval.bits_per_byte`, but the bytes are counted in the text and not in the tokens,
+    because a tokenizer may normalise the text. The tokens between documents are inputs, but never targets.
     """
     rows, num_bytes = text_rows(documents, tokenizer, sequence_len, max_tokens)
     inputs = rows[:, :-1].clamp(min=0)
@@ -120,13 +119,13 @@ def hf_bits_per_byte(
 
 
 def text_rows(documents: Documents, tokenizer: HFTokenizer, sequence_len: int, max_tokens: int) -> tuple[Tensor, int]:
-    """Return rows (R, T + 1) as `document_eval_rows` of the loader does, and the bytes of the text that they hold."""
+    """Return rows (R, T + 1) as `nanochat.dataloader.document_eval_rows` does, and the bytes of text in them."""
     tokens = array("q")
     num_bytes = 0
     texts = documents.iter_texts()
     while len(tokens) <= max_tokens and (batch := list(islice(texts, DOCUMENTS_PER_BATCH))):
         for text, ids in zip(batch, tokenizer.encode(batch), strict=True):
-            max_ids = max_tokens - len(tokens)  # after the beginning token; the very first token is not a target
+            max_ids = max_tokens - len(tokens)  # after the BOS token; the very first token is not a target
             if max_ids < 0:
                 break
             tokens.append(tokenizer.get_bos_token_id())

@@ -25,8 +25,9 @@ def generate_samples(
 ) -> list[dict[str, Any]]:
     """Continue each prompt. Returns `{"prompt": str, "text": str, "whole": bool}` for each.
 
-    `whole`: the model ended the document itself. A prompt that takes more than half of the context is cut, and returned
-    as it was cut. The i-th prompt has the seed `seed + i`, so a sample does not depend on the prompts before it.
+    `whole`: True if the model ended the document itself. A prompt that takes more than half of the context is cut, and
+    "prompt" is the part that remains. The i-th prompt has the seed `seed + i`, so a sample does not depend on the
+    prompts before it.
     """
     engine = Engine(model, tokenizer)
     bos = tokenizer.get_bos_token_id()

@@ -54,7 +54,7 @@ def evaluate_chat_task(
 ) -> TaskResult:
     """Evaluate all examples of a task, or a fixed random choice of `max_examples`. All processes return the same.
 
-    A categorical task takes the most likely letter as the only answer; of `params` nothing is used then. `batch_size`:
+    A categorical task takes the most likely letter as the only answer and does not use `params`. `batch_size`:
     completions that are generated, or prompts that are scored, at once on one device. A prompt that is too long loses
     its beginning. Raises `UserError` for a letter that is not a single token.
     """
@@ -129,7 +129,8 @@ def _make_problem(index: int, conversation: Conversation, tokenizer: Tokenizer, 
 @torch.inference_mode()
 def _score_letters(problems: Sequence[_Problem], task: Task, engine: Engine, batch_size: int) -> Iterator[int]:
     """Score each problem by the most likely of its own letters. Yields the size of each batch when it is done."""
-    model, tokenizer = engine.model, engine.tokenizer
+    model = engine.model
+    tokenizer = engine.tokenizer
     token_ids = letter_ids(tokenizer, {letter for problem in problems for letter in problem.conversation["letters"]})
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
@@ -199,12 +200,12 @@ def _gather(problems: Sequence[_Problem], num_examples: int, runtime: Runtime) -
         digest = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
         column = [problem.num_correct, problem.num_tool_calls, int(problem.is_cut), num_letters, digest]
         table[:, problem.index] = torch.tensor(column)
-    num_correct, num_tool_calls, cut, num_letters, digests = runtime.all_reduce(table.to(runtime.device)).tolist()
+    num_correct, num_tool_calls, is_cut, num_letters, digests = runtime.all_reduce(table.to(runtime.device)).tolist()
     chance = math.fsum(1 / number for number in num_letters if number) / max(1, num_examples)
     return {
         "num_correct": num_correct,
         "num_tool_calls": sum(num_tool_calls),
-        "num_cut": sum(cut),
+        "num_cut": sum(is_cut),
         "chance": chance,
         "baseline": chance,
         "examples_hash": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],

@@ -56,9 +56,9 @@ class TaskResult:
     def standard_error(self) -> float:
         """Standard error of the centred accuracy: sqrt(p (1 - p) / n) with p = (correct + 1) / (n + 2).
 
-        p is the mean under a uniform prior (Laplace's rule of succession, Théorie analytique des probabilités, 1812):
-        the error is not 0 where all examples are correct, or none is. So CORE's interval covers the true value in 95 of
-        100 cases down to one example of each task.
+        p is the mean under a uniform prior (Laplace's rule of succession, Théorie analytique des probabilités, 1812),
+        so the error is above 0 even if all examples are correct, or none is. CORE's interval therefore covers the true
+        value in 95 of 100 cases even with a single example of each task.
         """
         p = (sum(self.correct) + 1) / (self.num_examples + 2)
         return math.sqrt(p * (1 - p) / self.num_examples) / (1 - self.baseline)

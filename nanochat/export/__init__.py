@@ -1,1 +1,1 @@
-"""Export of models and tokenizers to the formats of Hugging Face, and import from them."""
+"""Export of models and tokenizers to Hugging Face's formats, and import from them."""

@@ -35,7 +35,7 @@ _BLOCK_MODULES = {
     "up_proj": "mlp.fc1",
     "down_proj": "mlp.fc2",
 }
-_VOCAB_WEIGHTS = ("embed.weight", "head.weight")  # one row for each token; nanochat pads them, transformers does not
+_VOCAB_WEIGHTS = ("embed.weight", "head.weight")  # one row for each token; only nanochat pads them
 
 
 def fixed_fields(config: GPTConfig) -> dict[str, Any]:
@@ -77,18 +77,18 @@ def from_hf_config(content: Any) -> GPTConfig:
     """Return the GPTConfig of a `config.json`. Raises UserError for a model that nanochat cannot represent."""
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if model_type != "nanochat":
-        raise UserError(f"its model_type is {model_type!r}: only 'nanochat' can be imported")
+        raise UserError(f"its model_type is {model_type!r}: must be 'nanochat' to be imported")
     if missing := [field for field in CONFIG_FIELDS.values() if not isinstance(content.get(field), int)]:
-        raise UserError(f"{missing[0]} is {content.get(missing[0])!r}: it must be a whole number")
+        raise UserError(f"{missing[0]} is {content.get(missing[0])!r}: must be a whole number")
     config = GPTConfig(**{field: content[hf_field] for field, hf_field in CONFIG_FIELDS.items()})
     for field, value in fixed_fields(config).items():
         if content.get(field) != value:
-            raise UserError(f"{field} is {content.get(field)!r}: a model of nanochat has {value!r}")
+            raise UserError(f"{field} is {content.get(field)!r}: must be {value!r}, as in every model of nanochat")
     return config
 
 
 def hf_weight_names(config: GPTConfig) -> dict[str, str]:
-    """Return name of a weight in nanochat -> name in transformers.
+    """Return a dict from each weight's name in nanochat to its name in transformers.
 
     >>> hf_weight_names(GPTConfig(n_layer=1))["blocks.0.attn.q_proj.weight"]
     'model.layers.0.self_attn.q_proj.weight'
@@ -104,11 +104,12 @@ def hf_weight_names(config: GPTConfig) -> dict[str, str]:
 def to_hf_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """Return the weights by their names in transformers, without the rows that pad the vocabulary.
 
-    Raises UserError if a weight has no name there, or one is missing.
+    Raises UserError if a weight has no name in transformers, or if one is missing.
     """
     names = hf_weight_names(config)
     if odd := sorted(weights.keys() ^ names.keys()):
-        raise UserError(f"transformers' nanochat does not fit this model: {odd[0]} is in one of them only")
+        side = "this model" if odd[0] in weights else "transformers' architecture nanochat"
+        raise UserError(f"the weight {odd[0]} is only in {side}: the model cannot be exported")
     hf_weights = {}
     for name, hf_name in names.items():
         weight = weights[name]
@@ -123,7 +124,8 @@ def from_hf_weights(hf_weights: Mapping[str, Tensor], config: GPTConfig) -> dict
     """
     names = hf_weight_names(config)
     if odd := sorted(hf_weights.keys() ^ set(names.values())):
-        raise UserError(f"the weights are not those of its configuration: {odd[0]} is in one of them only")
+        side = "the weight files" if odd[0] in hf_weights else "the model that config.json describes"
+        raise UserError(f"the weight {odd[0]} is only in {side}: both must belong to one model")
     num_padding_rows = config.padded_vocab_size - config.vocab_size
     weights = {}
     for name, hf_name in names.items():
@@ -199,7 +201,8 @@ def model_card(
 ) -> str:
     """Return the model card, README.md: the model, how to load it, metrics of its training and from the report.
 
-    The report holds the last evaluation of each kind, which may be of another model: only this checkpoint's are taken.
+    The report holds the last evaluation of each kind, which may be of another model: only sections on this checkpoint
+    are used.
     """
     history = meta.get("loop", {}).get("history", [])
     last_values = {name: value for row in history for name, value in row.items()}

@@ -9,7 +9,7 @@ both give the same ids for every text:
 Three differences remain. Hugging Face encodes the name of a special token in a text as that token, where nanochat keeps
 it text (`split_special_tokens=True` does the same there). The chat template renders a conversation as
 `render_conversation` does, but keeps a last question without an answer, because it also renders prompts for an answer.
-The mask of a text before a tool's result that follows no call may lack some of the text's last tokens.
+If a tool result follows text without a tool call, transformers' assistant mask may miss the last tokens of that text.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from nanochat.tokenizer import Tokenizer
 BOS = "<|bos|>"
 ASSISTANT_END = "<|assistant_end|>"
 
-# `render_turns` in Jinja. Generation markers enclose what the model is trained on, in spans that end with a special
-# token: transformers cuts a span short if its last character has several tokens. That still happens where a tool's
-# result follows a text without a call.
+# `render_turns` in Jinja. Generation markers enclose the text that the model is trained on, in spans that end with a
+# special token, because transformers cuts a span short if its last character has several tokens. Only a span before a
+# tool result without a call ends otherwise.
 CHAT_TEMPLATE = r"""
 {{- bos_token -}}
 {%- set ns = namespace(system='', due='user', said='') -%}
@@ -71,7 +71,7 @@ CHAT_TEMPLATE = r"""
 
 
 def to_hf_tokenizer_config(context_len: int) -> dict[str, Any]:
-    """Return the content of `tokenizer_config.json`. `context_len`: tokens that the model can read."""
+    """Return the content of `tokenizer_config.json`. `context_len`: maximum number of tokens of an input."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_len,
@@ -162,11 +162,11 @@ def from_hf_tokenizer(content: Any) -> Tokenizer:
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         steps = (vocab, merges, _pre_tokenizer_steps(content), content["normalizer"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"it is no byte-level BPE as nanochat has it: {error!r}") from error
+        raise UserError(f"the tokenizer is not a byte-level BPE with a split pattern: {error!r}") from error
     exported = to_hf_tokenizer(tokenizer)
     expected = (exported["model"]["vocab"], exported["model"]["merges"], _pre_tokenizer_steps(exported), None)
     if steps != expected:
-        raise UserError("it merges or splits in another way than nanochat does: the ids would differ")
+        raise UserError("the tokenizer merges or splits text in a way that nanochat does not: the ids would differ")
     return tokenizer
 
 

@@ -1,1 +1,1 @@
-"""The parts of `nanochat.engine`: the KV cache, batched decoding and tool use."""
+"""Parts of `nanochat.engine`: the KV cache, batched decoding and tool use."""

@@ -15,15 +15,15 @@ from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.tool_use import RowState
 from nanochat.layers.padding import pad_right
 
-MAX_PREFILL_TOKENS = 16_384  # of a prefill pass, padding included; a longer prompt has a pass to itself
+MAX_PREFILL_TOKENS = 16_384  # in one prefill pass, padding included; a longer prompt has a pass to itself
 
 
 class DecodeBatch:
     """A batch of completions, one row each, over one KV cache.
 
     A step is `append(sampled)`, with a token for each row of `logits`, then `advance()`, which removes the rows that
-    are done and computes the next logits. The two are apart so that a token can be shown before the next forward pass,
-    and so that no pass is made after the last token.
+    are done and computes the next logits. They are separate methods so that a caller can show a token before the next
+    forward pass, and so that no pass follows the last token.
     """
 
     def __init__(self, model: GPT, prompts: Sequence[list[int]], rows: Sequence[Sequence[RowState]]) -> None:
@@ -38,8 +38,8 @@ class DecodeBatch:
         first_row = 0
         for group in prefill_groups(prompts, MAX_PREFILL_TOKENS):
             prefix_cache, hidden = self._prefill(prompts[group])
-            for prompt, count in enumerate(counts[group]):
-                self.cache.copy_prefix(first_row, count, prefix_cache, prompt)
+            for prefix_row, count in enumerate(counts[group]):
+                self.cache.copy_prefix(first_row, count, prefix_cache, prefix_row)
                 first_row += count
             repeats = torch.tensor(counts[group], device=model.device)
             logits.append(model.logits(hidden).repeat_interleave(repeats, 0))  # (P, C) -> (P, V) -> (rows, V)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nanochat.gpt import GPTConfig
 
-CACHE_CHUNK = 256  # columns that the cache grows by: a short completion does not pay for the whole context
+CACHE_CHUNK = 256  # columns that the cache grows by, so that a short completion does not allocate the whole context
 
 
 class KVCache:
@@ -35,7 +35,10 @@ class KVCache:
 
     @property
     def pos(self) -> int:
-        """Number of columns filled. It advances when the last layer has inserted."""
+        """Number of filled columns, increased when the last layer inserts.
+
+        It is the column of the next token. The token's position (`positions`) is smaller by the row's left padding.
+        """
         return self._pos
 
     def positions(self, count: int) -> slice | Tensor:

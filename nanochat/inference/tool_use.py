@@ -2,6 +2,8 @@
 
 sampled  <|python_start|> 6 * 7 <|python_end|>                                     mask 1
 forced                                          <|output_start|> 42 <|output_end|>  mask 0
+
+The delimiters of a call are named python, but only expressions of the calculator are evaluated; no program runs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Tool:
     def output(self, call: list[int]) -> list[int]:
         """Return the tokens to force after a call, given the ids between its delimiters; [] if it has no result.
 
-        The result is encoded as ordinary text: whatever it contains, it has no special token such as an end token.
+        The result is encoded as ordinary text, so it cannot contain a special token such as an end token.
         """
         result = calculate(self._tokenizer.decode(call))
         if result is None:
@@ -34,8 +36,9 @@ class Tool:
 
 
 class RowState:
-    """One completion in progress: its `tokens` so far and their `mask` (1 = sampled, 0 = forced by the tool).
+    """State of one row of a `DecodeBatch`, a completion in progress.
 
+    `tokens`: the tokens so far. `mask`: 1 for a sampled token, 0 for one that the tool forced.
     `has_ended`: the model sampled an end token, which is the last of `tokens`. `is_done`: ended or `max_tokens` long.
 
     A call is the text between `<|python_end|>` and the last `<|python_start|>` before it in this completion that no
@@ -45,7 +48,7 @@ class RowState:
     __slots__ = ("_call_start", "_forced_tokens", "_max_tokens", "_tool", "has_ended", "is_done", "mask", "tokens")
 
     def __init__(self, tool: Tool, max_tokens: int) -> None:
-        """`max_tokens`: length limit, forced tokens included: a result is cut there."""
+        """`max_tokens`: length limit, forced tokens included; a tool result that exceeds it is cut."""
         self.tokens: list[int] = []
         self.mask: list[int] = []
         self.has_ended = False
@@ -53,7 +56,7 @@ class RowState:
         self._tool = tool
         self._max_tokens = max_tokens
         self._call_start: int | None = None  # index in `tokens` of the open call's first token
-        self._forced_tokens: list[int] = []  # tool output that is yet to be appended, in reverse order
+        self._forced_tokens: list[int] = []  # tool output not yet appended, in reverse order
 
     def append(self, sampled: int) -> None:
         """Append the next forced token if there is one (`sampled` is then discarded), else `sampled`."""

@@ -1,1 +1,1 @@
-"""Schema, Markdown, tables, plots and statistics behind `nanochat.report`."""
+"""Parts of `nanochat.report`: schema, Markdown, tables, plots and statistics."""

@@ -56,7 +56,7 @@ def gains_by_stage(accuracies: Mapping[str, Accuracy]) -> dict[str, Gain]:
 
 
 def _paired_marks(before: Answers | None, after: Answers | None) -> tuple[list[bool], list[bool]] | None:
-    """Return which examples each stage solves; None if the examples differ or are not known."""
+    """Return for each stage a mark per example, True = solved; None if the examples differ or are not known."""
     if before is None or after is None or before["problems"] != after["problems"]:
         return None
     if len(before["correct"]) != len(after["correct"]) or not before["correct"]:
@@ -79,10 +79,10 @@ def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[s
     yield format_table(["task", "chance", *stages, "problems"], rows)
     steps = list(itertools.pairwise(stages))
     if steps:
-        yield "### What each stage brought"
+        yield "### Gain of each stage"
         yield (
-            "In percentage points over the stage before, with 95% intervals. p is that of the exact McNemar test, "
-            "problem by problem: where nothing has changed, it falls below 0.05 once in twenty times."
+            "In percentage points over the stage before, with 95% intervals. p is the p-value of the exact McNemar "
+            "test, problem by problem; between equally good models it falls below 0.05 once in twenty times."
         )
         rows = []
         for task, row in by_task.items():
@@ -90,7 +90,7 @@ def accuracy_tables(sections: Mapping[str, Section], picture: str) -> Iterator[s
             rows.append([task, *(_gain_cell(gains.get(later), earlier) for earlier, later in steps)])
         yield format_table(["task", *(f"{later} over {earlier}" for earlier, later in steps)], rows)
     yield f"![accuracy by stage]({picture})"
-    yield "Bars are 95% intervals; the broken line is the accuracy of guessing."
+    yield "Bars are 95% intervals; the dashed line is the accuracy of guessing."
 
 
 def accuracy_lines(sections: Mapping[str, Section]) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _counts_cell(row: Mapping[str, Accuracy]) -> str:
 
 
 def _gain_cell(gain: Gain | None, expected: str) -> str:
-    """Return a gain as `+3.1 [+1.0, +5.2], p = 0.004`; if it is not over the `expected` stage, also over which one."""
+    """Return a gain as `+3.1 [+1.0, +5.2], p = 0.004`; names the earlier stage if it is not `expected`."""
     if gain is None:
         return ""
     low, high = gain["interval"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# An opaque background is readable on a light and on a dark page, which a transparent one is not.
+# An opaque background: a transparent one is not readable on both light and dark pages.
 _BACKGROUND = "#ffffff"
 _INK = "#24292f"
 _FAINT = "#d0d7de"
@@ -25,7 +25,7 @@ _COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 _PANEL_INCHES = (5.6, 3.3)
 _SMALL_INCHES = (3.7, 2.6)
 _MAX_VALUE = 1e30  # beyond this matplotlib's own arithmetic overflows
-_MIN_SMOOTHED_POINTS = 120  # from here on a noisy curve is drawn faint, with its running mean over it
+_MIN_SMOOTHED_POINTS = 120  # a noisy curve of at least so many points is drawn faint, with its running mean
 
 
 def plot_curves(curves: Mapping[str, Curve], path: Path) -> None:
@@ -51,7 +51,7 @@ def plot_curves(curves: Mapping[str, Curve], path: Path) -> None:
 def plot_accuracies(accuracies: Mapping[str, Mapping[str, Accuracy]], path: Path) -> None:
     """Write accuracies by stage to `path` as PNG, atomically. `accuracies`: task -> stage -> accuracy.
 
-    One panel for each task, with 95% intervals as bars and the accuracy of guessing as a broken line.
+    One panel for each task, with 95% intervals as bars and the accuracy of guessing as a dashed line.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -109,8 +109,8 @@ def _draw_panel(axes: Axes, members: Mapping[str, Curve], xlabel: str, ylabel: s
 
     names = []
     for index, (name, curve) in enumerate(members.items()):
-        averaged = _draw_curve(axes, _finite(curve["x"]), _finite(curve["y"]), _COLOURS[index % len(_COLOURS)])
-        names.append(_label(name) + (" (bold: running mean)" if averaged else ""))
+        has_mean = _draw_curve(axes, _finite(curve["x"]), _finite(curve["y"]), _COLOURS[index % len(_COLOURS)])
+        names.append(_label(name) + (" (bold: running mean)" if has_mean else ""))
     axes.set_title(names[0] if len(names) == 1 else "", color=_INK, fontsize=11, loc="left", parse_math=False)
     axes.set_xlabel(xlabel, color=_INK, parse_math=False)
     axes.set_ylabel(ylabel, color=_INK, parse_math=False)
@@ -134,19 +134,20 @@ def _style(axes: Axes) -> None:
 
 def _draw_curve(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> bool:
     """Draw a curve; many noisy points are faint, under their running mean. Return True if the mean is drawn."""
-    drawn = [i for i, (a, b) in enumerate(zip(x, y, strict=True)) if math.isfinite(a) and math.isfinite(b)]
-    if not drawn:
+    finite = [i for i, (a, b) in enumerate(zip(x, y, strict=True)) if math.isfinite(a) and math.isfinite(b)]
+    if not finite:
         axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center", color=_INK)
         return False
-    values = [y[i] for i in drawn]
-    noisy = len(drawn) >= _MIN_SMOOTHED_POINTS and _count_turns(values) > len(drawn) / 4  # a schedule is not noisy
-    marker = "o" if len(drawn) <= 25 else ""
-    width, alpha = (0.8, 0.35) if noisy else (1.6, 1.0)
+    values = [y[i] for i in finite]
+    # A schedule of the learning rate has few turns and is drawn plainly.
+    is_noisy = len(finite) >= _MIN_SMOOTHED_POINTS and _count_turns(values) > len(finite) / 4
+    marker = "o" if len(finite) <= 25 else ""
+    width, alpha = (0.8, 0.35) if is_noisy else (1.6, 1.0)
     axes.plot(x, y, color=colour, linewidth=width, alpha=alpha, marker=marker, markersize=4)
-    if noisy:
-        means = running_mean(values, half=len(drawn) // 80)
-        axes.plot([x[i] for i in drawn], means, color=colour, linewidth=1.8)
-    return noisy
+    if is_noisy:
+        means = running_mean(values, half=len(finite) // 80)
+        axes.plot([x[i] for i in finite], means, color=colour, linewidth=1.8)
+    return is_noisy
 
 
 def running_mean(values: Sequence[float], half: int) -> list[float]:
@@ -176,9 +177,8 @@ def _legend(axes: Axes, names: Sequence[str]) -> None:
 
     handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=2) for i in range(len(names))]
     legend = axes.legend(handles, ["" for _ in names], frameon=False, fontsize=9, labelcolor=_INK)
-    for text, name in zip(
-        legend.get_texts(), names, strict=True
-    ):  # set late: a leading _ would hide a label, and $ would start a formula
+    # Set after the legend is made: a leading _ would hide a label, and $ would start a formula.
+    for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name)
 

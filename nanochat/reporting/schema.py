@@ -45,7 +45,7 @@ class Metric(TypedDict, total=False):
     n: int  # examples
     interval: list[float]  # [low, high], 95%
     chance: float  # the accuracy of guessing
-    p: float  # of a difference: the p-value of none
+    p: float  # of a difference: the p-value under the hypothesis that there is none
 
 
 class Curve(TypedDict):
@@ -66,7 +66,7 @@ class Section(TypedDict, total=False):
     title: str  # heading; default: the section's name
     seconds: float  # wall time of the script, interrupted runs included
     settings: Any  # name -> value, or the script's config (a dataclass); None is shown as "not set"
-    environment: dict[str, Any]  # what only the script knows, for example {"device": "cuda", "processes": 8}
+    environment: dict[str, Any]  # facts that only the script knows, such as {"device": "cuda", "processes": 8}
     metrics: dict[str, Any]  # name -> number or `Metric`; the name has the unit, unless it is a proportion
     answers: dict[str, Answers]  # by the name of the accuracy
     headline: list[str]  # names of the metrics for the table at the top; default: all of them
@@ -95,18 +95,18 @@ def log_section(name: str, section: Mapping[str, Any]) -> Path:
     Adds the time (UTC) and the environment. Returns the path. Raises ValueError if the section violates the schema.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"the section's name is {name!r}: it must have small letters, digits and underscores only")
+        raise ValueError(f"the section's name is {name!r}: must have lower-case letters, digits and underscores only")
     path = base_dir() / "report" / f"{name}.json"
     if os.environ.get("RANK", "0") != "0":
         return path
-    given = {key: value for key, value in section.items() if value is not None}
-    if isinstance(given.get("metrics"), dict):  # None was not measured: left out; NaN was measured: stays
-        given["metrics"] = {metric: value for metric, value in given["metrics"].items() if value is not None}
-    plain: dict[str, Any] = _to_plain_json(given)
+    present = {key: value for key, value in section.items() if value is not None}
+    if isinstance(present.get("metrics"), dict):  # drop None (not measured), keep NaN (measured)
+        present["metrics"] = {metric: value for metric, value in present["metrics"].items() if value is not None}
+    plain: dict[str, Any] = _to_plain_json(present)
     _check_section(plain)
-    known = {**environment.describe_environment(), **plain.pop("environment", {})}
+    facts = {**environment.describe_environment(), **plain.pop("environment", {})}
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    write_json_atomic(path, {"format": FORMAT, "stage": name, "time": now, **plain, "environment": known})
+    write_json_atomic(path, {"format": FORMAT, "stage": name, "time": now, **plain, "environment": facts})
     return path
 
 
@@ -188,7 +188,7 @@ def _to_plain_json(value: Any) -> Any:
 def _check_section(section: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the key, if a section violates the schema."""
     for key, value in section.items():
-        _require(key in _KEY_TYPES, f"unknown key {key}: it must be one of {', '.join(sorted(_KEY_TYPES))}")
+        _require(key in _KEY_TYPES, f"unknown key {key}: must be one of {', '.join(sorted(_KEY_TYPES))}")
         _require(value is None or isinstance(value, _KEY_TYPES[key]), f"{key} has a wrong type: see `Section`")
     _require(section.get("format", FORMAT) == FORMAT, f"format {section.get('format')}; this version reads {FORMAT}")
     for name, metric in (section.get("metrics") or {}).items():
@@ -203,8 +203,8 @@ def _check_section(section: Mapping[str, Any]) -> None:
         _require(all(isinstance(text, str) for text in section.get(key) or []), f"{key} is a list of texts")
 
 
-def _require(holds: bool, rule: str) -> None:
-    if not holds:
+def _require(is_valid: bool, rule: str) -> None:
+    if not is_valid:
         raise ValueError(rule)
 
 

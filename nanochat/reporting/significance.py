@@ -1,7 +1,7 @@
 """Statistics of differences between accuracies.
 
 Two accuracies with overlapping intervals may still differ significantly: if both models saw the same examples, both
-found the same ones easy. Only the examples that one model solved and the other did not tell the models apart.
+found the same ones easy. Only the examples that exactly one of the models solved distinguish them.
 """
 
 from __future__ import annotations
@@ -94,8 +94,10 @@ def mean_metric(metrics: Sequence[Metric]) -> Metric:
 
 
 def format_p_value(p: float) -> str:
-    """Return a p-value for a reader: `p = 0.004`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    """Format a p-value, as `p = 0.004`."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def _count_discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""The chat in the terminal and in the browser: session, request schema, HTTP server."""
+"""Chat in the terminal and in the browser: session, request validation, HTTP server."""

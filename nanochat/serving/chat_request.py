@@ -42,9 +42,9 @@ class ChatRequest:
 
 
 def parse_request(body: bytes, defaults: SamplingParams) -> ChatRequest:
-    """Parse and validate the body of a request; a setting that is missing or null is that of `defaults`.
+    """Parse and validate the body of a request. A setting that is missing or null takes its value from `defaults`.
 
-    Raises `UserError` that names the value and the limit or rule that it violates.
+    Raises a `UserError` that names the value and the limit or rule that it violates.
     """
     try:
         request = json.loads(body)

@@ -5,8 +5,9 @@
     GET  /health              readiness, model and device; default settings and limits of a request
     GET  /stats               counters since the server started
 
-A reply is a stream of events, each `data: {"kind": ..., "text": ...}` and a blank line. Kinds: those of a `Chunk`
-(text, python, python_output), "waiting" if every copy of the model is busy, and at the end "error" or "done". "done"
+The format of `POST /chat/completions` is nanochat's own, not OpenAI's. A reply is a stream of events, each `data:
+{"kind": ..., "text": ...}` and a blank line. Kinds: those of a `Chunk` in serving/chat_session.py (text, python,
+python_output), "waiting" if every copy of the model is busy, and at the end "error" or "done". "done"
 also has `finish` ("stop": the model ended the reply; "length": it was cut off), `tokens` (their number) and `dropped`
 (the number of old messages that did not fit into the context).
 
@@ -111,7 +112,7 @@ class ChatService:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
-        def emit(event: Event) -> None:  # called from the thread
+        def emit(event: Event) -> None:  # called from the thread that generates
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         future = loop.run_in_executor(self._threads, self._generate, engine, job, emit)

@@ -1,4 +1,4 @@
-"""The chat in the terminal: reads the user's messages, and prints replies while they are generated."""
+"""Chat in the terminal: read the user's messages, and print replies while they are generated."""
 
 from __future__ import annotations
 

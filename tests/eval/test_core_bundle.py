@@ -142,7 +142,7 @@ def test_categories_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert words.fewshot_examples(0, 42) == [words.examples[2]]
     assert capsys.readouterr().out == ""
     read_bundle(with_categories(tmp_path / "two", categories=("a", "a", "a", "b")))
-    assert capsys.readouterr().out == "words: its prompts should have 1 examples, but only 0 others exist\n"
+    assert capsys.readouterr().out == "words: its prompts should have 1 examples, but the task has only 0 others\n"
     off = read_bundle(with_categories(tmp_path / "off", value=False)).tasks[2]
     assert off.categories == ()
 
@@ -200,7 +200,7 @@ def test_download(server: FileServer, base_dir: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_download_that_is_no_zip_file_is_removed(server: FileServer, base_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"page is no zip file"):
+    with pytest.raises(UserError, match=r"page is not a zip file"):
         find_bundle(server.address("page"))
     server.faults["b.zip"] = [status(404)]
     with pytest.raises(UserError, match="answered 404"):
@@ -214,6 +214,6 @@ def test_a_zip_file_of_something_else(server: FileServer, base_dir: Path) -> Non
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("a.txt", "a")
     server.files["other.zip"] = content.getvalue()
-    with pytest.raises(UserError, match=r"eval_bundle\.zip is no evaluation bundle: core\.yaml is missing"):
+    with pytest.raises(UserError, match=r"eval_bundle\.zip is not an evaluation bundle: core\.yaml is missing"):
         open_bundle(server.address("other.zip"))
     assert base_dir.is_dir()

@@ -45,7 +45,7 @@ def test_few_shot_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_too_few_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = read_bundle(write_hand_bundle(tmp_path / "bundle", 3))
-    assert capsys.readouterr().out == "schema: its prompts should have 3 examples, but only 2 others exist\n"
+    assert capsys.readouterr().out == "schema: its prompts should have 3 examples, but the task has only 2 others\n"
     assert [len(task.fewshot_examples(1, 42)) for task in bundle.tasks] == [3, 2, 3]
 
 

@@ -98,7 +98,7 @@ def test_weights_there_and_back(exported: Exported) -> None:
         num_rows = VOCAB_SIZE if name in ("embed.weight", "head.weight") else len(weight)
         assert torch.equal(weight[:num_rows], weights[name][:num_rows])
         assert not weight[num_rows:].any()
-    with pytest.raises(UserError, match=r"embed\.weight is in one of them only"):
+    with pytest.raises(UserError, match=r"embed\.weight is only in transformers"):
         to_hf_weights({name: weight for name, weight in weights.items() if name != "embed.weight"}, config)
 
 

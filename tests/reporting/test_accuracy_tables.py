@@ -94,7 +94,7 @@ def test_without_accuracies() -> None:
     assert not list(accuracy_tables(sections, "p.png"))
     assert not list(accuracy_lines(sections))
     only = {"a": section("sft", A="10")}
-    assert "brought" not in "".join(accuracy_tables(only, "p.png")), "one stage has no gain"
+    assert "Gain of each stage" not in "".join(accuracy_tables(only, "p.png")), "one stage has no gain"
     assert len(list(accuracy_lines(only))) == 2
 
 

@@ -92,7 +92,7 @@ def test_a_section_must_follow_the_schema(section: dict[str, Any], rule: str, ba
 
 
 def test_a_name_must_fit_a_file(base_dir: Path) -> None:
-    with pytest.raises(ValueError, match="small letters"):
+    with pytest.raises(ValueError, match="lower-case letters"):
         log_section("../base_train", {})
     assert not list(base_dir.iterdir())
 
