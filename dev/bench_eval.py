@@ -9,10 +9,10 @@ at every position. Both methods get the same tokens; encoding is not timed. Each
 its peak memory can be measured, and waits while the other works. Tasks alternate between the methods. The model is in
 float32 on the CPU.
 
-The table shows, besides the ratio of the times: the ratio of the fewest floating-point operations of each method
-(without padding, and without attention to tokens that are masked), each method's share of the speed of this machine's
-matrix products, which are measured after each task, and the ratio of the CPU seconds of all threads, which other work
-on the machine disturbs least.
+Besides the ratio of the times, the table shows: the ratio of the fewest floating-point operations that each method
+needs (without padding, and without attention to masked tokens), each method's share of the speed of this machine's
+matrix products (measured after each task), and the ratio of the CPU seconds of all threads, which other work on the
+machine disturbs least.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """The batched method is so many times faster."""
+        """Speed-up of the batched method over one at a time."""
         return self.seconds[0] / self.seconds[1]
 
 
@@ -135,13 +135,13 @@ def score_alone(model: GPT, option: EncodedOption) -> OptionScore:
 
 
 def serve(method: str, config: Config, vocab_size: int, pipe: Connection) -> None:
-    """Run a process: score each list of examples that arrives, until None arrives."""
+    """Score each list of examples that arrives through the pipe, until None arrives."""
     runtime = Runtime.start(config.seed, "cpu")
     if config.trained:
         model = load_model("base", runtime)[0]
     else:
         model = random_model(config.model_config(vocab_size), runtime)
-    model.compute_dtype = torch.float32  # whatever is fastest on this machine
+    model.compute_dtype = torch.float32  # even where bf16 is faster
     batched_scorer = ModelScorer(model, config.batch_tokens)
     pipe.send(Ready(model.config, peak_memory_bytes()))
     while (examples := pipe.recv()) is not None:
@@ -265,7 +265,7 @@ def total(rows: Sequence[Row]) -> Row:
         return sum(plain), sum(batched)
 
     seconds = add("seconds")
-    # What matrix products would have computed in that time: the speed that was measured after each task, weighted.
+    # FLOPs of matrix products in the same time, at the speed measured after each task.
     possible_flops = [sum(row.seconds[i] * row.product_flops[i] for row in rows) for i in (0, 1)]
     return Row(
         label="all",

@@ -3,7 +3,7 @@
     pip install '.[bench]'
     python -m dev.bench_tokenizer --data=../shared/data/text              # all corpora, 1 and 2 threads: some minutes
     python -m dev.bench_tokenizer --data=../shared/data/text --corpora=textbooks --threads=2 --rounds=3
-    python -m dev.bench_tokenizer --worst_cases                           # the ratio of the times for 4 MB and 1 MB
+    python -m dev.bench_tokenizer --worst_cases                           # how the time grows from 1 MB to 4 MB
     python -m dev.bench_tokenizer --data=../shared/data/text --repeat=32 --vocab_size=65536     # memory for 1 GB
 
 Each figure is the best of `rounds` fresh processes, which run the packages in turn. "cold" is the first pass over the
@@ -63,7 +63,7 @@ class Config(Settings):
     threads: str = setting("1,2", "numbers of threads, separated by commas")
     rounds: int = setting(3, "fresh processes per figure", at_least=1)
     only: str = setting("", "measure only lines that contain this text")
-    repeat: int = setting(1, "if above 1: only train, on that many variants of the first corpus", at_least=1)
+    repeat: int = setting(1, "if above 1: only train, on so many variants of the first corpus", at_least=1)
     worst_cases: bool = setting(False, "measure instead how the time grows with the length of the text")
 
 
@@ -145,7 +145,7 @@ def encode_fastokens(column: Any, tokens: list[bytes], _num_threads: int, patter
 def encode_gigatoken(column: Any, tokens: list[bytes], num_threads: int, pattern: str) -> Callable[[], Any]:
     import gigatoken
 
-    assert pattern == GPT4_PATTERN, "gigatoken has no other of these patterns"
+    assert pattern == GPT4_PATTERN, "gigatoken supports only GPT-4's pattern of these"
     tokenizer = gigatoken.Tokenizer.from_tiktoken(write_rank_file(tokens), pretokenizer="cl100k")
     texts = column.to_pylist()
     return lambda: tokenizer.encode_batch(texts, parallel=num_threads > 1)
@@ -325,7 +325,7 @@ def print_worst_cases() -> None:
 
 
 def train_on_variants(config: Config) -> None:
-    """Train on variants of a corpus, each with two other letters exchanged, which adds words and so memory."""
+    """Train on variants of a corpus with two letters exchanged, which adds words and so memory."""
     files = sorted(glob.glob(str(config.data / f"{CORPORA[config.corpora.split(',')[0]]}.parquet")))
     texts = [text.encode() for text in read_corpus(files).to_pylist()]
     pairs = itertools.islice(itertools.cycle(itertools.combinations(string.ascii_lowercase.encode(), 2)), config.repeat)

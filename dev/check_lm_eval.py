@@ -6,18 +6,18 @@
     python -m dev.check_lm_eval --eval_bundle=eval_bundle.zip --random_depth=4   # random weights: needs no checkpoint
 
 The checkpoint is exported as scripts.export_hf does it, and loaded by transformers through lm_eval's HFLM, which gets
-the same prompts as pairs of texts. lm_eval makes other tokens of some of them, for one of four reasons:
+the same prompts as pairs of texts. lm_eval encodes some of them differently, for one of four reasons:
 
-  border    lm_eval encodes context and continuation together, and takes what follows the context's tokens; nanochat
-            encodes them apart. The two differ where a token would span the border.
+  border    lm_eval encodes context and continuation together, and takes the tokens after the context's; nanochat
+            encodes them separately. The two differ where a token would span the border.
   newlines  In lm_eval white space at the end of the context belongs to the continuation; in nanochat only spaces do.
   special   In lm_eval the name of a special token in a text is that token; in nanochat it stays text.
   cut       Of a prompt that is too long lm_eval removes the first tokens, `<|bos|>` first, each option by itself;
             nanochat keeps `<|bos|>`, and removes the same number from all options of an example.
 
 These examples are listed, and lm_eval scores them again from nanochat's tokens. Then losses may differ by rounding
-only, and decisions only between two options whose losses do. If anything else differs, the command says so and ends
-with exit code 1.
+only, and decisions only where the losses of two options are equal up to rounding. Any other difference is printed and
+makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LMEvalJudge:
             from lm_eval.models.huggingface import HFLM
         except ImportError as error:
             raise UserError(f"lm_eval cannot be imported ({error}): pip install '.[judge]'") from error
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every prompt that is cut: "cut" counts them
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every truncated prompt
         self.model = HFLM(
             pretrained=str(folder),
             device="cpu",
@@ -138,7 +138,7 @@ class Comparison:
     """An example in both programs. Pairs are (nanochat, lm_eval by text)."""
 
     index: int  # in the task
-    reason: str  # of other tokens: border, newlines, special or cut; "" if they are the same
+    reason: str  # of different tokens: border, newlines, special or cut; "" if they are the same
     detail: str  # the tokens around the border in both, if they differ
     correct: tuple[bool, bool]
     losses: tuple[list[float], list[float]]  # of each option
@@ -153,7 +153,7 @@ class Comparison:
         return self.loss_difference <= ROUNDING and self.is_same_decision and not self.num_different_greedy
 
 
-def find_reason(
+def difference_reason(
     example: EncodedExample, pairs: Sequence[TokenPair], texts: Sequence[tuple[str, str]], context_len: int
 ) -> str:
     """Return the reason for which lm_eval's tokens differ, as listed at the top of this file; "" if they do not."""
@@ -179,7 +179,7 @@ def as_score(score: LogLikelihood, num_tokens: int) -> OptionScore:
 def is_same_decision(
     task_type: str, gold: int, scores: Sequence[OptionScore], judge_scores: Sequence[OptionScore]
 ) -> bool:
-    """Return True if both programs decide alike, or the two lowest losses are equal up to rounding."""
+    """Return True if both programs decide the same, or the two lowest losses are equal up to rounding."""
     if is_correct(task_type, scores, gold) == is_correct(task_type, judge_scores, gold):
         return True
     if task_type == "language_modeling":
@@ -222,7 +222,7 @@ def compare_task(
     by_text = iter(
         judge.score_texts([text for options, fit in zip(texts, fits, strict=True) if fit for text in options])
     )
-    reasons = [find_reason(*arguments, context_len) for arguments in zip(examples, pairs, texts, strict=True)]
+    reasons = [difference_reason(*arguments, context_len) for arguments in zip(examples, pairs, texts, strict=True)]
     different = [example for example, reason in zip(examples, reasons, strict=True) if reason]
     by_tokens = iter(judge.score_tokens([as_pair(option) for example in different for option in example.options]))
     comparisons = []
@@ -304,7 +304,7 @@ def save_random_model(config: Config, bundle: Bundle) -> None:
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         for name, param in model.named_parameters():
-            if name != "embed.weight":  # the others are partly 0 at first, which gives all options a tie
+            if name != "embed.weight":  # initial weights are partly 0, and would give all options equal losses
                 param.copy_(torch.randn(param.shape, generator=generator) / param.shape[1] ** 0.5)
     tag = f"d{config.random_depth}"
     save_checkpoint(run_dir("base", tag), 0, model.state_dict(), {}, model_meta(model, runtime, tokenizer))
@@ -342,18 +342,18 @@ def list_unexplained(label: str, comparisons: Sequence[Comparison]) -> list[str]
 
 
 def explain(label: str, comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Yield a line for each decision that differs by text, and one example for each reason of other tokens."""
+    """Yield a line for each decision that differs by text, and one example for each reason of different tokens."""
     shown = set()
     for comparison in comparisons:
-        place = f"{label} {comparison.index}"
+        title = f"{label} {comparison.index}"
         correct, judge_correct = comparison.correct
         if correct != judge_correct:
             losses, judge_losses = (", ".join(f"{loss:.4f}" for loss in losses) for losses in comparison.losses)
             reason = comparison.reason or "losses equal up to rounding"
-            yield f"{place}: nanochat {correct} ({losses}), lm_eval {judge_correct} ({judge_losses}): {reason}"
+            yield f"{title}: nanochat {correct} ({losses}), lm_eval {judge_correct} ({judge_losses}): {reason}"
         if comparison.detail and comparison.reason not in shown:
             shown.add(comparison.reason)
-            yield f"{place}: {comparison.reason}: {comparison.detail}"
+            yield f"{title}: {comparison.reason}: {comparison.detail}"
 
 
 def main(config: Config, make_judge: Callable[[Path, int, int], Judge] = LMEvalJudge) -> dict[str, list[Comparison]]:

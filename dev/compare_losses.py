@@ -4,9 +4,9 @@
     python dev/compare_losses.py FIRST SECOND --work=FOLDER              # two folders that have a checkout each
     python dev/compare_losses.py FIRST SECOND --work=FOLDER --compiled   # with a compiled training run as well
 
-It knows the checkouts by their command lines and by the files that these write. Each side works in a base folder of its
-own, `FOLDER/first-base` and `FOLDER/second-base`, in float32 on one thread of the CPU, and leaves all that is compared
-in `FOLDER/first.json` and `FOLDER/second.json`. A setting is given in the spelling that the checkout's `--help` lists.
+The program runs each checkout's command lines and reads the files that they write. Each side has its own base folder,
+`FOLDER/first-base` and `FOLDER/second-base`, runs in float32 on one thread of the CPU, and leaves its results in
+`FOLDER/first.json` and `FOLDER/second.json`. A setting is given in the spelling that the checkout's `--help` lists.
 At the end the second side resumes the first side's checkpoints, with settings files in the first side's spelling, and
 must arrive at the weights of the uninterrupted run. Exit code: 0 if all is equal, 1 if not.
 """
@@ -47,7 +47,7 @@ SETTING_NAMES: dict[str, tuple[str, ...]] = {
     "task_name": ("tasks",),
 }
 
-# Metrics by the name that they had before: the present name.
+# Earlier name of a metric -> its present name.
 METRIC_NAMES = {"lr_scale": "lr_multiplier"}
 
 # Excluded from the comparison: times and speeds.
@@ -61,10 +61,10 @@ EXCLUDED_METRICS = {
     "speed (MB/s)",
 }
 
-# Excluded parts of meta.json: settings have names and paths that may differ; the history is compared step by step.
+# Excluded parts of meta.json: the settings, whose names and paths may differ, and the history, which is compared apart.
 EXCLUDED_META = {"settings", "torch_version", "loop.seconds", "loop.history"}
 
-# Excluded exported files: the model card is prose with the time and the commit of the report.
+# Excluded exported files: the model card contains the time and the commit of the report.
 EXCLUDED_FILES = {"README.md"}
 
 # Parts of a report's section that are compared; the others are prose, times, paths and versions.
@@ -102,7 +102,7 @@ class Stage:
         return self.command.split()[0]
 
     def settings(self, base: Path) -> dict[str, str]:
-        """The settings of the command by name."""
+        """Return the settings of the command by name."""
         flags = shlex.split(self.command.replace("{base}", str(base)))[1:]
         return dict(flag.removeprefix("--").split("=", 1) for flag in flags)
 
@@ -235,7 +235,8 @@ class Side:
     def _run(self, title: str, module: str, *arguments: str, base: Path | None = None) -> str:
         """Run a command line to its end, and return its standard output."""
         folder = base or self.base
-        output, messages = folder / "output.txt", folder / "messages.txt"
+        output = folder / "output.txt"
+        messages = folder / "messages.txt"
         request = [module, list(arguments), str(folder), str(output), str(messages)]
         assert self.server.stdin is not None, "it is a pipe"
         assert self.server.stdout is not None, "it is a pipe"
@@ -285,7 +286,7 @@ class Side:
 def serve() -> None:
     """Run the command lines that come as lines of JSON, each in a fork of this process; answer with its exit code.
 
-    A fork has PyTorch and the modules of earlier `--help` calls loaded already: a run starts in no time.
+    A fork has PyTorch and the modules of earlier `--help` calls already loaded, so a run starts at once.
     """
     sys.path.remove(str(Path(__file__).resolve().parent))  # modules come from the checkout, through PYTHONPATH
     warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # runpy: it was loaded before the fork
@@ -312,8 +313,8 @@ def serve() -> None:
 def write_inputs(base: Path) -> None:
     """Make a base folder with a small CORE bundle, and conversations that end in digits.
 
-    A model that has seen them for a few steps guesses numbers and calls the calculator: some of its answers in
-    reinforcement learning are right, so that the step has a gradient.
+    A model trained on them for a few steps guesses numbers and calls the calculator. Some of its answers in
+    reinforcement learning are therefore right, and the step has a gradient.
     """
     data = base / "eval_bundle" / "eval_data"
     data.mkdir(parents=True)
@@ -335,7 +336,8 @@ def write_inputs(base: Path) -> None:
     for number in range(400):
         answer: Any = f"#### {number * 7 % 9 + 1}"
         if number % 4 == 0:
-            left, right = number % 5 + 1, number % 7 + 1
+            left = number % 5 + 1
+            right = number % 7 + 1
             answer = [
                 {"type": "python", "text": f"{left}*{right}"},
                 {"type": "python_output", "text": str(left * right)},
@@ -366,7 +368,7 @@ def settings_in_help(text: str) -> set[str]:
 
 
 def spelling(name: str, listed: set[str], module: str) -> str:
-    """Return a setting's name as a checkout has it: the present one, or one that it had before."""
+    """Return the spelling of a setting that a checkout lists: the present name, or an earlier one."""
     candidates = (name, *SETTING_NAMES.get(name, ()))
     for candidate in candidates:
         if candidate in listed:

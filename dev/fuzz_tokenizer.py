@@ -70,7 +70,7 @@ def random_texts(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def replace_bytes(rng: np.random.Generator, texts: list[str]) -> list[bytes]:
-    """Return the texts in UTF-8, in each of which a random byte is replaced by another."""
+    """Return the texts in UTF-8, each with one random byte replaced."""
     result = []
     for text, byte, position in zip(texts, rng.bytes(len(texts)), rng.random(len(texts)), strict=True):
         encoded = bytearray(text.encode())

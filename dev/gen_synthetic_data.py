@@ -7,7 +7,7 @@
 
 The identity is defined at the top of tasks/identity.py: edit it, then run this, then mid_train and chat_sft. With
 `--endpoint`, a server of OpenAI's protocol, another model rephrases each conversation for variety; its replies are
-checked, and those that are no such conversation are dropped.
+checked, and those that are not such a conversation are dropped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Config(Settings):
         "auto", "kind of text the model was trained on; auto: that of the base data", choices=["auto", *ABILITIES]
     )
     seed: int = setting(0, "seed of the templates")
-    out: Path | None = setting(None, "file to write; none: identity_conversations.jsonl in the base folder")
+    out: Path | None = setting(None, "file to write; default: identity_conversations.jsonl in the base folder")
     endpoint: str | None = setting(None, "address of a server of OpenAI's protocol, up to /v1")
     model: str | None = setting(None, "model of that server")
     key_env: str = setting("OPENAI_API_KEY", "environment variable that holds the key; it may be unset")

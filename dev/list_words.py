@@ -1,9 +1,9 @@
-"""List words to spell and to count letters in: the most frequent ones of the base data, written to `words.txt`.
+"""List the most frequent words of the base data in `words.txt`, for the spelling tasks.
 
     python -m dev.list_words                                              # 50,000 from 50 million characters
     python -m dev.list_words --num=10000 --min_count=20
 
-Without such a list, the words are those of the embedded world (tasks/words.py), too few for a large model.
+Without this file the spelling tasks use the words of the embedded world (tasks/words.py), too few for a large model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config(Settings):
     num: int = setting(50_000, "number of words", short="n", at_least=1)
     max_chars: int = setting(50_000_000, "characters of training text to read", at_least=1)
     min_count: int = setting(5, "occurrences that a word must have", at_least=1)
-    out: Path | None = setting(None, "file to write; none: words.txt in the base folder")
+    out: Path | None = setting(None, "file to write; default: words.txt in the base folder")
 
 
 def main(config: Config) -> Path:

@@ -85,7 +85,7 @@ def test_weights_in_several_files(
         ),
         (
             lambda: index.write_text(json.dumps({"weight_map": {"a": files[0].name}}), encoding="utf-8"),
-            "one of them only",
+            "is only in the model that config.json describes",
         ),
         (index.unlink, "model.safetensors cannot be read"),
     ):
