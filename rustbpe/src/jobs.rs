@@ -1,7 +1,7 @@
 //! Cut texts into jobs of about equal size for the threads of the trainer and of the encoder.
 //!
-//! Short texts share a job. A long text is cut into several jobs at positions that change no word, so that a single
-//! long text keeps all threads busy. With jobs of 8 bytes:
+//! Short texts share a job. A long text is cut into several jobs, between words, so that a single long text keeps all
+//! threads busy. With jobs of 8 bytes:
 //!
 //! ```text
 //! texts  "to be or not"       "to"           "be"

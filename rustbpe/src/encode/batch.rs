@@ -54,7 +54,7 @@ pub fn encode_batch<I: TokenId>(
     })
 }
 
-/// Encode the texts that `produce` passes to its argument, which other threads encode already while `produce` runs.
+/// Encode the texts that `produce` passes to its argument, and start to encode them in other threads while `produce` runs.
 ///
 /// `produce` runs on the calling thread. `expected_bytes` is the approximate number of bytes of all texts, by which
 /// memory for the ids is reserved. Errors: those of `produce` and of the splitter.

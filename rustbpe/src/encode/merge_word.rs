@@ -144,7 +144,7 @@ fn merge_grouped(vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
     }
 }
 
-/// Merges long words. The positions of all pairs with the same merge are in one bucket, and a heap knows the lowest id.
+/// Merges long words. The positions of all pairs with the same merge are in one bucket, and a heap yields the lowest id.
 ///
 /// A bucket is read from left to right: memory is read in order, and the heap holds each id once instead of each
 /// position. There is a cell for each byte of the word, laid out as in `train/train_merges.rs`.
@@ -160,7 +160,7 @@ struct BucketMerger<'v> {
 
 /// Tables by id for `BucketMerger`.
 ///
-/// All zeros between two words: clearing the entries of one word is cheaper than allocating tables for a vocabulary.
+/// All entries are zero between two words: clearing the entries of one word is cheaper than allocating tables for a vocabulary.
 #[derive(Default)]
 pub struct MergeScratch {
     /// Index of the bucket of a merged id plus one, or 0.

@@ -92,7 +92,7 @@ impl Vocabulary {
     fn find_merges(&self) -> PairTable {
         let ids = 0..self.num_ordinary as u32;
         let max_len = ids.clone().map(|id| self.token_len(id)).max().unwrap_or(0);
-        let mut len_exists = vec![false; max_len + 1]; // saves most lookups for long tokens
+        let mut len_exists = vec![false; max_len + 1]; // avoids most lookups for long tokens
         for id in ids.clone() {
             len_exists[self.token_len(id)] = true;
         }

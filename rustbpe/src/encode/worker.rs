@@ -1,7 +1,7 @@
 //! The state of one encoding thread: its word cache and buffers.
 //!
-//! A word's ids come from the first of these that has them: the cache, the vocabulary (the whole word is a token), the
-//! merge algorithm.
+//! The ids of a word are looked up in the cache, then in the vocabulary (the whole word may be a token). If neither has
+//! them, the merge algorithm computes them.
 
 use super::encoder::{Encoder, TokenId};
 use super::merge_word::{merge_short, merge_word, MergeScratch};

@@ -7,15 +7,15 @@
 //! | not of the GPT family | all                                               | regex engine (`fancy_regex`) |
 //! | GPT-2's               | all                                               | word scan (`word_scan.rs`)   |
 //! | GPT-4's, nanochat's   | fewer than 64 bytes before the end                | word scan                    |
-//! |                       | words up to a byte that the block scan leaves out | word scan                    |
+//! |                       | words up to an undecided byte (see below)         | word scan                    |
 //! |                       | a word longer than 64 bytes                       | word scan                    |
 //! |                       | everything else                                   | block scan (this file)       |
 //!
-//! The block scan leaves these bytes out: characters beyond ASCII that are numbers or whitespace or cross the end of
-//! the block, whitespace before a line end, and an apostrophe that starts a word before two or more letters (`I've` has
-//! a contraction, `I'very` has none).
+//! The block scan does not decide these bytes: characters beyond ASCII that are numbers or whitespace or cross the end
+//! of the block, whitespace before a line end, and an apostrophe that starts a word before two or more letters (`I've`
+//! has a contraction, `I'very` has none).
 //!
-//! Bit `i` of a mask stands for byte `i` of the block. Almost no branch depends on the text, which makes the block scan
+//! Bit `i` of a mask represents byte `i` of the block. Almost no branch depends on the text, which makes the block scan
 //! faster than the word scan. An example for words of at most two digits, with bit 0 on the left, `_` for a space and
 //! `$` for a line feed:
 //!

@@ -1,11 +1,11 @@
 //! Splitting: cut text into the words (pre-tokens) that merges never cross.
 //!
-//! [`Splitter`] is the entry point. It parses the split pattern ([`gpt_pattern`]), and runs one of three algorithms:
+//! [`Splitter`] is the entry point. It parses the split pattern ([`pattern_parser`]), and runs one of three algorithms:
 //! [`block_scan`] and [`word_scan`] for the patterns of the GPT family, or a regex engine for any other pattern.
 
 mod block_scan;
 mod char_class;
-mod gpt_pattern;
+mod pattern_parser;
 mod splitter;
 mod word_scan;
 

@@ -2,7 +2,7 @@
 
 use super::block_scan::{scan_block, BLOCK_LEN};
 use super::char_class::CharClassTable;
-use super::gpt_pattern::GptPattern;
+use super::pattern_parser::GptPattern;
 use crate::Error;
 use fancy_regex::Regex;
 
@@ -116,7 +116,7 @@ fn is_whitespace<'t>(classes: &CharClassTable, mut candidates: impl Iterator<Ite
     character.is_some_and(|character| classes.class_at(character, 0).0.is_whitespace())
 }
 
-/// The largest number of bounds that one call of `visit` gets.
+/// The largest number of bounds in one call of `visit`.
 pub const MAX_BOUNDS: usize = 3 * BLOCK_LEN;
 
 impl GptPattern {
@@ -145,13 +145,10 @@ impl GptPattern {
                     let block = block.try_into().expect("the slice has the length of a block");
                     let scan = scan_block(classes, block, self.max_digits);
                     let num_starts = scan.word_starts.count_ones() as usize;
-                    let mut starts = scan.word_starts & (scan.word_starts - 1); // without the first, a bound already
-                                                                                // Eight bounds per step, more than
-                                                                                // needed in the last one: the number of
-                                                                                // steps is easier to predict for the
-                                                                                // processor than the number of bounds.
-                                                                                // The next bounds overwrite the
-                                                                                // surplus.
+                    // Without the first start, which is the last bound so far.
+                    let mut starts = scan.word_starts & (scan.word_starts - 1);
+                    // Write eight bounds per step. The last step may write more than needed, and the next bounds
+                    // overwrite the surplus: a processor predicts the number of steps better than that of bounds.
                     for eight_bounds in bounds[num_bounds..].chunks_exact_mut(8).take((num_starts + 6) / 8) {
                         for bound in eight_bounds {
                             *bound = start + starts.trailing_zeros() as usize;

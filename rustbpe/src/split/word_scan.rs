@@ -3,7 +3,7 @@
 //! It implements every pattern of the GPT family, and runs wherever the block scan does not.
 
 use super::char_class::{CharClass, CharClassTable};
-use super::gpt_pattern::GptPattern;
+use super::pattern_parser::GptPattern;
 
 impl GptPattern {
     /// Return the end of the word that starts at `start`, a position before the end of the text.

@@ -48,8 +48,8 @@ type WorkerHandle<'scope> = ScopedJoinHandle<'scope, Result<WordCounts, Error>>;
 ///
 /// Both callbacks run on the calling thread:
 ///
-/// - `next_batch` returns the next batch, or `None` at the end of the corpus. Its argument are the batches that all
-///   workers have finished, so that the caller decides when to drop them (objects of Python need Python's lock).
+/// - `next_batch` returns the next batch, or `None` at the end of the corpus. Its argument contains the batches that
+///   all workers have finished: the caller decides when to drop them (Python objects are freed under Python's lock).
 /// - `progress` gets the number of bytes queued since its last call, which may be 0. It is called at least every 10 ms.
 ///
 /// Errors of a callback, a text that is not UTF-8, and errors of the splitter stop the counting, within a text as well.

@@ -137,7 +137,7 @@ impl Neighbors {
         }
     }
 
-    /// Make room for one more token.
+    /// Add the entries of one more token.
     fn grow(&mut self) {
         self.counts.push(0);
         self.positions.push(Vec::new());

@@ -1,9 +1,10 @@
-//! The split patterns of GPT-2, GPT-4 and nanochat as one family with a few options.
+//! Recognizes the split patterns of the GPT family (GPT-2, GPT-4, nanochat) and parses each into a few options.
 //!
-//! Each pattern is a list of alternatives in this order: contractions, letters, numbers, other characters, whitespace.
-//! A pattern of the family is recognized by its text, alternative by alternative, in the spellings that are in use.
-//! Some spellings differ only in possessive quantifiers (`++`, `?+`), which match the same words faster on a regex
-//! engine.
+//! This file defines no pattern: nanochat's default is `SPLIT_PATTERN` in `nanochat/tokenizer.py`.
+//!
+//! A pattern of the family is a list of alternatives in this order: contractions, letters, numbers, other characters,
+//! whitespace. The parser compares its text, alternative by alternative, with the spellings that are in use. Some
+//! spellings differ only in possessive quantifiers (`++`, `?+`), which match the same words faster on a regex engine.
 
 /// The options by which the patterns of the family differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
