@@ -1,6 +1,6 @@
 """Checkpoints: saved atomically, listed, and loaded as models.
 
-    <base folder>/base_checkpoints/d20/step_000400/
+    $NANOCHAT_BASE_DIR/base_checkpoints/d20/step_000400/
         model.safetensors       weights, by parameter name
         optimizer.safetensors   unsharded optimizer state, from which any number of processes can resume
         meta.json               format, arch, step, model config, settings, loop state, tokenizer and data hashes
@@ -9,6 +9,9 @@ A checkpoint is written into a hidden folder, flushed to disk and then renamed, 
 previous checkpoint intact. If a step is saved again, its old checkpoint is kept as `step_000400.old` until the new one
 is complete. The last checkpoint is the one written last. It need not have the highest step: a run may have been started
 again in the same folder. No pickle is involved.
+
+Functions and command lines name a checkpoint by three values. `source` is its stage (base, mid, sft or rl). The model
+tag is the name of its run's folder, by default `d` and the depth: `d20` has 20 layers. The third value is its step.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 FORMAT = 1
-ARCH = "classic"
+ARCH = "classic"  # `arch` in meta.json: the model of nanochat/gpt.py; checkpoints of any other are refused
 CHECKPOINT_DIRS = {  # by stage
     "base": "base_checkpoints",
     "mid": "mid_checkpoints",
@@ -53,7 +56,7 @@ class ModelMeta(TypedDict):
 
 
 class RunMeta(ModelMeta, total=False):
-    """The fields of meta.json that a run writes. Those besides the model's are optional: an imported model has few."""
+    """The fields of meta.json that a run writes. Only the model's are required: imported models lack others."""
 
     settings: dict[str, Any]  # fields of the script's config
     data_hash: str
@@ -102,7 +105,7 @@ class Checkpoint:
 
 
 def run_dir(source: str, tag: str) -> Path:
-    """Return the folder of a run's checkpoints. `source`: the stage, base, mid, sft or rl. `tag`: as d20."""
+    """Return the folder of a run's checkpoints. `source`: its stage (base, mid, sft or rl). `tag`: its tag, as d20."""
     if source not in CHECKPOINT_DIRS:
         raise UserError(f"no stage {source!r}: choose one of {', '.join(CHECKPOINT_DIRS)}")
     return base_dir() / CHECKPOINT_DIRS[source] / tag
@@ -184,8 +187,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of a step and remove all but the `keep_last` newest ones (-1: keep all). On rank 0 only.
 
-    `meta`: content of meta.json besides format, arch, step and serial. Raises `UserError`, with
-    the earlier checkpoints intact, if the disk is full or writing fails otherwise.
+    `meta`: content of meta.json besides format, arch, step and serial. Raises `UserError` if the disk is full or
+    writing fails for another reason; the earlier checkpoints stay intact.
     """
     final = folder / f"step_{step:06d}"
     temporary = folder / f".{final.name}.tmp"
@@ -232,7 +235,7 @@ def move_into_place(temporary: Path, final: Path) -> None:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint if it exists. It is hidden first: a crash in between leaves no half of it under its name."""
+    """Remove a checkpoint if it exists. It is renamed first, so that a crash leaves no partial one under its name."""
     if path.exists():
         hidden = path.with_name(f".{path.name}.tmp")
         os.rename(path, hidden)
@@ -247,7 +250,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU. Raises `UserError`, which names it, if it is missing or damaged."""
+    """Read a safetensors file to the CPU. Raises `UserError` with its path if it is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -268,7 +271,7 @@ def fsync_dir(folder: Path) -> None:
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` unless the checkpoint was trained with this tokenizer."""
+    """Raise `UserError` if the checkpoint was trained with another tokenizer."""
     if checkpoint.meta["tokenizer_hash"] != tokenizer.hash():
         raise UserError(
             f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}: "
@@ -308,9 +311,9 @@ def load_model(
 ) -> tuple[GPT, Tokenizer, CheckpointMeta]:
     """Return model, tokenizer and meta.json of a stage's checkpoint.
 
-    `source`: base, mid, sft or rl. `device`: where to put the model, or the runtime of a script. `phase`: "eval" or
-    "train". Default: the deepest model, and the last step (None or -1). Raises `UserError` if there is no such
-    checkpoint, or if the tokenizer has changed since.
+    `source`: base, mid, sft or rl. `device`: device of the model, or the runtime of a script. `phase`: "eval" or
+    "train". `model_tag`: by default the stage's deepest model. `step`: by default (None or -1) the last checkpoint.
+    Raises `UserError` if there is no such checkpoint, or if the tokenizer has changed since it was written.
     """
     runtime = device if isinstance(device, Runtime) else Runtime.without_setup(device)
     checkpoint = open_checkpoint(run_dir(source, model_tag or default_tag(source)), -1 if step is None else step)

@@ -53,8 +53,8 @@ class StreamCursor:
 
     epoch: int = 0
     document: int = 0
-    skip: int = 0  # tokens of the document that were used, <|bos|> included
-    tokens: int = 0  # tokens of all epochs that were used
+    skip: int = 0  # tokens of this document that were consumed, <|bos|> included
+    tokens: int = 0  # tokens consumed since the start of the run, over all epochs
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class MicroBatch:
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, -1 = not trained on
     progress: float  # share of the run before this batch, in [0, 1)
-    cursor: dict[str, int]  # of the batch after this one
+    cursor: dict[str, int]  # position of the next batch, from which a run continues; saved in checkpoints
 
 
 class DocumentSource(Protocol):
@@ -80,12 +80,12 @@ class DocumentSource(Protocol):
 def tokenize_documents(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode Arrow arrays of documents in chunks of about TOKENIZE_CHUNK_BYTES, each document after a `<|bos|>`.
 
-    Yield (ids, bounds) for each chunk: document i of it is `ids[bounds[i] : bounds[i + 1]]`. No Python object is made
+    Yield (ids, bounds) for each chunk: its document i is `ids[bounds[i] : bounds[i + 1]]`. No Python object is created
     for a text or an id.
     """
     bos = tokenizer.get_bos_token_id()
     for array in arrays:
-        end_bytes = np.cumsum(np.asarray(pc.binary_length(array)) + 1, dtype=np.int64)  # (N,), of the array so far
+        end_bytes = np.cumsum(np.asarray(pc.binary_length(array)) + 1, dtype=np.int64)  # (N,), cumulative
         start = 0
         while start < len(array):
             max_end_bytes = TOKENIZE_CHUNK_BYTES + (end_bytes[start - 1] if start else 0)
@@ -96,7 +96,7 @@ def tokenize_documents(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[
 
 
 class TokenStream:
-    """The tokens of all documents, epoch after epoch without end, from a cursor on."""
+    """Endless stream of the tokens of all documents, epoch after epoch, from a cursor on."""
 
     def __init__(self, documents: DocumentSource, tokenizer: Tokenizer, cursor: StreamCursor) -> None:
         assert len(documents), "a stream needs at least one document"
@@ -117,9 +117,10 @@ class TokenStream:
         self._num_buffered += len(ids)
 
     def take(self, count: int) -> np.ndarray:
-        """Return the next `count` tokens and the one after them, and advance the cursor by `count`.
+        """Return the next `count` + 1 tokens, and advance the cursor by `count`.
 
-        The last token returned is the first of the next call: as a target here, as an input there.
+        The last token is returned again as the first of the next call: it is the last target of this call and the first
+        input of the next.
         """
         while self._num_buffered < count + 1:
             self._fill_buffer()
@@ -152,9 +153,9 @@ class TokenStream:
 def token_batches(
     stream: TokenStream, runtime: Runtime, batch_size: int, sequence_len: int, total_tokens: int
 ) -> Iterator[MicroBatch]:
-    """Yield this process's rows of one micro-batch after the other, without end.
+    """Yield this process's rows of each micro-batch, without end.
 
-    `batch_size`: B, rows of one process. `total_tokens`: tokens of the whole run, by which `progress` is measured.
+    `batch_size`: B, rows of one process. `total_tokens`: tokens of the whole run, the unit of `progress`.
     """
     global_tokens = batch_size * runtime.world_size * sequence_len
     first = batch_size * runtime.rank * sequence_len
@@ -168,7 +169,7 @@ def token_batches(
 
 
 def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[MicroBatch, None, None]:
-    """Yield the batches on the device; a thread computes them up to PREFETCH_BATCHES ahead.
+    """Move batches to the device, while a thread prepares up to PREFETCH_BATCHES of them ahead.
 
     An exception in the thread is raised here. The thread ends when this generator is closed or collected.
     """
@@ -224,7 +225,8 @@ def document_batches(
 ) -> Generator[MicroBatch, None, None]:
     """Yield micro-batches (B, T) of documents without end, from a cursor on, prefetched to the runtime's device.
 
-    `total_tokens`: tokens of the whole run, by which `progress` is measured. `cursor`: that of an earlier batch.
+    `total_tokens`: tokens of the whole run, the unit of `progress`. `cursor`: the cursor of the batch before; None
+    starts at the first document.
     """
     stream = TokenStream(documents, tokenizer, StreamCursor(**(cursor or {})))
     return prefetch(token_batches(stream, runtime, batch_size, sequence_len, total_tokens), runtime.device)
@@ -233,10 +235,10 @@ def document_batches(
 def tokenizing_distributed_data_loader(
     batch_size: int, sequence_len: int, split: Split, device: torch.device | str = "auto"
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Yield (inputs, targets), each (B, T), of a split of the base folder's data set, epoch after epoch without end.
+    """Yield (inputs, targets), each (B, T), of a split of the data set, epoch after epoch without end.
 
-    Tokenizes with the base folder's tokenizer. Under torchrun each process gets its own rows of every batch. Raises
-    `UserError` if there is no data set, no tokenizer, or nothing in the split.
+    Data set and tokenizer are those in `$NANOCHAT_BASE_DIR`. Under torchrun each process gets its own rows of every
+    batch. Raises `UserError` if there is no data set, no tokenizer, or nothing in the split.
     """
     runtime = Runtime.without_setup(device)
     tokenizer = get_tokenizer()
@@ -266,7 +268,7 @@ def document_eval_rows(
         if num_tokens > max_tokens:
             break
     tokens = np.concatenate(chunks)
-    num_targets = min(max_tokens, len(tokens) - 1)  # all tokens but the first
+    num_targets = min(max_tokens, len(tokens) - 1)  # the first token is no target
     return split_into_rows(tokens[: num_targets + 1], sequence_len), num_targets
 
 

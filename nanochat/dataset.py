@@ -1,12 +1,12 @@
 """Download or build the data set of pretraining, in $NANOCHAT_BASE_DIR/base_data.
 
-python -m nanochat.dataset -n 8                              # 8 shards of web text, and its validation shard
-python -m nanochat.dataset --source storyworld -n 4          # the embedded data, without internet
-python -m nanochat.dataset --source FOLDER_OR_FILE           # your own txt, md, jsonl and parquet files
+    python -m nanochat.dataset -n 8                              # 8 shards of web text, and its validation shard
+    python -m nanochat.dataset --source storyworld -n 4          # the embedded data, without internet
+    python -m nanochat.dataset --source FOLDER_OR_FILE           # your own txt, md, jsonl and parquet files
 
-A second call only adds what is missing. A different data set in the folder is replaced only with --overwrite. Shards of
-the hub are copied from $NANOCHAT_HUB_DIR if they are there, else downloaded from $HF_ENDPOINT (default
-https://huggingface.co).
+A second call adds only the missing shards. A different data set in the folder is replaced only with --overwrite. Web
+text comes from the Hugging Face hub: its shards are copied from $NANOCHAT_HUB_DIR if they are there, else downloaded
+from $HF_ENDPOINT (default https://huggingface.co). The parts of this program are in `nanochat/data/`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ _WRITTEN_SHARD = re.compile(r"shard_[0-9a-f]{8}_(\d{5}|val)\.parquet")
 
 @dataclass(frozen=True)
 class Config(Settings):
-    source: str = setting("hub", "hub, storyworld, or the path of a folder or file of txt, md, jsonl, parquet")
+    source: str = setting(
+        "hub", "hub (Hugging Face), storyworld (embedded), or a folder or file of txt, md, jsonl, parquet"
+    )
     num_shards: int = setting(
         8,
         "number of training shards, from the hub (-1 = all 1,822) or of the storyworld",
@@ -127,7 +129,7 @@ def main(config: Config) -> None:
 
 
 def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
-    """Download or write what the config asks for and the folder lacks; return the manifest.
+    """Download or write the shards of the configured data set that the folder lacks; return the manifest.
 
     A lock lets only one process at a time write to a folder. Raises UserError if the source is not available, or if the
     folder has a different data set and `overwrite` is not set.
@@ -188,7 +190,7 @@ def _checked_shard_info(path: Path) -> ShardInfo:
         return read_shard_info(path)
     except UserError as error:
         path.unlink()  # so that the next call downloads it again
-        raise UserError(f"the server sent something else than a shard as {path.name}: {error}") from error
+        raise UserError(f"the server sent a file as {path.name} that is not a shard: {error}") from error
 
 
 def _copy_from_mirror(names: Iterable[str], folder: Path) -> None:
@@ -229,7 +231,9 @@ def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Mani
 def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     path = Path(config.source).expanduser().resolve()
     if path.is_dir() and path in (folder.resolve(), *folder.resolve().parents):
-        raise UserError(f"--source {config.source}: the data set is written below it, to {folder}; name another folder")
+        raise UserError(
+            f"--source {config.source}: contains the folder {folder} that is written to; name another folder"
+        )
     files = TextFiles(path, config.text_column, config.max_chars)
     source = f"files:{path.name}"
     recipe = _recipe(
@@ -259,7 +263,7 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
 def _write(
     train: Iterable[str], validation: Iterable[str], folder: Path, source: str, recipe: dict[str, str], config: Config
 ) -> Manifest:
-    """Write both splits. The recipe is part of the shards' names, so that no shard of another data set is replaced."""
+    """Write both splits. The shards' names contain the recipe's hash, so no shard of another data set is replaced."""
     return write_dataset(
         train,
         validation,
@@ -287,7 +291,8 @@ def shuffle_on_disk(documents: Iterable[str], seed: int, num_buckets: int, scrat
     """Yield the documents in a random order that depends on the seed only.
 
     Each document is appended to a random one of `num_buckets` temporary files (at most 256) below `scratch_dir`; then
-    one bucket after the other is shuffled in memory. About 1/num_buckets of the text is in memory at a time.
+    the files are read and shuffled in memory, one after the other. About 1/num_buckets of the text is in memory at a
+    time.
     """
     rng = random.Random(seed)
     with ExitStack() as stack:

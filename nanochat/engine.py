@@ -28,7 +28,7 @@ Column = tuple[list[int], list[int]]  # the tokens of one step, one per sample, 
 class Completion:
     """The tokens that follow a prompt, and their `mask`: 1 = sampled from the model, 0 = forced by the tool.
 
-    `has_ended`: the model ended it, and its end token is the last one; else it was cut by a length limit.
+    `has_ended`: True if the last token is an end token, False if a length limit cut the completion.
     """
 
     tokens: list[int]
@@ -90,7 +90,7 @@ class Engine:
         seeds: Sequence[int] | None = None,
         batch_size: int = 256,
     ) -> list[list[Completion]]:
-        """Continue each prompt `params.num_samples` times, `batch_size` completions at once. Returns them per prompt.
+        """Continue each prompt `params.num_samples` times, `batch_size` completions at once. Returns a list per prompt.
 
         The prompts may have different lengths. A completion depends on its prompt, the seed, its index among all
         completions and the other settings, but (up to rounding) not on `batch_size` or on the rest of its batch. With
@@ -121,16 +121,16 @@ class Engine:
 
     def _max_tokens(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[int]:
         """Return the length limit of each prompt's completions. Raises `UserError` for a prompt that does not fit."""
-        context = self.model.config.sequence_len
+        context_len = self.model.config.sequence_len
         for tokens in prompts:
             if not tokens:
                 raise UserError("the prompt is empty: pass at least one token, such as <|bos|>")
-            if len(tokens) > context:
+            if len(tokens) > context_len:
                 raise UserError(
-                    f"the prompt has {len(tokens)} tokens, but the context of this model is {context}: shorten it"
+                    f"the prompt has {len(tokens)} tokens, but the context of this model is {context_len}: shorten it"
                 )
-        limit = context if params.max_tokens is None else params.max_tokens
-        return [min(context - len(tokens), limit) for tokens in prompts]
+        limit = context_len if params.max_tokens is None else params.max_tokens
+        return [min(context_len - len(tokens), limit) for tokens in prompts]
 
     def generate(
         self,
@@ -141,7 +141,7 @@ class Engine:
         top_k: int | None = None,
         seed: int = 42,
     ) -> Generator[Column, None, None]:
-        """Call `stream` with loose arguments. Raises `UserError` for a setting that is impossible, too."""
+        """Call `stream` with separate arguments. Also raises `UserError` for an impossible setting."""
         return self.stream(tokens, SamplingParams(temperature, top_k, max_tokens, num_samples, seed))
 
     def generate_batch(
@@ -155,7 +155,7 @@ class Engine:
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Collect `generate`. Returns for each sample its tokens, the prompt included, and their masks (prompt: 0).
 
-        End tokens are left out, both kinds, so a base model's sample is at most one document.
+        Both kinds of end token are left out, so a base model's sample is at most one document.
         """
         sequences = [list(tokens) for _ in range(num_samples)]
         masks = [[0] * len(tokens) for _ in range(num_samples)]
@@ -197,7 +197,8 @@ def _rng_key_of_row(
 def with_compute_weights(model: GPT) -> GPT:
     """Return the model with weights in its compute dtype: `model` itself if they already are, else a converted copy.
 
-    Training keeps float32 weights and converts them in every product; generation would spend most of its time on that.
+    Training keeps float32 weights and converts them in every product. In generation the conversion would take most of
+    the time.
     """
     dtype = model.compute_dtype
     weights = model.state_dict()

@@ -36,12 +36,12 @@ VOCAB_MULTIPLE = 64  # embedding and head are padded to a multiple of this: unal
 class GPTConfig:
     """Shape of the model. Raises `UserError` for an impossible one."""
 
-    sequence_len: int = 2048
+    sequence_len: int = 2048  # context length: the most positions that the model can read
     vocab_size: int = 65536
     n_layer: int = 20
-    n_head: int = 10
-    n_kv_head: int = 10
-    n_embd: int = 1280
+    n_head: int = 10  # query heads
+    n_kv_head: int = 10  # key-value heads
+    n_embd: int = 1280  # embedding width
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -50,10 +50,12 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if self.head_dim % 2:
-            raise UserError(f"the head size {self.head_dim} is odd: rotary embeddings need an even one")
+            raise UserError(f"the head size {self.head_dim} is odd: rotary embeddings need an even head size")
         if self.n_head % self.n_kv_head:
-            legal = [k for k in range(1, self.n_head + 1) if self.n_head % k == 0]
-            raise UserError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}: choose one of {legal}")
+            divisors = [k for k in range(1, self.n_head + 1) if self.n_head % k == 0]
+            raise UserError(
+                f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}: choose one of {divisors}"
+            )
 
     @classmethod
     def from_depth(
@@ -61,7 +63,7 @@ class GPTConfig:
     ) -> GPTConfig:
         """Return the shape that follows from the depth: `depth` layers of width 64 * depth, rounded up to whole heads.
 
-        `n_kv_head` = -1: as many key-value heads as query heads.
+        `sequence_len`: context length. `n_kv_head`: key-value heads; -1 = as many as query heads.
 
         >>> GPTConfig.from_depth(20, vocab_size=65536, sequence_len=2048).n_embd
         1280
@@ -165,7 +167,7 @@ class Attention(nn.Module):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_grouped: bool) -> Tensor:
-    """Attention of the last T of S positions to all S: q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
+    """Compute attention of the last T of S positions to all S: q (B, H, T, D), k, v (B, K, S, D) -> (B, H, T, D).
 
     `attn_mask`: (T, S) or (B, 1, T, S), True = visible; None means causal, which is supported for T = S and T = 1.
     `is_grouped`: K < H, several query heads share a key-value head.
@@ -216,7 +218,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
-        # Given a table, nn.Embedding does not initialize one, which on the meta device imports half of torch.
+        # With a given table nn.Embedding skips its initialization, which on the meta device imports much of torch.
         table = torch.empty(config.padded_vocab_size, config.n_embd)
         self.embed = nn.Embedding(config.padded_vocab_size, config.n_embd, _weight=table)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -256,7 +258,7 @@ class GPT(nn.Module):
         self.rope_sin.copy_(angle.sin())
 
     def param_groups(self) -> list[ParamGroup]:
-        """Return all parameters in three groups: matrices (for Muon), embedding and head (for AdamW)."""
+        """Return all parameters in three groups: "matrix" (all matrices of the blocks), "embedding" and "head"."""
         kinds = {"embed.weight": "embedding", "head.weight": "head"}
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": []}
         for name, param in self.named_parameters():
@@ -270,9 +272,10 @@ class GPT(nn.Module):
         matrix_lr: float = 0.02,
         weight_decay: float = 0.0,
     ) -> list[Optimizer]:
-        """Return the optimizers of all parameters: AdamW for embedding and head, Muon for the matrices.
+        """Return two optimizers: AdamW for embedding and head, Muon for the weight matrices of the blocks.
 
-        For your own training loop: call `step()`, then `zero_grad()`, of each. Gradients are not clipped. The scripts
+        `unembedding_lr` is the learning rate of the head. In your own training loop, call `step()` and then
+        `zero_grad()` of both. Gradients are not clipped. The scripts
         use one optimizer for all parameters instead (`nanochat.optim.build_optimizer`), which clips the whole gradient.
         """
         settings = OptimSettings(
@@ -288,8 +291,8 @@ class GPT(nn.Module):
     def hidden_states(self, idx: Tensor, kv_cache: AttentionCache | None = None) -> Tensor:
         """Return the normalized output of the last block, in the compute dtype: token ids (B, T) -> (B, T, C)."""
         num_tokens = idx.size(1)
-        max_tokens = self.config.sequence_len
-        assert num_tokens <= max_tokens, f"{num_tokens} positions, but the context holds {max_tokens}"
+        context_len = self.config.sequence_len
+        assert num_tokens <= context_len, f"{num_tokens} positions, but the context length is {context_len}"
         positions = slice(num_tokens) if kv_cache is None else kv_cache.positions(num_tokens)
         cos = self.rope_cos[positions].to(self.compute_dtype)  # (T, D/2) or (B, 1, T, D/2)
         sin = self.rope_sin[positions].to(self.compute_dtype)
@@ -329,9 +332,9 @@ class GPT(nn.Module):
         return F.cross_entropy(self.logits(hidden), targets, ignore_index=-1, reduction="none")
 
     def estimate_flops(self) -> int:
-        """Return the FLOPs of a training token, forward and backward (arXiv 2204.02311, appendix B).
+        """Return the FLOPs of one training token, forward and backward (arXiv 2204.02311, appendix B).
 
-        6 for each weight of a matrix, and 12 T C for the attention of each layer at full context.
+        Each weight of a matrix product takes 6, and the attention of each layer 12 T C, where T is the context length.
         """
         num_matrix_weights = self.num_params() - self.embed.weight.numel()
         return 6 * num_matrix_weights + 12 * self.config.n_layer * self.config.n_embd * self.config.sequence_len
@@ -344,10 +347,10 @@ class GPT(nn.Module):
     def generate(
         self, tokens: list[int], max_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 42
     ) -> Iterator[int]:
-        """Yield up to `max_tokens` sampled ids: the plain version of the engine, without KV cache or tools.
+        """Yield up to `max_tokens` sampled ids: the readable twin of the engine, without KV cache or tools.
 
-        Each token takes a forward pass over the whole sequence. Ends when the context is full; special tokens do not
-        end it.
+        Each token takes a forward pass over the whole sequence. Generation ends early only if the context is full;
+        special tokens do not end it.
         """
         params = SamplingParams(temperature, top_k)
         generator = torch.Generator(self.device).manual_seed(seed)

@@ -1,6 +1,10 @@
 """Bits per byte, a cross-entropy that does not depend on the tokenizer; and sums of losses over chosen tokens.
 
-Letters in shape comments: R rows of the whole evaluation, B rows of a batch, T tokens, V vocabulary.
+The scripts use `bits_per_byte`, which scores a fixed tensor of rows with any number of processes. `evaluate_bpb` is for
+notebooks and other training loops: it takes batches from any loader.
+
+Letters in shape comments: R rows of the whole evaluation, B rows of a batch, T tokens, V vocabulary. There are N
+processes; process r scores rows r, r + N, r + 2N, ...
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
     Example: the targets " the" (4 bytes, 1.0 nats), "re" (2 bytes, 2.0 nats) and <|bos|> (0 bytes, 5.0 nats) give
     (1.0 + 2.0) / (ln 2 x (4 + 2)) = 0.72.
 
-    `rows` (R, T + 1): token ids, -1 = padding, the same in all processes; each process scores every N-th row.
-    `token_bytes` (V,): the number of bytes of each token. The result is infinite if no target has a byte.
+    `rows` (R, T + 1): token ids, -1 = padding, the same in all processes, which divide the rows among them.
+    `token_bytes` (V,): the number of bytes of each token. The result is infinite if no target has a byte. For batches
+    of a loader, use `evaluate_bpb`.
     """
     token_bytes = token_bytes.to(runtime.device)
     total_nats = torch.zeros((), dtype=_sum_dtype(runtime.device), device=runtime.device)
@@ -46,10 +51,10 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
 
 @torch.no_grad()
 def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor) -> float:
-    """Return the `bits_per_byte` of the first `steps` batches of a loader, (inputs, targets) each (B, T).
+    """Return the bits per byte of a model on the first `steps` batches of a loader, (inputs, targets) each (B, T).
 
-    Targets of -1 are ignored. Under torchrun each process passes its own batches, and all get the same result. The
-    result is infinite if no target has a byte.
+    Computed as in `bits_per_byte`, which the scripts use. Targets of -1 are ignored. Under torchrun each process passes
+    its own batches, and all get the same result. The result is infinite if no target has a byte.
     """
     total_nats: Tensor | None = None
     total_bytes: Tensor | None = None
@@ -66,7 +71,7 @@ def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ste
 
 
 def _nats_and_bytes(model: nn.Module, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss in nats of all targets that have a byte, and the number of their bytes, both scalars."""
+    """Return the summed loss in nats of all targets that have a byte, and the number of their bytes, both scalars."""
     losses = model(inputs, targets, loss_reduction="none")  # (B, T)
     num_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)  # (B, T)
     return (losses * (num_bytes > 0)).sum(dtype=_sum_dtype(losses.device)), num_bytes.sum()
@@ -80,7 +85,7 @@ def _bits_per_byte(nats: float, num_bytes: float) -> float:
 def sum_nats(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime) -> tuple[float, int]:
     """Return the sum of the losses, in nats, over all targets that are not -1, and the number of these targets.
 
-    `inputs` and `targets` (R, T) are the same in all processes; each process scores every N-th row.
+    `inputs` and `targets` (R, T) are the same in all processes, which divide the rows among them.
     """
     total_nats = torch.zeros((), dtype=_sum_dtype(runtime.device), device=runtime.device)
     local_rows = slice(runtime.rank, None, runtime.world_size)
@@ -95,5 +100,5 @@ def sum_nats(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int,
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of long sums: float64, except on MPS, which has none."""
+    """Return the dtype for sums over many tokens: float64, but float32 on MPS, which does not support float64."""
     return torch.float32 if device.type == "mps" else torch.float64

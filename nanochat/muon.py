@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Of X, (X X^T) X and (X X^T)^2 X. The polynomial is steep at 0, so that small singular values grow fast.
+# Coefficients of X, (X X^T) X and (X X^T)^2 X. The polynomial is steep at 0: small singular values grow fast.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
-EPS = 1e-7  # keeps a matrix of zeros at zero
+EPS = 1e-7  # avoids a division by zero for a matrix of zeros
 
 
 def orthogonalize(stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -44,8 +44,8 @@ def muon_step(
 
     `grad_avg` is a running average of the gradients, with Nesterov momentum on top. Unlike a running sum, it keeps its
     scale while `momentum` changes. `lr` and `momentum` are 0-dim tensors of the stack's dtype and device, so that a
-    compiled function is compiled only once. `dtype` is that of the Newton-Schulz products (None: the stack's). The step
-    of a tall matrix is longer by sqrt(R / C).
+    compiled function is compiled only once. `dtype` is the dtype of the Newton-Schulz products (None: the stack's). The
+    step of a tall matrix is longer by the factor sqrt(R / C).
     """
     grad_avg.lerp_(grads, 1 - momentum)
     nesterov = grads.lerp(grad_avg, momentum)

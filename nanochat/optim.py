@@ -1,4 +1,4 @@
-"""The optimizer of a model on one process or many: Muon for the matrices, AdamW for the rest, state sharded.
+"""Optimizer of a model on one process or many: Muon for weight matrices, AdamW for the rest, with sharded state.
 
 Parameters that one call of an update rule can process together form a bucket. With N processes each bucket is sharded
 (ZeRO-1, arXiv 1910.02054): gradients are reduce-scattered, each process updates its shard of the weights with its shard
@@ -31,14 +31,17 @@ MIN_SHARDED_NUMEL = 1024  # smaller tensors are all-reduced and updated by every
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters with one update rule and learning rate. `kind`: "matrix", "embedding" or "head"."""
+    """Parameters with one update rule and learning rate.
+
+    `kind`: "matrix" (the weight matrices of the blocks), "embedding", or "head" (the unembedding).
+    """
 
     kind: str
     params: list[tuple[str, nn.Parameter]]
 
 
 class OptimizableModel(Protocol):
-    """The part of a model that its optimizer needs. `config.n_embd` is the width that scales AdamW's learning rates."""
+    """Interface of a model for its optimizer. `config.n_embd` is the width that scales AdamW's learning rates."""
 
     @property
     def config(self) -> Any:
@@ -94,18 +97,25 @@ def _update_rules(
     settings: OptimSettings, width: int, muon_dtype: torch.dtype | None, compiled: bool
 ) -> dict[str, UpdateRule]:
     """Return the update rule of each kind of parameter."""
-    muon_kernel, adamw_kernel = muon_step, adamw_step
-    if compiled:
-        muon_kernel, adamw_kernel = torch.compile(muon_step, dynamic=False), torch.compile(adamw_step, dynamic=False)
-    muon = partial(muon_kernel, dtype=muon_dtype)
-    adamw = partial(adamw_kernel, betas=settings.betas, eps=settings.eps)
-    moments = ("exp_avg", "exp_avg_sq")
-    scalars = ("weight_decay", "step")
+    muon_kernel = torch.compile(muon_step, dynamic=False) if compiled else muon_step
+    adamw_kernel = torch.compile(adamw_step, dynamic=False) if compiled else adamw_step
+    adamw_rule = partial(
+        UpdateRule,
+        partial(adamw_kernel, betas=settings.betas, eps=settings.eps),
+        state_names=("exp_avg", "exp_avg_sq"),
+        scalar_names=("weight_decay", "step"),
+    )
     width_factor = (width / 768) ** -0.5
     return {
-        "matrix": UpdateRule(muon, settings.matrix_lr, ("momentum",), ("momentum",), by_matrix=True),
-        "embedding": UpdateRule(adamw, settings.embedding_lr * width_factor, moments, scalars),
-        "head": UpdateRule(adamw, settings.unembedding_lr * width_factor, moments, scalars),
+        "matrix": UpdateRule(
+            partial(muon_kernel, dtype=muon_dtype),
+            lr=settings.matrix_lr,
+            state_names=("momentum",),  # `grad_avg` of muon_step; checkpoints have this name
+            scalar_names=("momentum",),  # the decay of that average
+            by_matrix=True,
+        ),
+        "embedding": adamw_rule(lr=settings.embedding_lr * width_factor),
+        "head": adamw_rule(lr=settings.unembedding_lr * width_factor),
     }
 
 
@@ -133,12 +143,16 @@ class Bucket:
         self.state = {
             name: torch.zeros(shard_len, *self.unit, dtype=self.dtype, device=first.device) for name in rule.state_names
         }
-        # Buffers that are only filled during a step: all P units (gradients, then weights), and this shard's gradients.
+        # Tensors that are filled during a step only. `buffer` (P, *unit): all units, first as packed gradients, then as
+        # packed weights. `grads` (P / N, *unit): the summed gradients of this shard; without sharding, `buffer` itself.
         self.buffer = self.grads = first.new_empty(0)
         self.work: dist.Work | None = None
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Stack tensors of the parameters' shapes into one of (P, *unit): a view of a single one without padding."""
+        """Stack tensors of the parameters' shapes into one tensor (P, *unit).
+
+        The result is a view if there is only one tensor and no padding.
+        """
         rows = [tensor.reshape(-1, *self.unit) for tensor in tensors]
         if self.padding:
             rows.append(rows[0].new_zeros(self.padding, *self.unit))
@@ -165,7 +179,8 @@ class Bucket:
     def start_update(self, lr_multiplier: float, scalars: Mapping[str, float], grad_scale: Tensor) -> None:
         """Update this process's shard of the weights and start to gather the shards of all processes."""
         values = {"lr": self.rule.lr * lr_multiplier} | {name: scalars[name] for name in self.rule.scalar_names}
-        # Tensors, against a recompilation for each new number; filled on the device, against waiting for a copy.
+        # Tensors, because each new Python number would be compiled anew; filled on the device, so that no copy to it
+        # has to be waited for.
         arguments = {
             name: torch.full((), value, dtype=self.dtype, device=self.grads.device) for name, value in values.items()
         }
@@ -235,7 +250,7 @@ class Optimizer:
         squares = []
         for bucket in self.buckets:
             bucket.wait()
-            num_copies = self.runtime.world_size if bucket.is_replicated else 1  # all of which the all-reduce adds up
+            num_copies = self.runtime.world_size if bucket.is_replicated else 1  # the all-reduce adds all copies
             squares.append(torch.linalg.vector_norm(bucket.grads, dtype=bucket.dtype).square() / num_copies)
         total = torch.stack(squares).sum()
         if self.runtime.world_size > 1:
@@ -266,7 +281,7 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, full_state: Mapping[str, Tensor]) -> None:
-        """Load an unsharded state that any number of processes may have written; each process passes all of it.
+        """Load an unsharded state, written by any number of processes. Each process passes the whole state.
 
         Raises `UserError`, before anything is changed, if the state belongs to another model.
         """
@@ -318,7 +333,7 @@ def build_optimizers(
     muon_dtype = torch.bfloat16 if runtime.compute_dtype == torch.bfloat16 else None
     rules = _update_rules(settings, model.config.n_embd, muon_dtype, compiled)
     optimizer_index = {kind: index for index, kinds in enumerate(partition) for kind in kinds}
-    # For each optimizer: what the parameters of a bucket have in common -> their rule and the named parameters.
+    # For each optimizer: key of a bucket -> its rule and its named parameters.
     grouped: list[dict[tuple[object, ...], tuple[UpdateRule, list[tuple[str, nn.Parameter]]]]] = [{} for _ in partition]
     seen: set[int] = set()
     for group in model.param_groups():
@@ -327,7 +342,8 @@ def build_optimizers(
         for name, param in group.params:
             assert id(param) not in seen, f"{name} is in two groups"
             seen.add(id(param))
-            # Matrices of one shape are stacked. Small tables share a bucket; a large one has its own, against a copy.
+            # Matrices of one shape are stacked. Small tables share a bucket. A large table has its own bucket, because
+            # stacking would copy it.
             bucket_id = param.shape if rule.by_matrix else param.numel() < MIN_SHARDED_NUMEL or name
             key = (group.kind, bucket_id, param.dtype)
             grouped[optimizer_index[group.kind]].setdefault(key, (rule, []))[1].append((name, param))

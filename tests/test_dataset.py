@@ -238,7 +238,7 @@ def test_a_failed_download_keeps_complete_shards(hub: FileServer, tmp_path: Path
 def test_something_else_than_a_shard(hub: FileServer, tmp_path: Path) -> None:
     shard = hub.files["shard_00000.parquet"]
     hub.files["shard_00000.parquet"] = b"<html>please log in</html>"
-    with pytest.raises(UserError, match=r"something else than a shard as shard_00000\.parquet"):
+    with pytest.raises(UserError, match=r"sent a file as shard_00000\.parquet that is not a shard"):
         prepare(Config(num_shards=1), tmp_path / "data")
     hub.files["shard_00000.parquet"] = shard
     prepare(Config(num_shards=1), tmp_path / "data")

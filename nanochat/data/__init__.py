@@ -1,1 +1,4 @@
-"""Shards, downloads, imports of a user's files, packing, and the embedded data."""
+"""Data sets and their preparation for training.
+
+Parts of `nanochat.dataset` (shards, download, import, embedded stories), and packing of conversations into rows.
+"""

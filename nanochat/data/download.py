@@ -1,4 +1,4 @@
-"""Downloads over HTTP: resumed after an interruption, retried after a failure, and checked by size and SHA-256.
+"""Downloads over HTTP: resumed after an interruption, retried after a failure, and verified by size and SHA-256.
 
 A file grows as `<name>.part` and is renamed when it is complete. The Hugging Face hub redirects a large file to its
 storage; the header X-Linked-ETag of that redirect is the file's SHA-256, and X-Linked-Size its size. Other ETags are
@@ -47,7 +47,7 @@ class DownloadCancelled(Exception):
 def download(
     url: str, path: Path, cancel: threading.Event | None = None, on_bytes: Callable[[int], object] | None = None
 ) -> None:
-    """Download `url` to `path`, unless that exists. `on_bytes` is called with the number of bytes of each block.
+    """Download `url` to `path` unless the file exists. `on_bytes` is called with the number of bytes of each block.
 
     A lock lets one process at a time download the same file. Raises UserError if the server does not have the file or
     fails MAX_ATTEMPTS times in a row, and DownloadCancelled if `cancel` is set.
@@ -58,7 +58,7 @@ def download(
     with FileLock(lock):
         if not path.exists():
             _Download(url, path, cancel, on_bytes or (lambda _: None)).run()
-        lock.unlink(missing_ok=True)  # safe: a process that waits for it, or creates it again, finds the file complete
+        lock.unlink(missing_ok=True)  # safe: a process that waits for the lock, or creates it again, sees the file
 
 
 def download_all(files: Sequence[tuple[str, Path]], num_workers: int, check: Callable[[Path], T]) -> list[T]:

@@ -18,10 +18,10 @@ import codecs
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ from nanochat.common import UserError, as_user_error, print0
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 VALIDATION_SHARE = 1 / 32
-_MIN_MAX_CHARS = 2_000  # for the cut at a 64th of the text
+_ALWAYS_ALLOWED_CHARS = 2_000  # a small text does not lower `max_chars` below this
 _CHUNK_SIZE = 1 << 20  # characters or bytes read at a time
 
 
@@ -38,8 +38,8 @@ _CHUNK_SIZE = 1 << 20  # characters or bytes read at a time
 class TextFiles:
     """The readable files under a path, and their documents.
 
-    Reading the documents records problems in `empty`, `not_utf8` and `duplicates`; `notices` describes them. Errors are
-    UserErrors with the file, and for jsonl the line.
+    Reading the documents records problems in `empty`, `not_utf8` and `duplicates`; `notices` describes them. Errors
+    raise UserError with the file, and for jsonl with the line.
     """
 
     source: Path
@@ -54,7 +54,7 @@ class TextFiles:
         self.files = find_text_files(self.source)
         self._validation_file = self.files[-1] if len(self.files) > 1 and _all_parquet(self.files) else None
         if self._validation_file is None:
-            self.max_chars = min(self.max_chars, max(_MIN_MAX_CHARS, self.text_bytes() // 64))
+            self.max_chars = min(self.max_chars, max(_ALWAYS_ALLOWED_CHARS, self.text_bytes() // 64))
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """Return each file's name, size and modification time, which identify the source without reading it."""
@@ -173,7 +173,7 @@ def find_text_files(source: Path) -> list[Path]:
             paths += [Path(folder, name) for name in names if not name.startswith(".")]
         paths = sorted(path for path in paths if path.is_file())
     else:
-        raise UserError(f"--source {source}: no such file or folder (hub and storyworld are the other sources)")
+        raise UserError(f"--source {source}: no such file or folder (the other sources are hub and storyworld)")
     readable = [path for path in paths if path.suffix.lower() in SUFFIXES]
     if not readable:
         raise UserError(f"--source {source}: none of its {len(paths)} files can be read ({', '.join(SUFFIXES)} can)")
@@ -184,7 +184,7 @@ def find_text_files(source: Path) -> list[Path]:
 
 
 def detect_encoding(path: Path) -> tuple[str, bool]:
-    """Return the encoding of a file and True if all of it is valid in that encoding.
+    """Return the encoding of a file, and True if the whole file is valid in that encoding.
 
     The encoding is UTF-16 if the file begins with its byte order mark, else UTF-8.
     """
@@ -203,25 +203,27 @@ def detect_encoding(path: Path) -> tuple[str, bool]:
     return encoding, True
 
 
-def read_utf8(file: Any) -> str:
-    """Read all of a file, a path or a `zipfile.Path`. Raises UserError with the file, and the line of invalid UTF-8."""
+def read_utf8(file: Path | zipfile.Path) -> str:
+    """Read a text file, which may be in a zip archive.
+
+    Raises UserError with the file, and for invalid UTF-8 with the line.
+    """
     if not file.is_file():
         raise UserError(f"{file} is missing")
     with as_user_error(f"{file} cannot be read"):  # zipfile raises many types of errors for a damaged file
         content = file.read_bytes()
     try:
-        text: str = content.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{file}, line {line}: not UTF-8 ({error})") from error
-    return text
 
 
 def split_long_text(text: str, max_chars: int) -> Iterator[str]:
     """Cut a text into parts of at most `max_chars` characters.
 
-    A part ends at the last blank line in its second half, else at the last line break, else at the last space there,
-    else at `max_chars`.
+    A part ends at the last blank line in its second half, else at the last line break there, else at the last space
+    there, else at `max_chars`.
 
     >>> list(split_long_text("One two.\\n\\nThree four.", max_chars=15))
     ['One two.\\n\\n', 'Three four.']

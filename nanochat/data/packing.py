@@ -4,7 +4,8 @@ Conversations are taken in order (from the second epoch on in a shuffled one), C
 ids and a loss mask; one that is longer than a row is cut at the end of a turn. The conversations of a chunk are packed
 into rows by best fit, and rows are padded: no conversation is split, and every row has a token to train on. The rows of
 a chunk, and the conversations of a row, are shuffled, so that neither are sorted by length. As with documents
-(`nanochat/dataloader.py`), process r of N takes its share of the rows of every batch, and a cursor is the position.
+(`nanochat/dataloader.py`), process r of N takes rows r * B to (r + 1) * B of every batch of N * B rows, and a run
+continues from its cursor.
 
     conversations         A (5 tokens)  B (9)  C (3)  D (2)         T + 1 = 10
     rows before shuffle   [B .]  [A C D]                            . = padding
@@ -32,9 +33,9 @@ from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 
-CHUNK_SIZE = 2048  # conversations packed together; larger chunks hardly reduce the padding
-MAX_EXACT_COUNT = 1 << 15  # `count_rows` renders all conversations of data sets up to this size
-COUNT_SAMPLE_SIZE = 1 << 12  # conversations that it renders of larger ones
+CHUNK_SIZE = 2048  # conversations packed together; larger chunks reduce the padding only slightly
+MAX_EXACT_COUNT = 1 << 15  # up to this number of conversations, `count_rows` renders all of them
+COUNT_SAMPLE_SIZE = 1 << 12  # beyond it, `count_rows` renders a sample of this size
 
 RenderedConversation = tuple[list[int], list[int]]
 """Ids and loss mask of a conversation, as `Tokenizer.render_conversation` returns them."""
@@ -50,15 +51,15 @@ class ConversationSource(Protocol):
 
 @dataclass(frozen=True)
 class PackingCursor:
-    """Position in a run, and counts of what was used up to there."""
+    """Position in a run, and totals since its start. The fields are keys of a checkpoint's meta.json."""
 
     epoch: int = 0
-    chunk: int = 0  # of the epoch
-    row: int = 0  # rows of the chunk that were used
-    rows: int = 0  # rows of all epochs that were used
-    tokens: int = 0  # tokens in them, without padding
-    trained: int = 0  # tokens of these that were targets
-    left_out: int = 0  # conversations without a token to train on
+    chunk: int = 0  # number of the chunk within the epoch
+    row: int = 0  # rows consumed of this chunk
+    rows: int = 0  # rows consumed since the start of the run, over all epochs
+    tokens: int = 0  # tokens in these rows, without padding
+    trained: int = 0  # targets in these rows
+    left_out: int = 0  # conversations passed since the start of the run that had no token to train on
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ class PackedRow:
     tokens: np.ndarray  # (T + 1,) int64, padded with <|bos|>
     targets: np.ndarray  # (T,) int64, -1 = not trained on
     progress: float  # share of the epochs before this row, in [0, 1)
-    cursor: PackingCursor  # of the row after this one
+    cursor: PackingCursor  # position of the next row
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Pack items of these lengths into rows of a capacity; return the indices of the items of each row.
+    """Pack items of these lengths into rows of `capacity`; return the indices of each row's items.
 
-    Best fit decreasing: the items are taken longest first, and each goes into the row with the least free space that is
-    large enough, or into a new row.
+    Best fit decreasing: the items are taken longest first. Each goes into the row with the least free space among those
+    that have enough, or into a new row.
 
     >>> best_fit([5, 3, 2], capacity=8)  # 5 opens row 0, 3 fills it, 2 opens row 1
     [[0, 1], [2]]
@@ -127,7 +128,7 @@ def pack_rows(
 
 
 def collate_row(row: Sequence[RenderedConversation], sequence_len: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
-    """Join the conversations of a row to tokens (T + 1,), padded with `bos`, and targets (T,).
+    """Join the conversations of a row into tokens (T + 1,), padded with `bos`, and targets (T,).
 
     The target of a position is the token after it where the mask of that token is 1, else -1:
 
@@ -176,7 +177,7 @@ def packed_rows(
             indices = order[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
             rendered = render_conversations(conversations, indices, tokenizer, sequence_len)
             rows = pack_rows(rendered, sequence_len, np.random.default_rng((seed, epoch, chunk)))
-            if skip_rows == 0:  # else the cursor has counted those of this chunk
+            if skip_rows == 0:  # otherwise the cursor already counts this chunk's
                 num_left_out += len(indices) - len(rendered)
             is_empty = is_empty and not rows
             for number, row in enumerate(rows[skip_rows:], skip_rows):
@@ -226,10 +227,10 @@ def count_rows(conversations: ConversationSource, tokenizer: Tokenizer, sequence
 def packed_batches(
     rows: Iterator[PackedRow], runtime: Runtime, batch_size: int, num_rows: int | None
 ) -> Iterator[MicroBatch]:
-    """Yield this process's rows of one micro-batch after the other.
+    """Yield this process's rows of each micro-batch.
 
-    `num_rows`: rows of the whole run over all processes, by which `progress` is measured and at which the run ends; if
-    None, the rows measure it themselves. The last batch is filled up with rows of padding.
+    `num_rows`: rows after which the run ends, over all processes; `progress` is the share of them. If it is None, the
+    run ends with `rows`, and `progress` is that of the rows. The last batch is filled up with rows of padding.
     """
     first = batch_size * runtime.rank
     while global_rows := list(itertools.islice(rows, batch_size * runtime.world_size)):

@@ -5,8 +5,8 @@
 
 Only the files that the manifest names belong to the data set. It is written last, in one step, when all of its shards
 are complete, so that an interrupted download or import leaves the previous data set as it was. There are two splits,
-"train" (all shards of `train`) and "val" (the shard `validation`). The documents of a split have one global order: that
-of the shards in the manifest, then that of the rows.
+"train" (all shards of `train`) and "val" (the shard `validation`). The documents of a split have one global order: the
+shards in the order of the manifest, and the rows of each in their order.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ class ShardInfo:
 class Manifest:
     """The data set of a folder. The fields are the keys of `manifest.json`."""
 
-    source: str  # "hub:OWNER/NAME", "storyworld" or "files:NAME"
+    source: str  # "hub:OWNER/NAME" (Hugging Face hub), "storyworld" or "files:NAME"
     train: tuple[str, ...]  # file names of the training shards, in order
     validation: str  # file name of the validation shard
     files: dict[str, ShardInfo]  # by file name, of all shards
-    recipe: dict[str, Any]  # fingerprint of the settings that made it; empty for a download
+    recipe: dict[str, Any]  # fingerprint of the settings that determine the data; empty for a download
 
     def hash(self) -> str:
-        """Return a SHA-256 of the names, order and contents of the shards; the source and the recipe do not count."""
+        """Return a SHA-256 of the names, order and contents of the shards, without source and recipe."""
         names = (*self.train, self.validation)
         contents = [(name, self.files[name].documents, self.files[name].sha256) for name in names]
         return hashlib.sha256(json.dumps([FORMAT, contents]).encode()).hexdigest()
 
     def save(self, data_dir: Path) -> None:
-        """Write `manifest.json`, which makes this the data set of the folder."""
+        """Write `manifest.json`. From then on this is the data set of the folder."""
         write_json_atomic(data_dir / "manifest.json", {"format": FORMAT, **asdict(self)})
 
 
 def default_data_dir() -> Path:
-    """Return the folder of the data set that pretraining uses: `base_data` in the base folder."""
+    """Return the folder of the pretraining data: `$NANOCHAT_BASE_DIR/base_data`."""
     return base_dir() / "base_data"
 
 
@@ -181,7 +181,8 @@ class Documents:
     def iter_arrays(self, start: int = 0) -> Iterator[Any]:
         """Yield documents start, start + 1, ... to the end in non-empty Arrow arrays of strings without nulls.
 
-        They are those of `iter_texts`, without a Python object for each. Raises UserError if a shard cannot be read.
+        The documents are those of `iter_texts`, but no Python object is created for each. Raises UserError if a shard
+        cannot be read.
         """
         assert start >= 0, f"start {start} must not be negative"
         for group in range(bisect_right(self._starts, start) - 1, len(self._groups)):
@@ -205,7 +206,7 @@ class Documents:
 def write_shards(
     documents: Iterable[str], data_dir: Path, prefix: str = "shard", docs_per_shard: int | None = None
 ) -> dict[str, ShardInfo]:
-    """Write documents to `<prefix>_00000.parquet`, ..., each when it is complete; return their infos by name, in order.
+    """Write documents to `<prefix>_00000.parquet`, ..., each in one step; return the infos by file name, in order.
 
     Without `docs_per_shard` there is one file, `<prefix>.parquet`, even if there are no documents.
     """
@@ -248,7 +249,7 @@ def write_dataset(
     prefix: str = "shard",
     docs_per_shard: int = 8192,
 ) -> Manifest:
-    """Write both splits, make them the data set of the folder in one last step, and return its manifest.
+    """Write both splits and then the manifest, which makes them the data set of the folder. Returns the manifest.
 
     Raises UserError if either split has no documents; the previous data set then remains.
     """

@@ -1,4 +1,4 @@
-"""The settings of generation, shared by the engine, the evaluation, RL, the web server and the command line."""
+"""Settings of generation, shared by the engine, the evaluation, RL, the web server and the command line."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class SamplingParams:
         """Return `seed`, or a new random one below 2**32 if it is None."""
         return secrets.randbelow(2**32) if self.seed is None else self.seed
 
-    def reserved_tokens(self, context: int) -> int:
-        """Return the tokens of the context to keep free for a completion: `max_tokens`, but at most a quarter of it.
+    def reserved_tokens(self, context_len: int) -> int:
+        """Return the number of tokens of the context to keep free for a completion: `max_tokens`, at most a quarter.
 
-        >>> SamplingParams(max_tokens=512).reserved_tokens(context=1024), SamplingParams().reserved_tokens(context=1024)
-        (256, 256)
+        >>> SamplingParams(max_tokens=100).reserved_tokens(1024), SamplingParams(max_tokens=512).reserved_tokens(1024)
+        (100, 256)
         """
-        quarter = max(1, context // 4)
+        quarter = max(1, context_len // 4)
         return quarter if self.max_tokens is None else min(self.max_tokens, quarter)

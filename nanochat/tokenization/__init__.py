@@ -1,1 +1,1 @@
-"""Chat format, encoders and BPE trainers behind `nanochat.tokenizer`, and a reference BPE to read."""
+"""Parts of `nanochat.tokenizer`: chat format, encoders and Hugging Face trainer; and a readable reference BPE."""

@@ -9,7 +9,9 @@
 
 User and assistant alternate; the user begins. The system message is put before the first user message, separated by a
 blank line. Consecutive text parts of an answer are joined before they are encoded, so that the borders between them do
-not change the tokens. A mixture may also contain documents, `{"text": str}`, which are trained on as in pretraining.
+not change the tokens. A part of type "python" is a tool call; only calculator expressions are run.
+
+A mixture may also contain documents, `{"text": str}`, which are trained on as in pretraining.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ Conversation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Span:
-    """A special token or a stretch of text, with its place in the loss mask."""
+    """A special token or a stretch of text. `is_trained`: True if the loss covers it."""
 
     text: str  # the name of the special token, or ordinary text, which may contain such a name
     is_special: bool
@@ -35,7 +37,7 @@ class Span:
 
 @dataclass(frozen=True)
 class _PartFormat:
-    """The special tokens around a part of an answer, if any, and the place of all three in the loss mask."""
+    """The special tokens around a part of an answer, if any. `is_trained`: True if the loss covers all three."""
 
     start: str | None
     end: str | None

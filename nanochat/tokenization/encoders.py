@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TrainingTexts: TypeAlias = "Iterable[str | ArrowTexts] | ArrowTexts"
 """Strings and Arrow arrays of strings, in any mixture, or one such array."""
 
-_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # the characters that surrogateescape puts for bytes that are not UTF-8
+_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # surrogateescape maps bytes that are not UTF-8 to these
 
 
 class TextEncoder(Protocol):
@@ -44,10 +44,11 @@ class TextEncoder(Protocol):
 def encode_continuation(
     tokenizer: TextEncoder, context: str, context_ids: list[int], continuation: str
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a context, whose own ids are given, and of the continuation that follows it.
+    """Return the ids of a context and of the continuation that follows it. `context_ids`: the context's ids alone.
 
-    Each is encoded separately. Only if the tokenizer would add a space at the start of the continuation, which the text
-    does not have, both are encoded together; a token that spans the border then belongs to the continuation.
+    The two are encoded separately, unless the tokenizer would add a space at the start of the continuation that the
+    text does not have. In that case they are encoded together, and a token that spans the border belongs to the
+    continuation.
     """
     if continuation.startswith(" ") or not tokenizer.adds_prefix_space:
         return context_ids, tokenizer.encode(continuation)
@@ -99,7 +100,7 @@ class TiktokenEncoder:
             raise ValueError(f"split pattern: {error}") from error
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Return the ids of one text. Bytes that are not UTF-8 are encoded as words of their own."""
+        """Return the ids of one text. A run of bytes that are not UTF-8 is one word."""
         if isinstance(text, str):
             return self._encoding.encode_ordinary(text)
         ids: list[int] = []

@@ -153,7 +153,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
         (only, r"none of its 1 files can be read \(.txt"),
         (write_files(tmp_path / "nothing"), "none of its 0 files"),
         (broken, "cannot be read as parquet"),
-        (tmp_path, "the data set is written below it"),
+        (tmp_path, "contains the folder"),
     ):
         with pytest.raises(UserError, match=message):
             prepare(Config(source=str(source)), tmp_path / "data")
