@@ -1,6 +1,6 @@
-"""The names that every script uses: errors, the base folder, printing, atomic writes, and the setup of a process.
+"""Names that every script uses: errors, `$NANOCHAT_BASE_DIR`, printing, atomic writes, and the setup of a process.
 
-They are defined in `nanochat/system/`; this is where to import them from. Importing this module does not import torch.
+They are defined in `nanochat/system/` and imported from here. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = [
 def compute_init(seed: int = 42, device: str = "auto") -> tuple[bool, int, int, int, torch.device]:
     """Set up this process and return (ddp, ddp_rank, ddp_local_rank, ddp_world_size, device).
 
-    Joins the other processes under torchrun (`ddp` is true then), chooses the device (auto, cpu, cuda or mps),
-    and seeds torch. `nanochat.runtime.Runtime.start`, which this calls, returns the same and more as one value.
+    Joins the other processes under torchrun (`ddp` is then True), chooses the device (auto, cpu, cuda or mps), and
+    seeds torch. The scripts use `nanochat.runtime.Runtime.start` instead, which returns all of this in one object.
     """
     from nanochat.runtime import Runtime
 

@@ -113,7 +113,7 @@ def setting(
         help: one line for `--help` and for error messages.
         short: "i" adds the flag `-i`.
         choices: the only values allowed.
-        positional: the setting is a word without a flag name.
+        positional: the setting is given as a plain argument, without a flag.
         at_least, above, at_most: range of a number.
         or_value: a value allowed outside of that range. None is always allowed.
         renamed_from: former name, still accepted in settings files and in old checkpoints, but not as a flag.
@@ -136,7 +136,7 @@ def setting(
 def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | None = None) -> C:
     """Read `[settings.toml] [flags]` (default: this process's arguments) into a config.
 
-    Raises UserError, of one line, for an unknown setting, a wrong type, or a value that `__post_init__` refuses.
+    Raises a UserError of one line for an unknown setting, a wrong type, or a value that `__post_init__` refuses.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Config(Settings):
@@ -182,7 +182,7 @@ def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = No
 
 
 def with_current_names(config_class: type[Any], settings: Mapping[str, V]) -> dict[str, V]:
-    """Return stored settings with the names that `config_class` gives them today; unknown names stay as they are.
+    """Return stored settings under their current names in `config_class`; unknown names stay as they are.
 
     For settings written by an older version, as in a checkpoint's meta.json. Raises UserError if a setting is present
     under both its former and its current name.
@@ -277,14 +277,14 @@ def _fields(config_class: type[Any]) -> list[tuple[dataclasses.Field[Any], tuple
         is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         allowed_types = typing.get_args(hint) if is_union else (hint,)
         assert all(allowed in _TEXT_READERS for allowed in allowed_types), (
-            f"{config_class.__name__}.{field.name}: no flag can give a {hint}"
+            f"{config_class.__name__}.{field.name}: a setting cannot be a {hint}"
         )
         fields.append((field, allowed_types))
     return fields
 
 
 def _underscored(word: str) -> str:
-    """`--max-steps=a-b` -> `--max_steps=a-b`: the value is left alone."""
+    """Replace the dashes in a flag's name, not in its value: `--max-steps=a-b` -> `--max_steps=a-b`."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
@@ -292,7 +292,7 @@ def _underscored(word: str) -> str:
 
 
 def _suggestion(config_class: type[Any], word: str) -> str:
-    """End of the message about an unknown setting: the name probably meant, a former name included."""
+    """Return the end of the message about an unknown setting: the setting that was probably meant, if any."""
     if word.endswith(".toml"):
         return ": a settings file comes first"
     name_of: dict[str, str] = {}
@@ -336,7 +336,7 @@ _TEXT_READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def _flag_type(allowed_types: tuple[Any, ...]) -> Callable[[str], Any]:
-    """Reader of a flag's text in the form that argparse wants."""
+    """Return the `type` function of a flag for argparse, which reads the flag's text."""
 
     def read(text: str) -> Any:
         try:
@@ -386,12 +386,12 @@ def _expected(allowed_types: tuple[Any, ...]) -> str:
 
 
 def _type_name(value_type: type) -> str:
-    """Name of a type in `--help` and messages."""
+    """Return the name of a type for `--help` and messages."""
     return {types.NoneType: "none", bool: "true|false", str: "text"}.get(value_type, value_type.__name__)
 
 
 def _format_value(value: object) -> str:
-    """Text of a value as a flag takes it."""
+    """Return a value as text that its flag accepts."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""CORE: how far a base model is above guessing, averaged over the tasks of a bundle (DCLM, arXiv 2406.11794).
+"""CORE: accuracy of a base model above guessing, averaged over the tasks of a bundle (DCLM, arXiv 2406.11794).
 
 From a row of the bundle to the metric:
 
@@ -42,7 +42,7 @@ class CoreScore(NamedTuple):
 
     metric: Metric  # value, n, 95% interval
     standard_error: float
-    guessing: float  # the CORE of guessing, which need not be 0: baselines are not exactly the accuracy of guessing
+    guessing: float  # CORE of guessing; not exactly 0, because a task's baseline may differ from its chance accuracy
 
 
 def core_metric(results: Sequence[TaskResult]) -> CoreScore:
@@ -68,9 +68,9 @@ def evaluate_task(
     max_examples: int | None = None,
     seed: int = 42,
 ) -> TaskResult:
-    """Score the examples of a task, or `max_examples` of them, always the same ones. Every process gets the result.
+    """Score the examples of a task, or a fixed choice of `max_examples` of them. Every process gets the result.
 
-    `context_len`: tokens that the model can read. `seed`: for the choice of few-shot examples. Raises UserError, in
+    `context_len`: context length of the model. `seed`: for the choice of few-shot examples. Raises UserError, in
     all processes alike, if the loss of an option is not finite: options cannot be compared then.
     """
     start = time.monotonic()
@@ -124,10 +124,10 @@ class CoreEvaluation(TypedDict):
 def evaluate_model(
     model: GPT, tokenizer: TextEncoder, device: torch.device | str, max_per_task: int = 500
 ) -> CoreEvaluation:
-    """Score a model on CORE with the evaluation bundle of the base folder. `max_per_task`: examples of a task; -1: all.
+    """Score a model on CORE with the evaluation bundle in `$NANOCHAT_BASE_DIR`.
 
-    Under torchrun the examples are divided among the processes, and all get the same scores. Raises UserError if there
-    is no bundle.
+    `max_per_task`: examples of each task; -1 = all. Under torchrun the examples are divided among the processes, and
+    all get the same scores. Raises UserError if there is no bundle.
     """
     tasks = open_bundle().tasks
     runtime = Runtime.without_setup(device)

@@ -11,9 +11,9 @@ by several layers. The machine may lack some of the first four (see `isolation_l
 
 Limits of the protection:
 
-- Bugs of the kernel are not covered. The sandbox is meant for a model's mistakes. Against an attacker, use a virtual
-  machine.
-- The program can read what all users can read of the system: /usr, libraries, Python itself.
+- The sandbox is meant for a model's mistakes. It does not protect against bugs of the kernel. Against an attacker, use
+  a virtual machine.
+- The program can read the parts of the system that all users can read: /usr, libraries, Python itself.
 - The program can fake success, because the tests that judge it run in the same process. (In tasks/humaneval.py only the
   last line of the tests prints a secret word; a program can still find that word in its own file.)
 - The program can use up its budget: one core for its time, its memory, and without mounts any number of 16 MiB files.
@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from nanochat.common import UserError
 
-if TYPE_CHECKING:  # this module can be imported on Windows, that one cannot
+if TYPE_CHECKING:  # isolation.py cannot be imported on Windows
     from nanochat.sandbox.isolation import Job, Report
 
 ISOLATION_LAYERS = ("namespaces", "mounts", "landlock", "seccomp")
@@ -68,7 +68,7 @@ class ProgramResult:
 
 
 def isolation_layers() -> dict[str, bool]:
-    """Return for each of ISOLATION_LAYERS True if this machine has it. Runs an empty program to find out."""
+    """Return layer -> True if this machine has it, for all ISOLATION_LAYERS. Runs an empty program."""
     active = run_program("").layers
     return {layer: layer in active for layer in ISOLATION_LAYERS}
 
@@ -146,7 +146,7 @@ class _Pipes:
         assert supervisor.stdout, "a pipe"
         assert supervisor.stderr, "a pipe"
         self.output = {"stdout": b"", "stderr": b""}
-        self.num_bytes = 0  # of output, including what is not kept
+        self.num_bytes = 0  # of output, including the part that is not kept
         self.report: Report = {}
         self._status = b""
         self._selector = selectors.DefaultSelector()
@@ -171,7 +171,7 @@ class _Pipes:
                     self._keep(key.data, chunk)
                 elif chunk == b"":
                     self._selector.unregister(key.fileobj)
-        # Output that was written just before the end and is still in the pipes.
+        # Read the output that was written just before the end and is still in the pipes.
         for key in list(self._selector.get_map().values()):
             while key.data != "status" and not self.is_flooded and (chunk := _read_chunk(key.fd)):
                 self._keep(key.data, chunk)
@@ -195,7 +195,7 @@ def _read_chunk(descriptor: int) -> bytes | None:
 def _stop(supervisor: subprocess.Popen[bytes]) -> None:
     """End the supervisor and with it all processes of the program.
 
-    On SIGTERM the supervisor kills them itself. If it has to be killed, the kernel does.
+    On SIGTERM the supervisor kills them. If the supervisor must be killed itself, the kernel kills them.
     """
     try:
         supervisor.terminate()
@@ -242,7 +242,7 @@ def _readable_paths(python: str) -> list[str]:
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove a folder with trees of any depth: folders are moved to the top first, because long paths would fail."""
+    """Remove a folder of any depth. Subfolders are moved to the top first, because very long paths would fail."""
     shutil.rmtree(folder / "root", ignore_errors=True)
     num_moved = 0
     while True:

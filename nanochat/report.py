@@ -75,7 +75,7 @@ def _format_metric(metric: Any) -> str:
 
 
 def _format_setting(value: Any) -> str:
-    """Return a setting as it can be given on a command line."""
+    """Return a setting in the form that a command line accepts."""
     if value is None:
         return "not set"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -84,7 +84,7 @@ def _format_setting(value: Any) -> str:
 def _headline(sections: Sections) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Return the table of metrics by stage: the stages, and metric -> {stage: text}. Later sections replace earlier.
 
-    Accuracies are left out: they have a table of their own.
+    Accuracies are left out, because they have a separate table.
     """
     cells: dict[str, dict[str, str]] = {}
     for section_name, section in sections.items():
@@ -265,7 +265,7 @@ class Report:
     """The report of the base folder, for use in a program or a notebook."""
 
     def log(self, section: str, data: Mapping[str, Any]) -> Path:
-        """Write `data` as a section of the report, in place of an earlier one of that title. Returns its path.
+        """Write `data` as a section of the report, replacing an earlier one with this title. Returns its path.
 
         Numbers are metrics; "settings" is a dict of settings; other values become notes `name: value`. Raises
         `UserError` for a title without a letter or digit.

@@ -7,7 +7,8 @@ way and save the same file, `tokenizer.json`:
 
     {"format": 1, "pattern": str, "ranks": {base64 of the bytes: id}, "special_tokens": {name: id}}
 
-`nanochat/tokenization/bpe_reference.py` is the algorithm in plain Python, written to be read.
+The parts of this module are in `nanochat/tokenization/`. Its `bpe_reference.py` is the algorithm in plain Python, to
+read and learn from.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Tokenizer:
         """
         _check_vocabulary(ranks, special_tokens)
         self.pattern = pattern
-        self.adds_prefix_space = False  # required by TextEncoder; some tokenizers of other models do
+        self.adds_prefix_space = False  # field of TextEncoder; tokenizers of some other models add one
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(special_tokens)
         names = sorted(special_tokens, key=lambda name: special_tokens[name])
@@ -172,7 +173,7 @@ class Tokenizer:
     def encode_special(self, name: str) -> int:
         """Return the id of a special token. Raises ValueError for an unknown name."""
         if name not in self.special_tokens:
-            raise ValueError(f"{name!r} is no special token: choose one of {', '.join(self.special_tokens)}")
+            raise ValueError(f"{name!r} is not a special token: choose one of {', '.join(self.special_tokens)}")
         return self.special_tokens[name]
 
     def token_bytes(self) -> list[int]:
@@ -248,14 +249,14 @@ class Tokenizer:
     ) -> tuple[list[int], list[int]]:
         """Return the ids of a conversation and a mask, both of length T <= max_tokens; 1 = trained on, 0 = not.
 
-        Trained on are the assistant's texts and tool calls and its end token, not the user's messages and tool results:
+        The assistant's texts, tool calls and end token are trained on; the user's messages and tool results are not:
 
             <|bos|> <|user_start|> 2+2? <|user_end|> <|assistant_start|> 4 <|assistant_end|>
                0          0         0        0               0           1         1
 
         A conversation that is too long is cut after the last answer that fits completely; if the first answer does not
         fit, it is cut within that answer. A user message after the last answer is left out. The result is ([], []) if
-        no token to train on remains. Of a document, `{"text": str}`, all tokens after `<|bos|>` are trained on.
+        no token to train on remains. In a document, `{"text": str}`, all tokens after `<|bos|>` are trained on.
         Raises UserError with the number of the message if the conversation is malformed.
         """
         text = document_text(conversation)
@@ -360,7 +361,7 @@ def trainable_tokenizer_class() -> type[Tokenizer]:
 
 
 def get_tokenizer() -> Tokenizer:
-    """Load the tokenizer that `scripts.tok_train` saved in the base folder. Raises UserError if there is none."""
+    """Load the tokenizer that `scripts.tok_train` saved in `$NANOCHAT_BASE_DIR`. Raises UserError if there is none."""
     return Tokenizer.from_directory(base_dir() / "tokenizer")
 
 

@@ -136,7 +136,7 @@ def test_prepend_and_append(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("cat", prepend="<|bos|>", append="<|user_end|>") == [bos, *cat, end]
     assert tokenizer.encode(["cat", ""], prepend=bos, append=end, num_threads=2) == [[bos, *cat, end], [bos, end]]
     assert tokenizer.encode([]) == []
-    with pytest.raises(ValueError, match="'<bos>' is no special token"):
+    with pytest.raises(ValueError, match="'<bos>' is not a special token"):
         tokenizer.encode("cat", prepend="<bos>")
 
 

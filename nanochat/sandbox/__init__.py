@@ -1,1 +1,1 @@
-"""Limits on what a model's programs and expressions may do."""
+"""Calculator for a model's expressions, and process isolation for its programs (used by `nanochat.execution`)."""

@@ -87,7 +87,7 @@ def _evaluate(expression: str) -> _Value:
 
 
 def _normalize(expression: str) -> str:
-    """Remove the commas in numbers. Rejects an expression with anything but strings, numbers, names and operators."""
+    """Remove the commas in numbers. Rejects any token besides strings, numbers, names and operators."""
     if len(expression) > _MAX_LENGTH:
         raise _Rejected
     tokens = list(_TOKEN.finditer(expression.strip(" \t\r\n")))
@@ -97,7 +97,7 @@ def _normalize(expression: str) -> str:
 
 
 def _evaluate_node(node: ast.expr, source: bytes, depth: int) -> _Value:
-    """Return the value of a node. `source` has the digits of its numbers, which ast may have rounded to floats."""
+    """Return the value of a node. Numbers are read from `source`, because ast rounds decimals to floats."""
     if depth == 0:
         raise _Rejected
     match node:

@@ -1,6 +1,6 @@
 """Process isolation: the processes that nanochat/execution.py starts for a program.
 
-supervisor      a separate Python process in its own session, which keeps the time and ends everything
+supervisor      a separate Python process in its own session; enforces the time limit, and kills the others at the end
   init process  the first process of a new PID namespace: when it ends, the kernel kills all others in the namespace
                 (only with namespaces)
     program     applies limits, Landlock and seccomp to itself, then executes a fresh Python
@@ -64,7 +64,7 @@ class Report(TypedDict, total=False):
 
 
 class _Interrupted(BaseException):
-    """The time is over, or the caller has asked for the end."""
+    """The time limit has passed, or the caller has sent SIGTERM."""
 
 
 def main() -> NoReturn:
@@ -115,7 +115,8 @@ def _wait_for(child: int) -> int:
 def _kill_all(child: int) -> None:
     """Kill the child and its process group.
 
-    There are no others: a PID namespace ends with its init process, and without one no process can be started.
+    The program has no other processes: a PID namespace ends with its init process, and without a namespace the program
+    cannot start any.
     """
     for kill in (os.killpg, os.kill) if child else ():
         try:
@@ -146,7 +147,7 @@ def _enter_namespaces() -> bool:
 
 
 def _run_init(job: Job) -> NoReturn:
-    """Be the init process of the PID namespace. It dies with the supervisor, and the program dies with it."""
+    """Run as the init process of the PID namespace. It dies with the supervisor, and the program dies with it."""
     try:
         libc("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
         layers = {"namespaces"}
@@ -162,10 +163,10 @@ def _run_init(job: Job) -> NoReturn:
 
 
 def _enter_new_root(job: Job) -> bool:
-    """Replace the root folder by one with Python, its libraries and two devices only, all read-only.
+    """Replace the root folder by one that contains only Python, its libraries and two devices, all read-only.
 
-    The home folder is in memory, writable, and holds the program. There is no /proc and no disk. Return False, with
-    nothing changed, if this machine does not permit it.
+    The home folder is in memory and writable, and contains the program. There is no /proc and no disk. Return False,
+    with nothing changed, if this machine does not permit it.
     """
     root = job["folder"] + "/root"
     work = job["folder"] + "/work"
@@ -227,7 +228,7 @@ def _make_read_only(target: str, more_attributes: int) -> None:
 
 
 def _become_program(job: Job, layers: set[str]) -> NoReturn:
-    """Apply the remaining layers and limits to this process, then execute the program. Reports a failure to do so."""
+    """Apply the remaining layers and limits to this process, then execute the program. Failures are reported."""
     try:
         os.setsid()
         home = _HOME if "mounts" in layers else job["folder"] + "/work"
@@ -248,7 +249,7 @@ def _become_program(job: Job, layers: set[str]) -> NoReturn:
 
 
 def _try_layer(layer: str, job: Job, layers: set[str], apply: Callable[[], None]) -> None:
-    """Apply a layer and add it to `layers`, unless the job leaves it out or this machine lacks it."""
+    """Apply a layer and add it to `layers`, unless the job excludes it or this machine lacks it."""
     if layer not in job["without"]:
         try:
             apply()

@@ -1,7 +1,7 @@
 """Landlock (file access) and seccomp (system calls): restrictions of the calling process and its children on Linux.
 
-Both need no privileges and cannot be lifted again. A restriction that this kernel or processor does not support raises
-OSError. The numbers are those of the kernel's headers; the C library has no functions for these calls.
+Neither needs privileges, and neither can be lifted again. A restriction that this kernel or processor does not support
+raises OSError. The numbers are those of the kernel's headers; the C library has no functions for these calls.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import platform
 import struct
 from collections.abc import Iterator
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 38, 22, 24, 28
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 def libc(name: str, *arguments: int | bytes | None) -> int:
@@ -32,19 +35,21 @@ def drop_privileges() -> None:
             try:
                 libc("prctl", _PR_CAPBSET_DROP, capability)
             except OSError:
-                break  # this was the number after the kernel's last capability
+                break  # beyond the kernel's last capability
         libc("prctl", _PR_SET_SECUREBITS, 0b11)  # SECBIT_NOROOT, locked: user 0 gets no capabilities
 
 
 # --- Landlock: file access --------------------------------------------------------------------------------------------
 
-_SYS_CREATE_RULESET, _SYS_ADD_RULE, _SYS_RESTRICT_SELF = 444, 445, 446
+_SYS_CREATE_RULESET = 444
+_SYS_ADD_RULE = 445
+_SYS_RESTRICT_SELF = 446
 _GET_VERSION = 1
 _RULE_PATH_BENEATH = 1
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
 _TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
 _RIGHTS_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
-_MIN_ABI = 3  # before it, a file could be truncated without the right to write
+_MIN_ABI = 3  # earlier versions do not restrict the truncation of files
 
 
 def restrict_files(readable: list[str], writable: list[str]) -> None:
@@ -77,47 +82,135 @@ def restrict_files(readable: list[str], writable: list[str]) -> None:
 
 # --- seccomp: system calls --------------------------------------------------------------------------------------------
 
-# Machine -> its audit number, and its column in the tables of system call numbers below (None: there is no such call).
+# Machine -> its audit architecture, and its column in the tables of system call numbers below.
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv64": (0xC00000F3, 1)}
-_CLONE, _CLONE3, _KILL, _TGKILL, _PRLIMIT, _FCNTL = (56, 220), (435, 435), (62, 129), (234, 131), (302, 261), (72, 25)
-_DENIED = {
-    "new processes": ((57, None), (58, None)),  # fork, vfork; clone depends on its flags
-    "signals": ((200, 130), (129, 138), (297, 240), (424, 424)),  # tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_...
-    # ptrace, process_vm_readv, process_vm_writev, kcmp, pidfd_open, pidfd_getfd, process_madvise
-    "other processes": ((101, 117), (310, 270), (311, 271), (312, 272), (434, 434), (438, 438), (440, 440)),
-    # setpriority, sched_setparam, sched_setscheduler, sched_setaffinity, ioprio_set, migrate_pages, move_pages,
-    # sched_setattr
-    "scheduling": (*((141, 140), (142, 118), (144, 119), (203, 122), (251, 30), (256, 238), (279, 239), (314, 274)),),
-    "sockets": ((41, 198), (425, 425)),  # socket, io_uring_setup, which can create them
-    # memfd_create, memfd_secret, shmget, msgget, semget, mq_open: memory that the limit on address space does not count
-    "memory outside": ((319, 279), (447, 447), (29, 194), (68, 186), (64, 190), (240, 180)),
-    # chmod, fchmod, fchmodat, fchmodat2, chown, fchown, lchown, fchownat, utime, utimes, futimesat, utimensat,
-    # setxattr, lsetxattr, fsetxattr, setxattrat, removexattr, lremovexattr, fremovexattr, removexattrat: Landlock does
-    # not restrict them
-    "file attributes": (
-        *((90, None), (91, 52), (268, 53), (452, 452), (92, None), (93, 55), (94, None), (260, 54)),
-        *((132, None), (235, None), (261, None), (280, 88)),
-        *((188, 5), (189, 6), (190, 7), (463, 463), (197, 14), (198, 15), (199, 16), (466, 466)),
-    ),
-    # mount, umount2, pivot_root, chroot, unshare, setns, open_tree, move_mount, fsopen, fsconfig, fsmount, fspick,
-    # mount_setattr, open_by_handle_at, mknod, mknodat
-    "namespaces": (
-        *((165, 40), (166, 39), (155, 41), (161, 51), (272, 97), (308, 268), (428, 428), (429, 429), (430, 430)),
-        *((431, 431), (432, 432), (433, 433), (442, 442), (304, 265), (133, None), (259, 33)),
-    ),
-    # add_key, request_key, keyctl, perf_event_open, bpf, userfaultfd, fanotify_init, quotactl, personality, acct,
-    # swapon, reboot, init_module, finit_module, kexec_load, settimeofday, clock_settime, adjtimex, clock_adjtime
-    "the kernel": (
-        *((248, 217), (249, 218), (250, 219), (298, 241), (321, 280), (323, 282), (300, 262), (179, 60), (135, 92)),
-        *((163, 89), (167, 224), (169, 142), (175, 105), (313, 273), (246, 104)),
-        *((164, 170), (227, 112), (159, 171), (305, 266)),
-    ),
+
+# System calls that are allowed with some arguments: name -> numbers on x86-64, and on ARM64 and RISC-V.
+_CONDITIONAL = {
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "kill": (62, 129),
+    "tgkill": (234, 131),
+    "prlimit64": (302, 261),
+    "fcntl": (72, 25),
 }
-# BPF codes and seccomp's return values.
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL_PROCESS, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-# Offsets in struct seccomp_data; of an argument, the lower half.
-_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT, _SECOND_ARGUMENT_AT = 0, 4, 16, 24
+
+# System calls that fail with EPERM; None: the machine has no such call.
+_DENIED: dict[str, tuple[int, int | None]] = {
+    # new processes; clone is allowed for threads
+    "fork": (57, None),
+    "vfork": (58, None),
+    # signals; kill and tgkill are allowed to the process itself
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    # other processes
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
+    # scheduling
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "ioprio_set": (251, 30),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "sched_setattr": (314, 274),
+    # sockets; io_uring can create them too
+    "socket": (41, 198),
+    "io_uring_setup": (425, 425),
+    # memory that the limit on the address space does not count
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    # file attributes, which Landlock does not restrict
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    # mounts, namespaces and device files
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "open_by_handle_at": (304, 265),
+    "mknod": (133, None),
+    "mknodat": (259, 33),
+    # keys, tracing, and the kernel's own settings
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "perf_event_open": (298, 241),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "fanotify_init": (300, 262),
+    "quotactl": (179, 60),
+    "personality": (135, 92),
+    "acct": (163, 89),
+    "swapon": (167, 224),
+    "reboot": (169, 142),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "kexec_load": (246, 104),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+}
+
+# BPF instruction codes.
+_LOAD = 0x20
+_EQUAL = 0x15
+_AT_LEAST = 0x35
+_ANY_BIT = 0x45
+_RETURN = 0x06
+
+# Return values of a seccomp filter; the errors have their number in the lower 16 bits.
+_ALLOW = 0x7FFF0000
+_KILL_PROCESS = 0x80000000
+_EPERM = 0x00050001
+_ENOSYS = 0x00050026
+
+# Offsets in struct seccomp_data; for the arguments, of their lower half.
+_NUMBER_AT = 0
+_ARCHITECTURE_AT = 4
+_FIRST_ARGUMENT_AT = 16
+_SECOND_ARGUMENT_AT = 24
+
 _CLONE_THREAD = 0x10000
 
 
@@ -138,9 +231,9 @@ def _filter(architecture: int, column: int, pid: int) -> Iterator[bytes]:
     def step(code: int, operand: int, true: int = 0, false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, true, false, operand)
 
-    def if_call(numbers: tuple[int, int], *steps: bytes) -> Iterator[bytes]:
-        """Run `steps` for the system call with this number, else skip them."""
-        yield step(_EQUAL, numbers[column], 0, len(steps))
+    def if_call(name: str, *steps: bytes) -> Iterator[bytes]:
+        """Run `steps` for this system call, else skip them."""
+        yield step(_EQUAL, _CONDITIONAL[name][column], 0, len(steps))
         yield from steps
 
     yield step(_LOAD, _ARCHITECTURE_AT)
@@ -149,18 +242,23 @@ def _filter(architecture: int, column: int, pid: int) -> Iterator[bytes]:
     yield step(_LOAD, _NUMBER_AT)
     yield step(_AT_LEAST, 0x40000000, 0, 1)  # the same calls under the numbers of the x32 ABI
     yield step(_RETURN, _EPERM)
-    for numbers in (pair[column] for group in _DENIED.values() for pair in group):
-        if numbers is not None:
-            yield step(_EQUAL, numbers, 0, 1)
+    for numbers in _DENIED.values():
+        number = numbers[column]
+        if number is not None:
+            yield step(_EQUAL, number, 0, 1)
             yield step(_RETURN, _EPERM)
-    # The filter cannot see the flags of clone3, which are in memory. Told that it does not exist, libraries use clone.
-    yield from if_call(_CLONE3, step(_RETURN, _ENOSYS))
-    allow, deny = step(_RETURN, _ALLOW), step(_RETURN, _EPERM)
-    load_first, load_second = step(_LOAD, _FIRST_ARGUMENT_AT), step(_LOAD, _SECOND_ARGUMENT_AT)
-    yield from if_call(_CLONE, load_first, step(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, deny)
-    for call in (_KILL, _TGKILL):
-        yield from if_call(call, load_first, step(_EQUAL, pid, 0, 1), allow, deny)
-    yield from if_call(_PRLIMIT, load_first, step(_EQUAL, 0, 0, 1), allow, deny)
-    # F_SETOWN (8) and F_SETOWN_EX (15) name another process that is signalled when a file is ready.
-    yield from if_call(_FCNTL, load_second, step(_EQUAL, 8, 1, 0), step(_EQUAL, 15, 0, 1), deny, allow)
+
+    allow = step(_RETURN, _ALLOW)
+    deny = step(_RETURN, _EPERM)
+    load_first = step(_LOAD, _FIRST_ARGUMENT_AT)
+    load_second = step(_LOAD, _SECOND_ARGUMENT_AT)
+    # The flags of clone3 are in memory, which the filter cannot read. If clone3 is reported as missing, libraries use
+    # clone instead.
+    yield from if_call("clone3", step(_RETURN, _ENOSYS))
+    yield from if_call("clone", load_first, step(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, deny)
+    for name in ("kill", "tgkill"):
+        yield from if_call(name, load_first, step(_EQUAL, pid, 0, 1), allow, deny)
+    yield from if_call("prlimit64", load_first, step(_EQUAL, 0, 0, 1), allow, deny)
+    # F_SETOWN (8) and F_SETOWN_EX (15) choose another process to be signalled when a file is ready.
+    yield from if_call("fcntl", load_second, step(_EQUAL, 8, 1, 0), step(_EQUAL, 15, 0, 1), deny, allow)
     yield allow

@@ -1,1 +1,1 @@
-"""Errors, console, files, and the machine: versions, processor, checks for the doctor."""
+"""Errors, console and files (imported through `nanochat.common`); processor, environment and checks of the machine."""

@@ -16,7 +16,7 @@ import psutil
 def describe_environment() -> dict[str, str | int | float]:
     """Return the facts by name, ready for JSON; a fact that cannot be determined is absent.
 
-    torch is queried only if this process has imported it already: a stage without torch uses no GPU, and should not
+    torch is queried only if this process has imported it already: a script without torch uses no GPU and should not
     wait for the import.
     """
     facts: dict[str, str | int | float | None] = {
@@ -54,7 +54,7 @@ def processor_name() -> str | None:
 
 
 def num_usable_cores() -> int:
-    """Return the number of cores this process may run on: in a container or batch job fewer than the machine has."""
+    """Return the number of cores this process may use, which a container or a batch system may limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -73,7 +73,7 @@ def total_memory_gb() -> float:
 def peak_memory_bytes() -> int:
     """Return the largest resident size that this process has had.
 
-    On Linux it is read from /proc: the value of getrusage survives fork and exec, and could be the parent's peak.
+    On Linux the value is read from /proc. That of getrusage survives fork and exec, so it could be the parent's peak.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def _output(*command: str) -> str | None:
     """Return a command's output, stripped; None if the command is missing, slow or fails."""
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # `git status` must not take the index lock
     try:
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=10, env=variables)
+        completed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=10, env=variables)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return completed.stdout.strip() if completed.returncode == 0 else None

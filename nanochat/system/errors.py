@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class StoppedBySignal(Exception):
-    """A run has ended early because a signal asked for it. The message says how to resume it.
+    """Raised when a signal has ended a run early. The message explains how to resume it.
 
     `exit_code` is 128 + the signal's number, as shells report it.
     """
@@ -23,7 +23,7 @@ class StoppedBySignal(Exception):
 
 @contextmanager
 def as_user_error(prefix: str) -> Iterator[None]:
-    """Turn any exception into a one-line UserError `prefix: message`. For damaged files and failing networks."""
+    """Context that turns any exception into a one-line UserError `prefix: message`, as for a damaged file."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The base folder, and atomic writes of files."""
+"""The base folder (`$NANOCHAT_BASE_DIR`), which holds data, checkpoints and reports, and atomic writes of files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def base_dir() -> Path:
-    """Return the folder of everything that runs write: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. Not created."""
+    """Return the folder that all files go to: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. It may not exist yet."""
     return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
 
 

@@ -21,8 +21,23 @@ OK = "ok"
 NOTICE = "notice"
 FAIL = "FAIL"
 LIBRARIES = (
-    *("datasets", "fastapi", "filelock", "huggingface-hub", "matplotlib", "numpy", "psutil", "pyarrow"),
-    *("pyyaml", "regex", "requests", "safetensors", "setuptools", "starlette", "tiktoken", "tokenizers", "tqdm"),
+    "datasets",
+    "fastapi",
+    "filelock",
+    "huggingface-hub",
+    "matplotlib",
+    "numpy",
+    "psutil",
+    "pyarrow",
+    "pyyaml",
+    "regex",
+    "requests",
+    "safetensors",
+    "setuptools",
+    "starlette",
+    "tiktoken",
+    "tokenizers",
+    "tqdm",
     "uvicorn",
 )
 MIN_TORCH = (2, 9)
@@ -30,7 +45,7 @@ GB = 1e9
 
 
 class Finding(NamedTuple):
-    """Result of a check: `grade` is OK, NOTICE (training is possible) or FAIL (it is not)."""
+    """Result of a check: `grade` is OK, NOTICE (training is possible) or FAIL (training is impossible)."""
 
     grade: str
     message: str
@@ -102,7 +117,7 @@ def check_bf16(_: str) -> Finding:
 
 
 def check_device(device: str) -> Finding:
-    """The device and compute dtype that a run would use."""
+    """Device and compute dtype of a run."""
     import torch
 
     from nanochat.runtime import Runtime
@@ -134,7 +149,7 @@ def check_attention(device: str) -> Finding:
                 return Finding(OK, f"{name} kernel")
             except RuntimeError:
                 continue
-    grade = OK if runtime.device.type == "mps" else NOTICE  # MPS has no other kernel: nothing can be improved
+    grade = OK if runtime.device.type == "mps" else NOTICE  # MPS has no other kernel: so this is no defect
     return Finding(grade, "plain mathematics: slower, and more memory in long contexts")
 
 
@@ -155,7 +170,7 @@ def check_compile(device: str) -> Finding:
 
 
 def check_disk(_: str) -> Finding:
-    """Free space and write permission in the base folder."""
+    """Free space and write permission in `$NANOCHAT_BASE_DIR`."""
     folder = base_dir().absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free_gb = shutil.disk_usage(existing).free / GB
