@@ -46,6 +46,10 @@ fi
 check tests python -m pytest --durations=10 "$@"
 
 echo
+echo "== lengths: a guide, never a failure: python -m dev.list_long"
+python -m dev.list_long
+
+echo
 echo "== summary"
 printf '%s\n' "${summary[@]}"
 exit $failed
