@@ -12,7 +12,7 @@ from tasks.hub import HubTask
 class ARC(HubTask, CategoricalTask):
     """`subset` is ARC-Easy or ARC-Challenge; splits are train, validation and test.
 
-    Most rows have four choices, some three or five; each row is asked and scored with its own letters. Rows that label
+    Most rows have four choices, some three or five; each row is shown and scored with its own letters. Rows that label
     their choices 1, 2, 3, 4 get A, B, C, D instead, so that every answer is a letter.
     """
 

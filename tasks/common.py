@@ -1,9 +1,9 @@
-"""Task: a sequence of conversations, with a judgement of completions. Also sequences and mixtures of tasks.
+"""`Task`: a sequence of conversations and a score for completions; `TaskSequence` and `TaskMixture` combine tasks.
 
 A conversation is `{"messages": [...]}` (nanochat/tokenization/chat_format.py) whose last message is the reference
-answer; further keys belong to the task. A multiple-choice conversation also has `"letters": ("A", "B", ...)`, and its
-reference answer is one of them. Rows, their order and everything drawn from a seed are the same on every machine and in
-every run.
+answer; further keys are specific to the task. A multiple-choice conversation also has `"letters": ("A", "B", ...)`, and
+its reference answer is one of them. Rows, their order and all random draws are the same on every machine and in every
+run.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ SPLITS = ("train", "test", "all")
 
 
 class ConversationListTask(Task):
-    """Conversations of a list. Split "test" is every 20th of them (rows 19, 39, ...), "train" the rest, "all" both."""
+    """A list of conversations. Split "test" is every 20th (rows 19, 39, ...), "train" the others, "all" both."""
 
     def __init__(self, conversations: Sequence[Conversation], split: str = "train", **kwargs: Any) -> None:
-        """Raises UserError for a split other than "train", "test" and "all"."""
+        """Select a split. Raises UserError for a split other than "train", "test" and "all"."""
         super().__init__(**kwargs)
         if split not in SPLITS:
             raise UserError(f"{self.name} has no split {split!r}: must be one of {', '.join(SPLITS)}")

@@ -18,14 +18,18 @@ _ANNOTATION = re.compile(r"<<([^<>]+)=([^<>=]+)>>")
 
 
 class GSM8K(HubTask):
-    """Splits: train (7,473 rows) and test (1,319). A completion is correct if its number after `####` is."""
+    """Splits: train (7,473 rows) and test (1,319).
+
+    A completion is correct if the number after its last `####` equals that of the reference answer, compared as numbers
+    (`tasks.common.final_numbers_match`).
+    """
 
     name = "GSM8K"
     repo_id = "openai/gsm8k"
     columns = ("question", "answer")
 
     def __init__(self, split: str = "test", *, subset: str = "main", **kwargs: Any) -> None:
-        """Raises UserError for a subset other than "main"."""
+        """Load a split. Raises UserError for a subset other than "main"."""
         if subset != "main":
             raise UserError(f"{self.name} has no subset {subset!r}: must be main")
         super().__init__(subset, split, **kwargs)

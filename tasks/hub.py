@@ -27,7 +27,7 @@ class DatasetUnavailableError(UserError):
 
 
 class HubTask(Task):
-    """A task over one split of a data set. The constructor loads the table, so that a missing one fails early."""
+    """A task over one split of a data set. The constructor loads the table: a missing data set fails early."""
 
     repo_id: str
     columns: tuple[str, ...]
@@ -48,8 +48,8 @@ class HubTask(Task):
 def load_table(repo_id: str, subset: str, split: str, columns: Sequence[str]) -> Any:
     """Return `columns` of a split as a pyarrow.Table. Columns wrapped in a single struct column are unwrapped.
 
-    Raises DatasetUnavailableError if the data set is found nowhere, UserError if it is damaged, incomplete or lacks a
-    column.
+    Raises DatasetUnavailableError if neither mirror nor hub has the data set, UserError if it is damaged, incomplete or
+    lacks a column.
     """
     mirror = os.environ.get("NANOCHAT_HUB_DIR")
     files = _find_shards(Path(mirror) / repo_id / subset, split) if mirror else []
@@ -95,7 +95,7 @@ def _load_from_hub(repo_id: str, subset: str, split: str, mirror: str | None) ->
         import datasets
 
         return datasets.load_dataset(repo_id, name, split=split).data.table
-    except Exception as error:  # any type: the library lets errors of the network, the disk and the parser through
+    except Exception as error:  # the library raises errors of the network, the disk and the parser
         mirror_state = f"not under $NANOCHAT_HUB_DIR ({mirror})" if mirror else "$NANOCHAT_HUB_DIR is not set"
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise DatasetUnavailableError(

@@ -1,8 +1,9 @@
-"""Identity: conversations in which the model says who it is, put together from templates.
+"""Identity: conversations about the model itself, generated from templates.
 
-**To make the model yours, edit PERSONA, and perhaps ABILITIES; nothing else.** Conversations ask for its name, maker,
-size, training and abilities, greet it in several languages, and join these in a few turns. If the base folder has
-`identity_conversations.jsonl`, written by `python -m dev.gen_synthetic_data`, that file replaces the templates.
+**To give the model your own identity, edit PERSONA, and if needed ABILITIES.** The user asks for the model's name,
+maker, size, training and abilities, or greets it in one of several languages; a conversation has one or more such
+turns. If nanochat's folder (`$NANOCHAT_BASE_DIR`) has `identity_conversations.jsonl`, written by `python -m
+dev.gen_synthetic_data`, that file replaces the templates.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def _draw_conversation(rng: random.Random, values: dict[str, str]) -> Conversati
 
 
 def _vary_typing(question: str, rng: random.Random) -> str:
-    """Vary a question as people type: sometimes in lower case, sometimes without its closing mark."""
+    """Return the question, sometimes in lower case, sometimes without its closing mark."""
     if rng.random() < 0.15:
         question = question.lower()
     return question.rstrip("?.!") if rng.random() < 0.15 else question

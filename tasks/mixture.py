@@ -1,4 +1,4 @@
-"""Mixtures of tasks for midtraining and fine-tuning: a default table for each stage, or a file of the user's own.
+"""Default mixtures of midtraining and SFT (`MIXTURES`), and mixture files, which replace them.
 
     [[entry]]                  # a --mixture file, in TOML: one block per task, in any order
     task = "SpellingBee"       # a name of tasks/registry.py
@@ -8,8 +8,8 @@
     val_split = "test"         # the split that validation rows come from; "none" for no validation rows
     options = {quoted = true}  # further keyword arguments of the task's constructor
 
-Rows are drawn by a shuffle with the mixture's seed. Tasks that generate their rows give midtraining and fine-tuning
-different ones.
+Rows are drawn by a shuffle with the mixture's seed. Tasks that generate their rows use different rows in midtraining
+and SFT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ else:
 
 MAX_VAL_ROWS = 200  # per entry
 TRAIN_ROWS_PER_VAL_ROW = 20  # an entry has at most one validation row for this many training rows
-FIRST_ROW = {"mid": 0, "sft": 1_000_000}  # of tasks that generate their rows, so that the stages do not share any
+FIRST_ROW = {"mid": 0, "sft": 1_000_000}  # of tasks that generate their rows: the stages share no row
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ class EntryDescription(_EntryCounts, total=False):
 
 
 class Mixture(NamedTuple):
-    """Conversations to train on and to validate on, and each entry's description for the report and the data hash."""
+    """Training and validation conversations, and a description of each entry for the report and the data hash."""
 
     train: TaskMixture
     val: TaskMixture
     description: list[EntryDescription]
 
 
+# (stage, kind of base data) -> entries
 MIXTURES: dict[tuple[str, str], tuple[MixtureEntry, ...]] = {
     ("mid", "web"): (
         MixtureEntry("SmolTalk", 460_000),
@@ -94,7 +95,7 @@ MIXTURES: dict[tuple[str, str], tuple[MixtureEntry, ...]] = {
         MixtureEntry("SimpleSpelling", 300),
         MixtureEntry("SpellingBee", 300),
     ),
-    # The embedded data. Facts and FactChoice never ask for held-out facts; HardProblems is left to RL.
+    # The embedded world. Facts and FactChoice never ask for held-out facts; HardProblems is reserved for RL.
     ("mid", "world"): (
         MixtureEntry("WorldChat", 1_000),
         MixtureEntry("WorldNotes", 2_500),  # base text, so that later stages do not forget it
@@ -129,8 +130,8 @@ def build_mixture(
 ) -> Mixture:
     """Build the mixture of a stage, "mid" or "sft".
 
-    `kind` is "world" for a model of the embedded data, else "web". `conversations` is a JSONL file to add,
-    `mixture_file` a TOML file to use instead of the default table. With `allow_missing`, data sets that cannot be
+    `kind` is "world" for a model trained on the embedded story world, else "web". `conversations` is a JSONL file to
+    add, `mixture_file` a TOML file to use instead of the default table. With `allow_missing`, data sets that cannot be
     loaded are skipped. Raises UserError for a fault in a file, and for a data set that cannot be loaded.
     """
     entries = list(read_mixture(Path(mixture_file)) if mixture_file else MIXTURES[stage, kind])
@@ -168,7 +169,7 @@ def build_mixture(
 
 
 def detect_data_kind(if_none: str = "web") -> str:
-    """Return the kind of the base folder's data: "world" for the embedded data, else "web"; `if_none` without data."""
+    """Return the kind of the base data: "world" for the embedded story world, else "web"; `if_none` without data."""
     manifest = read_manifest(default_data_dir())
     if manifest is None:
         return if_none

@@ -19,7 +19,7 @@ class MMLU(HubTask, CategoricalTask):
     columns = ("question", "subject", "choices", "answer")
 
     def __init__(self, split: str = "test", *, subset: str | None = None, **kwargs: Any) -> None:
-        """`subset`: "auxiliary_train" (split "train" only) or "all" (the other splits); default: the one with `split`.
+        """`subset`: "auxiliary_train" (split "train" only) or "all" (the other splits); default: chosen by split.
 
         Raises UserError for another subset.
         """

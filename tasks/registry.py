@@ -12,7 +12,7 @@ from typing import Any
 from nanochat.common import UserError
 from tasks.common import Task
 
-# A task's module is imported when the task is built: some modules are slow to import.
+# Name -> module:class. The module is imported when the task is built: some modules are slow to import.
 _CLASS_PATHS = {
     "ARC-Easy": "tasks.arc:ARC",
     "ARC-Challenge": "tasks.arc:ARC",
@@ -72,7 +72,7 @@ def _load_class(name: str) -> Callable[..., Task]:
 
 
 def canonical_name(name: str) -> str:
-    """Return the registry's spelling of a task's name; upper and lower case are equivalent.
+    """Return a task's name as spelled in the registry; upper and lower case are equivalent.
 
     `my_task:MyTask`, the class `MyTask` of tasks/my_task.py, is returned unchanged. Raises UserError for an unknown
     name, with the names closest to it.

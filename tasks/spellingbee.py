@@ -1,15 +1,14 @@
-"""Letters, which a model that reads tokens cannot see: spell a word, or count a letter in it with the calculator.
+"""Spelling tasks: spell a word, or count a letter in it with the calculator. A model that reads tokens sees no letters.
 
     How many r are in "strawberry"?
     s t r a w b e r r y
     <|python_start|>"s t r a w b e r r y".count("r")<|python_end|><|output_start|>3<|output_end|>
     #### 3
 
-The spelling comes first, one token per letter, and the call counts in the spelling, so the model only copies letters.
-To write the word itself in the call, it would have to compose it from other tokens than those of the question (`
-strawberry` begins with a space, `"strawberry` with a quotation mark), and small models do that worse (dev/LOG.md). The
-call uses double quotes because the tokenizer splits `'strawberry` after the s, as it does in "it's". No word occurs in
-both train and test (tasks/words.py).
+The spelling comes first, one token per letter, and the call counts in the spelling, so the model only copies letters. A
+call with the unspelled word would need other tokens than the question (" strawberry" begins with a space, '"strawberry'
+with a quotation mark), and small models are worse at that (dev/LOG.md). The call uses double quotes because the
+tokenizer splits `'strawberry` after the s, as in "it's". No word occurs in both train and test (tasks/words.py).
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ Spell it out: {W}
 
 
 def spell(word: str) -> str:
-    """Separate the letters by spaces, so that each is a token.
+    """Separate the letters of a word by spaces: each letter becomes one token.
 
     >>> spell("apple")
     'a p p l e'
@@ -154,7 +153,10 @@ class _WordTask(Task):
 
 
 class SpellingBee(_WordTask):
-    """Count a letter in a word; a completion is correct if its number after `####` is."""
+    """Count a letter in a word.
+
+    A completion is correct if the number after its last `####` equals the letter's count.
+    """
 
     name = "SpellingBee"
 

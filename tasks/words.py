@@ -1,7 +1,7 @@
-"""Words to spell: from the user's list, or else the embedded world's words and invented ones recombined from them.
+"""Words to spell: the user's list, or else the embedded world's words and invented words recombined from them.
 
-The split of a word depends on its letters only, so that train and test never share a word, from whichever list and
-however the list grows. `python -m dev.list_words` writes a list of the base data's words.
+The split of a word is a hash of its letters: train and test never share a word, even of different or growing lists.
+`python -m dev.list_words` writes a list of the base data's words.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _UNPRONOUNCEABLE = re.compile(r"(.)\1\1|[^aeiouy]{4}|^[^aeiouy]*$")
 def load_words(split: str, path: Path | None = None) -> tuple[str, ...]:
     """Return the words of a split, "train" or "test", sorted.
 
-    They come from the file `path`, else from `words.txt` in the base folder, else from the embedded world. A file has
-    one word per line; lines that are not a single word of 3 to 16 letters are skipped. Raises UserError for a file that
-    cannot be read or has no word for the split.
+    They come from the file `path`, else from `words.txt` in nanochat's folder (`$NANOCHAT_BASE_DIR`), else from the
+    embedded world. A file has one word per line; lines that are not a single word of 3 to 16 letters are skipped.
+    Raises UserError for a file that cannot be read or has no word for the split.
     """
     assert split in ("train", "test"), f"no split {split!r}"
     if path is None and (base_dir() / FILE_NAME).is_file():

@@ -110,7 +110,7 @@ def _ask_about_character(rng: Random) -> list[Turn]:
     name = pick(rng, tuple(CHARACTERS))
     candidates = [fact for fact in facts_in_split("train") if fact.subject == name]
     facts = shuffled(rng, candidates)[: 2 + int(rng.random() * 2)]
-    # The question who it is comes first. The friend comes last: after it, "she" could mean the friend.
+    # "Who is Mia?" comes first. The friend comes last: after that answer, "she" could mean the friend.
     facts.sort(key=lambda fact: (fact.property != "kind") + (fact.property == "friend"))
     turns = [_ask(rng, fact) for fact in facts[:1]]
     turns += [(_follow_up_question(rng, fact, name), _follow_up_answer(rng, fact, name)) for fact in facts[1:]]
@@ -118,7 +118,7 @@ def _ask_about_character(rng: Random) -> list[Turn]:
 
 
 def _ask_about_thing(rng: Random) -> list[Turn]:
-    """Return a question for what someone owns, and questions about that thing."""
+    """Return a question about a character's thing, then questions about that thing."""
     ownership = pick(rng, [fact for fact in facts_in_split("train") if fact.property == "thing"])
     candidates = [
         fact for fact in facts_in_split("train") if fact.subject == ownership.value and fact.property in OF_THINGS
@@ -174,7 +174,7 @@ def _tell_story(rng: Random) -> list[Turn]:
 
 
 def _ask_about_stranger(rng: Random) -> list[Turn]:
-    """Return a question about someone who does not exist, often with one about someone who does."""
+    """Return a question about a name that does not exist, often with a question about a known fact."""
     name = pick(rng, _NAME_STARTS) + pick(rng, _NAME_ENDS)
     if rng.random() < 0.3:
         name = f"{pick(rng, ('Mr', 'Mrs'))} {name}"

@@ -1,9 +1,9 @@
 """Base class and helpers of the embedded world's tasks, and the facts that are held out for testing.
 
 A fact is a pair (property, subject). Up to half of the facts about a subject are held out, 342 pairs in all: the base
-text states them, but no training conversation asks for them. Training asks something about every subject, so nothing is
-held out of a subject with a single property, such as a word and its opposite. Two pairs that answer each other ("the
-best friend of Mia is Tom" and the reverse) are held out together.
+text states them, but no training conversation asks for them. Training asks for at least one fact about every subject,
+so no fact is held out if a subject has only one, such as a word and its opposite. Two pairs that answer each other
+("the best friend of Mia is Tom" and the reverse) are held out together.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def held_out_pairs() -> frozenset[FactKey]:
     for subject, properties in properties_of.items():
         quota = len(properties) // 2
         mutual = {name: group for name in properties if (group := _mutual_subjects(name, subject))}
-        # A hash of both subjects decides about a mutual pair, so that its two facts are on the same side.
+        # The hash of a mutual pair covers both subjects: its two facts are in the same split.
         mutual_held = [name for name, group in mutual.items() if stable_hash(name, group) % len(properties) < quota]
         others = sorted(set(properties) - set(mutual), key=lambda name: stable_hash(name, subject))
         held_out.update((name, subject) for name in [*mutual_held, *others][:quota])

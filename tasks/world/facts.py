@@ -1,7 +1,7 @@
 """Facts of the embedded world: open questions (Facts) and multiple choice (FactChoice).
 
 The test asks only for facts that no training conversation asks for. The base text states all facts, so the test
-measures recall of what was read.
+measures recall of the base text.
 """
 
 from __future__ import annotations

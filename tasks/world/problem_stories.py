@@ -2,8 +2,8 @@
 
     Mia has 3 nuts. Tom gives her 4 more. How many nuts does Mia have now?  ->  steps ((3, "+", 4, 7),)
 
-A generator draws numbers and sentences from `rng` and raises `InvalidDraw` where they do not fit (a result out of
-range, numbers of the other split); `draw_valid` repeats until they do.
+A generator draws numbers and sentences from `rng` and raises `InvalidDraw` if a result is out of range or the numbers
+belong to the other split; `draw_valid` draws again until a story is valid.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def draw_more_than_story(rng: Random, split: str) -> Story:
 
 
 def draw_before_story(rng: Random, split: str) -> Story:
-    """Draw a story that states an event and the final quantity, and asks for the quantity at the start."""
+    """Draw a story that states an event and the final quantity, and asks for the initial quantity."""
     event = draw_chain(rng, 1, "+-", 0).steps[0]
     numbers = _check_split((event.right, event.result), split)
     writer = StoryWriter(rng)

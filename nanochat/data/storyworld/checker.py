@@ -1,4 +1,4 @@
-"""Checker of sentences: well-formed by the grammar, and true in the world?"""
+"""Checker of texts: each sentence must be well-formed by the grammar and true in the world."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ Tokens = list[str]  # of one sentence: words, marks and blanks
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence as it is in the text, True if it is sound, and if not, the reason."""
+    """A sentence of a text, with `ok` True if it is sound, else with the reason."""
 
     sentence: str
     ok: bool
@@ -29,7 +29,8 @@ class Verdict:
 def check_text(text: str, *, truncated: bool = False) -> list[Verdict]:
     """Return a verdict on every sentence of a text, in order. Pronouns are resolved from the sentences before.
 
-    `truncated`: the text may end in mid-sentence, as a sample limited by its length does; such an end gets no verdict.
+    `truncated`: the text may end in mid-sentence, as a sample limited by its length does; such a fragment gets no
+    verdict.
 
     >>> [verdict.ok for verdict in check_text("Rusty the fox lives in the old barn. Rusty lives in the mill.")]
     [True, False]
@@ -100,7 +101,7 @@ def _check_sentence(tokens: Tokens, context: Context) -> Verdict:
 
 
 def _to_words(tokens: Tokens) -> tuple[list[str], str]:
-    """Return the words as the grammar spells them and "", or [] and what is wrong with them.
+    """Return the words as spelled in the grammar, and ""; for an invalid sentence [], and the reason.
 
     >>> _to_words(["An", "owl", "can", "hoot", "."])
     (['a', 'owl', 'can', 'hoot', '.'], '')

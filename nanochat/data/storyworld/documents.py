@@ -1,4 +1,4 @@
-"""Writers of the kinds of document besides stories: portraits, walks, talks, lessons and notes. Each states facts.
+"""Writers of documents other than stories: portraits, walks, talks, lessons and notes. Each document states facts.
 
 Each writer takes a narrator, whose roles name the characters, and the facts to state, as pairs (relation, subject).
 """
@@ -92,7 +92,7 @@ def write_portrait(narrator: Narrator, facts: list[FactKey]) -> None:
     if hero != FISH:
         narrator.begin_paragraph()
         for _ in range(1 + int(narrator.random() * 4)):
-            # Each habit draws its places, foods and friend anew.
+            # Each habit draws new places, foods and a new friend.
             narrator.roles = {role: value for role, value in narrator.roles.items() if role in "AHTwsd"}
             narrator.roles["F"] = narrator.choose([name for name in CHARACTERS if name not in (hero, FISH)])
             narrator.begin_sentence()
@@ -145,7 +145,7 @@ def _write_exchange(
 
 
 def write_talk(narrator: Narrator, facts: list[FactKey]) -> None:
-    """Write a talk of two characters, of whom one asks and the other answers."""
+    """Write a talk of two characters: one asks, the other answers."""
     asker = narrator.roles["A"]
     answerer = narrator.roles["B"]
     _write_line(narrator, MEETINGS)
@@ -165,7 +165,7 @@ def write_lesson(narrator: Narrator, facts: list[FactKey]) -> None:
 
 
 def write_notes(narrator: Narrator, facts: list[FactKey]) -> None:
-    """Write one plain statement after another. Most facts that a small model knows were learned from these notes."""
+    """Write one plain statement after another. Small models learn most facts from these notes."""
     narrator.tense = "present"
     narrator.full_names = True
     for index, (relation, subject) in enumerate(facts):

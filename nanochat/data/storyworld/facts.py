@@ -1,23 +1,23 @@
-"""The list of all permanent facts with the sentences that state them, and prompts for the model to continue."""
+"""All permanent facts of the world, each with the sentences that state it and the questions that ask for it.
+
+The facts are written down in the tables of world.py; relations.py names their properties. This file lists them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from random import Random
 
 from nanochat.data.storyworld.grammar import Pattern
 from nanochat.data.storyworld.narrator import Narrator
 from nanochat.data.storyworld.relations import RELATIONS
-from nanochat.data.storyworld.writer import generate_stories
-
-PROMPT_WORDS = 6
 
 
 @dataclass(frozen=True)
 class Fact:
-    """The `value` of the `property` of `subject` (a name, thing, place or general word).
+    """A fact: the `value` of the `property` of `subject`. A property is the name of a relation (relations.py).
 
-    `sentences` state it and `questions` ask for it, in every wording of the grammar (present tense, by name).
+    `subject` is a character, a thing, a place or a general word. `sentences` state the fact and `questions` ask for it,
+    in every wording of the grammar (present tense, by name).
     """
 
     subject: str
@@ -47,12 +47,3 @@ def _render(relation: str, subject: str, pattern: Pattern, mark: str) -> str:
     narrator.emit_fact(relation, subject, pattern)
     narrator.say(mark)
     return narrator.text()
-
-
-def generate_prompts(count: int, seed: int = 0) -> list[str]:
-    """Return the first words of `count` stories of the test split, for a model to continue."""
-    prompts = []
-    for text in islice(generate_stories("test", seed), count):
-        words = text.split("\n")[0].split(" ")
-        prompts.append(" ".join(words[:PROMPT_WORDS]))
-    return prompts

@@ -3,13 +3,14 @@
     *go/walk to {P}                ->  "walked to the market"                  (a verb phrase)
     after V1.ger , N1 V2.past .    ->  "After walking to the market, Mia bought a ripe apple."  (a sentence of two)
 
-A pattern is a line of text in which
-    word            is itself (punctuation too)
-    *go/walk        is a verb, inflected by the form in which its phrase is used; a slash separates alternatives
-    [happy]         is one of the alternatives of that name in the lexicon
-    {H} {P.at} {x:fruit}     is a slot: a role of the plot (or a role with its type), and a mode of wording it
-    N1 H1 V1.past C1 C1.perf are parts of a sentence: the subject of clause 1, a pronoun for it, its verb phrase in a
-                    form, the whole clause (C1.perf: with "had"); F1 is a fact or question; Q1 S1 M1 belong to speech
+A pattern is a line of text that consists of
+    word                        a literal word or mark
+    *go/walk                    a verb, inflected by the form in which its phrase is used; a slash separates alternatives
+    [happy]                     one of the alternatives of that name in the lexicon
+    {H} {P.at} {x:fruit}        a slot: a role of the plot (or a role with its type), and the mode of its wording
+    N1 H1 V1.past C1 C1.perf    parts of clause 1: its subject, a pronoun for the subject, its verb phrase in a form,
+                                the whole clause (C1.perf: with "had")
+    F1 Q1 S1 M1                 a fact or question; parts of speech (see WRAPS in sentences.py)
 
 sentences.py has the patterns of sentences, troubles.py the notation of plots.
 """

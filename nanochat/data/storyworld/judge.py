@@ -13,7 +13,7 @@ _POSSESSIVE_SEX = {"his": "m", "him": "m", "her": "f"}
 
 
 class UnsoundError(Exception):
-    """A sentence is not true or not sensible; the message is the reason."""
+    """Raised for a sentence that is false or not sensible; the message is the reason."""
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Judge:
         self.agent: tuple[int, bool] = (EVERYONE, False)  # the subject of the last verb: (mask, plural)
         self.in_speech = False
         self.speech_kind = ""
-        self.speech_mark = ""  # that closed the last spoken sentence
-        self.verb_mark = ""  # that the verb of saying requires
+        self.speech_mark = ""  # the mark that closed the last spoken sentence
+        self.verb_mark = ""  # the mark that the verb of saying requires
         self.topic: object = None  # the subject of a fact: a mask or a word
         self.value: tuple[str, str] | None = None  # (relation, value)
         self.has_speech_verb = any(finding[0] == "speech_verb" for finding in findings)
@@ -100,7 +100,7 @@ class Judge:
         return referents
 
     def _judge_subject(self, k: int, mask: int, plural: bool) -> None:
-        pass  # resolved before all else
+        pass  # done by `_resolve_subjects`
 
     def _judge_pronoun(self, k: int, mask: int, plural: bool) -> None:
         if k not in self.subjects:

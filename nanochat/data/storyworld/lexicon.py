@@ -67,7 +67,7 @@ def inflect(lemma: str, form: str) -> str:
 
 _DOUBLE_IN_GERUND = frozenset("begin cut dig forget get hit let put run set sit swim win".split())
 
-# Verbs used in their -ing form; rare verbs are not, so that no word is too rare to be learned.
+# Verbs used in their -ing form. Rare verbs are not, to avoid words too rare to be learned.
 WITH_GERUND = frozenset(
     "look sit wait walk run go eat take put hold open call laugh hug thank jump pull push tell show play wash clean "
     "shake carry think listen throw watch rest knock".split()
@@ -76,8 +76,8 @@ WITH_GERUND = frozenset(
 # Verbs too rare for a distinct participle.
 WITHOUT_PERFECT = frozenset("grow wake fall drink shake fly throw choose blow tear lie sing swim wear draw".split())
 
-# Verbs that some characters only can do: the first verb of a phrase limits its subjects. All other verbs suit everyone
-# who can walk, that is, everyone but the fish.
+# Verbs of abilities that only some characters have: the first verb of a phrase limits its subjects. All other verbs
+# suit every character except for the fish, which cannot walk.
 VERB_SUBJECTS = {"flap": "bird", "swim": "swimmer", "float": "swimmer"}
 SUBJECT_GROUPS = {
     "bird": "owl duck crow robin swan",

@@ -16,7 +16,7 @@ _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU]|hour)")
 
 
 class MentionTracker:
-    """Collects the words of a document and tracks who and what was mentioned, so that pronouns are unambiguous."""
+    """Collects the words of a document and tracks mentioned characters and things, so that pronouns are unambiguous."""
 
     def __init__(self, rng: Random, roles: dict[str, str]) -> None:
         self.random = rng.random
@@ -59,7 +59,7 @@ class MentionTracker:
         self.current = set()
 
     def begin_paragraph(self) -> None:
-        """Start a paragraph. No pronoun refers to anyone mentioned before it."""
+        """Start a paragraph. No pronoun in it refers to a character of an earlier paragraph."""
         if self.words:
             self.words.append("\n")
         self.recent = set()

@@ -1,4 +1,4 @@
-"""Narrator: turns the items of compiled patterns into words. Phrases, clauses, facts and speech of one document.
+"""Narrator: turns the items of compiled patterns into the words of a document (phrases, clauses, facts, speech).
 
 For example:
 

@@ -1,4 +1,4 @@
-"""Parser: reads a sentence by the grammar that the writer uses. A memoized top-down parser over words.
+"""Memoized top-down parser of sentences, by the same grammar as the writer's.
 
 A parse is a tuple of findings, small tuples that judge.py tests against the world:
     ("subject", k, mask, plural)    the subject of clause k; a mask is a set of characters as bits
@@ -117,7 +117,7 @@ class Parser:
         """Return all parses of one item from word `i`, memoized."""
         key = (item, i)
         if key not in self._memo:
-            self._memo[key] = []  # a parse that would need itself does not exist
+            self._memo[key] = []  # no parse of an item depends on itself
             if i < len(self.words) or item[0] == "cat":
                 parse_item = getattr(self, f"_parse_{item[0]}")
                 self._memo[key] = list(dict.fromkeys(parse_item(item, i)))[:MAX_PARSES]

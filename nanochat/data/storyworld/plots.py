@@ -16,8 +16,7 @@ from nanochat.data.storyworld.troubles import TROUBLES
 _JOIN_SIGNS = {";": "seq", "<-": "cause", "~": "but", "&": "while", "=>": "goal"}
 _SPEECH_KINDS = ("plan", "did", "past", "will", "can")
 
-
-# Verbs for what one cannot decide or begin to do.
+# Verbs of events that are not deliberate: "decided to ..." and "began to ..." do not fit.
 _NOT_DELIBERATE = frozenset(
     "be bepl have see hear notice find know feel lose love like miss fall drop trip slip reach discover spot remember "
     "wake want need forget learn win begin get live stay meet stand blush tremble shiver grow understand step".split()

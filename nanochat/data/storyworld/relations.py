@@ -1,4 +1,4 @@
-"""Relations: the permanent facts of the world by property, with the patterns that state them and ask for them.
+"""Relations: the permanent facts by property (values from world.py), with patterns that state them and ask for them.
 
 For example:
 
@@ -18,7 +18,7 @@ class Relation:
     """A property: the type of its subjects, their values, and patterns of statements and questions.
 
     `statements[tense]` are whole sentences without their full stop. `tails[tense]` are the statements that begin with
-    the subject, without it, as in "who lives in the old barn".
+    the subject, after its removal, as in "who lives in the old barn".
     """
 
     name: str

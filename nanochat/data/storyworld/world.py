@@ -1,14 +1,14 @@
 # ruff: noqa: E501  (a row of a table is one line)
-"""The permanent world of the embedded data: characters, things and places, and everything that is always true of them.
+"""The permanent world of the embedded data: characters, things and places, and all facts about them that never change.
 
-All of it is in tables. A character owns exactly one thing, every animal is the only one of its kind, and every adult the
+All facts are in the tables of this file. A character owns exactly one thing, every animal is the only one of its kind, and every adult the
 only one of their trade. So "the fox", "the baker" and "the kite" each refer to one individual, and a sentence about them
 is either true or false.
 """
 
 from dataclasses import dataclass
 
-# name | kind | sex | home | favourite food | best friend | thing: colour: material: kept | hobby | fear | look | trait
+# name | kind | sex | home | favorite food | best friend | thing: color: material: kept | hobby | fear | look | trait
 _CHARACTERS = """
 Mia|girl|f|in the yellow house|pancakes|Tom|kite:red:paper:under the bed|paint pictures|thunder|curly hair|brave
 Tom|boy|m|in the house by the bridge|strawberries|Mia|boat:blue:wood:in the bathtub|climb trees|deep water|freckles|careful

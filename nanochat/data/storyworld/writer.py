@@ -1,4 +1,4 @@
-"""Writer: plans documents and writes them. Stories, portraits, walks, talks, lessons and notes, split by their plans.
+"""Writer of documents: draws a plan, then the wording. Stories, portraits, walks, talks, lessons and notes.
 
 For example:
 
@@ -8,6 +8,7 @@ For example:
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import TypeVar
 
@@ -30,6 +31,7 @@ from nanochat.data.storyworld.world import CHARACTERS, DAYS, PLACES
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
+PROMPT_WORDS = 6
 _OPENINGS = compile_lines(OPENINGS)
 _ENDINGS = compile_lines(ENDINGS)
 _INTRODUCTIONS = ("home", "food", "hobby", "fear", "look", "trait", "friend", "thing", "kind")
@@ -136,7 +138,7 @@ def _plan_talk(rng: Random) -> Plan:
     first, second = _sample(rng, members("walker"), 2)
     roles = _draw_setting(rng) | {"A": first, "B": second, "P": _pick(rng, tuple(PLACES))}
     candidates = _sample(rng, _PARTICULAR_FACTS if rng.random() < 0.6 else _GENERAL_FACTS, 8)
-    facts = [  # not about the two who talk
+    facts = [  # not about the two speakers
         (relation, subject)
         for relation, subject in candidates
         if not {first, second} & {subject, RELATIONS[relation].values[subject]}
@@ -247,7 +249,7 @@ def write_story(narrator: Narrator, plot: Plot) -> None:
 
 
 def generate_stories(split: str, seed: int = 0, start: int = 0) -> Iterator[str]:
-    """Yield distinct documents of a split without end, determined by the arguments; `start` skips the first ones.
+    """Yield distinct documents of a split, endlessly. The arguments determine them; `start` skips the first ones.
 
     Raises ValueError for a split that is not "train", "val" or "test".
     """
@@ -281,3 +283,12 @@ def generate_notes(rng: Random, split: str) -> str:
     narrator = Narrator(rng, {})
     write_notes(narrator, list(plan.facts))
     return narrator.text()
+
+
+def generate_prompts(count: int, seed: int = 0) -> list[str]:
+    """Return the first words of `count` stories of the test split, for a model to continue."""
+    prompts = []
+    for text in islice(generate_stories("test", seed), count):
+        words = text.split("\n")[0].split(" ")
+        prompts.append(" ".join(words[:PROMPT_WORDS]))
+    return prompts

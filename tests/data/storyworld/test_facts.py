@@ -1,4 +1,4 @@
-"""The list of facts: true, stated in the text, without contradiction; prompts."""
+"""The list of facts: true, stated in the text, without contradiction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from nanochat.data.storyworld import check_text, generate_prompts, generate_stories, list_facts
+from nanochat.data.storyworld import check_text, generate_stories, list_facts
 from nanochat.data.storyworld.narrator import Narrator
 from nanochat.data.storyworld.relations import RELATIONS
 from nanochat.data.storyworld.world import CHARACTERS
@@ -72,10 +72,3 @@ def test_no_two_sentences_contradict() -> None:
             values_of.setdefault(subject, set()).add(value)
         assert len(values_of) >= 15, pattern
         assert all(len(values) == 1 for values in values_of.values()), values_of
-
-
-def test_prompts_are_beginnings_of_test_stories() -> None:
-    prompts = generate_prompts(8, seed=1)
-    texts = sample_documents("test", 8, 1)
-    assert all(text.startswith(prompt) for prompt, text in zip(prompts, texts, strict=True))
-    assert all(3 <= len(prompt.split()) <= 8 for prompt in prompts)

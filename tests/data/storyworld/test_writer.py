@@ -10,7 +10,7 @@ from itertools import combinations, islice
 
 import pytest
 
-from nanochat.data.storyworld import generate_stories, sound_fraction
+from nanochat.data.storyworld import generate_prompts, generate_stories, sound_fraction
 from nanochat.data.storyworld.lexicon import NOUNS
 from nanochat.data.storyworld.narrator import Narrator
 from nanochat.data.storyworld.world import CHARACTERS, PLACES, THINGS
@@ -129,3 +129,10 @@ def test_start_skips_the_first_documents() -> None:
 def test_an_unknown_split_is_named() -> None:
     with pytest.raises(ValueError, match="split is 'validation': must be one of train, val, test"):
         next(generate_stories("validation"))
+
+
+def test_prompts_are_beginnings_of_test_stories() -> None:
+    prompts = generate_prompts(8, seed=1)
+    texts = sample_documents("test", 8, 1)
+    assert all(text.startswith(prompt) for prompt, text in zip(prompts, texts, strict=True))
+    assert all(3 <= len(prompt.split()) <= 8 for prompt in prompts)
