@@ -5,7 +5,7 @@
 
 A pattern is a line of text that consists of
     word                        a literal word or mark
-    *go/walk                    a verb, inflected by the form in which its phrase is used; a slash separates alternatives
+    *go/walk                    a verb, inflected by the form of its phrase; a slash separates alternatives
     [happy]                     one of the alternatives of that name in the lexicon
     {H} {P.at} {x:fruit}        a slot: a role of the plot (or a role with its type), and the mode of its wording
     N1 H1 V1.past C1 C1.perf    parts of clause 1: its subject, a pronoun for the subject, its verb phrase in a form,
