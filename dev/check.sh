@@ -4,12 +4,12 @@
 #     bash dev/check.sh                              # under two minutes on two cores
 #     bash dev/check.sh tests/training -k schedule   # the arguments go to pytest
 #
-# Stops at the first check that fails. Uses the environment as it is: dev/setup.sh makes it. dev/test.sh runs every test and the
+# Stops at the first check that fails. It uses the environment that dev/setup.sh has created. dev/test.sh runs every test and the
 # checks of the Rust code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
-export OMP_NUM_THREADS=1 # the tests train many small models; a core each is faster
+export OMP_NUM_THREADS=1 # the tests train many small models, which are faster on one core each
 
 ruff format --check .
 ruff check .

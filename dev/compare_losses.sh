@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same few steps of every stage at two commits: equal to the last bit, or the first difference named.
+# Compare a few steps of every stage at two commits: equal to the last bit, or different, with the first difference.
 #
 #     bash dev/compare_losses.sh REF                # a commit against the working tree, uncommitted changes included
 #     bash dev/compare_losses.sh REF REF2           # two commits
@@ -7,7 +7,7 @@
 #
 # Takes two to three minutes on two cores. Exit code: 0 equal, 1 different, 2 cannot be compared. The Rust extension built in this
 # checkout serves both sides; `cargo test` in rustbpe/ checks the extension itself. $PYTHON names the interpreter.
-# dev/compare_losses.py has the stages, the settings, and the list of what is not compared.
+# dev/compare_losses.py lists the stages, the settings, and the results that are not compared.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +23,7 @@ for argument in "$@"; do
 done
 [ ${#refs[@]} -ge 1 ] && [ ${#refs[@]} -le 2 ] || fail "usage: bash dev/compare_losses.sh REF [REF2] [--compiled]"
 for ref in "${refs[@]}"; do
-    git rev-parse --verify --quiet "$ref^{commit}" >/dev/null || fail "$ref is no commit of this repository: see git log"
+    git rev-parse --verify --quiet "$ref^{commit}" >/dev/null || fail "$ref is not a commit of this repository: see git log"
 done
 
 python=${PYTHON:-.venv/bin/python}

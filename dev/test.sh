@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Every check and every test: bash dev/test.sh [pytest arguments, such as -k tokenizer]
 #
-# Makes the environment ready first. All checks run even when one fails; the exit code is 0 only when none did.
+# It first runs dev/setup.sh. All checks run even if one fails; the exit code is 0 only if none did.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 bash dev/setup.sh || exit 1
 export PATH="$PWD/.venv/bin:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
-# The browser tests drive Debian's Chromium. Where it cannot be had they are skipped, and say so.
+# The browser tests need Chromium. They are skipped, with a message, where it cannot be installed.
 if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "== installing Chromium for the browser tests (log: .venv/chromium.log)"
     { timeout 300 apt-get update; DEBIAN_FRONTEND=noninteractive timeout 900 apt-get install -y --no-install-recommends chromium; } \
@@ -17,7 +17,7 @@ fi
 summary=()
 failed=0
 
-check() { # check NAME COMMAND...: runs it, notes how it ended
+check() { # check NAME COMMAND...: run the command and record its result
     local name=$1 started=$SECONDS result=ok
     shift
     echo
@@ -41,7 +41,7 @@ if cargo --version >/dev/null 2>&1; then
     check rust-tests cargo test --quiet --manifest-path rustbpe/Cargo.toml
     check rust-module python -c 'import nanochat.tokenization._rustbpe'
 else
-    skip rust "no cargo here: the Rust trainer is not checked"
+    skip rust "no working cargo: the Rust code is not checked"
 fi
 check tests python -m pytest --durations=10 "$@"
 

@@ -6,8 +6,8 @@
     python -m scripts.base_eval --hf-path=openai-community/gpt2                   # a model of transformers, or a folder
     python -m scripts.base_eval --compare d20:1000 d20                            # two checkpoints on the same examples
 
-The bundle of tasks is `eval_bundle/` or `eval_bundle.zip` in the base folder. If its address is given, it is downloaded
-there. The table is written to `base_eval/NAME.csv` in the base folder.
+The bundle of tasks is `eval_bundle/` or `eval_bundle.zip` in the base folder; an address given with `--eval_bundle` is
+downloaded to that place. The table is written to `base_eval/NAME.csv` in the base folder.
 
 `--compare A B` scores two models on the same examples and tests whether they differ. Each is a base checkpoint (`TAG`
 or `TAG:STEP`) or a model of transformers: a folder, or `OWNER/NAME` on the hub.
@@ -106,7 +106,7 @@ def evaluate(model: EvalModel, bundle: Bundle, config: Config, runtime: Runtime)
     scores = {name: score.metric, f"{name}: standard error": score.standard_error}
     scores[f"{name} of guessing alone"] = score.guessing
     log_section(
-        "base_eval" if is_checkpoint else "hf_eval",  # a model of transformers is not in the tables by stage
+        "base_eval" if is_checkpoint else "hf_eval",  # models of transformers have no stage
         {
             "title": "Evaluation of the base model" if is_checkpoint else f"Evaluation of {model.name}",
             "model": "base" if is_checkpoint else None,
@@ -123,41 +123,44 @@ def evaluate(model: EvalModel, bundle: Bundle, config: Config, runtime: Runtime)
 
 
 def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
-    """Score two models, print their differences by task, write them as CSV and into the report. Returns A's, B's."""
+    """Score two models, print their differences by task, write them as CSV and into the report.
+
+    Returns the results of A, then those of B.
+    """
     start = time.monotonic()
-    before: list[TaskResult] = []
-    after: list[TaskResult] = []
+    results_a: list[TaskResult] = []
+    results_b: list[TaskResult] = []
     print0(f"A is {a.name}, B is {b.name}", COMPARISON_HEADER, sep="\n")
     for task in bundle.tasks:
-        before.append(evaluate_on_task(task, a, config, runtime))
-        after.append(evaluate_on_task(task, b, config, runtime))
-        print0(comparison_row(before[-1], after[-1]))
+        results_a.append(evaluate_on_task(task, a, config, runtime))
+        results_b.append(evaluate_on_task(task, b, config, runtime))
+        print0(comparison_row(results_a[-1], results_b[-1]))
     name = core_name(bundle)
-    notes = [*comparison_summary(before, after, name)]
-    for letter, results in (("A", before), ("B", after)):
+    notes = [*comparison_summary(results_a, results_b, name)]
+    for letter, results in (("A", results_a), ("B", results_b)):
         notes += [f"{letter}: {note}" for note in result_notes(results, replace(bundle, missing=()))]
     notes += result_notes([], bundle)
     for note in notes:
         print0(note)
     if runtime.is_main:
-        write_csv(f"compare_{a.file_name}_{b.file_name}", comparison_csv(before, after, name))
-    gains = {result_a.name: task_gain(result_a, result_b) for result_a, result_b in zip(before, after, strict=True)}
+        write_csv(f"compare_{a.file_name}_{b.file_name}", comparison_csv(results_a, results_b, name))
+    gains = {before.name: task_gain(before, after) for before, after in zip(results_a, results_b, strict=True)}
     log_section(
         "core_compare",
         {
             "title": f"{a.name} (A) and {b.name} (B): accuracy of B - A",
             "settings": config,
-            "metrics": {name: core_gain(before, after), **gains},
+            "metrics": {name: core_gain(results_a, results_b), **gains},
             "notes": [f"A: {a.note}", f"B: {b.note}", *notes],
             "seconds": time.monotonic() - start,
         },
     )
-    return before + after
+    return results_a + results_b
 
 
 def main(config: Config) -> list[TaskResult]:
     """Score a model, or two. Returns the result of each task; of two models, A's results come first."""
-    bundle = open_bundle(config.eval_bundle)  # before a model is loaded, because its errors come at once
+    bundle = open_bundle(config.eval_bundle)  # before a model is loaded, so that its errors come at once
     runtime = Runtime.start(config.seed, config.device)
     if config.compare is not None and config.other is not None:
         a = EvalModel.from_name(config.compare, runtime, config.batch_tokens)

@@ -40,7 +40,7 @@ class Config(Settings):
     hf_path: str | None = setting(None, "measure a model of transformers instead: a folder, or a name on the hub")
     hf_context: int = setting(
         2048,
-        "longest row in tokens for a model of transformers, whose context may be too long for the memory",
+        "maximum length of a row in tokens, for a model of transformers: its context may not fit into memory",
         at_least=1,
     )
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
@@ -59,7 +59,7 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model to measure: functions of it, and its texts for the report."""
+    """A model to measure: functions that score and generate with it, and its names and note in the report."""
 
     section: str  # name of the report's section
     title: str
@@ -123,7 +123,7 @@ def generate_and_check_samples(
 ) -> tuple[list[dict[str, Any]], dict[str, Metric]]:
     """Return samples for the report, and the share of their sentences that are sound.
 
-    `source`: of the training text; only samples of the story world are checked.
+    `source`: the source of the training text. Only samples of the story world are checked.
     """
     samples = model.generate(sample_prompts(source, config.num_samples, config.seed))
     if source != "storyworld":
@@ -131,7 +131,7 @@ def generate_and_check_samples(
     num_sound = 0
     num_sentences = 0
     for sample in samples:
-        # Whole sentences of the prompt were not generated: they do not count.
+        # Whole sentences of the prompt were not generated, so they are not counted.
         num_given = len(storyworld.check_text(sample["prompt"], truncated=True))
         text = sample["prompt"] + sample["text"]
         verdicts = storyworld.check_text(text, truncated=not sample["whole"])[num_given:]

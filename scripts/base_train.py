@@ -50,9 +50,9 @@ class Config(TrainingSettings):
         -1, "key-value heads; must divide the query heads; -1 = as many as query heads", at_least=1, or_value=-1
     )
     max_seq_len: int = setting(2048, "tokens of context", at_least=1)
-    num_iterations: int = setting(-1, "optimizer steps; -1 = given by target_flops", at_least=1, or_value=-1)
+    num_iterations: int = setting(-1, "optimizer steps; -1 = determined by target_flops", at_least=1, or_value=-1)
     target_flops: float = setting(
-        -1.0, "FLOPs to spend on training; -1 = given by target_param_data_ratio", above=0, or_value=-1
+        -1.0, "FLOPs of the whole training; -1 = determined by target_param_data_ratio", above=0, or_value=-1
     )
     target_param_data_ratio: float = setting(20.0, "training tokens for each parameter of the model")
     total_batch_size: int = setting(524288, "tokens of an optimizer step, over all processes", at_least=1)
@@ -77,13 +77,15 @@ class Config(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if max(self.num_iterations, self.target_flops, self.target_param_data_ratio) <= 0:
-            raise UserError("no horizon: set num_iterations, target_flops or target_param_data_ratio above 0")
+            raise UserError(
+                "no length of training: set num_iterations, target_flops or target_param_data_ratio above 0"
+            )
         self.model_config(vocab_size=1)
         rows = 1 if self.device_batch_size == "auto" else int(self.device_batch_size)
         accumulation_steps(self.total_batch_size, rows, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")))
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        """Return the shape of the model."""
+        """Return the configuration of the model."""
         return GPTConfig.from_depth(
             self.depth,
             vocab_size=vocab_size,
@@ -93,7 +95,7 @@ class Config(TrainingSettings):
         )
 
     def num_steps(self, model: GPT) -> int:
-        """Return the horizon in steps: the first of the three settings that is above 0 gives it."""
+        """Return the number of steps, from the first of the three settings that is above 0."""
         if self.num_iterations > 0:
             return self.num_iterations
         if self.target_flops > 0:

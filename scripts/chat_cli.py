@@ -1,7 +1,7 @@
 """Chat with a model in the terminal.
 
     python -m scripts.chat_cli                                 # the last stage that has a model: rl, sft or mid
-    python -m scripts.chat_cli -i sft -g d20 -t 0.6 -k 50      # a certain model; sample at this temperature, top-k
+    python -m scripts.chat_cli -i sft -g d20 -t 0.6 -k 50      # a given model, temperature and top-k
     python -m scripts.chat_cli -p "What is 12 * 7?"            # answer one question and exit
 
 One process suffices, on a GPU or on a laptop. Ctrl-C stops a reply; at the prompt, Ctrl-C twice or Ctrl-D exits.

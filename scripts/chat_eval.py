@@ -1,4 +1,4 @@
-"""Evaluate a chat model on tasks: accuracy with its 95% interval, next to the accuracy of guessing.
+"""Evaluate a chat model on tasks: accuracy with its 95% interval, and the accuracy of guessing.
 
     torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -- -i sft       # eight GPUs
     python -m scripts.chat_eval -i sft                                            # one GPU, or a laptop
@@ -112,7 +112,7 @@ def evaluate_tasks(tasks: dict[str, Task], engine: Engine, runtime: Runtime, con
     results = []
     for name, task in tasks.items():
         result = evaluate_chat_task(task, engine, params, runtime, max_examples, config.batch_size)
-        # pass@k is another metric than accuracy: it has a name of its own in the report.
+        # pass@k is not comparable with accuracy, so the report has it under another name.
         suffix = f" pass@{result.num_samples}" if result.num_samples > 1 else ""
         result = replace(result, name=name + suffix)
         results.append(result)
@@ -131,7 +131,7 @@ def table_row(result: TaskResult) -> str:
 
 
 def sample_conversation(engine: Engine, max_tokens: int) -> list[dict[str, Any]]:
-    """Generate a conversation for the report, of a few questions. A question that does not fit is left out."""
+    """Generate a conversation of a few questions for the report. A question that does not fit is left out."""
     questions = list(SAMPLE_QUESTIONS)
     if detect_data_kind() == "world":
         tasks = map(open_task, ("Facts", "SpellingBee-quoted", "WordProblems"))

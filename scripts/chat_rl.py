@@ -5,8 +5,9 @@
     python -m scripts.chat_rl --tasks="HardProblems:3|SpellingBee" --num_iterations=100   # a laptop
     python -m scripts.chat_rl --resume                                                    # resume a stopped run
 
-It starts from the last checkpoint of the deepest SFT model, or of `--model_tag`. Ctrl-C and SIGTERM save a checkpoint
-before the run ends and print the command that resumes it.
+It starts from the last checkpoint of the deepest SFT model, or of `--model_tag`. The prompts come from the tasks of
+`DEFAULT_TASKS` in nanochat/rl/prompts.py, chosen by the kind of base data, or from `--tasks`. Ctrl-C and SIGTERM save a
+checkpoint before the run ends and print the command that resumes it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Config(TrainingSettings):
     source: str = setting("sft", "stage whose model is trained", choices=("sft", "mid", "rl"))
     source_step: int = setting(-1, "step of the checkpoint to start from; -1 = the last", at_least=0, or_value=-1)
     seed: int = setting(42, "seed of the order of the prompts and of the completions")
-    tasks: str | None = setting(None, "NAME:WEIGHT|NAME(OPTION=VALUE):WEIGHT ...; default: by kind of base data")
+    tasks: str | None = setting(
+        None, "NAME:WEIGHT|NAME(OPTION=VALUE):WEIGHT ...; default: chosen by the kind of base data"
+    )
     examples_per_step: int = setting(
         16, "prompts of a step, over all processes", at_least=1, renamed_from="num_problems"
     )
@@ -50,8 +53,8 @@ class Config(TrainingSettings):
     top_k: int = setting(
         -1, "sample from the k most likely tokens; -1 = from all, where the gradient is exact", at_least=1, or_value=-1
     )
-    max_new_tokens: int = setting(256, "largest number of tokens of a completion", at_least=1)
-    num_iterations: int = setting(-1, "optimizer steps; -1 = given by num_epochs", at_least=1, or_value=-1)
+    max_new_tokens: int = setting(256, "maximum number of tokens of a completion", at_least=1)
+    num_iterations: int = setting(-1, "optimizer steps; -1 = determined by num_epochs", at_least=1, or_value=-1)
     num_epochs: float = setting(1.0, "times that each prompt is used, on average over the tasks", above=0)
     device_batch_size: int = setting(
         16, "rows of a micro-batch on one device; changes speed and memory only", at_least=1
@@ -65,7 +68,9 @@ class Config(TrainingSettings):
         at_least=0,
         renamed_from="replay",
     )
-    mixture: str | None = setting(None, "TOML file with another mixture to take them from, as in chat_sft")
+    mixture: str | None = setting(
+        None, "TOML file with the mixture for sft_examples_per_step; default: that of chat_sft"
+    )
     init_lr_frac: float = setting(
         0.1, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"
     )
@@ -94,7 +99,7 @@ class Config(TrainingSettings):
         return SamplingParams(self.temperature, top_k, self.max_new_tokens, num_samples, self.seed)
 
     def num_steps(self, prompts: PromptSampler) -> int:
-        """Return the horizon in steps."""
+        """Return the number of optimizer steps."""
         if self.num_iterations > 0:
             return self.num_iterations
         num_examples = sum(map(len, prompts.tasks.values()))

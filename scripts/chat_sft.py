@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (SFT): train a model, at low learning rates, on conversations of the kind it is to have.
+"""Supervised fine-tuning (SFT): train a model at low learning rates on a small mixture of conversations and tasks.
 
     torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft                          # eight GPUs
     python -m scripts.chat_sft                                                            # one GPU, or a laptop
@@ -6,8 +6,9 @@
     python -m scripts.chat_sft --mixture=mine.toml                                        # on your own mixture
     python -m scripts.chat_sft --resume                                                   # resume a stopped run
 
-It starts from the last checkpoint of the deepest midtrained model, or of `--model_tag`. Ctrl-C and SIGTERM save a
-checkpoint before the run ends and print the command that resumes it.
+It starts from the last checkpoint of the deepest midtrained model, or of `--model_tag`. The default mixture is
+`MIXTURES["sft", kind]` in tasks/mixture.py: for web data ARC, GSM8K, SmolTalk, identity and spelling. Ctrl-C and
+SIGTERM save a checkpoint before the run ends and print the command that resumes it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ STAGE = Stage("sft", script="chat_sft", title="Supervised fine-tuning")
 
 @dataclass(frozen=True)
 class Config(FineTuningSettings):
-    """The fine-tuning settings, with small steps whose learning rates fall from the first to the last."""
+    """The settings of mid_train with other defaults: smaller steps, and lower learning rates that fall throughout."""
 
     source: str = setting("mid", "stage whose model is trained", choices=("base", "mid", "sft"))
     total_batch_size: int = setting(

@@ -89,7 +89,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that stops unfinished replies when it is asked to exit."""
+    """A uvicorn server that stops unfinished replies on SIGINT and SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, service: ChatService) -> None:
         super().__init__(config)

@@ -3,7 +3,7 @@
     python -m scripts.doctor                  # exit code 0: training is possible; 1: it is not, and a line says why
     python -m scripts.doctor --device=cpu     # the checks for a run on the CPU
 
-Trains nothing. The only file it may write is the base folder's cpu.json, the measured speed of bf16 on this processor.
+It trains nothing. The only file it may write is `cpu.json` in the base folder: the speed of bf16 on this processor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from nanochat.system.machine_checks import FAIL, NOTICE, OK, Check, Finding, run
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """The device to check."""
-
     device: str = setting("auto", "device that the run will use", choices=("auto", "cpu", "cuda", "mps"))
 
 
@@ -41,7 +39,7 @@ def main(config: Config) -> None:
 
 
 def check_tokenizer_trainer(_: str) -> Finding:
-    """The extension that trains the tokenizer."""
+    """Check the extension that trains the tokenizer."""
     try:
         from nanochat.tokenization import _rustbpe
     except ImportError as error:
@@ -51,7 +49,7 @@ def check_tokenizer_trainer(_: str) -> Finding:
 
 
 def check_data(_: str) -> Finding:
-    """The data set in the base folder."""
+    """Check the data set in the base folder."""
     from nanochat.data.shards import load_manifest
 
     manifest = load_manifest()
@@ -59,14 +57,14 @@ def check_data(_: str) -> Finding:
 
 
 def check_trained_tokenizer(_: str) -> Finding:
-    """The trained tokenizer in the base folder."""
+    """Check the trained tokenizer in the base folder."""
     from nanochat.tokenizer import get_tokenizer
 
     return Finding(OK, f"{get_tokenizer().get_vocab_size():,} tokens")
 
 
 def check_checkpoints(_: str) -> Finding:
-    """The checkpoints in the base folder."""
+    """List the checkpoints in the base folder."""
     paths = sorted(path.parent.relative_to(base_dir()) for path in base_dir().glob("*_checkpoints/*/step_*/meta.json"))
     return Finding(OK, ", ".join(map(str, paths)) or "none yet")
 

@@ -7,7 +7,7 @@
 The commands are the same on a machine with one GPU, on one with eight and on a laptop: the export runs on the CPU and
 loads only the weights. The folder holds model.safetensors, config.json, generation_config.json, tokenizer.json,
 tokenizer_config.json with a chat template, and a model card; `AutoModelForCausalLM` and `AutoTokenizer` load it
-(`pip install nanochat[hf]`). scripts.import_hf is the inverse.
+(`uv pip install -e '.[hf]'`). scripts.import_hf is the inverse.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Config(Settings):
     source: str = setting("base", "stage whose model is exported", short="i", choices=tuple(CHECKPOINT_DIRS))
     model_tag: str | None = setting(None, "checkpoint folder to export; default: that of the deepest model", short="g")
     step: int = setting(-1, "checkpoint to export; -1 = the last", short="s", at_least=0, or_value=-1)
-    out: Path | None = setting(None, "folder to write, which must be new or empty; required")
+    out: Path | None = setting(None, "folder to write, which must be new or empty (required)")
     overwrite: bool = setting(False, "replace an exported model in that folder")
     push: str | None = setting(None, "repository of the hub to upload to, as OWNER/NAME; a new one is private")
     yes: bool = setting(False, "upload without asking")
@@ -56,7 +56,7 @@ class Config(Settings):
         if self.out is None:
             raise UserError("--out is missing: name the folder to write")
         if self.push is not None and self.push.count("/") != 1:
-            raise UserError(f"push is {self.push!r}: it must be OWNER/NAME")
+            raise UserError(f"push is {self.push!r}: must be OWNER/NAME")
 
 
 @contextmanager

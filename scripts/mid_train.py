@@ -5,8 +5,9 @@
     python -m scripts.mid_train --conversations=mine.jsonl                                # add your own conversations
     python -m scripts.mid_train --resume                                                  # resume a stopped run
 
-It starts from the last checkpoint of the deepest base model, or of `--model_tag`. Ctrl-C and SIGTERM save a checkpoint
-before the run ends and print the command that resumes it.
+It starts from the last checkpoint of the deepest base model, or of `--model_tag`. The default mixture is
+`MIXTURES["mid", kind]` in tasks/mixture.py: for web data SmolTalk, MMLU, GSM8K, identity and spelling. Ctrl-C and
+SIGTERM save a checkpoint before the run ends and print the command that resumes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ STAGE = Stage("mid", script="mid_train", title="Midtraining")
 
 @dataclass(frozen=True)
 class Config(FineTuningSettings):
-    """The fine-tuning settings with their defaults."""
+    """The fine-tuning settings with their defaults, which chat_sft overrides in part."""
 
 
 def main(config: Config) -> LoopState:

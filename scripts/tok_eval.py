@@ -133,14 +133,15 @@ def validation_text(max_chars: int) -> str:
 def load_peer(encoding_name: str) -> tiktoken.Encoding | str:
     """Load an encoding of tiktoken's, or return the reason why it is not available.
 
-    It may have to be downloaded. tiktoken sets no time limit, so a thread loads it and is abandoned after one.
+    It may have to be downloaded. tiktoken sets no time limit, so a thread loads it, and is abandoned if it takes too
+    long.
     """
     outcomes: list[tiktoken.Encoding | str] = []
 
     def load() -> None:
         try:
             outcomes.append(tiktoken.get_encoding(encoding_name))
-        except Exception as error:  # of any kind: no network, a proxy's refusal, a damaged cache
+        except Exception as error:  # such as no network, a proxy's refusal, a damaged cache
             outcomes.append(type(error).__name__)
 
     thread = threading.Thread(target=load, daemon=True)

@@ -121,7 +121,7 @@ class TrainingProgressBar:
 
 
 def _check_round_trip(tokenizer: Tokenizer, config: Config) -> None:
-    """Encode and decode some of the training text. Raises AssertionError if the text is changed by that."""
+    """Encode and decode some of the training text. Raises AssertionError if that changes the text."""
     arrays = cap_documents(open_split("train").iter_arrays(), min(config.max_chars, 100_000), config.doc_cap)
     for text in (_TRICKY_TEXT, *iter_strings(arrays)):
         if tokenizer.decode(tokenizer.encode(text)) != text:
