@@ -48,7 +48,7 @@ class Config(Settings):
     seed: int | None = setting(None, "random seed of the replies; none = a new one for each")
     model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
-    device: str = setting("auto", "device", choices=("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

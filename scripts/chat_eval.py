@@ -61,7 +61,7 @@ class Config(Settings):
     )
     model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
-    device: str = setting("auto", "device", choices=("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = setting(42, "random seed of the completions")
 
     def __post_init__(self) -> None:

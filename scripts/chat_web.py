@@ -41,7 +41,7 @@ class Config(Settings):
     model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     num_gpus: int = setting(1, "GPUs, each with a copy of the model", short="n", at_least=1)
-    device: str = setting("auto", "device", choices=("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
     temperature: float = setting(0.6, "default sampling temperature of a request; 0 = greedy", short="t")
     top_k: int = setting(50, "default of a request: sample among the k most likely tokens", short="k")
     max_tokens: int = setting(512, "default maximum tokens of a reply", short="m")

@@ -119,7 +119,7 @@ def test_reasons_of_other_tokens() -> None:
     def reason(context: str, continuation: str, pair: tuple[list[int], list[int]], context_len: int = 64) -> str:
         texts = [(context, continuation)]
         example = encode_example(texts, TOKENIZER, context_len, 0)
-        return str(check.find_reason(example, [check.TokenPair(*pair)], texts, context_len))
+        return str(check.difference_reason(example, [check.TokenPair(*pair)], texts, context_len))
 
     a, n, newline = b"an\n"
     assert reason("a", " an", ([BOS, a], [257])) == ""
