@@ -303,7 +303,7 @@ def gradients(micro: int, here: Runtime) -> dict[str, Tensor]:
     def record_gradients(*_: float) -> Tensor:
         for name, param in model.named_parameters():
             assert param.grad is not None
-            result[name] = here.sum(param.grad.clone()) / here.world_size
+            result[name] = here.all_reduce(param.grad.clone()) / here.world_size
         return torch.zeros(())
 
     optimizer.step = record_gradients  # type: ignore[method-assign]
