@@ -48,7 +48,7 @@ class CoreScore(NamedTuple):
 def core_metric(results: Sequence[TaskResult]) -> CoreScore:
     """Average the centred accuracies of the tasks into CORE.
 
-    The standard error is that of a mean of independent tasks: sqrt(sum of their squared standard errors) / count.
+    The standard error is computed for independent tasks: sqrt(sum of their squared standard errors) / count.
     """
     count = len(results)
     value = math.fsum(result.centred for result in results) / count

@@ -230,7 +230,7 @@ def packed_batches(
     """Yield this process's rows of each micro-batch.
 
     `num_rows`: rows after which the run ends, over all processes; `progress` is the share of them. If it is None, the
-    run ends with `rows`, and `progress` is that of the rows. The last batch is filled up with rows of padding.
+    run ends with `rows`, and each row has its own `progress`. The last batch is filled up with rows of padding.
     """
     first = batch_size * runtime.rank
     while global_rows := list(itertools.islice(rows, batch_size * runtime.world_size)):

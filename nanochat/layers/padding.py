@@ -20,7 +20,7 @@ def pad_right(
 ) -> Tensor:
     """Return the rows as one int64 tensor (B, T), each filled on the right with `fill`.
 
-    T is `width`, by default the length of the longest row. In a causal model no token sees what follows it, so
+    T is `width`, by default the length of the longest row. In a causal model no token sees later positions, so
     padding on the right does not change the results of the tokens before it.
 
     >>> pad_right([[5, 6, 7], [8]], fill=-1).tolist()
