@@ -387,7 +387,7 @@ def test_visualize(tokenizer: Tokenizer) -> None:
 
 
 def test_unknown_special_token(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="no special token"):
+    with pytest.raises(ValueError, match="is not a special token"):
         tokenizer.encode_special("<|nothing|>")
 
 
