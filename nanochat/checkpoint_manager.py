@@ -7,8 +7,8 @@
 
 A checkpoint is written into a hidden folder, flushed to disk and then renamed, so that a crash at any time leaves the
 previous checkpoint intact. If a step is saved again, its old checkpoint is kept as `step_000400.old` until the new one
-is complete. The last checkpoint is the one written last. It need not have the highest step: a run may have been started
-again in the same folder. No pickle is involved.
+is complete. "Last" means the latest in time (`serial`), not the highest step: a run may have been started again in the
+same folder. No pickle is involved.
 
 Functions and command lines name a checkpoint by three values. `source` is its stage (base, mid, sft or rl). The model
 tag is the name of its run's folder, by default `d` and the depth: `d20` has 20 layers. The third value is its step.
@@ -127,7 +127,8 @@ def read_meta(path: Path) -> CheckpointMeta:
         meta: CheckpointMeta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         version = (meta["format"], meta["arch"])
         if version == (FORMAT, ARCH):
-            int(meta["step"]), int(meta["serial"])
+            for key in ("step", "serial"):
+                int(meta[key])  # raises if it is missing or no number
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / 'meta.json'} cannot be read ({error!r}): remove {path}") from error
     if version != (FORMAT, ARCH):

@@ -5,7 +5,7 @@ A script declares each setting once, with its type, default and help text:
     @dataclass(frozen=True)
     class Config(Settings):
         depth: int = setting(20, "layers of the model; everything else follows from it", at_least=1)
-        model_tag: str | None = setting(None, "name of the run's folder; none = d and the depth, as in d20")
+        model_tag: str | None = setting(None, "name of the run's folder; none = d and the depth, for example d20")
 
     if __name__ == "__main__":
         cli(Config, main, __doc__)

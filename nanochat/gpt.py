@@ -274,9 +274,9 @@ class GPT(nn.Module):
     ) -> list[Optimizer]:
         """Return two optimizers: AdamW for embedding and head, Muon for the weight matrices of the blocks.
 
-        `unembedding_lr` is the learning rate of the head. In your own training loop, call `step()` and then
-        `zero_grad()` of both. Gradients are not clipped. The scripts
-        use one optimizer for all parameters instead (`nanochat.optim.build_optimizer`), which clips the whole gradient.
+        For notebooks and training loops of your own: call `step()` and then `zero_grad()` of both. Gradients are not
+        clipped. `unembedding_lr` is the learning rate of the head. The scripts use one optimizer for all parameters
+        instead (`nanochat.optim.build_optimizer`), which clips the whole gradient.
         """
         settings = OptimSettings(
             matrix_lr=matrix_lr,

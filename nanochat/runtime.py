@@ -80,7 +80,7 @@ class Runtime:
         if name != self.dtype_name:
             print0(f"Computing in {name}, as the checkpoint did (the default of this machine is {self.dtype_name}).")
             if name == "bfloat16" and self.device.type == "cpu":
-                measure_bf16_speedup()  # also keeps this process from instructions that do not work
+                measure_bf16_speedup()  # also limits oneDNN to the bf16 instructions that work on this processor
         return replace(self, compute_dtype=DTYPES[name])
 
     @property

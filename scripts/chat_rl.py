@@ -72,7 +72,10 @@ class Config(TrainingSettings):
         None, "TOML file with the mixture for sft_examples_per_step; default: that of chat_sft"
     )
     init_lr_frac: float = setting(
-        0.1, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"
+        0.1,
+        "factor on embedding_lr, unembedding_lr and matrix_lr; the schedule starts there",
+        above=0,
+        renamed_from="lr_scale",
     )
     warmdown_ratio: float = setting(
         1.0, "share of the run over which the learning rates fall", at_least=0, at_most=1, renamed_from="warmdown"

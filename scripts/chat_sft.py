@@ -6,9 +6,15 @@
     python -m scripts.chat_sft --mixture=mine.toml                                        # on your own mixture
     python -m scripts.chat_sft --resume                                                   # resume a stopped run
 
-It starts from the last checkpoint of the deepest midtrained model, or of `--model_tag`. The default mixture is
-`MIXTURES["sft", kind]` in tasks/mixture.py: for web data ARC, GSM8K, SmolTalk, identity and spelling. Ctrl-C and
-SIGTERM save a checkpoint before the run ends and print the command that resumes it.
+It starts from the last checkpoint of the deepest midtrained model, or of `--model_tag`. Ctrl-C and SIGTERM save a
+checkpoint before the run ends and print the command that resumes it.
+
+The default mixture, `MIXTURES["sft", kind]` in tasks/mixture.py, in conversations:
+
+    --kind=web    ARC-Easy all; ARC-Challenge all; GSM8K all; SmolTalk 10,000; Identity 1,000; SimpleSpelling 300;
+                  SpellingBee 300
+    --kind=world  WorldChat 500; WorldNotes 2,000; Facts 800; FactChoice 300; WordProblems 3,500; SimpleSpelling 1,000;
+                  SpellingBee 3,500; Identity 300
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ STAGE = Stage("sft", script="chat_sft", title="Supervised fine-tuning")
 
 @dataclass(frozen=True)
 class Config(FineTuningSettings):
-    """The settings of mid_train with other defaults: smaller steps, and lower learning rates that fall throughout."""
+    """The settings of mid_train with other defaults: fewer tokens per step, low learning rates that fall throughout."""
 
     source: str = setting("mid", "stage whose model is trained", choices=("base", "mid", "sft"))
     total_batch_size: int = setting(
@@ -35,7 +41,10 @@ class Config(FineTuningSettings):
         or_value=-1,
     )
     init_lr_frac: float = setting(
-        0.02, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"
+        0.02,
+        "factor on embedding_lr, unembedding_lr and matrix_lr; the schedule starts there",
+        above=0,
+        renamed_from="lr_scale",
     )
     warmdown_ratio: float = setting(
         1.0, "share of the run over which the learning rates fall", at_least=0, at_most=1, renamed_from="warmdown"

@@ -5,9 +5,15 @@
     python -m scripts.mid_train --conversations=mine.jsonl                                # add your own conversations
     python -m scripts.mid_train --resume                                                  # resume a stopped run
 
-It starts from the last checkpoint of the deepest base model, or of `--model_tag`. The default mixture is
-`MIXTURES["mid", kind]` in tasks/mixture.py: for web data SmolTalk, MMLU, GSM8K, identity and spelling. Ctrl-C and
-SIGTERM save a checkpoint before the run ends and print the command that resumes it.
+It starts from the last checkpoint of the deepest base model, or of `--model_tag`. Ctrl-C and SIGTERM save a checkpoint
+before the run ends and print the command that resumes it.
+
+The default mixture, `MIXTURES["mid", kind]` in tasks/mixture.py, in conversations:
+
+    --kind=web    SmolTalk 460,000; MMLU 100,000; GSM8K all; Identity all, twice; SimpleSpelling 200,000;
+                  SpellingBee 80,000
+    --kind=world  WorldChat 1,000; WorldNotes 2,500; Facts 4,000; FactChoice 1,000; WordProblems 5,000;
+                  SimpleSpelling 14,000; SpellingBee 5,000; Identity 500
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ STAGE = Stage("mid", script="mid_train", title="Midtraining")
 
 @dataclass(frozen=True)
 class Config(FineTuningSettings):
-    """The fine-tuning settings with their defaults, which chat_sft overrides in part."""
+    """The settings and defaults of `FineTuningSettings` in nanochat/training/settings.py."""
 
 
 def main(config: Config) -> LoopState:

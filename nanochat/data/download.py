@@ -2,7 +2,7 @@
 
 A file grows as `<name>.part` and is renamed when it is complete. The Hugging Face hub redirects a large file to its
 storage; the header X-Linked-ETag of that redirect is the file's SHA-256, and X-Linked-Size its size. Other ETags are
-not checksums. A part of an earlier process is continued only if a SHA-256 can verify the complete file.
+not checksums. The partial file of an earlier process is continued only if a SHA-256 can verify the complete file.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ Rules, in the order in which they apply:
   * A txt or md file is one document; a line of jsonl and a row of parquet are one document each. Hidden files are
     skipped.
   * A document of more than `max_chars` characters is cut, at the end of a paragraph if possible, else of a line, else
-    of a word. Outside a folder of parquet files, no document keeps more than a 64th of the text (but 2,000 characters
-    are always allowed), so that a single book gives several documents.
+    of a word. Outside a folder of parquet files, no document is longer than 1/64 of the whole text (but 2,000
+    characters are always allowed), so that a single book gives several documents.
   * In a folder of parquet files alone, the last file by name is the validation split. Otherwise a document is in the
-    validation split if a hash of its text is in the lowest 32nd of all values. If there is no such document, it is the
+    validation split if a hash of its text is in the lowest 1/32 of its range. If there is no such document, it is the
     one with the lowest hash; the training split is never empty.
   * A training document whose text is also in the validation split is left out.
 """

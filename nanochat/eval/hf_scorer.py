@@ -41,8 +41,8 @@ class HFScorer:
 
     Shared prefixes are computed once where the model's cache allows it (`supports_prefix_sharing`).
 
-    `drop_bos`: the tokenizer has no BOS token, so an option begins with its text. Only an option without a context
-    keeps the token that replaces BOS: without it there would be nothing to predict the first token from.
+    `drop_bos`: the tokenizer has no BOS token, so its end-of-text token stands in for it. The stand-in is dropped, but
+    kept where an option (one answer with its prompt) has no context to predict the first token from.
     `batch_tokens`: maximum number of positions in a forward pass; -1: the default of the model's device.
     """
 

@@ -1,8 +1,8 @@
 """Conversion of a tokenizer to and from Hugging Face's two files, `tokenizer.json` and `tokenizer_config.json`.
 
-nanochat stores ranks: of all adjacent pairs that form a token, the one with the lowest id is merged first. Hugging Face
-stores ordered merge pairs. The pair that forms a token is found by encoding the token's own bytes (`last_merge`), so
-both give the same ids for every text:
+nanochat stores a rank, the id, of each token: the adjacent pair whose token has the lowest rank is merged first.
+Hugging Face stores ordered merge pairs. The pair that forms a token is found by encoding the token's own bytes
+(`last_merge`), so both give the same ids for every text:
 
     ranks {a: 0, b: 1, c: 2, bc: 3, abc: 4}  ->  merges [b, c], [a, bc]
 

@@ -53,7 +53,8 @@ class KVCache:
         """Append (B, K, T, D) keys and values of one layer.
 
         Returns views of all keys and values so far, each (B, K, S, D), and the attention mask: bool, (T, S) or
-        (B, 1, T, S), True = visible; None means causal.
+        (B, 1, T, S), True = visible. None means that no mask is needed: plain causal attention if T = S, and every
+        column is visible if T = 1.
         """
         end = self._pos + k.size(2)
         if layer == 0:
@@ -68,7 +69,7 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end], self._mask
 
     def _attention_mask(self, end: int) -> Tensor | None:
-        """Return the mask for queries in columns `pos` to `end`, (T, S) or (B, 1, T, S); None means causal."""
+        """Return the mask for queries in columns `pos` to `end`, (T, S) or (B, 1, T, S), or None as in `insert`."""
         columns = self._columns[:end]
         queries = self._columns[self._pos : end]
         if self._padding is not None:

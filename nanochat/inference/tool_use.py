@@ -41,8 +41,8 @@ class RowState:
     `tokens`: the tokens so far. `mask`: 1 for a sampled token, 0 for one that the tool forced.
     `has_ended`: the model sampled an end token, which is the last of `tokens`. `is_done`: ended or `max_tokens` long.
 
-    A call is the text between `<|python_end|>` and the last `<|python_start|>` before it in this completion that no
-    earlier call used. Without such a start, `<|python_end|>` calls nothing; a start in the prompt does not count.
+    A call runs from the latest `<|python_start|>` since the previous call to the next `<|python_end|>`. An end without
+    a start calls nothing, and a start in the prompt does not count.
     """
 
     __slots__ = ("_call_start", "_forced_tokens", "_max_tokens", "_tool", "has_ended", "is_done", "mask", "tokens")

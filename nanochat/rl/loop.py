@@ -7,7 +7,7 @@ The loss is REINFORCE with a group baseline:
 
 N is the number of sampled tokens of the step, in all groups of all processes. This is GRPO (arXiv 2402.03300) on fresh
 samples, hence without the probability ratio, and without the KL term and the division by the standard deviation.
-Groups whose rewards are all equal have A = 0: their tokens count in N, but they need no forward pass.
+Groups whose rewards are all equal are not informative (A = 0): their tokens count in N, but they need no forward pass.
 Prompts and tool outputs are not sampled and carry no gradient.
 """
 
@@ -120,6 +120,7 @@ def accumulate_gradients(
     # `scale` divides by `num_sampled`; this factor turns the SFT rows' part of the loss into a mean over their tokens.
     sft_weight = num_sampled / max(1, sft_rows.num_tokens)
     entropy_sums = torch.zeros(2, device=runtime.device)
+    # `batch.weights`: A_i, or `sft_weight` for an SFT row. Equal completions of a prompt share a row with their sum.
     for batch in rollout_batches(groups, sft_rows.rows, sft_weight, batch_size, runtime.device):
         losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
         ((batch.weights[:, None] * losses).sum() * scale).backward()  # (B, 1) * (B, T) -> ()

@@ -102,8 +102,9 @@ def rollout_batches(
 ) -> Iterator[RolloutBatch]:
     """Yield micro-batches of up to `batch_size` rows of similar length: informative groups, and the SFT rows.
 
-    `sft_weight`: factor on the loss of each token of the SFT rows. The target of a position is the next token, so the
-    mask is shifted to the left by one:
+    `sft_weight`: factor on the loss of each token of the SFT rows.
+
+    The target of a position is the next token, so the mask is shifted to the left by one:
 
         prompt [1, 2], completion [3, 4], its mask [1, 0]  ->  inputs [1, 2, 3], targets [-1, 3, -1]
     """

@@ -5,14 +5,18 @@
     GET  /health              readiness, model and device; default settings and limits of a request
     GET  /stats               counters since the server started
 
-The format of `POST /chat/completions` is nanochat's own, not OpenAI's. A reply is a stream of events, each `data:
-{"kind": ..., "text": ...}` and a blank line. Kinds: those of a `Chunk` in serving/chat_session.py (text, python,
-python_output), "waiting" if every copy of the model is busy, and at the end "error" or "done". "done"
-also has `finish` ("stop": the model ended the reply; "length": it was cut off), `tokens` (their number) and `dropped`
-(the number of old messages that did not fit into the context).
+The format of `POST /chat/completions` is nanochat's own, not OpenAI's. A reply is a stream of events, each followed by
+a blank line:
 
-Each copy of the model generates one reply at a time, in a thread; further requests wait in a queue. Closing the
-connection leaves the queue, or stops the reply at its next token. Conversations are neither stored nor logged.
+    data: {"kind": ..., "text": ...}
+
+Kinds: those of a `Chunk` in serving/chat_session.py (text, python, python_output), "waiting" if every copy of the
+model is busy, and at the end "error" or "done". "done" also has `finish` ("stop": the model ended the reply; "length":
+it was cut off), `tokens` (their number) and `dropped` (the number of old messages that did not fit into the context).
+
+Each copy of the model generates one reply at a time, in a thread; further requests wait in a queue. A client that
+closes its connection leaves the queue, or stops its reply at the next token. Conversations are neither stored nor
+logged.
 """
 
 from __future__ import annotations

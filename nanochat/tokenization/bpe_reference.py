@@ -5,7 +5,8 @@ both with this file. Read the functions from top to bottom; each builds on those
 
 1. Text is UTF-8 bytes. The first 256 token ids are the 256 single bytes, so that every text can be encoded.
 2. A regular expression, the split pattern, cuts a text into words: a word with the space before it, a group of digits,
-   a run of punctuation. Pairs are counted and merged within words only, so that no token spans "dog." and "dog!".
+   a run of punctuation. Pairs are counted and merged within words only, so that "dog." and "dog!" do not become
+   two more tokens beside "dog".
 3. Training repeats one step: count all pairs of neighbouring ids, give the most frequent pair the next id, and replace
    the pair by that id wherever it occurs. When several pairs are equally frequent, the lowest pair of ids is merged.
 4. Encoding repeats the merges on the bytes of each word, the earliest learned first.

@@ -25,7 +25,10 @@ class TrainingSettings(Settings):
     model_tag: str | None = setting(None, "model to train, such as d20; default: the deepest")
     device: str = setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "mps"))
     init_lr_frac: float = setting(
-        1.0, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"
+        1.0,
+        "factor on embedding_lr, unembedding_lr and matrix_lr; the schedule starts there",
+        above=0,
+        renamed_from="lr_scale",
     )
     embedding_lr: float = setting(0.2, "learning rate of the embedding (AdamW), at width 768", at_least=0)
     unembedding_lr: float = setting(
@@ -67,7 +70,10 @@ class FineTuningSettings(Settings):
     model_tag: str | None = setting(None, "model to train, such as d20; default: the deepest")
     device: str = setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "mps"))
     init_lr_frac: float = setting(
-        1.0, "factor on the three base learning rates, before the schedule", above=0, renamed_from="lr_scale"
+        1.0,
+        "factor on embedding_lr, unembedding_lr and matrix_lr; the schedule starts there",
+        above=0,
+        renamed_from="lr_scale",
     )
     embedding_lr: float = setting(0.2, "learning rate of the embedding (AdamW), at width 768", at_least=0)
     unembedding_lr: float = setting(

@@ -7,12 +7,13 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
+from scripts import chat_sft, mid_train
 from tasks.common import Task, TaskMixture
 from tasks.mixture import MAX_VAL_ROWS, MIXTURES, build_mixture, format_description, read_mixture
 from tasks.registry import UNBOUNDED_TASKS
@@ -251,3 +252,15 @@ def test_an_unreadable_mixture_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"# \xe9")
     with pytest.raises(UserError, match=r"latin\.toml"):
         read_mixture(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize(("script", "stage"), [(mid_train, "mid"), (chat_sft, "sft")], ids=["mid", "sft"])
+@pytest.mark.parametrize("kind", ["web", "world"])
+def test_a_stages_help_lists_its_default_mixture(script: ModuleType, stage: str, kind: str) -> None:
+    repeats = {1: "", 2: ", twice"}
+    entries = [
+        f"{entry.task} {f'{entry.rows:,}' if entry.rows else 'all'}{repeats[entry.epochs]}"
+        for entry in MIXTURES[stage, kind]
+    ]
+    text = " ".join((script.__doc__ or "").partition(f"--kind={kind}")[2].split())
+    assert text.startswith("; ".join(entries))

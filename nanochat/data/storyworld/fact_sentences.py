@@ -1,6 +1,6 @@
-"""All permanent facts of the world, each with the sentences that state it and the questions that ask for it.
+"""Sentences that state each fact of the world, and questions that ask for it.
 
-The facts are written down in the tables of world.py; relations.py names their properties. This file lists them.
+The facts themselves are the tables of world.py, and relations.py names their properties. `list_facts` words them all.
 """
 
 from collections.abc import Iterator
