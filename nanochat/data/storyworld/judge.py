@@ -95,7 +95,7 @@ class Judge:
             return mask
         referents = mask & (self.context.now | self.context.before)
         if not referents:
-            raise UnsoundError("nobody was named whom the pronoun can mean")
+            raise UnsoundError("no character was mentioned that the pronoun can refer to")
         self.resolved |= referents
         return referents
 
