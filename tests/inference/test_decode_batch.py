@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nanochat import engine as engine_module
 from nanochat.engine import Completion, Engine
-from nanochat.execution import calculate
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import decode_batch, kv_cache
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.sandbox.calculator import calculate
 from nanochat.tokenizer import SPECIAL_TOKENS
 from tests.support.talks import TOKENIZER
 
