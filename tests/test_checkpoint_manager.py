@@ -128,6 +128,7 @@ def _print_states_after_kills(folder: Path) -> None:
     print(json.dumps(states))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork: Linux and macOS do")
 def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
     """The last checkpoint is the old one, then from some moment on the new one; the next save removes leftovers."""

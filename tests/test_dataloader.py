@@ -223,6 +223,7 @@ BY_TIKTOKEN = HuggingFaceTokenizer(SPLIT_PATTERN, WITH_MERGES.ranks, WITH_MERGES
 BY_TIKTOKEN._encoder = TiktokenEncoder(SPLIT_PATTERN, list(WITH_MERGES.ranks), SPECIAL_TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", [WITH_MERGES, BY_TIKTOKEN], ids=["default", "tiktoken"])
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)

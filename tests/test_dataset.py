@@ -106,6 +106,7 @@ def test_a_second_import_changes_nothing_and_a_different_one_needs_overwrite(tmp
     assert import_files(source, folder) == (train, val)  # a shard that is missing is written again
 
 
+@pytest.mark.slow
 def test_a_killed_import_keeps_the_old_data_set(base_dir: Path, tmp_path: Path) -> None:
     old, folder = write_files(tmp_path / "old", a__txt="one", b__txt="two"), base_dir / "base_data"
     before = import_files(old, folder)
@@ -126,6 +127,7 @@ def test_a_killed_import_keeps_the_old_data_set(base_dir: Path, tmp_path: Path) 
     assert _names(folder) == {*load_manifest(folder).files, "manifest.json"}
 
 
+@pytest.mark.slow
 def test_two_imports_at_once_take_turns(base_dir: Path, tmp_path: Path) -> None:
     source = write_files(tmp_path / "source", **{f"t{n}__txt": text for n, text in enumerate(numbered_texts(50))})
     command = [sys.executable, "-m", "nanochat.dataset", "--source", str(source)]

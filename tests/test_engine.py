@@ -320,6 +320,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_conversion_to_bfloat16_changes_no_output() -> None:
     """In a process of its own: oneDNN must be kept from using AMX, which may be broken, before the first product."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "PYTHONPATH": str(ROOT)}

@@ -341,6 +341,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32() -> None:
     """In a separate process: AMX, which is broken on some machines, must be disabled before the first product."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "PYTHONPATH": str(ROOT)}

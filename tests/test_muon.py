@@ -54,6 +54,7 @@ for shape in [*SHAPES, (2, 128, 64)]:
 """
 
 
+@pytest.mark.slow
 def test_orthogonalize_in_bfloat16() -> None:
     """Within 3% of float64 in the Frobenius norm: four roundings of 2^-9 in each step add up to about 1%.
 

@@ -15,7 +15,7 @@ else:
 
 # Distributions whose module has another name, and those never imported: commands, plugins, what torch imports.
 MODULE_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "markdown-it-py": "markdown_it"}
-TOOLS = {"maturin", "mypy", "pip", "pytest-timeout", "ruff", "setuptools"}
+TOOLS = {"maturin", "mypy", "pip", "pytest-timeout", "pytest-xdist", "ruff", "setuptools"}
 
 
 def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[str]:

@@ -212,6 +212,7 @@ def import_all(modules: Iterable[str], home: Path, path: Path = ROOT) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_importing_does_nothing(tmp_path: Path) -> None:
     modules = [source.module for source in sources() if source.is_library and not source.module.endswith("__main__")]
     assert import_all(modules, tmp_path) in ("True\n", "False\n")

@@ -6,6 +6,8 @@ import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+import pytest
+
 from tests.architecture.test_import_order import import_graph
 from tests.support.settings import all_settings, settings
 from tests.support.sources import Source, sources
@@ -79,6 +81,7 @@ def unread_settings(files: Iterable[Source]) -> Iterator[str]:
                     yield f"{source.path}: nothing reads the setting {name} ({file.path}:{node.lineno})"
 
 
+@pytest.mark.slow
 def test_every_setting_is_read() -> None:
     complaints = list(unread_settings(sources()))
     assert not complaints, "\n" + "\n".join(complaints)

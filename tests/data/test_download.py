@@ -180,6 +180,7 @@ def test_cancelling(server: FileServer, tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_two_processes_download_it_once(server: FileServer, tmp_path: Path) -> None:
     server.faults["a"] = [die_after(300_000)]
     command = [sys.executable, "-c", PROGRAM, server.address("a"), str(tmp_path / "a")]

@@ -314,6 +314,7 @@ def gradients(micro: int, here: Runtime) -> dict[str, Tensor]:
     return result
 
 
+@pytest.mark.slow
 def test_micro_batches_and_processes_change_nothing(forker: Forker, tmp_path: Path) -> None:
     """With 1, 2 and 4 micro-batches on 1 and 2 processes, a step's gradients are those of the mean over all trained
     tokens, up to rounding."""

@@ -19,6 +19,7 @@ from tests.support.bundles import write_bundle
 bench_eval: Any = importlib.import_module("dev.bench_eval")  # dev/ is not a package
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("run_here")
 def test_bench_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = str(write_bundle(tmp_path / "bundle"))

@@ -85,6 +85,7 @@ def config(tmp_path: Path, **settings: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_every_difference_is_explained(run_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     comparisons = check.main(config(tmp_path), PlainJudge)
     assert [comparison.reason for comparison in comparisons["choice"]] == ["", "special", "cut"]

@@ -322,6 +322,7 @@ def test_setup_without_a_python(bare: Checkout, tmp_path: Path) -> None:
 # --- real scripts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_runcpu_for_real(tmp_path: Path, forker: Forker) -> None:
     """The scripts accept all flags of runcpu.sh: a tiny model on a tiny text."""

@@ -312,6 +312,7 @@ def evaluate_odd_sizes(runtime: Runtime) -> list[dict[str, Any]]:
     return [{**vars(result), "seconds": 0} for result in results]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
     forker.run_ranks(write_results, tmp_path, NANOCHAT_DTYPE="float32")
     results = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]

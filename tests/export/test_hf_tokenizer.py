@@ -64,6 +64,7 @@ def test_ids_of_shared_texts(trainer: type[Tokenizer], shared_data: Path) -> Non
         assert hf.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_every_character(hf_tokenizer: Any) -> None:
     """Each character, and some unassigned ones, next to letters, spaces and digits: both regex engines agree."""
     assigned = [i for i in range(0x110000) if unicodedata.category(chr(i)) not in ("Cn", "Co", "Cs")]

@@ -136,6 +136,7 @@ LABELS = st.one_of(
 NUMBERS = st.one_of(st.none(), st.floats(), st.integers(-(2**63), 2**63))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.dictionaries(LABELS, st.tuples(st.lists(NUMBERS, max_size=5), LABELS, LABELS), min_size=1, max_size=3))
 def test_any_names_and_numbers_are_drawn(parts: dict[str, tuple[list[Any], str, str]]) -> None:

@@ -235,6 +235,7 @@ def test_without_a_terminal_each_line_is_a_message(
     assert "\x1b" not in out
 
 
+@pytest.mark.slow
 def test_in_a_real_terminal(base_dir: Path) -> None:
     """Ctrl-C during a reply in three turns, /clear, two ways of pasting several lines, Ctrl-C at the prompt, Ctrl-D."""
     pexpect = pytest.importorskip("pexpect", reason="no pexpect: `uv pip install pexpect` (Linux and macOS)")

@@ -61,6 +61,7 @@ def test_rates() -> None:
     assert scheduled_rates(mid_train.Config(), 0, 100).lr_multiplier == 1
 
 
+@pytest.mark.slow
 def test_from_mid(run_here: Path, mixture: str) -> None:
     """Base, mid, SFT: each keeps the tag and starts with the weights of the one before; the report shows both."""
 

@@ -35,6 +35,7 @@ def endless_model(run_here: Path) -> None:
     save_checkpoint(run_dir("sft", "d1"), 7, model.state_dict(), {}, model_meta(model, RUNTIME, TOKENIZER))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("endless_model")
 def test_ctrl_c_stops_the_server_during_a_reply() -> None:
     command = [sys.executable, "-u", "-m", "scripts.chat_web", "-p", "0", "--device=cpu", "-t", "0", "-m", "4096"]
@@ -66,6 +67,7 @@ def test_a_port_in_use_is_refused() -> None:
         chat_web.main(parse(chat_web.Config, ["--host", "no.such.host.invalid"]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("base_dir")
 def test_without_a_model_the_error_says_what_to_train() -> None:
     with pytest.raises(UserError, match=r"no chat model in .*: train one with scripts.mid_train"):

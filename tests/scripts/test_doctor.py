@@ -39,6 +39,7 @@ def grades(output: str) -> dict[str, str]:
     return {line[8:20].strip(): line[:8].strip() for line in lines if line[:6].strip() in ("ok", "notice", "FAIL")}
 
 
+@pytest.mark.slow
 def test_this_machine_can_train(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
     done = run("--device=cpu")
@@ -53,6 +54,7 @@ def test_this_machine_can_train(base_dir: Path, monkeypatch: pytest.MonkeyPatch)
     assert {path.name for path in base_dir.iterdir()} <= {"cpu.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["a base folder that is a file", "an unknown dtype"])
 def test_a_fault_is_named_and_the_exit_code_is_1(base_dir: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     if fault == "an unknown dtype":

@@ -170,6 +170,7 @@ def test_flags_are_read_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cpu.cpu_flags() == set()
 
 
+@pytest.mark.slow
 def test_the_probe_and_the_allocator_work_on_this_machine() -> None:
     """The real probe returns a speed-up, and a process with the allocator's settings computes the right result."""
     program = "from nanochat.system.cpu import keep_freed_memory as k; k(); k(); print(sum([1.0] * 10**6))"

@@ -88,6 +88,7 @@ def test_the_libraries_are_those_that_are_declared() -> None:
     assert set(machine_checks.LIBRARIES) == names - {"torch", "tomli"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surplus", [0, 62])
 def test_more_threads_than_cores(surplus: int) -> None:
     num_cores = environment.num_usable_cores()
@@ -125,6 +126,7 @@ def test_bf16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "AVX512_CORE_BF16" in message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("avx512_bf16" not in cpu.cpu_flags(), reason="needs a processor with AVX512-BF16")
 def test_bf16_under_a_limit_of_the_users(base_dir: Path) -> None:
     limit = {cpu.ISA_VARIABLE: cpu.ISA_WITHOUT_AMX}
@@ -134,6 +136,7 @@ def test_bf16_under_a_limit_of_the_users(base_dir: Path) -> None:
     assert [path.name for path in base_dir.iterdir()] == ["cpu.json"]
 
 
+@pytest.mark.slow
 def test_device() -> None:
     finding = finding_in_process(machine_checks.check_device, NANOCHAT_DTYPE="float32")
     assert finding == (OK, "cpu, computing in float32")
@@ -142,11 +145,13 @@ def test_device() -> None:
     assert "'float8'" in message
 
 
+@pytest.mark.slow
 def test_attention() -> None:
     grade, message = finding_in_process(machine_checks.check_attention, NANOCHAT_DTYPE="float32")
     assert (grade == OK) == (message in ("flash kernel", "memory-efficient kernel"))
 
 
+@pytest.mark.slow
 def test_compile_needs_a_compiler(tmp_path: Path) -> None:
     has_headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
     variables = {"PATH": str(tmp_path), "CXX": ""}

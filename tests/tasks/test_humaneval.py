@@ -103,6 +103,7 @@ def test_the_program_is_extracted(name: str) -> None:
     assert names["total"]([1, 2]) == 6
 
 
+@pytest.mark.slow
 def test_correct_answers_pass_and_wrong_ones_fail(task: HumanEval) -> None:
     """In the sandbox, every form of the correct answer passes and every wrong answer fails."""
     answers = {**CORRECT, **INCORRECT}

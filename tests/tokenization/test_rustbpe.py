@@ -234,6 +234,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("texts", ENDLESS.values(), ids=ENDLESS)
 def test_ctrl_c_stops_the_training(texts: str) -> None:

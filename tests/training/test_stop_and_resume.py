@@ -373,6 +373,7 @@ def codes(results: list[Any]) -> list[int]:
 # --- the same, bit for bit -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
@@ -394,6 +395,7 @@ def test_signal(
     assert json.loads((base / "report" / "base_train.json").read_text(encoding="utf-8"))["seconds"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("step", [3, 6])
 def test_from_a_step(pool: Pool, base: Path, reference: Any, world_size: int, step: int) -> None:
@@ -408,6 +410,7 @@ def test_from_a_step(pool: Pool, base: Path, reference: Any, world_size: int, st
     assert without_speed(results[0]["history"]) == without_speed(whole.results[0]["history"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_compiled(pool: Pool, base: Path, reference: Any, world_size: int) -> None:
     whole = reference(world_size, compile="on")
@@ -420,6 +423,7 @@ def test_compiled(pool: Pool, base: Path, reference: Any, world_size: int) -> No
 
 
 # The second save of the run, that of step 6: torn files, whole files without their final name, and after the rename.
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [["write", 3], ["write", 4], ["rename", 2], ["rename", 3]])
 def test_killed_while_saving(pool: Pool, base: Path, reference: Any, moment: list[Any]) -> None:
     whole = reference(1)
@@ -432,6 +436,7 @@ def test_killed_while_saving(pool: Pool, base: Path, reference: Any, moment: lis
     assert [path.name for path in checkpoints(base).iterdir()] == ["step_000008"]
 
 
+@pytest.mark.slow
 def test_one_of_two_killed(pool: Pool, base: Path, reference: Any) -> None:
     """kill -9 of the process that does not save ends the other one, too; the run resumes from the last checkpoint."""
     whole = reference(2)
@@ -469,6 +474,7 @@ def step_rows(results: list[Any], step: int) -> list[tuple[int, ...]]:
     return sorted(tuple(row) for result in results for row in result["rows"][step])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "batch_size"), [(1, 3), (1, 2), (3, 2), (3, 1)])
 def test_another_number_of_processes(pool: Pool, base: Path, reference: Any, processes: int, batch_size: int) -> None:
     """Written by 2 processes, resumed by 1 and by 3: no document skipped or repeated, losses equal to rounding.
@@ -558,6 +564,7 @@ def test_ctrl_c_in_the_last_evaluation(pool: Pool, base: Path, reference: Any) -
     assert (base / "report" / "base_train.json").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_compiling(pool: Pool, base: Path) -> None:
     [result] = pool.run(base, [{"interrupt": ["compile", 1]}], compile="on")
     assert (result["code"], result["err"]) == (130, "interrupted\n")
@@ -632,6 +639,7 @@ def _none(base: Path) -> None:
     shutil.rmtree(checkpoints(base))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "settings", "words"),
     [
@@ -657,6 +665,7 @@ def test_what_cannot_be_resumed(pool: Pool, base: Path, reference: Any, change: 
     assert result["err"].count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_disk_that_is_full(pool: Pool, base: Path, reference: Any, world_size: int) -> None:
     """One clear line from every process, none of which waits for another; earlier checkpoints are unchanged."""

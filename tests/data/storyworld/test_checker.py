@@ -16,6 +16,7 @@ from nanochat.data.storyworld.world import PLACES, THINGS
 from tests.support.stories import SPLITS, sample_documents, sample_without_notes
 
 
+@pytest.mark.slow
 def test_everything_the_writer_writes_is_sound() -> None:
     unsound = [
         verdict
@@ -299,6 +300,7 @@ def change_verb_form(rng: random.Random, words: list[str]) -> list[str]:
     return [*words[:i], inflect(lemma_of[words[i]], rng.choice(["past", "ger", "s", "base"])), *words[i + 1 :]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutate", "min_rejected"),
     [

@@ -26,6 +26,7 @@ def test_facts_are_many_and_true() -> None:
             assert [verdict.reason for verdict in check_text(sentence)] == [""], sentence
 
 
+@pytest.mark.slow
 def test_every_fact_recurs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is stated at least 8 times in 1.5 million words, counted by the narrator's calls."""
     statements = {
@@ -48,6 +49,7 @@ def test_every_fact_recurs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rarest[0] >= 8 * num_words / 1.5e6, rarest
 
 
+@pytest.mark.slow
 def test_most_facts_occur_word_for_word() -> None:
     """In 10,000 documents, without counting pronouns and other wordings."""
     sentences = set(re.findall(r"[A-Z][^.!?\"\n]*\.", "\n".join(sample_documents("train", 20_000)[:10_000])))
@@ -55,6 +57,7 @@ def test_most_facts_occur_word_for_word() -> None:
     assert num_literal >= 0.7 * len(list_facts())
 
 
+@pytest.mark.slow
 def test_no_two_sentences_contradict() -> None:
     """In all plain statements of a home, a favorite food or a color, each subject has one value."""
     text = " ".join(sample_documents("train", 20_000)[:3000])

@@ -29,6 +29,7 @@ def name_and_noun_patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 # --- variety ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sentences_have_many_shapes() -> None:
     """A shape is a sentence with its names and nouns masked."""
     names, nouns = name_and_noun_patterns()
@@ -77,6 +78,7 @@ def test_notes_are_a_third_of_the_documents_and_sound() -> None:
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_splits_share_no_document() -> None:
     documents = {
         split: {text for seed in (0, 1) for text in sample_documents(split, 300 if split != "train" else 3000, seed)}

@@ -73,6 +73,7 @@ def test_the_search_for_held_out_facts_finds_them() -> None:
     assert stated_held_out_facts(conversation) == [fact]
 
 
+@pytest.mark.slow
 def test_held_out_facts_are_in_the_base_text() -> None:
     """Word for word and by full name, in present or past; other wordings ("he", "the fox") are not counted."""
     texts = []
