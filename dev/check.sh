@@ -16,7 +16,13 @@ ruff check .
 
 # One worker for each core, if all tests run: a few tests are faster without.
 workers=()
-[ $# -gt 0 ] || workers=(-n logical --maxprocesses=8)
+if [ $# -eq 0 ]; then
+    if python -c 'import xdist' 2>/dev/null; then
+        workers=(-n logical --maxprocesses=8)
+    else
+        echo "NOTICE: pytest-xdist is not installed, so the tests run on one core: dev/setup.sh installs it"
+    fi
+fi
 
 # The types are checked while the tests run.
 types=$(mktemp)
