@@ -101,6 +101,7 @@ def test_unused_rows_stay() -> None:
     assert torch.equal(weights, torch.ones(4))
 
 
+@pytest.mark.slow
 def test_compiles_once() -> None:
     graphs = []
 

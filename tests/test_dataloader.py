@@ -136,6 +136,7 @@ def test_the_rows_are_the_stream(world_size: int, lengths: list[int], batch_size
 @pytest.mark.usefixtures("refill")
 @given(lengths=LENGTHS, world_size=st.integers(1, 3), next_size=st.integers(1, 3), sequence_len=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 def test_resumes_at_every_cursor(lengths: list[int], world_size: int, next_size: int, sequence_len: int) -> None:
     """From the cursor of any batch, and with any number of processes, the stream continues with the next token."""
     texts = texts_of(lengths)

@@ -143,6 +143,7 @@ def test_a_width_that_does_not_divide_by_the_heads_is_refused() -> None:
         GPTConfig.from_depth(6, vocab_size=8192, sequence_len=4096, head_dim=64),  # mostly attention
     ],
 )
+@pytest.mark.slow
 def test_flops_agree_with_torchs_counter(config: GPTConfig) -> None:
     with torch.device("meta"):
         model = GPT(config)

@@ -153,6 +153,7 @@ def test_computes_no_gradient() -> None:
     assert all(param.grad is None for param in model.parameters())
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(forker: Forker, tmp_path: Path) -> None:
     """Each scores every second row of an odd number, and both get the whole result; of one row rank 1 has none."""
     forker.run_ranks(write_scores, tmp_path, NANOCHAT_DTYPE="float32")

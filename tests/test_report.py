@@ -210,6 +210,7 @@ TALKS = st.builds(
         }
     )
 )
+@pytest.mark.slow
 def test_no_section_breaks_the_report(section: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", folder)

@@ -128,6 +128,7 @@ def wait_until_free(service: ChatService, engine: KeywordEngine) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_conversation(page: Page, server: tuple[str, ChatService, KeywordEngine]) -> None:
     box = page.get_by_label("Your message")
     expect(box).to_be_focused()
@@ -149,6 +150,7 @@ def test_a_conversation(page: Page, server: tuple[str, ChatService, KeywordEngin
     assert server[2].calls[-1][1] == SamplingParams(0.7, top_k=40, max_tokens=300, seed=None)
 
 
+@pytest.mark.slow
 def test_a_reply_streams_and_stops(page: Page, server: tuple[str, ChatService, KeywordEngine]) -> None:
     _, service, engine = server
     ask(page, "something long")
@@ -171,6 +173,7 @@ def test_a_reply_streams_and_stops(page: Page, server: tuple[str, ChatService, K
     )  # the beginning of the stopped reply stays in the history
 
 
+@pytest.mark.slow
 def test_a_reply_stopped_before_its_first_token_undoes_the_message(
     page: Page, server: tuple[str, ChatService, KeywordEngine]
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_tool_call(page: Page, server: tuple[str, ChatService, KeywordEngine],
     assert "<|python_start|><b>1</b> / 0<|python_end|>I do not know." in history
 
 
+@pytest.mark.slow
 def test_text_of_models_and_users_is_never_html(page: Page) -> None:
     ask(page, f"attack {ATTACK}")
     assert last_reply(page) == ATTACK
@@ -211,6 +215,7 @@ def test_text_of_models_and_users_is_never_html(page: Page) -> None:
     assert page.evaluate("window.hit") is None
 
 
+@pytest.mark.slow
 def test_an_injected_script_would_not_run_either(page: Page) -> None:
     page.evaluate("""document.body.insertAdjacentHTML("beforeend", '<img src="x" onerror="window.hit = 3">')""")
     page.evaluate("""document.body.append(Object.assign(document.createElement("script"), {text: "window.hit = 4"}))""")
@@ -218,6 +223,7 @@ def test_an_injected_script_would_not_run_either(page: Page) -> None:
     assert page.evaluate("window.hit") is None
 
 
+@pytest.mark.slow
 def test_a_stream_that_arrives_byte_by_byte(page: Page) -> None:
     page.evaluate(SPLIT_STREAM)
     ask(page, "€🙂 attack")
@@ -243,6 +249,7 @@ def test_the_event_buffer(page: Page) -> None:
     assert results == ['[["a","b\\nc","d"],"data: rest"]']
 
 
+@pytest.mark.slow
 def test_a_new_conversation(page: Page, server: tuple[str, ChatService, KeywordEngine]) -> None:
     ask(page, "first")
     last_reply(page)
@@ -256,6 +263,7 @@ def test_a_new_conversation(page: Page, server: tuple[str, ChatService, KeywordE
     assert "first" not in server[2].tokenizer.decode(server[2].calls[-1][0])
 
 
+@pytest.mark.slow
 def test_a_refused_message_is_kept_in_the_input(page: Page) -> None:
     ask(page, "x" * 8001)
     alert = page.get_by_role("alert")
@@ -271,6 +279,7 @@ def test_a_refused_message_is_kept_in_the_input(page: Page) -> None:
     expect(alert).to_have_text("top_k is 500: must be a whole number from 1 to 200")
 
 
+@pytest.mark.slow
 def test_the_beginning_of_a_failed_reply_stays(page: Page) -> None:
     ask(page, "this breaks")
     expect(page.get_by_role("alert")).to_contain_text("the reply failed")
@@ -279,6 +288,7 @@ def test_the_beginning_of_a_failed_reply_stays(page: Page) -> None:
     expect(page.get_by_text("The reply is empty.")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_long_conversation_is_sent_without_its_beginning(
     page: Page, server: tuple[str, ChatService, KeywordEngine]
 ) -> None:
@@ -296,6 +306,7 @@ def test_a_long_conversation_is_sent_without_its_beginning(
 
 @pytest.mark.parametrize("width", [320, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_the_page_fits_the_screen(
     browser: Browser, server: tuple[str, ChatService, KeywordEngine], tmp_path: Path, width: int, scheme: str
 ) -> None:

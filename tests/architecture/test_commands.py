@@ -36,6 +36,7 @@ def wrong_commands(name: str, text: str, files: Iterable[Source]) -> Iterator[st
                 yield f"{name}: {module} has no {flag}"
 
 
+@pytest.mark.slow
 def test_written_commands_exist() -> None:
     written = [
         *((name, text) for name, text in texts().items() if name.endswith((".md", ".sh"))),

@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
+import pytest
+
 from tests.support.sources import PACKAGES, Source, imports, sources, texts
 
 if sys.version_info >= (3, 11):
@@ -41,6 +43,7 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
     yield from (f"pyproject.toml: nothing imports {name}" for name in sorted(unused))
 
 
+@pytest.mark.slow
 def test_dependencies() -> None:
     complaints = list(dependency_complaints(texts()["pyproject.toml"], sources()))
     assert not complaints, "\n" + "\n".join(complaints)

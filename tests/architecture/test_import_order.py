@@ -218,6 +218,7 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     assert import_all(modules, tmp_path) in ("True\n", "False\n")
 
 
+@pytest.mark.slow
 def test_what_starts_without_torch(tmp_path: Path) -> None:
     names = [name if name == "tasks" else f"nanochat.{name}" for name in WITHOUT_TORCH]
     modules = [source.module for source in sources() if source.is_library]

@@ -14,6 +14,7 @@ bench_train: Any = importlib.import_module("dev.bench_train")  # dev is not a pa
 
 
 @pytest.mark.usefixtures("run_here")
+@pytest.mark.slow
 def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
     config = bench_train.Config(
         device="cpu",

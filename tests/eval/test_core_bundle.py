@@ -94,6 +94,7 @@ def test_a_zip_file_is_like_its_folder(tmp_path: Path) -> None:
             read_bundle(path)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_no_traceback(tmp_path: Path) -> None:
     """With any bit of a zip file flipped, the bundle is read or refused by a UserError of one line."""
     tasks = {"a": ("language_modeling", [{"context": "a", "continuation": "b"}])}

@@ -28,6 +28,7 @@ def checkpoints(run_here: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "tag", "step"), [("d1", "d1", 10), ("d1:5", "d1", 5), ("d2:", "d2", 7)])
 @pytest.mark.usefixtures("checkpoints")
+@pytest.mark.slow
 def test_a_checkpoint_by_its_tag_and_step(name: str, tag: str, step: int) -> None:
     model = EvalModel.from_name(name, CPU, 100)
     assert (model.name, model.file_name) == (f"{tag}:{step}", f"{tag}_{step:06d}")
@@ -42,6 +43,7 @@ def test_the_deepest_model_is_the_default() -> None:
 
 
 @pytest.mark.usefixtures("checkpoints")
+@pytest.mark.slow
 def test_a_folder_by_its_path(tmp_path: Path) -> None:
     folder = export_hf.main(export_hf.Config(out=tmp_path / "an export"))
     model = EvalModel.from_name(str(folder), CPU, 100)

@@ -196,6 +196,7 @@ def own_code(folder: Path) -> str:
         (own_code, "cannot be loaded: .*(trust_remote_code|custom code)"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_refused(make_folder: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a UserError of one line."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

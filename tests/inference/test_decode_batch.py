@@ -137,6 +137,7 @@ def test_samples_with_calls_at_different_steps_equal_the_slow_generator(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.slow
 def test_prompts_of_many_lengths_equal_the_slow_generator(model: GPT, batch_size: int) -> None:
     prompts = [*random_prompts(30, 40), [BOS] * model.config.sequence_len, [9]]
     completions = Engine(model, TOKENIZER).generate_many(
@@ -170,6 +171,7 @@ def test_prefill_groups_are_as_large_as_allowed(lengths: list[int]) -> None:
 # Sampling
 
 
+@pytest.mark.slow
 def test_a_completion_does_not_depend_on_its_batch(model: GPT) -> None:
     prompts = random_prompts(12, 30)
     engine = Engine(model, TOKENIZER)

@@ -70,6 +70,7 @@ def test_curves_share_axes_if_their_labels_are_the_same(tmp_path: Path) -> None:
     assert three == (2 * single[0], 2 * single[1], 3)
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     x = list(range(200))
     whole = blue(pixels({"loss": curve(x, [float(i) for i in x])}, tmp_path))

@@ -193,6 +193,7 @@ def named_parameters(optimizer: Optimizer) -> list[tuple[str, torch.nn.Parameter
     return [pair for bucket in optimizer.buckets for pair in zip(bucket.names, bucket.params, strict=True)]
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_step(forker: Forker, run_here: Path, tmp_path: Path) -> None:
     """Three prompts on two processes: equal completions and metrics, gradients equal to rounding."""
     save_sft_model(run_here)

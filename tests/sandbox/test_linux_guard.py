@@ -20,6 +20,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.slow
 def test_hostile_program(name: str, targets: Targets) -> None:
     targets.check(name, "no namespaces", PROGRAMS)
 

@@ -64,6 +64,7 @@ def run(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_finds_the_right_policy(run: Callable[..., Any], run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From one completion in 265 x 265 to nearly all: the letter that the question asks for, then the end token."""
     state = run(eval_every=40, eval_samples=16)

@@ -15,6 +15,7 @@ from nanochat.data.storyworld.world import CHARACTERS
 from tests.support.stories import sample_documents
 
 
+@pytest.mark.slow
 def test_facts_are_many_and_true() -> None:
     facts = list_facts()
     assert len({(fact.subject, fact.property) for fact in facts}) == len(facts) >= 400

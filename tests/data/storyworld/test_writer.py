@@ -46,6 +46,7 @@ def test_sentences_have_many_shapes() -> None:
     assert {"#", "@"} <= set("".join(shapes)), "the masks are used"
 
 
+@pytest.mark.slow
 def test_words_are_many_and_none_is_rare() -> None:
     texts = sample_documents("train", 20_000)
     words = Counter(word.lower() for text in texts for word in re.findall(r"[A-Za-z']+", text))

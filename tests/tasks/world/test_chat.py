@@ -15,6 +15,7 @@ from tasks.world.common import facts_in_split
 from tests.support.world_tasks import CHAT_TASK, HELD_OUT_FACTS, chat_conversations, contents, past_sentences
 
 
+@pytest.mark.slow
 def test_answers_admit_not_to_know_strangers() -> None:
     with_strangers = [row for row in chat_conversations() if "do not know" in json.dumps(row["messages"])]
     assert 0.02 < len(with_strangers) / len(chat_conversations()) < 0.15

@@ -54,6 +54,7 @@ def test_two_facts_that_answer_each_other_are_on_the_same_side() -> None:
 
 
 @pytest.mark.parametrize("task", TRAINING_TASKS, ids=lambda task: task.name)
+@pytest.mark.slow
 def test_training_neither_asks_for_nor_states_a_held_out_fact(task: Task) -> None:
     conversations = list(task)
     questions = {question for conversation in conversations for question in contents(conversation, "user")}

@@ -102,6 +102,7 @@ def test_hard_problems_contain_no_solution(shape: str) -> None:
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_train_and_test_share_no_numbers() -> None:
     """In the texts: the numbers of a training problem, in any order, are those of no test problem."""
     pairs: list[tuple[Task, Task]] = [(word_problems("train"), word_problems("test"))]
