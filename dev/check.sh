@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The fast checks, to run after every edit: format, lint, types, and the tests that are not marked slow.
 #
-#     bash dev/check.sh                              # under two minutes on two cores
+#     bash dev/check.sh                              # a few minutes on two cores
 #     bash dev/check.sh tests/training -k schedule   # the arguments go to pytest
 #
 # Stops at the first check that fails. It uses the environment that dev/setup.sh has created. dev/test.sh runs every test and the
