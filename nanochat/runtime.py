@@ -103,7 +103,7 @@ class Runtime:
         """Return True, on all ranks, if `flag` is True on any rank."""
         if self.world_size == 1:
             return flag
-        return bool(self.all_reduce(torch.tensor([float(flag)], device=self.device)).item())
+        return bool(self.all_reduce(torch.full((), float(flag), device=self.device)).item())
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank; it must be picklable."""

@@ -188,7 +188,8 @@ def prefill_prefix(
     _, output = model.predict(idx, first, first, use_cache=True, **prefix_kwargs)
     cache = output.past_key_values
     examples = torch.arange(len(prefixes), device=device)
-    examples = examples.repeat_interleave(torch.tensor(num_rows, device=device))  # (E,) -> (B,)
+    repeats = torch.tensor(num_rows, device=device)
+    examples = examples.repeat_interleave(repeats, output_size=sum(num_rows))  # (E,) -> (B,)
     cache.reorder_cache(examples)
     return {
         "past_key_values": cache,

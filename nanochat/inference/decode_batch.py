@@ -42,7 +42,9 @@ class DecodeBatch:
                 self.cache.copy_prefix(first_row, count, prefix_cache, prefix_row)
                 first_row += count
             repeats = torch.tensor(counts[group], device=model.device)
-            logits.append(model.logits(hidden).repeat_interleave(repeats, 0))  # (P, C) -> (P, V) -> (rows, V)
+            num_rows = sum(counts[group])  # without it, repeat_interleave would wait for the device to add them up
+            last = model.logits(hidden).repeat_interleave(repeats, 0, output_size=num_rows)
+            logits.append(last)  # (P, C) -> (P, V) -> (rows, V)
         self.logits = torch.cat(logits)  # (B, V)
 
     def _prefill(self, prompts: Sequence[list[int]]) -> tuple[KVCache, Tensor]:
