@@ -92,6 +92,10 @@ class TimedOptimizer:
         self.start = 0.0
         self.end = 0.0
 
+    def overlap_next_backward(self) -> None:
+        """Announce the last backward pass of a step."""
+        self.optimizer.overlap_next_backward()
+
     def step(self, lr_multiplier: float, momentum: float) -> Tensor:
         """Take the optimizer's step."""
         self.start = self.now()

@@ -10,6 +10,7 @@ Letters in shape comments: B rows of a micro-batch, T tokens of a row.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -29,12 +30,17 @@ from nanochat.runtime import Runtime
 Metrics = dict[str, float]
 Forward = Callable[..., Tensor]  # a model, compiled or not
 StopSignal = Callable[[], int]  # returns the number of the signal that asked this process to stop, or 0
+WARM_UP_STEPS = 10  # of a process, after which `run_loop` exempts the objects alive from garbage collection
 
 
 class StepOptimizer(Protocol):
     """The part of an `Optimizer` that the loop uses."""
 
     runtime: Runtime
+
+    def overlap_next_backward(self) -> None:
+        """Announce the last backward pass of a step: gradients may be reduced while it still runs."""
+        ...
 
     def step(self, lr_multiplier: float, momentum: float, /) -> Tensor:
         """Update the weights from the gradients; return the gradient's norm before clipping, a 0-dim tensor."""
@@ -106,23 +112,45 @@ def run_loop(
     """
     # When a run resumes, the events that follow the checkpoint of its last step have not run yet.
     pending = [event for event in events if not event.saves] if state.step or should_evaluate_first else []
-    while True:
-        is_last = is_done()
-        for event in pending:
-            if event.is_due(state, is_last):
-                log(state, dict(event.run(state)))
-                if is_last and not state.stopped:  # a signal during this event; no step follows that would see it
-                    signal_number = stop()
-                    state.stopped = agreed_stop(signal_number, runtime.any_rank(signal_number > 0))
-        if state.stopped or is_last:
-            return state
-        start = time.perf_counter()
-        metrics = take_step()
-        state.step += 1
-        elapsed = time.perf_counter() - start
-        state.seconds += elapsed
-        log(state, {**metrics, "step_seconds": elapsed})
-        pending = list(events)
+    last_warm_up_step = state.step + WARM_UP_STEPS
+    with frozen_heap() as freeze:
+        while True:
+            is_last = is_done()
+            for event in pending:
+                if event.is_due(state, is_last):
+                    log(state, dict(event.run(state)))
+                    if is_last and not state.stopped:  # a signal during this event; no step follows that would see it
+                        signal_number = stop()
+                        state.stopped = agreed_stop(signal_number, runtime.any_rank(signal_number > 0))
+            if state.stopped or is_last:
+                return state
+            start = time.perf_counter()
+            metrics = take_step()
+            state.step += 1
+            elapsed = time.perf_counter() - start
+            state.seconds += elapsed
+            log(state, {**metrics, "step_seconds": elapsed})
+            if state.step == last_warm_up_step:
+                freeze()
+            pending = list(events)
+
+
+@contextmanager
+def frozen_heap() -> Iterator[Callable[[], None]]:
+    """Context manager in which a call of the yielded function exempts all objects alive from garbage collection.
+
+    A full collection visits every object of the program, half a million of them once the compiler is loaded. It takes
+    half a second, at a random step, while the other processes wait for this one.
+    """
+
+    def freeze() -> None:
+        gc.collect()  # what is garbage now would be kept until the end
+        gc.freeze()
+
+    try:
+        yield freeze
+    finally:
+        gc.unfreeze()
 
 
 def train(
@@ -180,19 +208,21 @@ def step(
     num_trained = runtime.all_reduce(torch.stack([(batch.targets != -1).sum() for batch in micro_batches]).sum())
     scale = runtime.world_size / num_trained.clamp(min=1)  # the optimizer averages gradients over the processes
     loss_sum = torch.zeros((), device=runtime.device)
-    for batch in micro_batches:
+    for index, batch in enumerate(micro_batches, start=1):
+        if index == len(micro_batches):
+            optimizer.overlap_next_backward()
         loss = model(batch.inputs, batch.targets, loss_reduction="sum")  # (B, T), (B, T) -> ()
         (loss * scale).backward()
         loss_sum += loss.detach()
     # One reduction carries the loss and the request to stop, so that all processes stop after the same step.
     signal_number = stop()
-    loss_sum, num_stops = runtime.all_reduce(
-        torch.stack([loss_sum, torch.tensor(float(signal_number), device=runtime.device)])
-    )
+    loss_sum, num_stops = runtime.all_reduce(torch.stack([loss_sum, torch.full_like(loss_sum, signal_number)]))
     grad_norm = optimizer.step(rates.lr_multiplier, rates.momentum)
     optimizer.zero_grad()
-    mean_loss = loss_sum / num_trained.clamp(min=1)
-    return mean_loss.item(), grad_norm.item(), agreed_stop(signal_number, num_stops.item() > 0)
+    # The only wait for the device in a step: all of its results in one transfer, after its last kernel is queued.
+    results = torch.stack([loss_sum / num_trained.clamp(min=1), grad_norm, num_stops])  # (3,)
+    mean_loss, norm, stops = results.tolist()
+    return mean_loss, norm, agreed_stop(signal_number, stops > 0)
 
 
 def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) -> None:

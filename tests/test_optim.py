@@ -88,7 +88,9 @@ def _runtime(rank: int = 0, world_size: int = 1, dtype: torch.dtype = torch.floa
     return Runtime(rank=rank, local_rank=rank, world_size=world_size, device=cpu, compute_dtype=dtype, seed=0)
 
 
-def _train(model: Toy, optimizer: Optimizer, steps: range, rank: int = 0, world_size: int = 1) -> list[float]:
+def _train(
+    model: Toy, optimizer: Optimizer, steps: range, rank: int = 0, world_size: int = 1, overlap: bool = True
+) -> list[float]:
     """Take steps on this process's rows, one micro-step for each row. Return the norms before clipping."""
     num_rows = ROWS // world_size
     rows = slice(rank * num_rows, (rank + 1) * num_rows)
@@ -97,6 +99,8 @@ def _train(model: Toy, optimizer: Optimizer, steps: range, rank: int = 0, world_
         idx, targets = (tensor[rows] for tensor in _batch(step))
         optimizer.zero_grad()
         for row in range(num_rows):
+            if overlap and row == num_rows - 1:
+                optimizer.overlap_next_backward()
             (model(idx[row : row + 1], targets[row : row + 1]) / num_rows).backward()
         norms.append(float(optimizer.step(*_schedule(step))))
     return norms
@@ -135,9 +139,36 @@ def one_process(folder: Path) -> None:
         results[precision]["resumed"] = _weights(model)
         shards = [shard for bucket in optimizer.buckets for shard in bucket.state.values()]
         results[precision]["state_numel"] = sum(shard.numel() for shard in shards)
+    modes = ("none", "backward", "shuffled") if world_size > 1 else ("none", "backward")
+    results["overlap"] = {mode: _overlapping_run(rank, world_size, mode) for mode in modes}
     torch.save(results, folder / f"world{world_size}_rank{rank}.pt")
     if world_size > 1:
         dist.destroy_process_group()
+
+
+def _overlapping_run(rank: int, world_size: int, overlap: str) -> dict[str, Any]:
+    """Take three steps that start their reductions in `step` ("none"), in the backward pass, or when the gradients are
+    reported in an order that differs from process to process ("shuffled").
+
+    Returns weights, norms and the number of reductions that had started before each `step`.
+    """
+    model = Toy()
+    optimizer = build_optimizer(model, _runtime(rank, world_size), SETTINGS)
+    num_started = []
+    plain_step = optimizer.step
+
+    def step(*rates: float) -> Tensor:
+        if overlap == "shuffled":
+            optimizer.overlap_next_backward()
+            params = list(model.parameters())
+            for index in torch.randperm(len(params), generator=torch.Generator().manual_seed(rank)):
+                optimizer.reductions._on_gradient(params[index])
+        num_started.append(optimizer.reductions.num_started)
+        return plain_step(*rates)
+
+    optimizer.step = step  # type: ignore[method-assign]
+    norms = _train(model, optimizer, range(3), rank, world_size, overlap == "backward")
+    return {"weights": _weights(model), "norms": norms, "num_started": num_started}
 
 
 @dataclass
@@ -221,6 +252,19 @@ def test_processes_agree(runs: Runs, world_size: int, precision: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_overlapping_changes_nothing(runs: Runs, world_size: int) -> None:
+    """Bit for bit, and whatever the order in which the processes complete their gradients."""
+    for result in runs.results[world_size]:
+        plain = result["overlap"]["none"]
+        for overlap, other in result["overlap"].items():
+            assert _distance(other["weights"], plain["weights"]) == 0
+            assert other["norms"] == plain["norms"]
+            # Six large matrices, the two small ones together, two tables, and the small tables together.
+            assert other["num_started"] == [0 if overlap == "none" or world_size == 1 else 10] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_each_process_keeps_its_shard(runs: Runs, world_size: int) -> None:
     """A shard of the tall and the wide stack and of the two tables, and the whole state of the small parameters."""
     matrices, numbers = math.ceil(3 / world_size), math.ceil(101 * 25 / world_size)
@@ -254,6 +298,49 @@ def test_resumes_from_the_state_of_two_processes(runs: Runs, world_size: int, pr
     assert _distance(result["reloaded_state"], runs.half[precision]["state"]) == 0
     uninterrupted = runs.results[2][0][precision]["weights"]
     assert _distance(result["resumed"], uninterrupted) <= (0 if world_size == 2 else TOLERANCE[precision])
+
+
+def test_reductions_start_in_the_order_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of many processes: head, blocks and embedding, each gradient at once, and only in the last backward pass."""
+    calls: list[tuple[str, int]] = []
+
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def collective(name: str) -> Callable[..., Done]:
+        def call(*tensors: Tensor, **_: object) -> Done:
+            calls.append((name, tensors[-1].numel()))
+            return Done()
+
+        return call
+
+    for name in ("reduce", "reduce_scatter_tensor", "all_reduce", "all_gather_into_tensor"):
+        monkeypatch.setattr(dist, name, collective(name))
+    model = GPT(GPTConfig(sequence_len=8, vocab_size=64, n_layer=2, n_head=2, n_kv_head=1, n_embd=48))
+    model.init_weights()
+    optimizer = build_optimizer(model, _runtime(0, 8), SETTINGS)
+    idx = torch.zeros(1, 8, dtype=torch.int64)
+    model(idx, idx).backward()
+    assert not calls
+    optimizer.overlap_next_backward()
+    model(idx, idx).backward()
+    block = [("reduce", numel) for numel in (4 * 48 * 48, 4 * 48 * 48, 48 * 48, 24 * 48, 24 * 48, 48 * 48)]
+    table = [("reduce_scatter_tensor", 64 * 48)]
+    assert calls == [*table, *block, *block, *table]
+    optimizer.zero_grad()
+    with pytest.raises(AssertionError, match="has no gradient"):
+        optimizer.step(1.0, 0.9)
+
+
+def test_a_second_gradient_after_the_reduction_is_refused() -> None:
+    """As from a layer that runs its own backward passes inside the backward pass."""
+    model, _ = _toy_optimizer()
+    optimizer = build_optimizer(model, _runtime(0, 8), SETTINGS)
+    optimizer.overlap_next_backward()
+    optimizer.reductions._on_gradient(model.embed)
+    with pytest.raises(AssertionError, match="added to after its reduction"):
+        optimizer.reductions._on_gradient(model.embed)
 
 
 def _toy_optimizer(**settings: Any) -> tuple[Toy, Optimizer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,12 +12,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
-from nanochat.train import Event, LoopState, Metrics, Rates, run_loop, step, stop_requests, train, warm_up
+from nanochat.train import (
+    WARM_UP_STEPS,
+    Event,
+    LoopState,
+    Metrics,
+    Rates,
+    run_loop,
+    step,
+    stop_requests,
+    train,
+    warm_up,
+)
 from tests.support.models import random_model
 
 ROWS, T, V = 8, 6, 20
@@ -145,6 +158,33 @@ def test_gradients_do_not_leak_into_the_next_step() -> None:
     assert all(param.grad is None for param in model.parameters())
 
 
+def test_no_wait_for_a_single_number() -> None:
+    """The results of a step leave the device together: `item` and `float` of a tensor would each wait for it."""
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            operators.append(func.name())
+            return func(*args, **kwargs or {})
+
+    operators: list[str] = []
+    model = tiny_model()
+    optimizer = tiny_optimizer(model)
+    with Recorder():
+        step(model, optimizer, micro_batches(2), Rates(1.0, 0.9), lambda: 0)
+    assert "aten::mm" in operators
+    assert "aten::_local_scalar_dense" not in operators
+
+
+def test_the_last_backward_pass_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    model = tiny_model()
+    optimizer = tiny_optimizer(model)
+    monkeypatch.setattr(optimizer, "overlap_next_backward", lambda: calls.append("last"))
+    model.register_forward_pre_hook(lambda *_: calls.append("forward"))
+    step(model, optimizer, micro_batches(4), Rates(1.0, 0.9), lambda: 0)
+    assert calls == ["forward"] * 3 + ["last", "forward"]
+
+
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +266,25 @@ def test_a_signal_stops_after_the_step(signal_number: int) -> None:
     assert len(log.values("loss")) == 2
     assert calls == [("bpb", 1), ("save", 2)]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_no_garbage_collection_of_old_objects_after_warm_up() -> None:
+    """Objects that exist after the warm-up are exempt until the run ends, however it ends."""
+    counts: list[int] = []
+
+    def record(state: LoopState) -> Metrics:
+        counts.append(gc.get_freeze_count())
+        if state.step == WARM_UP_STEPS + 2:
+            raise ArithmeticError("an evaluation failed")
+        return {}
+
+    gc.unfreeze()
+    with pytest.raises(ArithmeticError):
+        run(WARM_UP_STEPS + 3, [Event(1, record)])
+    assert counts[: WARM_UP_STEPS - 1] == [0] * (WARM_UP_STEPS - 1)
+    assert len(counts) == WARM_UP_STEPS + 2
+    assert min(counts[WARM_UP_STEPS - 1 :]) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_an_exception_restores_the_handlers() -> None:
