@@ -159,7 +159,7 @@ class Bucket:
         # matrices with owners), then as packed weights. `grads` (P / N, *unit): the summed gradients of this shard;
         # without sharding, `buffer` itself.
         self.buffer = self.grads = first.new_empty(0)
-        self.works: list[dist.Work] = []
+        self.works: list[dist.Work | None] = []  # None: this process takes no part
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """Stack tensors of the parameters' shapes into one tensor (P, *unit).
@@ -246,7 +246,8 @@ class Bucket:
     def wait(self) -> None:
         """Wait for the pending communication, if any."""
         for work in self.works:
-            work.wait()
+            if work is not None:
+                work.wait()
         self.works.clear()
 
     def gather_state(self, name: str) -> list[Tensor]:
