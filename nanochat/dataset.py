@@ -32,7 +32,7 @@ from tqdm import tqdm
 from nanochat import report
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.data.download import download_all
+from nanochat.data.download import download_all, hub_address
 from nanochat.data.import_text import TextFiles
 from nanochat.data.shards import (
     Documents,
@@ -174,7 +174,7 @@ def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     missing = [name for name in names if name not in infos]
     if missing:
         _copy_from_mirror(missing, folder)
-        root = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/datasets/{HUB_REPOSITORY}/resolve/main"
+        root = f"{hub_address()}/datasets/{HUB_REPOSITORY}/resolve/main"
         print0(f"downloading {len(missing)} shards from {root} (without internet: --source storyworld)")
         files = [(f"{root}/{name}", folder / name) for name in missing]
         infos.update(zip(missing, download_all(files, config.workers, _checked_shard_info), strict=True))

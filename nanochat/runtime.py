@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,8 +18,10 @@ from nanochat.system.console import print0
 from nanochat.system.cpu import keep_freed_memory, measure_bf16_speedup
 from nanochat.system.environment import num_usable_cores
 from nanochat.system.errors import UserError
+from nanochat.system.gpu import find_gpu_problem, num_usable_gpus, use_expandable_segments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DEFAULT_TIMEOUT_SECONDS = 1800.0
 T = TypeVar("T")
 
 
@@ -35,20 +41,28 @@ class Runtime:
         """Join the other processes (under torchrun), choose device and compute dtype, seed torch.
 
         `device`: auto, cpu, cuda or mps. Matrix products run in bf16 where that is faster, else in float32;
-        `$NANOCHAT_DTYPE` (float32 or bfloat16) overrides this. Raises `UserError` for a device that is not available.
+        `$NANOCHAT_DTYPE` (float32 or bfloat16) overrides this. Raises `UserError` for a device that is not available,
+        and for "auto" under torchrun if the machine has GPUs that torch cannot use; one process prints a warning.
         """
         rank = int(os.environ.get("RANK", "0"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         chosen = resolve_device(device, local_rank)
+        if device == "auto" and chosen.type == "cpu" and (problem := find_gpu_problem()):
+            if world_size > 1:
+                raise UserError(f"{problem}; --device=cpu trains on the CPU all the same")
+            print0(f"WARNING: {problem}.\nWARNING: running on the CPU, many times slower.")
         if chosen.type == "cpu":
             configure_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         elif chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
-            torch.set_float32_matmul_precision("high")
+            configure_cuda(chosen)
         if world_size > 1 and not dist.is_initialized():
             is_cuda = chosen.type == "cuda"
-            dist.init_process_group("nccl" if is_cuda else "gloo", device_id=chosen if is_cuda else None)
+            dist.init_process_group(
+                "nccl" if is_cuda else "gloo",
+                timeout=collective_timeout(),
+                device_id=chosen if is_cuda else None,
+            )
         runtime = cls(rank, local_rank, world_size, chosen, torch.float32, seed)
         torch.manual_seed(seed)
         return replace(runtime, compute_dtype=choose_dtype(runtime))
@@ -127,16 +141,25 @@ class Runtime:
 def resolve_device(name: str, local_rank: int) -> torch.device:
     """Return the torch device of a name; "auto" is CUDA if available, else MPS, else the CPU.
 
-    Raises `UserError` if the name is unknown or the device is not available.
+    Raises `UserError` if the name is unknown or the device is not available to the process `local_rank` of this
+    machine: each process has a GPU of its own.
     """
-    is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    num_gpus = num_usable_gpus()
+    is_available = {"cpu": True, "cuda": num_gpus > 0, "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if is_available[kind])
     if name not in is_available:
         raise UserError(f"device {name!r} is not known: choose auto, cpu, cuda or mps")
     if not is_available[name]:
+        if name == "cuda" and (problem := find_gpu_problem()):
+            raise UserError(problem)
         available = ", ".join(kind for kind in is_available if is_available[kind])
         raise UserError(f"device {name!r} is not available on this machine: choose one of auto, {available}")
+    if name == "cuda" and local_rank >= num_gpus:
+        raise UserError(
+            f"process {local_rank + 1} of this machine has no GPU, because there are {num_gpus}: start no more processes "
+            f"than GPUs (torchrun --nproc_per_node={num_gpus}), or use --device=cpu"
+        )
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
@@ -147,6 +170,44 @@ def configure_cpu(local_world_size: int) -> None:
     if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1; the user may set more
         torch.set_num_threads(max(1, num_usable_cores() // local_world_size))
     keep_freed_memory()
+
+
+def configure_cuda(device: torch.device) -> None:
+    """Make this GPU the current one, and choose growing memory segments and TF32 for float32 products."""
+    use_expandable_segments()
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Context manager, and decorator, in which float32 matrix products are computed in float32 on every device.
+
+    Training on CUDA computes them in TF32, with 10 bits of mantissa (`configure_cuda`). Comparisons of models need
+    all 23 bits: options whose losses differ by little, and checks that two implementations agree.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def collective_timeout() -> timedelta:
+    """Return the longest wait for the other processes: `$NANOCHAT_TIMEOUT` in seconds, by default half an hour.
+
+    The other processes wait while one compiles, or while rank 0 finishes writing a checkpoint. Raises `UserError` for
+    a value that is not a number above 0.
+    """
+    text = os.environ.get("NANOCHAT_TIMEOUT") or str(DEFAULT_TIMEOUT_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UserError(f"NANOCHAT_TIMEOUT is {text!r}: must be a number of seconds above 0")
+    return timedelta(seconds=seconds)
 
 
 def choose_dtype(runtime: Runtime) -> torch.dtype:

@@ -5,9 +5,10 @@
     python -m scripts.base_eval --max-per-task=16                                 # a laptop: a first impression
     python -m scripts.base_eval --hf-path=openai-community/gpt2                   # a model of transformers, or a folder
     python -m scripts.base_eval --compare d20:1000 d20                            # two checkpoints on the same examples
+    python -m scripts.base_eval --download_only                                   # only the tasks, before a run without network
 
-The bundle of tasks is `eval_bundle/` or `eval_bundle.zip` in the base folder; an address given with `--eval_bundle` is
-downloaded to that place. The table is written to `base_eval/NAME.csv` in the base folder.
+The bundle of tasks is `eval_bundle/` or `eval_bundle.zip` in the base folder. If neither is there, the public bundle is
+downloaded to that place, once. The table is written to `base_eval/NAME.csv` in the base folder.
 
 `--compare A B` scores two models on the same examples and tests whether they differ. Each is a base checkpoint (`TAG`
 or `TAG:STEP`) or a model of transformers: a folder, or `OWNER/NAME` on the hub.
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nanochat.common import UserError, base_dir, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.core_eval import core_metric, evaluate_task
-from nanochat.eval.core_bundle import Bundle, open_bundle
+from nanochat.eval.core_bundle import PUBLIC_BUNDLE, Bundle, describe_file, find_bundle, no_bundle_error, read_bundle
 from nanochat.eval.core_prompts import CoreTask
 from nanochat.eval.core_tables import (
     COMPARISON_HEADER,
@@ -44,9 +46,13 @@ from nanochat.runtime import Runtime
 
 @dataclass(frozen=True)
 class Config(Settings):
-    eval_bundle: str | None = setting(
-        None, "folder, zip file or address of the tasks; default: eval_bundle in the base folder"
+    eval_bundle: str = setting(
+        PUBLIC_BUNDLE,
+        "folder, zip file or address of the tasks; an address is downloaded to eval_bundle.zip in the base folder, "
+        "unless a bundle is there; empty = only the one that is there",
     )
+    allow_missing: bool = setting(False, "without a bundle, leave CORE out with a notice instead of failing")
+    download_only: bool = setting(False, "download the bundle and stop")
     max_per_task: int = setting(
         -1, "examples of each task, always the same random choice; -1 = all", short="x", at_least=1, or_value=-1
     )
@@ -115,7 +121,7 @@ def evaluate(model: EvalModel, bundle: Bundle, config: Config, runtime: Runtime)
             "metrics": {**{result.name: result.metric for result in results}, **scores},
             "headline": [name, f"{name} of guessing alone"],
             "answers": {result.name: result.answers for result in results},
-            "notes": [model.note, *notes],
+            "notes": [model.note, f"Tasks: {describe_file(bundle.path)}.", *notes],
             "seconds": time.monotonic() - start,
         },
     )
@@ -158,21 +164,50 @@ def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime:
     return results_a + results_b
 
 
+def fetch_bundle(config: Config, runtime: Runtime | None = None) -> Path | None:
+    """Return the path of the bundle, which rank 0 downloads for all processes if it is absent.
+
+    Without a bundle, raises UserError or, with `allow_missing`, prints a line and returns None.
+    """
+    path = failure = None
+    if runtime is None or runtime.is_main:
+        try:
+            path = find_bundle(config.eval_bundle)
+            failure = None if path else str(no_bundle_error(config.eval_bundle))
+        except UserError as error:
+            failure = str(error)
+    if runtime is not None:
+        path, failure = runtime.broadcast((path, failure))
+    if failure and not config.allow_missing:
+        raise UserError(failure)
+    if failure:
+        print0(f"CORE is not measured: {failure}")
+    return path
+
+
 def main(config: Config) -> list[TaskResult]:
     """Score a model, or two. Returns the result of each task; of two models, A's results come first."""
-    bundle = open_bundle(config.eval_bundle)  # before a model is loaded, so that its errors come at once
+    if config.download_only:
+        fetch_bundle(config)
+        return []
     runtime = Runtime.start(config.seed, config.device)
+    results: list[TaskResult] = []
+    if path := fetch_bundle(config, runtime):
+        results = evaluate_models(read_bundle(path), config, runtime)
+    runtime.finish()
+    return results
+
+
+def evaluate_models(bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
+    """Load and score the model, or the two models, that the settings name."""
     if config.compare is not None and config.other is not None:
         a = EvalModel.from_name(config.compare, runtime, config.batch_tokens)
         b = EvalModel.from_name(config.other, runtime, config.batch_tokens)
-        results = compare(a, b, bundle, config, runtime)
-    elif config.hf_path is not None:
-        results = evaluate(EvalModel.from_hf(config.hf_path, runtime, config.batch_tokens), bundle, config, runtime)
-    else:
-        model = EvalModel.from_checkpoint(runtime, config.batch_tokens, config.model_tag, config.step)
-        results = evaluate(model, bundle, config, runtime)
-    runtime.finish()
-    return results
+        return compare(a, b, bundle, config, runtime)
+    if config.hf_path is not None:
+        return evaluate(EvalModel.from_hf(config.hf_path, runtime, config.batch_tokens), bundle, config, runtime)
+    model = EvalModel.from_checkpoint(runtime, config.batch_tokens, config.model_tag, config.step)
+    return evaluate(model, bundle, config, runtime)
 
 
 if __name__ == "__main__":

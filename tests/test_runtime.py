@@ -1,4 +1,4 @@
-"""Choice of device and compute dtype; the collectives in one process and in two."""
+"""Choice of device, compute dtype and float32 precision; the collectives in one process and in two."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nanochat import runtime as runtime_module
 from nanochat.common import UserError
-from nanochat.runtime import Runtime, choose_dtype, configure_cpu, resolve_device
+from nanochat.runtime import Runtime, choose_dtype, collective_timeout, configure_cpu, exact_float32, resolve_device
 from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,21 +26,24 @@ ALONE = Runtime(rank=0, local_rank=0, world_size=1, device=CPU, compute_dtype=to
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without torchrun, a requested dtype and probing; restores the settings that a runtime changes."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NANOCHAT_DTYPE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NANOCHAT_DTYPE", "NANOCHAT_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(runtime_module, "measure_bf16_speedup", lambda: None)
     monkeypatch.setattr(runtime_module, "keep_freed_memory", lambda: None)  # it cannot be undone
     settings = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory, torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
     yield
-    if torch.are_deterministic_algorithms_enabled() != before[0]:  # setting it imports half of torch
-        torch.use_deterministic_algorithms(before[0])
+    torch.set_float32_matmul_precision(precision)
+    # `use_deterministic_algorithms` would import the compiler, which cannot be done while torch.cuda is replaced.
+    torch.set_deterministic_debug_mode("error" if before[0] else "default")
     settings.fill_uninitialized_memory = before[1]
     torch.set_num_threads(before[2])
 
 
 def set_devices(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4 * cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
@@ -74,6 +79,88 @@ def test_an_absent_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' is not known: choose auto, cpu, cuda or mps"):
         Runtime.start(device=name)
+
+
+@pytest.fixture
+def unusable_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs that the driver counts and torch cannot use."""
+    set_devices(monkeypatch)
+    monkeypatch.setattr(runtime_module, "find_gpu_problem", lambda: "8 NVIDIA GPUs here, but torch cannot use them")
+
+
+@pytest.mark.usefixtures("unusable_gpus")
+def test_gpus_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One process says loudly that it runs on the CPU; several do not start to train there with gloo."""
+    assert Runtime.start().device == CPU
+    warning = "WARNING: 8 NVIDIA GPUs here, but torch cannot use them.\nWARNING: running on the CPU"
+    assert capsys.readouterr().out.startswith(warning)
+    assert Runtime.start(device="cpu").device == CPU
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"^8 NVIDIA GPUs here, but torch cannot use them$"):
+        Runtime.start(device="cuda")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("it trains on the CPU"))
+    with pytest.raises(UserError, match="cannot use them; --device=cpu trains on the CPU all the same"):
+        Runtime.start()
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_devices(monkeypatch, cuda=True)
+    message = r"process 5 of this machine has no GPU, because there are 4: .*--nproc_per_node=4"
+    for name in ("auto", "cuda"):
+        with pytest.raises(UserError, match=message):
+            resolve_device(name, 4)
+    assert resolve_device("cpu", 4) == CPU
+
+
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_the_processes_of_gpus(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Each takes its own GPU, uses TF32, and joins the others by NCCL with a time-out that is set."""
+    calls: list[Any] = []
+    set_devices(monkeypatch, cuda=True)
+    monkeypatch.setattr(runtime_module, "use_expandable_segments", lambda: calls.append("segments"))
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: calls.append((args, kwargs)))
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "NANOCHAT_TIMEOUT": "90"}.items():
+        monkeypatch.setenv(name, value)
+    gpu = torch.device("cuda:3")
+    assert Runtime.start(device=device) == Runtime(3, 3, 4, gpu, torch.bfloat16, 42)
+    assert calls == ["segments", gpu, (("nccl",), {"timeout": timedelta(seconds=90), "device_id": gpu})]
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert collective_timeout() == timedelta(minutes=30)
+    monkeypatch.setenv("NANOCHAT_TIMEOUT", "7.5")
+    assert collective_timeout() == timedelta(seconds=7.5)
+    for value in ("0", "-1", "nan", "inf", "ten"):
+        monkeypatch.setenv("NANOCHAT_TIMEOUT", value)
+        with pytest.raises(UserError, match=f"NANOCHAT_TIMEOUT is '{value}': must be a number of seconds above 0"):
+            collective_timeout()
+
+
+# Precision
+
+
+def test_exact_float32() -> None:
+    """As a context and as a decorator, nested and with an exception: in force inside, and the former value after it."""
+
+    @exact_float32()
+    def precision() -> str:
+        return torch.get_float32_matmul_precision()
+
+    for former in ("high", "highest"):
+        torch.set_float32_matmul_precision(former)
+        with exact_float32():
+            assert precision() == "highest"
+            assert precision() == "highest"
+        assert torch.get_float32_matmul_precision() == former
+        assert precision() == "highest"
+        assert torch.get_float32_matmul_precision() == former
+        with pytest.raises(ValueError, match="inside"), exact_float32():
+            raise ValueError("inside")
+        assert torch.get_float32_matmul_precision() == former
 
 
 # Dtypes

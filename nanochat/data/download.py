@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import requests
 from filelock import FileLock
@@ -131,7 +132,7 @@ class _Download:
         headers = {"Accept-Encoding": "identity"}  # uncompressed, as offsets and hashes are those of the file
         if part_bytes:
             headers["Range"] = f"bytes={part_bytes}-"
-        if token := os.environ.get("HF_TOKEN"):
+        if (token := os.environ.get("HF_TOKEN")) and is_on_hub(self.url):
             headers["Authorization"] = f"Bearer {token}"  # requests drops it when a redirect leaves the host
         try:
             with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
@@ -210,6 +211,17 @@ class _Download:
 
     def _delete_part(self) -> None:
         self.part.unlink(missing_ok=True)
+
+
+def hub_address() -> str:
+    """Return the address of the Hugging Face hub: `$HF_ENDPOINT`, or the public one."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def is_on_hub(url: str) -> bool:
+    """Return True if a URL is one of the hub's, which alone may see the user's token."""
+    parts, hub = urlsplit(url), urlsplit(hub_address())
+    return (parts.scheme, parts.netloc.lower()) == (hub.scheme, hub.netloc.lower())
 
 
 def _reason(error: Exception) -> str:

@@ -25,8 +25,10 @@ import yaml
 from nanochat.common import UserError, as_user_error, base_dir, print0
 from nanochat.data.download import download
 from nanochat.data.import_text import read_utf8
+from nanochat.data.shards import file_sha256
 from nanochat.eval.core_prompts import TASK_TYPES, CoreExample, CoreTask
 
+PUBLIC_BUNDLE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 BUNDLE_NAME = "eval_bundle"  # in the base folder, as a folder or with .zip
 BundlePath = Path | zipfile.Path  # of a file or folder in a bundle, which may be a zip file
 
@@ -84,40 +86,58 @@ def open_bundle(source: str | None = None) -> Bundle:
     """Find and read a bundle: `find_bundle`, then `read_bundle`. Raises UserError if there is none."""
     path = find_bundle(source)
     if path is None:
-        raise UserError(
-            f"no evaluation bundle at {source or base_dir() / BUNDLE_NAME}: put a folder or a zip file with core.yaml, "
-            "eval_meta_data.csv and eval_data there, or name a folder, a zip file or the address of one (https://...) "
-            "with --eval_bundle"
-        )
+        raise no_bundle_error(source)
     return read_bundle(path)
+
+
+def no_bundle_error(source: str | None) -> UserError:
+    """Return the error for a bundle that is not at `source`."""
+    return UserError(
+        f"no evaluation bundle at {source or base_dir() / BUNDLE_NAME}: put a folder or a zip file with core.yaml, "
+        "eval_meta_data.csv and eval_data there, or name a folder, a zip file or the address of one (https://...) "
+        "with --eval_bundle"
+    )
 
 
 def find_bundle(source: str | None = None) -> Path | None:
     """Return the path of a bundle, or None if there is none.
 
     `source`: a folder, a zip file, or an address; default: `eval_bundle/` or `eval_bundle.zip` in the base folder. An
-    address is downloaded into the base folder, where later runs find it. Raises UserError if that fails.
+    address is downloaded to `eval_bundle.zip` in the base folder, unless a bundle is there already. Raises UserError
+    if that fails.
     """
     default = base_dir() / BUNDLE_NAME
-    if source and source.startswith(("https://", "http://")):
-        return _fetch(source, default.with_suffix(".zip"))
-    paths = [Path(source)] if source else [default, default.with_suffix(".zip")]
+    is_address = bool(source) and str(source).startswith(("https://", "http://"))
+    paths = [Path(source)] if source and not is_address else [default, default.with_suffix(".zip")]
     with as_user_error(f"no evaluation bundle at {paths[0]}"):
-        existing = [path for path in paths if path.exists()]
-    return next(iter(existing), None)
+        existing = next((path for path in paths if path.exists()), None)
+    if not is_address:
+        return existing
+    if existing:
+        print0(f"Using {existing}: remove it to download {source}")
+        return existing
+    return _fetch(str(source), paths[-1])
 
 
 def _fetch(address: str, path: Path) -> Path:
-    """Download a bundle to `path`, unless a file is there already."""
-    if path.exists():
-        print0(f"Using {path}: remove it to download it again")
-        return path
+    """Download a bundle to `path`, and print its size and SHA-256."""
     print0(f"Downloading {address} to {path}")
-    download(address, path)
+    try:
+        download(address, path)
+    except OSError as error:
+        raise UserError(f"{address} cannot be downloaded to {path}: {error}") from error
     if not zipfile.is_zipfile(path):
         path.unlink()
         raise UserError(f"{address} is not a zip file, so it cannot be an evaluation bundle")
+    print0(f"Downloaded {describe_file(path)}")
     return path
+
+
+def describe_file(path: Path) -> str:
+    """Return the path of a bundle and, of a zip file, its size and SHA-256, so that a result can name its tasks."""
+    if path.is_dir():
+        return str(path)
+    return f"{path}, {path.stat().st_size:,} bytes, SHA-256 {file_sha256(path)}"
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -49,7 +49,7 @@ def processor_name() -> str | None:
     except OSError:
         names = []
     if not names and sys.platform == "darwin":
-        names = [_output("sysctl", "-n", "machdep.cpu.brand_string") or ""]
+        names = [command_output("sysctl", "-n", "machdep.cpu.brand_string") or ""]
     return next(filter(None, [*names, platform.processor(), platform.machine()]), None)
 
 
@@ -92,12 +92,22 @@ def git_commit(checkout: Path) -> str | None:
     `checkout` must be the top of its repository: a package in a virtual environment inside some other
     repository must not report that repository's commit.
     """
-    top = _output("git", "-C", str(checkout), "rev-parse", "--show-toplevel")
+    top = command_output("git", "-C", str(checkout), "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != checkout.resolve():
         return None
-    commit = _output("git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD")
-    changes = _output("git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no")
+    commit = command_output("git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD")
+    changes = command_output("git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no")
     return f"{commit} with uncommitted changes" if commit and changes else commit
+
+
+def command_output(*command: str) -> str | None:
+    """Return a command's output, stripped; None if the command is missing, slow or fails."""
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # `git status` must not take the index lock
+    try:
+        completed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=10, env=variables)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return completed.stdout.strip() if completed.returncode == 0 else None
 
 
 def _num_threads() -> int | None:
@@ -115,13 +125,3 @@ def _gpu() -> str | None:
         card = torch.cuda.get_device_properties(0)
         return f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / 1e9:.0f} GB"
     return "Apple MPS" if torch.backends.mps.is_available() else None
-
-
-def _output(*command: str) -> str | None:
-    """Return a command's output, stripped; None if the command is missing, slow or fails."""
-    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # `git status` must not take the index lock
-    try:
-        completed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=10, env=variables)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return completed.stdout.strip() if completed.returncode == 0 else None

@@ -120,11 +120,14 @@ def check_device(device: str) -> Finding:
     """Device and compute dtype of a run."""
     import torch
 
-    from nanochat.runtime import Runtime
+    from nanochat.runtime import Runtime, resolve_device
+    from nanochat.system.gpu import find_gpu_problem
 
-    runtime = Runtime.start(device=device)
+    runtime = Runtime.start(device=resolve_device(device, 0).type)
     runtime.finish()
     summary = f"{runtime.device}, computing in {runtime.dtype_name}"
+    if device == "auto" and runtime.device.type == "cpu" and (problem := find_gpu_problem()):
+        return Finding(NOTICE, f"{summary}; {problem}")
     if runtime.device.type == "cuda":
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         summary += "; " + ", ".join(f"{card.name} {card.total_memory / GB:.0f} GB" for card in cards)
@@ -136,9 +139,9 @@ def check_attention(device: str) -> Finding:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from nanochat.runtime import Runtime
+    from nanochat.runtime import Runtime, resolve_device
 
-    runtime = Runtime.start(device=device)
+    runtime = Runtime.start(device=resolve_device(device, 0).type)
     q = torch.randn(1, 2, 64, 128, device=runtime.device, dtype=runtime.compute_dtype)  # (B, H, T, D)
     kernels = {"flash": SDPBackend.FLASH_ATTENTION, "memory-efficient": SDPBackend.EFFICIENT_ATTENTION}
     for name, kernel in kernels.items():

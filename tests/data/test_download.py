@@ -50,6 +50,32 @@ def test_downloads_a_file_once(server: FileServer, tmp_path: Path) -> None:
     _assert_nothing_else(tmp_path / "sub", "a")
 
 
+def test_the_token_goes_to_the_hub_only(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    download(server.address("a"), tmp_path / "other")
+    assert server.authorizations == [None, None]  # the address and where it redirects to
+    monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
+    download(server.address("a"), tmp_path / "hub")
+    assert server.authorizations[2] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://huggingface.co/datasets/a/resolve/main/b", True),
+        ("https://HuggingFace.co/a", True),
+        ("http://huggingface.co/a", False),
+        ("https://huggingface.co.example.org/a", False),
+        ("https://user@huggingface.co/a", False),
+        ("https://example.org/huggingface.co", False),
+        ("https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip", False),
+    ],
+)
+def test_addresses_of_the_hub(monkeypatch: pytest.MonkeyPatch, url: str, expected: bool) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert module.is_on_hub(url) == expected
+
+
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize("fault", [die_after, stall_after])
 def test_continues_after_a_lost_connection(server: FileServer, tmp_path: Path, fault: type, checksums: bool) -> None:

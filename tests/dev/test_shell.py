@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.gpus import FAKE_SMI, write_torch
 from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Records its arguments, makes the file that the step writes, and fails if $FAIL is among its arguments.
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in
-    *device_count*) echo "${GPUS:-0}"; exit ;;
+    *nanochat.system.gpu*) [ -z "${NO_CUDA:-}" ] || exec "$PYTHON" "$@"; echo "${GPUS:-0}"; exit ;;
 esac
 [ "${GPUS:-0}" != 0 ] || [ -z "${OMP_NUM_THREADS:-}" ] || { echo "held to $OMP_NUM_THREADS threads"; exit 4; }
 echo "$(basename "$0") $*" >>"$CALLS"
@@ -31,6 +32,8 @@ case "$*" in
     *tok_eval*) file=report/tok_eval.json ;;
     *base_train*) file=report/base_train.json ;;
     *base_loss*) file=report/base_loss.json ;;
+    *download_only*) exit 0 ;;
+    *base_eval*) [ -n "${BUNDLE:-}" ] || exit 0; file=report/base_eval.json ;;
     *mid_train*) file=report/mid_train.json ;;
     *chat_sft*) file=report/chat_sft.json ;;
     *chat_rl*) file=report/chat_rl.json ;;
@@ -197,27 +200,56 @@ def test_speedrun_without_a_gpu(checkout: Checkout) -> None:
     assert calls[3].endswith(" --num_iterations=7")
 
 
+def test_speedrun_with_gpus_that_torch_cannot_use(checkout: Checkout, tmp_path: Path) -> None:
+    """The driver counts eight and torch has none available: it stops in one line, and trains nothing on the CPU."""
+    write_torch(tmp_path, counted=8, usable=False, error="The NVIDIA driver on your system is too old (found 12020).")
+    program(tmp_path / "bin/nvidia-smi", FAKE_SMI)
+    environment = {
+        "NO_CUDA": "1", "PYTHON": sys.executable, "PYTHONPATH": f"{tmp_path}:{ROOT}", "GPUS": "8",
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+    }  # fmt: skip
+    printed, calls = checkout.run("speedrun.sh", code=2, **environment)
+    assert calls == []
+    assert printed.count("\n") == 1
+    assert "torch 9.9.9 (for CUDA 13.0) cannot use them with driver 535.104.05: The NVIDIA driver" in printed
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(("script", "depth", "shards"), [("speedrun.sh", 20, 240), ("run1000.sh", 32, 800)])
 def test_speedrun_with_gpus(checkout: Checkout, tmp_path: Path, script: str, depth: int, shards: int) -> None:
-    _, calls = checkout.run(script, "--seed=1", GPUS="2", NANOCHAT_BASE_DIR=str(tmp_path / "base"), WANDB_RUN="mine")
+    environment = {"GPUS": "2", "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "WANDB_RUN": "mine", "BUNDLE": "1"}
+    _, calls = checkout.run(script, "--seed=1", **environment)
     assert calls[0] == "python -m nanochat.dataset -n 8"
     assert f"python -m nanochat.dataset -n {shards}" in calls[1:]
-    assert set(modules(calls)) == {*STEPS, "dev.gen_synthetic_data", "dev.list_words"}
-    assert [name for name in modules(calls) if name in STEPS[5:]] == STEPS[5:]
-    trained = [call for call in calls if "base_train" in call]
-    assert trained == [
-        "torchrun --standalone --nproc_per_node=2 -m scripts.base_train -- "
+    steps = [*STEPS[:5], "scripts.base_eval", *STEPS[5:]]
+    assert set(modules(calls)) == {*steps, "dev.gen_synthetic_data", "dev.list_words"}
+    on_gpus = [call for call in calls if call.startswith("torchrun")]
+    assert modules(on_gpus) == steps[3:]
+    start = "torchrun --standalone --nproc_per_node=2 -m "
+    assert all(call.startswith(start) and call.split()[6] == "--device=cuda" for call in on_gpus), on_gpus
+    assert on_gpus[0] == (
+        f"{start}scripts.base_train -- --device=cuda "
         f"--depth={depth} --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run=mine --seed=1"
-    ]
+    )
+    assert calls.index("python -m scripts.base_eval --download_only --allow_missing") < calls.index(on_gpus[0])
     assert calls[-1] == "python -m nanochat.report"
 
-    again = {"GPUS": "2", "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "WANDB_RUN": "mine"}
-    _, calls = checkout.run(script, "--seed=1", **again)
-    assert set(modules(calls)) == {
-        "nanochat.dataset",
-        "dev.gen_synthetic_data",
-        "dev.list_words",
+    _, calls = checkout.run(script, "--seed=1", **environment)
+    assert {call for call in calls if "nanochat.dataset" not in call} == {
+        "python -m scripts.base_eval --download_only --allow_missing",
+        "python -m dev.gen_synthetic_data",
+        "python -m dev.list_words",
+        "python -m nanochat.report",
     }  # these are called each time, and skip what is done themselves
+
+
+def test_speedrun_without_the_tasks_of_core(checkout: Checkout, tmp_path: Path) -> None:
+    """base_eval measures nothing and fails nothing. The next run tries it again, and only it."""
+    environment = {"GPUS": "2", "NANOCHAT_BASE_DIR": str(tmp_path / "base")}
+    _, calls = checkout.run("speedrun.sh", **environment)
+    assert "scripts.chat_rl" in modules(calls)
+    _, calls = checkout.run("speedrun.sh", **environment, BUNDLE="1")
+    assert modules([call for call in calls if call.startswith("torchrun")]) == ["scripts.base_eval"]
 
 
 def test_speedrun_stops_when_the_download_fails(checkout: Checkout, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,7 +17,8 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.data import download
-from nanochat.eval.core_bundle import find_bundle, open_bundle, read_bundle
+from nanochat.data.download import is_on_hub
+from nanochat.eval.core_bundle import PUBLIC_BUNDLE, find_bundle, open_bundle, read_bundle
 from tests.support.bundles import HAND_TASKS, write_bundle, write_hand_bundle
 from tests.support.fileserver import FileServer, die_after, running, status
 
@@ -193,11 +197,37 @@ def test_download(server: FileServer, base_dir: Path, capsys: pytest.CaptureFixt
     address = server.address("b.zip")
     server.faults["b.zip"] = [die_after(100)]
     assert find_bundle(address) == find_bundle() == base_dir / "eval_bundle.zip"
+    content = server.files["b.zip"]
+    digest = hashlib.sha256(content).hexdigest()
+    assert f"eval_bundle.zip, {len(content):,} bytes, SHA-256 {digest}\n" in capsys.readouterr().out
     assert [task.label for task in read_bundle(base_dir / "eval_bundle.zip").tasks] == list(HAND_TASKS)
     num_requests = len(server.log)
     assert find_bundle(address) == base_dir / "eval_bundle.zip"
     assert len(server.log) == num_requests
-    assert "remove it to download it again" in capsys.readouterr().out
+    assert f"Using {base_dir / 'eval_bundle.zip'}: remove it to download {address}" in capsys.readouterr().out
+    (base_dir / "eval_bundle").mkdir()  # the user's own, which comes first
+    assert find_bundle(address) == find_bundle() == base_dir / "eval_bundle"
+    assert len(server.log) == num_requests
+
+
+def test_no_token_goes_to_the_server_of_a_bundle(
+    server: FileServer, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert find_bundle(server.address("b.zip")) == base_dir / "eval_bundle.zip"
+    assert set(server.authorizations) == {None}
+    assert not is_on_hub(PUBLIC_BUNDLE)
+
+
+def test_a_full_disk_is_a_user_error(server: FileServer, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_disk_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
+    with pytest.raises(UserError, match=r"b\.zip cannot be downloaded to .*: .*No space left"):
+        find_bundle(server.address("b.zip"))
+    assert not (base_dir / "eval_bundle.zip").exists()
 
 
 def test_a_download_that_is_no_zip_file_is_removed(server: FileServer, base_dir: Path) -> None:

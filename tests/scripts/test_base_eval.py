@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +18,16 @@ import torch
 from nanochat.checkpoint_manager import model_meta, run_dir, save_checkpoint
 from nanochat.common import UserError
 from nanochat.configurator import parse
-from nanochat.eval.core_bundle import find_bundle
+from nanochat.data import download
+from nanochat.eval.core_bundle import PUBLIC_BUNDLE, find_bundle
 from nanochat.gpt import GPT
+from nanochat.report import render
 from nanochat.reporting.schema import proportion
 from nanochat.reporting.significance import paired_gain
 from nanochat.runtime import Runtime
 from scripts import base_eval, base_loss, export_hf
 from tests.support.bundles import HAND_RESULTS, HAND_TASKS, LOGITS, deep_model, pair_model, write_hand_bundle
+from tests.support.fileserver import FileServer, running, status
 from tests.support.talks import TOKENIZER
 
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
@@ -53,16 +62,90 @@ def test_base_eval(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("run_here")
-def test_without_a_bundle(base_dir: Path) -> None:
+def test_without_a_bundle(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_bundle() is None
     with pytest.raises(UserError, match=r"no evaluation bundle at .*eval_bundle: put a folder"):
-        base_eval.main(base_eval.Config(device="cpu"))
+        base_eval.main(base_eval.Config(device="cpu", eval_bundle=""))
     with pytest.raises(UserError, match="no evaluation bundle at absent"):
         base_eval.main(base_eval.Config(device="cpu", eval_bundle="absent"))
     with pytest.raises(UserError, match=r"no evaluation bundle at x.*File name too long"):
         find_bundle("x" * 300)
+    capsys.readouterr()
+    assert base_eval.main(base_eval.Config(device="cpu", eval_bundle="absent", allow_missing=True)) == []
+    assert capsys.readouterr().out.startswith("CORE is not measured: no evaluation bundle at absent")
+    assert not (base_dir / "report").exists()
     (base_dir / "eval_bundle.zip").touch()
     assert find_bundle() == base_dir / "eval_bundle.zip"
+
+
+# --- the public bundle ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server of a bundle, in the place of the public one."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "FIRST_WAIT_SECONDS", 0.01)
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", write_hand_bundle(tmp_path / "in"))
+    with running(FileServer({"eval_bundle.zip": Path(packed).read_bytes()})) as server:
+        yield server
+
+
+def test_the_public_bundle_is_the_default() -> None:
+    assert parse(base_eval.Config, []).eval_bundle == PUBLIC_BUNDLE
+    assert PUBLIC_BUNDLE.startswith("https://")
+
+
+def test_a_downloaded_bundle(run_here: Path, server: FileServer) -> None:
+    """It is downloaded, measured, and named in the report with its SHA-256; CORE stands in the table by stage."""
+    save(pair_model(LOGITS))
+    config = base_eval.Config(device="cpu", eval_bundle=server.address("eval_bundle.zip"))
+    assert [result.correct for result in base_eval.main(config)] == list(HAND_RESULTS.values())
+    notes = json.loads((run_here / "report" / "base_eval.json").read_text(encoding="utf-8"))["notes"]
+    content = server.files["eval_bundle.zip"]
+    place = f"{run_here / 'eval_bundle.zip'}, {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}"
+    assert f"Tasks: {place}." in notes
+    text = render().read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\|\s*CORE\s*\|", line)]
+    assert "0.25" in rows[0]  # of the table at the top; base_eval's own follows
+
+
+@pytest.mark.parametrize("fault", [status(404), status(503)], ids=["404", "no answer"])
+def test_a_bundle_that_cannot_be_downloaded(
+    run_here: Path, server: FileServer, capsys: pytest.CaptureFixture[str], fault: Any
+) -> None:
+    """As in speedrun.sh: one line and no failure. Without --allow_missing it is an error."""
+    server.faults["eval_bundle.zip"] = [fault]
+    server.stuck = True
+    flags = [f"--eval_bundle={server.address('eval_bundle.zip')}", "--device=cpu"]
+    for more in (["--download_only"], []):
+        assert base_eval.main(parse(base_eval.Config, [*flags, "--allow_missing", *more])) == []
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("Downloading ")
+        assert lines[1].startswith("CORE is not measured: http")
+        assert len(lines) == 2
+        with pytest.raises(UserError, match="eval_bundle"):
+            base_eval.main(parse(base_eval.Config, [*flags, *more]))
+    assert not list(run_here.glob("*.zip"))
+    assert not (run_here / "report").exists()
+
+
+def test_download_only(run_here: Path, server: FileServer) -> None:
+    """No device is used and no model needed."""
+    config = base_eval.Config(eval_bundle=server.address("eval_bundle.zip"), download_only=True)
+    assert base_eval.main(config) == []
+    assert find_bundle() == run_here / "eval_bundle.zip"
+
+
+def test_only_the_main_process_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others take its path, or its error."""
+    results: list[Any] = [(Path("there.zip"), None), (None, "it is gone")]
+    monkeypatch.setattr(base_eval, "find_bundle", lambda _: pytest.fail("only the main process looks for it"))
+    monkeypatch.setattr(Runtime, "broadcast", lambda _self, _value: results.pop(0))
+    other = replace(CPU, rank=1)
+    assert base_eval.fetch_bundle(base_eval.Config(), other) == Path("there.zip")
+    with pytest.raises(UserError, match="it is gone"):
+        base_eval.fetch_bundle(base_eval.Config(), other)
 
 
 def test_refused_settings() -> None:

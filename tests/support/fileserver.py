@@ -31,6 +31,7 @@ class FileServer:
     log: list[tuple[str, str, int]] = field(
         default_factory=list
     )  # requests to /store/: (name, Range or "", bytes sent)
+    authorizations: list[str | None] = field(default_factory=list)  # that header of every request
     url: str = ""
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -91,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.close_connection = True
+        self.server_state.authorizations.append(self.headers.get("Authorization"))
         _, folder, name = self.path.split("/", 2)
         name = name.rpartition("/")[2]
         content = self.server_state.files.get(name)
