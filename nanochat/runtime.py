@@ -157,8 +157,8 @@ def resolve_device(name: str, local_rank: int) -> torch.device:
         raise UserError(f"device {name!r} is not available on this machine: choose one of auto, {available}")
     if name == "cuda" and local_rank >= num_gpus:
         raise UserError(
-            f"process {local_rank + 1} of this machine has no GPU, because there are {num_gpus}: start no more processes "
-            f"than GPUs (torchrun --nproc_per_node={num_gpus}), or use --device=cpu"
+            f"process {local_rank + 1} of this machine has no GPU, because there are {num_gpus}: start no more "
+            f"processes than GPUs (torchrun --nproc_per_node={num_gpus}), or use --device=cpu"
         )
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 

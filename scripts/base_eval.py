@@ -5,7 +5,7 @@
     python -m scripts.base_eval --max-per-task=16                                 # a laptop: a first impression
     python -m scripts.base_eval --hf-path=openai-community/gpt2                   # a model of transformers, or a folder
     python -m scripts.base_eval --compare d20:1000 d20                            # two checkpoints on the same examples
-    python -m scripts.base_eval --download_only                                   # only the tasks, before a run without network
+    python -m scripts.base_eval --download_only                                   # only fetch the tasks
 
 The bundle of tasks is `eval_bundle/` or `eval_bundle.zip` in the base folder. If neither is there, the public bundle is
 downloaded to that place, once. The table is written to `base_eval/NAME.csv` in the base folder.

@@ -54,11 +54,12 @@ def find_gpu_problem() -> str | None:
         reason = "torch.cuda.is_available() is False"
     except Exception as error:  # RuntimeError of the driver, or AssertionError of a torch without CUDA
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    gpus = f"{num_gpus} NVIDIA GPU{'s' * (num_gpus > 1)}"
     cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    driver = driver_versions[0] if driver_versions else _driver_version()
     return (
-        f"{num_gpus} NVIDIA GPU{'s' * (num_gpus > 1)} here, but torch {torch.__version__} ({cuda}) cannot use them with "
-        f"driver {driver_versions[0] if driver_versions else _driver_version()}: {reason}. Update the driver, or install "
-        "a torch for its CUDA version; CUDA_VISIBLE_DEVICES= (empty) hides the GPUs"
+        f"{gpus} here, but torch {torch.__version__} ({cuda}) cannot use them with driver {driver}: {reason}. "
+        "Update the driver, or install a torch for its CUDA version; CUDA_VISIBLE_DEVICES= (empty) hides the GPUs"
     )
 
 
