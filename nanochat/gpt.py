@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.common import UserError
+from nanochat.layers.attention import varied_shapes
 from nanochat.layers.sampler import sample_next
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.optim import Optimizer, OptimSettings, ParamGroup, build_optimizers
@@ -356,6 +357,7 @@ class GPT(nn.Module):
         generator = torch.Generator(self.device).manual_seed(seed)
         ids = list(tokens)
         for _ in range(min(max_tokens, self.config.sequence_len - len(tokens))):
-            hidden = self.hidden_states(torch.tensor([ids], device=self.device))[:, -1]  # (1, T) -> (1, C)
+            with varied_shapes(self.device):
+                hidden = self.hidden_states(torch.tensor([ids], device=self.device))[:, -1]  # (1, T) -> (1, C)
             ids.append(int(sample_next(self.logits(hidden), params, generator)))
             yield ids[-1]

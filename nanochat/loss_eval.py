@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_rows
 from nanochat.runtime import Runtime
 
@@ -72,7 +73,8 @@ def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ste
 
 def _nats_and_bytes(model: nn.Module, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed loss in nats of all targets that have a byte, and the number of their bytes, both scalars."""
-    losses = model(inputs, targets, loss_reduction="none")  # (B, T)
+    with varied_shapes(inputs.device):
+        losses = model(inputs, targets, loss_reduction="none")  # (B, T)
     num_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)  # (B, T)
     return (losses * (num_bytes > 0)).sum(dtype=_sum_dtype(losses.device)), num_bytes.sum()
 
@@ -94,7 +96,8 @@ def sum_nats(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int,
     for start in range(0, len(local_inputs), batch_size):
         batch_inputs = local_inputs[start : start + batch_size].to(runtime.device)  # (B, T)
         batch_targets = local_targets[start : start + batch_size].to(runtime.device)
-        losses = model(batch_inputs, batch_targets, loss_reduction="none")  # (B, T)
+        with varied_shapes(runtime.device):
+            losses = model(batch_inputs, batch_targets, loss_reduction="none")  # (B, T)
         total_nats += losses.sum(dtype=total_nats.dtype)
     return runtime.all_reduce(total_nats).item(), int((targets != -1).sum())
 

@@ -48,6 +48,18 @@ def check_tokenizer_trainer(_: str) -> Finding:
     return Finding(OK, f"the Rust extension, {Path(str(_rustbpe.__file__)).name}")
 
 
+def check_attention(device: str) -> Finding:
+    """Attention kernels that torch chooses for training and for generation."""
+    from nanochat.layers.attention import PLAIN, describe_kernels
+    from nanochat.runtime import Runtime, resolve_device
+
+    runtime = Runtime.start(device=resolve_device(device, 0).type)
+    summary = describe_kernels(runtime.device, runtime.compute_dtype)
+    if PLAIN in summary:
+        return Finding(NOTICE, f"{summary}; plain mathematics is slower, and needs more memory in long contexts")
+    return Finding(OK, summary)
+
+
 def check_data(_: str) -> Finding:
     """Check the data set in the base folder."""
     from nanochat.data.shards import load_manifest
@@ -74,7 +86,7 @@ CHECKS: dict[str, Check] = {
     "machine": machine_checks.check_machine,
     "bf16": machine_checks.check_bf16,
     "device": machine_checks.check_device,
-    "attention": machine_checks.check_attention,
+    "attention": check_attention,
     "compile": machine_checks.check_compile,
     "trainer": check_tokenizer_trainer,
     "disk": machine_checks.check_disk,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from nanochat.eval.core_prompts import EncodedExample
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
+from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
 
 BATCH_TOKENS = 16384  # positions of a forward pass, padding and the cached prefixes included
@@ -218,9 +219,10 @@ class ModelScorer:
         device = self.model.device
         prefix_lens = [example.prefix_len for example in batch]
         options = OptionRows.from_examples(batch, prefix_lens)
-        cache = self._prefill_prefixes(batch, prefix_lens) if any(prefix_lens) else None
         idx = pad_right(options.input_ids, fill=0, device=device)  # (B, T)
-        hidden = self.model.hidden_states(idx, cache)  # (B, T) -> (B, T, C)
+        with varied_shapes(device):
+            cache = self._prefill_prefixes(batch, prefix_lens) if any(prefix_lens) else None
+            hidden = self.model.hidden_states(idx, cache)  # (B, T) -> (B, T, C)
         targets = torch.tensor(options.targets).to(device)
         losses, is_most_likely = self._predict(hidden[options.rows, options.columns], targets)  # (N, C) -> (N,), (N,)
         return options.scores(losses, is_most_likely)
@@ -248,11 +250,18 @@ class ModelScorer:
             chunk_targets = targets[start : start + HEAD_ROWS]
             # In float32: bf16 is so coarse that many options would tie.
             logits = self.model.logits(hidden[start : start + HEAD_ROWS].float())  # (n, C) -> (n, V)
-            losses.append(F.cross_entropy(logits, chunk_targets, reduction="none").cpu())
-            hits = logits.gather(-1, chunk_targets[:, None])[:, 0] == logits.amax(-1)
-            # argmax decides between equal logits (the first one counts), but takes ten times as long as amax: it runs
-            # on the few rows where the target has the highest logit.
-            rows = hits.nonzero()[:, 0]
-            hits[rows] = logits[rows].argmax(-1) == chunk_targets[rows]
-            is_most_likely.append(hits.cpu())
-        return torch.cat(losses), torch.cat(is_most_likely)
+            losses.append(F.cross_entropy(logits, chunk_targets, reduction="none"))
+            is_most_likely.append(_is_first_maximum(logits, chunk_targets))
+        return torch.cat(losses).cpu(), torch.cat(is_most_likely).cpu()
+
+
+def _is_first_maximum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return True for each target that is its row's argmax, the first of equal logits: (N, V), (N,) -> (N,)."""
+    if logits.device.type != "cpu":
+        return logits.argmax(-1) == targets
+    # On a CPU argmax takes ten times as long as amax: it runs on the few rows where the target has the highest logit.
+    # Elsewhere the number of these rows would be waited for.
+    hits = logits.gather(-1, targets[:, None])[:, 0] == logits.amax(-1)
+    rows = hits.nonzero()[:, 0]
+    hits[rows] = logits[rows].argmax(-1) == targets[rows]
+    return hits

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanochat.common import UserError, as_user_error, print0
+from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 
@@ -300,11 +301,10 @@ def generate_hf_samples(
         tokens = (start + tokenizer.encode(prompt))[: max(1, model.context_len // 2)]
         idx = torch.tensor([tokens], device=model.device)  # (1, T)
         torch.manual_seed(seed + index)
-        output = model.inner.generate(
-            idx,
-            attention_mask=torch.ones_like(idx),
-            max_new_tokens=min(max_tokens, model.context_len - len(tokens)),
-        )[0].tolist()
+        max_new_tokens = min(max_tokens, model.context_len - len(tokens))
+        with varied_shapes(model.device):
+            generated = model.inner.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=max_new_tokens)
+        output = generated[0].tolist()
         has_ended = output[-1] in end_ids and len(output) > len(tokens)
         prompt_text = tokenizer.decode(tokens[len(start) :])
         text = tokenizer.decode(output[len(start) : len(output) - has_ended])

@@ -28,6 +28,7 @@ from nanochat.eval.core_scorer import (
     score_in_batches,
 )
 from nanochat.eval.hf_causal import MAX_LOGITS, HFCausalModel, HFTokenizer, prefill_prefix
+from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
 from nanochat.loss_eval import sum_nats
 from nanochat.runtime import Runtime
@@ -78,14 +79,15 @@ class HFScorer:
         prefix_lens = self._prefix_lens(batch)
         options = OptionRows.from_examples(batch, prefix_lens)
         idx = pad_right(options.input_ids, fill=0, device=device)  # (B, T)
-        cache_kwargs = {}
-        if any(prefix_lens):
-            num_options = [len(example.options) for example in batch]
-            cache_kwargs = prefill_prefix(self.model, prefix_ids(batch, prefix_lens), num_options, idx.size(1))
         rows = torch.tensor(options.rows, device=device)
         columns = torch.tensor(options.columns, device=device)
         targets = torch.tensor(options.targets, device=device)
-        logits, _ = self.model.predict(idx, rows, columns, **cache_kwargs)  # (N, V)
+        cache_kwargs = {}
+        with varied_shapes(device):
+            if any(prefix_lens):
+                num_options = [len(example.options) for example in batch]
+                cache_kwargs = prefill_prefix(self.model, prefix_ids(batch, prefix_lens), num_options, idx.size(1))
+            logits, _ = self.model.predict(idx, rows, columns, **cache_kwargs)  # (N, V)
         losses = F.cross_entropy(logits, targets, reduction="none").cpu()
         return options.scores(losses, (logits.argmax(-1) == targets).cpu())
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from nanochat.common import UserError
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_result import TaskResult
+from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.reporting.schema import Metric
@@ -136,7 +137,8 @@ def _score_letters(problems: Sequence[_Problem], task: Task, engine: Engine, bat
         batch = problems[start : start + batch_size]
         lengths = torch.tensor([len(problem.prompt) for problem in batch], device=model.device)
         idx = pad_right([problem.prompt for problem in batch], fill=0, device=model.device)  # (B, T)
-        hidden = model.hidden_states(idx)  # (B, T) -> (B, T, C)
+        with varied_shapes(model.device):
+            hidden = model.hidden_states(idx)  # (B, T) -> (B, T, C)
         last = hidden[torch.arange(len(batch), device=model.device), lengths - 1]  # (B, C)
         # In float32: in bf16 the logits of two letters would often be equal.
         logits = model.logits(last.float())[:, list(token_ids.values())].tolist()  # (B, C) -> (B, V) -> (B, letters)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.tool_use import RowState
+from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
 
 MAX_PREFILL_TOKENS = 16_384  # in one prefill pass, padding included; a longer prompt has a pass to itself
@@ -52,7 +53,9 @@ class DecodeBatch:
         device = self.model.device
         lengths = [len(prompt) for prompt in prompts]
         cache = KVCache(self.model.config, len(prompts), self.model.compute_dtype, device)
-        hidden = self.model.hidden_states(pad_right(prompts, fill=0, device=device), cache)  # (P, T) -> (P, T, C)
+        idx = pad_right(prompts, fill=0, device=device)  # (P, T)
+        with varied_shapes(device):
+            hidden = self.model.hidden_states(idx, cache)  # (P, T) -> (P, T, C)
         last = torch.tensor(lengths, device=device) - 1
         return cache, hidden[torch.arange(len(prompts), device=device), last]
 
@@ -69,7 +72,9 @@ class DecodeBatch:
         if done:
             self.rows = [self.rows[index] for index in self.cache.remove_rows(done)]
         last = torch.tensor([row.tokens[-1:] for row in self.rows], device=self.model.device)
-        self.logits = self.model.logits(self.model.hidden_states(last, self.cache)[:, -1])  # (B, 1) -> (B, C) -> (B, V)
+        with varied_shapes(self.model.device):
+            hidden = self.model.hidden_states(last, self.cache)  # (B, 1) -> (B, 1, C)
+        self.logits = self.model.logits(hidden[:, -1])  # (B, C) -> (B, V)
         return True
 
 

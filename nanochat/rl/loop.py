@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT
+from nanochat.layers.attention import varied_shapes
 from nanochat.optim import Optimizer
 from nanochat.rl.rollouts import RolloutGroup, count_outcomes, rollout_batches, step_metrics
 from nanochat.rl.sft_mix import SFTRows
@@ -122,7 +123,8 @@ def accumulate_gradients(
     entropy_sums = torch.zeros(2, device=runtime.device)
     # `batch.weights`: A_i, or `sft_weight` for an SFT row. Equal completions of a prompt share a row with their sum.
     for batch in rollout_batches(groups, sft_rows.rows, sft_weight, batch_size, runtime.device):
-        losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
+        with varied_shapes(runtime.device):
+            losses = model(batch.inputs, batch.targets, loss_reduction="none")  # -log p: (B, T), 0 where not trained on
         ((batch.weights[:, None] * losses).sum() * scale).backward()  # (B, 1) * (B, T) -> ()
         num_completions = batch.num_completions[:, None]  # (B,) -> (B, 1): counts a shared row once per completion
         entropy_sums[0] += (num_completions * losses.detach()).sum()

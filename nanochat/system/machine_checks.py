@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import sysconfig
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,28 +131,6 @@ def check_device(device: str) -> Finding:
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         summary += "; " + ", ".join(f"{card.name} {card.total_memory / GB:.0f} GB" for card in cards)
     return Finding(OK, summary)
-
-
-def check_attention(device: str) -> Finding:
-    """The first attention kernel that accepts the model's shapes; each is tried."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    from nanochat.runtime import Runtime, resolve_device
-
-    runtime = Runtime.start(device=resolve_device(device, 0).type)
-    q = torch.randn(1, 2, 64, 128, device=runtime.device, dtype=runtime.compute_dtype)  # (B, H, T, D)
-    kernels = {"flash": SDPBackend.FLASH_ATTENTION, "memory-efficient": SDPBackend.EFFICIENT_ATTENTION}
-    for name, kernel in kernels.items():
-        with warnings.catch_warnings(), sdpa_kernel(kernel):
-            warnings.simplefilter("ignore")  # torch warns about each reason for which a kernel refuses these shapes
-            try:
-                torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
-                return Finding(OK, f"{name} kernel")
-            except RuntimeError:
-                continue
-    grade = OK if runtime.device.type == "mps" else NOTICE  # MPS has no other kernel: so this is no defect
-    return Finding(grade, "plain mathematics: slower, and more memory in long contexts")
 
 
 def check_compile(device: str) -> Finding:

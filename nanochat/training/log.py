@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings
 from nanochat.gpt import GPT
+from nanochat.layers.attention import describe_kernels
 from nanochat.reporting.markdown import format_duration
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
@@ -61,6 +62,8 @@ class ProgressOutput:
 
     def __init__(self, runtime: Runtime, state: LoopState, num_steps: int) -> None:
         print0(f"{runtime.world_size} process(es) on {runtime.device.type}, computing in {runtime.dtype_name}")
+        if runtime.device.type == "cuda":  # the other devices choose no kernel by use
+            print0(f"Attention kernels: {describe_kernels(runtime.device, runtime.compute_dtype)}")
         self.num_steps = num_steps
         self.is_main = runtime.is_main
         self.last_line_time = float("-inf")

@@ -146,12 +146,6 @@ def test_device() -> None:
 
 
 @pytest.mark.slow
-def test_attention() -> None:
-    grade, message = finding_in_process(machine_checks.check_attention, NANOCHAT_DTYPE="float32")
-    assert (grade == OK) == (message in ("flash kernel", "memory-efficient kernel"))
-
-
-@pytest.mark.slow
 def test_compile_needs_a_compiler(tmp_path: Path) -> None:
     has_headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
     variables = {"PATH": str(tmp_path), "CXX": ""}

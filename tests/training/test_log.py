@@ -129,11 +129,14 @@ def test_mfu_needs_a_known_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, teraflops: float | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    monkeypatch.setattr("nanochat.training.log.describe_kernels", lambda *_: "training cuDNN")
     runtime = make_runtime(world_size=2, device="cuda")
     assert peak_flops(runtime) == (teraflops and 2e12 * teraflops)
     log = make_log(1, runtime)
     log_step(log, LoopState(), seconds=1e-6)
-    line = capsys.readouterr().out.splitlines()[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "Attention kernels: training cuDNN"
+    line = lines[-1]
     if teraflops:
         expected = TOKENS / 1e-6 * log.flops_per_token / (2e12 * teraflops)
         assert f"MFU {expected:.1%}" in line
