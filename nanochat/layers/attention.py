@@ -58,7 +58,7 @@ def kernel_name(q: Tensor, k: Tensor, attn_mask: Tensor | None = None) -> str:
     is_causal = attn_mask is None and q.size(2) == k.size(2)
     is_grouped = q.size(1) != k.size(1)
     choice = torch._fused_sdp_choice(q, k, k, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=is_grouped)
-    return next((name for backend, name in NAMES.items() if int(backend) == choice), f"number {choice}")
+    return next((name for backend, name in NAMES.items() if backend.value == choice), f"number {choice}")
 
 
 def kernels_in_use(device: torch.device, dtype: torch.dtype, head_dim: int = 128) -> dict[str, str]:
