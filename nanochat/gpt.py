@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nanochat.common import UserError
 from nanochat.layers.attention import varied_shapes
+from nanochat.layers.fp8 import check_fp8_sizes, fp8_linear
 from nanochat.layers.sampler import sample_next
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.optim import Optimizer, OptimSettings, ParamGroup, build_optimizers
@@ -129,11 +130,15 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Linear(nn.Module):
     """Linear layer without bias: (..., n_in) -> (..., n_out). The float32 weight is cast to the input's dtype."""
 
+    is_fp8 = False  # set by `GPT.use_fp8`: the products of a training step run in fp8
+
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_fp8 and torch.is_grad_enabled():  # evaluation and generation run in the compute dtype
+            return fp8_linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -257,6 +262,16 @@ class GPT(nn.Module):
         angle = torch.outer(torch.arange(self.config.sequence_len, dtype=torch.float32), frequency)
         self.rope_cos.copy_(angle.cos())
         self.rope_sin.copy_(angle.sin())
+
+    def use_fp8(self) -> None:
+        """From now on, compute the linear layers of the blocks in fp8 where gradients are recorded (layers/fp8.py).
+
+        Weights, checkpoints, evaluation and generation do not change. Raises `UserError` for an unsuitable head size.
+        """
+        check_fp8_sizes({"head_dim": self.config.head_dim})  # all other widths are multiples of it
+        for module in self.blocks.modules():
+            if isinstance(module, Linear):
+                module.is_fp8 = True
 
     def param_groups(self) -> list[ParamGroup]:
         """Return all parameters in three groups: "matrix" (all matrices of the blocks), "embedding" and "head"."""

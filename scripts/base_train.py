@@ -25,6 +25,7 @@ from nanochat.data.shards import load_manifest, open_split
 from nanochat.dataloader import document_batches
 from nanochat.eval.samples import sample_prompts
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.layers.fp8 import check_fp8_sizes
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, train
@@ -34,7 +35,7 @@ from nanochat.training.log import TrainLog
 from nanochat.training.report import report_pretraining
 from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
-from nanochat.training.setup import build_or_restore, compile_model
+from nanochat.training.setup import build_or_restore, compile_model, use_fp8
 
 NUM_SAMPLES = 4
 
@@ -73,6 +74,7 @@ class Config(TrainingSettings):
     )
     core_metric_max_per_task: int = setting(500, "examples of each CORE task; -1 = all", at_least=1, or_value=-1)
     compile: str = setting("auto", "compile the model; auto = where it saves time", choices=("auto", "on", "off"))
+    fp8: bool = setting(False, "train the linear layers of the blocks in fp8, on an NVIDIA GPU that has it")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +83,8 @@ class Config(TrainingSettings):
                 "no length of training: set num_iterations, target_flops or target_param_data_ratio above 0"
             )
         self.model_config(vocab_size=1)
+        if self.fp8:
+            check_fp8_sizes({"max_seq_len": self.max_seq_len, "head_dim": self.head_dim})
         rows = 1 if self.device_batch_size == "auto" else int(self.device_batch_size)
         accumulation_steps(self.total_batch_size, rows, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")))
 
@@ -117,6 +121,8 @@ def main(config: Config) -> LoopState:
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = build_or_restore(checkpoint, shape, optim_settings(config), runtime)
     runtime = optimizer.runtime
+    if config.fp8:
+        use_fp8(model, runtime, config.max_seq_len)
     num_steps = config.num_steps(model)
     num_tokens = num_steps * config.total_batch_size
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)

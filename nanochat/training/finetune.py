@@ -28,7 +28,7 @@ from nanochat.training.log import TrainLog
 from nanochat.training.report import CURVES, curves
 from nanochat.training.resume import checkpoint_to_resume, is_resuming, raise_if_stopped, starting_checkpoint
 from nanochat.training.settings import FineTuningSettings, optim_settings, scheduled_rates
-from nanochat.training.setup import build_or_restore, compile_model
+from nanochat.training.setup import build_or_restore, compile_model, use_fp8
 from tasks.common import Task, TaskSequence
 from tasks.mixture import EntryDescription, build_mixture, detect_data_kind, format_description
 
@@ -81,6 +81,8 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = build_or_restore(checkpoint, origin, optim_settings(config), runtime)
     runtime = optimizer.runtime
+    if config.fp8:
+        use_fp8(model, runtime, config.max_seq_len)
     num_steps = count_steps(data, tokenizer, config)
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)

@@ -132,6 +132,7 @@ class FineTuningSettings(Settings):
         1048576, "tokens of an evaluation, padding included; at most all held-out conversations", at_least=1
     )
     compile: str = setting("auto", "compile the model; auto = where it saves time", choices=("auto", "on", "off"))
+    fp8: bool = setting(False, "train the linear layers of the blocks in fp8, on an NVIDIA GPU that has it")
 
 
 class OptimizerConfig(Protocol):

@@ -10,6 +10,7 @@ import torch
 from nanochat.checkpoint_manager import Checkpoint, build_model, restore_model
 from nanochat.common import print0
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.layers.fp8 import check_fp8_device, check_fp8_sizes
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Forward, LoopState, warm_up
@@ -38,6 +39,17 @@ def build_or_restore(
     state = restore_loop_state(checkpoint)
     print0(f"Resuming {checkpoint.path}, {state.progress:.1%} of the run done")
     return model, optimizer, state
+
+
+def use_fp8(model: GPT, runtime: Runtime, sequence_len: int) -> None:
+    """Train the model in fp8 from now on (`--fp8`). Call it before anything measures, compiles or trains the model.
+
+    Raises `UserError` if the device or the sizes do not allow it.
+    """
+    check_fp8_device(runtime.device, model.compute_dtype)
+    check_fp8_sizes({"max_seq_len": sequence_len})
+    model.use_fp8()
+    print0("Training runs the linear layers of the blocks in fp8, evaluations and samples in bfloat16.")
 
 
 def compile_model(

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from nanochat.checkpoint_manager import load_model
 from nanochat.configurator import cli, parse
 from nanochat.data.shards import write_dataset
 from nanochat.gpt import GPT
+from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.training.events import bpb_evaluator
 from nanochat.training.settings import scheduled_rates
 from scripts import base_train
 from scripts.base_train import Config, main
@@ -76,6 +79,8 @@ def prepare(folder: Path, texts: Sequence[str] = (VERSE * 20,) * 20) -> None:
         (["--device=tpu"], ["tpu", "auto, cpu, cuda, mps"]),
         (["--compile=maybe"], ["maybe", "auto, on, off"]),
         (["--arch=modern"], ["modern", "classic"]),
+        (["--fp8", "--max_seq_len=1000"], ["max_seq_len is 1000", "multiples of 16", "leave out --fp8"]),
+        (["--fp8", "--head_dim=40"], ["head_dim is 40", "multiples of 16"]),
     ],
     ids=lambda part: " ".join(part) if part[0].startswith("-") else None,
 )
@@ -110,6 +115,13 @@ def test_a_device_that_is_absent(refusal: Callable[..., str], base_dir: Path, mo
     prepare(base_dir)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "'cuda' is not available on this machine" in refusal(base_train, *TINY, "--device=cuda")
+
+
+def test_fp8_without_a_gpu(refusal: Callable[..., str], run_here: Path) -> None:
+    prepare(run_here)
+    error = refusal(base_train, *TINY, "--fp8", "--device=cpu")
+    assert "the device is cpu, but fp8 needs an NVIDIA GPU of compute capability 8.9 or higher" in error
+    assert not (run_here / "base_checkpoints").exists()
 
 
 def test_resuming_with_another_tokenizer_or_shape(refusal: Callable[..., str], run_here: Path) -> None:
@@ -194,3 +206,27 @@ def test_learns(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     out = capsys.readouterr().out
     assert "step 60: val_bpb" in out
     assert "Once upon a tim" in out  # a prompt, cut to half of the context
+
+
+def test_fp8(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run in fp8, emulated on the CPU: it takes other steps, and leaves a checkpoint like that of any other run."""
+    prepare(run_here)
+    monkeypatch.setattr("nanochat.training.setup.check_fp8_device", lambda *_: None)
+    flags = [*TINY, "--num_iterations=4", "--eval_tokens=512", "--core_metric_every=-1", "--device=cpu"]
+    plain = main(parse(Config, [*flags, "--model_tag=plain"]))
+    capsys.readouterr()
+    state = main(parse(Config, [*flags, "--fp8", "--model_tag=fp8", "--save_every=2"]))
+    assert "Training runs the linear layers of the blocks in fp8" in capsys.readouterr().out
+    losses = [[row["loss"] for row in run.history if "loss" in row] for run in (plain, state)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+    model, tokenizer, meta = load_model("base", "cpu", model_tag="fp8")
+    assert meta["settings"]["fp8"] is True
+    assert meta["compute_dtype"] == "float32"
+    runtime = Runtime.without_setup("cpu", compute_dtype=torch.float32)
+    [measured] = [row["val_bpb"] for row in state.history if "val_bpb" in row]
+    evaluate = bpb_evaluator(model, tokenizer, runtime, 512, batch_size=8)
+    assert evaluate(state)["val_bpb"] == measured  # during training as from the checkpoint, to the last bit
+    resumed = main(parse(Config, [*flags, "--fp8", "--model_tag=fp8", "--resume_from_step=2"]))
+    assert [row["loss"] for row in resumed.history if "loss" in row] == losses[1]

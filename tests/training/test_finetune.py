@@ -63,6 +63,11 @@ def test_refused_by_what_is_there(refusal: Callable[..., str], base_dir: Path, t
         assert "message 1: must have a role and a content" in error
 
 
+@pytest.mark.parametrize("script", [mid_train, chat_sft])
+def test_fp8_without_a_gpu(refusal: Callable[..., str], mixture: str, script: ModuleType) -> None:
+    assert "the device is cpu, but fp8 needs" in refusal(script, mixture, *FAST, "--source=base", "--fp8")
+
+
 @pytest.mark.parametrize(("source", "kind"), [("storyworld", "world"), ("files", "web"), (None, "web")])
 def test_auto_mixture(base_dir: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, kind: str) -> None:
     """The mixture suits the base data; the other settings are passed on."""

@@ -11,18 +11,36 @@ import pytest
 import torch
 
 from nanochat.checkpoint_manager import build_model, open_checkpoint
-from nanochat.gpt import GPT
+from nanochat.common import UserError
+from nanochat.gpt import GPT, Linear
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
 from nanochat.training.events import checkpoint_saver
-from nanochat.training.setup import MIN_COMPILED_STEPS, build_or_restore, compile_model
+from nanochat.training.setup import MIN_COMPILED_STEPS, build_or_restore, compile_model, use_fp8
 from tests.support.training import CPU, META, SHAPE
 
 
 @pytest.fixture
 def model() -> GPT:
     return build_model(SHAPE, CPU)
+
+
+def test_fp8_is_refused_on_a_cpu(model: GPT) -> None:
+    with pytest.raises(UserError, match="the device is cpu, but fp8 needs"):
+        use_fp8(model, CPU, SHAPE.sequence_len)
+    assert not any(module.is_fp8 for module in model.modules() if isinstance(module, Linear))
+
+
+def test_fp8_is_for_the_blocks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("nanochat.training.setup.check_fp8_device", lambda *_: None)
+    model = build_model(replace(SHAPE, n_embd=32), CPU)
+    with pytest.raises(UserError, match="max_seq_len is 24: fp8 needs multiples of 16"):
+        use_fp8(model, CPU, 24)
+    use_fp8(model, CPU, 32)
+    names = {name for name, module in model.named_modules() if isinstance(module, Linear) and not module.is_fp8}
+    assert names == {"head"}
+    assert "evaluations and samples in bfloat16" in capsys.readouterr().out
 
 
 # --- new and restored -------------------------------------------------------------------------------------------------
