@@ -29,6 +29,7 @@ from nanochat.system.environment import num_usable_cores
 from nanochat.tokenization.chat_format import Conversation, Span, document_text, render_turns
 from nanochat.tokenization.encoders import TrainingTexts, encoder_class, iter_strings
 from nanochat.tokenization.hugging_face_bpe import ProgressCallback, train_hugging_face
+from nanochat.tokenization.render_batch import RenderedArrays, SpanTable
 
 if TYPE_CHECKING:
     from nanochat.tokenization._rustbpe import Texts
@@ -52,6 +53,9 @@ SPECIAL_TOKENS = (
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 FORMAT = 1
 TOKENIZER_FILE = "tokenizer.json"
+
+RenderedConversation = tuple[list[int], list[int]]
+"""Ids and loss mask of a conversation, of equal length; 1 = trained on, 0 = not."""
 
 T = TypeVar("T", bound="Tokenizer")
 
@@ -244,9 +248,7 @@ class Tokenizer:
 
     # --- conversations ---
 
-    def render_conversation(
-        self, conversation: Conversation, max_tokens: int | None = None
-    ) -> tuple[list[int], list[int]]:
+    def render_conversation(self, conversation: Conversation, max_tokens: int | None = None) -> RenderedConversation:
         """Return the ids of a conversation and a mask, both of length T <= max_tokens; 1 = trained on, 0 = not.
 
         The assistant's texts, tool calls and end token are trained on; the user's messages and tool results are not:
@@ -280,6 +282,24 @@ class Tokenizer:
         ids = ids[:end]
         mask = mask[:end]
         return (ids, mask) if any(mask) else ([], [])
+
+    def render_conversations(
+        self, conversations: Iterable[Conversation], max_tokens: int | None = None
+    ) -> list[RenderedArrays]:
+        r"""Return ids and mask of each conversation as `render_conversation` does, in arrays, many times faster.
+
+        The conversations are read one by one, and a malformed one raises its UserError before the next one is read.
+
+        >>> special_tokens = dict(zip(SPECIAL_TOKENS, range(256, 265)))
+        >>> tokenizer = Tokenizer(r"\w|\W", {bytes([b]): b for b in range(256)}, special_tokens)
+        >>> messages = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "3"}]
+        >>> [(ids, mask)] = tokenizer.render_conversations([{"messages": messages}])
+        >>> ids.tolist(), mask.astype(int).tolist()
+        ([256, 257, 50, 63, 258, 259, 51, 260], [0, 0, 0, 0, 0, 0, 1, 1])
+        """
+        table = SpanTable.from_conversations(conversations)
+        text_ids, offsets = self.encode_arrays(table.texts)
+        return table.to_arrays(text_ids, offsets, self.special_tokens, max_tokens)
 
     def render_for_completion(self, conversation: Conversation) -> list[int]:
         """Return the prompt for the last answer: all ids up to and including its `<|assistant_start|>`.

@@ -9,9 +9,11 @@ run.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -109,17 +111,17 @@ class TaskSequence(Task):
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.tasks = list(tasks)
-        self._ends = np.cumsum([0, *(len(task) for task in self.tasks)])
+        self._ends = list(itertools.accumulate((len(task) for task in self.tasks), initial=0))
         self._order: Sequence[int] = range(self.num_examples())
 
     def num_examples(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (index into `tasks`, row of that task) for position `index`, 0 <= index < len."""
-        position = int(self._order[index])
-        task_index = int(np.searchsorted(self._ends, position, side="right")) - 1
-        return task_index, position - int(self._ends[task_index])
+        position = self._order[index]
+        task_index = bisect_right(self._ends, position) - 1
+        return task_index, position - self._ends[task_index]
 
     def get_example(self, index: int) -> Conversation:
         task_index, row = self.locate(index)

@@ -36,13 +36,14 @@ class HubTask(Task):
         super().__init__(**kwargs)
         self.split = split
         self._table = load_table(self.repo_id, subset, split, self.columns)
+        self._columns = {name: self._table[name] for name in self.columns}
 
     def num_examples(self) -> int:
         return int(self._table.num_rows)
 
     def get_row(self, index: int) -> dict[str, Any]:
         """Return a row of the data set as {column: value}."""
-        return {name: self._table[name][index].as_py() for name in self.columns}
+        return {name: column[index].as_py() for name, column in self._columns.items()}
 
 
 def load_table(repo_id: str, subset: str, split: str, columns: Sequence[str]) -> Any:

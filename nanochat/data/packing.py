@@ -28,17 +28,14 @@ from torch import Tensor
 
 from nanochat.common import UserError
 from nanochat.dataloader import MicroBatch, prefetch
-from nanochat.layers.padding import pad_rows
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
+from nanochat.tokenization.render_batch import RenderedArrays
 from nanochat.tokenizer import Tokenizer
 
 CHUNK_SIZE = 2048  # conversations packed together; larger chunks reduce the padding only slightly
 MAX_EXACT_COUNT = 1 << 15  # up to this number of conversations, `count_rows` renders all of them
 COUNT_SAMPLE_SIZE = 1 << 12  # beyond it, `count_rows` renders a sample of this size
-
-RenderedConversation = tuple[list[int], list[int]]
-"""Ids and loss mask of a conversation, as `Tokenizer.render_conversation` returns them."""
 
 
 class ConversationSource(Protocol):
@@ -102,45 +99,48 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 def render_conversations(
     conversations: ConversationSource, indices: Iterable[int], tokenizer: Tokenizer, sequence_len: int
-) -> list[RenderedConversation]:
+) -> list[RenderedArrays]:
     """Return ids and masks of these conversations, at most T + 1 tokens each.
 
     Conversations without a token to train on are left out. Raises `UserError` with the index of a malformed one.
     """
-    rendered = []
-    for index in indices:
-        try:
-            ids, mask = tokenizer.render_conversation(conversations[index], max_tokens=sequence_len + 1)
-        except UserError as error:
-            raise UserError(f"conversation {index}: {error}") from error
-        if ids:
-            rendered.append((ids, mask))
-    return rendered
+    index = -1  # of the conversation that is being read or rendered
+
+    def read() -> Iterator[Conversation]:
+        nonlocal index
+        for index in indices:
+            yield conversations[index]
+
+    try:
+        rendered = tokenizer.render_conversations(read(), max_tokens=sequence_len + 1)
+    except UserError as error:
+        raise UserError(f"conversation {index}: {error}") from error
+    return [(ids, mask) for ids, mask in rendered if len(ids)]
 
 
 def pack_rows(
-    rendered: Sequence[RenderedConversation], sequence_len: int, rng: np.random.Generator
-) -> list[list[RenderedConversation]]:
+    rendered: Sequence[RenderedArrays], sequence_len: int, rng: np.random.Generator
+) -> list[list[RenderedArrays]]:
     """Pack conversations into rows of T + 1 tokens; return the conversations of each row, both in random order."""
     rows = best_fit([len(ids) for ids, _ in rendered], sequence_len + 1)
     shuffled_rows = [rows[index] for index in rng.permutation(len(rows))]
     return [[rendered[row[index]] for index in rng.permutation(len(row))] for row in shuffled_rows]
 
 
-def collate_row(row: Sequence[RenderedConversation], sequence_len: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
+def collate_row(row: Sequence[RenderedArrays], sequence_len: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
     """Join the conversations of a row into tokens (T + 1,), padded with `bos`, and targets (T,).
 
     The target of a position is the token after it where the mask of that token is 1, else -1:
 
-    >>> row = [([0, 5, 6, 7], [0, 0, 1, 1]), ([0, 8], [0, 1])]  # (ids, mask) of two conversations; 0 is <|bos|>
+    >>> row = [(np.array([0, 5, 6, 7]), np.array([0, 0, 1, 1])), (np.array([0, 8]), np.array([0, 1]))]  # 0 is <|bos|>
     >>> tokens, targets = collate_row(row, sequence_len=7, bos=0)
     >>> tokens.tolist()  # the inputs are all but the last
     [0, 5, 6, 7, 0, 8, 0, 0]
     >>> targets.tolist()
     [-1, 6, 7, -1, 8, -1, -1]
     """
-    ids = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in row), dtype=np.int64)
-    mask = np.fromiter(itertools.chain.from_iterable(mask for _, mask in row), dtype=bool)
+    ids = np.concatenate([ids for ids, _ in row])
+    mask = np.concatenate([mask for _, mask in row])
     assert not mask[0], "a row begins with <|bos|>, which is not trained on"
     assert mask.any(), "a row has a token to train on"
     tokens = np.full(sequence_len + 1, bos)
@@ -238,12 +238,13 @@ def packed_batches(
         progress = (first_row.cursor.rows - 1) / num_rows if num_rows else first_row.progress
         if progress >= 1:
             return
-        tokens = torch.from_numpy(np.stack([row.tokens for row in global_rows]))  # (N * B, T + 1)
-        targets = torch.from_numpy(np.stack([row.targets for row in global_rows]))  # (N * B, T)
-        local = slice(first, first + batch_size)
-        inputs = pad_rows(tokens[local, :-1], batch_size, fill=int(tokens[0, 0]))  # (B, T)
+        inputs = np.full((batch_size, len(first_row.targets)), first_row.tokens[0])  # (B, T)
+        targets = np.full_like(inputs, -1)  # (B, T)
+        for index, row in enumerate(global_rows[first : first + batch_size]):
+            inputs[index] = row.tokens[:-1]
+            targets[index] = row.targets
         cursor = asdict(global_rows[-1].cursor)
-        yield MicroBatch(inputs, pad_rows(targets[local], batch_size, fill=-1), progress, cursor)
+        yield MicroBatch(torch.from_numpy(inputs), torch.from_numpy(targets), progress, cursor)
 
 
 def conversation_batches(

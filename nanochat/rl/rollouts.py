@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from nanochat.common import print0
-from nanochat.data.packing import RenderedConversation
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import completion_text
 from nanochat.layers.padding import pad_right
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.rl.prompts import Prompt
 from nanochat.runtime import Runtime
+from nanochat.tokenizer import RenderedConversation
 
 RewardFunction = Callable[[Prompt, str], float]  # (prompt, text of a completion) -> reward
 

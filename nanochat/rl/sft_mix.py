@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from nanochat.data.packing import ConversationSource, RenderedConversation
+from nanochat.data.packing import ConversationSource
 from nanochat.runtime import Runtime
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import RenderedConversation, Tokenizer
 from tasks.mixture import EntryDescription, build_mixture, detect_data_kind
 
 

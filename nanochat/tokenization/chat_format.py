@@ -17,17 +17,15 @@ A mixture may also contain documents, `{"text": str}`, which are trained on as i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanochat.common import UserError
 
 Conversation = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A special token or a stretch of text. `is_trained`: True if the loss covers it."""
 
     text: str  # the name of the special token, or ordinary text, which may contain such a name
@@ -35,8 +33,7 @@ class Span:
     is_trained: bool
 
 
-@dataclass(frozen=True)
-class _PartFormat:
+class _PartFormat(NamedTuple):
     """The special tokens around a part of an answer, if any. `is_trained`: True if the loss covers all three."""
 
     start: str | None
@@ -49,6 +46,12 @@ _PARTS = {
     "python": _PartFormat(start="<|python_start|>", end="<|python_end|>", is_trained=True),
     "python_output": _PartFormat(start="<|output_start|>", end="<|output_end|>", is_trained=False),
 }
+
+# The roles in turn, each with the special tokens around its message.
+_TURNS = [
+    ("user", Span("<|user_start|>", True, False), Span("<|user_end|>", True, False)),
+    ("assistant", Span("<|assistant_start|>", True, False), Span("<|assistant_end|>", True, True)),
+]
 
 
 def document_text(conversation: Conversation) -> str | None:
@@ -75,69 +78,69 @@ def render_turns(conversation: Conversation) -> list[list[Span]]:
     [('<|user_start|>', False), ('2+2?', False), ('<|user_end|>', False)]
     [('<|assistant_start|>', False), ('4', True), ('<|assistant_end|>', True)]
     """
-    system_text, numbered_messages = _checked_messages(conversation)
+    system_text, messages = _checked_messages(conversation)
+    first_number = 1 if system_text is None else 2
     turns = []
-    for index, (number, message) in enumerate(numbered_messages):
-        is_assistant = index % 2 == 1
-        role = "assistant" if is_assistant else "user"
+    for index, message in enumerate(messages):
+        role, start, end = _TURNS[index % 2]
+        number = first_number + index
         if message["role"] != role:
             raise UserError(
                 f"message {number}: role {message['role']!r} where {role!r} is due (they alternate, the user first)"
             )
         content = message["content"]
-        if is_assistant:
-            content_spans = list(_assistant_spans(content, number))
+        if role == "assistant":
+            turns.append([start, *_assistant_spans(content, number), end])
         elif isinstance(content, str):
             text = f"{system_text}\n\n{content}" if system_text is not None and index == 0 else content
-            content_spans = [Span(text, is_special=False, is_trained=False)]
+            turns.append([start, Span(text, False, False), end])
         else:
             raise UserError(f"message {number}: a user's content must be text, not {type(content).__name__}")
-        start = Span(f"<|{role}_start|>", is_special=True, is_trained=False)
-        end = Span(f"<|{role}_end|>", is_special=True, is_trained=is_assistant)
-        turns.append([start, *content_spans, end])
     return turns
 
 
-def _checked_messages(conversation: Conversation) -> tuple[str | None, list[tuple[int, Mapping[str, Any]]]]:
-    """Return the system text, if any, and the other messages with their numbers, counted from 1."""
+def _checked_messages(conversation: Conversation) -> tuple[str | None, list[Mapping[str, Any]]]:
+    """Return the system text, if any, and the messages after it."""
     messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
     if not isinstance(messages, list) or not messages:
         raise UserError('a conversation must be {"messages": [...]} with at least one message')
     for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        # dict is named because it is many times faster to check than Mapping, an abstract class.
+        if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
             raise UserError(f"message {number}: must have a role and a content")
 
-    numbered = list(enumerate(messages, 1))
     if messages[0]["role"] != "system":
-        return None, numbered
+        return None, messages
     if not isinstance(messages[0]["content"], str):
         raise UserError(f"message 1: a system message must be text, not {type(messages[0]['content']).__name__}")
     if len(messages) == 1:
         raise UserError("message 1: a system message must be followed by a user message")
-    return messages[0]["content"], numbered[1:]
+    return messages[0]["content"], messages[1:]
 
 
-def _assistant_spans(content: object, number: int) -> Iterator[Span]:
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
+def _assistant_spans(content: object, number: int) -> list[Span]:
+    if isinstance(content, str):
+        return [Span(content, False, True)]
+    if not isinstance(content, list):
         raise UserError(
             f"message {number}: an assistant's content must be text or a list of parts, not {type(content).__name__}"
         )
-    for part in parts:
-        kind = part.get("type") if isinstance(part, Mapping) else None
+    for part in content:
+        kind = part.get("type") if isinstance(part, (dict, Mapping)) else None
         if not isinstance(kind, str) or kind not in _PARTS or not isinstance(part.get("text"), str):
             raise UserError(
                 f'message {number}: a part must be {{"type": {" | ".join(_PARTS)}, "text": str}}, not {part!r}'
             )
+    return list(_part_spans(content))
 
-    for kind, group in groupby(parts, key=lambda part: str(part["type"])):
+
+def _part_spans(parts: list[Mapping[str, str]]) -> Iterator[Span]:
+    for kind, group in groupby(parts, key=lambda part: part["type"]):
+        start, end, is_trained = _PARTS[kind]
         texts = [part["text"] for part in group]
-        if kind == "text":
-            texts = ["".join(texts)]
-        part_format = _PARTS[kind]
-        for text in texts:
-            if part_format.start:
-                yield Span(part_format.start, is_special=True, is_trained=part_format.is_trained)
-            yield Span(text, is_special=False, is_trained=part_format.is_trained)
-            if part_format.end:
-                yield Span(part_format.end, is_special=True, is_trained=part_format.is_trained)
+        for text in ["".join(texts)] if kind == "text" else texts:
+            if start:
+                yield Span(start, True, is_trained)
+            yield Span(text, False, is_trained)
+            if end:
+                yield Span(end, True, is_trained)
