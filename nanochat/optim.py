@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from nanochat.adamw import adamw_step
 from nanochat.common import UserError
 from nanochat.muon import muon_step
+from nanochat.system.host_memory import copy_to_host, wait_for_copies
 
 if TYPE_CHECKING:
     from nanochat.runtime import Runtime
@@ -388,7 +389,8 @@ class Optimizer:
             for state_name in bucket.state:
                 for name, tensor in zip(bucket.names, bucket.gather_state(state_name), strict=True):
                     if self.runtime.rank == 0:
-                        full_state[f"{name}.{state_name}"] = tensor.to("cpu", copy=True)
+                        full_state[f"{name}.{state_name}"] = copy_to_host(tensor)
+        wait_for_copies(self.runtime.device)
         return full_state if self.runtime.rank == 0 else {}
 
     @torch.no_grad()

@@ -30,7 +30,8 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, train
 from nanochat.training.batch_size import accumulation_steps, resolve_device_batch_size
-from nanochat.training.events import bpb_evaluator, checkpoint_saver, core_events, sample_printer
+from nanochat.training.checkpoint_saver import CheckpointSaver
+from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
 from nanochat.training.report import report_pretraining
 from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped
@@ -139,16 +140,15 @@ def main(config: Config) -> LoopState:
     prompts = sample_prompts(manifest.source, NUM_SAMPLES, config.seed)
     print_samples = sample_printer(model, tokenizer, runtime, prompts)
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, num_tokens, state.cursor)
-    with closing(loader), closing(log):
+    saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
+    with closing(loader), closing(log), saver:
         train(
             compile_model(model, config.compile, num_steps, batch_size, runtime),
             optimizer,
             takewhile(lambda batch: batch.progress < 1, loader),
             schedule=partial(scheduled_rates, config, num_steps=num_steps),
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
-                Event(
-                    config.save_every, checkpoint_saver(folder, model, optimizer, meta, config.keep_last), saves=True
-                ),
+                Event(config.save_every, saver, saves=True),
                 Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
                 Event(config.sample_every, print_samples, at_end=config.sample_every != -1),
                 *core_events(config.core_metric_every, config.core_metric_max_per_task, model, tokenizer, runtime),

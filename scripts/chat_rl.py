@@ -31,7 +31,7 @@ from nanochat.rl.sft_mix import SFTRows, load_sft_mix
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics
-from nanochat.training.events import checkpoint_saver
+from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, starting_checkpoint
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore
@@ -138,16 +138,15 @@ def main(config: Config) -> LoopState:
         params = config.sampling_params(config.eval_samples)
         return evaluate_pass_at_k(Engine(model, tokenizer), held_out, params, runtime, config.rollout_batch_size)
 
-    with closing(log):
+    saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
+    with closing(log), saver:
         reinforce(
             model,
             optimizer,
             collect,
             schedule=partial(scheduled_rates, config, num_steps=num_steps),
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
-                Event(
-                    config.save_every, checkpoint_saver(folder, model, optimizer, meta, config.keep_last), saves=True
-                ),
+                Event(config.save_every, saver, saves=True),
                 Event(config.eval_every, evaluate),
             ],
             num_steps=num_steps,

@@ -1,4 +1,4 @@
-"""Events of a training run: checkpoints, bits per byte, CORE and samples of text.
+"""Events of a training run: bits per byte, CORE and samples of text.
 
 Each function returns events, or the `run` function of an event, which takes the loop state and returns metrics.
 """
@@ -6,12 +6,9 @@ Each function returns events, or the `run` function of an event, which takes the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
-from nanochat.checkpoint_manager import RunMeta, save_checkpoint
 from nanochat.common import UserError, base_dir, print0
 from nanochat.core_eval import core_metric, evaluate_task
 from nanochat.data.shards import open_split
@@ -22,40 +19,11 @@ from nanochat.eval.core_tables import core_name
 from nanochat.eval.samples import generate_samples
 from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte
-from nanochat.optim import Optimizer
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Event, LoopState, Metrics
 
 MAX_SAMPLE_TOKENS = 48
-
-
-def checkpoint_saver(
-    folder: Path, model: GPT, optimizer: Optimizer, meta: RunMeta, keep_last: int
-) -> Callable[[LoopState], Metrics]:
-    """Return an event's `run` that writes a checkpoint into `folder` and keeps the `keep_last` newest ones (-1: all).
-
-    `meta`: content of meta.json except for the loop state and the number of processes. Raises `UserError`, on all
-    processes, if saving fails.
-    """
-    runtime = optimizer.runtime
-
-    def save(state: LoopState) -> Metrics:
-        optimizer_state = optimizer.state_dict()  # collective: gathers the shards of all processes
-        failure = None
-        if runtime.is_main:
-            whole_meta: RunMeta = {**meta, "world_size": runtime.world_size, "loop": asdict(state)}
-            try:
-                path = save_checkpoint(folder, state.step, model.state_dict(), optimizer_state, whole_meta, keep_last)
-                print0(f"Saved {path}")
-            except UserError as error:
-                failure = str(error)
-        failure = runtime.broadcast(failure)  # the other processes raise too, instead of waiting for the main one
-        if failure:
-            raise UserError(failure)
-        return {}
-
-    return save
 
 
 def bpb_evaluator(

@@ -23,7 +23,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
 from nanochat.training.batch_size import accumulation_steps, resolve_device_batch_size
-from nanochat.training.events import checkpoint_saver
+from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.log import TrainLog
 from nanochat.training.report import CURVES, curves
 from nanochat.training.resume import checkpoint_to_resume, is_resuming, raise_if_stopped, starting_checkpoint
@@ -95,12 +95,13 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         "device_batch_size": batch_size,
         "data_hash": data_hash,
     }
+    saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
     events = [  # the checkpoint first: an evaluation that fails must not cost the run
-        Event(config.save_every, checkpoint_saver(folder, model, optimizer, meta, config.keep_last), saves=True),
+        Event(config.save_every, saver, saves=True),
         Event(config.eval_every, held_out_loss_evaluator(model, data, tokenizer, runtime, config, batch_size)),
     ]
     batches = remaining_batches(data, tokenizer, runtime, config, batch_size, state)
-    with closing(batches), closing(log):
+    with closing(batches), closing(log), saver:
         train(
             compile_model(model, config.compile, num_steps, batch_size, runtime, config.max_seq_len),
             optimizer,

@@ -126,6 +126,7 @@ def test_a_bundle_that_cannot_be_downloaded(
         assert len(lines) == 2
         with pytest.raises(UserError, match="eval_bundle"):
             base_eval.main(parse(base_eval.Config, [*flags, *more]))
+        capsys.readouterr()
     assert not list(run_here.glob("*.zip"))
     assert not (run_here / "report").exists()
 

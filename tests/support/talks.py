@@ -16,7 +16,7 @@ from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.train import LoopState
-from nanochat.training.events import checkpoint_saver
+from nanochat.training.checkpoint_saver import CheckpointSaver
 
 SPECIAL = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
 BOS = SPECIAL["<|bos|>"]
@@ -87,5 +87,5 @@ def save_model(folder: Path, source: str = "base", tag: str = "d1", step: int = 
     optimizer.load_state_dict(nan_state | {"step": torch.tensor(step)})
     settings = {"max_seq_len": context, "total_batch_size": 4 * context}
     meta = {"settings": settings, "data_hash": "0", "device_batch_size": 2, **model_meta(model, runtime, TOKENIZER)}
-    checkpoint_saver(run_dir(source, tag), model, optimizer, meta, -1)(LoopState(step=step, progress=1.0))
+    CheckpointSaver(run_dir(source, tag), model, optimizer, meta, -1)(LoopState(step=step, progress=1.0))
     return model

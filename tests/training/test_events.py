@@ -1,46 +1,18 @@
-"""Events: a failed save fails on all processes; bits per byte and samples are those of the model."""
+"""Events: bits per byte and samples are those of the model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from nanochat.checkpoint_manager import build_model
-from nanochat.common import UserError
 from nanochat.data.shards import write_dataset
-from nanochat.optim import build_optimizer
-from nanochat.runtime import Runtime
 from nanochat.train import LoopState
-from nanochat.training import events
-from nanochat.training.events import bpb_evaluator, checkpoint_saver, sample_printer
+from nanochat.training.events import bpb_evaluator, sample_printer
 from tests.support.training import CPU, SHAPE, train_tokenizer
-
-
-def test_a_failed_save_fails_on_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other processes raise as well, instead of waiting; and only the main process writes."""
-
-    def fail(*_: object) -> None:
-        raise UserError("cannot save: the disk is full")
-
-    model = build_model(SHAPE, CPU)
-    optimizer = build_optimizer(model, CPU)
-    monkeypatch.setattr(events, "save_checkpoint", fail)
-    with pytest.raises(UserError, match="the disk is full"):
-        checkpoint_saver(tmp_path, model, optimizer, {}, -1)(LoopState())
-
-    def broadcast(_: Runtime, value: Any) -> Any:
-        assert value is None
-        return "cannot save: the disk is full"
-
-    optimizer.runtime = Runtime(1, 1, 1, torch.device("cpu"), torch.float32, 42)
-    monkeypatch.setattr(Runtime, "broadcast", broadcast)
-    monkeypatch.setattr(events, "save_checkpoint", lambda *_: pytest.fail("only the main process writes"))
-    with pytest.raises(UserError, match="the disk is full"):
-        checkpoint_saver(tmp_path, model, optimizer, {}, -1)(LoopState())
 
 
 def test_bpb_evaluator(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from nanochat.configurator import parse
 from nanochat.optim import build_optimizer
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.train import LoopState
-from nanochat.training.events import checkpoint_saver
+from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.resume import (
     changed_settings,
     checkpoint_to_resume,
@@ -143,7 +143,7 @@ def test_checkpoint_to_resume(tmp_path: Path, base_dir: Path, capsys: pytest.Cap
         "tokenizer_hash": tokenizer.hash(),
         "model_config": asdict(SHAPE),
     }
-    checkpoint_saver(folder, model, optimizer, meta, keep_last=-1)(LoopState(step=7))
+    CheckpointSaver(folder, model, optimizer, meta, keep_last=-1)(LoopState(step=7, progress=1.0))
 
     def find(**changes: Any) -> Any:
         arguments = {"tokenizer": tokenizer, "data_hash": "1234", "shape": SHAPE, "config": Config(resume=True)}
@@ -163,6 +163,6 @@ def test_checkpoint_to_resume(tmp_path: Path, base_dir: Path, capsys: pytest.Cap
         with pytest.raises(UserError, match=words):
             find(**changes)
     imported = meta | {"data_hash": "", "imported_from": "a"}
-    checkpoint_saver(folder, model, optimizer, imported, keep_last=-1)(LoopState(step=8))
+    CheckpointSaver(folder, model, optimizer, imported, keep_last=-1)(LoopState(step=8, progress=1.0))
     with pytest.raises(UserError, match="step_000008 was imported, without an optimizer state"):
         find()

@@ -16,7 +16,7 @@ from nanochat.gpt import GPT, Linear
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
-from nanochat.training.events import checkpoint_saver
+from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.setup import MIN_COMPILED_STEPS, build_or_restore, compile_model, use_fp8
 from tests.support.training import CPU, META, SHAPE
 
@@ -61,7 +61,7 @@ def test_save_and_restore(tmp_path: Path, model: GPT) -> None:
         recent=[1.25, 0.1],
         stopped=15,
     )
-    assert checkpoint_saver(tmp_path, model, optimizer, META, keep_last=-1)(state) == {}
+    assert CheckpointSaver(tmp_path, model, optimizer, META, keep_last=-1)(state) == {}
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.meta["world_size"] == 1
     restored_model, restored_optimizer, restored_state = build_or_restore(checkpoint, SHAPE, OptimSettings(), CPU)

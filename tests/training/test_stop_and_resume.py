@@ -668,14 +668,19 @@ def test_what_cannot_be_resumed(pool: Pool, base: Path, reference: Any, change: 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_disk_that_is_full(pool: Pool, base: Path, reference: Any, world_size: int) -> None:
-    """One clear line from every process, none of which waits for another; earlier checkpoints are unchanged."""
+    """One clear line from every process, none of which waits for another; earlier checkpoints are unchanged.
+
+    The failure of one save, in a thread, ends the run at the next save.
+    """
     whole = reference(world_size)
     shutil.copytree(whole.base / "base_checkpoints" / "d1" / "step_000003", checkpoints(base) / "step_000003")
     results = pool.run(base, [{"largest_file": 50_000}] * world_size, resume=True, save_every=1)
     for result in results:
-        assert (result["code"], len(result["losses"])) == (2, 1)
+        assert (result["code"], len(result["losses"])) == (2, 2)
         assert "cannot save" in result["err"]
+        assert "step_000004" in result["err"]
         assert result["err"].count("\n") == 1
+    assert "The checkpoint of step 4 is not saved: cannot save" in results[0]["out"]
     assert saved_steps(base) == [3]
     assert pool.run(base, world_size, resume=True)[0]["code"] == 0
     assert_same_end(base, whole.base)

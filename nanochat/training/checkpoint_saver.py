@@ -1,0 +1,114 @@
+"""Checkpoints of a training run, written by a thread while the training goes on.
+
+A save copies the training state to host memory, which takes a fraction of a second, and starts a thread that writes the
+copy, which takes several: a checkpoint of d20 has 5 GB, one of d32 16 GB. At any time at most one write is in progress.
+A save after which no step follows, at the end of a run or at a signal, is complete when it returns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from nanochat.checkpoint_manager import RunMeta, save_checkpoint
+from nanochat.common import UserError, print0
+from nanochat.gpt import GPT
+from nanochat.optim import Optimizer
+from nanochat.system.host_memory import copy_to_host, wait_for_copies
+from nanochat.train import LoopState, Metrics
+
+
+class CheckpointSaver:
+    """The `run` of an event that saves. A context manager: leaving it waits for the last write.
+
+    `folder`: of the run. `meta`: content of meta.json except for the loop state and the number of processes.
+    `keep_last`: number of checkpoints that are kept (-1: all).
+    """
+
+    def __init__(self, folder: Path, model: GPT, optimizer: Optimizer, meta: RunMeta, keep_last: int) -> None:
+        self.folder = folder
+        self.model = model
+        self.optimizer = optimizer
+        self.meta = meta
+        self.keep_last = keep_last
+        self._write: _Write | None = None  # the last one, on the main process
+
+    def __call__(self, state: LoopState) -> Metrics:
+        """Save the state of the run. Collective: all processes must call it.
+
+        Raises, on all processes, the error of the save before. If no step follows, also that of this one.
+        """
+        self.finish()
+        runtime = self.optimizer.runtime
+        start = time.perf_counter()
+        optimizer_state = self.optimizer.state_dict()  # collective: gathers the shards of all processes
+        if runtime.is_main:
+            weights = {name: copy_to_host(tensor) for name, tensor in self.model.state_dict().items()}
+            wait_for_copies(runtime.device)
+            meta: RunMeta = {**self.meta, "world_size": runtime.world_size, "loop": asdict(state)}
+            write = partial(save_checkpoint, self.folder, state.step, weights, optimizer_state, meta, self.keep_last)
+            self._write = _Write(state.step, write, time.perf_counter() - start)
+        if state.stopped or state.progress >= 1:
+            self.finish()
+        return {}
+
+    def finish(self) -> None:
+        """Wait for the write in progress. Collective. Raises its error on all processes."""
+        error = self._wait()
+        # The other processes raise too, instead of waiting for the main one in their next step.
+        failure = self.optimizer.runtime.broadcast(None if error is None else str(error) or type(error).__name__)
+        if error is not None:
+            raise error
+        if failure:
+            raise UserError(failure)
+
+    def __enter__(self) -> CheckpointSaver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the write in progress, also after an exception, which must not cost a checkpoint."""
+        if exception is None:
+            self.finish()
+        elif self._write is not None:  # not collective: other processes may have no exception
+            print0(f"Waiting for the checkpoint of step {self._write.step} ... (Ctrl-C leaves at once, without it)")
+            self._wait()
+
+    def _wait(self) -> Exception | None:
+        """Wait for the write in progress, and return its error."""
+        write, self._write = self._write, None
+        return None if write is None else write.wait()
+
+
+class _Write:
+    """A checkpoint that a thread writes. The thread is a daemon: Ctrl-C during the wait at the end leaves at once."""
+
+    def __init__(self, step: int, write: Callable[[], Path], copy_seconds: float) -> None:
+        self.step = step
+        self.write = write
+        self.copy_seconds = copy_seconds
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run, name=f"checkpoint of step {step}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        start = time.perf_counter()
+        try:
+            path = self.write()
+        except Exception as error:  # raised by the main thread, in `CheckpointSaver.finish`
+            self.error = error
+            print0(f"The checkpoint of step {self.step} is not saved: {error}")
+        else:
+            seconds = time.perf_counter() - start
+            print0(f"Saved {path} (copied in {self.copy_seconds:.1f} s, written in {seconds:.1f} s)")
+
+    def wait(self) -> Exception | None:
+        """Wait for the end of the thread, and return its error."""
+        self.thread.join()
+        return self.error
