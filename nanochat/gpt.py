@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanochat.common import UserError
 from nanochat.layers.attention import varied_shapes
@@ -228,6 +229,8 @@ class GPT(nn.Module):
         table = torch.empty(config.padded_vocab_size, config.n_embd)
         self.embed = nn.Embedding(config.padded_vocab_size, config.n_embd, _weight=table)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        # True: keep only the inputs of the blocks for the backward pass, which computes the rest again: less memory.
+        self.checkpoint_activations = False
         self.head = Linear(config.n_embd, config.padded_vocab_size)
         for name in ("rope_cos", "rope_sin"):  # init_rope fills them: values set on the meta device would be lost
             self.register_buffer(name, torch.empty(config.sequence_len, config.head_dim // 2), persistent=False)
@@ -314,7 +317,10 @@ class GPT(nn.Module):
         sin = self.rope_sin[positions].to(self.compute_dtype)
         x = rms_norm(self.embed(idx).to(self.compute_dtype))  # (B, T) -> (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin, kv_cache)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, kv_cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin, kv_cache)
         return rms_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -225,10 +225,11 @@ def step(
     return mean_loss, norm, agreed_stop(signal_number, stops > 0)
 
 
-def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int) -> None:
-    """Run one forward and backward pass on zeros, (batch_size, sequence_len), and drop the gradients."""
+def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int, num_passes: int = 1) -> None:
+    """Run forward and backward passes on zeros, (batch_size, sequence_len), and drop the gradients."""
     zeros = torch.zeros(batch_size, sequence_len, dtype=torch.int64, device=model.device)
-    forward(zeros, zeros, loss_reduction="sum").backward()
+    for _ in range(num_passes):
+        forward(zeros, zeros, loss_reduction="sum").backward()
     model.zero_grad(set_to_none=True)
 
 

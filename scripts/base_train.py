@@ -76,6 +76,9 @@ class Config(TrainingSettings):
     core_metric_max_per_task: int = setting(500, "examples of each CORE task; -1 = all", at_least=1, or_value=-1)
     compile: str = setting("auto", "compile the model; auto = where it saves time", choices=("auto", "on", "off"))
     fp8: bool = setting(False, "train the linear layers of the blocks in fp8, on an NVIDIA GPU that has it")
+    checkpoint_activations: bool = setting(
+        False, "compute activations again in the backward pass instead of keeping them: less memory, a third more work"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +127,7 @@ def main(config: Config) -> LoopState:
     runtime = optimizer.runtime
     if config.fp8:
         use_fp8(model, runtime, config.max_seq_len)
+    model.checkpoint_activations = config.checkpoint_activations
     num_steps = config.num_steps(model)
     num_tokens = num_steps * config.total_batch_size
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)

@@ -83,6 +83,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     runtime = optimizer.runtime
     if config.fp8:
         use_fp8(model, runtime, config.max_seq_len)
+    model.checkpoint_activations = config.checkpoint_activations
     num_steps = count_steps(data, tokenizer, config)
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)

@@ -133,6 +133,9 @@ class FineTuningSettings(Settings):
     )
     compile: str = setting("auto", "compile the model; auto = where it saves time", choices=("auto", "on", "off"))
     fp8: bool = setting(False, "train the linear layers of the blocks in fp8, on an NVIDIA GPU that has it")
+    checkpoint_activations: bool = setting(
+        False, "compute activations again in the backward pass instead of keeping them: less memory, a third more work"
+    )
 
 
 class OptimizerConfig(Protocol):
