@@ -151,7 +151,7 @@ class ByteCounter(TorchDispatchMode):
     """
 
     def __init__(self, weights: Iterable[Tensor] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self.product_bytes = 0
@@ -251,7 +251,8 @@ def _compiled_activations(model: GPT, shape: tuple[int, int]) -> int:
     leaf = hidden.detach().requires_grad_()
 
     def loss_of_leaf(_: Tensor, targets: Tensor, loss_reduction: str) -> Tensor:
-        return model(leaf, targets, loss_reduction=loss_reduction)
+        loss: Tensor = model(leaf, targets, loss_reduction=loss_reduction)
+        return loss
 
     with counted_bytes() as loss_counter, patch.object(model, "hidden_states", lambda hidden, _: hidden):
         warm_up(loss_of_leaf, model, *shape)
