@@ -1,7 +1,8 @@
 """Bits per byte, a cross-entropy that does not depend on the tokenizer; and sums of losses over chosen tokens.
 
 The scripts use `bits_per_byte`, which scores a fixed tensor of rows with any number of processes. `evaluate_bpb` is for
-notebooks and other training loops: it takes batches from any loader.
+notebooks and other training loops: it takes batches from any loader. A model that computes in float32 is evaluated in
+float32 on CUDA too, not in TF32.
 
 Letters in shape comments: R rows of the whole evaluation, B rows of a batch, T tokens, V vocabulary. There are N
 processes; process r scores rows r, r + N, r + 2N, ...
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_rows
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, exact_float32
 
 
 @torch.no_grad()
+@exact_float32()
 def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_size: int, runtime: Runtime) -> float:
     """Return the model's bits per byte on rows of text (Gao et al., The Pile, arXiv 2101.00027, section 3.1).
 
@@ -51,6 +53,7 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
 
 
 @torch.no_grad()
+@exact_float32()
 def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor) -> float:
     """Return the bits per byte of a model on the first `steps` batches of a loader, (inputs, targets) each (B, T).
 
@@ -84,6 +87,7 @@ def _bits_per_byte(nats: float, num_bytes: float) -> float:
 
 
 @torch.no_grad()
+@exact_float32()
 def sum_nats(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime) -> tuple[float, int]:
     """Return the sum of the losses, in nats, over all targets that are not -1, and the number of these targets.
 

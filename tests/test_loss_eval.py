@@ -18,6 +18,7 @@ from nanochat.loss_eval import bits_per_byte, evaluate_bpb, sum_nats
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from tests.support.models import random_model
+from tests.support.precision import recorded_precision
 from tests.support.processes import Forker
 
 # Two tokens of several bytes are not UTF-8 by themselves: a space with the first byte of a snowman, and its last two.
@@ -111,6 +112,20 @@ def test_bits_per_byte_of_a_loaders_batches() -> None:
     assert evaluate_bpb(model, batches, len(batches), BYTES) == pytest.approx(bits_per_byte(model, rows, BYTES, 2, CPU))
     assert evaluate_bpb(model, iter(batches), 2, BYTES) == pytest.approx(bits_per_byte(model, rows[:4], BYTES, 2, CPU))
     assert evaluate_bpb(model, batches, 0, BYTES) == math.inf
+
+
+def test_losses_are_computed_in_float32() -> None:
+    """By all three functions: not in TF32, which training on CUDA uses."""
+    model, rows = tiny_model(), rows_of_texts(50)
+    inputs, targets = rows[:, :-1].clamp(min=0), rows[:, 1:]
+    for measure in (
+        lambda: bits_per_byte(model, rows, BYTES, 2, CPU),
+        lambda: evaluate_bpb(model, [(inputs, targets)], 1, BYTES),
+        lambda: sum_nats(model, inputs, targets, 2, CPU),
+    ):
+        with recorded_precision() as precisions:
+            measure()
+        assert precisions == {"highest"}
 
 
 def test_special_tokens_do_not_count() -> None:

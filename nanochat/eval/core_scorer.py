@@ -21,6 +21,7 @@ from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
 from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
+from nanochat.runtime import exact_float32
 
 BATCH_TOKENS = 16384  # positions of a forward pass, padding and the cached prefixes included
 CPU_BATCH_TOKENS = 4096  # the same on a CPU
@@ -215,6 +216,7 @@ class ModelScorer:
         return size.num_positions <= max_positions and size.width <= self.model.config.sequence_len
 
     @torch.inference_mode()
+    @exact_float32()
     def _score(self, batch: Sequence[EncodedExample]) -> list[OptionScore]:
         device = self.model.device
         prefix_lens = [example.prefix_len for example in batch]

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nanochat.common import UserError, as_user_error, print0
 from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, exact_float32
 
 MAX_LOGITS = 1 << 28  # at a time: 1 GiB in float32
 DEFAULT_CONTEXT_LEN = 2048  # tokens, for a model whose configuration and tokenizer name no limit
@@ -201,6 +201,7 @@ def prefill_prefix(
 
 
 @torch.inference_mode()
+@exact_float32()
 def try_prefix_sharing(model: HFCausalModel) -> bool:
     """Return True if `prefill_prefix` is exact: a plain KV cache, explicit positions, the same logits."""
     from transformers.cache_utils import DynamicLayer
@@ -222,6 +223,7 @@ def try_prefix_sharing(model: HFCausalModel) -> bool:
 
 
 @torch.inference_mode()
+@exact_float32()
 def check_causal(model: HFCausalModel) -> None:
     """Raise UserError if the model's predictions depend on later tokens."""
     idx = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=model.device) % model.vocab_size

@@ -31,7 +31,7 @@ from nanochat.eval.hf_causal import MAX_LOGITS, HFCausalModel, HFTokenizer, pref
 from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
 from nanochat.loss_eval import sum_nats
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, exact_float32
 
 DOCUMENTS_PER_BATCH = 256  # tokenized in one call
 
@@ -74,6 +74,7 @@ class HFScorer:
         return lengths if self.model.supports_prefix_sharing and min(lengths) > 0 else [0] * len(batch)
 
     @torch.inference_mode()
+    @exact_float32()
     def _score(self, batch: Sequence[EncodedExample]) -> list[OptionScore]:
         device = self.model.device
         prefix_lens = self._prefix_lens(batch)

@@ -25,7 +25,7 @@ from nanochat.layers.padding import pad_right
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.reporting.schema import Metric
 from nanochat.reporting.significance import mean_metric
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, exact_float32
 from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import Tokenizer
 from tasks.common import Task
@@ -137,11 +137,11 @@ def _score_letters(problems: Sequence[_Problem], task: Task, engine: Engine, bat
         batch = problems[start : start + batch_size]
         lengths = torch.tensor([len(problem.prompt) for problem in batch], device=model.device)
         idx = pad_right([problem.prompt for problem in batch], fill=0, device=model.device)  # (B, T)
-        with varied_shapes(model.device):
+        with varied_shapes(model.device), exact_float32():
             hidden = model.hidden_states(idx)  # (B, T) -> (B, T, C)
-        last = hidden[torch.arange(len(batch), device=model.device), lengths - 1]  # (B, C)
-        # In float32: in bf16 the logits of two letters would often be equal.
-        logits = model.logits(last.float())[:, list(token_ids.values())].tolist()  # (B, C) -> (B, V) -> (B, letters)
+            last = hidden[torch.arange(len(batch), device=model.device), lengths - 1]  # (B, C)
+            # In float32: in bf16 the logits of two letters would often be equal.
+            logits = model.logits(last.float())[:, list(token_ids.values())].tolist()  # (B, V) -> (B, letters)
         for problem, row in zip(batch, logits, strict=True):
             letter_logits = dict(zip(token_ids, row, strict=True))
             letter = max(problem.conversation["letters"], key=letter_logits.__getitem__)

@@ -13,6 +13,7 @@ from nanochat.eval.core_prompts import EncodedExample, encode_example
 from nanochat.eval.core_scorer import ModelScorer, OptionScore, is_correct
 from nanochat.gpt import GPT
 from tests.support.bundles import LOGITS, VOCAB_SIZE, deep_model, pair_model
+from tests.support.precision import recorded_precision
 from tests.support.talks import TOKENIZER
 
 # Losses of `pair_model(LOGITS)`: log of the normalizer, less the logit of the target.
@@ -32,6 +33,13 @@ def test_losses_by_hand() -> None:
     assert [score.loss for score in scores] == pytest.approx(expected, abs=1e-4)
     assert 4 * expected[1] > 2 * expected[0]
     assert expected[1] < expected[0]
+
+
+def test_losses_are_computed_in_float32() -> None:
+    """Not in TF32, which training on CUDA uses."""
+    with recorded_precision() as precisions:
+        list(ModelScorer(deep_model())(many_examples(96)))
+    assert precisions == {"highest"}
 
 
 def many_examples(context_len: int) -> list[EncodedExample]:

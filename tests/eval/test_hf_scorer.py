@@ -30,6 +30,7 @@ from nanochat.tokenizer import RustBPETokenizer
 from scripts import base_eval, base_loss, export_hf
 from tests.support.bundles import write_hand_bundle
 from tests.support.hf_models import ARCHITECTURES, TEXTS, log_probs_alone, save_hf_model
+from tests.support.precision import recorded_precision
 
 TOKENIZER = RustBPETokenizer.train_from_iterator(TEXTS * 3, 400)
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
@@ -203,6 +204,17 @@ def test_shared_prefixes_are_computed_once(other: tuple[str, Path], monkeypatch:
     for shared, alone in zip(*all_scores, strict=True):
         assert shared.loss == pytest.approx(alone.loss, abs=1e-4)
         assert shared.is_greedy == alone.is_greedy
+
+
+def test_losses_are_computed_in_float32(tmp_path: Path) -> None:
+    """Also in the tests of the model at loading: not in TF32, which training on CUDA uses."""
+    with recorded_precision() as precisions:
+        model, tokenizer = load_hf_model(str(save_hf_model("gpt2", tmp_path / "x")), CPU)
+    assert precisions == {"highest"}
+    example = encode_example([("The sheep", " said"), ("The sheep", " ran")], tokenizer, 64, 0)
+    with recorded_precision() as precisions:
+        list(HFScorer(model, False)([example]))
+    assert precisions == {"highest"}
 
 
 def test_the_head_of_a_scorer_is_float32(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import Task, make_conversation, make_multiple_choice
 from tests.support.models import constant_model, random_model
+from tests.support.precision import recorded_precision
 from tests.support.processes import Forker
 from tests.support.talks import TOKENIZER
 
@@ -112,6 +113,16 @@ def test_the_most_likely_of_the_problems_letters_is_chosen() -> None:
     letters = [len(conversation["letters"]) for conversation in task]
     assert set(letters) == {3, 4, 5}
     assert result.chance == pytest.approx(sum(1 / count for count in letters) / 40)
+
+
+def test_letters_are_compared_in_float32() -> None:
+    """Not in TF32. Generation, which compares no losses, is left as it is."""
+    with recorded_precision() as precisions:
+        evaluate(choice_task(10), make_model())
+    assert precisions == {"highest"}
+    with recorded_precision() as precisions:
+        evaluate(question_task(2), make_model())
+    assert precisions == {"high"}
 
 
 def test_a_letter_that_the_problem_does_not_have_is_never_chosen() -> None:
