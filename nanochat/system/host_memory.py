@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def copy_to_host(tensor: Tensor) -> Tensor:
@@ -13,6 +16,8 @@ def copy_to_host(tensor: Tensor) -> Tensor:
     that are queued later, on the same stream, may change the tensor, and its memory may be freed. torch keeps pinned
     memory for the next copies. Where it cannot be had, and on other devices, the copy is complete on return.
     """
+    import torch
+
     source = tensor.detach()
     if source.device.type != "cuda":
         return source.to("cpu", copy=True)
@@ -25,5 +30,7 @@ def copy_to_host(tensor: Tensor) -> Tensor:
 
 def wait_for_copies(device: torch.device) -> None:
     """Wait until the copies from this device that `copy_to_host` has queued are complete."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

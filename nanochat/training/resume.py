@@ -2,7 +2,8 @@
 
     python -m scripts.base_train --depth=12 --resume
 
-A resumed run gives the same weights, to the last bit on a CPU, as a run that was never stopped.
+A resumed run gives the same weights as a run that was never stopped: on a CPU to the last bit, on CUDA up to rounding,
+because there the gradients of the embedding and of attention are summed in an order that differs from run to run.
 """
 
 from __future__ import annotations

@@ -422,6 +422,18 @@ def test_compiled(pool: Pool, base: Path, reference: Any, world_size: int) -> No
     assert_same_end(base, whole.base)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(pool: Pool, base: Path, reference: Any) -> None:
+    """As README promises for CUDA: the same rows; losses equal up to rounding, here of TF32 (10 bits) over 8 steps."""
+    whole = reference(1, device="cuda")
+    first = pool.run(base, [{"signals": {"3": [signal.SIGTERM]}}], device="cuda")
+    second = pool.run(base, device="cuda", resume=True)
+    assert (codes(first), codes(second)) == ([143], [0])
+    assert first[0]["rows"] + second[0]["rows"] == whole.results[0]["rows"]
+    np.testing.assert_allclose(first[0]["losses"] + second[0]["losses"], whole.results[0]["losses"], rtol=2e-3)
+
+
 # The second save of the run, that of step 6: torn files, whole files without their final name, and after the rename.
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [["write", 3], ["write", 4], ["rename", 2], ["rename", 3]])
