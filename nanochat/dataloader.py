@@ -22,7 +22,6 @@ Letters in shape comments: B rows of a micro-batch on one process, T tokens of a
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -36,6 +35,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from nanochat.data.prefetch_queue import PrefetchQueue
 from nanochat.data.shards import Split, open_split
 from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
@@ -43,7 +43,6 @@ from nanochat.system.environment import num_usable_cores
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 TOKENIZE_CHUNK_BYTES = 1 << 20  # bytes of text encoded in one call, enough for several threads
-PREFETCH_BATCHES = 4
 NUM_TOKENIZER_THREADS = min(8, num_usable_cores())
 
 
@@ -169,34 +168,29 @@ def token_batches(
 
 
 def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[MicroBatch, None, None]:
-    """Move batches to the device, while a thread prepares up to PREFETCH_BATCHES of them ahead.
+    """Move batches to the device, while a thread prepares further ones (`PrefetchQueue`).
 
-    An exception in the thread is raised here. The thread ends when this generator is closed or collected.
+    On CUDA the copies are queued like kernels, from pinned memory: nothing waits for them. An exception in the thread
+    is raised here. The thread ends when this generator is closed or collected, and closes `batches`.
     """
-    ready: queue.Queue[MicroBatch | BaseException | None] = queue.Queue(PREFETCH_BATCHES)
-    stop = threading.Event()
-
-    def put(item: MicroBatch | BaseException | None) -> bool:
-        """Put an item as soon as the queue has room; return False if the consumer has stopped."""
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    ready: PrefetchQueue[MicroBatch | BaseException | None] = PrefetchQueue()
 
     def produce() -> None:
         last_item: BaseException | None = None
         try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # each thread has its own, at first GPU 0: pinning would use its memory
             for batch in batches:
                 if device.type == "cuda":
                     batch = replace(batch, inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
-                if not put(batch):
+                if not ready.put(batch, batch.inputs.nbytes + batch.targets.nbytes):
                     return
         except BaseException as error:  # of any kind: the consumer raises it
             last_item = error
-        put(last_item)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
+        ready.put(last_item)
 
     thread = threading.Thread(target=produce, name="dataloader", daemon=True)
     thread.start()
@@ -210,7 +204,7 @@ def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[M
         if item is not None:
             raise item
     finally:
-        stop.set()
+        ready.close()
         thread.join()
 
 

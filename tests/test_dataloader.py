@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from nanochat import dataloader
 from nanochat.common import UserError
+from nanochat.data.prefetch_queue import FIRST_DEPTH
 from nanochat.data.shards import Manifest, open_split, write_dataset, write_shards
 from nanochat.dataloader import (
     MicroBatch,
@@ -264,7 +265,7 @@ def test_prefetching_changes_nothing() -> None:
     resumed.close()
 
 
-@pytest.mark.parametrize("num_good", [0, 1, dataloader.PREFETCH_BATCHES + 3])
+@pytest.mark.parametrize("num_good", [0, 1, FIRST_DEPTH + 3])
 def test_an_exception_reaches_the_caller(num_good: int) -> None:
     """The batches before the exception are yielded first, and the thread ends."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from bisect import bisect_left, insort
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from nanochat.common import UserError
+from nanochat.data.batch_process import batches_in_process
 from nanochat.dataloader import MicroBatch, prefetch
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
@@ -270,7 +272,10 @@ def conversation_batches(
         num_epochs=None if num_rows else num_epochs,
         cursor=PackingCursor(**(cursor or {})),
     )
-    return prefetch(packed_batches(rows, runtime, batch_size, num_rows), runtime.device)
+    batches = packed_batches(rows, runtime, batch_size, num_rows)
+    if runtime.device.type == "cuda" and hasattr(os, "fork"):
+        batches = batches_in_process(batches)
+    return prefetch(batches, runtime.device)
 
 
 def conversation_eval_rows(
