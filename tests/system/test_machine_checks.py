@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from nanochat.common import UserError
-from nanochat.system import cpu, environment, machine_checks
+from nanochat.system import cpu, environment, gpu, machine_checks
 from nanochat.system.machine_checks import FAIL, NOTICE, OK, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,6 +143,17 @@ def test_device() -> None:
     grade, message = finding_in_process(machine_checks.check_device, NANOCHAT_DTYPE="float8")
     assert grade == FAIL
     assert "'float8'" in message
+
+
+@pytest.mark.usefixtures("run_here")
+def test_gpus_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A notice with the reason, once: a run would take the CPU. If the CPU is asked for, there is nothing to notice."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "find_gpu_problem", lambda: "8 NVIDIA GPUs here, but torch cannot use them")
+    finding = machine_checks.check_device("auto")
+    assert finding == (NOTICE, "cpu, computing in float32; 8 NVIDIA GPUs here, but torch cannot use them")
+    assert machine_checks.check_device("cpu") == (OK, "cpu, computing in float32")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
