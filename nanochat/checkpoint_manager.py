@@ -62,6 +62,7 @@ class RunMeta(ModelMeta, total=False):
     data_hash: str
     device_batch_size: int
     world_size: int
+    rollout_dtype: str  # in which an RL run generates
     loop: dict[str, Any]  # fields of LoopState
     imported_from: str
 

@@ -43,11 +43,12 @@ class Engine:
     result is forced into the completion (`inference/tool_use.py`), a token a step, without delaying other rows.
 
     Pass the plain model, not a compiled one. If its compute dtype is not float32, the weights are converted here, once:
-    after a training step, make a new Engine. The conversion does not change any output.
+    after a training step, make a new Engine. The conversion does not change any output. `dtype` computes in another
+    dtype than the model's, which changes outputs by rounding (`choose_generation_dtype` in runtime.py).
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model = with_compute_weights(model)
+    def __init__(self, model: GPT, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
+        self.model = with_compute_weights(model, dtype or model.compute_dtype)
         self.tokenizer = tokenizer
         self.tool = Tool(tokenizer)
         self.end_ids = self.tool.end_ids
@@ -194,15 +195,14 @@ def _rng_key_of_row(
     return {id(row): int(key) for row, key in zip(flat_rows, keys, strict=True)}
 
 
-def with_compute_weights(model: GPT) -> GPT:
-    """Return the model with weights in its compute dtype: `model` itself if they already are, else a converted copy.
+def with_compute_weights(model: GPT, dtype: torch.dtype) -> GPT:
+    """Return the model with weights in the dtype in which it is to compute: `model` itself if it does, else a copy.
 
     Training keeps float32 weights and converts them in every product. In generation the conversion would take most of
-    the time.
+    the time. A copy in float32 shares its weights with `model`.
     """
-    dtype = model.compute_dtype
     weights = model.state_dict()
-    if all(weight.dtype == dtype for weight in weights.values()):
+    if model.compute_dtype == dtype and all(weight.dtype == dtype for weight in weights.values()):
         return model
     with torch.device("meta"):
         converted = GPT(model.config, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.system.console import print0
-from nanochat.system.cpu import keep_freed_memory, measure_bf16_speedup
+from nanochat.system.cpu import keep_freed_memory, measure_bf16_decode_speedup, measure_bf16_speedup
 from nanochat.system.environment import num_usable_cores
 from nanochat.system.errors import UserError
 from nanochat.system.gpu import find_gpu_problem, num_usable_gpus, use_expandable_segments
@@ -218,10 +218,30 @@ def choose_dtype(runtime: Runtime) -> torch.dtype:
     if runtime.device.type == "cuda":
         automatic = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     elif runtime.device.type == "cpu" and requested != "float32":
-        speedup = measure_bf16_speedup() if runtime.is_main else None
-        runtime.barrier()  # rank 0 has measured and stored the speed-up: the others read it
-        speedup = runtime.broadcast(speedup if runtime.is_main else measure_bf16_speedup())
-        automatic = torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
+        automatic = torch.bfloat16 if is_faster(runtime, measure_bf16_speedup) else torch.float32
     else:
         automatic = torch.float32
     return automatic if requested == "auto" else DTYPES[requested]
+
+
+def choose_generation_dtype(runtime: Runtime, compute_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a model of `compute_dtype` generates text, the same on all ranks.
+
+    It is the model's own, except on a CPU where float32 products of few rows are faster than bf16 ones: there a bf16
+    model generates in float32, and a notice says so. `$NANOCHAT_DTYPE` turns this exception off.
+    """
+    is_chosen = (os.environ.get("NANOCHAT_DTYPE") or "auto") != "auto"
+    if compute_dtype != torch.bfloat16 or runtime.device.type != "cpu" or is_chosen:
+        return compute_dtype
+    if is_faster(runtime, measure_bf16_decode_speedup):
+        return compute_dtype
+    print0("Generating in float32, which is faster on this processor than the model's bfloat16.")
+    return torch.float32
+
+
+def is_faster(runtime: Runtime, measure: Callable[[], float | None]) -> bool:
+    """Return True if the speed-up that `measure` returns on rank 0 is above 1; the others then read what it stored."""
+    speedup = measure() if runtime.is_main else None
+    runtime.barrier()
+    speedup = runtime.broadcast(speedup if runtime.is_main else measure())
+    return speedup is not None and speedup > 1

@@ -21,7 +21,7 @@ from nanochat.common import UserError
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, choose_generation_dtype
 from nanochat.serving.chat_session import Chunk, Message, generate_reply, latest_source, to_content
 from nanochat.serving.terminal import Screen, enable_line_editing, read_message
 
@@ -148,7 +148,8 @@ def main(config: Config) -> None:
         runtime = Runtime.start(device=config.device)
         source = config.source or latest_source(config.model_tag)
         model, tokenizer, meta = load_model(source, runtime, model_tag=config.model_tag, step=config.step)
-    chat = Chat(Engine(model, tokenizer), config, screen)
+        engine = Engine(model, tokenizer, choose_generation_dtype(runtime, model.compute_dtype))
+    chat = Chat(engine, config, screen)
     if config.prompt is not None:
         is_complete = chat.send(config.prompt)
         if not is_complete:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from nanochat.checkpoint_manager import RunMeta, model_meta, run_dir
@@ -26,7 +26,7 @@ from nanochat.rl.log import RLLog
 from nanochat.rl.loop import reinforce
 from nanochat.rl.prompts import PromptSampler, load_prompts, parse_task_weights
 from nanochat.rl.report import report_rl
-from nanochat.rl.rollouts import RolloutGroup, rollout
+from nanochat.rl.rollouts import RolloutGroup, resolve_rollout_dtype, rollout
 from nanochat.rl.sft_mix import SFTRows, load_sft_mix
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
@@ -122,21 +122,29 @@ def main(config: Config) -> LoopState:
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = build_or_restore(checkpoint, origin, optim_settings(config), runtime)
     runtime = optimizer.runtime
+    rollout_dtype = resolve_rollout_dtype(checkpoint, runtime)
     num_steps = config.num_steps(prompts)
     log = RLLog(runtime, state, num_steps, config.examples_per_step * config.num_samples, model)
     log.output.start_wandb(config.run, config)
     folder = run_dir("rl", origin.path.parent.name)
-    meta: RunMeta = {**model_meta(model, runtime, tokenizer), "settings": asdict(config), "data_hash": data_hash}
+    meta: RunMeta = {
+        **model_meta(model, runtime, tokenizer),
+        "settings": asdict(config),
+        "data_hash": data_hash,
+        "rollout_dtype": replace(runtime, compute_dtype=rollout_dtype).dtype_name,
+    }
 
     def collect(step: int) -> tuple[list[RolloutGroup], SFTRows]:
         step_prompts = prompts.prompts_of_step(step, config.examples_per_step, runtime)
         params = config.sampling_params(config.num_samples)
-        groups = rollout(Engine(model, tokenizer), step_prompts, params, prompts.reward, config.rollout_batch_size)
+        engine = Engine(model, tokenizer, rollout_dtype)
+        groups = rollout(engine, step_prompts, params, prompts.reward, config.rollout_batch_size)
         return groups, sft_mix.rows_of_step(step, runtime)
 
     def evaluate(_: LoopState) -> Metrics:
         params = config.sampling_params(config.eval_samples)
-        return evaluate_pass_at_k(Engine(model, tokenizer), held_out, params, runtime, config.rollout_batch_size)
+        engine = Engine(model, tokenizer, rollout_dtype)
+        return evaluate_pass_at_k(engine, held_out, params, runtime, config.rollout_batch_size)
 
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
     with closing(log), saver:

@@ -25,7 +25,7 @@ from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, choose_generation_dtype
 from nanochat.serving.chat_request import check_sampling_field
 from nanochat.serving.chat_session import latest_source
 from nanochat.serving.server import ChatService, create_app
@@ -69,7 +69,7 @@ def load_service(config: Config) -> ChatService:
     for index in range(config.num_gpus):
         device_runtime = replace(runtime, device=torch.device("cuda", index)) if config.num_gpus > 1 else runtime
         model, tokenizer, meta = load_model(source, device_runtime, model_tag=config.model_tag, step=step)
-        engines.append(Engine(model, tokenizer))
+        engines.append(Engine(model, tokenizer, choose_generation_dtype(device_runtime, model.compute_dtype)))
         step = meta["step"]  # all copies are of one step, even if a newer checkpoint is saved meanwhile
     name = f"{source} d{engines[0].model.config.n_layer}, step {step}"
     defaults = SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None)

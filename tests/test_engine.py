@@ -308,7 +308,11 @@ model.init_weights()
 for param in model.parameters():
     if not param.any():
         torch.nn.init.normal_(param, std=0.2, generator=torch.Generator().manual_seed(1))
-converted = with_compute_weights(model)
+converted = with_compute_weights(model, torch.bfloat16)
+exact = GPT(model.config)
+exact.load_state_dict(model.state_dict())
+exact.init_rope()
+in_float32 = Engine(model, tokenizer, torch.float32)
 idx = torch.randint(265, (2, 24), generator=torch.Generator().manual_seed(1))
 tokens = [column[0] for column, _ in Engine(model, tokenizer).generate([256, 1, 2], temperature=0)]
 print(json.dumps({
@@ -316,6 +320,8 @@ print(json.dumps({
     "untouched": all(weight.dtype == torch.float32 for weight in model.state_dict().values()),
     "equal": torch.equal(converted(idx), model(idx)),
     "num_tokens": len(tokens),
+    "equal in float32": torch.equal(in_float32.model(idx), exact(idx)),
+    "shared": in_float32.model.head.weight.data_ptr() == model.head.weight.data_ptr(),
 }))
 """
 
@@ -329,9 +335,12 @@ def test_conversion_to_bfloat16_changes_no_output() -> None:
     )
     report = json.loads(process.stdout)
     assert 1 <= report.pop("num_tokens") <= 21
-    assert report == {"dtypes": ["torch.bfloat16"], "untouched": True, "equal": True}
+    assert report == {"dtypes": ["torch.bfloat16"], "untouched": True, "equal": True} | dict.fromkeys(
+        ("equal in float32", "shared"), True
+    )
 
 
 def test_float32_weights_are_not_copied() -> None:
     model = random_model(CONFIGS["plain"])
-    assert with_compute_weights(model) is model
+    assert with_compute_weights(model, torch.float32) is model
+    assert Engine(model, TOKENIZER).model is model

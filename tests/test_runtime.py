@@ -15,7 +15,15 @@ import torch
 
 from nanochat import runtime as runtime_module
 from nanochat.common import UserError
-from nanochat.runtime import Runtime, choose_dtype, collective_timeout, configure_cpu, exact_float32, resolve_device
+from nanochat.runtime import (
+    Runtime,
+    choose_dtype,
+    choose_generation_dtype,
+    collective_timeout,
+    configure_cpu,
+    exact_float32,
+    resolve_device,
+)
 from tests.support.processes import Forker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,6 +193,41 @@ def test_bfloat16_where_it_is_faster_or_requested(
     if requested is not None:
         monkeypatch.setenv("NANOCHAT_DTYPE", requested)
     assert choose_dtype(ALONE) == dtype
+
+
+@pytest.mark.parametrize(
+    ("requested", "speedup", "dtype"),
+    [
+        (None, None, torch.float32),
+        (None, 0.9, torch.float32),
+        (None, 1.1, torch.bfloat16),
+        ("auto", 0.9, torch.float32),
+        ("bfloat16", 0.1, torch.bfloat16),
+        ("float32", 0.1, torch.bfloat16),  # of new models: a checkpoint keeps its dtype
+    ],
+)
+def test_a_bfloat16_model_generates_in_float32_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    requested: str | None,
+    speedup: float | None,
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(runtime_module, "measure_bf16_decode_speedup", lambda: speedup)
+    if requested is not None:
+        monkeypatch.setenv("NANOCHAT_DTYPE", requested)
+    assert choose_generation_dtype(ALONE, torch.bfloat16) == dtype
+    assert ("Generating in float32" in capsys.readouterr().out) == (dtype == torch.float32)
+
+
+def test_other_models_generate_in_their_own_dtype(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtime_module, "measure_bf16_decode_speedup", lambda: pytest.fail("the processor was probed"))
+    assert choose_generation_dtype(ALONE, torch.float32) == torch.float32
+    gpu = Runtime(0, 0, 1, torch.device("cuda:0"), torch.float32, 42)
+    assert choose_generation_dtype(gpu, torch.bfloat16) == torch.bfloat16
+    assert capsys.readouterr().out == ""
 
 
 def test_float32_needs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import print0
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import completion_text
 from nanochat.layers.padding import pad_right
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.rl.prompts import Prompt
-from nanochat.runtime import Runtime
+from nanochat.runtime import DTYPES, Runtime, choose_generation_dtype
 from nanochat.tokenizer import RenderedConversation
 
 RewardFunction = Callable[[Prompt, str], float]  # (prompt, text of a completion) -> reward
@@ -75,6 +76,19 @@ def rollout(
         texts = [completion_text(completion, engine.tokenizer) for completion in completions]
         groups.append(RolloutGroup(prompt, completions, [reward(prompt, text) for text in texts]))
     return groups
+
+
+def resolve_rollout_dtype(checkpoint: Checkpoint | None, runtime: Runtime) -> torch.dtype:
+    """Return the dtype in which a run generates: chosen for this machine, or that of the run that `checkpoint` resumes.
+
+    The choice depends on a measurement. It is therefore recorded, so that a resumed run repeats the same completions.
+    """
+    if checkpoint is None:
+        return choose_generation_dtype(runtime, runtime.compute_dtype)
+    name = checkpoint.meta.get("rollout_dtype", runtime.dtype_name)
+    if name != runtime.dtype_name:
+        print0(f"Generating in {name}, as the run did so far; training computes in {runtime.dtype_name}.")
+    return DTYPES[name]
 
 
 # --- rows to train on -------------------------------------------------------------------------------------------------

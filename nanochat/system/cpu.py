@@ -4,6 +4,9 @@ The speed is measured, because the list of instruction sets does not determine i
 float32 ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a virtual machine may advertise AMX although
 its instructions are illegal there (its CPUID leaf of tile shapes is empty). The products therefore run once in a
 separate process, which may crash, and the result is stored in `$NANOCHAT_BASE_DIR/cpu.json`.
+
+Training and generation are measured apart: training multiplies matrices of thousands of rows (tokens), generation those
+of a row for each completion, and bf16 instructions gain less on few rows than on many.
 """
 
 from __future__ import annotations
@@ -28,19 +31,21 @@ ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
 class Bf16Probe(TypedDict):
     """Result of measuring bf16 products, as stored in cpu.json."""
 
-    speedup: float | None  # float32 seconds / bf16 seconds; None: bf16 products do not work
+    speedup: float | None  # float32 seconds / bf16 seconds in training; None: bf16 products do not work
+    decode_speedup: float | None  # the same for generation
     isa: str  # value of ISA_VARIABLE with which bf16 products work; "" = no limit
 
 
-# Prints float32 seconds / bfloat16 seconds of a product of a small model's shape; the best of many against noise.
+# Prints float32 seconds / bfloat16 seconds of a product of a small model's shape, for 2,048 tokens of training and for
+# 16 completions; the best of many against noise.
 PROBE = """
 import time, torch
-def best(dtype):
-    a, b, times = torch.ones(2048, 256, dtype=dtype), torch.ones(1024, 256, dtype=dtype), []
+def best(rows, dtype):
+    a, b, times = torch.ones(rows, 256, dtype=dtype), torch.ones(1024, 256, dtype=dtype), []
     for _ in range(30):
         start = time.perf_counter(); torch.nn.functional.linear(a, b); times.append(time.perf_counter() - start)
     return min(times)
-print(best(torch.float32) / best(torch.bfloat16))
+print(*(best(rows, torch.float32) / best(rows, torch.bfloat16) for rows in (2048, 16)))
 """
 
 
@@ -53,44 +58,64 @@ def cpu_flags() -> set[str]:
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
-def time_bf16_products(environment: dict[str, str]) -> float | None:
-    """Time bf16 and float32 products in a new process with these environment variables; return the speed-up of bf16.
+def time_bf16_products(environment: dict[str, str]) -> tuple[float, float] | None:
+    """Time bf16 and float32 products in a new process with these environment variables.
 
-    None if bf16 products do not work there.
+    Returns the speed-ups of bf16 in training and in generation; None if bf16 products do not work there.
     """
     try:
         completed = subprocess.run(
             [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=120
         )
-        return float(completed.stdout) if completed.returncode == 0 else None
+        speedup, decode_speedup = map(float, completed.stdout.split())
     except (subprocess.TimeoutExpired, ValueError):
         return None
+    return (speedup, decode_speedup) if completed.returncode == 0 else None
 
 
 def probe_bf16(isa: str) -> Bf16Probe:
     """Measure bf16 products under the limit `isa` that the environment sets, and without AMX if they fail there."""
-    speedup = time_bf16_products(dict(os.environ))
-    if speedup is None:
+    speedups = time_bf16_products(dict(os.environ))
+    if speedups is None:
         isa = ISA_WITHOUT_AMX
-        speedup = time_bf16_products({**os.environ, ISA_VARIABLE: isa})
-    return {"speedup": speedup, "isa": isa}
+        speedups = time_bf16_products({**os.environ, ISA_VARIABLE: isa})
+    speedup, decode_speedup = speedups or (None, None)
+    return {"speedup": speedup, "decode_speedup": decode_speedup, "isa": isa}
 
 
 def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
-    """Return the results stored by earlier processes; none if the file is absent or damaged."""
+    """Return the results stored by earlier processes; none if the file is absent, damaged, or of an older version."""
     try:
         probes = json.loads(path.read_text(encoding="utf-8"))
-        return {key: {"speedup": probe["speedup"], "isa": probe["isa"]} for key, probe in probes.items()}
+        return {
+            key: {"speedup": probe["speedup"], "decode_speedup": probe["decode_speedup"], "isa": probe["isa"]}
+            for key, probe in probes.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def measure_bf16_speedup() -> float | None:
-    """Return the speed-up of bf16 products over float32 ones on this processor (None: they do not work).
+    """Return the speed-up of bf16 products over float32 ones in training on this processor (None: they do not work).
 
     It is measured once for each processor, torch version and value of `$ONEDNN_MAX_CPU_ISA`, then read from
     `$NANOCHAT_BASE_DIR/cpu.json`. If bf16 products work only without AMX, that variable is set for this process.
     Therefore call this before the first matrix product.
+    """
+    probe = measure_bf16()
+    return probe["speedup"] if probe else None
+
+
+def measure_bf16_decode_speedup() -> float | None:
+    """Return the speed-up of bf16 products in generation, as `measure_bf16_speedup` does for training."""
+    probe = measure_bf16()
+    return probe["decode_speedup"] if probe else None
+
+
+def measure_bf16() -> Bf16Probe | None:
+    """Return the stored or new measurement of this processor; None if it has no bf16 products.
+
+    Sets `$ONEDNN_MAX_CPU_ISA` where that is necessary.
     """
     flags = cpu_flags()
     if not flags & {"avx512_bf16", "amx_bf16"}:
@@ -111,7 +136,7 @@ def measure_bf16_speedup() -> float | None:
         write_json_atomic(path, {**read_cached_probes(path), cache_key(isa): probe, cache_key(probe["isa"]): probe})
     if probe["isa"]:
         os.environ[ISA_VARIABLE] = probe["isa"]
-    return probe["speedup"]
+    return probe
 
 
 def keep_freed_memory() -> None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from nanochat import runtime as runtime_module
+from nanochat.checkpoint_manager import Checkpoint
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.rl.prompts import PromptSampler
-from nanochat.rl.rollouts import RolloutGroup, count_outcomes, rollout, rollout_batches, step_metrics
+from nanochat.rl.rollouts import (
+    RolloutGroup,
+    count_outcomes,
+    resolve_rollout_dtype,
+    rollout,
+    rollout_batches,
+    step_metrics,
+)
 from tests.support.rl import CPU, END, GROUPS, ONE_PROCESS, bandit, make_group, make_prompt, tiny_model
 from tests.support.talks import TOKENIZER
 
@@ -76,6 +90,25 @@ def test_a_prompt_that_fills_the_context(capsys: pytest.CaptureFixture[str]) -> 
     assert "A has 44 tokens, the context 32" in capsys.readouterr().out
     assert count_outcomes(groups, ["A"], ONE_PROCESS)["completions"] == 2
     assert not list(rollout_batches(groups, [], 0.0, 2, CPU))
+
+
+def test_the_dtype_of_a_resumed_run_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A new run chooses for the machine. A resumed one repeats its dtype even if the machine now measures another."""
+    runtime = replace(ONE_PROCESS, compute_dtype=torch.bfloat16)
+    for speedup, chosen in ((0.5, torch.float32), (2.0, torch.bfloat16)):
+        monkeypatch.setattr(runtime_module, "measure_bf16_decode_speedup", lambda speedup=speedup: speedup)
+        assert resolve_rollout_dtype(None, runtime) == chosen
+        for recorded, dtype in (
+            ({"rollout_dtype": "float32"}, torch.float32),
+            ({"rollout_dtype": "bfloat16"}, torch.bfloat16),
+            ({}, torch.bfloat16),  # a checkpoint of an earlier version, which generated in its compute dtype
+        ):
+            meta: Any = {"compute_dtype": "bfloat16", **recorded}
+            capsys.readouterr()
+            assert resolve_rollout_dtype(Checkpoint(tmp_path, meta), runtime) == dtype
+            assert ("Generating in float32" in capsys.readouterr().out) == (dtype == torch.float32)
 
 
 def test_step_metrics() -> None:

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanochat.checkpoint_manager import load_model, open_checkpoint
 from nanochat.common import StoppedBySignal, UserError
 from nanochat.configurator import parse
-from nanochat.rl import loop, prompts
+from nanochat.engine import Engine
+from nanochat.gpt import GPT
+from nanochat.rl import loop, prompts, rollouts
+from nanochat.tokenizer import Tokenizer
+from scripts import chat_rl
 from scripts.chat_rl import Config, main
 from tasks.common import Task, make_conversation
 from tests.support.rl import (
@@ -117,6 +122,27 @@ def test_resume_is_exact(
     assert are_equal(load_rl_weights(run_here), weights)
     assert are_equal(open_checkpoint(folder).load_optimizer_state(), optimizer_state)
     assert [without_times(row) for row in resumed.history] == [without_times(row) for row in whole.history]
+
+
+def test_a_run_keeps_the_dtype_of_its_completions(
+    run: Callable[..., Any], run_here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dtype that a new run chooses is recorded, and a resumed run does not choose again."""
+    dtypes = []
+
+    def record(model: GPT, tokenizer: Tokenizer, dtype: torch.dtype) -> Engine:
+        dtypes.append(dtype)
+        return Engine(model, tokenizer)  # bf16 products end the process on some processors
+
+    monkeypatch.setattr(chat_rl, "Engine", record)
+    monkeypatch.setattr(rollouts, "choose_generation_dtype", lambda *_: torch.bfloat16)
+    run(**SHORT | {"num_iterations": 1})
+    assert open_checkpoint(run_here / "chatrl_checkpoints" / "d1").meta["rollout_dtype"] == "bfloat16"
+    monkeypatch.setattr(rollouts, "choose_generation_dtype", lambda *_: torch.float32)
+    run(**SHORT | {"num_iterations": 2}, resume=True)
+    assert open_checkpoint(run_here / "chatrl_checkpoints" / "d1").meta["rollout_dtype"] == "bfloat16"
+    assert len(dtypes) >= 4
+    assert set(dtypes) == {torch.bfloat16}
 
 
 def test_a_run_does_not_resume_with_other_prompts(run: Callable[..., Any]) -> None:
