@@ -119,6 +119,14 @@ class Runtime:
             return flag
         return bool(self.all_reduce(torch.full((), float(flag), device=self.device)).item())
 
+    def maximum(self, value: float) -> float:
+        """Return, on all ranks, the largest of the values that the ranks pass."""
+        if self.world_size == 1:
+            return value
+        largest = torch.full((), value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return float(largest.item())
+
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank; it must be picklable."""
         if self.world_size == 1:

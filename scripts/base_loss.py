@@ -31,6 +31,9 @@ from nanochat.loss_eval import bits_per_byte
 from nanochat.report import log_section
 from nanochat.reporting.schema import Metric, proportion
 from nanochat.runtime import Runtime
+from nanochat.training.batch_size import evaluation_rows
+
+HF_ROWS = 16  # rows scored at a time by a model of transformers, whose memory is not computed
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class Config(Settings):
         at_least=1,
     )
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
-    device_batch_size: int = setting(16, "rows scored at a time on one device", at_least=1)
+    device_batch_size: int | str = setting(
+        "auto", "rows scored at a time on one device; auto = as many as fit", at_least=1, or_value="auto"
+    )
     eval_tokens: int = setting(10485760, "tokens of each split; at most one pass over it", at_least=1)
     num_samples: int = setting(20, "samples of text to write; 0 = none", at_least=0)
     max_sample_tokens: int = setting(256, "longest sample, in tokens", at_least=1)
@@ -75,10 +80,12 @@ def load_checkpoint(config: Config, runtime: Runtime) -> MeasuredModel:
     model, tokenizer, meta = load_model("base", runtime, model_tag=tag, step=config.step)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     token_bytes = torch.tensor(tokenizer.token_bytes())
+    batch_size = config.device_batch_size
+    batch_size = evaluation_rows(model, runtime) if batch_size == "auto" else int(batch_size)
 
     def measure_bpb(documents: Documents) -> float:
         rows, _ = document_eval_rows(documents, tokenizer, model.config.sequence_len, config.eval_tokens)
-        return bits_per_byte(model, rows, token_bytes, config.device_batch_size, runtime)
+        return bits_per_byte(model, rows, token_bytes, batch_size, runtime)
 
     def generate(prompts: Sequence[str]) -> list[dict[str, Any]]:
         return generate_samples(model, tokenizer, prompts, config.max_sample_tokens, config.temperature, config.seed)
@@ -97,11 +104,10 @@ def load_from_hf(name: str, config: Config, runtime: Runtime) -> MeasuredModel:
     """Load a model of transformers. Its section is not in the report's tables by stage."""
     model, tokenizer = hf_causal.load_hf_model(name, runtime)
     row_len = min(model.context_len, config.hf_context)
+    batch_size = HF_ROWS if config.device_batch_size == "auto" else int(config.device_batch_size)
 
     def measure_bpb(documents: Documents) -> float:
-        return hf_bits_per_byte(
-            model, tokenizer, documents, row_len, config.eval_tokens, config.device_batch_size, runtime
-        )
+        return hf_bits_per_byte(model, tokenizer, documents, row_len, config.eval_tokens, batch_size, runtime)
 
     def generate(prompts: Sequence[str]) -> list[dict[str, Any]]:
         return hf_causal.generate_hf_samples(

@@ -29,14 +29,14 @@ from nanochat.layers.fp8 import check_fp8_sizes
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, train
-from nanochat.training.batch_size import accumulation_steps, resolve_device_batch_size
+from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
 from nanochat.training.report import report_pretraining
 from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
-from nanochat.training.setup import build_or_restore, compile_model, use_fp8
+from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 
 NUM_SAMPLES = 4
 
@@ -132,9 +132,15 @@ def main(config: Config) -> LoopState:
     num_tokens = num_steps * config.total_batch_size
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)
-    batch_size = resolve_device_batch_size(
-        config.device_batch_size, checkpoint, model, config.total_batch_size, runtime
+    fitter = BatchFitter(
+        model,
+        runtime,
+        config.total_batch_size,
+        config.max_seq_len,
+        is_compiled=should_compile(config.compile, num_steps, runtime),
+        compile_for=lambda rows: compile_model(model, config.compile, num_steps, rows, runtime),
     )
+    batch_size, forward = fitter.resolve(config.device_batch_size, checkpoint)
     meta: RunMeta = {
         **model_meta(model, runtime, tokenizer),
         "settings": asdict(config),
@@ -145,9 +151,9 @@ def main(config: Config) -> LoopState:
     print_samples = sample_printer(model, tokenizer, runtime, prompts)
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, num_tokens, state.cursor)
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
-    with closing(loader), closing(log), saver:
+    with closing(loader), closing(log), saver, fitter.explained_out_of_memory(batch_size):
         train(
-            compile_model(model, config.compile, num_steps, batch_size, runtime),
+            forward,
             optimizer,
             takewhile(lambda batch: batch.progress < 1, loader),
             schedule=partial(scheduled_rates, config, num_steps=num_steps),

@@ -284,6 +284,7 @@ def test_one_process_alone() -> None:
     assert runtime.broadcast(sent) is sent
     assert runtime.any_rank(True)
     assert not runtime.any_rank(False)
+    assert runtime.maximum(-1.5) == -1.5
     runtime.barrier()
     runtime.finish()
 
@@ -314,6 +315,7 @@ def test_two_processes_together(forker: Forker, tmp_path: Path) -> None:
     assert first == {
         "sum": [3.0, 30.0],
         "any": [True, True, False],
+        "maximum": 0.0,
         "broadcast": {"rank": 0},
         "dtype": "bfloat16",  # as rank 0 measured
         "left": True,
@@ -340,6 +342,7 @@ def one_of_two(folder: Path) -> None:
         "rank": rank,
         "sum": runtime.all_reduce(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
         "any": [runtime.any_rank(rank == 0), runtime.any_rank(rank == 1), runtime.any_rank(False)],
+        "maximum": runtime.maximum(-float(rank)),
         "broadcast": runtime.broadcast({"rank": rank}),
         "dtype": runtime.dtype_name,
     }

@@ -22,13 +22,13 @@ from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
-from nanochat.training.batch_size import accumulation_steps, resolve_device_batch_size
+from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.log import TrainLog
 from nanochat.training.report import CURVES, curves
 from nanochat.training.resume import checkpoint_to_resume, is_resuming, raise_if_stopped, starting_checkpoint
 from nanochat.training.settings import FineTuningSettings, optim_settings, scheduled_rates
-from nanochat.training.setup import build_or_restore, compile_model, use_fp8
+from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 from tasks.common import Task, TaskSequence
 from tasks.mixture import EntryDescription, build_mixture, detect_data_kind, format_description
 
@@ -87,9 +87,15 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     num_steps = count_steps(data, tokenizer, config)
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)
-    batch_size = resolve_device_batch_size(
-        config.device_batch_size, checkpoint, model, config.total_batch_size, runtime, config.max_seq_len
+    fitter = BatchFitter(
+        model,
+        runtime,
+        config.total_batch_size,
+        config.max_seq_len,
+        is_compiled=should_compile(config.compile, num_steps, runtime),
+        compile_for=lambda rows: compile_model(model, config.compile, num_steps, rows, runtime, config.max_seq_len),
     )
+    batch_size, forward = fitter.resolve(config.device_batch_size, checkpoint)
     meta: RunMeta = {
         **model_meta(model, runtime, tokenizer),
         "settings": asdict(config),
@@ -102,9 +108,9 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         Event(config.eval_every, held_out_loss_evaluator(model, data, tokenizer, runtime, config, batch_size)),
     ]
     batches = remaining_batches(data, tokenizer, runtime, config, batch_size, state)
-    with closing(batches), closing(log), saver:
+    with closing(batches), closing(log), saver, fitter.explained_out_of_memory(batch_size):
         train(
-            compile_model(model, config.compile, num_steps, batch_size, runtime, config.max_seq_len),
+            forward,
             optimizer,
             batches,
             schedule=partial(scheduled_rates, config, num_steps=num_steps),

@@ -44,9 +44,14 @@ class TrainingMemory:
     step_buffers: int  # the most that the optimizer's step needs besides them
 
     @property
+    def constant(self) -> int:
+        """Bytes in use throughout the run, whatever the number of rows."""
+        return self.weights + self.gradients + self.optimizer_state
+
+    @property
     def peak(self) -> int:
         """The most bytes in use at one time: activations are freed before the optimizer's step."""
-        return self.weights + self.gradients + self.optimizer_state + max(self.activations, self.step_buffers)
+        return self.constant + max(self.activations, self.step_buffers)
 
     def __str__(self) -> str:
         parts = {name.replace("_", " "): value for name, value in vars(self).items()}

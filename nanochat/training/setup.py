@@ -52,17 +52,22 @@ def use_fp8(model: GPT, runtime: Runtime, sequence_len: int) -> None:
     print0("Training runs the linear layers of the blocks in fp8, evaluations and samples in bfloat16.")
 
 
+def should_compile(mode: str, num_steps: int, runtime: Runtime) -> bool:
+    """Return True if a run of this length is to be compiled. `mode`: auto (where it saves time), on or off."""
+    saves_time = runtime.device.type != "mps" and num_steps >= MIN_COMPILED_STEPS
+    return mode == "on" or (mode == "auto" and saves_time)
+
+
 def compile_model(
     model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime, sequence_len: int | None = None
 ) -> Forward:
     """Return the compiled model, or `model` where compiling is off, saves no time, or fails (with a notice).
 
     `mode`: auto, on or off. `batch_size` and `sequence_len` (None: the whole context) are the shape of a micro-batch.
-    Either all processes return a compiled model or none does.
+    Either all processes return a compiled model or none does. If a GPU's memory does not hold the micro-batch, all
+    processes raise torch's OutOfMemoryError.
     """
-    is_off = mode == "off"
-    saves_no_time = runtime.device.type == "mps" or num_steps < MIN_COMPILED_STEPS
-    if is_off or (mode == "auto" and saves_no_time):
+    if not should_compile(mode, num_steps, runtime):
         return model
     if runtime.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         print0("No C++ compiler: training runs uncompiled, about a quarter slower.")
@@ -71,12 +76,19 @@ def compile_model(
     print0("Compiling the model (the first time takes up to a minute) ...")
     compiled: Forward = torch.compile(model, dynamic=False)
     failure = None
+    outcome = 0  # 1: it failed, 2: the GPU's memory is exhausted; the processes agree on the largest
     try:
         warm_up(compiled, model, batch_size, sequence_len or model.config.sequence_len)
+    except torch.OutOfMemoryError:
+        outcome = 2
     except Exception as error:  # a compiler may raise anything
         lines = str(error).strip().splitlines() or [""]
         failure = f"{type(error).__name__}: {lines[0]}"
-    if runtime.any_rank(failure is not None):
+        outcome = 1
+    outcome = int(runtime.maximum(outcome))
+    if outcome == 2:
+        raise torch.OutOfMemoryError(f"{batch_size} rows of the compiled model exceed the memory of {runtime.device}")
+    if outcome == 1:
         print0(f"Compiling failed, so training runs uncompiled: {failure or 'on another process'}")
         return model
     return compiled

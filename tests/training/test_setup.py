@@ -151,11 +151,24 @@ def test_compiling_fails_on_another_process(
 ) -> None:
     """If one process cannot compile, all run uncompiled."""
 
-    def any_process(_: Runtime, flag: bool) -> bool:
-        assert not flag
-        return True
+    def any_process(_: Runtime, value: float) -> float:
+        assert value == 0
+        return 1
 
-    monkeypatch.setattr(Runtime, "any_rank", any_process)
+    monkeypatch.setattr(Runtime, "maximum", any_process)
     _replace_compiler(monkeypatch, lambda plain: plain)
     assert compile_model(model, "on", 1000, 2, CPU) is model
     assert "on another process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["this process", "another process"])
+def test_compiled_model_exceeds_the_memory(monkeypatch: pytest.MonkeyPatch, model: GPT, is_here: bool) -> None:
+    """It raises on all processes, so that all try fewer rows, and does not run uncompiled."""
+
+    def compiled(*_args: object, **_kwargs: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Runtime, "maximum", lambda _self, value: value if is_here else 2)
+    _replace_compiler(monkeypatch, lambda plain: compiled if is_here else plain)
+    with pytest.raises(torch.OutOfMemoryError, match="2 rows"):
+        compile_model(model, "on", 1000, 2, CPU)
