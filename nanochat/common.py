@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nanochat.system.console import print0
-from nanochat.system.errors import StoppedBySignal, UserError, as_user_error
+from nanochat.system.errors import StoppedBySignal, UserError, as_user_error, find_lost_process
 from nanochat.system.files import base_dir, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "as_user_error",
     "base_dir",
     "compute_init",
+    "find_lost_process",
     "print0",
     "write_json_atomic",
     "write_text_atomic",

@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import signal
 import sys
 import types
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanochat.common import StoppedBySignal, UserError, print0
+from nanochat.common import StoppedBySignal, UserError, find_lost_process, print0
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -166,7 +167,8 @@ def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = No
     """Run a script: read its config and call `main(config)`.
 
     A UserError becomes one line on stderr and exit code 2. A run ended by a signal exits with 128 + the signal, as a
-    shell reports it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on.
+    shell reports it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on. A process
+    that has lost another one of its run says so in one line, with exit code 1.
     """
     try:
         main(parse(config_class, None, doc))
@@ -179,6 +181,19 @@ def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = No
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGINT) from None
+    except RuntimeError as error:
+        message = find_lost_process(error)
+        if message is None:
+            raise
+        sys.stdout.flush()
+        print(f"error: {message}. {_resume_hint(config_class)}", file=sys.stderr, flush=True)
+        os._exit(1)  # torch would first wait for the collectives that are still pending
+
+
+def _resume_hint(config_class: type[Any]) -> str:
+    if "resume" in config_class.__dataclass_fields__:
+        return "To go on from the last checkpoint, run the command again with --resume, with the machines that are left"
+    return "Run the command again, with the machines that are left"
 
 
 def with_current_names(config_class: type[Any], settings: Mapping[str, V]) -> dict[str, V]:

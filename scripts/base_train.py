@@ -34,7 +34,7 @@ from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
 from nanochat.training.report import report_pretraining
-from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped
+from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, resume_after_restart
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 
@@ -120,6 +120,7 @@ def main(config: Config) -> LoopState:
     documents = open_split("train")
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
+    config = resume_after_restart(config, folder)
     checkpoint = checkpoint_to_resume(folder, tokenizer, manifest.hash(), shape, config)
 
     runtime = Runtime.start(config.seed, config.device)

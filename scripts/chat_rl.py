@@ -32,7 +32,12 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics
 from nanochat.training.checkpoint_saver import CheckpointSaver
-from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, starting_checkpoint
+from nanochat.training.resume import (
+    checkpoint_to_resume,
+    raise_if_stopped,
+    resume_stage_after_restart,
+    starting_checkpoint,
+)
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore
 
@@ -112,6 +117,7 @@ class Config(TrainingSettings):
 def main(config: Config) -> LoopState:
     """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
     tokenizer = get_tokenizer()
+    config = resume_stage_after_restart("rl", config)
     origin = starting_checkpoint("rl", config, tokenizer)
     prompts, held_out = load_prompts(config.tasks, tokenizer, config.seed, config.eval_examples)
     sequence_len = origin.meta["model_config"]["sequence_len"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.configurator import Settings, cli, parse, setting, with_current_names
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,34 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         assert field.metadata["help"] in " ".join(text.split())
     assert "default: auto" in text
     assert "default: none" in text
+
+
+@pytest.mark.parametrize("config", ["Config", "Resumable"])
+def test_cli_without_the_other_processes(tmp_path: Path, config: str) -> None:
+    """One line and exit code 1, without a wait for threads that still expect the others."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dataclasses, threading, time\n"
+        "from nanochat.configurator import Settings, cli, setting\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Config(Settings):\n"
+        "    depth: int = setting(4, 'layers')\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Resumable(Settings):\n"
+        "    resume: bool = setting(False, 'resume')\n"
+        "def main(config):\n"
+        "    print('a line of output')\n"
+        "    threading.Thread(target=time.sleep, args=[1000]).start()\n"
+        "    raise RuntimeError('[/src/gloo/transport/tcp/pair.cc:5] Connection closed by peer [10.0.0.2]:4')\n"
+        f"cli({config}, main)\n",
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "a line of output\n")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: process 1: another process of this run has ended or cannot be reached: Connection")
+    assert ("--resume" in line) == (config == "Resumable")
 
 
 def test_cli_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,13 @@ from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.log import TrainLog
 from nanochat.training.report import CURVES, curves
-from nanochat.training.resume import checkpoint_to_resume, is_resuming, raise_if_stopped, starting_checkpoint
+from nanochat.training.resume import (
+    checkpoint_to_resume,
+    is_resuming,
+    raise_if_stopped,
+    resume_stage_after_restart,
+    starting_checkpoint,
+)
 from nanochat.training.settings import FineTuningSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 from tasks.common import Task, TaskSequence
@@ -71,6 +77,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     Raises `StoppedBySignal` if a signal ended the run early.
     """
     tokenizer = get_tokenizer()
+    config = resume_stage_after_restart(stage.name, config)
     origin = starting_checkpoint(stage.name, config, tokenizer)
     config = resolve_settings(config, origin)
     data = load_data(stage, config)

@@ -4,26 +4,41 @@
 
 A resumed run gives the same weights as a run that was never stopped: on a CPU to the last bit, on CUDA up to rounding,
 because there the gradients of the embedding and of attention are summed in an order that differs from run to run.
+
+Processes that torchrun starts again (`--max-restarts`) resume by themselves, from the last checkpoint that they wrote.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import Field, asdict, fields
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from nanochat.checkpoint_manager import Checkpoint, check_tokenizer, default_tag, open_checkpoint, run_dir
-from nanochat.common import StoppedBySignal, UserError, print0
+import psutil
+
+from nanochat.checkpoint_manager import (
+    Checkpoint,
+    check_tokenizer,
+    default_tag,
+    list_checkpoints,
+    open_checkpoint,
+    run_dir,
+)
+from nanochat.common import StoppedBySignal, UserError, print0, write_json_atomic
 from nanochat.configurator import with_current_names
 from nanochat.gpt import GPTConfig
+from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import LoopState
 
 # Names of metrics in the history of earlier versions' checkpoints -> present names.
 RENAMED_METRICS = {"lr_scale": "lr_multiplier"}
+# In a run's folder: written when torchrun first started the run, with the serial of the last checkpoint at that time.
+LAUNCH_FILE = "launch.json"
 
 
 class ResumableConfig(Protocol):
@@ -37,7 +52,16 @@ class ResumableConfig(Protocol):
     def resume_from_step(self) -> int: ...
 
 
-class SourceConfig(ResumableConfig, Protocol):
+class TrainingConfig(ResumableConfig, Protocol):
+    """Config of a script that trains: what `Runtime.start` needs."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+
+
+class SourceConfig(TrainingConfig, Protocol):
     """Config of a script that starts from a checkpoint of another stage: mid_train, chat_sft, chat_rl."""
 
     @property
@@ -48,9 +72,56 @@ class SourceConfig(ResumableConfig, Protocol):
     def model_tag(self) -> str | None: ...
 
 
+R = TypeVar("R", bound=TrainingConfig)
+S = TypeVar("S", bound=SourceConfig)
+
+
 def is_resuming(config: ResumableConfig) -> bool:
     """Return True if the script is to resume a run."""
     return config.resume or config.resume_from_step != -1
+
+
+# --- restarts by torchrun ---------------------------------------------------------------------------------------------
+
+
+def resume_after_restart(config: R, folder: Path) -> R:
+    """Return the config with `resume` set if torchrun has restarted the processes of the run in `folder`.
+
+    Only a checkpoint that this launch of torchrun has written counts: the folder may also hold those of an earlier run.
+    Without one the run begins as it did at first. Collective where torchrun may restart; elsewhere it does nothing.
+
+    torchrun's own count of restarts would not do: each machine has its own, which is 0 on one that joins later.
+    """
+    if not int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        return config
+    runtime = Runtime.start(config.seed, config.device)
+    checkpoints = list_checkpoints(folder, skip_unreadable=True) if runtime.is_main else []
+    serial = checkpoints[-1].serial if checkpoints else 0
+    file = folder / LAUNCH_FILE
+    if not runtime.any_rank(file.exists() and file.stat().st_mtime > launch_time()):
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            print0("NOTICE: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or restarts by torchrun fail (pytorch #135712)")
+        if runtime.is_main:
+            write_json_atomic(file, {"last_serial": serial})
+        return config
+    has_checkpoint = runtime.is_main and serial > json.loads(file.read_text(encoding="utf-8"))["last_serial"]
+    if not runtime.broadcast(has_checkpoint):
+        print0("Restarted by torchrun before the first checkpoint: the run begins again")
+        return config
+    print0("Restarted by torchrun: resuming from the last checkpoint")
+    return replace(config, resume=True, resume_from_step=-1)
+
+
+def launch_time() -> float:
+    """Return when torchrun, the parent of this process, was started on this machine, in seconds since 1970."""
+    return float(psutil.Process(os.getppid()).create_time())
+
+
+def resume_stage_after_restart(stage: str, config: S) -> S:
+    """Return the config of a stage that starts from another one, as `resume_after_restart` does."""
+    tag = config.model_tag or default_tag(stage if is_resuming(config) else config.source)
+    resumed = resume_after_restart(config, run_dir(stage, tag))
+    return config if resumed is config else replace(resumed, model_tag=tag)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

@@ -5,31 +5,56 @@ That a resumed run equals one that was never stopped is tested in test_stop_and_
 
 from __future__ import annotations
 
+import itertools
 import shlex
-from dataclasses import asdict, replace
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.checkpoint_manager import Checkpoint, build_model
+from nanochat.checkpoint_manager import Checkpoint, build_model, run_dir
 from nanochat.common import UserError
-from nanochat.configurator import parse
+from nanochat.configurator import parse, setting
 from nanochat.optim import build_optimizer
+from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.train import LoopState
+from nanochat.training import resume
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.resume import (
     changed_settings,
     checkpoint_to_resume,
     is_resuming,
     restore_loop_state,
+    resume_after_restart,
     resume_command,
+    resume_stage_after_restart,
 )
 from scripts import base_train, chat_rl, chat_sft, mid_train
 from tests.support.training import CPU, SHAPE, Config, train_tokenizer
+
+
+@dataclass(frozen=True)
+class RestartableConfig(Config):
+    seed: int = setting(42, "seed")
+    device: str = setting("cpu", "device")
+
+
+@dataclass(frozen=True)
+class StageConfig(RestartableConfig):
+    source: str = setting("base", "stage")
+    source_step: int = setting(-1, "step")
+    model_tag: str | None = setting(None, "model")
+
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
@@ -83,6 +108,106 @@ def test_resume_command_under_torchrun(monkeypatch: pytest.MonkeyPatch, num_node
 )
 def test_is_resuming(settings: dict[str, Any], expected: bool) -> None:
     assert is_resuming(Config(**settings)) is expected
+
+
+# --- restarts by torchrun ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[], None]:
+    """A function that saves another checkpoint in `tmp_path`/d1."""
+    model = build_model(SHAPE, CPU)
+    saver = CheckpointSaver(tmp_path / "d1", model, build_optimizer(model, CPU), {"settings": {}}, keep_last=-1)
+    steps = itertools.count(1)
+
+    def save() -> None:
+        saver(LoopState(step=next(steps)))
+        saver.finish()
+
+    return save
+
+
+@pytest.fixture
+def restarting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setattr(Runtime, "start", lambda *_: CPU)
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Make this process one of a torchrun that was started `seconds` ago."""
+    monkeypatch.setattr(resume, "launch_time", lambda: time.time() - seconds)
+
+
+@pytest.mark.usefixtures("restarting")
+def test_a_restart_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, save: Callable[[], None]) -> None:
+    """But only from a checkpoint of this launch: the one before it in the folder belongs to another run."""
+    folder = tmp_path / "d1"
+    config = RestartableConfig(resume_from_step=-1)
+    save()
+    launch(monkeypatch, seconds=60)
+    assert resume_after_restart(config, folder) == config
+    assert resume_after_restart(config, folder) == config  # a restart before the first checkpoint
+    save()
+    assert resume_after_restart(config, folder) == replace(config, resume=True)
+    from_a_step = replace(config, resume_from_step=1)
+    assert resume_after_restart(from_a_step, folder) == replace(config, resume=True)
+    launch(monkeypatch, seconds=-1)  # torchrun is run again, a second after that
+    assert resume_after_restart(config, folder) == config
+    launch(monkeypatch, seconds=60)
+    assert resume_after_restart(config, folder) == config
+
+
+@pytest.mark.usefixtures("restarting")
+def test_one_process_that_was_there_before_is_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, save: Callable[[], None]
+) -> None:
+    """This machine joins the run, and another one, which was there from the start, says that it is a restart."""
+    config = RestartableConfig()
+    launch(monkeypatch, seconds=60)
+    resume_after_restart(config, tmp_path / "d1")
+    save()
+    launch(monkeypatch, seconds=-60)
+    monkeypatch.setattr(Runtime, "any_rank", lambda *_: True)
+    assert resume_after_restart(config, tmp_path / "d1").resume
+
+
+def test_without_restarts_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert resume_after_restart(RestartableConfig(), tmp_path) == RestartableConfig()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("restarting")
+def test_the_store_that_torchrun_shares_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value, is_warned in [("False", False), ("True", True)]:
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", value)
+        resume_after_restart(RestartableConfig(), tmp_path / value)
+        assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().out) == is_warned
+
+
+@pytest.mark.usefixtures("restarting")
+def test_a_stage_resumes_the_model_it_trained(
+    monkeypatch: pytest.MonkeyPatch, base_dir: Path, save: Callable[[], None], tmp_path: Path
+) -> None:
+    """Not the deepest model of the stage."""
+    config = StageConfig(source="base")
+    save()
+    for stage, tag in [("base", "d1"), ("mid", "d9")]:
+        shutil.copytree(tmp_path / "d1", run_dir(stage, tag))
+    launch(monkeypatch, seconds=60)
+    assert resume_stage_after_restart("mid", config) == config
+    shutil.copytree(tmp_path / "d1", run_dir("mid", "d1"), dirs_exist_ok=True)
+    assert resume_stage_after_restart("mid", config) == replace(config, resume=True, model_tag="d1")
+    assert base_dir.exists()
+
+
+def test_launch_time() -> None:
+    """The start of the parent process, which torchrun is."""
+    code = "from nanochat.training.resume import launch_time; print(launch_time())"
+    started = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert started == pytest.approx(psutil.Process().create_time(), abs=1)
 
 
 # --- settings and checkpoints -----------------------------------------------------------------------------------------
