@@ -12,7 +12,7 @@ products run in `GPT.compute_dtype`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,14 +23,15 @@ from torch.utils.checkpoint import checkpoint
 
 from nanochat.common import UserError
 from nanochat.layers.attention import varied_shapes
+from nanochat.layers.cpu_attention import cpu_causal_attention
 from nanochat.layers.fp8 import check_fp8_sizes, fp8_linear
 from nanochat.layers.sampler import sample_next
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.layers.softcap_loss import SoftcapTerms, softcap, softcap_cross_entropy, softcap_terms
 from nanochat.optim import Optimizer, OptimSettings, ParamGroup, build_optimizers
 from nanochat.runtime import Runtime
 
 NORM_EPS = 1e-6
-SOFTCAP = 15.0
 ROPE_BASE = 10_000.0
 VOCAB_MULTIPLE = 64  # embedding and head are padded to a multiple of this: unaligned matrix products are slow
 
@@ -181,6 +182,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, 
     """
     # With T = 1 < S the query is the last position, and everything is visible to it.
     is_causal = attn_mask is None and q.size(2) == k.size(2)
+    if is_causal and q.device.type == "cpu" and torch.is_grad_enabled() and not is_grouped:
+        return cpu_causal_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=is_grouped)
 
 
@@ -209,6 +212,19 @@ class Block(nn.Module):
         x = x + self.attn(rms_norm(x), cos, sin, kv_cache)
         out: Tensor = x + self.mlp(rms_norm(x))
         return out
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The parts of the model that are compiled, each for itself (nanochat/training/setup.py).
+
+    All blocks share one compiled function, so compiling takes as long as for one block. In the backward pass the
+    gradients of a block are complete before that of the block below begins.
+    """
+
+    norm: Callable[[Tensor], Tensor]  # rms_norm
+    blocks: Sequence[Callable[..., Tensor]]
+    loss_terms: SoftcapTerms
 
 
 class GPT(nn.Module):
@@ -307,7 +323,14 @@ class GPT(nn.Module):
         runtime = Runtime.without_setup(self.device, compute_dtype=self.compute_dtype)
         return build_optimizers(self, runtime, settings, [("embedding", "head"), ("matrix",)])
 
-    def hidden_states(self, idx: Tensor, kv_cache: AttentionCache | None = None) -> Tensor:
+    @property
+    def regions(self) -> Regions:
+        """The parts of the model as they are, uncompiled."""
+        return Regions(rms_norm, list(self.blocks), softcap_terms)
+
+    def hidden_states(
+        self, idx: Tensor, kv_cache: AttentionCache | None = None, regions: Regions | None = None
+    ) -> Tensor:
         """Return the normalized output of the last block, in the compute dtype: token ids (B, T) -> (B, T, C)."""
         num_tokens = idx.size(1)
         context_len = self.config.sequence_len
@@ -315,18 +338,18 @@ class GPT(nn.Module):
         positions = slice(num_tokens) if kv_cache is None else kv_cache.positions(num_tokens)
         cos = self.rope_cos[positions].to(self.compute_dtype)  # (T, D/2) or (B, 1, T, D/2)
         sin = self.rope_sin[positions].to(self.compute_dtype)
-        x = rms_norm(self.embed(idx).to(self.compute_dtype))  # (B, T) -> (B, T, C)
-        for block in self.blocks:
+        regions = regions or self.regions
+        x = regions.norm(self.embed(idx).to(self.compute_dtype))  # (B, T) -> (B, T, C)
+        for block in regions.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, kv_cache, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin, kv_cache)
-        return rms_norm(x)
+        return regions.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits, soft-capped as in Gemma 2 (arXiv 2408.00118): (..., C) -> (..., V)."""
-        raw = self.head(hidden)[..., : self.config.vocab_size].float()
-        return SOFTCAP * torch.tanh(raw / SOFTCAP)
+        return softcap(self.head(hidden)[..., : self.config.vocab_size])
 
     def forward(
         self,
@@ -334,24 +357,28 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         kv_cache: AttentionCache | None = None,
         loss_reduction: str = "mean",
+        regions: Regions | None = None,
     ) -> Tensor:
         """Return the logits of token ids, (B, T) -> (B, T, V), or with `targets` the cross-entropy in nats.
 
         `targets`: (B, T), -1 = ignored. `loss_reduction`: "mean" over the targets that are not ignored (0 if all are),
-        "sum", or "none" for a loss of each target, (B, T), 0 where it is ignored.
+        "sum", or "none" for a loss of each target, (B, T), 0 where it is ignored. `regions`: compiled parts to use.
         """
-        hidden = self.hidden_states(idx, kv_cache)
+        regions = regions or self.regions
+        hidden = self.hidden_states(idx, kv_cache, regions)
         if targets is None:
             return self.logits(hidden)
-        losses = self.token_losses(hidden.flatten(0, 1), targets.flatten())
+        losses = softcap_cross_entropy(
+            hidden.flatten(0, 1),  # (B, T, C) -> (N, C)
+            self.head.weight,
+            targets.flatten(),
+            self.config.vocab_size,
+            "none" if loss_reduction == "none" else "sum",
+            regions.loss_terms,
+        )
         if loss_reduction == "none":
             return losses.view(targets.shape)
-        total = losses.sum()
-        return total if loss_reduction == "sum" else total / (targets != -1).sum().clamp(min=1)
-
-    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of N = B * T tokens in nats: (N, C), (N,) -> (N,); 0 for target -1."""
-        return F.cross_entropy(self.logits(hidden), targets, ignore_index=-1, reduction="none")
+        return losses if loss_reduction == "sum" else losses / (targets != -1).sum().clamp(min=1)
 
     def estimate_flops(self) -> int:
         """Return the FLOPs of one training token, forward and backward (arXiv 2204.02311, appendix B).

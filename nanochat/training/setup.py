@@ -6,17 +6,20 @@ import shutil
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from nanochat.checkpoint_manager import Checkpoint, build_model, restore_model
-from nanochat.common import print0
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.common import UserError, print0
+from nanochat.gpt import GPT, GPTConfig, Regions, rms_norm
 from nanochat.layers.fp8 import check_fp8_device, check_fp8_sizes
+from nanochat.layers.softcap_loss import softcap_terms
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import Forward, LoopState, warm_up
 from nanochat.training.resume import restore_loop_state
 
 MIN_COMPILED_STEPS = 100  # a shorter run gains less from the compiled model than compiling takes
+SLOWDOWN = "1.5"  # seconds of an uncompiled step / seconds of a compiled one, d4 on two cores
 
 
 def build_or_restore(
@@ -61,34 +64,61 @@ def should_compile(mode: str, num_steps: int, runtime: Runtime) -> bool:
 def compile_model(
     model: GPT, mode: str, num_steps: int, batch_size: int, runtime: Runtime, sequence_len: int | None = None
 ) -> Forward:
-    """Return the compiled model, or `model` where compiling is off, saves no time, or fails (with a notice).
+    """Return the compiled model; or `model` itself where compiling is off, saves no time, or fails under "auto".
 
     `mode`: auto, on or off. `batch_size` and `sequence_len` (None: the whole context) are the shape of a micro-batch.
-    Either all processes return a compiled model or none does. If a GPU's memory does not hold the micro-batch, all
-    processes raise torch's OutOfMemoryError.
+    Either all processes return a compiled model or none does. Raises `UserError` if compiling fails under "on". If a
+    GPU's memory does not hold the micro-batch, all processes raise torch's OutOfMemoryError.
     """
     if not should_compile(mode, num_steps, runtime):
         return model
-    if runtime.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        print0("No C++ compiler: training runs uncompiled, about a quarter slower.")
-        return model
-
-    print0("Compiling the model (the first time takes up to a minute) ...")
-    compiled: Forward = torch.compile(model, dynamic=False)
+    compiled = CompiledModel(model)
     failure = None
     outcome = 0  # 1: it failed, 2: the GPU's memory is exhausted; the processes agree on the largest
-    try:
-        warm_up(compiled, model, batch_size, sequence_len or model.config.sequence_len)
-    except torch.OutOfMemoryError:
-        outcome = 2
-    except Exception as error:  # a compiler may raise anything
-        lines = str(error).strip().splitlines() or [""]
-        failure = f"{type(error).__name__}: {lines[0]}"
+    if runtime.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        failure = "there is no C++ compiler (Debian: apt install g++)"
         outcome = 1
+    else:
+        print0("Compiling the model (the first time takes up to a minute) ...")
+        try:
+            warm_up(compiled, model, batch_size, sequence_len or model.config.sequence_len)
+        except torch.OutOfMemoryError:
+            outcome = 2
+        except Exception as error:  # a compiler may raise anything
+            lines = str(error).strip().splitlines() or [""]
+            failure = f"{type(error).__name__}: {lines[0]}"
+            outcome = 1
     outcome = int(runtime.maximum(outcome))
     if outcome == 2:
         raise torch.OutOfMemoryError(f"{batch_size} rows of the compiled model exceed the memory of {runtime.device}")
-    if outcome == 1:
-        print0(f"Compiling failed, so training runs uncompiled: {failure or 'on another process'}")
-        return model
-    return compiled
+    if outcome == 0:
+        return compiled
+    reason = failure or "it failed on another process"
+    if mode == "on":
+        raise UserError(f"--compile=on, but the model cannot be compiled ({reason}): choose --compile=auto or off")
+    print0(
+        f"NOTICE: the model cannot be compiled, so it trains uncompiled, which takes about {SLOWDOWN} times as long: "
+        f"{reason}"
+    )
+    return model
+
+
+class CompiledModel:
+    """A model whose forward and backward passes run compiled, for batches with targets. It shares the weights.
+
+    Each block is compiled for itself, and so is what the loss computes of a chunk of logits (`Regions`). The model
+    itself stays uncompiled: generation and evaluation, whose shapes vary, would compile it again and again.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.regions = Regions(
+            torch.compile(rms_norm, dynamic=False),
+            [torch.compile(block, dynamic=False) for block in model.blocks],
+            torch.compile(softcap_terms, dynamic=False),
+        )
+
+    def __call__(self, idx: Tensor, targets: Tensor, loss_reduction: str = "mean") -> Tensor:
+        """Return the loss of `GPT.forward`."""
+        loss: Tensor = self.model(idx, targets, loss_reduction=loss_reduction, regions=self.regions)
+        return loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,20 +121,20 @@ def test_groups_without_a_signal_count() -> None:
 
 
 def test_prompt_and_tool_output_carry_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradient of the logits is 0 where the next token was not sampled, and nowhere else."""
+    """The gradient of the last hidden states is 0 where the next token was not sampled, and nowhere else."""
     model = tiny_model()
-    all_logits: list[Tensor] = []
+    all_states: list[Tensor] = []
 
-    def keep_gradient(hidden: Tensor) -> Tensor:
-        logits = GPT.logits(model, hidden)
-        logits.retain_grad()
-        all_logits.append(logits)
-        return logits
+    def keep_gradient(*args: Any, **kwargs: Any) -> Tensor:
+        states = GPT.hidden_states(model, *args, **kwargs)
+        states.retain_grad()
+        all_states.append(states)
+        return states
 
-    monkeypatch.setattr(model, "logits", keep_gradient)
+    monkeypatch.setattr(model, "hidden_states", keep_gradient)
     group = make_group("A", "hi", [("abXYc.", 1.0), ("d.", 0.0)])
     gradient_of_step(model, [group], 1)
-    norms = [logits.grad.abs().sum(-1).flatten() for logits in all_logits if logits.grad is not None]
+    norms = [states.grad.abs().sum(-1).flatten() for states in all_states if states.grad is not None]
     trained = [[5, 6], [5, 6, 9, 10]]  # positions before the sampled tokens; the prompt has 6
     assert [torch.nonzero(norm).flatten().tolist() for norm in norms] == trained
 

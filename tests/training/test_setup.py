@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from dev.plain_gpt import PlainGPT
 from nanochat.checkpoint_manager import build_model, open_checkpoint
 from nanochat.common import UserError
-from nanochat.gpt import GPT, Linear
+from nanochat.gpt import GPT, Block, Linear
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
+<<<<<<< HEAD
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.setup import MIN_COMPILED_STEPS, build_or_restore, compile_model, use_fp8
+=======
+from nanochat.training.events import checkpoint_saver
+from nanochat.training.setup import MIN_COMPILED_STEPS, CompiledModel, build_or_restore, compile_model, use_fp8
+from tests.support.models import random_model
+>>>>>>> 1557884 (The loss in chunks of tokens, attention's backward pass on a CPU, and a model compiled block by block)
 from tests.support.training import CPU, META, SHAPE
 
 
@@ -120,30 +127,61 @@ def test_when_to_compile(
     calls = _replace_compiler(monkeypatch, lambda plain: lambda *args, **kwargs: plain(*args, **kwargs))
     forward = compile_model(model, mode, num_steps, 2, _runtime_on(device_type))
     assert (forward is not model) == is_compiled
-    assert calls == ([{"dynamic": False}] if is_compiled else [])
+    # The norm, each block, and the terms of the loss.
+    assert calls == ([{"dynamic": False}] * (2 + SHAPE.n_layer) if is_compiled else [])
     assert all(param.grad is None for param in model.parameters()), "the trial pass left gradients"
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    """`auto` trains uncompiled and says so; `on` ends with the reason and the way out."""
     monkeypatch.setattr("shutil.which", lambda _: None)
-    assert compile_model(model, "on", 1000, 2, CPU) is model
-    assert "No C++ compiler" in capsys.readouterr().out
+    assert compile_model(model, "auto", 1000, 2, CPU) is model
+    output = capsys.readouterr().out
+    assert "NOTICE" in output
+    assert "no C++ compiler" in output
+    with pytest.raises(UserError, match=r"--compile=on.*no C\+\+ compiler.*--compile=auto"):
+        compile_model(model, "on", 1000, 2, CPU)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Triton is missing\nand more"), RuntimeError()])
 def test_compiling_fails(
     monkeypatch: pytest.MonkeyPatch, model: GPT, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    """Training continues uncompiled, with a notice of one line."""
+    """Under `auto` training continues uncompiled, with a notice of one line; `on` raises."""
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     _replace_compiler(monkeypatch, lambda _: fail)
-    assert compile_model(model, "on", 1000, 2, CPU) is model
+    assert compile_model(model, "auto", 1000, 2, CPU) is model
     output = capsys.readouterr().out
-    assert "Compiling failed, so training runs uncompiled: RuntimeError: " in output
+    assert "NOTICE: the model cannot be compiled, so it trains uncompiled" in output
+    assert "RuntimeError: " in output
     assert "and more" not in output
+    with pytest.raises(UserError, match="--compile=on, but the model cannot be compiled: RuntimeError"):
+        compile_model(model, "on", 1000, 2, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_the_compiled_model_computes_what_the_plain_one_does(reduction: str) -> None:
+    """Loss and all gradients agree with the plain twin's, and the model itself stays uncompiled."""
+    model = random_model(32, 200, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+    compiled = CompiledModel(model)
+    idx = torch.randint(200, (2, 32), generator=torch.Generator().manual_seed(1))
+    targets = idx.roll(-1, 1)
+    targets[0, 5] = -1
+    weights = torch.linspace(0.5, 2, 64).view(2, 32)
+    gradients = []
+    for forward in (PlainGPT(model), compiled):
+        losses = forward(idx, targets, loss_reduction=reduction)
+        (losses * weights if reduction == "none" else losses).sum().backward()
+        gradients.append({name: param.grad for name, param in model.named_parameters()})
+        model.zero_grad(set_to_none=True)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(idx, targets), PlainGPT(model)(idx, targets), rtol=1e-5, atol=1e-6)
+    assert all(type(block) is Block for block in model.blocks)
 
 
 def test_compiling_fails_on_another_process(
@@ -157,7 +195,7 @@ def test_compiling_fails_on_another_process(
 
     monkeypatch.setattr(Runtime, "maximum", any_process)
     _replace_compiler(monkeypatch, lambda plain: plain)
-    assert compile_model(model, "on", 1000, 2, CPU) is model
+    assert compile_model(model, "auto", 1000, 2, CPU) is model
     assert "on another process" in capsys.readouterr().out
 
 
