@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt import GPT, NORM_EPS
+from nanochat.gpt import GPT, NORM_EPS, Block
 from nanochat.layers.softcap_loss import SOFTCAP
 
 
@@ -35,6 +35,7 @@ class PlainGPT:
 
         x = _norm(F.embedding(idx, model.embed.weight).to(model.compute_dtype))  # (B, T) -> (B, T, C)
         for block in model.blocks:
+            assert isinstance(block, Block)
             attn, mlp = block.attn, block.mlp
             y = _norm(x)
             q = _norm(_rotate(heads(linear(y, attn.q_proj.weight)), cos, sin))

@@ -11,21 +11,23 @@ processes; process r scores rows r, r + N, r + 2N, ...
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_rows
 from nanochat.runtime import Runtime, exact_float32
 
+Forward = Callable[..., Tensor]  # a model, compiled or not
+
 
 @torch.no_grad()
 @exact_float32()
-def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_size: int, runtime: Runtime) -> float:
+def bits_per_byte(model: Forward, rows: Tensor, token_bytes: Tensor, batch_size: int, runtime: Runtime) -> float:
     """Return the model's bits per byte on rows of text (Gao et al., The Pile, arXiv 2101.00027, section 3.1).
 
         bits per byte = sum of the losses in nats / (ln 2 x sum of the bytes)
@@ -54,7 +56,7 @@ def bits_per_byte(model: nn.Module, rows: Tensor, token_bytes: Tensor, batch_siz
 
 @torch.no_grad()
 @exact_float32()
-def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor) -> float:
+def evaluate_bpb(model: Forward, batches: Iterable[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor) -> float:
     """Return the bits per byte of a model on the first `steps` batches of a loader, (inputs, targets) each (B, T).
 
     Computed as in `bits_per_byte`, which the scripts use. Targets of -1 are ignored. Under torchrun each process passes
@@ -74,7 +76,7 @@ def evaluate_bpb(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ste
     return _bits_per_byte(total_nats.item(), total_bytes.item())
 
 
-def _nats_and_bytes(model: nn.Module, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> tuple[Tensor, Tensor]:
+def _nats_and_bytes(model: Forward, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed loss in nats of all targets that have a byte, and the number of their bytes, both scalars."""
     with varied_shapes(inputs.device):
         losses = model(inputs, targets, loss_reduction="none")  # (B, T)
@@ -88,7 +90,7 @@ def _bits_per_byte(nats: float, num_bytes: float) -> float:
 
 @torch.no_grad()
 @exact_float32()
-def sum_nats(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime) -> tuple[float, int]:
+def sum_nats(model: Forward, inputs: Tensor, targets: Tensor, batch_size: int, runtime: Runtime) -> tuple[float, int]:
     """Return the sum of the losses, in nats, over all targets that are not -1, and the number of these targets.
 
     `inputs` and `targets` (R, T) are the same in all processes, which divide the rows among them.
@@ -98,8 +100,9 @@ def sum_nats(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int,
     local_inputs = inputs[local_rows]
     local_targets = targets[local_rows]
     for start in range(0, len(local_inputs), batch_size):
-        batch_inputs = local_inputs[start : start + batch_size].to(runtime.device)  # (B, T)
-        batch_targets = local_targets[start : start + batch_size].to(runtime.device)
+        batch = slice(start, start + batch_size)
+        batch_inputs = pad_rows(local_inputs[batch], batch_size, fill=0).to(runtime.device)  # (B, T)
+        batch_targets = pad_rows(local_targets[batch], batch_size, fill=-1).to(runtime.device)
         with varied_shapes(runtime.device):
             losses = model(batch_inputs, batch_targets, loss_reduction="none")  # (B, T)
         total_nats += losses.sum(dtype=total_nats.dtype)

@@ -150,6 +150,8 @@ def main(config: Config) -> LoopState:
     }
     prompts = sample_prompts(manifest.source, NUM_SAMPLES, config.seed)
     print_samples = sample_printer(model, tokenizer, runtime, prompts)
+    forward = compile_model(model, config.compile, num_steps, batch_size, runtime)
+    measure_bpb = bpb_evaluator(forward, tokenizer, runtime, config.eval_tokens, batch_size, config.max_seq_len)
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, num_tokens, state.cursor)
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
     with closing(loader), closing(log), saver, fitter.explained_out_of_memory(batch_size):
@@ -160,7 +162,7 @@ def main(config: Config) -> LoopState:
             schedule=partial(scheduled_rates, config, num_steps=num_steps),
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
                 Event(config.save_every, saver, saves=True),
-                Event(config.eval_every, bpb_evaluator(model, tokenizer, runtime, config.eval_tokens, batch_size)),
+                Event(config.eval_every, measure_bpb),
                 Event(config.sample_every, print_samples, at_end=config.sample_every != -1),
                 *core_events(config.core_metric_every, config.core_metric_max_per_task, model, tokenizer, runtime),
             ],

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 
 from nanochat.common import UserError
 from nanochat.export.hf_tokenizer import ASSISTANT_END, BOS
-from nanochat.gpt import NORM_EPS, ROPE_BASE, SOFTCAP, GPTConfig
+from nanochat.gpt import NORM_EPS, ROPE_BASE, GPTConfig
+from nanochat.layers.softcap_loss import SOFTCAP
 from nanochat.reporting.markdown import escape, format_number
 from nanochat.reporting.schema import Section
 from nanochat.tokenizer import Tokenizer

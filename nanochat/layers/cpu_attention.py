@@ -41,7 +41,7 @@ class CPUCausalAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, out, log_sums = ctx.saved_tensors
         num_positions, head_dim = q.shape[2:]

@@ -155,7 +155,7 @@ class SummedLoss(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         return (d_hidden * grad).to(d_hidden.dtype), d_weight * grad, None, None, None
@@ -174,7 +174,7 @@ class TokenLosses(torch.autograd.Function):
         return token_losses(hidden, weight, targets, vocab_size, terms)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
         _, d_hidden, d_weight = losses_and_grads(hidden, weight, targets, grads, ctx.vocab_size, ctx.terms)

@@ -21,20 +21,23 @@ from nanochat.gpt import GPT
 from nanochat.loss_eval import bits_per_byte
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import Event, LoopState, Metrics
+from nanochat.train import Event, Forward, LoopState, Metrics
 
 MAX_SAMPLE_TOKENS = 48
 
 
 def bpb_evaluator(
-    model: GPT, tokenizer: Tokenizer, runtime: Runtime, max_tokens: int, batch_size: int
+    forward: Forward, tokenizer: Tokenizer, runtime: Runtime, max_tokens: int, batch_size: int, sequence_len: int
 ) -> Callable[[LoopState], Metrics]:
-    """Return an event's `run` that measures bits per byte on the first `max_tokens` of the validation shard."""
-    rows, num_tokens = document_eval_rows(open_split("val"), tokenizer, model.config.sequence_len, max_tokens)
+    """Return an event's `run` that measures bits per byte on the first `max_tokens` of the validation shard.
+
+    `forward` is the model, compiled or not. All batches have the shape (batch_size, sequence_len).
+    """
+    rows, num_tokens = document_eval_rows(open_split("val"), tokenizer, sequence_len, max_tokens)
     if num_tokens < max_tokens:
         print0(f"The validation shard has only {num_tokens:,} of the --eval_tokens={max_tokens:,} tokens")
     token_bytes = torch.tensor(tokenizer.token_bytes())
-    return lambda _: {"val_bpb": bits_per_byte(model, rows, token_bytes, batch_size, runtime)}
+    return lambda _: {"val_bpb": bits_per_byte(forward, rows, token_bytes, batch_size, runtime)}
 
 
 def core_events(every: int, max_per_task: int, model: GPT, tokenizer: Tokenizer, runtime: Runtime) -> list[Event]:

@@ -17,7 +17,7 @@ from nanochat.common import UserError, print0
 from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
-from nanochat.loss_eval import sum_nats
+from nanochat.loss_eval import Forward, sum_nats
 from nanochat.report import log_section
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
@@ -110,9 +110,10 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         "data_hash": data_hash,
     }
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
+    forward = compile_model(model, config.compile, num_steps, batch_size, runtime, config.max_seq_len)
     events = [  # the checkpoint first: an evaluation that fails must not cost the run
         Event(config.save_every, saver, saves=True),
-        Event(config.eval_every, held_out_loss_evaluator(model, data, tokenizer, runtime, config, batch_size)),
+        Event(config.eval_every, held_out_loss_evaluator(forward, data, tokenizer, runtime, config, batch_size)),
     ]
     batches = remaining_batches(data, tokenizer, runtime, config, batch_size, state)
     with closing(batches), closing(log), saver, fitter.explained_out_of_memory(batch_size):
@@ -220,7 +221,7 @@ def remaining_batches(
 
 
 def held_out_loss_evaluator(
-    model: GPT,
+    forward: Forward,
     data: ConversationData,
     tokenizer: Tokenizer,
     runtime: Runtime,
@@ -239,7 +240,7 @@ def held_out_loss_evaluator(
         nats: dict[str, float] = {}
         num_tokens: dict[str, int] = {}
         for name, inputs, targets in parts:  # two parts may have one name
-            part_nats, part_tokens = sum_nats(model, inputs, targets, batch_size, runtime)
+            part_nats, part_tokens = sum_nats(forward, inputs, targets, batch_size, runtime)
             nats[name] = nats.get(name, 0.0) + part_nats
             num_tokens[name] = num_tokens.get(name, 0) + part_tokens
         total = sum(nats.values()) / max(1, sum(num_tokens.values()))

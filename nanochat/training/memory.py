@@ -259,7 +259,7 @@ def _compiled_activations(model: GPT, shape: tuple[int, int]) -> int:
         loss: Tensor = model(leaf, targets, loss_reduction=loss_reduction)
         return loss
 
-    with counted_bytes() as loss_counter, patch.object(model, "hidden_states", lambda hidden, _: hidden):
+    with counted_bytes() as loss_counter, patch.object(model, "hidden_states", lambda hidden, *_: hidden):
         warm_up(loss_of_leaf, model, *shape)
     return 2 * hidden.nbytes + in_blocks + max(loss_counter.peak, hidden.nbytes + counter.largest_product)
 

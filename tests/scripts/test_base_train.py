@@ -226,7 +226,7 @@ def test_fp8(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert meta["compute_dtype"] == "float32"
     runtime = Runtime.without_setup("cpu", compute_dtype=torch.float32)
     [measured] = [row["val_bpb"] for row in state.history if "val_bpb" in row]
-    evaluate = bpb_evaluator(model, tokenizer, runtime, 512, batch_size=8)
+    evaluate = bpb_evaluator(model, tokenizer, runtime, 512, batch_size=8, sequence_len=model.config.sequence_len)
     assert evaluate(state)["val_bpb"] == measured  # during training as from the checkpoint, to the last bit
     resumed = main(parse(Config, [*flags, "--fp8", "--model_tag=fp8", "--resume_from_step=2"]))
     assert [row["loss"] for row in resumed.history if "loss" in row] == losses[1]

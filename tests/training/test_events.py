@@ -20,7 +20,8 @@ def test_bpb_evaluator(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> No
     write_dataset(["unused"], ["some words", "more words"], base_dir / "base_data", source="test")
     model = build_model(SHAPE, CPU)
     tokenizer = train_tokenizer(base_dir)
-    metrics = bpb_evaluator(model, tokenizer, CPU, max_tokens=1000, batch_size=3)(LoopState())
+    measure = bpb_evaluator(model, tokenizer, CPU, max_tokens=1000, batch_size=3, sequence_len=SHAPE.sequence_len)
+    metrics = measure(LoopState())
     documents = [tokenizer.encode(text) for text in ("some words", "more words")]
     num_predicted = sum(map(len, documents))  # all but the first bos; the second has no bytes and is not counted
     expected = num_predicted * torch.tensor(270.0).log2().item() / len("some wordsmore words")

@@ -17,14 +17,9 @@ from nanochat.gpt import GPT, Block, Linear
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
-<<<<<<< HEAD
 from nanochat.training.checkpoint_saver import CheckpointSaver
-from nanochat.training.setup import MIN_COMPILED_STEPS, build_or_restore, compile_model, use_fp8
-=======
-from nanochat.training.events import checkpoint_saver
 from nanochat.training.setup import MIN_COMPILED_STEPS, CompiledModel, build_or_restore, compile_model, use_fp8
 from tests.support.models import random_model
->>>>>>> 1557884 (The loss in chunks of tokens, attention's backward pass on a CPU, and a model compiled block by block)
 from tests.support.training import CPU, META, SHAPE
 
 
