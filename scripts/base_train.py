@@ -150,7 +150,6 @@ def main(config: Config) -> LoopState:
     }
     prompts = sample_prompts(manifest.source, NUM_SAMPLES, config.seed)
     print_samples = sample_printer(model, tokenizer, runtime, prompts)
-    forward = compile_model(model, config.compile, num_steps, batch_size, runtime)
     measure_bpb = bpb_evaluator(forward, tokenizer, runtime, config.eval_tokens, batch_size, config.max_seq_len)
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, num_tokens, state.cursor)
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)

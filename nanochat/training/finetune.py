@@ -110,7 +110,6 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         "data_hash": data_hash,
     }
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
-    forward = compile_model(model, config.compile, num_steps, batch_size, runtime, config.max_seq_len)
     events = [  # the checkpoint first: an evaluation that fails must not cost the run
         Event(config.save_every, saver, saves=True),
         Event(config.eval_every, held_out_loss_evaluator(forward, data, tokenizer, runtime, config, batch_size)),
