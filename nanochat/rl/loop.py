@@ -91,7 +91,7 @@ def policy_gradient_step(
     entropy_sums = accumulate_gradients(model, groups, sft_rows, counts["sampled"], batch_size, runtime)
     # One reduction carries the two sums and the request to stop, so that all processes stop after the same step.
     signal_number = stop()
-    sums = runtime.all_reduce(torch.cat([entropy_sums, entropy_sums.new_tensor([float(signal_number)])]))
+    sums = runtime.all_reduce(torch.cat([entropy_sums, entropy_sums.new_full((1,), signal_number)]))
     nats, num_tokens, num_stops = sums.tolist()
     metrics = {**step_metrics(counts, task_labels), "lr_multiplier": rates.lr_multiplier, "grad_norm": 0.0}
     if counts["informative"] or sft_rows.num_tokens:

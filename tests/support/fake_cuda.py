@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -33,14 +35,15 @@ _READS = {_aten._local_scalar_dense.default, _aten.item.default}
 _COPIES = {_aten._to_copy.default, _aten.copy_.default}
 _FUSED = {_aten.scaled_dot_product_attention.default, _aten.rms_norm.default}  # one kernel on a GPU
 # Besides views: what allocates or asks, and runs nothing on the device.
-_WITHOUT_KERNEL = ("empty", "detach", "device", "_unsafe_view", "lift", "alias")
+_WITHOUT_KERNEL = ("empty", "new_empty", "detach", "device", "_unsafe_view", "lift", "alias")
 
 
 class DeviceLog(TorchDispatchMode):
     """Counts by name: `kernels` of the device, and `waits` of the host for it.
 
-    A wait is a value that the host reads, or a copy between host and device that is not `non_blocking`. Views and
-    allocations are no kernels. `cudnn_allowed`: for each attention, True if torch may choose cuDNN's kernel.
+    A wait is a value that the host reads, a copy between host and device that is not `non_blocking`, or a call of
+    `synchronize`. Views and allocations are no kernels. `cudnn_allowed`: for each attention, True if torch may choose
+    cuDNN's kernel.
     """
 
     def __init__(self) -> None:
@@ -67,8 +70,7 @@ class DeviceLog(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
-        outputs = result if isinstance(result, (tuple, list)) else [result]
-        devices = {value.device.type for value in (*args, *outputs) if isinstance(value, Tensor)}
+        devices = {value.device.type for value in tree_leaves((args, result)) if isinstance(value, Tensor)}
         name = func.__name__.partition(".")[0]
         is_async = kwargs.get("non_blocking", False) or (name == "copy_" and args[2:3] == (True,))
         if func in _COPIES and devices >= {"cpu", "cuda"} and not is_async:
@@ -113,6 +115,9 @@ def fake_cuda() -> Iterator[DeviceLog]:
     def cpu_generator(_device: object = None) -> torch.Generator:
         return generator()
 
+    def synchronize(*_: object) -> None:
+        log.waits["synchronize"] += 1
+
     def tolist(tensor: Tensor) -> Any:
         log.waits["tolist"] += tensor.device.type == "cuda"  # one copy, whatever the number of values
         return _ones(tensor.shape, tensor.dtype)
@@ -126,6 +131,9 @@ def fake_cuda() -> Iterator[DeviceLog]:
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         stack.enter_context(FakeTensorMode())
         stack.enter_context(mock.patch.object(torch, "Generator", cpu_generator))
+        stack.enter_context(mock.patch.object(torch.cuda, "synchronize", synchronize))
+        stream = SimpleNamespace(synchronize=synchronize)
+        stack.enter_context(mock.patch.object(torch.cuda, "current_stream", mock.Mock(return_value=stream)))
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", tolist))
         stack.enter_context(mock.patch.object(Tensor, "backward", _backward))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", logged_attention))
