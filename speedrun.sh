@@ -21,8 +21,8 @@ if [ "$gpus" = 0 ]; then
 fi
 on_all_gpus=(torchrun --standalone --nproc_per_node="${NPROC_PER_NODE:-$gpus}" -m)
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
-# After Ctrl-C torchrun kills its processes when this time is over (older versions of torch: always after 30 seconds). The evaluation that
-# is running then, and the save, which is 16 GB for d32, may take longer than its default of 30 seconds.
+# After Ctrl-C torchrun kills its processes when this time is over (torch 2.11 and older: always after 30 seconds). The evaluation that is
+# running then, and the save, which is 16 GB for d32, may take longer than its default of 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 source dev/run_steps.sh # run_step: a second run skips the steps that are done and resumes a stopped one
 

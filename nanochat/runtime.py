@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -183,6 +185,7 @@ def configure_cpu(local_world_size: int) -> None:
 def configure_cuda(device: torch.device) -> None:
     """Make this GPU the current one, and choose growing memory segments and TF32 for float32 products."""
     use_expandable_segments()
+    silence_precision_warning()
     torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
 
@@ -194,12 +197,24 @@ def exact_float32() -> Iterator[None]:
     Training on CUDA computes them in TF32, with 10 bits of mantissa (`configure_cuda`). Comparisons of models need
     all 23 bits: options whose losses differ by little, and checks that two implementations agree.
     """
+    silence_precision_warning()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def silence_precision_warning() -> None:
+    """Let torch give its warning of `get_float32_matmul_precision` unseen; it gives it once.
+
+    torch 2.9 recommends another setting there, which its own compiler did not support yet; torch 2.11 took it back.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.get_float32_matmul_precision()
 
 
 def collective_timeout() -> timedelta:
