@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizer
@@ -179,3 +182,32 @@ def test_largest_fitting(limit: int) -> None:
     """That of a search through all sizes."""
     sizes = [64, 32, 16, 8, 4, 2, 1]
     assert largest_fitting(sizes, lambda size: size + 5, limit) == max([s for s in sizes if s + 5 <= limit], default=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Mode that records the largest number of elements of a tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return result
+
+
+@pytest.mark.slow
+def test_no_tensor_has_more_elements_than_32_bits_count() -> None:
+    """Kernels that index with 32 bits would be wrong there: 32 x 2,048 x 65,536 logits at once would be 2^32."""
+    shape = GPTConfig(sequence_len=2048, vocab_size=65536, n_layer=1, n_head=1, n_kv_head=1, n_embd=128)
+    with torch.device("meta"):
+        model = GPT(shape, torch.bfloat16)
+        ids = torch.zeros(32, 2048, dtype=torch.int64)
+        with LargestTensor() as training:
+            model(ids, ids, loss_reduction="sum").backward()
+        with LargestTensor() as evaluation, torch.no_grad():
+            model(ids, ids, loss_reduction="none")
+    for largest in (training, evaluation):
+        assert ids.numel() * 128 <= largest.numel < 2**31
