@@ -174,14 +174,17 @@ def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[M
     is raised here. The thread ends when this generator is closed or collected, and closes `batches`.
     """
     ready: PrefetchQueue[MicroBatch | BaseException | None] = PrefetchQueue()
+    is_cuda = device.type == "cuda"
+    if is_cuda and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
 
     def produce() -> None:
         last_item: BaseException | None = None
         try:
-            if device.type == "cuda":
+            if is_cuda:
                 torch.cuda.set_device(device)  # each thread has its own, at first GPU 0: pinning would use its memory
             for batch in batches:
-                if device.type == "cuda":
+                if is_cuda:
                     batch = replace(batch, inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
                 if not ready.put(batch, batch.inputs.nbytes + batch.targets.nbytes):
                     return

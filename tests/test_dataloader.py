@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -290,6 +290,34 @@ def test_an_exception_of_the_tokenizer_reaches_the_caller(monkeypatch: pytest.Mo
     monkeypatch.setattr(TOKENIZER, "encode_arrays", encode)
     with pytest.raises(RuntimeError, match="no such word"):
         next(document_batches(texts_of([30]), TOKENIZER, runtime(), 1, 4, 100))
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda"])
+def test_the_thread_pins_memory_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The thread sets its device before it pins memory; the copies are queued by the caller and wait for nothing."""
+    calls: list[tuple[Any, ...]] = []
+
+    def record(kind: str, *details: Any) -> None:
+        calls.append((kind, threading.current_thread().name == "dataloader", *details))
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        record("pin")
+        return tensor
+
+    def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool) -> torch.Tensor:
+        record("copy", device, non_blocking)
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: record("set", device))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batches = itertools.islice(batches_of(texts_of([30]), 0, 1, 1, 4), 3)
+    assert len(list(prefetch(batches, torch.device(name)))) == 3
+    device = torch.device("cuda", 1)
+    assert calls[0] == ("set", True, device)
+    assert calls.count(("pin", True)) == calls.count(("copy", False, device, True)) == 6
+    assert len(calls) == 13
 
 
 def test_a_finite_iterator_ends() -> None:
