@@ -175,7 +175,7 @@ def prefetch(batches: Iterator[MicroBatch], device: torch.device) -> Generator[M
     """
     ready: PrefetchQueue[MicroBatch | BaseException | None] = PrefetchQueue()
     is_cuda = device.type == "cuda"
-    if is_cuda and device.index is None:
+    if device == torch.device("cuda"):  # without an index: the caller's
         device = torch.device("cuda", torch.cuda.current_device())
 
     def produce() -> None:
