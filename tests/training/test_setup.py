@@ -153,7 +153,7 @@ def test_compiling_fails(
     assert "NOTICE: the model cannot be compiled, so it trains uncompiled" in output
     assert "RuntimeError: " in output
     assert "and more" not in output
-    with pytest.raises(UserError, match="--compile=on, but the model cannot be compiled: RuntimeError"):
+    with pytest.raises(UserError, match=r"--compile=on, but the model cannot be compiled \(RuntimeError"):
         compile_model(model, "on", 1000, 2, CPU)
 
 
