@@ -161,9 +161,7 @@ class Attention(nn.Module):
         def split_heads(y: Tensor) -> Tensor:
             return y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, H * D) -> (B, H, T, D)
 
-        q = split_heads(self.q_proj(x))  # (B, T, C) -> (B, H, T, D)
-        k = split_heads(self.k_proj(x))  # (B, T, C) -> (B, K, T, D)
-        v = split_heads(self.v_proj(x))  # (B, T, C) -> (B, K, T, D)
+        q, k, v = map(split_heads, self.project(x))  # (B, T, C) -> (B, H, T, D), (B, K, T, D), (B, K, T, D)
         q = rms_norm(apply_rotary(q, cos, sin))
         k = rms_norm(apply_rotary(k, cos, sin))
         attn_mask = None
@@ -172,6 +170,17 @@ class Attention(nn.Module):
         y = causal_attention(q, k, v, attn_mask, self.is_grouped)  # (B, H, T, D)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
         return out
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """Return queries, keys and values: (B, T, C) -> (B, T, H * D), (B, T, K * D), (B, T, K * D).
+
+        In training they are one matrix product, forward and backward: one large product is faster than three.
+        """
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if not torch.is_grad_enabled() or self.q_proj.is_fp8:
+            return [layer(x) for layer in layers]
+        weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)  # ((H + 2 K) * D, C)
+        return F.linear(x, weight).split([len(layer.weight) for layer in layers], dim=-1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_grouped: bool) -> Tensor:
@@ -182,7 +191,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, 
     """
     # With T = 1 < S the query is the last position, and everything is visible to it.
     is_causal = attn_mask is None and q.size(2) == k.size(2)
-    if is_causal and q.device.type == "cpu" and torch.is_grad_enabled() and not is_grouped:
+    is_bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if is_causal and is_bf16_on_cpu and torch.is_grad_enabled() and not is_grouped:
         return cpu_causal_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=is_grouped)
 
