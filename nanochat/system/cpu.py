@@ -5,8 +5,8 @@ float32 ones (AVX512-BF16 on Sapphire Rapids has half the issue ports), and a vi
 its instructions are illegal there (its CPUID leaf of tile shapes is empty). The products therefore run once in a
 separate process, which may crash, and the result is stored in `$NANOCHAT_BASE_DIR/cpu.json`.
 
-Training and generation are measured apart: training multiplies matrices of thousands of rows (tokens), generation those
-of a row for each completion, and bf16 instructions gain less on few rows than on many.
+Training and generation are measured apart. Training multiplies matrices of thousands of rows (tokens); a step of
+generation has one row for each completion, and reads the keys and values of all earlier positions.
 """
 
 from __future__ import annotations
@@ -36,16 +36,27 @@ class Bf16Probe(TypedDict):
     isa: str  # value of ISA_VARIABLE with which bf16 products work; "" = no limit
 
 
-# Prints float32 seconds / bfloat16 seconds of a product of a small model's shape, for 2,048 tokens of training and for
-# 16 completions; the best of many against noise.
+# Prints float32 seconds / bfloat16 seconds, in a small model's shapes: of a product in training, for 2,048 tokens, and
+# of a layer in generation, for the next token of 16 completions. The best of many runs counts, against noise.
 PROBE = """
 import time, torch
-def best(rows, dtype):
-    a, b, times = torch.ones(rows, 256, dtype=dtype), torch.ones(1024, 256, dtype=dtype), []
+from torch.nn.functional import linear, scaled_dot_product_attention
+def train(ones):
+    x, up = ones(2048, 256), ones(1024, 256)
+    return lambda: linear(x, up)
+def decode(ones):
+    x, square, up, down, kv = ones(16, 256), ones(256, 256), ones(1024, 256), ones(256, 1024), ones(16, 4, 128, 64)
+    def layer():
+        q, k, v = (linear(x, square).view(16, 4, 1, 64) for _ in range(3))
+        y = scaled_dot_product_attention(q, kv, kv)
+        return linear(linear(linear(y.flatten(1), square), up), down)
+    return layer
+def best(work, dtype):
+    run, times = work(lambda *shape: torch.ones(shape, dtype=dtype)), []
     for _ in range(30):
-        start = time.perf_counter(); torch.nn.functional.linear(a, b); times.append(time.perf_counter() - start)
+        start = time.perf_counter(); run(); times.append(time.perf_counter() - start)
     return min(times)
-print(*(best(rows, torch.float32) / best(rows, torch.bfloat16) for rows in (2048, 16)))
+print(*(best(work, torch.float32) / best(work, torch.bfloat16) for work in (train, decode)))
 """
 
 
@@ -59,7 +70,7 @@ def cpu_flags() -> set[str]:
 
 
 def time_bf16_products(environment: dict[str, str]) -> tuple[float, float] | None:
-    """Time bf16 and float32 products in a new process with these environment variables.
+    """Time bf16 and float32 in a new process with these environment variables.
 
     Returns the speed-ups of bf16 in training and in generation; None if bf16 products do not work there.
     """
