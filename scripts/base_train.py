@@ -33,6 +33,7 @@ from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
+from nanochat.training.profile import StepProfiler
 from nanochat.training.report import report_pretraining
 from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, resume_after_restart
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
@@ -78,6 +79,9 @@ class Config(TrainingSettings):
     fp8: bool = setting(False, "train the linear layers of the blocks in fp8, on an NVIDIA GPU that has it")
     checkpoint_activations: bool = setting(
         False, "compute activations again in the backward pass instead of keeping them: less memory, a third more work"
+    )
+    profile: int = setting(
+        0, "steps to trace after a few to warm up, for a table of where the time goes; 0 = none", at_least=0
     )
 
     def __post_init__(self) -> None:
@@ -133,6 +137,7 @@ def main(config: Config) -> LoopState:
     num_tokens = num_steps * config.total_batch_size
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)
+    profiler = StepProfiler(config.profile, model, optimizer, config.total_batch_size)
     fitter = BatchFitter(
         model,
         runtime,
@@ -153,16 +158,17 @@ def main(config: Config) -> LoopState:
     measure_bpb = bpb_evaluator(forward, tokenizer, runtime, config.eval_tokens, batch_size, config.max_seq_len)
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, num_tokens, state.cursor)
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
-    with closing(loader), closing(log), saver, fitter.explained_out_of_memory(batch_size):
+    with closing(loader), closing(log), saver, profiler, fitter.explained_out_of_memory(batch_size):
         train(
-            forward,
-            optimizer,
-            takewhile(lambda batch: batch.progress < 1, loader),
+            profiler.forward(forward),
+            profiler.optimizer(optimizer),
+            profiler.batches(takewhile(lambda batch: batch.progress < 1, loader)),
             schedule=partial(scheduled_rates, config, num_steps=num_steps),
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
                 Event(config.save_every, saver, saves=True),
                 Event(config.eval_every, measure_bpb),
                 Event(config.sample_every, print_samples, at_end=config.sample_every != -1),
+                *profiler.events(),
                 *core_events(config.core_metric_every, config.core_metric_max_per_task, model, tokenizer, runtime),
             ],
             num_micro_steps=accumulation_steps(

@@ -25,6 +25,7 @@ from nanochat.train import Event, LoopState, Metrics, train
 from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.log import TrainLog
+from nanochat.training.profile import StepProfiler
 from nanochat.training.report import CURVES, curves
 from nanochat.training.resume import (
     checkpoint_to_resume,
@@ -94,6 +95,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     num_steps = count_steps(data, tokenizer, config)
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)
+    profiler = StepProfiler(config.profile, model, optimizer, config.total_batch_size)
     fitter = BatchFitter(
         model,
         runtime,
@@ -113,13 +115,14 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     events = [  # the checkpoint first: an evaluation that fails must not cost the run
         Event(config.save_every, saver, saves=True),
         Event(config.eval_every, held_out_loss_evaluator(forward, data, tokenizer, runtime, config, batch_size)),
+        *profiler.events(),
     ]
     batches = remaining_batches(data, tokenizer, runtime, config, batch_size, state)
-    with closing(batches), closing(log), saver, fitter.explained_out_of_memory(batch_size):
+    with closing(batches), closing(log), saver, profiler, fitter.explained_out_of_memory(batch_size):
         train(
-            forward,
-            optimizer,
-            batches,
+            profiler.forward(forward),
+            profiler.optimizer(optimizer),
+            profiler.batches(batches),
             schedule=partial(scheduled_rates, config, num_steps=num_steps),
             events=events,
             num_micro_steps=accumulation_steps(

@@ -136,6 +136,9 @@ class FineTuningSettings(Settings):
     checkpoint_activations: bool = setting(
         False, "compute activations again in the backward pass instead of keeping them: less memory, a third more work"
     )
+    profile: int = setting(
+        0, "steps to trace after a few to warm up, for a table of where the time goes; 0 = none", at_least=0
+    )
 
 
 class OptimizerConfig(Protocol):

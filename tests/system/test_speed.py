@@ -1,0 +1,37 @@
+"""Measured speeds: what is timed is done, and the FLOPs and bytes are those of the work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from nanochat.system import speed
+from nanochat.system.speed import matrix_rate, memory_bandwidth, timed
+
+CPU = torch.device("cpu")
+
+
+def test_timed() -> None:
+    assert timed(lambda: time.sleep(0.02), CPU) >= 0.02
+
+
+def test_rates_are_work_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device that takes a quarter of a second for anything; the first product is not counted."""
+    seconds = iter([9.0, 0.25, 0.25, 0.25] * 2)
+    done = []
+
+    def quarter(work: object, _: torch.device) -> float:
+        done.append(work)
+        return next(seconds)
+
+    monkeypatch.setattr(speed, "timed", quarter)
+    assert matrix_rate(CPU, torch.bfloat16, size=8, repeats=3) == 2 * 8**3 / 0.25
+    assert memory_bandwidth(CPU, num_bytes=100, repeats=3) == 2 * 100 / 0.25
+    assert len(done) == 8
+
+
+def test_real_rates_are_positive() -> None:
+    assert matrix_rate(CPU, torch.float32, size=32) > 0
+    assert memory_bandwidth(CPU, num_bytes=1000) > 0
