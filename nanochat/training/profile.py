@@ -178,7 +178,7 @@ def host_spans(events: Iterable[Any]) -> list[Span]:
     """Return the operations in a trace of torch's profiler."""
     spans = []
     for event in events:
-        if event.device_type != torch.autograd.DeviceType.CPU or event.is_async:
+        if event.device_type.name != "CPU" or event.is_async:
             continue
         names = []
         around = event
@@ -194,7 +194,7 @@ def device_spans(events: Iterable[Any]) -> list[Span]:
 
     The profiler repeats the regions on the device's time line.
     """
-    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [event for event in events if event.device_type.name == "CUDA"]
     regions = [event for event in on_device if event.name.startswith(PREFIX)]
     annotations = {event.name for event in events if getattr(event, "is_user_annotation", False)}
     spans = []
