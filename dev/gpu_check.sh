@@ -14,4 +14,5 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" >/dev/null || python=python3
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTORCH_NVML_BASED_CUDA_CHECK=1 # a question for GPUs does not start CUDA, which would be unusable in forks
 exec "$python" -m dev.gpu_check "$@"

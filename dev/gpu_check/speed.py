@@ -9,7 +9,6 @@ import gc
 import statistics
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -19,9 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from dev.gpu_check.check import Check, Skipped
 from dev.gpu_check.models import model_to_time
 from dev.gpu_check.versions import LIMITS
+from nanochat.common import UserError
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.attention import NAMES, varied_shapes
+from nanochat.layers.fp8 import check_fp8_device
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.train import Forward, Rates, step
 from nanochat.training.log import peak_flops
@@ -49,8 +50,11 @@ def check_d20_eager(check: Check) -> None:
 
 def check_d20_fp8(check: Check) -> None:
     """Training step of d20, compiled, with --fp8."""
-    if find_spec("nanochat.layers.fp8") is None:
-        raise Skipped("there is no --fp8 in this version")
+    if not check.is_dry_run:
+        try:
+            check_fp8_device(check.device, torch.bfloat16)
+        except UserError as error:
+            raise Skipped(str(error)) from None
     measure_training(check, 20, is_compiled=True, row_counts=(16, 32), is_fp8=True)
 
 
@@ -74,8 +78,7 @@ def measure_training(
     model = model_to_time(config, check.device)
     case = f"d{depth}, {'compiled' if is_compiled else 'eager'}{', fp8' if is_fp8 else ''}"
     if is_fp8:
-        use_fp8 = getattr(model, "use_fp8")  # noqa: B009  # for versions of the model without it
-        use_fp8()
+        model.use_fp8()
     optimizer = build_optimizer(model, check.runtime())
     for index, num_rows in enumerate(row_counts):
         gc.collect()
