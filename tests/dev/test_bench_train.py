@@ -27,6 +27,7 @@ def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
         compile="off",
         steps=3,
         products=64,
+        copied=1000,
     )
     results = bench_train.main(config)
     flops_per_token = 6 * (12 * 64 * 64 + 320 * 64) + 12 * 64 * 16
@@ -34,8 +35,11 @@ def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(value > 0 for value in results.values())
     assert max(results[name] for name in ("forward_backward", "optimizer", "rest")) < 1
     assert results["forward_backward_fraction"] > results["fraction"]
+    assert results["plain_peak_memory"] > 2 * 16 * 300 * 4  # the plain twin's logits, float32 (B, T, V)
+    assert results["plain_flops_per_second"] == pytest.approx(results["plain_tokens_per_second"] * flops_per_token)
     out = capsys.readouterr().out
-    for words in ("tokens/s", "GFLOP/s", "training / products", "forward + backward", "optimizer", "rest", "float32"):
+    parts = ("forward + backward", "optimizer", "rest", "peak memory", "plain twin", "float32")
+    for words in ("tokens/s", "GFLOP/s", "GB/s", "training / products", *parts):
         assert words in out
 
 
