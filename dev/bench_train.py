@@ -214,7 +214,7 @@ def peak_memory(variant: Variant, batches: Iterator[MicroBatch], config: Config)
     assert trace.profiler is not None, "the trace has ended"
     results: Any = trace.profiler.kineto_results
     events = sorted((event for event in results.events() if event.name() == "[memory]"), key=lambda e: e.start_ns())
-    return max(accumulate(event.nbytes() for event in events))
+    return int(max(accumulate(event.nbytes() for event in events)))
 
 
 def main(config: Config) -> dict[str, float]:

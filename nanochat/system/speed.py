@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 REPEATS = 5
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that `work` takes on a device: by CUDA events, elsewhere by a clock after the work is done."""
+    import torch
+
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -29,6 +33,8 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished its work."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -40,6 +46,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 0, repeats
 
     `size`: rows and columns; 0 = 8,192 on a GPU, where smaller products do not fill the device, and 2,048 elsewhere.
     """
+    import torch
+
     size = size or (8192 if device.type == "cuda" else 2048)
     matrix = torch.randn(size, size, device=device).to(dtype)
     seconds = [timed(lambda: torch.mm(matrix, matrix), device) for _ in range(repeats + 1)]
@@ -51,6 +59,8 @@ def memory_bandwidth(device: torch.device, num_bytes: int = 0, repeats: int = RE
 
     `num_bytes`: of the tensor that is copied; 0 = more than any cache holds.
     """
+    import torch
+
     num_bytes = num_bytes or 1 << 28
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
