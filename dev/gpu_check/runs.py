@@ -19,10 +19,12 @@ import torch.distributed as dist
 
 from dev.gpu_check.check import Check
 from dev.gpu_check.models import TOKENIZER, model_to_time
-from nanochat.checkpoint_manager import list_checkpoints, model_meta, open_checkpoint, restore_model, save_checkpoint
+from nanochat.checkpoint_manager import list_checkpoints, model_meta, open_checkpoint, restore_model
 from nanochat.common import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.optim import build_optimizer
+from nanochat.train import LoopState
+from nanochat.training.checkpoint_saver import CheckpointSaver
 
 MAX_CURVE_DIFFERENCE = 0.1  # nats per token, mean over the steps: bf16 on the device against float32 on the CPU
 
@@ -152,21 +154,25 @@ def check_checkpoint(check: Check) -> None:
     optimizer.zero_grad()
     folder = Path(tempfile.mkdtemp(prefix="gpu_check-save-"))
     try:
-        start = time.perf_counter()
         state = optimizer.state_dict()
-        gathered = time.perf_counter()
-        meta = {**model_meta(model, runtime, TOKENIZER), "loop": {}}
-        path = save_checkpoint(folder, 1, model.state_dict(), state, meta)  # type: ignore[arg-type]
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        check.synchronize()
+        start = time.perf_counter()
+        with CheckpointSaver(folder, model, optimizer, model_meta(model, runtime, TOKENIZER), keep_last=-1) as saver:
+            saver(LoopState(step=1, progress=0.5))
+            returned = time.perf_counter()
+            for param in model.parameters():  # the next step of training, while the thread writes
+                param.detach().add_(1.0)
         saved = time.perf_counter()
-        size = sum(file.stat().st_size for file in path.iterdir())
-        check.record("save", to_host_s=gathered - start, write_s=saved - gathered, gb=size / 1e9)
         checkpoint = open_checkpoint(folder)
+        size = sum(file.stat().st_size for file in checkpoint.path.iterdir())
+        check.record("save", training_waits_s=returned - start, complete_s=saved - start, gb=size / 1e9)
         restored = restore_model(checkpoint, runtime)
         other = build_optimizer(restored, runtime)
         other.load_state_dict(checkpoint.load_optimizer_state())
         check.synchronize()
         check.record("load", seconds=time.perf_counter() - saved)
-        weights = zip(model.state_dict().values(), restored.state_dict().values(), strict=True)
+        weights = zip(before.values(), restored.state_dict().values(), strict=True)
         check.expect_equal("weights", all(torch.equal(a, b) for a, b in weights), True)
         loaded_state = other.state_dict()
         equal = all(torch.equal(state[name], loaded_state[name]) for name in state) and len(state) == len(loaded_state)

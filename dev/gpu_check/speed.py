@@ -6,14 +6,17 @@ A step has the tokens that one of eight GPUs has in speedrun.sh: 32 rows of 2,04
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity
 
 from dev.gpu_check.check import Check, Skipped
 from dev.gpu_check.models import model_to_time
@@ -24,18 +27,13 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.attention import NAMES, varied_shapes
 from nanochat.layers.fp8 import check_fp8_device
 from nanochat.optim import Optimizer, build_optimizer
-from nanochat.train import Forward, Rates, step
+from nanochat.train import Forward, Rates, StepOptimizer, step
 from nanochat.training.log import peak_flops
+from nanochat.training.profile import ProfiledOptimizer, device_spans, host_spans, step_limits, time_by_kind
 from nanochat.training.setup import compile_model
 
 ROWS_PER_STEP = 32
 TOP_KERNELS = 14
-KERNEL_KINDS = {  # kind -> parts of kernels' names; the first that matches counts
-    "attention": ("flash", "fmha", "attention", "cudnn_generated_fort_native_sdpa"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "xmma", "addmm", "::mm", "bmm"),
-    "copies": ("memcpy", "memset", "copy_"),
-    "reductions, elementwise": ("triton", "elementwise", "reduce", "softmax", "cat", "norm"),
-}
 
 
 def check_d20(check: Check) -> None:
@@ -130,7 +128,7 @@ def measure_rows(
     )
     if has_profile:
         record_step_parts(check, case, forward, optimizer, batches)
-        record_profile(check, case, forward, optimizer, batches)
+        record_profile(check, case, model, forward, optimizer, batches)
 
 
 def random_batch(check: Check, model: GPT, num_rows: int) -> MicroBatch:
@@ -162,38 +160,34 @@ def record_step_parts(
 
 
 def record_profile(
-    check: Check, case: str, forward: Forward, optimizer: Optimizer, batches: Sequence[MicroBatch]
+    check: Check, case: str, model: GPT, forward: Forward, optimizer: Optimizer, batches: Sequence[MicroBatch]
 ) -> None:
-    """Record the device's time in one step by kind of kernel, and the longest kernels."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
+    """Record the time of a step by kind of work, as `--profile` does, and the longest kernels."""
+    activities = [ProfilerActivity.CPU]
     if check.device.type == "cuda":
-        activities = [torch.profiler.ProfilerActivity.CUDA]
+        activities.append(ProfilerActivity.CUDA)
+    profiled: StepOptimizer = ProfiledOptimizer(optimizer)
     check.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
-        step(forward, optimizer, batches, Rates(0.01, 0.95), lambda: 0)
+        start = time.perf_counter()
+        step(forward, profiled, batches, Rates(0.01, 0.95), lambda: 0)
         check.synchronize()
-    microseconds: dict[str, float] = {}
-    for event in profile.key_averages():
-        is_cuda = check.device.type == "cuda"
-        microseconds[event.key] = event.self_device_time_total if is_cuda else event.self_cpu_time_total
-    total = sum(microseconds.values()) or 1.0
-    kinds: dict[str, float] = {}
-    for name, value in microseconds.items():
-        kinds[kernel_kind(name)] = kinds.get(kernel_kind(name), 0.0) + value
-    for kind, value in sorted(kinds.items(), key=lambda item: -item[1]):
-        check.record(f"profile, {case}: {kind}", ms=value / 1000, share=value / total)
-    for name, value in sorted(microseconds.items(), key=lambda item: -item[1])[:TOP_KERNELS]:
-        check.record(f"kernel, {case}: {name[:90]}", ms=value / 1000, share=value / total)
-
-
-def kernel_kind(name: str) -> str:
-    """Return the kind of a kernel, from its name.
-
-    >>> kernel_kind("nvjet_hsh_128x256"), kernel_kind("void at::native::unrolled_elementwise_kernel")
-    ('matrix products', 'reductions, elementwise')
-    """
-    lower = name.lower()
-    return next((kind for kind, parts in KERNEL_KINDS.items() if any(part in lower for part in parts)), "other")
+        seconds = time.perf_counter() - start
+    is_device = check.device.type == "cuda"
+    spans = (device_spans if is_device else host_spans)(profile.events())
+    earlier = check.earlier("versions", LIMITS)
+    rate, bandwidth = earlier.get("bf16_tflops", math.inf) * 1e12, earlier.get("copy_gb_per_s", math.inf) * 1e9
+    num_tokens = sum(batch.inputs.numel() for batch in batches)
+    limits = step_limits(model, num_tokens, rate, bandwidth)
+    for kind, value in time_by_kind(spans, seconds, is_device).items():
+        least = limits.seconds(kind)
+        shares = {} if not least or not value else {"of_the_limit": least / value}
+        check.record(f"profile, {case}: {kind}", ms=value * 1000, share=value / seconds, **shares)
+    milliseconds: Counter[str] = Counter()
+    for span in spans:
+        milliseconds[span.names[0]] += span.self_time / 1000  # type: ignore[assignment]
+    for name, ms in milliseconds.most_common(TOP_KERNELS):
+        check.record(f"kernel, {case}: {name[:90]}", ms=float(ms), share=ms / 1000 / seconds)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

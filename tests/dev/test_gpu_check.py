@@ -17,7 +17,6 @@ import torch
 from dev.gpu_check import generation, parity
 from dev.gpu_check.check import Check, read_lines, relative_error
 from dev.gpu_check.models import random_model
-from dev.gpu_check.speed import kernel_kind
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.tool_use import RowState
@@ -214,18 +213,3 @@ def test_models_are_equal_everywhere() -> None:
     second = weights(random_model(config, parity.CPU, torch.bfloat16))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(weight.count_nonzero() == weight.numel() for weight in first)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_TNT", "matrix products"),
-        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits>", "attention"),
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
-        ("triton_red_fused_add_mul_0", "reductions, elementwise"),
-        ("Memcpy DtoD (Device -> Device)", "copies"),
-        ("strange", "other"),
-    ],
-)
-def test_kinds_of_kernels(name: str, kind: str) -> None:
-    assert kernel_kind(name) == kind
