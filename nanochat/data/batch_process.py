@@ -57,6 +57,9 @@ def _run(batches: Iterator[MicroBatch], sender: Connection) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        torch.set_num_threads(
+            1
+        )  # a fork has none of the threads that its parent computes with, and would wait for them
         gc.freeze()  # a collection would write to, and so copy, the pages shared with the parent
         for batch in batches:
             sender.send((batch.inputs.numpy(), batch.targets.numpy(), batch.progress, batch.cursor))

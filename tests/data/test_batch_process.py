@@ -170,3 +170,28 @@ def test_the_process_does_not_outlive_the_run() -> None:
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     wait_for_end(int(run.stdout))
+
+
+def test_threads_of_the_parent() -> None:
+    """A parent that has computed and encoded with several threads leaves none of them to wait for in the fork."""
+    program = """
+import numpy as np
+import torch
+from nanochat.data.batch_process import batches_in_process
+from nanochat.dataloader import MicroBatch
+from tests.support.talks import TOKENIZER
+
+texts = [f"text number {i}, and some more of it" for i in range(3000)]
+
+def batches():
+    for number in range(3):
+        ids = [token for row in TOKENIZER.encode(texts, num_threads=4) for token in row]
+        inputs = torch.full((64, 4096), number) * 2  # large enough for several threads
+        yield MicroBatch(inputs, inputs + len(ids), 0.0, {})
+
+torch.set_num_threads(4)
+expected = [batch.targets.sum().item() for batch in batches()]
+assert [batch.targets.sum().item() for batch in batches_in_process(batches())] == expected
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
