@@ -17,6 +17,8 @@ from nanochat.reporting.markdown import wrap_text
 from nanochat.system import machine_checks
 from nanochat.system.machine_checks import FAIL, NOTICE, OK, Check, Finding, run_check
 
+DEPTHS = (12, 20, 32)  # whose memory `check_training_memory` computes
+
 
 @dataclass(frozen=True)
 class Config(Settings):
@@ -60,6 +62,24 @@ def check_attention(device: str) -> Finding:
     return Finding(OK, summary)
 
 
+def check_training_memory(device: str) -> Finding:
+    """Rows of a micro-batch that fit into the GPU's memory, computed for usual depths of base_train."""
+    import torch
+
+    from nanochat.runtime import resolve_device
+    from nanochat.training.batch_size import MAX_CPU_TOKENS, fitting_rows, memory_limit
+
+    chosen = resolve_device(device, 0)
+    if chosen.type != "cuda":
+        return Finding(OK, f"a micro-batch of --device_batch_size=auto has at most {MAX_CPU_TOKENS:,} tokens here")
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    rows = {depth: fitting_rows(depth, dtype, memory_limit(chosen)) for depth in DEPTHS}
+    fits = ", ".join(f"d{depth} fits with {count} rows" for depth, count in rows.items() if count)
+    if not fits:
+        return Finding(NOTICE, f"not even d{min(DEPTHS)} fits: choose a smaller --depth or --checkpoint_activations")
+    return Finding(OK, f"{fits} of 2,048 tokens, one process, as computed")
+
+
 def check_data(_: str) -> Finding:
     """Check the data set in the base folder."""
     from nanochat.data.shards import load_manifest
@@ -88,6 +108,7 @@ CHECKS: dict[str, Check] = {
     "device": machine_checks.check_device,
     "attention": check_attention,
     "compile": machine_checks.check_compile,
+    "memory": check_training_memory,
     "trainer": check_tokenizer_trainer,
     "disk": machine_checks.check_disk,
     "data": check_data,

@@ -18,7 +18,7 @@ import torch
 
 from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import UserError, print0
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.train import Forward, warm_up
 from nanochat.training.memory import (
@@ -30,7 +30,7 @@ from nanochat.training.memory import (
 
 MAX_CPU_TOKENS = 8192  # of a micro-batch: larger ones are no faster on a CPU
 MAX_GPU_MEMORY_SHARE = 0.9  # the rest is for libraries, and for the unused parts of the allocator's blocks
-EVALUATION_ROWS = (64, 32, 16, 8, 4, 2, 1)
+POWERS_OF_TWO = (64, 32, 16, 8, 4, 2, 1)
 
 
 def accumulation_steps(total_batch_size: int, device_batch_size: int, sequence_len: int, world_size: int) -> int:
@@ -211,6 +211,19 @@ def search_largest(
     return ascending[index]
 
 
+def fitting_rows(depth: int, compute_dtype: torch.dtype, limit: float) -> int:
+    """Return the rows with which base_train's model of a depth, compiled, fits into `limit` bytes; 0 if none does.
+
+    The other settings are base_train's defaults. Powers of two up to 64 are tried.
+    """
+    shape = GPTConfig.from_depth(depth, vocab_size=65536, sequence_len=2048)
+
+    def peak(rows: int) -> int:
+        return training_memory(shape, compute_dtype, rows, compiled=True).peak
+
+    return largest_fitting(POWERS_OF_TWO, peak, limit)
+
+
 def evaluation_rows(model: GPT, runtime: Runtime, sequence_len: int | None = None) -> int:
     """Return the rows that an evaluation of the loss can take at a time, the same on all processes.
 
@@ -218,10 +231,10 @@ def evaluation_rows(model: GPT, runtime: Runtime, sequence_len: int | None = Non
     """
     length = sequence_len or model.config.sequence_len
     if runtime.device.type != "cuda":
-        return next((rows for rows in EVALUATION_ROWS if rows * length <= MAX_CPU_TOKENS), 1)
+        return next((rows for rows in POWERS_OF_TWO if rows * length <= MAX_CPU_TOKENS), 1)
     limit = -runtime.maximum(-memory_limit(runtime.device))
 
     def peak(rows: int) -> int:
         return evaluation_memory(model.config, model.compute_dtype, rows, length)
 
-    return largest_fitting(EVALUATION_ROWS, peak, limit) or 1
+    return largest_fitting(POWERS_OF_TWO, peak, limit) or 1

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanochat.common import UserError
 from nanochat.system.machine_checks import OK
@@ -15,7 +16,19 @@ from scripts import doctor
 from tests.support.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["versions", "machine", "bf16", "device", "attention", "compile", "trainer", "disk", "data", "tokenizer"]
+PARTS = [
+    "versions",
+    "machine",
+    "bf16",
+    "device",
+    "attention",
+    "compile",
+    "memory",
+    "trainer",
+    "disk",
+    "data",
+    "tokenizer",
+]
 WITHOUT_EXTENSION = """
 import sys
 class Hook:
@@ -103,3 +116,13 @@ def test_what_a_run_has_made_is_found(base_dir: Path) -> None:
     assert paths == [str(Path("base_checkpoints", "d4", step)) for step in ("step_000010", "step_000020")]
     TOKENIZER.save(base_dir / "tokenizer")
     assert doctor.check_trained_tokenizer("cpu") == (OK, f"{TOKENIZER.get_vocab_size():,} tokens")
+
+
+@pytest.mark.slow
+def test_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of each depth that fits, as computed for a GPU of this size."""
+    monkeypatch.setattr("nanochat.runtime.resolve_device", lambda *_: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    for total, words in ((80e9, "d20 fits with 16 rows"), (1e9, "not even d12")):
+        monkeypatch.setattr("nanochat.training.batch_size.memory_limit", lambda _, total=total: 0.9 * total)
+        assert words in doctor.check_training_memory("cuda").message
