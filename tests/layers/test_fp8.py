@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
@@ -15,6 +14,7 @@ from nanochat.layers import fp8
 from nanochat.layers.fp8 import E4M3, E5M2, check_fp8_device, check_fp8_sizes, fp8_linear, quantize, scaled_product
 from nanochat.optim import build_optimizer
 from nanochat.runtime import Runtime
+from tests.support.fake_cuda import fake_cuda
 
 EPS = {E4M3: 2**-4, E5M2: 2**-3}  # largest relative rounding error
 STEP = {E4M3: 2**-9, E5M2: 2**-16}  # spacing of the numbers next to 0
@@ -159,6 +159,7 @@ class Context:
         self.saved_tensors = tensors
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.9."), reason="fake tensors of torch 2.9 cannot be transposed")
 @pytest.mark.parametrize("num_tokens", [16, 48])
 def test_layouts_that_a_gpu_accepts(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake CUDA tensors take the real operator, which checks layouts, sizes, dtypes and scales."""
@@ -172,7 +173,7 @@ def test_layouts_that_a_gpu_accepts(num_tokens: int, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(fp8.torch, "_scaled_mm", record)
     context = Context()
-    with FakeTensorMode():
+    with fake_cuda():
         x = torch.empty(num_tokens, 64, device="cuda", dtype=torch.bfloat16)
         y = fp8._FP8Linear.forward(context, x, torch.empty(32, 64, device="cuda"))
         dx, dw = fp8._FP8Linear.backward(context, torch.empty(32, num_tokens, device="cuda", dtype=y.dtype).t())
@@ -247,6 +248,8 @@ def test_evaluation_does_not_change() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*autograd.*should not be instantiated:DeprecationWarning")  # torch does it itself
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_compiling_breaks_no_graph() -> None:
     model = small_model(compute_dtype=torch.bfloat16)
     model.use_fp8()
