@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +29,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 
 CUDA = torch.device("cuda", 0)
+MIN_TORCH = (2, 11)
 RUNTIME = Runtime(0, 0, 1, CUDA, torch.bfloat16, 42)
 
 _aten: Any = torch.ops.aten
@@ -107,7 +109,12 @@ def _backward(loss: Tensor) -> None:
 
 @contextmanager
 def fake_cuda() -> Iterator[DeviceLog]:
-    """Context manager in which tensors on `CUDA` can be made without a GPU. Yields the log of their operations."""
+    """Context manager in which tensors on `CUDA` can be made without a GPU. Yields the log of their operations.
+
+    Skips the test on versions of torch that ask the driver before they index such a tensor (seen with 2.9).
+    """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
+        pytest.skip("this version of torch indexes no fake tensors without a GPU")
     log = DeviceLog()
     generator = torch.Generator
     attention = F.scaled_dot_product_attention
