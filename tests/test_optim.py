@@ -300,49 +300,6 @@ def test_resumes_from_the_state_of_two_processes(runs: Runs, world_size: int, pr
     assert _distance(result["resumed"], uninterrupted) <= (0 if world_size == 2 else TOLERANCE[precision])
 
 
-def test_reductions_start_in_the_order_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of many processes: head, blocks and embedding, each gradient at once, and only in the last backward pass."""
-    calls: list[tuple[str, int]] = []
-
-    class Done:
-        def wait(self) -> None:
-            pass
-
-    def collective(name: str) -> Callable[..., Done]:
-        def call(*tensors: Tensor, **_: object) -> Done:
-            calls.append((name, tensors[-1].numel()))
-            return Done()
-
-        return call
-
-    for name in ("reduce", "reduce_scatter_tensor", "all_reduce", "all_gather_into_tensor"):
-        monkeypatch.setattr(dist, name, collective(name))
-    model = GPT(GPTConfig(sequence_len=8, vocab_size=64, n_layer=2, n_head=2, n_kv_head=1, n_embd=48))
-    model.init_weights()
-    optimizer = build_optimizer(model, _runtime(0, 8), SETTINGS)
-    idx = torch.zeros(1, 8, dtype=torch.int64)
-    model(idx, idx).backward()
-    assert not calls
-    optimizer.overlap_next_backward()
-    model(idx, idx).backward()
-    block = [("reduce", numel) for numel in (4 * 48 * 48, 4 * 48 * 48, 48 * 48, 24 * 48, 24 * 48, 48 * 48)]
-    table = [("reduce_scatter_tensor", 64 * 48)]
-    assert calls == [*table, *block, *block, *table]
-    optimizer.zero_grad()
-    with pytest.raises(AssertionError, match="has no gradient"):
-        optimizer.step(1.0, 0.9)
-
-
-def test_a_second_gradient_after_the_reduction_is_refused() -> None:
-    """As from a layer that runs its own backward passes inside the backward pass."""
-    model, _ = _toy_optimizer()
-    optimizer = build_optimizer(model, _runtime(0, 8), SETTINGS)
-    optimizer.overlap_next_backward()
-    optimizer.reductions._on_gradient(model.embed)
-    with pytest.raises(AssertionError, match="added to after its reduction"):
-        optimizer.reductions._on_gradient(model.embed)
-
-
 def _toy_optimizer(**settings: Any) -> tuple[Toy, Optimizer]:
     model = Toy()
     return model, build_optimizer(model, _runtime(), OptimSettings(**settings))

@@ -16,7 +16,7 @@ from tests.support.sources import PACKAGES, ROOT, Source, imports, sources, trac
 # all modules in it; "tasks" and "scripts" are the packages of these names.
 IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("common", "configurator", "runtime", "system"),
-    ("muon", "adamw", "optim"),
+    ("muon", "adamw", "sharding", "optim"),
     ("gpt", "layers", "tokenizer", "tokenization", "sandbox", "execution"),
     ("checkpoint_manager", "reporting", "report"),
     ("data", "dataset", "dataloader"),

@@ -1,0 +1,1 @@
+"""Parts of `nanochat.optim`: buckets of parameters, and the reductions of their gradients."""
