@@ -216,6 +216,9 @@ def counted_bytes(weights: Iterable[Tensor] | None = None) -> Iterator[ByteCount
     def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         out: Tensor = _FusedAttention.apply(q, k, v)
         counter.add_product(q, k, v, out)
+        # Queries and keys before their norm are kept as well: the compiler does not see that the output of the product
+        # of queries, keys and values, which the values keep in memory, contains them.
+        counter.product_bytes += q.nbytes + k.nbytes
         return out
 
     with counter, patch.object(F, "scaled_dot_product_attention", attention):
@@ -247,7 +250,7 @@ def _activations(model: GPT, shape: tuple[int, int]) -> int:
 def _compiled_activations(model: GPT, shape: tuple[int, int]) -> int:
     """Return the peak of a compiled forward and backward pass, under the assumptions of `training_memory`."""
     ids = torch.zeros(shape, dtype=torch.int64, device=META)
-    with torch.no_grad(), counted_bytes(weights=(*model.parameters(), *model.buffers())) as counter:
+    with counted_bytes(weights=(*model.parameters(), *model.buffers())) as counter:
         hidden = model.hidden_states(ids)  # (B, T, C)
     in_blocks = counter.product_bytes
     if model.checkpoint_activations:

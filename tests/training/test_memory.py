@@ -104,7 +104,7 @@ def test_evaluation_is_that_of_a_cpu_run(shape: GPTConfig, dtype: torch.dtype) -
 @pytest.mark.slow
 def test_compiled_blocks_keep_what_torch_keeps(dtype: torch.dtype) -> None:
     """The partitioner of torch's compiler, without its code generator: within 6% of the assumption."""
-    shape = SHAPES[0]
+    shape = GPTConfig(**{**vars(SHAPES[0]), "sequence_len": 512})  # few weights beside the activations
     model, _ = cpu_model(shape, dtype)
     hidden = torch.randn(ROWS, shape.sequence_len, shape.n_embd).to(dtype).requires_grad_()  # (B, T, C)
     cos, sin = model.rope_cos.to(dtype), model.rope_sin.to(dtype)
