@@ -48,6 +48,7 @@ PARTS = (
     Part("parity", parity.check_training, 150, must_pass=True),
     Part("generation", generation.check_generation, 60, must_pass=True),
     Part("d20", speed.check_d20, 130),
+    Part("fp8", parity.check_fp8, 60),
     Part("d20-fp8", speed.check_d20_fp8, 90),
     Part("attention", speed.check_attention, 60),
     Part("decode", generation.check_decode_speed, 60),

@@ -6,13 +6,16 @@ The reference is the uncompiled model on the CPU in float32.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dev.gpu_check.check import Check, relative_error
+from dev.gpu_check.check import Check, Skipped, relative_error
 from dev.gpu_check.models import random_model
+from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.layers.fp8 import check_fp8_device, fp8_linear
 from nanochat.optim import build_optimizer
 from nanochat.runtime import exact_float32
 from nanochat.train import Forward
@@ -21,6 +24,8 @@ from nanochat.training.setup import compile_model
 # Largest relative errors, by dtype: of the loss, of any weight's gradient, and of any weight's change in a step.
 LIMITS = {torch.float32: (1e-5, 2e-4, 2e-3), torch.bfloat16: (3e-3, 0.06, 0.1)}
 CPU = torch.device("cpu")
+# Of the three products of a layer in fp8: two are rounded to bf16, and the first is accumulated with fewer bits.
+FP8_LIMITS = {"y": 0.01, "dx": 0.01, "dw": 0.002}
 
 
 def check_training(check: Check) -> None:
@@ -114,3 +119,32 @@ def compare_step(check: Check, case: str, model: GPT, reference: GPT) -> None:
     }
     worst = max(errors, key=lambda name: errors[name])
     check.expect(case, errors[worst], LIMITS[model.compute_dtype][2], worst=worst)
+
+
+def check_fp8(check: Check) -> None:
+    """The three products of a layer in fp8 on the device, eager and compiled, against their emulation on the CPU."""
+    if not check.is_dry_run:
+        try:
+            check_fp8_device(check.device, torch.bfloat16)
+        except UserError as error:
+            raise Skipped(str(error)) from None
+    num_tokens, n_in, n_out = (32, 64, 48) if check.is_dry_run else (4096, 1280, 5120)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_tokens, n_in, generator=generator).bfloat16()
+    weight = torch.randn(n_out, n_in, generator=generator) / n_in**0.5
+    dy = torch.randn(num_tokens, n_out, generator=generator).bfloat16() * 1e-6  # the size of a gradient
+    expected = fp8_products(fp8_linear, x, weight, dy)
+    compiled = torch.compile(fp8_linear, backend="aot_eager" if check.is_dry_run else "inductor", fullgraph=True)
+    for case, layer in (("eager", fp8_linear), ("compiled", compiled)):
+        products = fp8_products(layer, *(tensor.to(check.device) for tensor in (x, weight, dy)))
+        for name, limit in FP8_LIMITS.items():
+            check.expect(f"{name}, {case}", relative_error(products[name], expected[name]), limit)
+
+
+def fp8_products(layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """Return the output of the layer and the gradients of its input and its weight, for the gradient `dy`."""
+    x = x.clone().requires_grad_()
+    weight = weight.clone().requires_grad_()
+    y = layer(x, weight)
+    dx, dw = torch.autograd.grad(y, (x, weight), dy)
+    return {"y": y, "dx": dx, "dw": dw}
