@@ -35,7 +35,7 @@ from nanochat.dataloader import MicroBatch, prefetch
 from nanochat.gpt import GPTConfig
 from nanochat.optim import Optimizer, build_optimizer
 from nanochat.runtime import Runtime
-from nanochat.system.speed import matrix_rate, memory_bandwidth, synchronize
+from nanochat.system.speed import matrix_rate, memory_bandwidth, silence_profiler, synchronize
 from nanochat.train import Forward, Rates, step
 from nanochat.training.batch_size import accumulation_steps
 from nanochat.training.log import peak_flops
@@ -209,6 +209,7 @@ def peak_memory(variant: Variant, batches: Iterator[MicroBatch], config: Config)
         before = torch.cuda.memory_allocated(device)
         take_step(variant, batches, config)
         return int(torch.cuda.max_memory_allocated(device)) - before
+    silence_profiler()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
         take_step(variant, batches, config)
     assert trace.profiler is not None, "the trace has ended"

@@ -168,6 +168,7 @@ def record_profile(
         activities.append(ProfilerActivity.CUDA)
     profiled: StepOptimizer = ProfiledOptimizer(optimizer)
     check.synchronize()
+    silence_profiler()
     with torch.profiler.profile(activities=activities) as profile:
         start = time.perf_counter()
         step(forward, profiled, batches, Rates(0.01, 0.95), lambda: 0)

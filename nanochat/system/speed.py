@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -66,3 +67,11 @@ def memory_bandwidth(device: torch.device, num_bytes: int = 0, repeats: int = RE
     target = torch.ones_like(source)
     seconds = [timed(lambda: target.copy_(source), device) for _ in range(repeats + 1)]
     return float(2 * num_bytes / statistics.median(seconds[1:]))
+
+
+def silence_profiler() -> None:
+    """Keep the library behind torch's profiler from writing its own progress, and errors without meaning, to stderr.
+
+    Its level counts upwards from 0; $KINETO_LOG_LEVEL overrides this. Call it before the first profile.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")

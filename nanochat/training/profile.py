@@ -27,7 +27,7 @@ from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.muon import NUM_ITERATIONS
 from nanochat.optim import Optimizer
-from nanochat.system.speed import matrix_rate, memory_bandwidth, synchronize
+from nanochat.system.speed import matrix_rate, memory_bandwidth, silence_profiler, synchronize
 from nanochat.train import WARM_UP_STEPS, Event, Forward, LoopState, Metrics
 
 PREFIX = "nanochat: "  # of the regions below in a trace
@@ -296,6 +296,7 @@ class StepProfiler:
             rate = matrix_rate(device, self.runtime.compute_dtype)
             self.limits = step_limits(self.model, self.tokens, rate, memory_bandwidth(device))
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+            silence_profiler()
             self.trace = torch.profiler.profile(activities=activities)
             self.trace.__enter__()
             synchronize(device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -35,3 +38,14 @@ def test_rates_are_work_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_real_rates_are_positive() -> None:
     assert matrix_rate(CPU, torch.float32, size=32) > 0
     assert memory_bandwidth(CPU, num_bytes=1000) > 0
+
+
+def test_a_profile_writes_nothing() -> None:
+    """The library behind it writes to stderr by itself."""
+    program = (
+        "import torch; from nanochat.system.speed import silence_profiler; silence_profiler()\n"
+        "with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]): torch.ones(3) + 1"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "KINETO_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
