@@ -27,6 +27,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.attention import NAMES, varied_shapes
 from nanochat.layers.fp8 import check_fp8_device
 from nanochat.optim import Optimizer, build_optimizer
+from nanochat.system.speed import silence_profiler
 from nanochat.train import Forward, Rates, StepOptimizer, step
 from nanochat.training.log import peak_flops
 from nanochat.training.profile import ProfiledOptimizer, device_spans, host_spans, step_limits, time_by_kind
