@@ -210,7 +210,8 @@ def peak_memory(variant: Variant, batches: Iterator[MicroBatch], config: Config)
         take_step(variant, batches, config)
         return int(torch.cuda.max_memory_allocated(device)) - before
     silence_profiler()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as trace:
         take_step(variant, batches, config)
     assert trace.profiler is not None, "the trace has ended"
     results: Any = trace.profiler.kineto_results

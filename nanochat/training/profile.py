@@ -297,7 +297,7 @@ class StepProfiler:
             self.limits = step_limits(self.model, self.tokens, rate, memory_bandwidth(device))
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
             silence_profiler()
-            self.trace = torch.profiler.profile(activities=activities)
+            self.trace = torch.profiler.profile(activities=activities, acc_events=True)  # some versions warn without it
             self.trace.__enter__()
             synchronize(device)
             self.start = time.perf_counter()

@@ -37,7 +37,7 @@ checkpointing = pytest.mark.parametrize("is_checkpointed", [False, True], ids=["
 
 def allocated(work: Callable[[], object]) -> tuple[int, int]:
     """The peak of the bytes that torch's CPU allocator holds for `work`, and those left at its end."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         _result = work()  # what it returns is still in use at the end
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     live = peak = 0
@@ -101,6 +101,7 @@ def test_evaluation_is_that_of_a_cpu_run(shape: GPTConfig, dtype: torch.dtype) -
 
 
 @dtypes
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in torch's own compiler
 @pytest.mark.slow
 def test_compiled_blocks_keep_what_torch_keeps(dtype: torch.dtype) -> None:
     """The partitioner of torch's compiler, without its code generator: within 6% of the assumption."""
