@@ -180,7 +180,8 @@ class Attention(nn.Module):
         if not torch.is_grad_enabled() or self.q_proj.is_fp8:
             return [layer(x) for layer in layers]
         weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)  # ((H + 2 K) * D, C)
-        return torch.split(F.linear(x, weight), [len(layer.weight) for layer in layers], dim=-1)
+        q, k, v = torch.split(F.linear(x, weight), [len(layer.weight) for layer in layers], dim=-1)
+        return q, k, v.contiguous()  # a view would keep the whole product in memory for the backward pass
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_grouped: bool) -> Tensor:

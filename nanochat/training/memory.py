@@ -216,9 +216,8 @@ def counted_bytes(weights: Iterable[Tensor] | None = None) -> Iterator[ByteCount
     def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         out: Tensor = _FusedAttention.apply(q, k, v)
         counter.add_product(q, k, v, out)
-        # Queries and keys before their norm are kept as well: the compiler does not see that the output of the product
-        # of queries, keys and values, which the values keep in memory, contains them.
-        counter.product_bytes += q.nbytes + k.nbytes
+        # Values are a copy of their part of the product of queries, keys and values, of which only the rest is kept.
+        counter.product_bytes -= v.nbytes
         return out
 
     with counter, patch.object(F, "scaled_dot_product_attention", attention):
