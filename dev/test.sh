@@ -43,7 +43,13 @@ if cargo --version >/dev/null 2>&1; then
 else
     skip rust "no working cargo: the Rust code is not checked"
 fi
-check tests python -m pytest --durations=10 "$@"
+# All tests run on all cores, each with one thread. Some tests take a minute: idle workers take over what others have not begun.
+workers=()
+if [ $# -eq 0 ] && python -c 'import xdist' 2>/dev/null; then
+    workers=(-n logical --maxprocesses=8 --dist=worksteal)
+    export OMP_NUM_THREADS=1
+fi
+check tests python -m pytest --durations=10 ${workers[@]+"${workers[@]}"} "$@"
 
 echo
 echo "== lengths: a guide, never a failure: python -m dev.list_long"

@@ -24,7 +24,19 @@ from nanochat.inference.tool_use import RowState
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = ("fastapi", "uvicorn", "starlette", "datasets")  # on the GPU machines that the check is for
 PARTS = [
-    *("versions", "parity", "generation", "d20", "d20-fp8", "attention", "decode", "d20-eager", "evaluation", "d12"),
+    *(
+        "versions",
+        "parity",
+        "generation",
+        "d20",
+        "fp8",
+        "d20-fp8",
+        "attention",
+        "decode",
+        "d20-eager",
+        "evaluation",
+        "d12",
+    ),
     *("small-run", "checkpoint", "nccl"),
 ]
 
