@@ -10,6 +10,7 @@ predicted tokens, C width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,13 +188,15 @@ def prefill_prefix(
     first = torch.zeros(1, dtype=torch.int64, device=device)  # one prediction, which is not used
     prefix_kwargs = {"attention_mask": mask[:, :max_len], "position_ids": positions[:, :max_len].clamp(min=0)}
     _, output = model.predict(idx, first, first, use_cache=True, **prefix_kwargs)
-    cache = output.past_key_values
+    # The argument, and the field of the output, were called past_key_values before transformers 5.24.
+    name = "cache" if "cache" in inspect.signature(model.inner.forward).parameters else "past_key_values"
+    cache = getattr(output, name)
     examples = torch.arange(len(prefixes), device=device)
     repeats = torch.tensor(num_rows, device=device)
     examples = examples.repeat_interleave(repeats, output_size=sum(num_rows))  # (E,) -> (B,)
     cache.reorder_cache(examples)
     return {
-        "past_key_values": cache,
+        name: cache,
         "use_cache": True,
         "attention_mask": mask[examples],
         "position_ids": positions[examples, max_len:],
@@ -213,7 +216,8 @@ def try_prefix_sharing(model: HFCausalModel) -> bool:
     last = torch.tensor([len(ids) - 1 for ids in whole], device=model.device)
     try:
         cache_kwargs = prefill_prefix(model, prefixes, num_rows=[1, 2], width=2)
-        if any(type(layer) is not DynamicLayer for layer in cache_kwargs["past_key_values"].layers):
+        cache = cache_kwargs.get("cache") or cache_kwargs["past_key_values"]
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
             return False
         shared, _ = model.predict(pad_right(rests, 0, device=model.device), rows, rows * 0 + 1, **cache_kwargs)
     except Exception:  # an architecture without such a cache may raise anything

@@ -72,7 +72,7 @@ def compile_model(
     """
     if not should_compile(mode, num_steps, runtime):
         return model
-    compiled = CompiledModel(model)
+    compiled: Forward = model
     failure = None
     outcome = 0  # 1: it failed, 2: the GPU's memory is exhausted; the processes agree on the largest
     if runtime.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -81,6 +81,7 @@ def compile_model(
     else:
         print0("Compiling the model (the first time takes up to a minute) ...")
         try:
+            compiled = CompiledModel(model)
             warm_up(compiled, model, batch_size, sequence_len or model.config.sequence_len)
         except torch.OutOfMemoryError:
             outcome = 2

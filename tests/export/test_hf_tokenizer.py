@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,16 @@ def test_conversations(conversation: dict[str, Any], hf_tokenizer: Any) -> None:
 
 
 def test_a_result_after_text(hf_tokenizer: Any) -> None:
-    """Without a call: transformers' mask ends at the first token of the text's last character, as the card says."""
+    """Without a call: before version 5.24 transformers' mask ends at the first token of the text's last character, as
+    the card says."""
     parts = [{"type": "text", "text": "a\x80"}, {"type": "python_output", "text": "4"}]
     messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": parts}]
     ids, mask = TOKENIZER.render_conversation({"messages": messages})
     rendered = hf_tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert rendered["input_ids"] == ids
-    assert (mask[4:8], rendered["assistant_masks"][4:8]) == ([1, 1, 1, 0], [1, 1, 0, 0])
+    is_mended = tuple(map(int, metadata.version("transformers").split(".")[:2])) >= (5, 24)
+    assert mask[4:8] == [1, 1, 1, 0]
+    assert rendered["assistant_masks"][4:8] == (mask[4:8] if is_mended else [1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
