@@ -31,6 +31,11 @@ with socket.socket(socket.AF_UNIX) as server:
 """
 
 
+def without_gloo(output: str) -> str:
+    """Drop the lines in which torch 2.9 announces connections on stdout."""
+    return "".join(line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]"))
+
+
 class Forker:
     """Starts the server. `python` is a program that is called like Python and runs its command line in a fork."""
 
@@ -70,7 +75,7 @@ class Forker:
         with ThreadPoolExecutor(count) as pool:
             done = list(pool.map(run, range(count)))
         assert not any(process.returncode for process in done), "\n".join(process.stderr for process in done)
-        return [process.stdout for process in done]
+        return [without_gloo(process.stdout) for process in done]
 
     def close(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)  # and all of its forks
