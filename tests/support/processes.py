@@ -29,6 +29,7 @@ with socket.socket(socket.AF_UNIX) as server:
     socket.send_fds(server, [json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()], [1, 2])
     sys.exit(int(server.recv(9) or 1))
 """
+PORT_TAKEN = ("Gloo connectFullMesh failed", "EADDRINUSE")  # what the ranks then say
 
 
 def without_gloo(output: str) -> str:
@@ -60,20 +61,24 @@ class Forker:
 
         `function` must be at the top level of a module. Fails if it raises on any rank.
         """
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
         code = f"from pathlib import Path; from {function.__module__} import {function.__name__} as f; "
         command = [str(self.python), "-c", code + f"f(Path({str(folder)!r}))"]
 
-        def run(rank: int) -> subprocess.CompletedProcess[str]:
+        def run(rank: int, port: int) -> subprocess.CompletedProcess[str]:
+            common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
             of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
             env = {**os.environ, **common, **environment, **of_rank}
             return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)
 
-        with ThreadPoolExecutor(count) as pool:
-            done = list(pool.map(run, range(count)))
+        for _ in range(3):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            with ThreadPoolExecutor(count) as pool:
+                done = list(pool.map(lambda rank, port=port: run(rank, port), range(count)))
+            # Before `function` does anything, processes of tests that run at the same time may have taken a port.
+            if not any(failure in process.stderr for failure in PORT_TAKEN for process in done):
+                break
         assert not any(process.returncode for process in done), "\n".join(process.stderr for process in done)
         return [without_gloo(process.stdout) for process in done]
 
