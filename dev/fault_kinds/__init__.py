@@ -1,0 +1,1 @@
+"""Parts of `dev/faults.py`: one kind of harm a file."""
