@@ -48,7 +48,9 @@ NUM_WARM_UP = 1  # examples
 
 @dataclass(frozen=True)
 class Config(Settings):
-    eval_bundle: str | None = setting(None, "folder or zip file of the tasks; default: eval_bundle in the base folder")
+    eval_bundle: str | None = setting(
+        None, "folder or zip file of the tasks; default: eval_bundle in the base folder", names="path"
+    )
     tasks: str = setting("", "only these tasks, separated by |")
     max_per_task: int = setting(100, "examples of each task; -1 = all", short="x", at_least=1, or_value=-1)
     text: Path | None = setting(None, "folder of text to train the tokenizer on; default: the bundle's own text")

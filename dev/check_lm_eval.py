@@ -67,10 +67,14 @@ class LogLikelihood(NamedTuple):
 
 @dataclass(frozen=True)
 class Config(Settings):
-    eval_bundle: str | None = setting(None, "folder or zip file of the tasks; default: eval_bundle in the base folder")
+    eval_bundle: str | None = setting(
+        None, "folder or zip file of the tasks; default: eval_bundle in the base folder", names="path"
+    )
     tasks: str = setting(TASKS, "tasks to compare, separated by |; all = every task")
     max_per_task: int = setting(50, "examples of each task; -1 = all", short="x", at_least=1, or_value=-1)
-    model_tag: str | None = setting(None, "checkpoint folder; default: that of the deepest base model", short="g")
+    model_tag: str | None = setting(
+        None, "checkpoint folder; default: that of the deepest base model", short="g", names="name"
+    )
     step: int = setting(-1, "checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     random_depth: int = setting(
         -1, "layers of a model with random weights to make instead; -1 = use a checkpoint", at_least=1, or_value=-1

@@ -8,8 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nanochat.system.console import print0
-from nanochat.system.errors import StoppedBySignal, UserError, as_user_error, find_lost_process
-from nanochat.system.files import base_dir, write_json_atomic, write_text_atomic
+from nanochat.system.errors import StoppedBySignal, UserError, as_user_error, find_fault_of_file, find_lost_process
+from nanochat.system.files import (
+    as_write_error,
+    base_dir,
+    check_file_writable,
+    check_name,
+    check_writable,
+    expand_path,
+    write_json_atomic,
+    write_json_cache,
+    write_text_atomic,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +28,18 @@ __all__ = [
     "StoppedBySignal",
     "UserError",
     "as_user_error",
+    "as_write_error",
     "base_dir",
+    "check_file_writable",
+    "check_name",
+    "check_writable",
     "compute_init",
+    "expand_path",
+    "find_fault_of_file",
     "find_lost_process",
     "print0",
     "write_json_atomic",
+    "write_json_cache",
     "write_text_atomic",
 ]
 

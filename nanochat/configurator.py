@@ -31,7 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanochat.common import StoppedBySignal, UserError, find_lost_process, print0
+from nanochat.common import (
+    StoppedBySignal,
+    UserError,
+    check_name,
+    expand_path,
+    find_fault_of_file,
+    find_lost_process,
+    print0,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,6 +47,8 @@ else:
     import tomli as tomllib
 
 
+MAX_TOML_BYTES = 1_000_000  # of a settings file
+MAX_SHOWN = 200  # characters of a wrong value in a message
 _NOT_GIVEN = object()  # only flags that were given may override the file
 
 
@@ -49,7 +59,8 @@ _NOT_GIVEN = object()  # only flags that were given may override the file
 class Settings:
     """Base class of configs: refuses a value that its setting does not allow, wherever the config is built.
 
-    A subclass with a `__post_init__` calls `super().__post_init__()` first.
+    `~` is expanded in paths: settings of the type Path, and those with `names="path"`. A subclass with a
+    `__post_init__` calls `super().__post_init__()` first.
     """
 
     def __post_init__(self) -> None:
@@ -63,6 +74,20 @@ class Settings:
                 rule = f"one of {', '.join(map(str, choices))}"
             if not is_allowed:
                 raise UserError(f"{field.name} is {value!r}: it must be {rule} ({field.metadata['help']})")
+            if value is not None and value != field.metadata["or_value"]:
+                object.__setattr__(self, field.name, _with_home(field, value))
+
+
+def _with_home(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return a setting's value, `~` expanded if it is a path. Raises `UserError` for an impossible path or name."""
+    if isinstance(value, Path):
+        return expand_path(value, field.name)
+    if isinstance(value, str) and field.metadata["names"] == "name":
+        return check_name(value, field.name)
+    if isinstance(value, str) and field.metadata["names"] == "path":
+        path = expand_path(value, field.name)
+        return str(path) if value.startswith("~") else value  # a Path would change an address: https://a -> https:/a
+    return value
 
 
 C = TypeVar("C", bound=Settings)
@@ -106,6 +131,7 @@ def setting(
     at_most: float = math.inf,
     or_value: Any = None,
     renamed_from: str | None = None,
+    names: str | None = None,
 ) -> Any:
     """Declare a dataclass field that is also a flag.
 
@@ -116,9 +142,12 @@ def setting(
         choices: the only values allowed.
         positional: the setting is given as a plain argument, without a flag.
         at_least, above, at_most: range of a number.
-        or_value: a value allowed outside of that range. None is always allowed.
+        or_value: a value allowed outside of that range, or although it names nothing. None is always allowed.
         renamed_from: former name, still accepted in settings files and in old checkpoints, but not as a flag.
+        names: of a text, "name" = it becomes the name of a file or folder (`check_name`), "path" = it is a path, or
+            something else that does not begin with `~`, as an address or the name of a built-in data set.
     """
+    assert names in (None, "name", "path"), f"names={names!r}: a text is a name, a path, or neither"
     has_range = max(at_least, above, -at_most) > -math.inf
     metadata = {
         "help": help,
@@ -126,7 +155,9 @@ def setting(
         "choices": choices,
         "positional": positional,
         "range": _Range(at_least, above, at_most, or_value) if has_range else None,
+        "or_value": or_value,
         "renamed_from": renamed_from,
+        "names": names,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -150,10 +181,10 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
     if words[:1] == ["--"]:  # left over from `torchrun ... -m scripts.x -- --depth=20`
         del words[0]
     has_file = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")  # not --mixture=x.toml
-    from_file = _read_toml(config_class, Path(words.pop(0))) if has_file else {}
+    from_file = _read_toml(config_class, expand_path(words.pop(0), "settings file")) if has_file else {}
     arguments, unknown = _parser(config_class, doc).parse_known_args([_underscored(word) for word in words])
     if unknown:
-        raise UserError(f"unknown argument {unknown[0]}{_suggestion(config_class, unknown[0])}")
+        raise UserError(f"unknown argument {_cut(unknown[0])}{_suggestion(config_class, unknown[0])}")
     from_flags = {name: value for name, value in vars(arguments).items() if value is not _NOT_GIVEN}
     try:
         return config_class(**{**from_file, **from_flags})
@@ -166,9 +197,10 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
 def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = None) -> None:
     """Run a script: read its config and call `main(config)`.
 
-    A UserError becomes one line on stderr and exit code 2. A run ended by a signal exits with 128 + the signal, as a
-    shell reports it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on. A process
-    that has lost another one of its run says so in one line, with exit code 1.
+    A UserError becomes one line on stderr and exit code 2, and so does an error of the file system that the user has to
+    mend, as a full disk (`find_fault_of_file`). A run ended by a signal exits with 128 + the signal, as a shell reports
+    it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on. A process that has lost
+    another one of its run says so in one line, with exit code 1.
     """
     try:
         main(parse(config_class, None, doc))
@@ -181,7 +213,10 @@ def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = No
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGINT) from None
-    except RuntimeError as error:
+    except Exception as error:
+        if fault := find_fault_of_file(error):
+            print(f"error: {fault}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
         message = find_lost_process(error)
         if message is None:
             raise
@@ -219,14 +254,31 @@ def with_current_names(config_class: type[Any], settings: Mapping[str, V]) -> di
     return {current_names.get(name, name): value for name, value in settings.items()}
 
 
-def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
+def _load_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file. Raises `UserError` for what is no such file, or too large to be settings."""
     try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for its other end
+            raise UserError(f"settings file {path}: is {'a folder' if path.is_dir() else 'no regular file'}")
         with open(path, "rb") as file:
-            content = tomllib.load(file)
+            content = file.read(MAX_TOML_BYTES + 1)
+        if len(content) > MAX_TOML_BYTES:
+            raise UserError(f"settings file {path}: is larger than {MAX_TOML_BYTES:,} bytes, so it holds no settings")
+        values: dict[str, Any] = tomllib.loads(content.decode("utf-8-sig"))
+        return values
     except OSError as error:
         raise UserError(f"settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"settings file {path}: not UTF-8 at byte {error.start:,}: save it as UTF-8") from error
+    except RecursionError:
+        raise UserError(f"settings file {path}: its values are nested too deeply") from None
+    except UserError:
+        raise
+    except ValueError as error:  # of tomllib, or of a number of thousands of digits
         raise UserError(f"settings file {path}: {error}") from error
+
+
+def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
+    content = _load_toml(path)
     given = {key.replace("-", "_"): (key, value) for key, value in content.items()}
     try:
         renamed = with_current_names(config_class, given)
@@ -239,11 +291,12 @@ def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
     values = {}
     for name, (key, value) in renamed.items():
         if name not in types_by_name:
-            raise UserError(f"settings file {path}: unknown setting {key}{_suggestion(config_class, name)}")
+            shown = key if key.isprintable() else repr(key)
+            raise UserError(f"settings file {path}: unknown setting {_cut(shown)}{_suggestion(config_class, name)}")
         try:
             values[name] = _from_toml(value, types_by_name[name])
-        except TypeError as error:
-            raise UserError(f"settings file {path}: {key} = {value!r}: {error}") from error
+        except (TypeError, UserError) as error:
+            raise UserError(f"settings file {path}: {key} = {_cut(repr(value))}: {error}") from error
     return values
 
 
@@ -298,6 +351,11 @@ def _fields(config_class: type[Any]) -> list[tuple[dataclasses.Field[Any], tuple
     return fields
 
 
+def _cut(text: str) -> str:
+    """Return a text for a message, cut if it is long."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
+
+
 def _underscored(word: str) -> str:
     """Replace the dashes in a flag's name, not in its value: `--max-steps=a-b` -> `--max_steps=a-b`."""
     if not word.startswith("--"):
@@ -315,7 +373,7 @@ def _suggestion(config_class: type[Any], word: str) -> str:
         name_of[field.name] = field.name
         if field.metadata["renamed_from"]:
             name_of[field.metadata["renamed_from"]] = field.name
-    matches = difflib.get_close_matches(word.lstrip("-").partition("=")[0], name_of, n=1)
+    matches = difflib.get_close_matches(word[:MAX_SHOWN].lstrip("-").partition("=")[0], name_of, n=1)
     return f"; did you mean --{name_of[matches[0]]}?" if matches else " (--help lists every setting)"
 
 
@@ -345,7 +403,7 @@ _TEXT_READERS: dict[Any, Callable[[str], Any]] = {
     bool: _read_bool,
     int: int,
     float: _read_float,
-    Path: Path,
+    Path: expand_path,
     str: str,
 }
 
@@ -356,8 +414,10 @@ def _flag_type(allowed_types: tuple[Any, ...]) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return _from_text(text, allowed_types)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
         except TypeError as error:
-            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+            raise argparse.ArgumentTypeError(f"{_cut(text)}: {error}") from error
 
     return read
 
@@ -372,6 +432,8 @@ def _from_text(text: str, allowed_types: tuple[Any, ...]) -> Any:
         if candidate in allowed_types:
             try:
                 return read(text)
+            except UserError:
+                raise
             except (ValueError, KeyError):
                 continue  # the next type may fit
     raise TypeError(_expected(allowed_types))
@@ -387,12 +449,12 @@ def _from_toml(value: Any, allowed_types: tuple[Any, ...]) -> Any:
     """
     if value == "none" and types.NoneType in allowed_types:
         return None
-    if type(value) in allowed_types:
+    if type(value) in allowed_types and value == value:  # not nan
         return value
     if type(value) is int and float in allowed_types:
         return float(value)
     if isinstance(value, str) and Path in allowed_types:
-        return Path(value)
+        return expand_path(value)
     raise TypeError(_expected(allowed_types))
 
 

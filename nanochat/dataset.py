@@ -73,7 +73,7 @@ _WRITTEN_SHARD = re.compile(r"shard_[0-9a-f]{8}_(\d{5}|val)\.parquet")
 @dataclass(frozen=True)
 class Config(Settings):
     source: str = setting(
-        "hub", "hub (Hugging Face), storyworld (embedded), or a folder or file of txt, md, jsonl, parquet"
+        "hub", "hub (Hugging Face), storyworld (embedded), or a folder or file of txt, md, jsonl, parquet", names="path"
     )
     num_shards: int = setting(
         8,
@@ -229,7 +229,7 @@ def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Mani
 
 
 def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
-    path = Path(config.source).expanduser().resolve()
+    path = Path(config.source).resolve()
     if path.is_dir() and path in (folder.resolve(), *folder.resolve().parents):
         raise UserError(
             f"--source {config.source}: contains the folder {folder} that is written to; name another folder"

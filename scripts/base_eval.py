@@ -50,15 +50,21 @@ class Config(Settings):
         PUBLIC_BUNDLE,
         "folder, zip file or address of the tasks; an address is downloaded to eval_bundle.zip in the base folder, "
         "unless a bundle is there; empty = only the one that is there",
+        names="path",
+        or_value="",
     )
     allow_missing: bool = setting(False, "without a bundle, leave CORE out with a notice instead of failing")
     download_only: bool = setting(False, "download the bundle and stop")
     max_per_task: int = setting(
         -1, "examples of each task, always the same random choice; -1 = all", short="x", at_least=1, or_value=-1
     )
-    model_tag: str | None = setting(None, "checkpoint folder to score; default: that of the deepest model", short="g")
+    model_tag: str | None = setting(
+        None, "checkpoint folder to score; default: that of the deepest model", short="g", names="name"
+    )
     step: int = setting(-1, "checkpoint to score; -1 = the last", short="s", at_least=0, or_value=-1)
-    hf_path: str | None = setting(None, "score a model of transformers instead: a folder, or a name on the hub")
+    hf_path: str | None = setting(
+        None, "score a model of transformers instead: a folder, or a name on the hub", names="path"
+    )
     compare: str | None = setting(None, "first of two models to compare, A; the second one follows: --compare A B")
     other: str | None = setting(None, "second of two models to compare, B", positional=True)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))

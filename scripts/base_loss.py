@@ -38,9 +38,13 @@ HF_ROWS = 16  # rows scored at a time by a model of transformers, whose memory i
 
 @dataclass(frozen=True)
 class Config(Settings):
-    model_tag: str | None = setting(None, "checkpoint folder to measure; default: that of the deepest model", short="g")
+    model_tag: str | None = setting(
+        None, "checkpoint folder to measure; default: that of the deepest model", short="g", names="name"
+    )
     step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s", at_least=0, or_value=-1)
-    hf_path: str | None = setting(None, "measure a model of transformers instead: a folder, or a name on the hub")
+    hf_path: str | None = setting(
+        None, "measure a model of transformers instead: a folder, or a name on the hub", names="path"
+    )
     hf_context: int = setting(
         2048,
         "maximum length of a row in tokens, for a model of transformers: its context may not fit into memory",

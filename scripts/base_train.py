@@ -44,7 +44,7 @@ NUM_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Config(TrainingSettings):
-    model_tag: str | None = setting(None, "name of the checkpoint folder; default: d<depth>")
+    model_tag: str | None = setting(None, "name of the checkpoint folder; default: d<depth>", names="name")
     seed: int = setting(42, "seed of the initial weights and of the samples")
     depth: int = setting(20, "layers of the model; its width is 64 x depth, rounded up to whole heads", at_least=1)
     arch: str = setting("classic", "architecture of the model", choices=("classic",))

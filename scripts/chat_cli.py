@@ -46,7 +46,9 @@ class Config(Settings):
         None, "maximum tokens of a reply; none = until the context is full", short="m", at_least=1
     )
     seed: int | None = setting(None, "random seed of the replies; none = a new one for each")
-    model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
+    model_tag: str | None = setting(
+        None, "tag of the checkpoint; default: the deepest model's", short="g", names="name"
+    )
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
 

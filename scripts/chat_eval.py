@@ -59,7 +59,9 @@ class Config(Settings):
     num_samples: int = setting(
         1, "completions of each problem, of which one must be correct (pass@k)", short="n", at_least=1
     )
-    model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
+    model_tag: str | None = setting(
+        None, "tag of the checkpoint; default: the deepest model's", short="g", names="name"
+    )
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = setting(42, "random seed of the completions")

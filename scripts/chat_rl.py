@@ -74,7 +74,7 @@ class Config(TrainingSettings):
         renamed_from="replay",
     )
     mixture: str | None = setting(
-        None, "TOML file with the mixture for sft_examples_per_step; default: that of chat_sft"
+        None, "TOML file with the mixture for sft_examples_per_step; default: that of chat_sft", names="path"
     )
     init_lr_frac: float = setting(
         0.1,

@@ -38,7 +38,9 @@ class Config(Settings):
     source: str | None = setting(
         None, "stage whose model is served; none = the last that has a model", short="i", choices=("mid", "sft", "rl")
     )
-    model_tag: str | None = setting(None, "tag of the checkpoint; default: the deepest model's", short="g")
+    model_tag: str | None = setting(
+        None, "tag of the checkpoint; default: the deepest model's", short="g", names="name"
+    )
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     num_gpus: int = setting(1, "GPUs, each with a copy of the model", short="n", at_least=1)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))

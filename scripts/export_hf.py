@@ -44,7 +44,9 @@ from nanochat.tokenizer import Tokenizer, get_tokenizer
 @dataclass(frozen=True)
 class Config(Settings):
     source: str = setting("base", "stage whose model is exported", short="i", choices=tuple(CHECKPOINT_DIRS))
-    model_tag: str | None = setting(None, "checkpoint folder to export; default: that of the deepest model", short="g")
+    model_tag: str | None = setting(
+        None, "checkpoint folder to export; default: that of the deepest model", short="g", names="name"
+    )
     step: int = setting(-1, "checkpoint to export; -1 = the last", short="s", at_least=0, or_value=-1)
     out: Path | None = setting(None, "folder to write, which must be new or empty (required)")
     overwrite: bool = setting(False, "replace an exported model in that folder")

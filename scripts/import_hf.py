@@ -37,7 +37,9 @@ from nanochat.tokenizer import TOKENIZER_FILE, Tokenizer
 class Config(Settings):
     folder: Path | None = setting(None, "folder to import", positional=True)
     source: str = setting("base", "stage to import it as", short="i", choices=tuple(CHECKPOINT_DIRS))
-    model_tag: str | None = setting(None, "name of the imported model; default: d<number of layers>", short="g")
+    model_tag: str | None = setting(
+        None, "name of the imported model; default: d<number of layers>", short="g", names="name"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

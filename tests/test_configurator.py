@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,111 @@ def test_mistakes_in_a_file(tmp_path: Path, text: str | bytes, words: list[str])
         parse(Config, [str(path)])
     for word in words:
         assert word in str(caught.value)
+
+
+FILES_THAT_ARE_NO_SETTINGS: dict[str, tuple[bytes, list[str]]] = {
+    "UTF-16": ("depth = 4\n".encode("utf-16"), ["UTF-8"]),
+    "Latin-1": (b'run = "\xe4"\n', ["UTF-8", "byte 7"]),
+    "too large": (b"#" * 1_000_001, ["1,000,000 bytes"]),
+    "nested": (b"a = " + b"[" * 5000, ["nested"]),
+    "a long number": (b"depth = " + b"1" * 5000, ["4300 digits"]),
+    "nan": (b"lr = nan", ["lr = nan", "float"]),
+    "a long value": (b'depth = "' + b"x" * 5000 + b'"', ["depth = 'xxx", "5,002 characters"]),
+    "a long name": (b"x" * 5000 + b" = 1", ["unknown setting", "5,000 characters"]),
+    "an invisible name": (b'"\\u001b[2J" = 1', ["'\\x1b[2J'"]),
+    "an empty path": (b'data = ""', ["data", "empty"]),
+    "NUL": (b'data = "a\\u0000b"', ["data", "NUL"]),
+    "a table": (b"[depth]\na = 1", ["depth", "int"]),
+    "a date": (b"depth = 2020-01-01", ["depth", "int"]),
+}
+
+
+@pytest.mark.parametrize("kind", FILES_THAT_ARE_NO_SETTINGS)
+def test_a_file_that_holds_no_settings(tmp_path: Path, kind: str) -> None:
+    content, words = FILES_THAT_ARE_NO_SETTINGS[kind]
+    (tmp_path / "my.toml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        parse(Config, [str(tmp_path / "my.toml")])
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 600
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.timeout(20)
+def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
+    """A folder, and a named pipe, which nothing may wait for."""
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    for name, word in (("folder", "is a folder"), ("pipe", "no regular file")):
+        with pytest.raises(UserError, match=word):
+            parse(Config, [str(tmp_path / f"{name}.toml")])
+
+
+def test_a_mark_at_the_start_of_a_file(tmp_path: Path) -> None:
+    """Editors on Windows write a BOM and CRLF."""
+    (tmp_path / "my.toml").write_bytes(b"\xef\xbb\xbfdepth = 4\r\nlr = 1.0\r\n")
+    assert parse(Config, [str(tmp_path / "my.toml")]) == Config(depth=4, lr=1.0)
+
+
+# --- paths and names --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Places(Settings):
+    out: Path | None = setting(None, "a file")
+    source: str = setting("hub", "a data set, an address, or a folder", names="path", or_value="")
+    mixture: str | None = setting(None, "a file", names="path")
+    model_tag: str | None = setting(None, "a folder's name", names="name")
+    text: str = setting("", "any text")
+
+
+def ways_to_give(config_class: type[Any], name: str, value: str, folder: Path) -> list[Callable[[], Any]]:
+    """The ways to give a setting: in code, as a flag, and in a file."""
+    (folder / "my.toml").write_text(f"{name} = {json.dumps(value)}", encoding="utf-8")
+    in_code = Path(value) if name == "out" else value
+    return [
+        lambda: config_class(**{name: in_code}),
+        lambda: parse(config_class, [f"--{name}={value}"]),
+        lambda: parse(config_class, [str(folder / "my.toml")]),
+    ]
+
+
+@pytest.mark.parametrize("name", ["out", "source", "mixture"])
+def test_home_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text, path in (("~/a b", f"{tmp_path}/a b"), ("~", str(tmp_path)), ("a/~", "a/~"), ("~root/x", None)):
+        for build in ways_to_give(Places, name, text, tmp_path):
+            value = getattr(build(), name)
+            assert isinstance(value, Path if name == "out" else str)
+            assert str(value) == (path or os.path.expanduser(text))
+    for build in ways_to_give(Places, name, "~nobody-of-this-name/x", tmp_path):
+        with pytest.raises(UserError, match="nobody-of-this-name"):
+            build()
+
+
+def test_an_address_is_not_changed(tmp_path: Path) -> None:
+    for text in ("https://a.b//c", "", "hub"):
+        for build in ways_to_give(Places, "source", text, tmp_path):
+            assert build().source == text
+    for build in ways_to_give(Places, "text", "~", tmp_path):
+        assert build().text == "~"
+
+
+@pytest.mark.parametrize("name", ["out", "mixture", "model_tag"])
+def test_an_empty_path_or_name(tmp_path: Path, name: str) -> None:
+    ways = ways_to_give(Places, name, "", tmp_path)
+    for build in ways[name == "out" :]:  # Path("") is the current folder
+        with pytest.raises(UserError, match="empty"):
+            build()
+
+
+@pytest.mark.parametrize("tag", ["exp/one", "../..", ".", "a\nb", "x" * 300])
+def test_a_name_is_no_path(tmp_path: Path, tag: str) -> None:
+    for build in ways_to_give(Places, "model_tag", tag, tmp_path):
+        with pytest.raises(UserError, match=r"^model_tag is .*: it must "):
+            build()
 
 
 @dataclass(frozen=True)
@@ -377,11 +485,21 @@ def test_cli_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: no tokenizer: train one first\n"
 
-    def raise_bug(_: Config) -> None:
-        raise ValueError("a bug")
+    def fill_the_disk(_: Config) -> None:
+        raise OSError(errno.ENOSPC, "-", "/a/b.txt")
 
-    with pytest.raises(ValueError, match="a bug"):  # with a traceback
-        cli(Config, raise_bug)
+    with pytest.raises(SystemExit) as caught:
+        cli(Config, fill_the_disk)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: /a/b.txt: No space left on device: free some space")
+
+    for bug in (ValueError("a bug"), FileNotFoundError(errno.ENOENT, "a bug", "x")):
+
+        def raise_bug(_: Config, bug: Exception = bug) -> None:
+            raise bug
+
+        with pytest.raises(type(bug), match="a bug"):  # with a traceback
+            cli(Config, raise_bug)
 
 
 def test_a_script_from_the_command_line(tmp_path: Path) -> None:

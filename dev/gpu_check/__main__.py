@@ -24,7 +24,7 @@ import torch
 
 from dev.gpu_check import evaluation, generation, parity, runs, speed, versions
 from dev.gpu_check.check import Check, Skipped, describe, read_lines, write_line
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, expand_path, print0
 from nanochat.configurator import Settings, cli, setting
 
 MIN_SECONDS = 15  # a part does not start with less time left
@@ -63,7 +63,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Config(Settings):
-    out: str = setting("", "folder of the results; default: $OUT, else a temporary one")
+    out: Path | None = setting(None, "folder of the results; default: $OUT, else a temporary one")
     only: str = setting("", "parts to run, with commas in between; all if empty; ? lists them")
     dry_run: bool = setting(False, "run all parts on the CPU, in tiny sizes")
     budget: float = setting(550.0, "seconds for the whole run", above=0)
@@ -85,7 +85,7 @@ def main(config: Config) -> None:
         compile_without_compiler()
     assert not torch.cuda.is_initialized(), "a process that has used the GPU must not fork"
     folder = config.out or os.environ.get("OUT")
-    out = Path(folder or tempfile.mkdtemp(prefix="gpu_check-")).absolute()
+    out = expand_path(folder or tempfile.mkdtemp(prefix="gpu_check-"), "OUT").absolute()
     out.mkdir(parents=True, exist_ok=True)
     for name in ("results.jsonl", "log.txt", "table.txt"):
         (out / name).unlink(missing_ok=True)

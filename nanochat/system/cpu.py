@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from nanochat.system.console import print0
-from nanochat.system.files import base_dir, write_json_atomic
+from nanochat.system.files import base_dir, write_json_cache
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
@@ -144,7 +144,7 @@ def measure_bf16() -> Bf16Probe | None:
         print0("Trying bf16 matrix products on this processor (once) ...")
         probe = probe_bf16(isa)
         # The second entry serves this process and its children, in which the variable is set below.
-        write_json_atomic(path, {**read_cached_probes(path), cache_key(isa): probe, cache_key(probe["isa"]): probe})
+        write_json_cache(path, {**read_cached_probes(path), cache_key(isa): probe, cache_key(probe["isa"]): probe})
     if probe["isa"]:
         os.environ[ISA_VARIABLE] = probe["isa"]
     return probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,29 @@ LOST_CONNECTION = re.compile(
     r"Timed out waiting \d+ms|ncclRemoteError"
 )
 STORE_ERRORS = ("DistNetworkError", "DistStoreError")  # torch's, while processes look for each other
+
+# Causes that the user can remove: space, quotas, permissions, limits, damaged disks, and files in the place of folders.
+# ENOENT is not among them: a file that a user names is looked for where it is read, so elsewhere its absence is a bug.
+# Neither are EBADF and EINVAL, which only wrong code causes on most file systems.
+_FAULTS_OF_FILES = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENODEV", "ENXIO", "ENOMEM"),
+        *("EISDIR", "ENOTDIR", "EEXIST", "ENOTEMPTY", "EXDEV", "ELOOP", "ENAMETOOLONG", "EMFILE", "ENFILE"),
+        *("ETXTBSY", "EBUSY", "EMLINK", "EOPNOTSUPP", "ENOLCK", "EILSEQ"),
+    )
+    if hasattr(errno, name)
+)
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "free some space, or choose a folder on another disk",
+    errno.EFBIG: "raise the limit (ulimit -f), or choose a folder on another disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EILSEQ: "choose a name of ASCII characters",
+}
+# safetensors reports a failed write as an exception of its own, with one of these texts.
+_RUST_IO_ERROR = re.compile(r"(?:\bOs \{ code: |\(os error )(\d+)")
 
 
 class UserError(ValueError):
@@ -42,6 +66,41 @@ def find_lost_process(error: BaseException) -> str | None:
         return None
     cause = re.sub(r"\[\S*/gloo/\S*\] ", "", lines[0]).partition(". This is")[0]  # without the place in gloo's source
     return f"process {os.environ.get('RANK', '0')}: another process of this run has ended or cannot be reached: {cause}"
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the errno of a failed call on a file, also of one made by safetensors; None for other errors."""
+    if isinstance(error, OSError):
+        return error.errno
+    if type(error).__name__ == "SafetensorError":
+        match = _RUST_IO_ERROR.search(str(error))
+        return int(match[1]) if match else None
+    return None
+
+
+def reason_and_remedy(error: BaseException, remedy: str = "") -> str:
+    """Return `reason: remedy` of a failed call on a file; `remedy` where the reason does not suggest another one.
+
+    >>> reason_and_remedy(OSError(errno.EROFS, "Read-only file system", "a.txt"), "choose another folder")
+    'Read-only file system: choose another folder'
+    """
+    number = error_number(error)
+    reason = os.strerror(number) if number else str(error).partition("\n")[0]
+    return ": ".join(filter(None, [reason, _REMEDIES.get(number or 0, remedy)]))
+
+
+def find_fault_of_file(error: BaseException) -> str | None:
+    """Return one line about a file or folder that the user has to mend; None for an error that may be a bug.
+
+    The errno decides: a full disk and a missing permission are the user's, a missing file that no user named is not.
+    """
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return "no temporary folder can be written to: set TMPDIR to a folder that can"
+    if error_number(error) not in _FAULTS_OF_FILES:
+        return None
+    named = getattr(error, "filename", None)
+    place = os.fsdecode(named) + ": " if isinstance(named, (str, bytes, os.PathLike)) else ""
+    return place + reason_and_remedy(error)
 
 
 @contextmanager

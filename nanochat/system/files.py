@@ -1,28 +1,181 @@
-"""The base folder (`$NANOCHAT_BASE_DIR`), which holds data, checkpoints and reports, and atomic writes of files."""
+"""The base folder (`$NANOCHAT_BASE_DIR`), paths and names as users write them, and atomic writes of files."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from nanochat.system.console import print0
+from nanochat.system.errors import UserError, error_number, reason_and_remedy
+
+MAX_NAME_BYTES = 200  # file systems allow 255, and a temporary file's name is longer than that of its file
+OTHER_FOLDER = "set NANOCHAT_BASE_DIR to a folder that can be written to"  # a remedy, if the reason suggests none
+
+# --- paths and names --------------------------------------------------------------------------------------------------
 
 
 def base_dir() -> Path:
-    """Return the folder that all files go to: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. It may not exist yet."""
-    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
+    """Return the folder that all files go to: `$NANOCHAT_BASE_DIR`, else `~/.cache/nanochat`. It may not exist yet.
+
+    Raises `UserError` if it depends on a home folder that does not exist, as for an unknown user in a container.
+    """
+    if given := os.environ.get("NANOCHAT_BASE_DIR"):
+        return expand_path(given, "NANOCHAT_BASE_DIR")
+    return expand_path("~/.cache/nanochat", "the base folder")
+
+
+def expand_path(text: str | Path, name: str = "path") -> Path:
+    """Return a path as a user wrote it, with `~` and `~user` expanded. `name`: of the setting, for error messages.
+
+    Raises `UserError` for an empty path, for one that no file can have, and for a home folder that is not known.
+
+    >>> expand_path("data/a.txt").as_posix()
+    'data/a.txt'
+    """
+    if not str(text):
+        raise UserError(f"{name} is empty: it must be a path (. is the current folder)")
+    if "\0" in str(text):
+        raise UserError(f"{name} is {str(text)!r}: a path cannot contain a NUL character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        user = Path(text).parts[0]
+        if user != "~":
+            raise UserError(f"{name} is {str(text)!r}: there is no user {user[1:]!r} with a home folder") from None
+    uid = os.getuid() if hasattr(os, "getuid") else "?"
+    raise UserError(
+        f"{name} is {str(text)!r}, but HOME is not set and user {uid} has no home folder: set HOME, or "
+        "NANOCHAT_BASE_DIR to a folder"
+    )
+
+
+def check_name(text: str, name: str = "name") -> str:
+    """Return a name that becomes that of a file or folder. Raises `UserError` unless it is plain.
+
+    `name`: of the setting, for the message. Letters of every script are allowed; folders, hidden names and characters
+    that cannot be seen are not.
+
+    >>> check_name("d20-my_run.2")
+    'd20-my_run.2'
+    """
+    rule = ""
+    if not text:
+        rule = "not be empty"
+    elif text != text.strip():
+        rule = "not begin or end with a space"
+    elif text.startswith("."):
+        rule = "not begin with a dot"
+    elif "/" in text or "\\" in text:
+        rule = "be a plain name, without / and \\"
+    elif not text.isprintable():
+        rule = "contain printable characters only"
+    elif len(text.encode("utf-8")) > MAX_NAME_BYTES:
+        rule = f"have at most {MAX_NAME_BYTES} bytes"
+    if rule:
+        shown = repr(text) if len(text) <= MAX_NAME_BYTES else f"{text[:40]!r}... ({len(text):,} characters)"
+        raise UserError(f"{name} is {shown}: it must {rule}, because it names a file or folder, as d20-my_run does")
+    return text
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def as_write_error(path: Path, remedy: str = OTHER_FOLDER) -> Iterator[None]:
+    """Context of a write to `path`, that turns a failed one into a `UserError` with the path, the reason and a remedy.
+
+    The body removes what it has begun to write, before the error leaves it. `remedy` is given where the reason does not
+    suggest another one, as a full disk does.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and error_number(error) is None:
+            raise
+        in_the_way = getattr(error, "filename", None)  # as a file in the place of a folder above `path`
+        is_other = isinstance(in_the_way, str) and Path(in_the_way) in path.parents
+        place = f"{path} ({in_the_way})" if is_other else str(path)
+        raise UserError(f"cannot write {place}: {reason_and_remedy(error, remedy)}") from error
+
+
+def check_writable(folder: Path, remedy: str = OTHER_FOLDER) -> None:
+    """Create a folder that results will go to, and try a file there. Raises `UserError` if that is impossible.
+
+    Call it before the work: a place that cannot be written to should not be found when the result is there.
+    """
+    _try_file(folder, folder / f".writable.{os.getpid()}.tmp", remedy)
+
+
+def check_file_writable(path: Path, remedy: str = OTHER_FOLDER) -> None:
+    """Try the place of a result, as `check_writable` does for a folder: also that a file may have this name."""
+    with as_write_error(path, remedy):
+        _refuse_other_kinds(path)
+    _try_file(path, _temporary(path), remedy)
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Raise `UserError` if `path` is there and is no regular file: renaming onto /dev/null would replace the device."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder: remove it, or choose another name")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is no regular file, and would be replaced: choose another name")
+
+
+def _try_file(place: Path, trial: Path, remedy: str) -> None:
+    with as_write_error(place, remedy):
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        with _removed_on_failure(trial), open(trial, "wb") as file:
+            file.write(b"\0" * 4096)  # a full disk may still have room for a name
+            file.flush()
+        trial.unlink()
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file so that after a crash or power cut `path` holds either its old or its new content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a text file so that after a crash or power cut `path` holds either its old or its new content.
+
+    Raises `UserError` if it cannot be written; nothing is left of it then.
+    """
+    with as_write_error(path):
+        _refuse_other_kinds(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        with _removed_on_failure(temporary):
+            # A path or a model's text can hold what UTF-8 cannot. In JSON the backslash makes a valid escape of it.
+            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
 
 
 def write_json_atomic(path: Path, value: object) -> None:
     """Write indented JSON with `write_text_atomic`."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_cache(path: Path, value: object) -> None:
+    """Write JSON that is only kept to save time: a cache that cannot be written is not kept, which a line says."""
+    try:
+        write_json_atomic(path, value)
+    except UserError as error:
+        print0(f"NOTICE: not kept for the next time: {error}")
+
+
+def _temporary(path: Path) -> Path:
+    """Return the name under which a file is written until it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _removed_on_failure(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

@@ -21,8 +21,8 @@ from nanochat.training.log import NO_RUN
 class TrainingSettings(Settings):
     """Settings of base_train and chat_rl, which add their own; chat_rl has lower learning rates."""
 
-    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing")
-    model_tag: str | None = setting(None, "model to train, such as d20; default: the deepest")
+    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing", names="name")
+    model_tag: str | None = setting(None, "model to train, such as d20; default: the deepest", names="name")
     device: str = setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "mps"))
     init_lr_frac: float = setting(
         1.0,
@@ -66,8 +66,8 @@ class FineTuningSettings(Settings):
     and `warmdown_ratio` (1.0).
     """
 
-    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing")
-    model_tag: str | None = setting(None, "model to train, such as d20; default: the deepest")
+    run: str = setting(NO_RUN, "name of the run in Weights & Biases; 'dummy' sends nothing", names="name")
+    model_tag: str | None = setting(None, "model to train, such as d20; default: the deepest", names="name")
     device: str = setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "mps"))
     init_lr_frac: float = setting(
         1.0,
@@ -110,8 +110,10 @@ class FineTuningSettings(Settings):
         "default mixture: web = downloaded data sets, world = the embedded story world, auto = to match the base data",
         choices=("auto", "web", "world"),
     )
-    mixture: str | None = setting(None, "TOML file with a mixture to train on instead of the default one")
-    conversations: str | None = setting(None, "JSONL file with your own conversations, added to the mixture")
+    mixture: str | None = setting(None, "TOML file with a mixture to train on instead of the default one", names="path")
+    conversations: str | None = setting(
+        None, "JSONL file with your own conversations, added to the mixture", names="path"
+    )
     allow_missing: bool = setting(False, "leave out, with a notice, data that is neither here nor on the hub")
     num_epochs: int = setting(1, "passes over the conversations", at_least=1)
     num_iterations: int = setting(-1, "optimizer steps; -1 = as many as the passes take", at_least=1, or_value=-1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
-from nanochat.system.errors import StoppedBySignal, UserError, as_user_error, find_lost_process
+from nanochat.system.errors import StoppedBySignal, UserError, as_user_error, find_fault_of_file, find_lost_process
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,53 @@ def test_find_lost_process(monkeypatch: pytest.MonkeyPatch, error: Exception, ca
     assert find_lost_process(error) == (expected if cause else None)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert find_lost_process(error) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "-", "/a/b.txt"), "/a/b.txt: No space left on device: free some space, or choose a fo"),
+        (OSError(errno.EROFS, "-", "/a/b.txt"), "/a/b.txt: Read-only file system"),
+        (PermissionError(errno.EACCES, "-", b"/a/b"), "/a/b: Permission denied"),
+        (IsADirectoryError(errno.EISDIR, "-", Path("/a")), "/a: Is a directory"),
+        (NotADirectoryError(errno.ENOTDIR, "-", "/a"), "/a: Not a directory"),
+        (FileExistsError(errno.EEXIST, "-", "/a"), "/a: File exists"),
+        (OSError(errno.ENAMETOOLONG, "-", "x"), "x: File name too long: choose a shorter name"),
+        (OSError(errno.EFBIG, "-"), "File too large: raise the limit"),
+        (OSError(errno.EMFILE, "-", "x"), "x: Too many open files: raise the limit of open files"),
+        (OSError(errno.EIO, "-", "x"), "x: Input/output error"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "no temporary folder"),
+    ],
+)
+def test_faults_of_files_are_the_users(error: OSError, line: str) -> None:
+    found = find_fault_of_file(error)
+    assert found is not None
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "-", "x"),
+        OSError(errno.EBADF, "-"),
+        OSError(errno.EINVAL, "-", "x"),
+        OSError("of a library, without a number"),
+        ConnectionResetError(errno.ECONNRESET, "-"),
+        RuntimeError("No space left on device"),
+        ValueError("x"),
+    ],
+)
+def test_errors_that_may_be_bugs_keep_their_traceback(error: Exception) -> None:
+    assert find_fault_of_file(error) is None
+
+
+def test_a_write_of_safetensors_that_fails(tmp_path: Path) -> None:
+    """The library has an exception of its own for it."""
+    from safetensors.torch import save_file
+
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(Exception, match="Not a directory") as caught:
+        save_file({"a": torch.zeros(2)}, tmp_path / "file" / "below")
+    found = find_fault_of_file(caught.value)
+    assert found is not None
+    assert found.startswith("Not a directory")

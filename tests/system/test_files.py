@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nanochat.system.files import base_dir, write_json_atomic, write_text_atomic
+from nanochat.common import UserError
+from nanochat.system.files import (
+    MAX_NAME_BYTES,
+    base_dir,
+    check_file_writable,
+    check_name,
+    check_writable,
+    expand_path,
+    write_json_atomic,
+    write_json_cache,
+    write_text_atomic,
+)
 
 
 def test_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +62,199 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail)
-            with pytest.raises(OSError, match="no space left"):
+            with pytest.raises(UserError, match="no space left"):
                 write_text_atomic(path, "new")
         assert path.read_text(encoding="utf-8") == "old"
+        assert os.listdir(tmp_path) == ["a.txt"], "no temporary file is left"
+
+
+# --- the base folder, paths and names ---------------------------------------------------------------------------------
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "~/runs")
+    assert base_dir() == tmp_path / "runs"
+    assert expand_path("~/a b/ä.txt") == tmp_path / "a b" / "ä.txt"
+    assert expand_path(Path("~")) == tmp_path
+    assert expand_path("a/~/b") == Path("a/~/b")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", ["empty"]), ("a\0b", ["NUL", "'a\\x00b'"]), ("~nobody-of-this-name/x", ["no user 'nobody-of-this-name'"])],
+)
+def test_a_path_that_cannot_be(text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        expand_path(text, "out")
+    for word in ["out", *words]:
+        assert word in str(caught.value)
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the number of a user that a container does not know."""
+
+    def no_home(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
+    for ask in (base_dir, lambda: expand_path("~/x")):
+        with pytest.raises(UserError, match=r"set HOME, or NANOCHAT_BASE_DIR"):
+            ask()
+
+
+@pytest.mark.parametrize("name", ["d20", "my run", "модель-2", "a.b", "run=1,x@2", "é" * (MAX_NAME_BYTES // 2)])
+def test_plain_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *[("", "not be empty"), (" a", "space"), ("a ", "space"), (".", "dot"), ("..", "dot"), (".hidden", "dot")],
+        *[("exp/one", "plain name"), ("/a", "plain name"), ("a\\b", "plain name"), ("../..", "dot")],
+        *[("a\nb", "printable"), ("a\0", "printable"), ("a\x1b[2J", "printable"), ("a\u202eb", "printable")],
+        *[("a\udcff", "printable"), ("x" * (MAX_NAME_BYTES + 1), "200 bytes"), ("é" * MAX_NAME_BYTES, "200 bytes")],
+    ],
+)
+def test_names_that_are_refused(name: str, rule: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_name(name, "model_tag")
+    message = str(caught.value)
+    assert message.startswith("model_tag is ")
+    assert rule in message
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+# --- places that cannot be written to ---------------------------------------------------------------------------------
+
+
+def a_file_in_the_way(tmp_path: Path, _: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    return tmp_path / "file" / "below"
+
+
+def a_name_too_long(tmp_path: Path, _: pytest.MonkeyPatch) -> Path:
+    return tmp_path / ("x" * 300)
+
+
+def a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The name can be made, the content cannot be written."""
+    real_open = open
+
+    def full(file: Path, mode: str = "r", **options: str) -> object:
+        opened = real_open(file, mode, **options)  # type: ignore[call-overload]
+        if "w" not in mode:
+            return opened
+
+        class Full:
+            def write(self, _: object) -> None:
+                opened.write("" if "b" not in mode else b"x")
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            def __enter__(self) -> Full:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                opened.close()
+
+        return Full()
+
+    monkeypatch.setattr("builtins.open", full)
+    return tmp_path / "new"
+
+
+def a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    return tmp_path / "new"
+
+
+Place = Callable[[Path, pytest.MonkeyPatch], Path]
+PLACES = [
+    (a_file_in_the_way, "Not a directory"),
+    (a_name_too_long, "File name too long: choose a shorter name"),
+    (a_full_disk, "No space left on device: free some space"),
+    (a_read_only_disk, "Read-only file system: set NANOCHAT_BASE_DIR"),
+]
+WRITES: list[Callable[[Path], object]] = [
+    check_writable,
+    lambda folder: check_file_writable(folder / "a.txt"),
+    lambda folder: write_text_atomic(folder / "a.txt", "text"),
+    lambda folder: write_json_atomic(folder / "a.json", {"a": 1}),
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(("place", "reason"), PLACES)
+def test_a_place_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Place, reason: str, write: Callable[[Path], object]
+) -> None:
+    """One line with the path, the reason and a way out, and no file is left."""
+    with monkeypatch.context() as patch:
+        folder = place(tmp_path, patch)
+        with pytest.raises(UserError) as caught:
+            write(folder)
+    message = str(caught.value)
+    assert str(folder) in message
+    assert reason in message
+    assert "\n" not in message
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file"] == []
+
+
+def test_a_place_that_can_be_written_to(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    check_file_writable(tmp_path / "c" / "d.txt")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    (tmp_path / "c" / "d.txt").write_text("old", encoding="utf-8")
+    check_file_writable(tmp_path / "c" / "d.txt")
+    assert (tmp_path / "c" / "d.txt").read_text(encoding="utf-8") == "old"
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    for write in (check_file_writable, lambda path: write_text_atomic(path, "text")):
+        with pytest.raises(UserError, match=r"a\.txt: it is a folder"):
+            write(tmp_path / "a.txt")
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_device_in_the_place_of_a_file(tmp_path: Path) -> None:
+    """A named pipe here: a rename onto it, or onto /dev/null, would replace it by a file."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        for write in (check_file_writable, lambda path: write_text_atomic(path, "text")):
+            with pytest.raises(UserError, match=r"it is no regular file"):
+                write(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+@pytest.mark.parametrize(("place", "reason"), PLACES)
+def test_a_cache_that_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Place, reason: str
+) -> None:
+    with monkeypatch.context() as patch:
+        write_json_cache(place(tmp_path, patch) / "cpu.json", {})
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("NOTICE: not kept")
+    assert reason in line
+
+
+def test_text_that_is_not_unicode(tmp_path: Path) -> None:
+    """A path of bytes that are not UTF-8 has surrogates; a report with it is still written, and JSON keeps it."""
+    write_json_atomic(tmp_path / "a.json", {"path": "a\udcff"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": "a\udcff"}
+
+
+def test_an_error_that_is_no_fault_of_a_file_stays(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_json_atomic(tmp_path / "a.json", object())
+    with pytest.raises(TypeError):
+        write_text_atomic(tmp_path / "a.txt", 1)  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
