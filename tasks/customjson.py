@@ -1,19 +1,28 @@
-"""The user's own conversations: a JSONL file with one conversation per line.
+"""The user's own conversations: a JSONL file with one conversation per line, in UTF-8.
 
-A line is a list of messages, or `{"messages": [...]}`, in the format of nanochat/tokenization/chat_format.py. Blank
-lines are skipped. The whole file is read and checked before any training; an error names the file and the line.
+A line is one of these (nanochat/tokenization/conversation_records.py has the exact mapping):
+
+    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}     # or the list alone
+    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}         # ShareGPT
+    {"instruction": "...", "input": "...", "output": "..."}                                         # Alpaca
+
+Each may have a `"system"` text. Messages are those of nanochat/tokenization/chat_format.py: the content is text or a
+list of parts, and `"weight": 0` on an answer excludes it from training. Other keys, such as an
+`id`, are ignored; those that would change what is trained on are refused. Blank lines are skipped. The whole file is
+read and checked before any training; an error names the file and the line.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.tokenization.chat_format import Conversation, render_turns
+from nanochat.system.json_text import MAX_JSON_BYTES, parse_json
+from nanochat.tokenization.chat_format import Conversation, check_conversation, plain_messages
+from nanochat.tokenization.conversation_records import to_conversation
 from tasks.common import Task
 
 TEST_INTERVAL = 20  # one conversation in twenty is held out for testing
@@ -64,13 +73,8 @@ class CustomJSON(ConversationListTask):
 
 def read_conversations(path: Path) -> list[Conversation]:
     """Read and check the conversations of a JSONL file. Raises UserError for the first invalid line, or without any."""
-    try:
-        with open(path, "rb") as file:
-            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip(b"\xef\xbb\xbf \t\r\n")]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
     conversations = []
-    for number, line in lines:
+    for number, line in _read_lines(path):
         try:
             conversations.append(parse_conversation(line))
         except UserError as error:
@@ -80,6 +84,20 @@ def read_conversations(path: Path) -> list[Conversation]:
     return conversations
 
 
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank, with their numbers, and of a line that is too long only the beginning."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path} is a pipe or a device: it must be a file, because it is read more than once")
+        with open(path, "rb") as file:
+            lines = iter(lambda: file.readline(MAX_JSON_BYTES + 1), b"")
+            for number, line in enumerate(lines, 1):
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                    yield number, line
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -87,25 +105,10 @@ def file_sha256(path: Path) -> str:
 
 def parse_conversation(line: bytes) -> Conversation:
     """Parse one line of JSON in UTF-8 as a conversation. Raises UserError that names the first fault."""
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error.msg} at character {error.pos + 1}); each line is one conversation") from None
-    except (ValueError, RecursionError):  # a number with thousands of digits; deeply nested brackets
-        raise UserError("not JSON that a conversation may contain (a number too long, or brackets too deep)") from None
-    conversation = {"messages": value} if isinstance(value, list) else value
-    spans = [span for turn in render_turns(conversation) for span in turn]
-    for span in spans:
-        _check_characters(span.text)
-    if not any(span.is_trained for span in spans):
-        raise UserError("no assistant message, so there is nothing to learn from")
-    return {"messages": conversation["messages"]}
-
-
-def _check_characters(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"half a surrogate pair, \\u{ord(text[error.start]):04x}: text must be valid Unicode") from None
+    conversation = to_conversation(parse_json(line))
+    turns = check_conversation(conversation)
+    if not any(span.is_trained for turn in turns for span in turn):
+        has_answer = len(turns) > 1
+        reason = "every assistant message has weight 0" if has_answer else "no assistant message"
+        raise UserError(f"{reason}, so there is nothing to learn from")
+    return {"messages": plain_messages(conversation)}

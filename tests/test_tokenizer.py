@@ -367,8 +367,14 @@ def test_render_for_completion(tokenizer: Tokenizer) -> None:
         (conversation(("system", "s"), ("assistant", "a")), "message 2: role 'assistant' where 'user' is due"),
         (conversation(("user", "a"), ("system", "s")), "message 2: role 'system' where 'assistant' is due"),
         (conversation(("system", "s")), "message 1: a system message must be followed by a user message"),
-        (conversation(("system", 1), ("user", "a")), "message 1: a system message must be text, not int"),
-        (conversation(("user", [])), "message 1: a user's content must be text, not list"),
+        (
+            conversation(("system", 1), ("user", "a")),
+            "message 1: a system message must be text or a list of text parts, not int",
+        ),
+        (
+            conversation(("user", [])),
+            "message 1: a user's content must be text or a list of text parts, not an empty list",
+        ),
         (conversation(("user", "a"), ("assistant", None)), "message 2: an assistant's content must be text or a list"),
         (conversation(("user", "a"), ("assistant", [{"type": "image", "text": ""}])), "message 2: a part must be"),
         (conversation(("user", "a"), ("assistant", [{"type": "text"}])), "message 2: a part must be"),

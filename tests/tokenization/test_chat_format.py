@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.data.packing import conversation_batches, packed_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
+from nanochat.serving.chat_request import DEFAULT_PARAMS, parse_request
+from nanochat.tokenization.chat_format import check_conversation, plain_messages, steering_key
+from tasks.customjson import parse_conversation
+from tests.support.conversation_cases import ACCEPTED, REFUSED, REFUSED_BY_WORD
+from tests.support.refusals import refusal
 from tests.support.talks import SPECIAL, TOKENIZER, Talk, talk
 
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 0)
@@ -154,3 +163,125 @@ def test_only_trained_tokens_have_a_gradient() -> None:
     assert int(has_gradient.sum()) == 8
     assert next_token[SPECIAL[OUT]] == ord("2")  # the tool's result is an input
     assert losses.item() == pytest.approx(model(batch.inputs, batch.targets, loss_reduction="sum").item())
+
+
+# --- as other programs write them: the same is accepted, and refused, everywhere --------------------------------------
+
+
+def by_file(messages: list[Any]) -> list[int]:
+    """Ids of a line of a conversation file."""
+    return TOKENIZER.render_conversation(parse_conversation(json.dumps(messages).encode()))[0]
+
+
+def by_request(messages: list[Any]) -> list[int]:
+    """Ids of the messages of a request to the web server."""
+    request = parse_request(json.dumps({"messages": messages}).encode(), DEFAULT_PARAMS)
+    return TOKENIZER.render_conversation({"messages": request.messages})[0]
+
+
+DOORS = {"file": by_file, "request": by_request}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted_everywhere(name: str, door: Callable[[list[Any]], list[int]]) -> None:
+    messages, plain = ACCEPTED[name]
+    assert door(messages) == TOKENIZER.render_conversation({"messages": plain})[0]
+    assert plain_messages({"messages": messages}) == plain
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("name", REFUSED | REFUSED_BY_WORD)
+def test_refused_everywhere(name: str, door: Callable[[list[Any]], list[int]]) -> None:
+    messages, words = (REFUSED | REFUSED_BY_WORD)[name]
+    with pytest.raises(UserError) as caught:
+        door(messages)
+    if name != "no message":  # each names it in its own words
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        TOKENIZER.render_conversation({"messages": messages})
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (0, 1), (1, 0), (1, 1), (None, 0), (0.0, 1.0)])
+def test_weight(weights: tuple[Any, Any]) -> None:
+    """The ids of a conversation do not depend on weights; its targets are those of the answers of weight 1."""
+    conversation = talk("q", ("1+1", "2"), "r", "long")
+    ids, mask = TOKENIZER.render_conversation(conversation)
+    second = mask.index(1, len(mask) - mask[::-1].index(0))  # the first trained token of the second answer
+    for index, weight in zip((1, 3), weights, strict=True):
+        conversation["messages"][index]["weight"] = weight
+    weighted_ids, weighted_mask = TOKENIZER.render_conversation(conversation)
+    kept = [weight is None or weight == 1 for weight in weights]
+    expected = [int(is_trained and kept[position >= second]) for position, is_trained in enumerate(mask)]
+    assert weighted_ids == (ids[: len(weighted_ids)] if any(kept) else [])
+    assert weighted_mask == expected[: len(weighted_ids)]
+    assert not any(expected[len(weighted_ids) :])  # what is left out after the last trained answer has no target
+    if any(kept):
+        targets = targets_of(conversation)
+        assert targets == (CALL + "1+1" + CALL_END + END) * kept[0] + ("long" + END) * kept[1]
+
+
+STEERING = st.sampled_from(
+    """
+    weight weights train trainable loss loss_weight mask lossMask isTrained name tool_calls toolCalls TOOL_CALLS tools
+    function_call tool_call_id refusal images audio reasoning_content thinking ignore
+    """.split()
+)
+HARMLESS = st.sampled_from(
+    """
+    id source source_name username timestamp lang constraints tokens glossary lossless toolbox metadata score model
+    created filename
+    """.split()
+)
+VALUES = st.integers() | st.booleans() | st.text(min_size=1) | st.just([1]) | st.just({"a": 1})
+
+
+@given(STEERING, HARMLESS, VALUES)
+def test_keys(steering: str, harmless: str, value: Any) -> None:
+    """A key that steers training is refused with its name; other keys change nothing."""
+    assert steering_key({harmless: value}) is None
+    assert (steering_key({harmless: value, steering: value}) or "").startswith(f"{steering} is ")
+    assert steering_key(dict.fromkeys([steering], None)) is None
+
+
+part_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5)
+odd = st.recursive(
+    part_values,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "text", "role", "content", "weight", "name"]), inner)
+    ),
+    max_leaves=6,
+)
+parts = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "python", "image_url"]), "text": st.text(max_size=4) | odd}
+    ),
+    max_size=3,
+)
+odd_messages = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]) | odd,
+        "content": st.text(max_size=5) | parts | odd,
+    },
+    optional={"weight": st.sampled_from([0, 1]) | odd, "name": odd, "tool_calls": odd, "id": odd},
+)
+
+
+@given(st.lists(odd_messages | odd, max_size=4))
+def test_any_messages(messages: list[Any]) -> None:
+    """Messages are accepted, and equal to their plain form, or refused in one line, in a file as in a request."""
+    conversation = {"messages": messages}
+    if refusal(check_conversation, conversation):
+        assert refusal(by_request, messages)
+        return
+    turns = check_conversation(conversation)
+    assert check_conversation({"messages": plain_messages(conversation)}) == turns
+    ids = by_request(messages)
+    if any(span.is_trained for turn in turns for span in turn):
+        assert by_file(messages) == ids
+    else:
+        with pytest.raises(UserError, match="nothing to learn from"):
+            by_file(messages)

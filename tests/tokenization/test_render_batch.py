@@ -33,13 +33,17 @@ PARTS = st.lists(
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
-    """Conversations of any number of turns, with tool calls, with or without a system message or a last answer."""
+    """Conversations of any number of turns, with tool calls and weights, with or without a last answer."""
     if draw(st.integers(0, 4)) == 0:
         return {"text": draw(TEXTS)}
     contents: list[Any] = []
     for _ in range(draw(st.integers(1, 3))):
         contents += [draw(TEXTS), draw(TEXTS | PARTS)]
-    return talk(*contents[: len(contents) - draw(st.integers(0, 1))], system=draw(st.none() | TEXTS))
+    conversation = talk(*contents[: len(contents) - draw(st.integers(0, 1))], system=draw(st.none() | TEXTS))
+    for message in conversation["messages"]:
+        if message["role"] == "assistant" and draw(st.booleans()):
+            message["weight"] = draw(st.integers(0, 1))
+    return conversation
 
 
 def as_lists(rendered: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[list[int], list[int]]]:
