@@ -35,8 +35,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from nanochat.common import UserError
 from nanochat.data.prefetch_queue import PrefetchQueue
-from nanochat.data.shards import Split, open_split
+from nanochat.data.shards import Documents, Split, open_split
 from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime
 from nanochat.system.environment import num_usable_cores
@@ -92,6 +93,20 @@ def tokenize_documents(arrays: Iterable[Any], tokenizer: Tokenizer) -> Iterator[
             ids, offsets = tokenizer.encode_arrays(array[start:stop], NUM_TOKENIZER_THREADS)
             yield np.insert(ids, offsets[:-1], bos), offsets + np.arange(len(offsets))
             start = stop
+
+
+def read_cursor(values: dict[str, Any], num_documents: int) -> StreamCursor:
+    """Return the cursor that a checkpoint holds. Raises UserError if its numbers are impossible."""
+    for name, value in values.items():
+        if name not in StreamCursor.__dataclass_fields__ or type(value) is not int or value < 0:
+            raise UserError(f"the checkpoint's cursor has {name} = {value!r}: it is damaged; resume from another one")
+    cursor = StreamCursor(**values)
+    if cursor.document >= num_documents:
+        raise UserError(
+            f"the checkpoint's cursor is at document {cursor.document}, of {num_documents}: it is damaged, or of other "
+            "data; resume from another one"
+        )
+    return cursor
 
 
 class TokenStream:
@@ -225,7 +240,10 @@ def document_batches(
     `total_tokens`: tokens of the whole run, the unit of `progress`. `cursor`: the cursor of the batch before; None
     starts at the first document.
     """
-    stream = TokenStream(documents, tokenizer, StreamCursor(**(cursor or {})))
+    start = read_cursor(cursor or {}, len(documents))
+    if isinstance(documents, Documents):
+        documents.check_ahead(start.document)
+    stream = TokenStream(documents, tokenizer, start)
     return prefetch(token_batches(stream, runtime, batch_size, sequence_len, total_tokens), runtime.device)
 
 

@@ -11,13 +11,10 @@ shards in the order of the manifest, and the rows of each in their order.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,97 +22,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nanochat.common import UserError, base_dir, write_json_atomic
+from nanochat.common import UserError, print0
+from nanochat.data.arrow_text import is_text_type, to_text
+from nanochat.data.manifest import (
+    Manifest,
+    ShardInfo,
+    default_data_dir,
+    load_manifest,
+    missing_shards,
+    raise_if_link_leads_out,
+    read_manifest,
+)
+from nanochat.data.shard_checks import ShardChecks, file_sha256, is_checking_process
 
-FORMAT = 1
+__all__ = [
+    "Documents",
+    "Manifest",
+    "ShardInfo",
+    "Split",
+    "default_data_dir",
+    "file_sha256",
+    "iter_documents",
+    "load_manifest",
+    "missing_shards",
+    "open_split",
+    "read_manifest",
+    "read_shard_info",
+    "shard_paths",
+    "write_dataset",
+    "write_shard",
+    "write_shards",
+]
+
 ROW_GROUP_DOCUMENTS = 1024
 ROW_GROUP_CHARACTERS = 32_000_000  # a row group is read as a whole, so long documents make it end earlier
 
 Split = Literal["train", "val"]
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """Size and contents of a shard, as the manifest records them."""
-
-    documents: int  # number of rows
-    bytes: int  # size of the file
-    sha256: str  # of the file, in hexadecimal
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The data set of a folder. The fields are the keys of `manifest.json`."""
-
-    source: str  # "hub:OWNER/NAME" (Hugging Face hub), "storyworld" or "files:NAME"
-    train: tuple[str, ...]  # file names of the training shards, in order
-    validation: str  # file name of the validation shard
-    files: dict[str, ShardInfo]  # by file name, of all shards
-    recipe: dict[str, Any]  # fingerprint of the settings that determine the data; empty for a download
-
-    def hash(self) -> str:
-        """Return a SHA-256 of the names, order and contents of the shards, without source and recipe."""
-        names = (*self.train, self.validation)
-        contents = [(name, self.files[name].documents, self.files[name].sha256) for name in names]
-        return hashlib.sha256(json.dumps([FORMAT, contents]).encode()).hexdigest()
-
-    def save(self, data_dir: Path) -> None:
-        """Write `manifest.json`. From then on this is the data set of the folder."""
-        write_json_atomic(data_dir / "manifest.json", {"format": FORMAT, **asdict(self)})
-
-
-def default_data_dir() -> Path:
-    """Return the folder of the pretraining data: `$NANOCHAT_BASE_DIR/base_data`."""
-    return base_dir() / "base_data"
-
-
-def read_manifest(data_dir: Path) -> Manifest | None:
-    """Read the manifest of a folder, or return None if there is none. The shards are not checked.
-
-    Raises UserError for a file that is not a manifest, or one of another format.
-    """
-    path = data_dir / "manifest.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}, not {FORMAT}: make the data set again")
-        files = {name: ShardInfo(**facts) for name, facts in content["files"].items()}
-        names = (*content["train"], content["validation"])
-        if missing := [name for name in names if name not in files]:
-            raise KeyError(missing[0])
-        return Manifest(content["source"], tuple(content["train"]), content["validation"], files, content["recipe"])
-    except FileNotFoundError:
-        return None
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a data set's manifest ({error!r}): make the data set again") from error
-
-
-def load_manifest(data_dir: Path | None = None) -> Manifest:
-    """Read the manifest of a folder (default: `default_data_dir()`) and check that all of its shards are there.
-
-    Raises UserError if there is no data set or a shard is missing.
-    """
-    folder = data_dir or default_data_dir()
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(f"no data set in {folder}: make one, for example with python -m nanochat.dataset -n 8")
-    missing = missing_shards(manifest, folder)
-    if missing:
-        kind = "the validation shard" if manifest.validation in missing else "a training shard"
-        raise UserError(f"{folder / missing[-1]}, {kind}, is missing or cut short: make the data set again")
-    return manifest
-
-
-def missing_shards(manifest: Manifest, data_dir: Path) -> list[str]:
-    """Return the names of shards that are absent or do not have the recorded size; the validation shard comes last."""
-
-    def is_complete(name: str) -> bool:
-        path = data_dir / name
-        return path.is_file() and path.stat().st_size == manifest.files[name].bytes
-
-    return [name for name in (*manifest.train, manifest.validation) if not is_complete(name)]
 
 
 def shard_paths(split: Split, data_dir: Path | None = None) -> list[Path]:
@@ -129,11 +71,23 @@ def shard_paths(split: Split, data_dir: Path | None = None) -> list[Path]:
 
 
 def open_split(split: Split, data_dir: Path | None = None) -> Documents:
-    """Open the documents of a split. Raises UserError if there is no data set, or the split has no documents."""
-    documents = Documents(shard_paths(split, data_dir))
+    """Open the documents of a split. A shard is compared with its SHA-256 before its first document is read.
+
+    Raises UserError if there is no data set, or the split has no documents.
+    """
+    paths = shard_paths(split, data_dir)
+    folder = data_dir or default_data_dir()
+    infos = load_manifest(folder).files
+    checks = ShardChecks({path: infos[path.name].sha256 for path in paths}) if is_checking_process() else None
+    documents = Documents(paths, checks)
     if not len(documents):
-        folder = data_dir or default_data_dir()
         raise UserError(f"the {split} split in {folder} has no documents: make the data set again, from more text")
+    recorded = sum(infos[path.name].documents for path in paths)
+    if len(documents) != recorded:
+        raise UserError(
+            f"the {split} split in {folder} has {len(documents)} documents, in manifest.json {recorded}: make the data "
+            "set again, with --overwrite"
+        )
     return documents
 
 
@@ -145,10 +99,15 @@ def iter_documents(split: Split, data_dir: Path | None = None) -> Iterator[str]:
 class Documents:
     """The documents of several shards as one sequence, of which one row group at a time is in memory.
 
-    A null in the text column is an empty document, so that all methods agree on the index of a document.
+    A null in the text column is an empty document, so that all methods agree on the index of a document. Bytes that are
+    not UTF-8 become U+FFFD, with a notice for the first row group that has some.
+
+    `checks`: None reads the shards without comparing them with their SHA-256.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], checks: ShardChecks | None = None) -> None:
+        self._checks = checks
+        self._has_noticed = False
         self._groups: list[tuple[Path, int]] = []  # (shard, row group in it)
         self._starts = [0]  # index of the first document of each row group, and the number of all documents
         for path in paths:
@@ -160,6 +119,14 @@ class Documents:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    def check_ahead(self, start: int = 0) -> None:
+        """Check the SHA-256 of all shards in a thread, beginning with the shard of document `start`."""
+        if self._checks is None:
+            return
+        paths = list(dict.fromkeys(path for path, _ in self._groups))
+        first = paths.index(self._groups[bisect_right(self._starts, start) - 1][0])
+        self._checks.check_ahead([*paths[first:], *paths[:first]])
 
     def iter_texts(self, start: int = 0, step: int = 1) -> Iterator[str]:
         """Yield documents start, start + step, ... to the end.
@@ -192,14 +159,19 @@ class Documents:
     def _read(self, group: int) -> Any:
         """Read the documents of a row group as an Arrow column of strings."""
         path, number = self._groups[group]
-        with _open_shard(path) as shard:
-            try:
+        try:
+            if self._checks is not None:
+                self._checks.check(path)
+            with _open_shard(path) as shard:
                 column = shard.read_row_group(number, columns=["text"], use_threads=False).column("text")
-                if column.type not in (pa.string(), pa.large_string()):  # such as dictionary codes or binary
-                    column = column.cast(pa.large_string())
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from error
-        assert len(column) == self._starts[group + 1] - self._starts[group], f"{path} was replaced while it was read"
+            column, num_invalid = to_text(column)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+        if len(column) != self._starts[group + 1] - self._starts[group]:
+            raise UserError(f"{path} was replaced while it was read: start again when nothing writes to its folder")
+        if num_invalid and not self._has_noticed:
+            self._has_noticed = True
+            print0(f"notice: {path} has documents that are not UTF-8; their unreadable bytes became U+FFFD")
         return pc.fill_null(column, "") if column.null_count else column
 
 
@@ -273,15 +245,6 @@ def read_shard_info(path: Path) -> ShardInfo:
     return ShardInfo(num_documents, path.stat().st_size, file_sha256(path))
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's contents in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _row_groups(documents: Iterable[str]) -> Iterator[list[str]]:
     group: list[str] = []
     num_characters = 0
@@ -297,13 +260,18 @@ def _row_groups(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _open_shard(path: Path) -> pq.ParquetFile:
+    raise_if_link_leads_out(path)
     try:
         shard = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    if "text" not in shard.schema_arrow.names:
+    schema = shard.schema_arrow
+    if schema.names.count("text") != 1:
         shard.close()
-        raise UserError(f"{path} has no text column, only {', '.join(shard.schema_arrow.names) or 'none'}")
+        raise UserError(f"{path} has no text column, or several: {', '.join(schema.names[:20]) or 'none'}")
+    if not is_text_type(schema.field("text").type):
+        shard.close()
+        raise UserError(f"{path}: column 'text' holds {schema.field('text').type}, not text")
     return shard
 
 

@@ -36,7 +36,8 @@ BESIDE = {"serving": "engine", "export": "report"}
 # Modules that start at once: they import torch in functions only.
 WITHOUT_TORCH = {
     *("common", "configurator", "system", "tokenizer", "tokenization", "sandbox", "execution", "reporting", "report"),
-    *("dataset", "data.shards", "data.download", "data.import_text", "data.storyworld", "tasks"),
+    *("dataset", "data.shards", "data.manifest", "data.shard_checks", "data.arrow_text", "data.download"),
+    *("data.import_text", "data.storyworld", "tasks"),
     *("serving.chat_request", "eval.core_bundle"),
 }
 

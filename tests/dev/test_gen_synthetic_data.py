@@ -40,7 +40,8 @@ def test_the_file_is_what_the_identity_task_reads(base_dir: Path) -> None:
 @pytest.mark.parametrize(("source", "kind"), [("storyworld", "world"), ("my/folder", "web"), (None, "world")])
 def test_abilities_follow_the_base_data(source: str | None, kind: str, base_dir: Path) -> None:
     if source:
-        Manifest(source, (), "v", {"v": ShardInfo(1, 1, "")}, {}).save(base_dir / "base_data")
+        files = {name: ShardInfo(1, 1, "0" * 64) for name in ("t.parquet", "v.parquet")}
+        Manifest(source, ("t.parquet",), "v.parquet", files, {}).save(base_dir / "base_data")
     assert detect_data_kind(if_none="world") == kind
     assert detect_data_kind() == (kind if source else "web")
     assert read_conversations(main(Config(num=20))) == generate_conversations(20, kind)
