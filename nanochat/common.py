@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanochat.system.console import print0
+from nanochat.system.console import command, print0, run_without_output, visible
 from nanochat.system.errors import StoppedBySignal, UserError, as_user_error, find_fault_of_file, find_lost_process
 from nanochat.system.files import (
     as_write_error,
@@ -33,11 +33,14 @@ __all__ = [
     "check_file_writable",
     "check_name",
     "check_writable",
+    "command",
     "compute_init",
     "expand_path",
     "find_fault_of_file",
     "find_lost_process",
     "print0",
+    "run_without_output",
+    "visible",
     "write_json_atomic",
     "write_json_cache",
     "write_text_atomic",

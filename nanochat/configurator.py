@@ -21,8 +21,6 @@ import argparse
 import dataclasses
 import difflib
 import math
-import os
-import signal
 import sys
 import types
 import typing
@@ -31,15 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanochat.common import (
-    StoppedBySignal,
-    UserError,
-    check_name,
-    expand_path,
-    find_fault_of_file,
-    find_lost_process,
-    print0,
-)
+from nanochat.common import UserError, check_name, command, expand_path, print0
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -195,34 +185,9 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
 
 
 def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = None) -> None:
-    """Run a script: read its config and call `main(config)`.
-
-    A UserError becomes one line on stderr and exit code 2, and so does an error of the file system that the user has to
-    mend, as a full disk (`find_fault_of_file`). A run ended by a signal exits with 128 + the signal, as a shell reports
-    it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on. A process that has lost
-    another one of its run says so in one line, with exit code 1.
-    """
-    try:
+    """Run a script: read its config and call `main(config)`. Errors and signals end it as `command` describes."""
+    with command(_resume_hint(config_class)):
         main(parse(config_class, None, doc))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except StoppedBySignal as stopped:
-        print0(stopped)
-        raise SystemExit(stopped.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        raise SystemExit(128 + signal.SIGINT) from None
-    except Exception as error:
-        if fault := find_fault_of_file(error):
-            print(f"error: {fault}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from None
-        message = find_lost_process(error)
-        if message is None:
-            raise
-        sys.stdout.flush()
-        print(f"error: {message}. {_resume_hint(config_class)}", file=sys.stderr, flush=True)
-        os._exit(1)  # torch would first wait for the collectives that are still pending
 
 
 def _resume_hint(config_class: type[Any]) -> str:

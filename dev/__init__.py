@@ -1,0 +1,3 @@
+"""Developers' tools, one a file or folder."""
+
+import nanochat  # noqa: F401  # first of all imports: it prepares the streams and Ctrl-C of a command
