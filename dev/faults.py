@@ -53,6 +53,7 @@ class Config(Settings):
     out: str = setting("", "file for the outcomes, a line of JSON each (default: none)")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = sorted({*self.kinds.split(",")} - {*COUNTS})
         if unknown:
             raise UserError(f"kinds={self.kinds!r}: no kind {', '.join(unknown)}: choose from {', '.join(COUNTS)}")

@@ -66,7 +66,8 @@ def run(count: int, seed: int, folder: Path, names: tuple[str, ...] = tuple(STAG
 def disturb(world: World, number: int, kill: Kill) -> list[Outcome]:
     """Run a stage that gets signals until it is done. Return an outcome for each signal that met a running process."""
     base = world.copy(kill.stage, f"kill-{number}")
-    expected, seconds = (part[kill.stage.name, kill.processes] for part in (world.expected, world.seconds))
+    expected = world.expected[kill.stage.name, kill.processes]
+    seconds = world.seconds[kill.stage.name, kill.processes]
     kind = f"{kill.signal_name}, {'one process' if kill.processes == 1 else 'two processes'}"
     problem: tuple[str, str] | None = None
     hits = 0

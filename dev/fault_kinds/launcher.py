@@ -225,7 +225,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # as the interpreter does
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     sys.exit(code)  # joins threads and flushes, as at the end of a program
 
 

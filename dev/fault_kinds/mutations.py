@@ -196,8 +196,8 @@ def write_bundle(folder: Path) -> None:
     data.mkdir(parents=True)
     example = {"query": "Is it red?", "choices": ["yes", "not at all"], "gold": 1}
     (data / "choice.jsonl").write_text("".join(json.dumps(example) + "\n" for _ in range(6)), encoding="utf-8")
-    task = "icl_tasks:\n- label: choice\n  dataset_uri: choice.jsonl\n  num_fewshot: [1]\n  icl_task_type: multiple_choice\n"
-    (folder / "core.yaml").write_text(task, encoding="utf-8")
+    task = "- label: choice\n  dataset_uri: choice.jsonl\n  num_fewshot: [1]\n  icl_task_type: multiple_choice\n"
+    (folder / "core.yaml").write_text(f"icl_tasks:\n{task}", encoding="utf-8")
     (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nchoice,50\n", encoding="utf-8")
 
 
