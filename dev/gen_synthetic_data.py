@@ -25,7 +25,7 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
-from nanochat.common import UserError, base_dir, print0, write_text_atomic
+from nanochat.common import UserError, base_dir, check_file_writable, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.tokenization.chat_format import Conversation
 from tasks.customjson import parse_conversation
@@ -66,11 +66,12 @@ class Config(Settings):
 
 def main(config: Config) -> Path:
     """Write the file and return its path."""
+    out = config.out or base_dir() / FILE_NAME
+    check_file_writable(out)
     kind = detect_data_kind(if_none="world") if config.kind == "auto" else config.kind
     conversations = generate_conversations(config.num, kind, config.seed)
     if config.endpoint:
         conversations = rephrase_all(config, conversations)
-    out = config.out or base_dir() / FILE_NAME
     lines = [json.dumps(conversation["messages"], ensure_ascii=False) + "\n" for conversation in conversations]
     write_text_atomic(out, "".join(lines))
     print0(f"{out}: {len(lines):,} conversations")

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import UserError, base_dir, print0, write_text_atomic
+from nanochat.common import UserError, base_dir, check_file_writable, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data.shards import iter_documents
 from tasks.words import FILE_NAME, WORD_LENGTHS
@@ -32,6 +32,8 @@ class Config(Settings):
 
 def main(config: Config) -> Path:
     """Write the list, the most frequent word first, and return its path."""
+    out = config.out or base_dir() / FILE_NAME
+    check_file_writable(out)
     counts: Counter[str] = Counter()
     chars_left = config.max_chars
     for document in iter_documents("train"):
@@ -42,7 +44,6 @@ def main(config: Config) -> Path:
     words = [word for word, count in counts.most_common(config.num) if count >= config.min_count]
     if not words:
         raise UserError(f"min_count is {config.min_count}: no word occurs {config.min_count} times in the base data")
-    out = config.out or base_dir() / FILE_NAME
     write_text_atomic(out, "\n".join(words) + "\n")
     print0(f"{out}: {len(words):,} words")
     return out

@@ -19,6 +19,7 @@ from nanochat.system.files import (
     write_json_atomic,
     write_json_cache,
     write_text_atomic,
+    written_atomically,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "write_json_atomic",
     "write_json_cache",
     "write_text_atomic",
+    "written_atomically",
 ]
 
 

@@ -103,6 +103,7 @@ class Config(Settings):
 def main(config: Config) -> None:
     """Prepare the data set, print its size, and write its section of the report."""
     start = time.monotonic()
+    report.check_results_writable("dataset")
     manifest = prepare(config)
     num_train = sum(manifest.files[name].documents for name in manifest.train)
     num_validation = manifest.files[manifest.validation].documents

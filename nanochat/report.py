@@ -19,13 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError, base_dir, print0, write_text_atomic
+from nanochat.common import UserError, base_dir, check_file_writable, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.reporting.accuracy_tables import accuracies_by_task, accuracy_lines, accuracy_tables
 from nanochat.reporting.markdown import escape, fence, format_duration, format_number, format_table, wrap_text
-from nanochat.reporting.schema import STAGES, Section, is_accuracy, log_section, read_sections, stage_of
+from nanochat.reporting.schema import (
+    STAGES,
+    Section,
+    check_results_writable,
+    is_accuracy,
+    log_section,
+    read_sections,
+    stage_of,
+)
 
-__all__ = ["Report", "get_report", "log_section", "main", "read_sections", "render"]
+__all__ = ["Report", "check_results_writable", "get_report", "log_section", "main", "read_sections", "render"]
 
 _ACCURACIES_PNG = "accuracies.png"  # no section has this name
 _WIDTH = 100  # columns of text, in the report and at the terminal
@@ -46,6 +54,7 @@ def render(base: Path | None = None) -> Path:
         print0(f"report: {problem}")
     if not sections:
         raise UserError(f"nothing to report in {folder}: run a script first, for example python -m nanochat.dataset")
+    check_file_writable(folder / "report.md")
     blocks = ["# nanochat report", *_summary(sections), *_environment(sections)]
     blocks += [f"> {escape(problem)}" for problem in problems]
     pictures = {name: f"{name}.png" for name, section in sections.items() if section.get("curves")}

@@ -40,7 +40,7 @@ from nanochat.eval.core_tables import (
 )
 from nanochat.eval.eval_model import EvalModel
 from nanochat.eval.task_result import TaskResult
-from nanochat.report import log_section
+from nanochat.report import check_results_writable, log_section
 from nanochat.runtime import Runtime
 
 
@@ -88,9 +88,21 @@ def evaluate_on_task(task: CoreTask, model: EvalModel, config: Config, runtime: 
     return evaluate_task(task, model.scorer, model.tokenizer, model.context_len, runtime, max_examples, config.seed)
 
 
+def section_name(config: Config) -> str:
+    """Return the name of the report's section. Models of transformers have no stage."""
+    if config.compare is not None:
+        return "core_compare"
+    return "base_eval" if config.hf_path is None else "hf_eval"
+
+
+def csv_path(name: str) -> Path:
+    """Return the path of a table in the base folder."""
+    return base_dir() / "base_eval" / f"{name}.csv"
+
+
 def write_csv(name: str, content: str) -> None:
     """Write a table to the base folder."""
-    path = base_dir() / "base_eval" / f"{name}.csv"
+    path = csv_path(name)
     write_text_atomic(path, content)
     print0(f"Wrote {path}")
 
@@ -98,6 +110,7 @@ def write_csv(name: str, content: str) -> None:
 def evaluate(model: EvalModel, bundle: Bundle, config: Config, runtime: Runtime) -> list[TaskResult]:
     """Score a model, print the table, write it as CSV and into the report."""
     start = time.monotonic()
+    check_results_writable(section_name(config), csv_path(model.file_name))
     results = []
     print0(RESULT_HEADER)
     for task in bundle.tasks:
@@ -118,7 +131,7 @@ def evaluate(model: EvalModel, bundle: Bundle, config: Config, runtime: Runtime)
     scores = {name: score.metric, f"{name}: standard error": score.standard_error}
     scores[f"{name} of guessing alone"] = score.guessing
     log_section(
-        "base_eval" if is_checkpoint else "hf_eval",  # models of transformers have no stage
+        section_name(config),
         {
             "title": "Evaluation of the base model" if is_checkpoint else f"Evaluation of {model.name}",
             "model": "base" if is_checkpoint else None,
@@ -140,6 +153,8 @@ def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime:
     Returns the results of A, then those of B.
     """
     start = time.monotonic()
+    table_name = f"compare_{a.file_name}_{b.file_name}"
+    check_results_writable(section_name(config), csv_path(table_name))
     results_a: list[TaskResult] = []
     results_b: list[TaskResult] = []
     print0(f"A is {a.name}, B is {b.name}", COMPARISON_HEADER, sep="\n")
@@ -155,10 +170,10 @@ def compare(a: EvalModel, b: EvalModel, bundle: Bundle, config: Config, runtime:
     for note in notes:
         print0(note)
     if runtime.is_main:
-        write_csv(f"compare_{a.file_name}_{b.file_name}", comparison_csv(results_a, results_b, name))
+        write_csv(table_name, comparison_csv(results_a, results_b, name))
     gains = {before.name: task_gain(before, after) for before, after in zip(results_a, results_b, strict=True)}
     log_section(
-        "core_compare",
+        section_name(config),
         {
             "title": f"{a.name} (A) and {b.name} (B): accuracy of B - A",
             "settings": config,
@@ -196,6 +211,7 @@ def main(config: Config) -> list[TaskResult]:
     if config.download_only:
         fetch_bundle(config)
         return []
+    check_results_writable(section_name(config))
     runtime = Runtime.start(config.seed, config.device)
     results: list[TaskResult] = []
     if path := fetch_bundle(config, runtime):

@@ -28,7 +28,7 @@ from nanochat.eval import hf_causal
 from nanochat.eval.hf_scorer import hf_bits_per_byte
 from nanochat.eval.samples import generate_samples, sample_prompts
 from nanochat.loss_eval import bits_per_byte
-from nanochat.report import log_section
+from nanochat.report import check_results_writable, log_section
 from nanochat.reporting.schema import Metric, proportion
 from nanochat.runtime import Runtime
 from nanochat.training.batch_size import evaluation_rows
@@ -159,6 +159,7 @@ def generate_and_check_samples(
 def main(config: Config) -> dict[str, Any]:
     """Measure a model, write the report's section, and return its metrics."""
     start = time.monotonic()
+    check_results_writable("base_loss" if config.hf_path is None else "hf_loss")
     runtime = Runtime.start(config.seed, config.device)
     model = (
         load_checkpoint(config, runtime) if config.hf_path is None else load_from_hf(config.hf_path, config, runtime)

@@ -26,6 +26,7 @@ from nanochat.dataloader import document_batches
 from nanochat.eval.samples import sample_prompts
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.fp8 import check_fp8_sizes
+from nanochat.report import check_results_writable
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, train
@@ -124,6 +125,7 @@ def main(config: Config) -> LoopState:
     documents = open_split("train")
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
+    check_results_writable("base_train")
     config = resume_after_restart(config, folder)
     checkpoint = checkpoint_to_resume(folder, tokenizer, manifest.hash(), shape, config)
 

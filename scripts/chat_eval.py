@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nanochat.checkpoint_manager import CHECKPOINT_DIRS, default_tag, load_model
@@ -21,7 +22,7 @@ from nanochat.engine import Engine
 from nanochat.eval.task_eval import CHAT_CORE, chat_core, evaluate_chat_task
 from nanochat.eval.task_result import TaskResult
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.report import log_section
+from nanochat.report import check_results_writable, log_section
 from nanochat.reporting.markdown import format_duration
 from nanochat.runtime import Runtime
 from nanochat.serving.chat_session import generate_reply, to_content
@@ -160,6 +161,11 @@ def cut_prompt_notes(results: list[TaskResult]) -> list[str]:
     ]
 
 
+def answers_path(source: str, tag: str) -> Path:
+    """Return the path of the file with the result of each problem."""
+    return base_dir() / "chat_eval" / f"{source}_{tag}.json"
+
+
 def write_results(config: Config, tag: str, step: int, results: list[TaskResult], **section: Any) -> None:
     """Write the section of the report, and the file with the result of each problem."""
     core_name, core_metric = chat_core(results)
@@ -183,15 +189,16 @@ def write_results(config: Config, tag: str, step: int, results: list[TaskResult]
             **section,
         },
     )
-    write_json_atomic(base_dir() / "chat_eval" / f"{config.source}_{tag}.json", answers)
+    write_json_atomic(answers_path(config.source, tag), answers)
 
 
 def main(config: Config) -> list[TaskResult]:
     """Evaluate, print the table, and write the report's section and the result of each problem."""
     start = time.monotonic()
     tasks = {name: open_task(name) for name in choose_tasks(config)}  # missing data fails before a model is loaded
-    runtime = Runtime.start(config.seed, config.device)
     tag = config.model_tag or default_tag(config.source)
+    check_results_writable(f"chat_eval_{config.source}", answers_path(config.source, tag))
+    runtime = Runtime.start(config.seed, config.device)
     model, tokenizer, meta = load_model(config.source, runtime, model_tag=tag, step=config.step)
     runtime = replace(runtime, compute_dtype=model.compute_dtype)
     engine = Engine(model, tokenizer)

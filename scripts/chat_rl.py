@@ -22,6 +22,7 @@ from nanochat.configurator import cli, setting
 from nanochat.engine import Engine
 from nanochat.eval.pass_at_k import evaluate_pass_at_k
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.report import check_results_writable
 from nanochat.rl.log import RLLog
 from nanochat.rl.loop import reinforce
 from nanochat.rl.prompts import PromptSampler, load_prompts, parse_task_weights
@@ -119,6 +120,7 @@ def main(config: Config) -> LoopState:
     tokenizer = get_tokenizer()
     config = resume_stage_after_restart("rl", config)
     origin = starting_checkpoint("rl", config, tokenizer)
+    check_results_writable("chat_rl")
     prompts, held_out = load_prompts(config.tasks, tokenizer, config.seed, config.eval_examples)
     sequence_len = origin.meta["model_config"]["sequence_len"]
     sft_mix = load_sft_mix(config.sft_examples_per_step, config.mixture, config.seed, tokenizer, sequence_len)

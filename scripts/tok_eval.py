@@ -14,7 +14,7 @@ import tiktoken
 from nanochat.common import print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import iter_documents
-from nanochat.report import log_section
+from nanochat.report import check_results_writable, log_section
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 PEERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
@@ -73,6 +73,7 @@ class Config(Settings):
 def main(config: Config) -> dict[str, dict[str, float]]:
     """Print and report bytes per token; return them as kind of text -> tokenizer -> ratio."""
     tokenizer = get_tokenizer()
+    check_results_writable("tok_eval")
     encoders: dict[str, Tokenizer | tiktoken.Encoding] = {"nanochat": tokenizer}
     notes = []
     for name, encoding_name in PEERS.items() if config.peers else ():

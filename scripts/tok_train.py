@@ -21,9 +21,9 @@ from tqdm import tqdm
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import open_split
-from nanochat.report import log_section
+from nanochat.report import check_results_writable, log_section
 from nanochat.tokenization.encoders import iter_strings
-from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, trainable_tokenizer_class
+from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, TOKENIZER_FILE, Tokenizer, trainable_tokenizer_class
 
 # Text that tokenizers are known to get wrong: encoded and decoded again after training.
 _TRICKY_TEXT = """Numbers: 1, 12, 123, 1234567. It's, WE'LL, they'Ve; o'clock.\tTabs\t and   spaces \r\n\r\n  and lines.
@@ -45,6 +45,8 @@ class Config(Settings):
 def main(config: Config) -> Tokenizer:
     """Train the tokenizer, check that it loses no text, save it, and write its section of the report."""
     start = time.perf_counter()
+    tokenizer_dir = base_dir() / "tokenizer"
+    check_results_writable("tok_train", tokenizer_dir / TOKENIZER_FILE)
     tokenizer_class = trainable_tokenizer_class()
     with TrainingProgressBar(config.vocab_size - MIN_VOCAB_SIZE) as progress_bar:
         texts = cap_documents(open_split("train").iter_arrays(), config.max_chars, config.doc_cap)
@@ -55,7 +57,6 @@ def main(config: Config) -> Tokenizer:
     seconds = time.perf_counter() - start
     _check_round_trip(tokenizer, config)
 
-    tokenizer_dir = base_dir() / "tokenizer"
     tokenizer.save(tokenizer_dir)
     vocab_size = tokenizer.get_vocab_size()
     notes = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanochat.common import written_atomically
 from nanochat.reporting.accuracy_tables import Accuracy
 from nanochat.reporting.schema import STAGES, Curve
 
@@ -93,14 +93,12 @@ def _draw_task(axes: Axes, by_stage: Mapping[str, Accuracy], stages: Sequence[st
 
 def _save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with warnings.catch_warnings():
+    with written_atomically(path) as temporary, warnings.catch_warnings():
         # A box in place of a missing letter, or letters that are not joined, are acceptable.
         warnings.filterwarnings(
             "ignore", message=r"Glyph .* missing|.* does not support .* natively", category=UserWarning
         )
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
-    os.replace(temporary, path)
 
 
 def _draw_panel(axes: Axes, members: Mapping[str, Curve], xlabel: str, ylabel: str) -> None:

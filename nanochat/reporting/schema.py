@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from nanochat.common import UserError, base_dir, write_json_atomic
+from nanochat.common import UserError, base_dir, check_file_writable, write_json_atomic
 from nanochat.system import environment
 from nanochat.tokenization.chat_format import render_turns
 
@@ -89,14 +89,28 @@ _KEY_TYPES: dict[str, Any] = {
 }
 
 
+def check_results_writable(section: str, *files: Path) -> None:
+    """Try the places of a section and of other files that a script will write. Only rank 0 tries them.
+
+    Every script calls it before its work: a result without a place would be lost. Raises `UserError`.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        for path in (_section_path(section), *files):
+            check_file_writable(path)
+
+
+def _section_path(name: str) -> Path:
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"the section's name is {name!r}: must have lower-case letters, digits and underscores only")
+    return base_dir() / "report" / f"{name}.json"
+
+
 def log_section(name: str, section: Mapping[str, Any]) -> Path:
     """Write a `Section` to `report/<name>.json`, atomically, in place of an earlier one. Only rank 0 writes.
 
     Adds the time (UTC) and the environment. Returns the path. Raises ValueError if the section violates the schema.
     """
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"the section's name is {name!r}: must have lower-case letters, digits and underscores only")
-    path = base_dir() / "report" / f"{name}.json"
+    path = _section_path(name)
     if os.environ.get("RANK", "0") != "0":
         return path
     present = {key: value for key, value in section.items() if value is not None}

@@ -14,12 +14,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from nanochat.system.console import print0
 from nanochat.system.files import base_dir, write_json_cache
@@ -98,12 +99,20 @@ def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
     """Return the results stored by earlier processes; none if the file is absent, damaged, or of an older version."""
     try:
         probes = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            key: {"speedup": probe["speedup"], "decode_speedup": probe["decode_speedup"], "isa": probe["isa"]}
-            for key, probe in probes.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {key: _checked(probe) for key, probe in probes.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _checked(probe: dict[str, Any]) -> Bf16Probe:
+    """Return a stored result. Raises TypeError or KeyError for what is none."""
+    speedup, decode_speedup, isa = probe["speedup"], probe["decode_speedup"], probe["isa"]
+    for value in (speedup, decode_speedup):
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise TypeError(f"{value!r} is no speed-up")
+    if not (isinstance(isa, str) and isa.isprintable()):  # it becomes an environment variable
+        raise TypeError(f"{isa!r} is no limit of the instruction set")
+    return {"speedup": speedup, "decode_speedup": decode_speedup, "isa": isa}
 
 
 def measure_bf16_speedup() -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,16 +98,18 @@ def as_write_error(path: Path, remedy: str = OTHER_FOLDER) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and error_number(error) is None:
             raise
-        in_the_way = getattr(error, "filename", None)  # as a file in the place of a folder above `path`
-        is_other = isinstance(in_the_way, str) and Path(in_the_way) in path.parents
-        place = f"{path} ({in_the_way})" if is_other else str(path)
-        raise UserError(f"cannot write {place}: {reason_and_remedy(error, remedy)}") from error
+        reason = reason_and_remedy(error, remedy)
+        with suppress(OSError):
+            if in_the_way := next((above for above in path.parents if above.exists() and not above.is_dir()), None):
+                reason = f"{in_the_way} is a file, where a folder is needed: remove it, or {remedy}"
+        raise UserError(f"cannot write {path}: {reason}") from error
 
 
 def check_writable(folder: Path, remedy: str = OTHER_FOLDER) -> None:
-    """Create a folder that results will go to, and try a file there. Raises `UserError` if that is impossible.
+    """Try a file in a folder that results will go to. Raises `UserError` if that, or the folder, is impossible.
 
-    Call it before the work: a place that cannot be written to should not be found when the result is there.
+    Call it before the work: a place that cannot be written to should not be found when the result is there. Leaves
+    nothing: a folder that is not there yet is not there afterwards either.
     """
     _try_file(folder, folder / f".writable.{os.getpid()}.tmp", remedy)
 
@@ -128,11 +131,37 @@ def _refuse_other_kinds(path: Path) -> None:
 
 def _try_file(place: Path, trial: Path, remedy: str) -> None:
     with as_write_error(place, remedy):
-        trial.parent.mkdir(parents=True, exist_ok=True)
-        with _removed_on_failure(trial), open(trial, "wb") as file:
-            file.write(b"\0" * 4096)  # a full disk may still have room for a name
-            file.flush()
-        trial.unlink()
+        missing = [folder for folder in trial.parents if not os.path.lexists(folder)]
+        made = None
+        if missing:  # they are tried below a folder of another name, so that another process never sees them go
+            above = missing[-1].parent
+            made = above / f".writable.{os.getpid()}.tmp"
+            trial = made / trial.relative_to(above)
+        try:
+            trial.parent.mkdir(parents=True, exist_ok=True)
+            with open(trial, "wb") as file:
+                file.write(b"\0" * 4096)  # a full disk may still have room for a name
+                file.flush()
+        finally:
+            with suppress(OSError):
+                trial.unlink()
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Context that gives the name of a temporary file, which the body writes, and then renames it to `path`.
+
+    Raises `UserError` if it cannot be written; nothing is left of it then, and `path` keeps its old content.
+    """
+    with as_write_error(path):
+        _refuse_other_kinds(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        with _removed_on_failure(temporary):
+            yield temporary
+            os.replace(temporary, path)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -140,17 +169,14 @@ def write_text_atomic(path: Path, text: str) -> None:
 
     Raises `UserError` if it cannot be written; nothing is left of it then.
     """
-    with as_write_error(path):
-        _refuse_other_kinds(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        with _removed_on_failure(temporary):
-            # A path or a model's text can hold what UTF-8 cannot. In JSON the backslash makes a valid escape of it.
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+    # A path or a model's text can hold what UTF-8 cannot. In JSON the backslash makes a valid escape of it.
+    with (
+        written_atomically(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json_atomic(path: Path, value: object) -> None:

@@ -18,7 +18,7 @@ from nanochat.data.packing import conversation_batches, conversation_eval_rows, 
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.loss_eval import Forward, sum_nats
-from nanochat.report import log_section
+from nanochat.report import check_results_writable, log_section
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
@@ -80,6 +80,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     tokenizer = get_tokenizer()
     config = resume_stage_after_restart(stage.name, config)
     origin = starting_checkpoint(stage.name, config, tokenizer)
+    check_results_writable(stage.script)
     config = resolve_settings(config, origin)
     data = load_data(stage, config)
     data_hash = data.hash(tokenizer)

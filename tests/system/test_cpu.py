@@ -148,6 +148,41 @@ def test_results_are_stored_by_processor(
 OF_AN_OLDER_VERSION = '{"x": {"speedup": 2.0, "isa": ""}}'
 
 
+WRONG_TYPES = [
+    '{"x": {"speedup": "2", "decode_speedup": 2.0, "isa": ""}}',
+    '{"x": {"speedup": 2.0, "decode_speedup": NaN, "isa": ""}}',
+    '{"x": {"speedup": 2.0, "decode_speedup": true, "isa": ""}}',
+    '{"x": {"speedup": 2.0, "decode_speedup": 2.0, "isa": 1}}',
+    '{"x": {"speedup": 2.0, "decode_speedup": 2.0, "isa": "a\\u0000"}}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("content", WRONG_TYPES)
+def test_a_stored_result_of_a_wrong_type_is_not_used(base_dir: Path, content: str) -> None:
+    (base_dir / "cpu.json").write_text(content, encoding="utf-8")
+    assert cpu.read_cached_probes(base_dir / "cpu.json") == {}
+
+
+def test_a_result_that_cannot_be_stored_is_used(
+    machine: Callable[[Outcome], Processor],
+    base_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a disk that is full or read-only: one line, and the measurement."""
+    processor = machine(broken_amx)
+    (base_dir / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir / "file" / "below"))
+    assert cpu.measure_bf16_speedup() == 1.5
+    assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["Trying", "NOTICE:"]
+    monkeypatch.delenv(ISA_VARIABLE)
+    assert cpu.measure_bf16_speedup() == 1.5  # measured again
+    assert len(processor.limits) == 4
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"x": 3}', '{"x": {}}', "\x00", OF_AN_OLDER_VERSION])
 def test_a_damaged_file_is_replaced(machine: Callable[[Outcome], Processor], base_dir: Path, content: str) -> None:
     processor = machine(lambda _: 2.0)

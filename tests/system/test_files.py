@@ -176,7 +176,7 @@ def a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 Place = Callable[[Path, pytest.MonkeyPatch], Path]
 PLACES = [
-    (a_file_in_the_way, "Not a directory"),
+    (a_file_in_the_way, "is a file, where a folder is needed: remove it, or set"),
     (a_name_too_long, "File name too long: choose a shorter name"),
     (a_full_disk, "No space left on device: free some space"),
     (a_read_only_disk, "Read-only file system: set NANOCHAT_BASE_DIR"),
@@ -209,10 +209,15 @@ def test_a_place_that_cannot_be_written_to(
 def test_a_place_that_can_be_written_to(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b")
     check_file_writable(tmp_path / "c" / "d.txt")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == [], "nothing is left, so a command that fails later has made nothing"
+    (tmp_path / "c").mkdir()
     (tmp_path / "c" / "d.txt").write_text("old", encoding="utf-8")
     check_file_writable(tmp_path / "c" / "d.txt")
     assert (tmp_path / "c" / "d.txt").read_text(encoding="utf-8") == "old"
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="link"):
+        check_writable(tmp_path / "link")
+    assert sorted(os.listdir(tmp_path)) == ["c", "link"]
 
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
