@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
@@ -62,6 +63,20 @@ class Config(Settings):
         super().__post_init__()
         if (self.endpoint is None) != (self.model is None):
             raise UserError(f"endpoint is {self.endpoint}, model is {self.model}: set both or neither")
+        if self.endpoint and self.key and not is_safe_address(self.endpoint):
+            raise UserError(
+                f"endpoint is {self.endpoint}: the key in {self.key_env} is sent over https only, or to this machine; "
+                f"use https, or --key_env=NONE to send no key"
+            )
+        if self.key and not re.fullmatch(r"[!-~]+", self.key):
+            raise UserError(
+                f"{self.key_env} has a space, a line break or a letter beyond ASCII in it: set it to the key alone"
+            )
+
+    @property
+    def key(self) -> str:
+        """The key for the server, or an empty text."""
+        return os.environ.get(self.key_env, "").strip()
 
 
 def main(config: Config) -> Path:
@@ -117,15 +132,33 @@ def _rephrase(config: Config, conversation: Conversation) -> Conversation:
     raise AssertionError("the last attempt returns or raises")
 
 
+def is_safe_address(url: str) -> bool:
+    """Return True if a key may be sent to an address: over https, or to this machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
+
+
+def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Add none: without this, requests takes those of ~/.netrc in place of the key."""
+    return request
+
+
 def _request_reply(config: Config, prompt: str) -> str:
-    key = os.environ.get(config.key_env)
+    key = config.key
     response = requests.post(
         f"{config.endpoint}".rstrip("/") + "/chat/completions",
         json={"model": config.model, "messages": [{"role": "user", "content": prompt}], "temperature": 1.0},
         headers={"Authorization": f"Bearer {key}"} if key else {},
+        auth=_no_credentials,
+        allow_redirects=False,  # the key is for this address alone
         timeout=config.timeout,
     )
     response.raise_for_status()
+    if response.is_redirect:
+        raise UserError(f"the server redirects to {response.headers['Location'][:200]!r}: name the new address")
     try:
         content: Any = response.json()["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError) as error:

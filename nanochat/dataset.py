@@ -32,7 +32,7 @@ from tqdm import tqdm
 from nanochat import report
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.data.download import download_all, hub_address
+from nanochat.data.download import download_all
 from nanochat.data.import_text import TextFiles
 from nanochat.data.shards import (
     Documents,
@@ -49,6 +49,7 @@ from nanochat.data.shards import (
     write_dataset,
     write_shards,
 )
+from nanochat.system.credentials import hub_address
 
 __all__ = [
     "Documents",

@@ -38,6 +38,7 @@ from nanochat.export.hf_model import model_card, special_token_ids, to_hf_config
 from nanochat.export.hf_tokenizer import to_hf_tokenizer, to_hf_tokenizer_config
 from nanochat.gpt import GPTConfig
 from nanochat.reporting.schema import read_sections
+from nanochat.system.credentials import hub_address, is_on_hub
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
 
@@ -117,6 +118,10 @@ def write_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, sour
 
 def push_to_hub(folder: Path, repository: str) -> None:
     """Upload a folder to the hub, with the token of `hf auth login` or `$HF_TOKEN`. Raises UserError if it fails."""
+    if not is_on_hub(hub_address()):
+        raise UserError(
+            f"HF_ENDPOINT is {hub_address()}: a token is sent over https only; the export in {folder} is complete"
+        )
     from huggingface_hub import HfApi
 
     api = HfApi()

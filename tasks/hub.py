@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
+from nanochat.system.credentials import hub_address, protect_hub_token
 from tasks.common import Task
 
 HUB_TIMEOUT = 5  # seconds to wait for a connection to the hub
@@ -92,6 +93,7 @@ def _load_from_hub(repo_id: str, subset: str, split: str, mirror: str | None) ->
     if not _is_hub_reachable():
         # Offline, `datasets` would retry for 40 seconds; with this it loads its cache at once, or fails.
         os.environ["HF_HUB_OFFLINE"] = "1"
+    protect_hub_token()
     try:
         import datasets
 
@@ -110,10 +112,11 @@ def _is_hub_reachable() -> bool:
     """Return True if the hub's host accepts a connection, or if a proxy is set, which may reach it."""
     if urllib.request.getproxies():
         return True
-    address = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT).close()
-    except OSError:
+        address = urllib.parse.urlsplit(hub_address())
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT).close()
+    except (OSError, ValueError):  # ValueError: the address is no URL
         return False
     return True
 

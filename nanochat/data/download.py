@@ -14,14 +14,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import requests
 from filelock import FileLock
+from requests.auth import AuthBase, HTTPBasicAuth
+from requests.utils import get_auth_from_url
 from tqdm import tqdm
 
 from nanochat.common import UserError, print0
 from nanochat.data.shards import file_sha256
+from nanochat.system.credentials import has_password, hub_address, hub_token, is_on_hub
 
 T = TypeVar("T")
 
@@ -31,6 +33,33 @@ FIRST_WAIT_SECONDS = 1.0  # before the second attempt; doubles with each attempt
 MAX_WAIT_SECONDS = 60.0
 _BLOCK_BYTES = 1 << 16
 _TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+
+
+class _Auth(AuthBase):
+    """The credentials of a request: the hub's token for the hub, else user and password of its own address.
+
+    requests would otherwise take those of ~/.netrc, and send them over plain http too.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.user, self.password = get_auth_from_url(url)
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if token := hub_token(str(request.url)):
+            request.headers["Authorization"] = f"Bearer {token}"
+        elif self.user or self.password:
+            HTTPBasicAuth(self.user, self.password)(request)
+        return request
+
+
+class _Session(requests.Session):
+    """A session that sends no credentials where it is redirected to, except from the hub to the hub."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Replace the credentials for a redirect."""
+        prepared_request.headers.pop("Authorization", None)
+        if is_on_hub(str(response.url)) and (token := hub_token(str(prepared_request.url))):
+            prepared_request.headers["Authorization"] = f"Bearer {token}"
 
 
 class _Retry(Exception):
@@ -53,6 +82,8 @@ def download(
     A lock lets one process at a time download the same file. Raises UserError if the server does not have the file or
     fails MAX_ATTEMPTS times in a row, and DownloadCancelled if `cancel` is set.
     """
+    if has_password(url) and not url.lower().startswith("https://"):
+        raise UserError(f"{url} names a user or a password, which are sent over https only")
     cancel = cancel or threading.Event()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(path.name + ".lock")
@@ -132,10 +163,13 @@ class _Download:
         headers = {"Accept-Encoding": "identity"}  # uncompressed, as offsets and hashes are those of the file
         if part_bytes:
             headers["Range"] = f"bytes={part_bytes}-"
-        if (token := os.environ.get("HF_TOKEN")) and is_on_hub(self.url):
-            headers["Authorization"] = f"Bearer {token}"  # requests drops it when a redirect leaves the host
         try:
-            with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            with (
+                _Session() as session,
+                session.get(
+                    self.url, headers=headers, auth=_Auth(self.url), stream=True, timeout=TIMEOUT_SECONDS
+                ) as response,
+            ):
                 self._check_headers(response, part_bytes)
                 if response.status_code != 416:  # 416: the file has no bytes after those of the part
                     self._receive(response, part_bytes)
@@ -152,7 +186,8 @@ class _Download:
             retry_after = response.headers.get("Retry-After", "")
             raise _Retry(f"the server answered {status}", float(retry_after) if retry_after.isdigit() else None)
         if status not in (200, 206, 416):
-            raise UserError(f"{self.url} cannot be downloaded: the server answered {status} {response.reason}")
+            answer = f"{status} {response.reason}{self._token_hint(status)}"
+            raise UserError(f"{self.url} cannot be downloaded: the server answered {answer}")
 
         redirects = [answer for answer in [*response.history, response] if "X-Linked-ETag" in answer.headers]
         if redirects:
@@ -165,6 +200,8 @@ class _Download:
         size = content_range[2] if content_range else None
         if size is None and status == 200:
             size = response.headers.get("Content-Length")
+        if any(text and not (text.isascii() and text.isdecimal()) for text in (announced_size, size)):
+            raise UserError(f"{self.url} cannot be downloaded: the server names a size that is no number")
         if announced_size and size and int(announced_size) != int(size):
             raise _Retry(f"{announced_size} bytes were announced, and {size} are offered")
 
@@ -209,19 +246,14 @@ class _Download:
             self._delete_part()
             raise _Retry(f"its SHA-256 is {sha256[:12]}..., the server announced {self.sha256[:12]}...")
 
+    def _token_hint(self, status: int) -> str:
+        is_hub = self.url.startswith(hub_address().rstrip("/") + "/")
+        if status not in (401, 403) or not os.environ.get("HF_TOKEN") or not is_hub or is_on_hub(self.url):
+            return ""
+        return " (HF_TOKEN was not sent, because HF_ENDPOINT is not https)"
+
     def _delete_part(self) -> None:
         self.part.unlink(missing_ok=True)
-
-
-def hub_address() -> str:
-    """Return the address of the Hugging Face hub: `$HF_ENDPOINT`, or the public one."""
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def is_on_hub(url: str) -> bool:
-    """Return True if a URL is one of the hub's, which alone may see the user's token."""
-    parts, hub = urlsplit(url), urlsplit(hub_address())
-    return (parts.scheme, parts.netloc.lower()) == (hub.scheme, hub.netloc.lower())
 
 
 def _reason(error: Exception) -> str:

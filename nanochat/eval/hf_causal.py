@@ -24,6 +24,7 @@ from nanochat.common import UserError, as_user_error, print0
 from nanochat.layers.attention import varied_shapes
 from nanochat.layers.padding import pad_right
 from nanochat.runtime import Runtime, exact_float32
+from nanochat.system.credentials import protect_hub_token
 
 MAX_LOGITS = 1 << 28  # at a time: 1 GiB in float32
 DEFAULT_CONTEXT_LEN = 2048  # tokens, for a model whose configuration and tokenizer name no limit
@@ -247,6 +248,7 @@ def load_hf_model(name: str, runtime: Runtime) -> tuple[HFCausalModel, HFTokeniz
     except ImportError as error:
         raise UserError(f"this needs transformers ({error}): install it with `uv pip install transformers`") from error
     check_name(name)
+    protect_hub_token()
     with as_user_error(f"the tokenizer of {name} cannot be loaded"):
         tokenizer = HFTokenizer(transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     with as_user_error(f"{name} cannot be loaded"):

@@ -19,6 +19,7 @@ from typing import Any, TypedDict, cast
 
 from nanochat.common import UserError, base_dir, check_file_writable, write_json_atomic
 from nanochat.system import environment
+from nanochat.system.errors import hide_credentials
 from nanochat.tokenization.chat_format import render_turns
 
 FORMAT = 1
@@ -181,13 +182,16 @@ def read_sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
 
 
 def _to_plain_json(value: Any) -> Any:
-    """Convert a value to JSON's own types. Numbers that are not finite become None; strings become encodable."""
+    """Convert a value to JSON's own types. Numbers that are not finite become None; strings become encodable.
+
+    Credentials in strings are hidden: a setting may be an address with a password.
+    """
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return hide_credentials(value).encode("utf-8", "replace").decode("utf-8")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _to_plain_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
-from nanochat.system.errors import StoppedBySignal, UserError, find_fault_of_file, find_lost_process
+from nanochat.system.errors import StoppedBySignal, UserError, find_fault_of_file, find_lost_process, hide_credentials
 
 # Control characters but newline and tab; line separators; characters that embed, override or isolate text directions.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -65,8 +65,8 @@ class Output(io.TextIOWrapper):
         self._exit_code = 0  # not 0 once the stream is lost
 
     def write(self, text: str) -> int:
-        """Write text, with control characters as escapes."""
-        self.write_controls(visible(text))
+        """Write text, with control characters as escapes and without credentials."""
+        self.write_controls(visible(hide_credentials(text)))
         return len(text)
 
     def write_controls(self, text: str) -> None:

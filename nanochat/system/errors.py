@@ -39,8 +39,41 @@ _REMEDIES = {
 _RUST_IO_ERROR = re.compile(r"(?:\bOs \{ code: |\(os error )(\d+)")
 
 
+# User and password of an address, and values in its query that open doors.
+_USER_OF_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'\"]*@")
+_SECRET_IN_QUERY = re.compile(
+    r"(?i)([?&][\w.-]*(?:token|api_?key|secret|password|passwd|signature|credential|auth|sig)[\w.-]*=)[^\s&#'\"]+"
+)
+_SECRET_VARIABLE = re.compile(r"(?i)(?:.*[_-])?(?:token|(?:api|access)[_-]?key|secret|password|passwd)")
+_MIN_SECRET_LEN = 8  # of a variable's value; a shorter one could be an ordinary word
+
+
+def hide_credentials(text: str) -> str:
+    """Return a text without the secrets that it repeats, which are replaced by `***`.
+
+    Secrets are the user and password of an address, values in an address's query that are called token, key or the
+    like, and the values of environment variables whose names end with such a word, wherever they occur.
+
+    >>> hide_credentials("https://me:pw@host/a.zip?v=1&access_token=abc is not a zip file")
+    'https://***@host/a.zip?v=1&access_token=*** is not a zip file'
+    """
+    if "://" in text:
+        text = _SECRET_IN_QUERY.sub(r"\1***", _USER_OF_URL.sub(r"\1***@", text))
+    for name, value in os.environ.items():
+        secret = value.strip()
+        if len(secret) >= _MIN_SECRET_LEN and secret in text and _SECRET_VARIABLE.fullmatch(name):
+            text = text.replace(secret, "***")
+    return text
+
+
 class UserError(ValueError):
-    """An error that the user can fix: shown as one line, without a traceback, with exit code 2."""
+    """An error that the user can fix: shown as one line, without a traceback, with exit code 2.
+
+    Its message hides credentials, as addresses and the texts of libraries may have some.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(hide_credentials(a) if isinstance(a, str) else a for a in arguments))
 
 
 class StoppedBySignal(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import subprocess
 import sys
 import threading
@@ -11,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
+from requests.adapters import BaseAdapter
 
 from nanochat.common import UserError
 from nanochat.data import download as module
@@ -50,30 +54,106 @@ def test_downloads_a_file_once(server: FileServer, tmp_path: Path) -> None:
     _assert_nothing_else(tmp_path / "sub", "a")
 
 
-def test_the_token_goes_to_the_hub_only(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    download(server.address("a"), tmp_path / "other")
-    assert server.authorizations == [None, None]  # the address and where it redirects to
-    monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
-    download(server.address("a"), tmp_path / "hub")
-    assert server.authorizations[2] == "Bearer secret"
+class RecordingAdapter(BaseAdapter):
+    """Answers requests without a network: with a redirect, if the address has one, else with the text "a"."""
+
+    def __init__(self, redirects: dict[str, str]) -> None:
+        super().__init__()
+        self.redirects = redirects
+        self.authorizations: list[tuple[str, str | None]] = []  # (URL, header) of each request
+
+    def send(self, request: requests.PreparedRequest, *_: object, **__: object) -> requests.Response:  # type: ignore[override]
+        url = str(request.url)
+        self.authorizations.append((url, request.headers.get("Authorization")))
+        response = requests.Response()
+        response.url, response.request = url, request
+        response.status_code = 302 if url in self.redirects else 200
+        response.headers.update({"Location": self.redirects[url]} if url in self.redirects else {"Content-Length": "1"})
+        response.raw = io.BytesIO(b"a")
+        return response
+
+    def close(self) -> None:
+        pass
+
+
+HUB = "https://huggingface.co"
+SECRET = "hf_secret_of_the_user"
 
 
 @pytest.mark.parametrize(
-    ("url", "expected"),
+    ("urls", "is_sent"),
     [
-        ("https://huggingface.co/datasets/a/resolve/main/b", True),
-        ("https://HuggingFace.co/a", True),
-        ("http://huggingface.co/a", False),
-        ("https://huggingface.co.example.org/a", False),
-        ("https://user@huggingface.co/a", False),
-        ("https://example.org/huggingface.co", False),
-        ("https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip", False),
+        ([f"{HUB}/a"], [True]),
+        ([f"{HUB}/a", f"{HUB}/renamed"], [True, True]),
+        ([f"{HUB}/a", "https://cdn.example.org/a"], [True, False]),
+        ([f"{HUB}/a", "http://huggingface.co/a"], [True, False]),
+        ([f"{HUB}/a", "https://huggingface.co:8443/a"], [True, False]),
+        ([f"{HUB}/a", "https://me@huggingface.co/a"], [True, False]),
+        ([f"{HUB}/a", "https://cdn.example.org/a", f"{HUB}/b"], [True, False, False]),
+        (["http://huggingface.co/a"], [False]),
+        (["http://huggingface.co/a", f"{HUB}/a"], [False, False]),
+        (["https://example.org/a"], [False]),
+        (["https://example.org/a", f"{HUB}/a"], [False, False]),
+        (["https://huggingface.co.example.org/a"], [False]),
     ],
 )
-def test_addresses_of_the_hub(monkeypatch: pytest.MonkeyPatch, url: str, expected: bool) -> None:
+@pytest.mark.parametrize("has_netrc", [False, True])
+def test_the_token_goes_to_the_hub_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urls: list[str], is_sent: list[bool], has_netrc: bool
+) -> None:
+    """Not to other hosts, not over http, not after a redirect to either; nor does anything of ~/.netrc leave."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password of_netrc" if has_netrc else "", encoding="utf-8")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HF_TOKEN", SECRET + "\n")  # as from a file
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    assert module.is_on_hub(url) == expected
+    adapter = RecordingAdapter(dict(itertools.pairwise(urls)))
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda *_, **__: adapter)
+    download(urls[0], tmp_path / "a")
+    expected = [f"Bearer {SECRET}" if sent else None for sent in is_sent]
+    assert adapter.authorizations == list(zip(urls, expected, strict=True))
+
+
+def test_a_password_in_an_address_is_neither_printed_nor_sent_without_encryption(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"http://\*\*\*@host/a names a user or a password") as caught:
+        download("http://me:my_password@host/a", tmp_path / "a")
+    assert "my_password" not in str(caught.value)
+    adapter = RecordingAdapter({"https://me:my_password@host/a": server.address("absent")})
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda *_, **__: adapter)
+    download("https://me:my_password@host/a", tmp_path / "b")
+    assert [header and header[:6] for _, header in adapter.authorizations] == ["Basic ", None]
+
+
+@pytest.mark.parametrize("token", ["two words", "two\nlines", "t\u00f6ken", "a\x7fb"])
+def test_a_token_that_is_none_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    with pytest.raises(UserError, match="HF_TOKEN has a space") as caught:
+        download(f"{HUB}/a", tmp_path / "a")
+    assert token not in str(caught.value)
+
+
+def test_a_token_that_is_not_sent_is_mentioned(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    server.faults["a"] = [status(401)]
+    with pytest.raises(
+        UserError, match=r"answered 401 Unauthorized \(HF_TOKEN was not sent, because HF_ENDPOINT is not"
+    ):
+        download(server.address("a"), tmp_path / "a")
+    assert set(server.authorizations) == {None}
+
+
+@pytest.mark.parametrize("size", ["-1", "many", "\u00b2", "1e9"])
+def test_a_size_that_is_no_number(server: FileServer, tmp_path: Path, size: str) -> None:
+    server.linked = {"X-Linked-Size": size}
+    with pytest.raises(UserError, match="a size that is no number"):
+        download(server.address("a"), tmp_path / "a")
 
 
 @pytest.mark.parametrize("checksums", [True, False])

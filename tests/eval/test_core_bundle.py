@@ -17,8 +17,8 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.data import download
-from nanochat.data.download import is_on_hub
 from nanochat.eval.core_bundle import PUBLIC_BUNDLE, find_bundle, open_bundle, read_bundle
+from nanochat.system.credentials import is_on_hub
 from tests.support.bundles import HAND_TASKS, write_bundle, write_hand_bundle
 from tests.support.fileserver import FileServer, die_after, running, status
 
