@@ -130,16 +130,23 @@ class TimedOptimizer:
         """Announce the last backward pass of a step."""
         self.optimizer.overlap_next_backward()
 
-    def step(self, lr_multiplier: float, momentum: float) -> Tensor:
-        """Take the optimizer's step."""
+    def reduce_gradients(self) -> Tensor:
+        """Begin the optimizer's step."""
         self.start = self.stopwatch.mark()
-        norm = self.optimizer.step(lr_multiplier, momentum)
+        return self.optimizer.reduce_gradients()
+
+    def update(self, lr_multiplier: float, momentum: float) -> None:
+        """End the optimizer's step."""
+        self.optimizer.update(lr_multiplier, momentum)
         self.end = self.stopwatch.mark()
-        return norm
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
         self.optimizer.zero_grad()
+
+    def weights_norm(self) -> Tensor:
+        """Return the norm of the weights."""
+        return self.optimizer.weights_norm()
 
 
 @dataclass(frozen=True)

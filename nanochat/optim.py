@@ -29,6 +29,8 @@ from nanochat.system.host_memory import copy_to_host, wait_for_copies
 if TYPE_CHECKING:
     from nanochat.runtime import Runtime
 
+MAX_SETTING = 1e30  # of learning rates and other settings: far from the largest float32, 3e38, in which they are used
+
 
 @dataclass(frozen=True)
 class ParamGroup:
@@ -75,8 +77,8 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         for name in ("matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay", "grad_clip"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} is {getattr(self, name)}: it must be a finite number of at least 0")
+            if not 0 <= getattr(self, name) <= MAX_SETTING:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be from 0 to {MAX_SETTING:.0e}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}: both must be at least 0 and below 1")
         if self.eps <= 0:
@@ -122,7 +124,8 @@ class Optimizer:
         self.buckets = list(buckets)
         self.settings = settings
         self.runtime = runtime
-        self.num_steps = 0
+        self.num_steps = 0  # steps applied
+        self._grad_scale: Tensor | None = None  # between `reduce_gradients` and `update`
         self.reductions = ReductionQueue(self.buckets, params)
         if runtime.world_size > 1:
             self.reductions.watch_gradients()
@@ -144,15 +147,40 @@ class Optimizer:
         clipping, a 0-dim tensor, equal on all processes. Every parameter must have a gradient (asserted). The gradients
         are overwritten: call `zero_grad` before the next backward pass.
         """
-        self.num_steps += 1
+        norm = self.reduce_gradients()
+        self.update(lr_multiplier, momentum)
+        return norm
+
+    @torch.no_grad()
+    def reduce_gradients(self) -> Tensor:
+        """Take the first half of `step`, which changes neither weights nor state; return the gradient's norm.
+
+        The second half is `update`, or `zero_grad` if the step is not to be applied.
+        """
         self.reductions.start_remaining()
-        norm, grad_scale = self._norm_and_scale()
+        norm, self._grad_scale = self._norm_and_scale()
+        return norm
+
+    @torch.no_grad()
+    def update(self, lr_multiplier: float, momentum: float) -> None:
+        """Take the second half of `step`: update weights and state from the gradients that were reduced."""
+        assert self._grad_scale is not None, "update follows reduce_gradients"
+        self.num_steps += 1
         scalars = {"momentum": momentum, "weight_decay": self.settings.weight_decay, "step": float(self.num_steps)}
         for bucket in self.buckets:
-            bucket.start_update(lr_multiplier, scalars, grad_scale)
+            bucket.start_update(lr_multiplier, scalars, self._grad_scale)
         for bucket in self.buckets:
             bucket.finish_update()
-        return norm
+        self._grad_scale = None
+
+    @torch.no_grad()
+    def weights_norm(self) -> Tensor:
+        """Return the norm of all weights in float32, a 0-dim tensor, equal on all processes.
+
+        It is not finite if a weight is not, or if the weights are so large that their squares overflow.
+        """
+        norms = [torch.linalg.vector_norm(param.float()) for bucket in self.buckets for param in bucket.params]
+        return torch.linalg.vector_norm(torch.stack(norms))
 
     def _norm_and_scale(self) -> tuple[Tensor, Tensor]:
         """Return the norm of the mean gradient, and the factor that turns the summed gradient into the clipped mean."""
@@ -169,8 +197,10 @@ class Optimizer:
         return norm, (max_norm / (norm + 1e-6)).clamp(max=1.0) / self.runtime.world_size
 
     def zero_grad(self) -> None:
-        """Set all gradients to None."""
+        """Set all gradients to None, and drop those that `reduce_gradients` has left."""
+        self._grad_scale = None
         for bucket in self.buckets:
+            bucket.drop_buffers()
             for param in bucket.params:
                 param.grad = None
 

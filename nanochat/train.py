@@ -11,10 +11,9 @@ Letters in shape comments: B rows of a micro-batch, T tokens of a row.
 from __future__ import annotations
 
 import gc
-import os
-import signal
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,13 +22,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nanochat.common import UserError, print0
 from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
+from nanochat.system.signals import StopSignal, agreed_stop, stop_requests
 
 Metrics = dict[str, float]
 Forward = Callable[..., Tensor]  # a model, compiled or not
-StopSignal = Callable[[], int]  # returns the number of the signal that asked this process to stop, or 0
+MAX_SKIPPED_STEPS = 5  # in a row, after which a run ends
 WARM_UP_STEPS = 10  # of a process, after which `run_loop` exempts the objects alive from garbage collection
 
 
@@ -42,12 +43,20 @@ class StepOptimizer(Protocol):
         """Announce the last backward pass of a step: gradients may be reduced while it still runs."""
         ...
 
-    def step(self, lr_multiplier: float, momentum: float, /) -> Tensor:
-        """Update the weights from the gradients; return the gradient's norm before clipping, a 0-dim tensor."""
+    def reduce_gradients(self) -> Tensor:
+        """Sum up the gradients over the processes; return the gradient's norm before clipping, a 0-dim tensor."""
+        ...
+
+    def update(self, lr_multiplier: float, momentum: float, /) -> None:
+        """Update the weights from the gradients that were reduced."""
         ...
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
+        ...
+
+    def weights_norm(self) -> Tensor:
+        """Return the norm of all weights, a 0-dim tensor, not finite if a weight is not."""
         ...
 
 
@@ -55,13 +64,21 @@ class StepOptimizer(Protocol):
 class LoopState:
     """Everything a run needs to continue after a step, besides weights and optimizer state. Saved in meta.json."""
 
-    step: int = 0  # optimizer steps taken
+    step: int = 0  # optimizer steps taken, with those that were skipped
     progress: float = 0.0  # share of the run that is done, 0 to 1
     seconds: float = 0.0  # time spent in steps, before and after resuming
     cursor: dict[str, int] | None = None  # position in the training data after the last step
     history: list[dict[str, float]] = field(default_factory=list)  # points to plot: {"step": ..., name: value, ...}
     recent: list[float] = field(default_factory=list)  # losses of the steps since the last point in `history`
     stopped: int = 0  # number of the signal that stopped the run early, or 0
+    skipped: int = 0  # steps that were not applied (`is_applied`)
+    skipped_in_a_row: int = 0  # those of them since the last step that was applied
+
+    def count_step(self, is_applied: bool) -> None:
+        """Count a step."""
+        self.step += 1
+        self.skipped += not is_applied
+        self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
 
 
 @dataclass(frozen=True)
@@ -93,23 +110,37 @@ class Event:
         return (is_last and self.at_end) or (self.every > 0 and state.step % self.every == 0)
 
 
+def is_applied(results: Iterable[float]) -> bool:
+    """Return True if a step with these results, such as loss and gradient norm, changes the weights.
+
+    A step whose loss or gradient norm is not finite is skipped: weights and optimizer state stay as they were.
+    """
+    return all(map(math.isfinite, results))
+
+
 def run_loop(
     take_step: Callable[[], Metrics],
     is_done: Callable[[], bool],
     *,
     events: Sequence[Event],
-    runtime: Runtime,
+    optimizer: StepOptimizer,
     stop: StopSignal,
     log: Callable[[LoopState, Metrics], None],
     state: LoopState,
     should_evaluate_first: bool,
+    should_check_weights: bool,
 ) -> LoopState:
     """Alternate steps and events until `is_done` or until a signal asks for a stop. Updates and returns `state`.
 
     `take_step` takes one optimizer step, updates `state.progress`, `state.cursor` and `state.stopped`, and returns the
-    step's metrics. The loop counts and times the steps and logs all metrics. `should_evaluate_first`: events that do
-    not save also run before the first step.
+    step's metrics, which are all finite unless the step was skipped. The loop counts and times the steps and logs all
+    metrics. `should_evaluate_first`: events that do not save also run before the first step. `should_check_weights`:
+    after every step, for steps that sample from the model; else before each checkpoint and after a skipped step.
+
+    Raises `UserError`, on all processes, if the training has diverged (`raise_if_diverged`).
     """
+    runtime = optimizer.runtime
+    last_saved = state.step  # the last step with a checkpoint from which the run can be resumed
     # When a run resumes, the events that follow the checkpoint of its last step have not run yet.
     pending = [event for event in events if not event.saves] if state.step or should_evaluate_first else []
     last_warm_up_step = state.step + WARM_UP_STEPS
@@ -118,6 +149,9 @@ def run_loop(
             is_last = is_done()
             for event in pending:
                 if event.is_due(state, is_last):
+                    if event.saves:
+                        raise_if_diverged(state, optimizer, last_saved, is_last)
+                        last_saved = last_saved if state.skipped_in_a_row else state.step
                     log(state, dict(event.run(state)))
                     if is_last and not state.stopped:  # a signal during this event; no step follows that would see it
                         signal_number = stop()
@@ -126,13 +160,38 @@ def run_loop(
                 return state
             start = time.perf_counter()
             metrics = take_step()
-            state.step += 1
+            state.count_step(is_applied(metrics.values()))
             elapsed = time.perf_counter() - start
             state.seconds += elapsed
             log(state, {**metrics, "step_seconds": elapsed})
+            if state.skipped_in_a_row:
+                reason = ", ".join(f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value))
+                print0(f"step {state.step} is skipped ({reason}): the weights stay as they were")
+            if state.skipped_in_a_row or should_check_weights:
+                raise_if_diverged(state, optimizer, last_saved)
             if state.step == last_warm_up_step:
                 freeze()
             pending = list(events)
+
+
+def raise_if_diverged(state: LoopState, optimizer: StepOptimizer, last_saved: int, is_last: bool = False) -> None:
+    """Raise `UserError` if training cannot go on from these weights, or (`is_last`) no step of the run was applied.
+
+    It cannot if a weight is not finite or so large that its square overflows, which a finite gradient and a learning
+    rate that is far too high lead to, or if `MAX_SKIPPED_STEPS` steps in a row were skipped. `last_saved`: step of the
+    checkpoint to go back to, or 0. Waits for the device.
+    """
+    if not math.isfinite(optimizer.weights_norm().item()):
+        cause = f"the weights after step {state.step - state.skipped_in_a_row} are not finite, or too large"
+    elif state.skipped_in_a_row >= MAX_SKIPPED_STEPS or (is_last and state.skipped == state.step > 0):
+        cause = f"the last {state.skipped_in_a_row} steps had a loss or gradient that is not finite"
+    else:
+        return
+    way_out = f"resume from the last good checkpoint (--resume_from_step={last_saved})" if last_saved else "start again"
+    raise UserError(
+        f"the training has diverged at step {state.step}: {cause}. Lower the learning rates (--init_lr_frac is a "
+        f"factor on all of them) and {way_out}"
+    )
 
 
 @contextmanager
@@ -164,12 +223,13 @@ def train(
     log: Callable[[LoopState, Metrics], None],
     state: LoopState,
 ) -> LoopState:
-    """Take steps of `num_micro_steps` micro-batches until `batches` ends, or SIGINT or SIGTERM asks for a stop.
+    """Take steps of `num_micro_steps` micro-batches until `batches` ends, or a signal asks for a stop.
 
     `schedule` maps the progress of the run, in [0, 1], to the rates of a step. Updates and returns `state`.
     """
     with stop_requests() as stop:
         micro_batches = list(islice(batches, num_micro_steps))
+        state.progress = micro_batches[0].progress if micro_batches else 1.0  # a resumed run may be longer than before
 
         def take_step() -> Metrics:
             nonlocal micro_batches
@@ -184,11 +244,12 @@ def train(
             take_step,
             is_done=lambda: not micro_batches,
             events=events,
-            runtime=optimizer.runtime,
+            optimizer=optimizer,
             stop=stop,
             log=log,
             state=state,
             should_evaluate_first=False,
+            should_check_weights=False,
         )
 
 
@@ -201,6 +262,7 @@ def step(
 ) -> tuple[float, float, int]:
     """Take one optimizer step; return its loss, the gradient's norm, and the signal to stop for (0: none).
 
+    The step is skipped if loss or norm are not finite (`is_applied`), on all processes alike.
     The loss is the sum of -log p over the trained tokens of all micro-batches and processes, divided by their number:
     neither micro-batching nor the number of processes changes it.
     """
@@ -217,11 +279,14 @@ def step(
     # One reduction carries the loss and the request to stop, so that all processes stop after the same step.
     signal_number = stop()
     loss_sum, num_stops = runtime.all_reduce(torch.stack([loss_sum, torch.full_like(loss_sum, signal_number)]))
-    grad_norm = optimizer.step(rates.lr_multiplier, rates.momentum)
-    optimizer.zero_grad()
-    # The only wait for the device in a step: all of its results in one transfer, after its last kernel is queued.
+    grad_norm = optimizer.reduce_gradients()
+    # The only wait for the device in a step: all of its results in one transfer. It precedes the update, because it
+    # decides about it; while the device computes the update, the host logs the step and prepares the next one.
     results = torch.stack([loss_sum / num_trained.clamp(min=1), grad_norm, num_stops])  # (3,)
     mean_loss, norm, stops = results.tolist()
+    if is_applied((mean_loss, norm)):
+        optimizer.update(rates.lr_multiplier, rates.momentum)
+    optimizer.zero_grad()
     return mean_loss, norm, agreed_stop(signal_number, stops > 0)
 
 
@@ -231,36 +296,3 @@ def warm_up(forward: Forward, model: GPT, batch_size: int, sequence_len: int, nu
     for _ in range(num_passes):
         forward(zeros, zeros, loss_reduction="sum").backward()
     model.zero_grad(set_to_none=True)
-
-
-def agreed_stop(signal_number: int, is_requested: bool) -> int:
-    """Return the signal to stop for, 0 if no process was asked to stop (`is_requested`, equal on all processes).
-
-    A process that received no signal itself stops for SIGTERM, the signal that launchers send.
-    """
-    return (signal_number or signal.SIGTERM) if is_requested else 0
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopSignal]:
-    """Context manager in which SIGINT and SIGTERM only set the return value of the yielded function.
-
-    The function returns 0 before any signal, then the number of the first one. A second SIGINT raises
-    KeyboardInterrupt.
-    """
-    received: list[int] = []
-
-    def handle(signal_number: int, _frame: object) -> None:
-        if signal.SIGINT in received and signal_number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not received and os.environ.get("RANK", "0") == "0":
-            # os.write, because the handler may have interrupted a print.
-            os.write(2, b"\nStopping after this step, with a checkpoint. Ctrl-C again stops at once, without one.\n")
-        received.append(signal_number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -36,7 +36,7 @@ from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
 from nanochat.training.profile import StepProfiler
 from nanochat.training.report import report_pretraining
-from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, resume_after_restart
+from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, resume_after_restart, run_length
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 
@@ -135,8 +135,13 @@ def main(config: Config) -> LoopState:
     if config.fp8:
         use_fp8(model, runtime, config.max_seq_len)
     model.checkpoint_activations = config.checkpoint_activations
-    num_steps = config.num_steps(model)
-    num_tokens = num_steps * config.total_batch_size
+    num_steps, num_tokens = run_length(
+        state,
+        config.num_steps(model),
+        config.num_iterations > 0,
+        per_step=config.total_batch_size,
+        num_done=state.cursor["tokens"] if state.cursor else 0,
+    )
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)
     profiler = StepProfiler(config.profile, model, optimizer, config.total_batch_size)
@@ -181,7 +186,7 @@ def main(config: Config) -> LoopState:
         )
     runtime.finish()
     raise_if_stopped(state, num_steps, "scripts.base_train", config)
-    report_pretraining(config, model, runtime, state, num_tokens)
+    report_pretraining(config, model, runtime, state)
     return state
 
 

@@ -17,8 +17,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from nanochat.checkpoint_manager import RunMeta, model_meta, run_dir
-from nanochat.configurator import cli, setting
+from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
+from nanochat.configurator import cli, setting, with_current_names
 from nanochat.engine import Engine
 from nanochat.eval.pass_at_k import evaluate_pass_at_k
 from nanochat.layers.sampling_params import SamplingParams
@@ -37,6 +37,7 @@ from nanochat.training.resume import (
     checkpoint_to_resume,
     raise_if_stopped,
     resume_stage_after_restart,
+    run_length,
     starting_checkpoint,
 )
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
@@ -115,6 +116,17 @@ class Config(TrainingSettings):
         return math.ceil(self.num_epochs * num_examples / self.examples_per_step)
 
 
+def prompts_drawn(checkpoint: Checkpoint | None) -> int:
+    """Return the number of prompts that a run has used up to its checkpoint."""
+    if checkpoint is None:
+        return 0
+    loop = checkpoint.meta["loop"]
+    if loop["cursor"]:
+        return int(loop["cursor"]["prompts"])
+    settings = with_current_names(Config, checkpoint.meta["settings"])  # of a version that kept no cursor
+    return int(loop["step"] * settings["examples_per_step"])
+
+
 def main(config: Config) -> LoopState:
     """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
     tokenizer = get_tokenizer()
@@ -131,7 +143,11 @@ def main(config: Config) -> LoopState:
     model, optimizer, state = build_or_restore(checkpoint, origin, optim_settings(config), runtime)
     runtime = optimizer.runtime
     rollout_dtype = resolve_rollout_dtype(checkpoint, runtime)
-    num_steps = config.num_steps(prompts)
+    num_drawn = prompts_drawn(checkpoint)
+    num_steps, _ = run_length(
+        state, config.num_steps(prompts), config.num_iterations > 0, config.examples_per_step, num_drawn
+    )
+    first_prompt = num_drawn - state.step * config.examples_per_step  # of step 0, had all steps been of this size
     log = RLLog(runtime, state, num_steps, config.examples_per_step * config.num_samples, model)
     log.output.start_wandb(config.run, config)
     folder = run_dir("rl", origin.path.parent.name)
@@ -143,7 +159,8 @@ def main(config: Config) -> LoopState:
     }
 
     def collect(step: int) -> tuple[list[RolloutGroup], SFTRows]:
-        step_prompts = prompts.prompts_of_step(step, config.examples_per_step, runtime)
+        step_prompts = prompts.prompts_of_step(step, config.examples_per_step, runtime, first_prompt)
+        state.cursor = {"prompts": first_prompt + (step + 1) * config.examples_per_step}
         params = config.sampling_params(config.num_samples)
         engine = Engine(model, tokenizer, rollout_dtype)
         groups = rollout(engine, step_prompts, params, prompts.reward, config.rollout_batch_size)

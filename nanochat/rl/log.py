@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from nanochat.common import print0
@@ -28,7 +29,8 @@ class RLLog:
         """
         if not metrics:
             return
-        state.history.append({"step": state.step, **metrics})
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # all, unless it was skipped
+        state.history.append({"step": state.step, **finite})
         self.output.send(state, metrics)
         if "reward" not in metrics:
             return

@@ -25,7 +25,8 @@ from nanochat.optim import Optimizer
 from nanochat.rl.rollouts import RolloutGroup, count_outcomes, rollout_batches, step_metrics
 from nanochat.rl.sft_mix import SFTRows
 from nanochat.runtime import Runtime
-from nanochat.train import Event, LoopState, Metrics, Rates, StopSignal, agreed_stop, run_loop, stop_requests
+from nanochat.system.signals import StopSignal, agreed_stop, stop_requests
+from nanochat.train import Event, LoopState, Metrics, Rates, is_applied, run_loop
 
 
 def reinforce(
@@ -41,11 +42,12 @@ def reinforce(
     log: Callable[[LoopState, Metrics], None],
     state: LoopState,
 ) -> LoopState:
-    """Take `num_steps` steps, or fewer if SIGINT or SIGTERM asks for a stop. Updates and returns `state`.
+    """Take `num_steps` steps, or fewer if a signal asks for a stop. Updates and returns `state`.
 
     `collect` returns this process's rollouts and SFT rows of a step, given its number. The events that do not save
     also run before the first step, to evaluate the initial model. `batch_size`: rows of a micro-batch.
     """
+    state.progress = min(1.0, state.step / num_steps)  # of this run, which may be longer than the one resumed
     with stop_requests() as stop:
 
         def take_step() -> Metrics:
@@ -63,11 +65,12 @@ def reinforce(
             take_step,
             is_done=lambda: state.step >= num_steps,
             events=events,
-            runtime=optimizer.runtime,
+            optimizer=optimizer,
             stop=stop,
             log=log,
             state=state,
             should_evaluate_first=True,
+            should_check_weights=True,
         )
 
 
@@ -84,24 +87,32 @@ def policy_gradient_step(
     """Take one optimizer step on this process's groups; return its metrics and the signal to stop for (0: none).
 
     `task_labels`: labels of all tasks of the run. If no process has an informative group or an SFT row, the step leaves
-    the weights and the optimizer's momentum unchanged.
+    the weights and the optimizer's momentum unchanged. So does a step with a metric that is not finite: it is skipped.
     """
     runtime = optimizer.runtime
     counts = count_outcomes(groups, task_labels, runtime)
     entropy_sums = accumulate_gradients(model, groups, sft_rows, counts["sampled"], batch_size, runtime)
+    has_gradient = bool(counts["informative"] or sft_rows.num_tokens)  # on some process
     # One reduction carries the two sums and the request to stop, so that all processes stop after the same step.
     signal_number = stop()
     sums = runtime.all_reduce(torch.cat([entropy_sums, entropy_sums.new_full((1,), signal_number)]))
-    nats, num_tokens, num_stops = sums.tolist()
-    metrics = {**step_metrics(counts, task_labels), "lr_multiplier": rates.lr_multiplier, "grad_norm": 0.0}
-    if counts["informative"] or sft_rows.num_tokens:
-        for param in model.parameters():
-            if param.grad is None:  # only other processes have rows to train on
-                param.grad = torch.zeros_like(param)
+    norm = reduce_gradients(model, optimizer) if has_gradient else sums.new_zeros(())
+    nats, num_tokens, num_stops, grad_norm = torch.cat([sums, norm[None]]).tolist()
+    metrics = {**step_metrics(counts, task_labels), "lr_multiplier": rates.lr_multiplier, "grad_norm": grad_norm}
+    if has_gradient:
         metrics["entropy"] = nats / max(1.0, num_tokens)
-        metrics["grad_norm"] = optimizer.step(rates.lr_multiplier, rates.momentum).item()
+        if is_applied(metrics.values()):
+            optimizer.update(rates.lr_multiplier, rates.momentum)
         optimizer.zero_grad()
     return metrics, agreed_stop(signal_number, num_stops > 0)
+
+
+def reduce_gradients(model: GPT, optimizer: Optimizer) -> Tensor:
+    """Sum up the gradients over the processes, some of which may have no rows to train on; return the norm."""
+    for param in model.parameters():
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    return optimizer.reduce_gradients()
 
 
 def accumulate_gradients(

@@ -98,9 +98,12 @@ class PromptSampler:
         self._num_drawn = dict.fromkeys(weights, 0)
         self._draws: list[tuple[str, int]] = []  # for each prompt of the run: its task, and its number in that task
 
-    def prompts_of_step(self, step: int, num_prompts: int, runtime: Runtime) -> list[Prompt]:
-        """Return this process's prompts of a step with `num_prompts` in all: with N processes, every N-th prompt."""
-        indices = range(step * num_prompts, (step + 1) * num_prompts)
+    def prompts_of_step(self, step: int, num_prompts: int, runtime: Runtime, first: int = 0) -> list[Prompt]:
+        """Return this process's prompts of a step with `num_prompts` in all: with N processes, every N-th prompt.
+
+        `first`: number of the first prompt of step 0. It is not 0 in a run whose earlier steps had more or fewer.
+        """
+        indices = range(first + step * num_prompts, first + (step + 1) * num_prompts)
         self._draw_tasks(indices.stop)
         return [self._prompt(index) for index in indices[runtime.rank :: runtime.world_size]]
 

@@ -9,7 +9,7 @@ from nanochat.configurator import Settings
 from nanochat.reporting.schema import log_section, proportion
 from nanochat.runtime import Runtime
 from nanochat.train import LoopState
-from nanochat.training.report import curves
+from nanochat.training.report import curves, notes_on_steps
 
 CURVES = {  # metric -> name and unit of its curve
     "signal": ("groups with better and worse answers", "share of groups"),
@@ -25,7 +25,7 @@ def report_rl(settings: Settings, runtime: Runtime, state: LoopState, num_held_o
     evaluations = [row for row in state.history if any(f"{label} pass@1" in row for label in num_held_out)]
     first, last = evaluations[0], evaluations[-1]
     metrics: dict[str, Any] = {"steps": state.step, "seconds per step": state.seconds / state.step}
-    notes = []
+    notes = notes_on_steps(state)
     for label, num_examples in num_held_out.items():
         for name in [name for name in last if name.startswith(f"{label} pass@")]:
             # The interval of one sample per example: at least as wide as that of several.

@@ -150,6 +150,10 @@ class Bucket:
         for param, new in zip(self.params, self.unpack(self.buffer), strict=True):
             if new.data_ptr() != param.data_ptr():
                 param.copy_(new)
+        self.drop_buffers()
+
+    def drop_buffers(self) -> None:
+        """Free the tensors of a step, also of one that is not applied."""
         self.buffer = self.grads = self.buffer.new_empty(0)
 
     def wait(self) -> None:

@@ -51,7 +51,8 @@ class CheckpointSaver:
             weights = {name: copy_to_host(tensor) for name, tensor in self.model.state_dict().items()}
             wait_for_copies(runtime.device)
             meta: RunMeta = {**self.meta, "world_size": runtime.world_size, "loop": asdict(state)}
-            write = partial(save_checkpoint, self.folder, state.step, weights, optimizer_state, meta, self.keep_last)
+            keep_last = -1 if state.skipped_in_a_row else self.keep_last  # what looks bad replaces nothing good
+            write = partial(save_checkpoint, self.folder, state.step, weights, optimizer_state, meta, keep_last)
             self._write = _Write(state.step, write, time.perf_counter() - start)
         if state.stopped or state.progress >= 1:
             self.finish()

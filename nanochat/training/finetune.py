@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
 from nanochat.common import UserError, print0
 from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
-from nanochat.dataloader import MicroBatch
 from nanochat.gpt import GPT
 from nanochat.loss_eval import Forward, sum_nats
 from nanochat.report import check_results_writable, log_section
@@ -26,12 +25,13 @@ from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.log import TrainLog
 from nanochat.training.profile import StepProfiler
-from nanochat.training.report import CURVES, curves
+from nanochat.training.report import CURVES, curves, notes_on_steps
 from nanochat.training.resume import (
     checkpoint_to_resume,
     is_resuming,
     raise_if_stopped,
     resume_stage_after_restart,
+    run_length,
     starting_checkpoint,
 )
 from nanochat.training.settings import FineTuningSettings, optim_settings, scheduled_rates
@@ -93,7 +93,13 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     if config.fp8:
         use_fp8(model, runtime, config.max_seq_len)
     model.checkpoint_activations = config.checkpoint_activations
-    num_steps = count_steps(data, tokenizer, config)
+    num_steps, num_rows = run_length(
+        state,
+        count_steps(data, tokenizer, config),
+        config.num_iterations > 0,
+        per_step=config.total_batch_size // config.max_seq_len,
+        num_done=state.cursor["rows"] if state.cursor else 0,
+    )
     log = TrainLog(runtime, state, num_steps, config.total_batch_size, model)
     log.output.start_wandb(config.run, config)
     profiler = StepProfiler(config.profile, model, optimizer, config.total_batch_size)
@@ -118,7 +124,16 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         Event(config.eval_every, held_out_loss_evaluator(forward, data, tokenizer, runtime, config, batch_size)),
         *profiler.events(),
     ]
-    batches = remaining_batches(data, tokenizer, runtime, config, batch_size, state)
+    batches = conversation_batches(
+        data.train,
+        tokenizer,
+        runtime,
+        batch_size,
+        config.max_seq_len,
+        num_epochs=config.num_epochs,
+        num_rows=num_rows if config.num_iterations > 0 else None,  # None: as many as the passes take
+        cursor=state.cursor,
+    )
     with closing(batches), closing(log), saver, profiler, fitter.explained_out_of_memory(batch_size):
         train(
             profiler.forward(forward),
@@ -196,30 +211,6 @@ def count_steps(data: ConversationData, tokenizer: Tokenizer, config: FineTuning
     return math.ceil(num_rows * config.max_seq_len / config.total_batch_size)
 
 
-def remaining_batches(
-    data: ConversationData,
-    tokenizer: Tokenizer,
-    runtime: Runtime,
-    config: FineTuningSettings,
-    batch_size: int,
-    state: LoopState,
-) -> Generator[MicroBatch, None, None]:
-    """Return the micro-batches of the run from `state.cursor` on."""
-    num_rows = None  # as many as the passes take
-    if config.num_iterations > 0:
-        num_rows = config.num_iterations * config.total_batch_size // config.max_seq_len
-    return conversation_batches(
-        data.train,
-        tokenizer,
-        runtime,
-        batch_size,
-        config.max_seq_len,
-        num_epochs=config.num_epochs,
-        num_rows=num_rows,
-        cursor=state.cursor,
-    )
-
-
 # --- evaluation and report --------------------------------------------------------------------------------------------
 
 
@@ -263,7 +254,7 @@ def report_fine_tuning(
 ) -> None:
     """Write the stage's section of the report."""
     cursor = state.cursor or {}
-    notes = [f"Mixture: {format_description(data.parts)}."]
+    notes = [f"Mixture: {format_description(data.parts)}.", *notes_on_steps(state)]
     notes += [f"{part['name']} is {part['file']} (SHA-256 {part['sha256']})." for part in data.parts if "file" in part]
     if cursor["left_out"]:
         notes.append(f"{cursor['left_out']:,} conversations had no answer that fits into a row, and were left out.")

@@ -139,8 +139,9 @@ class TrainLog:
             all_metrics["mfu"] = mfu
             summary += f"  MFU {mfu:.1%}"
 
-        state.recent.append(metrics["loss"])
-        if state.step % self.steps_per_point == 0 or state.progress >= 1:
+        if not state.skipped_in_a_row:
+            state.recent.append(metrics["loss"])
+        if state.recent and (state.step % self.steps_per_point == 0 or state.progress >= 1):
             point = {
                 "step": state.step,
                 "loss": sum(state.recent) / len(state.recent),

@@ -220,10 +220,15 @@ class ProfiledOptimizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.optimizer, name)
 
-    def step(self, lr_multiplier: float, momentum: float) -> Tensor:
-        """Take the optimizer's step."""
+    def reduce_gradients(self) -> Tensor:
+        """Take the first half of the optimizer's step."""
         with record_function(PREFIX + OPTIMIZER):
-            return self.optimizer.step(lr_multiplier, momentum)
+            return self.optimizer.reduce_gradients()
+
+    def update(self, lr_multiplier: float, momentum: float) -> None:
+        """Take the second half of the optimizer's step."""
+        with record_function(PREFIX + OPTIMIZER):
+            self.optimizer.update(lr_multiplier, momentum)
 
 
 class StepProfiler:

@@ -41,17 +41,24 @@ def curves(history: Sequence[Mapping[str, float]], labels: Mapping[str, tuple[st
     return result
 
 
-def report_pretraining(settings: Settings, model: GPT, runtime: Runtime, state: LoopState, num_tokens: int) -> None:
-    """Write base_train's section of the report. `settings`: the script's config; `num_tokens`: of the whole run."""
+def notes_on_steps(state: LoopState) -> list[str]:
+    """Return the note on steps that were skipped, if there are any."""
+    skipped = f"{state.skipped:,} of {state.step:,} steps were skipped: their loss or gradient was not finite."
+    return [skipped] if state.skipped else []
+
+
+def report_pretraining(settings: Settings, model: GPT, runtime: Runtime, state: LoopState) -> None:
+    """Write base_train's section of the report. `settings`: the script's config."""
     latest = {name: value for row in state.history for name, value in row.items()}
-    notes = []
+    notes = notes_on_steps(state)
+    num_tokens = (state.cursor or {})["tokens"]
     num_epochs = (state.cursor or {}).get("epoch", 0)
     if num_epochs >= MANY_EPOCHS:
         notes.append(
             f"The run read its training text {num_epochs} times. A model memorizes text that is repeated so often; the "
             "validation curve shows from which step on. More text or fewer steps would give a better model."
         )
-        print0(notes[0])
+        print0(notes[-1])
     log_section(
         "base_train",
         {

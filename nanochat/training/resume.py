@@ -11,6 +11,7 @@ Processes that torchrun starts again (`--max-restarts`) resume by themselves, fr
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -191,6 +192,25 @@ def restore_loop_state(checkpoint: Checkpoint) -> LoopState:
     state = LoopState(**checkpoint.meta["loop"] | {"stopped": 0})
     state.history = [{RENAMED_METRICS.get(name, name): row[name] for name in row} for row in state.history]
     return state
+
+
+def run_length(state: LoopState, num_steps: int, is_exact: bool, per_step: int, num_done: int) -> tuple[int, int]:
+    """Return steps and units (tokens, rows, prompts) of the whole run, whose steps so far may have had other sizes.
+
+    `num_steps` and `per_step`: steps of a run from the start, and units of a step, by the present settings. `is_exact`:
+    the run has this number of steps; otherwise it has `num_steps * per_step` units. `num_done`: units up to `state`. A
+    run that is longer already is not continued, and a notice says so.
+
+    >>> run_length(LoopState(step=4), num_steps=10, is_exact=True, per_step=256, num_done=4 * 512)
+    (10, 3584)
+    >>> run_length(LoopState(step=4), num_steps=10, is_exact=False, per_step=256, num_done=4 * 512)
+    (6, 2560)
+    """
+    remaining = num_steps - state.step if is_exact else math.ceil((num_steps * per_step - num_done) / per_step)
+    if remaining < 0:
+        print0(f"NOTICE: step {state.step} is beyond the end of the run by these settings: nothing is left to train")
+    remaining = max(0, remaining)
+    return state.step + remaining, num_done + remaining * per_step
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

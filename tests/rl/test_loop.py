@@ -63,13 +63,14 @@ def gradient_of_step(
     optimizer = build_optimizer(model, ONE_PROCESS)
     gradients: dict[str, Tensor] = {}
 
-    def record(*_: float) -> Tensor:
+    def record() -> Tensor:
         for name, param in model.named_parameters():
             if param.grad is not None:
                 gradients[name] = param.grad.clone()
         return torch.zeros(())
 
-    optimizer.step = record  # type: ignore[method-assign,assignment]
+    optimizer.reduce_gradients = record  # type: ignore[method-assign]
+    optimizer.update = lambda *_: None  # type: ignore[method-assign]
     policy_gradient_step(model, optimizer, groups, sft_rows, Rates(1.0, 0.9), lambda: 0, ["A", "B"], batch_size)
     return gradients
 
@@ -156,17 +157,17 @@ def test_weights_wait_for_a_signal() -> None:
 
 def record_two_steps(folder: Path) -> None:
     """Take two steps of a run with three prompts; save the mean gradients of each step and the history."""
-    plain_step = Optimizer.step
+    plain_reduce = Optimizer.reduce_gradients
     gradients = []
 
-    def record(self: Optimizer, *args: float) -> Tensor:
+    def record(self: Optimizer) -> Tensor:
         mean = {name: param.grad.clone() for name, param in named_parameters(self) if param.grad is not None}
         if self.runtime.world_size > 1:
             for gradient in mean.values():
                 dist.all_reduce(gradient)
                 gradient /= self.runtime.world_size
         gradients.append(mean)
-        return plain_step(self, *args)
+        return plain_reduce(self)
 
     config = Config(
         tasks="Bandit",
@@ -182,7 +183,7 @@ def record_two_steps(folder: Path) -> None:
         device_batch_size=256,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Optimizer, "step", record)
+        patch.setattr(Optimizer, "reduce_gradients", record)
         patch.setattr(prompts, "get_task", lambda *_, **__: bandit(reward_ascii))
         state = main(config)
     if int(os.environ.get("RANK", "0")) == 0:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat.checkpoint_manager import load_model
+from nanochat.checkpoint_manager import list_steps, load_model, open_checkpoint
 from nanochat.configurator import cli, parse
 from nanochat.data.shards import write_dataset
 from nanochat.gpt import GPT
@@ -230,3 +230,48 @@ def test_fp8(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert evaluate(state)["val_bpb"] == measured  # during training as from the checkpoint, to the last bit
     resumed = main(parse(Config, [*flags, "--fp8", "--model_tag=fp8", "--resume_from_step=2"]))
     assert [row["loss"] for row in resumed.history if "loss" in row] == losses[1]
+
+
+# --- learning rates that are far too high -----------------------------------------------------------------------------
+
+SMALL = [*TINY, "--eval_tokens=512", "--device=cpu", "--save_every=1", "--keep_last=1"]
+TOO_HIGH = ["--matrix_lr=1e30", "--embedding_lr=1e30"]
+
+
+def saved_weights(folder: Path) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """The steps of a run's checkpoints, and the weights of the last one."""
+    steps = list(list_steps(folder / "base_checkpoints" / "d1"))
+    return steps, open_checkpoint(folder / "base_checkpoints" / "d1").load_weights()
+
+
+def test_a_run_that_diverges_ends_with_advice(refusal: Callable[..., str], run_here: Path) -> None:
+    """The second step has a finite gradient and leads to weights of 1e30, from which the third would lead to NaN.
+
+    The first step does not move most matrices, because the last matrix of each block is 0 before it.
+    """
+    prepare(run_here)
+    error = refusal(base_train, *SMALL, "--num_iterations=6", *TOO_HIGH)
+    assert "diverged at step 2: the weights after step 2 are not finite, or too large" in error
+    assert "--init_lr_frac" in error
+    assert "--resume_from_step=1" in error
+    steps, weights = saved_weights(run_here)
+    assert steps == [1]
+    assert all(tensor.abs().max() < 100 for tensor in weights.values())
+
+
+def test_a_resumed_run_that_diverges_keeps_what_it_came_from(refusal: Callable[..., str], run_here: Path) -> None:
+    prepare(run_here)
+    main(parse(Config, [*SMALL, "--num_iterations=3"]))
+    before = saved_weights(run_here)
+    error = refusal(base_train, *SMALL, "--num_iterations=9", "--resume", *TOO_HIGH)
+    assert "resume from the last good checkpoint (--resume_from_step=3)" in error
+    after = saved_weights(run_here)
+    assert before[0] == after[0] == [3]
+    assert all(torch.equal(after[1][name], before[1][name]) for name in before[1])
+    assert main(parse(Config, [*SMALL, "--num_iterations=5", "--resume"])).step == 5
+
+
+@pytest.mark.parametrize("name", ["matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay"])
+def test_a_setting_that_float32_does_not_hold(refusal: Callable[..., str], run_here: Path, name: str) -> None:
+    prepare(run_here)
+    assert f"{name} is 1e+39: it must be from 0 to 1e+30" in refusal(base_train, *SMALL, f"--{name}=1e39")

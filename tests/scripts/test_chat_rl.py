@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,88 @@ def test_equal_rewards_change_nothing(run: Callable[..., Any], run_here: Path) -
     assert len(steps) == 6
     assert all(value == value for row in steps for value in row.values())
     assert {(row["signal"], row["grad_norm"]) for row in steps} == {(0, 0)}
+
+
+# --- steps that are not applied ---------------------------------------------------------------------------------------
+
+
+def reward_nan(conversation: Any, completion: str) -> float:
+    return math.nan if reward_ascii(conversation, completion) else 0.0
+
+
+def test_rewards_that_are_no_numbers(run: Callable[..., Any], run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step is skipped, until the fifth ends the run; the initial model is not saved as a result."""
+    monkeypatch.setitem(TASKS, "Bandit", lambda: bandit(reward_nan))
+    with pytest.raises(UserError, match=r"diverged at step 5: the last 5 steps .*start again"):
+        run(**SHORT)
+    assert not list((run_here / "chatrl_checkpoints").rglob("step_*"))
+
+
+def test_a_gradient_that_is_not_finite_in_one_step(
+    run: Callable[..., Any], run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights of the step before stay, and the run goes on; its history has finite numbers only."""
+    monkeypatch.setitem(TASKS, "Bandit", lambda: bandit(reward_ascii))
+    plain = loop.accumulate_gradients
+    calls: list[int] = []
+
+    def poisoned(model: GPT, *args: Any) -> torch.Tensor:
+        sums = plain(model, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            next(model.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
+        return sums
+
+    monkeypatch.setattr(loop, "accumulate_gradients", poisoned)
+    state = run(**SHORT, save_every=1)
+    weights = [load_rl_weights(run_here, step) for step in (1, 2, 3)]
+    assert are_equal(weights[0], weights[1])
+    assert not are_equal(weights[1], weights[2])
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (6, 1, 0)
+    assert all(math.isfinite(value) for row in state.history for value in row.values())
+    assert "step 2 is skipped (grad_norm inf)" in capsys.readouterr().out
+    report = json.loads((run_here / "report" / "chat_rl.json").read_text(encoding="utf-8"))
+    assert "1 of 6 steps were skipped" in report["notes"][0]
+
+
+def test_weights_that_are_too_large_are_not_sampled_from(
+    run: Callable[..., Any], run_here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends before the next step, whose completions would come from logits that are not numbers."""
+    monkeypatch.setitem(TASKS, "Bandit", lambda: bandit(reward_ascii))
+    with pytest.raises(UserError, match="diverged at step 1: the weights after step 1"):
+        run(**SHORT, tasks="Bandit", init_lr_frac=1e30, matrix_lr=1.0, embedding_lr=1.0, unembedding_lr=1.0)
+    assert not list((run_here / "chatrl_checkpoints").rglob("step_*"))
+
+
+# --- resuming with other settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{}, {"examples_per_step": 2}, {"examples_per_step": 6}], ids=str)
+def test_resuming_with_a_longer_horizon(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: dict[str, int]
+) -> None:
+    """The rates are those of the whole run as it is now: 0.9 in step 5 of 40, not 0 as at the end of the first.
+
+    The prompts go on where they were, also with steps of another size.
+    """
+    drawn: list[list[int]] = []
+    plain = prompts.PromptSampler.prompts_of_step
+
+    def record(self: Any, step: int, num_prompts: int, *args: Any) -> Any:
+        first = args[1] if len(args) > 1 else 0
+        drawn.append(list(range(first + step * num_prompts, first + (step + 1) * num_prompts)))
+        return plain(self, step, num_prompts, *args)
+
+    monkeypatch.setattr(prompts.PromptSampler, "prompts_of_step", record)
+    run(**SHORT | {"num_iterations": 4})
+    first = run(**SHORT | {"num_iterations": 5}, resume=True, **change)
+    assert [row["lr_multiplier"] for row in first.history if "lr_multiplier" in row][4] == pytest.approx(0.2)
+    state = run(**SHORT | {"num_iterations": 40}, resume_from_step=4, **change)
+    rates = [row["lr_multiplier"] for row in state.history if "lr_multiplier" in row]
+    assert rates[4:7] == pytest.approx([0.9, 0.875, 0.85])
+    assert list(chain(*drawn[:5])) == list(range(4 * 4 + change.get("examples_per_step", 4)))
+    assert list(chain(*drawn[5:])) == list(range(16, 16 + 36 * change.get("examples_per_step", 4)))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def test_report(base_dir: Path) -> None:
         {"step": 2, "val_bpb": 1.5},
     ]
     model = build_model(SHAPE, CPU)
-    report_pretraining(Config(), model, CPU, LoopState(seconds=4.0, history=history), num_tokens=1000)
+    report_pretraining(Config(), model, CPU, LoopState(seconds=4.0, history=history, cursor={"tokens": 1000}))
     section = json.loads((base_dir / "report" / "base_train.json").read_text(encoding="utf-8"))
     metrics = section["metrics"]
     assert metrics["training loss (nats per token)"] == 2.5
@@ -39,8 +39,8 @@ def test_many_epochs_are_noted(base_dir: Path, capsys: pytest.CaptureFixture[str
     history = [{"step": 1, "loss": 1.0, "val_bpb": 2.0}]
     assert MANY_EPOCHS == 8
     for num_epochs, is_noted in ((7, False), (8, True)):
-        state = LoopState(seconds=1.0, history=history, cursor={"epoch": num_epochs})
-        report_pretraining(Config(), model, CPU, state, num_tokens=1000)
+        state = LoopState(seconds=1.0, history=history, cursor={"epoch": num_epochs, "tokens": 1000})
+        report_pretraining(Config(), model, CPU, state)
         section = json.loads((base_dir / "report" / "base_train.json").read_text(encoding="utf-8"))
         assert bool(section.get("notes")) is is_noted
         assert ("8 times" in capsys.readouterr().out) is is_noted
