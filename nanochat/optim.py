@@ -180,7 +180,8 @@ class Optimizer:
         It is not finite if a weight is not, or if the weights are so large that their squares overflow.
         """
         norms = [torch.linalg.vector_norm(param.float()) for bucket in self.buckets for param in bucket.params]
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def _norm_and_scale(self) -> tuple[Tensor, Tensor]:
         """Return the norm of the mean gradient, and the factor that turns the summed gradient into the clipped mean."""
