@@ -18,7 +18,6 @@ import codecs
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.common import UserError, as_user_error, print0
+from nanochat.common import UserError, print0
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 VALIDATION_SHARE = 1 / 32
@@ -201,22 +200,6 @@ def detect_encoding(path: Path) -> tuple[str, bool]:
         except UnicodeDecodeError:
             return encoding, False
     return encoding, True
-
-
-def read_utf8(file: Path | zipfile.Path) -> str:
-    """Read a text file, which may be in a zip archive.
-
-    Raises UserError with the file, and for invalid UTF-8 with the line.
-    """
-    if not file.is_file():
-        raise UserError(f"{file} is missing")
-    with as_user_error(f"{file} cannot be read"):  # zipfile raises many types of errors for a damaged file
-        content = file.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}, line {line}: not UTF-8 ({error})") from error
 
 
 def split_long_text(text: str, max_chars: int) -> Iterator[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,13 +23,19 @@ import yaml
 
 from nanochat.common import UserError, as_user_error, base_dir, print0
 from nanochat.data.download import download
-from nanochat.data.import_text import read_utf8
 from nanochat.data.shards import file_sha256
+from nanochat.eval.bundle_files import MB, BundleFiles, check_plain_path, open_files, read_text
 from nanochat.eval.core_prompts import TASK_TYPES, CoreExample, CoreTask
+from nanochat.system.json_text import parse_json, short_repr
 
 PUBLIC_BUNDLE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 BUNDLE_NAME = "eval_bundle"  # in the base folder, as a folder or with .zip
-BundlePath = Path | zipfile.Path  # of a file or folder in a bundle, which may be a zip file
+MAX_DOWNLOAD_BYTES = 1024 * MB
+MAX_YAML_BYTES = 1 << 17  # of core.yaml, which is read at about 100 KB a second; CORE's has 3 KB
+MAX_CSV_BYTES = MB
+MAX_FEWSHOT = 100
+MAX_OPTIONS = 1000  # of an example
+MAX_NAME_LEN = 100  # of a label or a delimiter, in characters
 
 
 class TaskEntry(TypedDict, total=False):
@@ -69,7 +74,30 @@ class Bundle:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
-    """YAML loader that adds its line to each mapping, and to the error for an invalid value (the 45th of a month)."""
+    """YAML loader that adds its line to each mapping, and to the error for an invalid value (the 45th of a month).
+
+    It refuses aliases and merges, by which a short text can name more values than fit into memory, and keys that come
+    twice.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed: write the value again", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def flatten_mapping(self, node: Any) -> None:
+        keys = set()
+        for key, _ in node.value:
+            problem = None
+            if key.tag == "tag:yaml.org,2002:merge":
+                problem = "merges are not allowed: write the keys again"
+            elif isinstance(key.value, str) and (key.tag, key.value) in keys:
+                problem = f"the key {short_repr(key.value)} comes twice"
+            if problem:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if isinstance(key.value, str):
+                keys.add((key.tag, key.value))
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         return {**super().construct_mapping(node, deep), "line": node.start_mark.line + 1}
@@ -122,8 +150,17 @@ def find_bundle(source: str | None = None) -> Path | None:
 def _fetch(address: str, path: Path) -> Path:
     """Download a bundle to `path`, and print its size and SHA-256."""
     print0(f"Downloading {address} to {path}")
+    num_bytes = 0
+
+    def count(block_bytes: int) -> None:
+        nonlocal num_bytes
+        num_bytes += block_bytes
+        if num_bytes > MAX_DOWNLOAD_BYTES:
+            path.with_name(path.name + ".part").unlink(missing_ok=True)
+            raise UserError(f"{address} sends more than {MAX_DOWNLOAD_BYTES // MB:,} MB: that is no evaluation bundle")
+
     try:
-        download(address, path)
+        download(address, path, on_bytes=count)
     except OSError as error:
         raise UserError(f"{address} cannot be downloaded to {path}: {error}") from error
     if not zipfile.is_zipfile(path):
@@ -144,29 +181,25 @@ def read_bundle(path: Path) -> Bundle:
     """Read all tasks of a bundle. Raises UserError that names the file and the line at fault."""
     tasks = []
     missing = []
-    try:
-        root = _find_root(path)
-        baselines = _read_baselines(root / "eval_meta_data.csv")
-        for entry in _read_task_list(root / "core.yaml"):
+    with open_files(path) as files:
+        task_list, table = files.place("core.yaml"), files.place("eval_meta_data.csv")
+        baselines = _read_baselines(files)
+        for entry in _read_task_list(files):
             label = entry["label"]
             if label not in baselines:
-                place = f"{root / 'core.yaml'}, line {entry['line']}"
-                raise UserError(f"{place}: {root / 'eval_meta_data.csv'} has no line for the task {label}")
-            data_file = root / "eval_data" / entry["dataset_uri"]
-            if data_file.is_file():
-                tasks.append(_read_task(data_file, entry, baselines[label]))
+                raise UserError(f"{task_list}, line {entry['line']}: {table} has no line for the task {label}")
+            if files.has(f"eval_data/{entry['dataset_uri']}"):
+                tasks.append(_read_task(files, entry, baselines[label]))
             else:
                 missing.append(label)
-    except OSError as error:
-        raise UserError(f"the evaluation bundle {path} cannot be read: {error}") from error
     if not tasks:
         raise UserError(f"{path}: none of the tasks in core.yaml has its file in eval_data")
     return Bundle(path, tuple(tasks), tuple(missing))
 
 
-def _read_task(data_file: BundlePath, entry: TaskEntry, baseline: float) -> CoreTask:
+def _read_task(files: BundleFiles, entry: TaskEntry, baseline: float) -> CoreTask:
     """Read the examples of a task. Prints a line if they are too few for its few-shot prompts."""
-    rows = list(_read_examples(data_file, entry["icl_task_type"], entry.get("has_categories", False)))
+    rows = list(_read_examples(files, entry))
     task = CoreTask(
         label=entry["label"],
         task_type=entry["icl_task_type"],
@@ -184,21 +217,10 @@ def _read_task(data_file: BundlePath, entry: TaskEntry, baseline: float) -> Core
     return task
 
 
-def _find_root(path: Path) -> BundlePath:
-    """Return the folder with core.yaml: `path`, or the only one in it. In a zip file it is a `zipfile.Path`."""
-    with as_user_error(f"the evaluation bundle {path} cannot be read"):
-        root: BundlePath = path if path.is_dir() else zipfile.Path(path)
-    if (root / "core.yaml").is_file():
-        return root
-    candidates = [folder for folder in root.iterdir() if (folder / "core.yaml").is_file()]
-    if len(candidates) != 1:
-        raise UserError(f"{path} is not an evaluation bundle: core.yaml is missing")
-    return candidates[0]
-
-
-def _read_task_list(file: BundlePath) -> Iterator[TaskEntry]:
+def _read_task_list(files: BundleFiles) -> Iterator[TaskEntry]:
     """Yield the entry of each task in core.yaml. Raises UserError that names the line at fault."""
-    text = read_utf8(file)
+    file = files.place("core.yaml")
+    text = read_text(files, "core.yaml", MAX_YAML_BYTES)
     loader = None
     try:
         loader = _Loader(text)
@@ -207,7 +229,7 @@ def _read_task_list(file: BundlePath) -> Iterator[TaskEntry]:
         # Some errors do not have a line: take the one that the loader has reached, or count up to the position.
         mark: Any = getattr(error, "problem_mark", None) or loader
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
-        raise UserError(f"{file}, line {line + 1}: not YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{file}, line {line + 1}: not YAML ({' '.join(str(error).split())[:400]})") from error
     entries = content.get("icl_tasks") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{file}, line 1: icl_tasks must be a list of tasks")
@@ -225,76 +247,105 @@ def _read_task_list(file: BundlePath) -> Iterator[TaskEntry]:
 def _find_problem(entry: Any) -> str | None:
     """Return the first rule that an entry of core.yaml breaks, or None."""
     if not isinstance(entry, dict):
-        return "each of icl_tasks must be a mapping"
-    for name in ("label", "dataset_uri"):
-        if not isinstance(entry.get(name), str) or not entry[name]:
-            return f"{name} is {entry.get(name)!r}: it must be a text"
+        return f"{short_repr(entry)}: each of icl_tasks must be a mapping"
+
+    def fault(name: str, rule: str) -> str:
+        return f"{name} is {short_repr(entry.get(name))}: it must be {rule}"
+
+    label, uri = entry.get("label"), entry.get("dataset_uri")
+    if not isinstance(label, str) or not 0 < len(label) <= MAX_NAME_LEN or not label.isprintable():
+        return fault("label", f"a text of 1 to {MAX_NAME_LEN} printable characters")
+    if not isinstance(uri, str):
+        return fault("dataset_uri", "a text, the path of a file in eval_data")
+    try:
+        check_plain_path(uri)
+    except UserError as error:
+        return f"dataset_uri: {error}"
     if entry.get("icl_task_type") not in TASK_TYPES:
-        return f"icl_task_type is {entry.get('icl_task_type')!r}: it must be one of {', '.join(TASK_TYPES)}"
+        return fault("icl_task_type", f"one of {', '.join(TASK_TYPES)}")
     num_fewshot: Any = entry.get("num_fewshot")
-    is_one_number = isinstance(num_fewshot, list) and len(num_fewshot) == 1 and isinstance(num_fewshot[0], int)
-    if not is_one_number or num_fewshot[0] < 0:
-        return f"num_fewshot is {num_fewshot!r}: it must be a list of one number, at least 0"
-    if not isinstance(entry.get("continuation_delimiter", " "), str):
-        return f"continuation_delimiter is {entry['continuation_delimiter']!r}: it must be a text"
+    is_one_number = isinstance(num_fewshot, list) and len(num_fewshot) == 1 and type(num_fewshot[0]) is int
+    if not is_one_number or not 0 <= num_fewshot[0] <= MAX_FEWSHOT:
+        return fault("num_fewshot", f"a list of one number, from 0 to {MAX_FEWSHOT}")
+    delimiter = entry.get("continuation_delimiter", " ")
+    if not isinstance(delimiter, str) or len(delimiter) > MAX_NAME_LEN:
+        return fault("continuation_delimiter", f"a text of at most {MAX_NAME_LEN} characters")
     if not isinstance(entry.get("has_categories", False), bool):
-        return f"has_categories is {entry['has_categories']!r}: it must be true or false"
+        return fault("has_categories", "true or false")
     return None
 
 
-def _read_baselines(file: BundlePath) -> dict[str, float]:
+def _read_baselines(files: BundleFiles) -> dict[str, float]:
     """Return task -> random baseline, in [0, 1)."""
-    reader = csv.DictReader(io.StringIO(read_utf8(file), newline=""))
-    baselines = {}
+    file = files.place("eval_meta_data.csv")
+    reader = csv.DictReader(io.StringIO(read_text(files, "eval_meta_data.csv", MAX_CSV_BYTES), newline=""))
+    baselines: dict[str, float] = {}
     try:
         if not {"Eval Task", "Random baseline"} <= set(reader.fieldnames or ()):
-            raise ValueError("the columns 'Eval Task' and 'Random baseline' must be there")
+            raise UserError("the columns 'Eval Task' and 'Random baseline' must be there")
         for row in reader:
-            percent = float(row["Random baseline"] or "nothing")
-            if not 0 <= percent < 100:
-                raise ValueError(f"the random baseline is {percent} percent: must be at least 0 and below 100")
-            baselines[row["Eval Task"]] = percent / 100
-    except (ValueError, csv.Error) as error:
+            label = row["Eval Task"] or ""
+            percent = _parse_percent(row["Random baseline"])
+            if baselines.setdefault(label, percent) != percent:
+                raise UserError(f"the task {short_repr(label)} has another random baseline in an earlier line")
+    except (UserError, csv.Error) as error:
         raise UserError(f"{file}, line {reader.line_num or 1}: {error}") from error
     return baselines
 
 
-def _read_examples(file: BundlePath, task_type: str, has_categories: bool) -> Iterator[tuple[CoreExample, str]]:
+def _parse_percent(text: str | None) -> float:
+    """Return a percentage as a proportion in [0, 1)."""
+    try:
+        percent = float(text or "nothing")
+    except ValueError:
+        raise UserError(f"the random baseline is {short_repr(text)}: must be a number, in percent") from None
+    if not 0 <= percent < 100:
+        raise UserError(f"the random baseline is {percent} percent: must be at least 0 and below 100")
+    return percent / 100
+
+
+def _read_examples(files: BundleFiles, entry: TaskEntry) -> Iterator[tuple[CoreExample, str]]:
     """Yield the examples of a task, each with its category or "". Empty lines are skipped."""
+    name = f"eval_data/{entry['dataset_uri']}"
+    file = files.place(name)
     is_empty = True
-    for number, line in enumerate(read_utf8(file).split("\n"), 1):
+    for number, line in enumerate(read_text(files, name).split("\n"), 1):
         if not line.strip():
             continue
         is_empty = False
         try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode("utf-8")  # fails at half a surrogate pair, which is no text
-            yield _parse_example(row, task_type), _parse_category(row) if has_categories else ""
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+            yield (
+                _parse_example(row, entry["icl_task_type"]),
+                _parse_category(row) if entry.get("has_categories") else "",
+            )
+        except UserError as error:
             raise UserError(f"{file}, line {number}: {error}") from error
     if is_empty:
         raise UserError(f"{file}, line 1: the file has no examples")
 
 
 def _parse_example(row: Any, task_type: str) -> CoreExample:
-    """Return the example of a row. Raises ValueError that names the key at fault.
+    """Return the example of a row. Raises UserError that names the key at fault.
 
     >>> _parse_example({"query": "Ice is", "choices": ["cold", "hot"], "gold": 0}, "multiple_choice")
     CoreExample(options=(('Ice is', 'cold'), ('Ice is', 'hot')), gold=0)
     """
     if not isinstance(row, dict):
-        raise ValueError("a line must be a JSON object")
+        raise UserError("a line must be a JSON object")
 
     def text(name: str) -> str:
         value = row.get(name)
         if not isinstance(value, str) or not (value or name != "continuation"):
-            raise ValueError(f"{name} must be a text" + (", not empty" if name == "continuation" else ""))
+            raise UserError(f"{name} must be a text" + (", not empty" if name == "continuation" else ""))
         return value
 
     def texts(name: str) -> list[str]:
         value = row.get(name)
         if not isinstance(value, list) or len(value) < 2 or not all(isinstance(item, str) and item for item in value):
-            raise ValueError(f"{name} must be a list of two texts or more")
+            raise UserError(f"{name} must be a list of two texts or more")
+        if len(value) > MAX_OPTIONS:
+            raise UserError(f"{name} has {len(value):,} texts: at most {MAX_OPTIONS:,} are allowed")
         return value
 
     if task_type == "language_modeling":
@@ -305,13 +356,13 @@ def _parse_example(row: Any, task_type: str) -> CoreExample:
         options = [(context, text("continuation")) for context in texts("context_options")]
     gold = row.get("gold")
     if type(gold) is not int or not 0 <= gold < len(options):
-        raise ValueError(f"gold is {gold!r}: it must be a number from 0 to {len(options) - 1}")
+        raise UserError(f"gold is {short_repr(gold)}: it must be a number from 0 to {len(options) - 1}")
     return CoreExample(tuple(options), gold)
 
 
 def _parse_category(row: Any) -> str:
-    """Return the category of a row. Raises ValueError if it has none."""
+    """Return the category of a row. Raises UserError if it has none."""
     category = row.get("category")
     if not isinstance(category, str) or not category:
-        raise ValueError("category must be a text, because core.yaml sets has_categories")
+        raise UserError("category must be a text, because core.yaml sets has_categories")
     return category

@@ -73,10 +73,14 @@ def parse_json(content: bytes | str, max_bytes: int = MAX_JSON_BYTES) -> Any:
     return value
 
 
+def encoding_by_mark(content: bytes) -> str | None:
+    """Return "UTF-16" or "UTF-32" if a content begins with the byte order mark of that encoding, else None."""
+    return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
+
+
 def _decode(content: bytes) -> str:
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            raise UserError(f"not UTF-8 but {encoding}, by its byte order mark: save it as UTF-8")
+    if encoding := encoding_by_mark(content):
+        raise UserError(f"not UTF-8 but {encoding}, by its byte order mark: save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
