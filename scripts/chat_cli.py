@@ -11,7 +11,6 @@ The model's calculator calls are shown in brackets, with their results: [12*7 = 
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import sys
 from dataclasses import dataclass
@@ -109,11 +108,14 @@ class Chat:
 def run_chat(chat: Chat) -> None:
     """Read messages and commands, and reply, until the user exits."""
     is_exiting = False  # Ctrl-C was pressed once at the prompt
+    is_first = True  # no message yet
     while True:
         try:
             message = read_message().strip()
         except EOFError:
             print()
+            if is_first and not sys.stdin.isatty():
+                chat.screen.notice('(no message: standard input is empty or closed; -p "..." asks one question)')
             return
         except KeyboardInterrupt:
             print()
@@ -122,7 +124,7 @@ def run_chat(chat: Chat) -> None:
             is_exiting = True
             chat.screen.notice("(Ctrl-C again, Ctrl-D or /quit exits)")
             continue
-        is_exiting = False
+        is_exiting = is_first = False
         if message == "/quit":
             return
         if message == "/help":
@@ -142,9 +144,6 @@ def run_chat(chat: Chat) -> None:
 
 def main(config: Config) -> None:
     """Load the model, then chat, or answer the question of `config.prompt`."""
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     screen = Screen(notices=sys.stdout if config.prompt is None else sys.stderr)
     with contextlib.redirect_stdout(sys.stderr):  # with -p, standard output has only the reply
         runtime = Runtime.start(device=config.device)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import sys
 from typing import TextIO
 
 from nanochat.serving.chat_session import Chunk
+from nanochat.system.console import write_controls
 
 PASTE_SECONDS = 0.05  # lines that arrive faster than this one after another belong to one message
+DIM, NOT_DIM = "\033[2m", "\033[0m"
 
 
 class Screen:
@@ -25,19 +26,21 @@ class Screen:
 
     def notice(self, text: str) -> None:
         """Print a line that is not part of a reply."""
-        print(self._dim(text), file=self.notices, flush=True)
+        self._write(text, self.notices, is_dim=True)
+        self._write("\n", self.notices)
 
     def show(self, chunk: Chunk) -> None:
         """Print a chunk of a reply; a tool call is printed in brackets, with its result: [6*7 = 42]."""
         if chunk.kind != self._last_kind or not chunk.text:
-            self._write(self._dim(self._separator(chunk)))
-        self._write(printable(chunk.text) if chunk.kind == "text" else self._dim(printable(chunk.text)))
+            self._write(self._separator(chunk), sys.stdout, is_dim=True)
+        self._write(chunk.text, sys.stdout, is_dim=chunk.kind != "text")
         self._last_kind = chunk.kind
         self._last_character = chunk.text[-1:]
 
     def end_reply(self) -> None:
         """Close an open bracket and end the line."""
-        self._write(self._dim("]" if self._last_kind != "text" else "") + "\n")
+        self._write("]" if self._last_kind != "text" else "", sys.stdout, is_dim=True)
+        self._write("\n", sys.stdout)
         self._last_kind = "text"
         self._last_character = ""
 
@@ -52,16 +55,15 @@ class Screen:
             return "] " + opening
         return " " + opening if self._last_character.strip() else opening
 
-    def _dim(self, text: str) -> str:
-        return f"\033[2m{text}\033[0m" if self.has_colours and text else text
-
-    def _write(self, text: str) -> None:
-        print(text, end="", flush=True)
-
-
-def printable(text: str) -> str:
-    """Replace control characters, which could move the cursor, change colours or ring the bell, by U+FFFD."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+    def _write(self, text: str, stream: TextIO, is_dim: bool = False) -> None:
+        """Write text. `Output`, which a command has as its streams, shows control characters in it as escapes."""
+        is_dim = is_dim and self.has_colours and text != ""
+        if is_dim:
+            write_controls(stream, DIM)
+        stream.write(text)
+        if is_dim:
+            write_controls(stream, NOT_DIM)
+        stream.flush()
 
 
 def read_message() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
+from nanochat.common import command
 from nanochat.serving.chat_session import Chunk
-from nanochat.serving.terminal import Screen, printable
+from nanochat.serving.terminal import DIM, NOT_DIM, Screen
 
 
 def printed(capsys: pytest.CaptureFixture[str], *chunks: tuple[str, str]) -> str:
@@ -46,6 +48,20 @@ def test_a_tool_call_is_printed_in_brackets(
     assert printed(capsys, *chunks) == text
 
 
-def test_a_reply_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printable("a\x1b[2J\tb\r\n\x9b1m\x07é🙂") == "a\ufffd[2J\tb\ufffd\n\ufffd1m\ufffdé🙂"
-    assert "\x1b" not in printed(capsys, ("text", "\x1b[0m"), ("python", ""), ("python", "\x1b"))
+@pytest.mark.parametrize("has_colours", [False, True])
+def test_a_reply_cannot_control_the_terminal(has_colours: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """However its sequences are cut into chunks; the sequences that dim a call are the screen's own."""
+    reply = [("text", "a\x1b"), ("text", "[2J\tb\r\n\x9b1m\x07é🙂\u202e"), ("python", ""), ("python", "\x1b]0;x\x07")]
+    with command():
+        screen = Screen(sys.stderr)
+        screen.has_colours = has_colours
+        for kind, text in reply:
+            screen.show(Chunk(kind, text))
+        screen.end_reply()
+        screen.notice("(\x1b[31m)")
+    dim, not_dim = (DIM, NOT_DIM) if has_colours else ("", "")
+    out, err = capsys.readouterr()
+    text, _, call = out.partition("\n")
+    assert text == r"a\x1b[2J" + "\t" + r"b\r"
+    assert call == rf"\x9b1m\x07é🙂\u202e{dim} [{not_dim}{dim}\x1b]0;x\x07{not_dim}{dim}]{not_dim}" + "\n"
+    assert err == rf"{dim}(\x1b[31m){not_dim}" + "\n"
