@@ -22,6 +22,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -226,8 +227,8 @@ class Side:
             env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
             encoding="utf-8",
+            errors="replace",
         )
         modules = sorted({stage.module for stage in stages})
         self.listed = {module: settings_in_help(self._run(f"{module} --help", module, "--help")) for module in modules}
@@ -290,6 +291,7 @@ def serve() -> None:
     """
     sys.path.remove(str(Path(__file__).resolve().parent))  # modules come from the checkout, through PYTHONPATH
     warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # runpy: it was loaded before the fork
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also goes to this process, and to its forks
     import torch  # noqa: F401
 
     requests = os.fdopen(os.dup(0), encoding="utf-8")  # sys.stdin stays unread, as in a new process
@@ -553,4 +555,8 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--serve"]:
         serve()
     else:
-        sys.exit(main())
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)  # for this checkout's nanochat; a side has its own
+        from nanochat.common import command
+
+        with command():
+            sys.exit(main())

@@ -12,6 +12,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from nanochat.common import command
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("nanochat", "scripts", "tasks", "dev")
 FILE_LINES = 300
@@ -55,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -355,6 +355,11 @@ def _read_bool(text: str) -> bool:
     return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
 
 
+def _read_text(text: str) -> str:
+    """Return text of the command line; bytes that are not UTF-8, which Python has as half surrogates, become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _read_float(text: str) -> float:
     value = float(text)
     if math.isnan(value):
@@ -369,7 +374,7 @@ _TEXT_READERS: dict[Any, Callable[[str], Any]] = {
     int: int,
     float: _read_float,
     Path: expand_path,
-    str: str,
+    str: _read_text,
 }
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
-from nanochat.common import UserError, base_dir, print0, write_text_atomic
+from nanochat.common import UserError, base_dir, print0, visible, write_text_atomic
 from nanochat.system.environment import num_usable_cores
 from nanochat.tokenization.chat_format import Conversation, Span, document_text, render_turns
 from nanochat.tokenization.encoders import TrainingTexts, encoder_class, iter_strings
@@ -321,7 +321,7 @@ class Tokenizer:
     def visualize_tokenization(self, ids: Sequence[int], mask: Sequence[int]) -> str:
         """Return the tokens separated by bars, in a terminal's colors: green = trained on (mask 1), red = not."""
         colors = {0: "\033[31m", 1: "\033[32m"}
-        return "|".join(f"{colors[m]}{self.decode([i])}\033[0m" for i, m in zip(ids, mask, strict=True))
+        return "|".join(f"{colors[m]}{visible(self.decode([i]))}\033[0m" for i, m in zip(ids, mask, strict=True))
 
 
 class StreamDecoder:

@@ -137,7 +137,8 @@ def push_to_hub(folder: Path, repository: str) -> None:
 def confirm(question: str) -> bool:
     """Ask at the terminal and return True for the answer y. Ctrl-D means no."""
     try:
-        return input(question).strip().lower() == "y"
+        print(question, end="", flush=True)  # `input` would write it past the stream that shows its control characters
+        return input().strip().lower() == "y"
     except EOFError:
         print0()
         return False

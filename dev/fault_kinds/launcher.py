@@ -97,7 +97,8 @@ class Launcher:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
         threading.Thread(target=self._listen, daemon=True).start()

@@ -24,7 +24,7 @@ import torch
 
 from dev.gpu_check import evaluation, generation, parity, runs, speed, versions
 from dev.gpu_check.check import Check, Skipped, describe, read_lines, write_line
-from nanochat.common import UserError, expand_path, print0
+from nanochat.common import UserError, command, expand_path, print0
 from nanochat.configurator import Settings, cli, setting
 
 MIN_SECONDS = 15  # a part does not start with less time left
@@ -197,6 +197,7 @@ def render_table(parts: list[Part], out: Path) -> str:
 
 if __name__ == "__main__":
     if any(argument in ("--only=?", "--only=list") for argument in sys.argv):
-        print("\n".join(f"{part.name:<11} {part.run.__doc__}" for part in PARTS))
+        with command():
+            print("\n".join(f"{part.name:<11} {part.run.__doc__}" for part in PARTS))
     else:
         cli(Config, main, __doc__)

@@ -50,7 +50,7 @@ def record_driver(check: Check) -> None:
     if shutil.which("nvidia-smi"):
         query = "--query-gpu=driver_version,temperature.gpu,clocks.sm,clocks.mem,power.draw,memory.used"
         command = ["nvidia-smi", query, "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=20)
         check.record("nvidia-smi", state=done.stdout.strip() or done.stderr.strip()[:200])
 
 

@@ -21,7 +21,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
-from nanochat.system.errors import StoppedBySignal, UserError, find_fault_of_file, find_lost_process, hide_credentials
+from nanochat.system.errors import (
+    StoppedBySignal,
+    UserError,
+    find_fault_of_file,
+    find_fault_of_name,
+    find_lost_process,
+    hide_credentials,
+)
 
 # Control characters but newline and tab; line separators; characters that embed, override or isolate text directions.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -154,10 +161,10 @@ def command(hint: str = "Run the command again, with the machines that are left"
     """Context of a command's work, which turns its ends into a line and an exit code.
 
     A UserError becomes one line on stderr and exit code 2, and so does an error of the file system that the user has to
-    mend, as a full disk (`find_fault_of_file`). A run ended by a signal exits with 128 + the signal, as a
-    shell reports it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on. A process
-    that has lost another one of its run says so in one line with `hint`, with exit code 1. A reader of the output that
-    has left, as in `| head`, ends the command quietly with 141.
+    mend, as a full disk (`find_fault_of_file`, `find_fault_of_name`). A run ended by a signal exits with 128 + the
+    signal, as a shell reports it (130 for Ctrl-C, 143 for SIGTERM), so a shell script of several stages does not go on.
+    A process that has lost another one of its run says so in one line with `hint`, with exit code 1. A reader of the
+    output that has left, as in `| head`, ends the command quietly with 141.
     """
     streams = sys.stdin, sys.stdout, sys.stderr
     is_started = signal.getsignal(signal.SIGINT) is _leave
@@ -179,7 +186,7 @@ def command(hint: str = "Run the command again, with the machines that are left"
             print("interrupted", file=sys.stderr, flush=True)
             raise SystemExit(INTERRUPTED) from None
         except Exception as error:
-            if fault := find_fault_of_file(error):
+            if fault := find_fault_of_file(error) or find_fault_of_name(error):
                 _print_error(fault)
                 raise SystemExit(2) from None
             message = find_lost_process(error)
@@ -206,7 +213,8 @@ def _leave(*_: object) -> NoReturn:
 
     An exception could be raised in the middle of an import of C code, which may swallow or translate it.
     """
-    os.write(2, b"interrupted\n")
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 

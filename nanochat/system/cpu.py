@@ -77,7 +77,13 @@ def time_bf16_products(environment: dict[str, str]) -> tuple[float, float] | Non
     """
     try:
         completed = subprocess.run(
-            [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", PROBE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=120,
         )
         speedup, decode_speedup = map(float, completed.stdout.split())
     except (subprocess.TimeoutExpired, ValueError):

@@ -104,7 +104,9 @@ def command_output(*command: str) -> str | None:
     """Return a command's output, stripped; None if the command is missing, slow or fails."""
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # `git status` must not take the index lock
     try:
-        completed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=10, env=variables)
+        completed = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=10, env=variables
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return completed.stdout.strip() if completed.returncode == 0 else None

@@ -136,6 +136,22 @@ def find_fault_of_file(error: BaseException) -> str | None:
     return place + reason_and_remedy(error)
 
 
+def find_fault_of_name(error: BaseException) -> str | None:
+    """Return one line about the name of a file that this system or a library cannot encode; None for other errors.
+
+    >>> find_fault_of_name(UnicodeEncodeError("ascii", "data/é", 5, 6, "ordinal not in range(128)"))
+    "'data/é' cannot be a name in this environment, whose encoding is ascii: set PYTHONUTF8=1"
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        return None
+    name = repr(error.object[max(error.start - 100, 0) : error.start + 100])
+    if error.encoding != "utf-8":
+        return f"{name} cannot be a name in this environment, whose encoding is {error.encoding}: set PYTHONUTF8=1"
+    if "\udc80" <= error.object[error.start] <= "\udcff":  # a byte of a name, as Python keeps it
+        return f"{name} contains bytes that are not UTF-8: rename the file or folder"
+    return None
+
+
 @contextmanager
 def as_user_error(prefix: str) -> Iterator[None]:
     """Context that turns any exception into a one-line UserError `prefix: message`, as for a damaged file."""

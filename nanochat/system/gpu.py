@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import warnings
 from pathlib import Path
 
+from nanochat.system.console import command
 from nanochat.system.environment import command_output
 from nanochat.system.errors import UserError
 
@@ -105,11 +105,8 @@ def _driver_version() -> str:
 
 def main() -> None:
     """Print the number of GPUs; SystemExit(2) after one line on stderr if they cannot be used."""
-    try:
+    with command():
         print(count_gpus())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,6 +18,13 @@ from tests.support.sources import Source, calls, imports, sources
 # The first words that no docstring begins with: a docstring names the object, or starts with a verb.
 QUESTION_WORDS = ("what", "where", "who", "whom", "whose", "how", "whether", "which", "why")
 TRAINING_LOOPS = ("nanochat/train.py", "nanochat/rl/loop.py")
+PRINTING = {  # files that print control sequences, or may write past the streams
+    "nanochat/system/console.py",
+    "nanochat/serving/terminal.py",
+    "nanochat/tokenizer.py",
+    "dev/fault_kinds/mutations.py",
+}
+SERVERS = {"dev/fault_kinds/launcher.py"}  # a fork of it becomes a command
 SHORT_BODY = 5  # lines: a shorter function needs no docstring, since its name and its body say it all
 
 
@@ -42,6 +50,44 @@ def text_has_an_encoding(source: Source) -> Iterator[str]:
             mode = modes[0].value if modes and isinstance(modes[0], ast.Constant) else "r" if not modes else None
             if isinstance(mode, str) and set(mode) <= set("rwaxt+"):
                 yield source.at(call, "open() in text mode without an encoding")
+
+
+def child_output_has_an_encoding(source: Source) -> Iterator[str]:
+    """The output of a process is decoded as UTF-8, whatever the locale is."""
+    for name, call in calls(source.tree):
+        keywords = {keyword.arg for keyword in call.keywords}
+        is_text = keywords & {"text", "universal_newlines"} and name.startswith("subprocess.")
+        if is_text and not source.path.startswith("tests/") and not {"encoding", "errors"} <= keywords:
+            yield source.at(call, f"{name} in text mode without encoding and errors")
+
+
+def prints_through_the_console(source: Source) -> Iterator[str]:
+    """Nothing is printed past `Output` of system/console.py, which shows control characters as escapes."""
+    if source.path in PRINTING or source.path.startswith("tests/"):
+        return
+    for node in ast.walk(source.tree):
+        text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if re.search(r"^sys\.(__std(out|err)__|std(out|err)\.buffer)$", text):
+            yield source.at(node, f"{text} goes past nanochat.system.console.Output")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\x1b" in node.value:
+            yield source.at(node, "a control sequence: only nanochat.system.console.write_controls prints it")
+    for name, call in calls(source.tree):
+        first = ast.unparse(call.args[0]) if call.args else ""
+        # A constant: a signal handler writes so, since it may have interrupted a print.
+        is_own_text = name == "os.write" and re.fullmatch(r"b'.*'|[A-Z_]+", ast.unparse(call.args[1])) is not None
+        is_stream = re.fullmatch(r"[12]|sys\.std(out|err)\.fileno\(\)", first) is not None
+        if name in ("os.write", "open", "os.fdopen") and is_stream and not is_own_text:
+            yield source.at(call, f"{name}({first}, ...) goes past nanochat.system.console.Output")
+        if name == "input" and call.args and not isinstance(call.args[0], ast.Constant):
+            yield source.at(call, "input() writes its prompt past nanochat.system.console.Output: print it")
+
+
+def commands_end_quietly(source: Source) -> Iterator[str]:
+    """A file that can be run does its work in `cli` or in `command`, which know the ends of a command."""
+    is_run = re.search(r"^if __name__ == ", source.text, re.MULTILINE)
+    is_command = is_run and not source.path.startswith("tests/") and source.path not in SERVERS
+    if is_command and not any(name in ("cli", "command") for name, _ in calls(source.tree)):
+        yield f"{source.path}: its work is done neither in `cli` nor in `command`"
 
 
 def no_code_from_data(source: Source) -> Iterator[str]:
@@ -120,6 +166,9 @@ def asserts_say_why(source: Source) -> Iterator[str]:
 FILE_RULES: tuple[Callable[[Source], Iterator[str]], ...] = (
     own_command_lines,
     text_has_an_encoding,
+    child_output_has_an_encoding,
+    prints_through_the_console,
+    commands_end_quietly,
     no_code_from_data,
     backward_in_the_loops_only,
     no_modulo_every,
@@ -153,6 +202,14 @@ LONG_BODY = "\n" + "    x = 1\n" * 6
         (text_has_an_encoding, "x.py", "path.open()", "path.open('rb')"),
         (text_has_an_encoding, "x.py", "(a / 'b').read_text()", "(a / 'b').read_text(encoding='utf-8')"),
         (text_has_an_encoding, "x.py", "path.write_text(t)", "archive.open('name')"),
+        (child_output_has_an_encoding, "dev/x.py", "subprocess.run(c, text=True)", "subprocess.run(c)"),
+        (child_output_has_an_encoding, "dev/x.py", "subprocess.run(c, text=True, encoding=e)", "re.sub(a, text=b)"),
+        (prints_through_the_console, "dev/x.py", "sys.stdout.buffer.write(b)", "sys.stdout.write(s)"),
+        (prints_through_the_console, "dev/x.py", "print(a, file=sys.__stderr__)", "print(a, file=sys.stderr)"),
+        (prints_through_the_console, "dev/x.py", "print('\\033[2m')", "print(a)"),
+        (prints_through_the_console, "dev/x.py", "os.write(1, a)", "os.write(pipe, a)"),
+        (prints_through_the_console, "dev/x.py", "input(question)", "input('> ')"),
+        (commands_end_quietly, "dev/x.py", GUARD, GUARD.replace("f()", "cli(Config, main)")),
         (no_code_from_data, "dev/x.py", "exec(s)", "model.eval()"),
         (no_code_from_data, "dev/x.py", "eval(s)", "re.compile(s)"),
         (no_code_from_data, "dev/x.py", "import pickle", "import json"),
@@ -175,3 +232,20 @@ LONG_BODY = "\n" + "    x = 1\n" * 6
 def test_a_rule_can_fail(rule: Callable[[Source], Iterator[str]], path: str, bad: str, good: str) -> None:
     assert list(rule(Source(path, bad)))
     assert not list(rule(Source(path, good)))
+
+
+def test_packages_of_commands_prepare_the_console_first() -> None:
+    """`python -m PACKAGE.MODULE` imports the package's `__init__` first: what it imports first is nanochat's."""
+    folders = {source.path.split("/")[0] for source in sources() if re.search(r"^if __name__ == ", source.text, re.M)}
+    texts = {source.path: source for source in sources()}
+    assert folders - {"tests"} == {"nanochat", "scripts", "dev"}
+    for folder in ("scripts", "dev"):
+        assert next(imports(texts[f"{folder}/__init__.py"]))[0] == "nanochat"
+    assert [name for name, _ in imports(texts["nanochat/__init__.py"])] == ["sys", "nanochat.system.console"]
+    heavy = {name.split(".")[0] for name, _ in imports(texts["nanochat/system/console.py"])}
+    assert heavy - set(sys.stdlib_module_names) == {"nanochat", "tqdm"}
+    assert [
+        name
+        for name, _ in imports(texts["nanochat/system/errors.py"])
+        if name.split(".")[0] not in sys.stdlib_module_names
+    ] == []
