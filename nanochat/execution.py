@@ -6,8 +6,14 @@ by several layers. The machine may lack some of the first four (see `isolation_l
     namespaces   separate users, processes, network and shared memory (Linux, where users may create namespaces)
     mounts       a separate root folder: Python read-only, a small folder in memory, no home, no /proc (with namespaces)
     landlock     reads only files of Python and the system, writes only in its folder (Linux 6.2 and later)
-    seccomp      no new processes, sockets, signals to others, mounts, shared memory (Linux on x86-64, ARM64, RISC-V)
-    always       limits on time, memory, file size and output; a fresh interpreter; its child processes are killed
+    seccomp      only the system calls of a program that computes, reads files and prints: no processes, sockets,
+                 signals to others, properties of files (Linux on x86-64, ARM64, RISC-V; see sandbox/system_calls.py)
+    always       limits on time, memory, tasks, file size and output; a fresh interpreter; its processes are killed
+
+The limit on tasks is 64 threads and processes, for root as well, where Linux lets the supervisor count them (5.5 and
+later, see sandbox/task_limit.py). Where it does not: with seccomp, a program has no threads; with namespaces alone, it
+has the 64 processes of RLIMIT_NPROC; with neither, as on macOS, it can start no process; and root, to whom RLIMIT_NPROC
+does not apply, is refused unless there is seccomp.
 
 Limits of the protection:
 
@@ -17,9 +23,9 @@ Limits of the protection:
 - The program can fake success, because the tests that judge it run in the same process. (In tasks/humaneval.py only the
   last line of the tests prints a secret word; a program can still find that word in its own file.)
 - The program can use up its budget: one core for its time, its memory, and without mounts any number of 16 MiB files.
-- Without mounts and landlock (macOS, older Linux) it can read and write all files that the user can.
-- Without namespaces and seccomp (macOS) it can use the network and signal the user's other processes. It cannot start
-  processes. Root is refused there, because the limit on the number of processes does not apply to root.
+- Without mounts and landlock (macOS, Linux before 6.2) it can read and write all files that the user can: also /proc,
+  through which the user's other processes can be read and changed.
+- Without namespaces and seccomp (macOS) it can use the network and signal the user's other processes.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -242,21 +249,28 @@ def _readable_paths(python: str) -> list[str]:
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove a folder of any depth. Subfolders are moved to the top first, because very long paths would fail."""
+    """Remove a folder of any depth, whatever the program has done to it. What cannot be removed is left.
+
+    Subfolders are moved to the top first, because very long paths would fail. Nothing outside the folder is touched:
+    links are removed, not followed.
+    """
     shutil.rmtree(folder / "root", ignore_errors=True)
     num_moved = 0
-    while True:
-        subfolders = [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-        if not subfolders:
-            break
-        for subfolder in subfolders:
-            os.chmod(subfolder.path, stat.S_IRWXU)
-            for entry in os.scandir(subfolder.path):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, stat.S_IRWXU)
-                    os.rename(entry.path, folder / f"folder-{num_moved}")
-                    num_moved += 1
-                else:
+    with suppress(
+        OSError
+    ):  # where no layer protects its folder, a program can also have moved it, or forbidden its removal
+        while entries := list(os.scandir(folder)):
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.path)
-            os.rmdir(subfolder.path)
-    folder.rmdir()
+                    continue
+                os.chmod(entry.path, stat.S_IRWXU)
+                for inner in os.scandir(entry.path):
+                    if inner.is_dir(follow_symlinks=False):
+                        os.chmod(inner.path, stat.S_IRWXU)
+                        os.rename(inner.path, folder / f"folder-{num_moved}")
+                        num_moved += 1
+                    else:
+                        os.unlink(inner.path)
+                os.rmdir(entry.path)
+        folder.rmdir()

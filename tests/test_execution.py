@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nanochat.common import UserError
-from nanochat.execution import run_program
+from nanochat.execution import isolation_layers, run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs run on Linux and macOS, not on Windows")
@@ -56,3 +57,32 @@ def test_a_python_that_does_not_start_is_an_error_of_the_machine(monkeypatch: py
     monkeypatch.setattr(sys, "_base_executable", "/bin/false")
     with pytest.raises(UserError, match="cannot be run on this machine"):
         run_program("print(1)", 30.0)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os; os.rename('../../' + os.path.basename(os.path.dirname(os.getcwd())), '$outside/moved')",
+        "import os; os.rename('../work', '../other')",
+        "import os, shutil; shutil.rmtree('..', ignore_errors=True)",
+        "import os; os.unlink('program.py'); os.rmdir('../work'); os.symlink('$outside', '../work')",
+        "import os; os.symlink('$outside', '../link'); os.mkdir('d'); os.symlink('$outside', 'd/link')",
+        "open('../file', 'w').close()",
+    ],
+)
+def test_a_program_that_destroys_its_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The removal of a folder that no layer protects fails quietly or succeeds, and never reaches beyond it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("x", encoding="utf-8")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    program = source.replace("$outside", str(outside))
+    layers = ["namespaces", "mounts", "landlock"]
+    if not isolation_layers()["seccomp"]:
+        pytest.skip("without seccomp, root is refused")
+    result = run_program(program, 30.0, without=layers)
+    assert result.exit_code == 0, result
+    assert (outside / "kept").read_text(encoding="utf-8") == "x"
+    assert list(temporary.iterdir()) == []

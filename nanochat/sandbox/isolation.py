@@ -5,6 +5,8 @@ supervisor      a separate Python process in its own session; enforces the time 
                 (only with namespaces)
     program     applies limits, Landlock and seccomp to itself, then executes a fresh Python
 
+The supervisor also decides on each new thread or process of the program (sandbox/task_limit.py).
+
 A process reports to execution.py by JSON lines on the status pipe.
 """
 
@@ -20,7 +22,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypedDict
 
-from nanochat.sandbox.linux_guard import drop_privileges, libc, restrict_files, restrict_syscalls
+from nanochat.sandbox.linux_guard import drop_privileges, libc, restrict_files
+from nanochat.sandbox.system_calls import restrict_system_calls
+from nanochat.sandbox.task_limit import MAX_TASKS, TaskLimit
 
 # Constants of Linux's headers.
 _PR_SET_PDEATHSIG = 1
@@ -36,7 +40,6 @@ _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _HOME = "/sandbox"
 _USER_ID = 1000  # of the program inside its namespace, without capabilities
 _DEVICES = ("/dev/null", "/dev/urandom")
-_MAX_PROCESSES = 64
 _MAX_FILE_BYTES = 16 << 20
 _HOME_BYTES = 64 << 20
 
@@ -81,10 +84,11 @@ def main() -> NoReturn:
             libc("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM)
         has_namespaces = "namespaces" not in job["without"] and _enter_namespaces()
         signal.setitimer(signal.ITIMER_REAL, job["timeout"])
+        task_limit = TaskLimit()
         child = os.fork()
         if child == 0:
-            _run_init(job) if has_namespaces else _become_program(job, set())
-        exit_code = _wait_for(child)
+            _run_init(job, task_limit) if has_namespaces else _become_program(job, set(), task_limit)
+        exit_code = _supervise(child, task_limit)
     except _Interrupted:
         timed_out = True
     finally:
@@ -108,8 +112,24 @@ def _wait_for(child: int) -> int:
     while True:
         pid, status = os.wait()
         if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
+            return _exit_code(status)
+
+
+def _supervise(child: int, task_limit: TaskLimit) -> int:
+    """Decide on new tasks of the program until `child` has ended. Return its exit code as `_wait_for` does."""
+    read_wakeup, write_wakeup = os.pipe()
+    os.set_blocking(write_wakeup, False)
+    signal.set_wakeup_fd(write_wakeup, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal with a handler writes to the wakeup descriptor
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        task_limit.wait(child, read_wakeup)
+        os.read(read_wakeup, 512)
+    return _exit_code(ended[1])
+
+
+def _exit_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 def _kill_all(child: int) -> None:
@@ -146,7 +166,7 @@ def _enter_namespaces() -> bool:
     return True
 
 
-def _run_init(job: Job) -> NoReturn:
+def _run_init(job: Job, task_limit: TaskLimit) -> NoReturn:
     """Run as the init process of the PID namespace. It dies with the supervisor, and the program dies with it."""
     try:
         libc("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -155,7 +175,7 @@ def _run_init(job: Job) -> NoReturn:
             layers.add("mounts")
         child = os.fork()
         if child == 0:
-            _become_program(job, layers)
+            _become_program(job, layers, task_limit)
         os._exit(_wait_for(child))
     except BaseException as error:
         _send(job, {"failed": repr(error)})
@@ -227,7 +247,7 @@ def _make_read_only(target: str, more_attributes: int) -> None:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def _become_program(job: Job, layers: set[str]) -> NoReturn:
+def _become_program(job: Job, layers: set[str], task_limit: TaskLimit) -> NoReturn:
     """Apply the remaining layers and limits to this process, then execute the program. Failures are reported."""
     try:
         os.setsid()
@@ -236,8 +256,9 @@ def _become_program(job: Job, layers: set[str]) -> NoReturn:
             libc("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
             drop_privileges()
             _try_layer("landlock", job, layers, lambda: restrict_files(job["readable"], [home, *_DEVICES]))
-            _try_layer("seccomp", job, layers, restrict_syscalls)
-        if "seccomp" not in layers and "namespaces" not in layers and os.geteuid() == 0:
+        has_task_limit = task_limit.apply()
+        _try_layer("seccomp", job, layers, lambda: restrict_system_calls(allow_threads=has_task_limit))
+        if os.geteuid() == 0 and "seccomp" not in layers and not (has_task_limit and "namespaces" in layers):
             raise OSError(0, "the limit on processes does not apply to root; run as another user")
         _set_limits(job, layers)
         _send(job, {"layers": sorted(layers)})
@@ -268,8 +289,10 @@ def _set_limits(job: Job, layers: set[str]) -> None:
         "CORE": 0,
         "MEMLOCK": 0,
     }
-    if "seccomp" not in layers:  # seccomp permits threads and no processes; on Linux this limit counts threads too
-        limits["NPROC"] = _MAX_PROCESSES if "namespaces" in layers else 0
+    if (
+        "seccomp" not in layers
+    ):  # this limit counts threads too, on Linux; with seccomp, sandbox/task_limit.py counts them
+        limits["NPROC"] = MAX_TASKS if "namespaces" in layers else 0
     for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))

@@ -22,6 +22,19 @@ def attempt(*functions):
 def raw(name, *arguments):
     if (libc.syscall if isinstance(name, int) else getattr(libc, name))(*([name] if isinstance(name, int) else []), *arguments) == -1:
         raise OSError(ctypes.get_errno(), str(name))
+def number(x86_number, other): return x86_number if x86 else other
+def start_tasks(count, flags=0x3d0f00):
+    # Tasks of clone need no Python thread and no memory of their own: each waits for ever in machine code.
+    import mmap
+    code = mmap.mmap(-1, 4096, prot=7)
+    code.write(bytes.fromhex("b8220000000f05ebf7"))  # again: pause(); goto again
+    address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    keep.append(code)
+    for _ in range(count):
+        arguments = [address, address + 4032, flags, 0, address + 512, address + 1024, address + 512]
+        if libc.clone(*map(ctypes.c_void_p, arguments)) == -1:
+            raise OSError(ctypes.get_errno(), "clone")
+keep = []
 """
 
 # Expected outcomes:
@@ -34,6 +47,16 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "fork by number": ("refused", "attempt(lambda: raw(57 if x86 else 220, 17, 0, 0, 0, 0), lambda: raw(435, 0, 0))"),
     "clone": ("refused", "attempt(lambda: raw(56 if x86 else 220, 17, 0, 0, 0, 0))"),
     "fork, the other numbers": ("refused", "attempt(lambda: raw((57 if x86 else 220) + 0x40000000, 17, 0, 0, 0, 0))"),
+    "tasks without end": (
+        "refused",
+        "if x86: attempt(lambda: start_tasks(6000))\nelse: attempt(os.fork)\n"
+        "assert len(keep) <= 1\nos._exit(0)",
+    ),
+    "other flags of clone": (
+        "refused",
+        "flags = (17, 0, 0x100, 0xf00, 0x10f00, 0x3d0f00 | 0x8000, 0x3d0f00 | 0x800000, 0x3d0f00 | 0x1000, 0x4111, 0x3d0f00 ^ 0x80000)\n"
+        "attempt(*(lambda f=f: start_tasks(1, f) if x86 else raw(220, f, 0, 0, 0, 0) for f in flags))\nos._exit(0)",
+    ),
     "subprocess": ("refused", "attempt(lambda: subprocess.run(['/bin/echo']), lambda: subprocess.run('echo', shell=True))"),
     "spawn": ("refused", "attempt(lambda: os.posix_spawn('/bin/echo', ['echo'], {}), lambda: os.popen('echo').read())"),
     "shell": ("ok", "assert os.system('true') != 0"),
@@ -56,6 +79,30 @@ PROGRAMS: dict[str, tuple[str, str]] = {
         "refused",
         "import fcntl\nattempt(lambda: fcntl.fcntl(0, fcntl.F_SETOWN, $pid), lambda: fcntl.fcntl(0, 15, bytes(8)))",
     ),
+    "signal by a socket's owner": (
+        "refused",
+        "import fcntl, array\na, b = socket.socketpair()\npid = array.array('i', [$pid])\n"
+        "attempt(lambda: fcntl.ioctl(a, 0x8901, pid), lambda: fcntl.ioctl(a, 0x8902, pid), lambda: fcntl.fcntl(a, 10, 10),\n"
+        "  lambda: fcntl.fcntl(a, fcntl.F_SETOWN, $pid), lambda: fcntl.fcntl(a, fcntl.F_SETFL, fcntl.FASYNC),\n"
+        "  lambda: fcntl.ioctl(a, 0x5452, array.array('i', [1])))\nb.send(b'x')",
+    ),
+    "signal by a pipe's owner": (
+        "refused",
+        "import fcntl, array\nr, w = os.pipe()\npid = array.array('i', [$pid])\n"
+        "attempt(lambda: fcntl.fcntl(r, fcntl.F_SETOWN, $pid), lambda: fcntl.fcntl(r, 10, 10), lambda: fcntl.ioctl(r, 0x8901, pid),\n"
+        "  lambda: fcntl.fcntl(r, fcntl.F_SETFL, fcntl.FASYNC | os.O_NONBLOCK), lambda: fcntl.ioctl(r, 0x5452, array.array('i', [1])))\n"
+        "os.write(w, b'x')",
+    ),
+    "signal by a lease or a folder": (
+        "refused",
+        "import fcntl\nopen('x', 'w').close(); f = os.open('x', os.O_RDONLY); d = os.open('.', os.O_RDONLY)\n"
+        "attempt(lambda: fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK), lambda: fcntl.fcntl(d, fcntl.F_NOTIFY, fcntl.DN_CREATE))",
+    ),
+    "signal by a timer": (
+        "refused",
+        "attempt(lambda: raw(number(222, 107), 0, ctypes.create_string_buffer(64), ctypes.create_string_buffer(8)))",
+    ),
+    "outlive the supervisor": ("refused", "attempt(lambda: raw('prctl', 1, 0, 0, 0, 0), lambda: raw('prctl', 36, 1, 0, 0, 0), lambda: os.setsid())"),
     "kill itself": ("fails", "os.kill(os.getpid(), 9)"),
     "stop itself": ("time", "os.kill(os.getpid(), signal.SIGSTOP)"),
     "ignore all signals": (
@@ -78,6 +125,11 @@ PROGRAMS: dict[str, tuple[str, str]] = {
         "attempt(*(lambda p=p: open(f'/proc/{p}/environ', 'rb').read() for p in ($pid, os.getppid(), 1, 'self')))",
     ),
     "limits of the caller": ("refused", "attempt(lambda: resource.prlimit($pid, resource.RLIMIT_CPU, (1, 1)))"),
+    "processes by descriptor": (
+        "refused",
+        "attempt(lambda: raw(438, 3, 0, 0), lambda: raw(448, 3, 0), lambda: raw(440, 3, 0, 0, 0, 0), lambda: raw(number(312, 272), $pid, $pid, 0, 0, 0))",
+    ),
+    "locks of the caller": ("refused", "import fcntl\nattempt(lambda: fcntl.flock(0, fcntl.LOCK_EX), lambda: raw(number(274, 100), $pid, ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)))"),
     "slow the caller down": (
         "refused",
         "attempt(lambda: os.setpriority(0, $pid, 19), lambda: os.sched_setaffinity($pid, {0}), lambda: os.sched_setscheduler($pid, 3, os.sched_param(0)))",
@@ -100,6 +152,13 @@ PROGRAMS: dict[str, tuple[str, str]] = {
         "attempt(lambda: os.chmod('$secret', 0), lambda: os.utime('$secret', (0, 0)), lambda: os.chown('$secret', 1, 1),\n"
         "  lambda: os.setxattr('$secret', 'user.x', b'x'))",
     ),
+    "flags of the secret": (
+        "refused",
+        "import fcntl\nattempt(lambda: raw(469, -100, b'$secret', ctypes.create_string_buffer(24), 24, 0), lambda: raw(469, -100, b'.', ctypes.create_string_buffer(24), 24, 0),\n"
+        "  lambda: fcntl.ioctl(os.open('.', 0), 0x40086602, bytes([16, 0, 0, 0, 0, 0, 0, 0])), lambda: fcntl.ioctl(os.open('program.py', 0), 0x401c5820, bytes(28)))",
+    ),
+    "space beyond the limit on files": ("refused", "f = open('x', 'wb')\nattempt(lambda: raw('fallocate', f.fileno(), 1, 0, 1 << 30), lambda: raw('fallocate', f.fileno(), 0, 0, 17 << 20))"),
+    "another place for its folder": ("ok", "try: os.rename('../work', '../moved')\nexcept OSError: pass\ntry: os.rmdir('.')\nexcept OSError: pass"),
     "special files": ("refused", "attempt(lambda: os.mkfifo('$folder/x'), lambda: os.mknod('x', 0o20666, os.makedev(1, 1)))"),
     "write to shared places": ("refused", "attempt(*(lambda p=p: open(p + '/x', 'w') for p in ('/dev/shm', '/var/tmp', '/tmp', '/', '/usr', '/etc')))"),
     "write to Python": ("refused", "attempt(lambda: open(os.__file__, 'a'), lambda: open(sys.executable, 'r+b'))"),
@@ -115,6 +174,13 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "send": ("refused", "attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', $port)))"),
     "names": ("refused", "attempt(lambda: socket.getaddrinfo('example.com', 80), lambda: socket.gethostbyname('example.org'))"),
     "other sockets": ("refused", "attempt(*(lambda f=f: socket.socket(*f).connect('\\0nanochat-$pid') for f in ((1, 1), (16, 3), (17, 3), (40, 1), (38, 5))))"),
+    "a pair of sockets": (
+        "refused",
+        "import tempfile\nattempt(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'x', '$folder/mailbox'),\n"
+        "  lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), lambda: socket.socketpair(30, 1))\n"
+        "a, b = socket.socketpair()\nattempt(lambda: a.sendto(b'x', '$folder/mailbox'), lambda: a.connect('$folder/mailbox'), lambda: a.bind('x'), lambda: a.listen(),\n"
+        "  lambda: a.sendmsg([b'x'], [(1, 1, bytes(4))]), lambda: a.recvmsg(1), lambda: a.setsockopt(1, 2, 1), lambda: a.accept())",
+    ),
     "listen": ("refused", "attempt(lambda: socket.create_server(('127.0.0.1', 0)), lambda: socket.create_server(('::', 0), family=socket.AF_INET6))"),
     "web": ("refused", "import urllib.request\nattempt(lambda: urllib.request.urlopen('http://127.0.0.1:$port', timeout=5).read())"),
     "io_uring": ("refused", "attempt(lambda: raw(425, 8, ctypes.create_string_buffer(256)))"),
@@ -125,6 +191,18 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "the machine": ("refused", "attempt(lambda: raw('reboot', 0), lambda: raw('sethostname', b'x', 1), lambda: raw('swapoff', b'x'))"),
     "the clock": ("refused", "attempt(lambda: time.clock_settime(0, 0), lambda: raw(164 if x86 else 170, 0, 0))"),
     "kernel programs": ("refused", "attempt(lambda: raw(321 if x86 else 280, 0, 0, 0), lambda: raw(298 if x86 else 241, 0, 0, 0, 0, 0))"),
+    "keys": ("refused", "attempt(lambda: raw(number(250, 219), 0, -3, 1, 0, 0), lambda: raw(number(248, 217), b'user', b'x', b'y', 1, -3), lambda: raw(number(249, 218), b'user', b'x', 0, 0))"),
+    "another personality": ("refused", "attempt(lambda: raw('personality', 0x0040000), lambda: raw('personality', -1))"),
+    "files that are not files": (
+        "refused",
+        "attempt(lambda: raw('eventfd', 0, 0), lambda: raw('timerfd_create', 0, 0), lambda: raw('signalfd', -1, bytes(128), 0), lambda: raw('inotify_init1', 0),\n"
+        "  lambda: raw('fanotify_init', 0, 0), lambda: raw(number(323, 282), 1), lambda: raw(447, 0), lambda: raw(number(206, 0), 1, ctypes.create_string_buffer(8)))",
+    ),
+    "pages of the machine": ("refused", "import mmap\nattempt(lambda: mmap.mmap(-1, 2 << 20, flags=0x40022), lambda: raw('mlockall', 3), lambda: raw('mlock', ctypes.create_string_buffer(99), 99), lambda: raw(number(162, 81)))"),
+    "other filters": ("refused", "attempt(lambda: raw(number(317, 277), 0, 0, 0), lambda: raw('prctl', 22, 2, 0), lambda: raw(444, 0, 0, 1), lambda: raw('prctl', 38, 0, 0, 0, 0))"),
+    "another architecture": ("fails", "import mmap\nif not x86: sys.exit(1)\nm = mmap.mmap(-1, 4096, prot=7); m.write(bytes.fromhex('b802000000cd80c3'))\n"
+        "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))(); print('done', os.getpid())"),
+    "numbers of another interface": ("refused", "attempt(*(lambda n=n: raw(0x40000000 + n) for n in range(0, 548)))"),
     "higher limits": ("refused", "attempt(*(lambda l=l: resource.setrlimit(l, (1 << 40, 1 << 40)) for l in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)))"),
     # memory and time
     "one large object": ("refused", "attempt(lambda: bytearray(10**9), lambda: 'a' * 10**10, lambda: [0] * 10**9)"),
@@ -196,4 +274,8 @@ STARTING: dict[str, tuple[str, str]] = {
     "stopped children": ("ok", "p = os.fork()\nif p == 0: os.execv('/bin/sleep', ['$mark', '1000'])\nos.kill(p, 19)"),
     "kill everybody": ("fails", "for n in (1, 15, 9): os.kill(-1, n)\nos.kill(os.getpid(), 9)"),
     "kill the first": ("refused", "attempt(lambda: os.kill($pid, 9))"),
+    "processes without end": (
+        "ok",
+        "count = 0\ntry:\n  while count < 6000:\n    if os.fork() == 0: time.sleep(1000)\n    count += 1\nexcept OSError: pass\nassert count < 130, count",
+    ),
 }

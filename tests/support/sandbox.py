@@ -7,6 +7,7 @@ import signal
 import socket
 import string
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,6 +61,10 @@ class Targets:
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind(self.server.getsockname())
         self.udp.setblocking(False)
+        self.mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        if sys.platform == "linux":  # elsewhere a path can be too long for a socket
+            self.mailbox.bind(str(folder / "mailbox"))
+        self.mailbox.setblocking(False)
         self.signals: list[int] = []
         self.inherited = os.open(self.secret, os.O_RDONLY)
         os.set_inheritable(self.inherited, True)
@@ -106,12 +111,14 @@ class Targets:
         before = self.secret_stat
         assert self.secret.read_text(encoding="utf-8") == TOKEN
         assert (now.st_mode, now.st_mtime_ns, now.st_uid) == (before.st_mode, before.st_mtime_ns, before.st_uid)
-        assert sorted(os.listdir(self.folder)) == ["secret.txt", "temporary"]
+        assert sorted({*os.listdir(self.folder)} - {"mailbox"}) == ["secret.txt", "temporary"]
         assert self.signals == []
         with pytest.raises(BlockingIOError):
             self.server.accept()
         with pytest.raises(BlockingIOError):
             self.udp.recv(1)
+        with pytest.raises(BlockingIOError):
+            self.mailbox.recv(1)
         assert survivors() == []
 
     def assert_all_unharmed(self) -> None:
@@ -126,6 +133,7 @@ class Targets:
         os.close(self.inherited)
         self.server.close()
         self.udp.close()
+        self.mailbox.close()
 
 
 @contextmanager
