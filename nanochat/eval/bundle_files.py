@@ -11,6 +11,7 @@ import io
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -171,7 +172,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         if fault := _find_fault(member):
             raise UserError(f"{path}: its file {short_repr(member.filename)} {fault}")
     if len(set(names)) < len(names):
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise UserError(f"{path} has the file {short_repr(twice)} twice")
 
 

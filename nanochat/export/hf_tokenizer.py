@@ -8,7 +8,7 @@ Hugging Face stores ordered merge pairs. The pair that forms a token is found by
 
 Three differences remain. Hugging Face encodes the name of a special token in a text as that token, where nanochat keeps
 it text (`split_special_tokens=True` does the same there). The chat template renders a conversation as
-`render_conversation` does, but keeps a last question without an answer, because it also renders prompts for an answer.
+`render_conversation` does, but keeps what follows the last answer, because it also renders prompts for an answer.
 If a tool result follows text without a tool call, transformers' assistant mask may miss the last tokens of that text.
 """
 
@@ -25,44 +25,83 @@ from nanochat.tokenizer import Tokenizer
 BOS = "<|bos|>"
 ASSISTANT_END = "<|assistant_end|>"
 
-# `render_turns` in Jinja. Generation markers enclose the text that the model is trained on, in spans that end with a
-# special token, because transformers cuts a span short if its last character has several tokens. Only a span before a
-# tool result without a call ends otherwise.
+# `render_turns` in Jinja: it accepts and refuses what tests/support/conversation_cases.py lists. Of the keys that steer
+# training or the prompt it knows the usual ones. Generation markers enclose the text that the model is trained on, in
+# spans that end with a special token, because transformers cuts a span short if its last character has several tokens.
+# Only a span before a tool result without a call ends otherwise. An answer of weight 0 has no markers.
 CHAT_TEMPLATE = r"""
 {{- bos_token -}}
-{%- set ns = namespace(system='', due='user', said='') -%}
+{%- set ns = namespace(system='', due='user', said='', text='') -%}
+{%- if not messages -%}{{- raise_exception('a conversation must have at least one message') -}}{%- endif -%}
 {%- for message in messages -%}
-    {%- set content = message['content'] -%}
-    {%- if message['role'] != 'assistant' and content is not string -%}
-        {{- raise_exception('message ' ~ loop.index ~ ': the content must be text') -}}
+    {%- set name = 'message ' ~ loop.index ~ ': ' -%}
+    {%- if message is not mapping or message['role'] is not defined or message['content'] is not defined -%}
+        {{- raise_exception(name ~ 'must have a role and a content') -}}
     {%- endif -%}
-    {%- if loop.first and message['role'] == 'system' -%}
-        {%- set ns.system = content + '\n\n' -%}
+    {%- for key in ['tool_calls', 'function_call', 'tool_call_id', 'name', 'refusal', 'audio', 'reasoning_content',
+                    'thinking', 'train', 'trainable', 'training', 'mask', 'loss'] -%}
+        {%- if message[key] is defined and message[key] is not none and message[key] not in ['', [], {}] -%}
+            {{- raise_exception(name ~ key ~ ': it is not used here, remove it') -}}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- set content = message['content'] -%}
+    {%- set weight = message['weight'] if message['weight'] is defined else none -%}
+    {%- if weight is not none -%}
+        {%- if weight is boolean or weight is not number or weight not in [0, 1] -%}
+            {{- raise_exception(name ~ 'weight must be 0 (not trained on) or 1 (trained on)') -}}
+        {%- elif weight == 1 and message['role'] != 'assistant' -%}
+            {{- raise_exception(name ~ 'weight is 1, but only the messages of the assistant are trained on') -}}
+        {%- endif -%}
+    {%- endif -%}
+    {%- if content is string -%}
+        {%- set parts = [{'type': 'text', 'text': content}] -%}
+    {%- elif content is iterable and content is not mapping and (content or message['role'] == 'assistant') -%}
+        {%- set parts = content -%}
+    {%- else -%}
+        {{- raise_exception(name ~ 'the content must be text or a list of parts') -}}
+    {%- endif -%}
+    {%- set kinds = ['text', 'python', 'python_output'] if message['role'] == 'assistant' else ['text'] -%}
+    {%- set ns.text = '' -%}
+    {%- for part in parts -%}
+        {%- if part is not mapping or part['type'] not in kinds or part['text'] is not string -%}
+            {{- raise_exception(name ~ 'a part must have a type (' ~ kinds|join(', ') ~ ') and a text') -}}
+        {%- endif -%}
+        {%- set ns.text = ns.text + part['text'] -%}
+    {%- endfor -%}
+    {%- if loop.first and message['role'] in ['system', 'developer'] -%}
+        {%- set ns.system = ns.text + '\n\n' -%}
+        {%- if loop.last -%}
+            {{- raise_exception(name ~ 'a system message must be followed by a message of the user') -}}
+        {%- endif -%}
     {%- elif message['role'] != ns.due -%}
-        {{- raise_exception('message ' ~ loop.index ~ ': a message of the ' ~ ns.due ~ ' is due') -}}
+        {{- raise_exception(name ~ 'a message of the ' ~ ns.due ~ ' is due') -}}
     {%- elif ns.due == 'user' -%}
-        {{- '<|user_start|>' + ns.system + content + '<|user_end|>' -}}
+        {{- '<|user_start|>' + ns.system + ns.text + '<|user_end|>' -}}
         {%- set ns.system = '' -%}
         {%- set ns.due = 'assistant' -%}
     {%- else -%}
         {{- '<|assistant_start|>' -}}
         {%- set ns.said = '' -%}
-        {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+        {%- for part in parts -%}
             {%- if part['type'] == 'text' -%}
                 {%- set ns.said = ns.said + part['text'] -%}
             {%- elif part['type'] == 'python' -%}
                 {%- set ns.said = ns.said + '<|python_start|>' + part['text'] + '<|python_end|>' -%}
-            {%- elif part['type'] == 'python_output' -%}
-                {%- if ns.said -%}
+            {%- else -%}
+                {%- if ns.said and weight == 0 -%}
+                    {{- ns.said -}}
+                {%- elif ns.said -%}
                     {%- generation -%}{{- ns.said -}}{%- endgeneration -%}
                 {%- endif -%}
                 {%- set ns.said = '' -%}
                 {{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}
-            {%- else -%}
-                {{- raise_exception('message ' ~ loop.index ~ ': a part is text, python or python_output') -}}
             {%- endif -%}
         {%- endfor -%}
-        {%- generation -%}{{- ns.said + '<|assistant_end|>' -}}{%- endgeneration -%}
+        {%- if weight == 0 -%}
+            {{- ns.said + '<|assistant_end|>' -}}
+        {%- else -%}
+            {%- generation -%}{{- ns.said + '<|assistant_end|>' -}}{%- endgeneration -%}
+        {%- endif -%}
         {%- set ns.due = 'user' -%}
     {%- endif -%}
 {%- endfor -%}

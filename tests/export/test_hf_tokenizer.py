@@ -15,10 +15,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from nanochat.common import UserError
 from nanochat.export.hf_tokenizer import from_hf_tokenizer, last_merge, to_hf_tokenizer
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, RustBPETokenizer, Tokenizer
+from tests.support.conversation_cases import ACCEPTED, REFUSED
 from tests.support.exports import TOKENIZER, Exported, has_special_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,19 +150,22 @@ def conversations(draw: st.DrawFn) -> dict[str, Any]:
     for _ in range(draw(st.integers(1, 3))):
         messages.append({"role": "user", "content": draw(WORDS)})
         messages.append({"role": "assistant", "content": draw(answers())})
+        if draw(st.booleans()):
+            messages[-1]["weight"] = draw(st.integers(0, 1))
     return {"messages": messages[: len(messages) - draw(st.integers(0, 1))]}
 
 
 @settings(deadline=None, max_examples=200)
 @given(conversation=conversations())
 def test_conversations(conversation: dict[str, Any], hf_tokenizer: Any) -> None:
-    """Ids and masks are equal. The template keeps a last question without an answer, which nanochat leaves out."""
+    """Ids and masks are equal, up to the last answer that is trained on: the template also keeps what follows it."""
     assume(not has_special_name(json.dumps(conversation, ensure_ascii=False)))
     messages = conversation["messages"]
     questions = messages if messages[-1]["role"] == "user" else messages[:-1]
-    answered = messages[:-1] if questions is messages else messages
+    trained = [message["role"] == "assistant" and message.get("weight") != 0 for message in messages]
     ids, mask = TOKENIZER.render_conversation(conversation)
-    if any(message["role"] == "assistant" for message in answered):
+    if any(trained):
+        answered = messages[: len(messages) - trained[::-1].index(True)]
         rendered = hf_tokenizer.apply_chat_template(
             answered, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -186,18 +191,23 @@ def test_a_result_after_text(hf_tokenizer: Any) -> None:
     assert rendered["assistant_masks"][4:8] == (mask[4:8] if is_mended else [1, 1, 0, 0])
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [{"role": "assistant", "content": "Hi"}],
-        [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hi"}],
-        [{"role": "user", "content": "Hi"}, {"role": "system", "content": "Hi"}],
-        [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "image", "text": "Hi"}]}],
-    ],
-)
-def test_invalid_conversations(messages: list[dict[str, Any]], hf_tokenizer: Any) -> None:
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted_as_in_files_and_requests(name: str, hf_tokenizer: Any) -> None:
+    messages, plain = ACCEPTED[name]
+    rendered = hf_tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert (rendered["input_ids"], rendered["assistant_masks"]) == TOKENIZER.render_conversation({"messages": plain})
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_as_in_files_and_requests(name: str, hf_tokenizer: Any) -> None:
+    messages, _ = REFUSED[name]
     with pytest.raises(UserError):
         TOKENIZER.render_conversation({"messages": messages})
-    with pytest.raises(Exception, match=r"message [12]: "):
-        hf_tokenizer.apply_chat_template(messages)
+    with pytest.raises(Exception, match=r"^message [123]: |^a conversation must have|^Chat messages should be"):
+        render_template(hf_tokenizer, messages)
+
+
+def render_template(hf_tokenizer: Any, messages: list[Any]) -> str:
+    """Render the template itself: `apply_chat_template` takes an empty list, and a list of texts, for a batch."""
+    rendered: list[str] = render_jinja_template([messages], chat_template=hf_tokenizer.chat_template, bos_token="")[0]
+    return rendered[0]
