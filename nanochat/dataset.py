@@ -4,6 +4,10 @@
     python -m nanochat.dataset --source storyworld -n 4          # the embedded data, without internet
     python -m nanochat.dataset --source FOLDER_OR_FILE           # your own txt, md, jsonl and parquet files
 
+Your own text may be UTF-8, UTF-16 or UTF-32; jsonl has an object on each line, parquet a column of strings, bytes or a
+dictionary (--text_column). Nulls are left out, bytes that are no text replaced, and both are counted. Symbolic links
+within the folder are followed, each file once; those that lead out of it are named, and read with --follow_links.
+
 A second call adds only the missing shards. A different data set in the folder is replaced only with --overwrite. Web
 text comes from the Hugging Face hub: its shards are copied from $NANOCHAT_HUB_DIR if they are there, else downloaded
 from $HF_ENDPOINT (default https://huggingface.co). The parts of this program are in `nanochat/data/`.
@@ -20,7 +24,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +38,7 @@ from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data.download import download_all
 from nanochat.data.import_text import TextFiles
+from nanochat.data.manifest import raise_if_link_leads_out
 from nanochat.data.shards import (
     Documents,
     Manifest,
@@ -88,6 +93,9 @@ class Config(Settings):
     seed: int = setting(0, "seed of the storyworld, and of the order of imported documents", at_least=0)
     shuffle: bool = setting(True, "shuffle imported training documents; false = keep the order of the files")
     text_column: str = setting("text", "parquet column or jsonl field that holds the text")
+    follow_links: bool = setting(
+        False, "follow symbolic links that lead out of the source folder; those within it always are"
+    )
     max_chars: int = setting(100_000, "cut imported documents at about this many characters", at_least=100)
     overwrite: bool = setting(False, "replace a different data set in the folder")
 
@@ -142,7 +150,7 @@ def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
         folder.mkdir(parents=True, exist_ok=True)
         with _write_lock(folder):
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed
-                if leftover.is_dir():
+                if leftover.is_dir() and not leftover.is_symlink():
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
@@ -167,6 +175,8 @@ def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     validation_name = f"shard_{HUB_SHARDS - 1:05d}.parquet"
     names = [validation_name, *train_names]
 
+    for name in names:
+        raise_if_link_leads_out(folder / name)
     infos: dict[str, ShardInfo] = {}
     if old:
         damaged = missing_shards(old, folder)
@@ -203,8 +213,11 @@ def _copy_from_mirror(names: Iterable[str], folder: Path) -> None:
         mirrored = Path(mirror, HUB_REPOSITORY, name)
         if mirrored.is_file() and not (folder / name).exists():
             temporary = folder / f".{name}.tmp"
-            shutil.copyfile(mirrored, temporary)
-            os.replace(temporary, folder / name)
+            try:
+                shutil.copyfile(mirrored, temporary)
+                os.replace(temporary, folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Manifest:
@@ -227,7 +240,7 @@ def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Mani
     if old and old.recipe == recipe and not missing_shards(old, folder):
         return old
     train = tqdm(first_stories("train", num_train), desc="writing stories", total=num_train, unit="", disable=None)
-    return _write(train, first_stories("val", num_validation), folder, "storyworld", recipe, config)
+    return _write(train, first_stories("val", num_validation), folder, "storyworld", recipe, old, config)
 
 
 def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
@@ -236,8 +249,8 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
         raise UserError(
             f"--source {config.source}: contains the folder {folder} that is written to; name another folder"
         )
-    files = TextFiles(path, config.text_column, config.max_chars)
-    source = f"files:{path.name}"
+    files = TextFiles(path, config.text_column, config.max_chars, config.follow_links)
+    source = f"files:{ascii(path.name)[1:-1] if not path.name.isprintable() else path.name[:200]}"
     recipe = _recipe(
         text_column=config.text_column,
         max_chars=config.max_chars,
@@ -251,30 +264,49 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     if old and old.recipe != recipe:
         is_same_source = old.source == source
         _require_overwrite(config, folder, old, f"{source} with these files and settings" if is_same_source else source)
-    train, validation = files.split()
-    train = tqdm(train, desc="importing", unit=" documents", disable=None)
+    documents, validation = files.split()
+    train = iter(tqdm(documents, desc="importing", unit=" documents", disable=None))
     if config.shuffle:
         num_buckets = 1 + files.text_bytes() // _SHUFFLE_BYTES
         train = shuffle_on_disk(train, config.seed, num_buckets, folder)
-    manifest = _write(train, validation, folder, source, recipe, config)
+    manifest = _write(train, validation, folder, source, recipe, old, config)
     for notice in files.notices():
         print0(f"notice: {notice}")
     return manifest
 
 
 def _write(
-    train: Iterable[str], validation: Iterable[str], folder: Path, source: str, recipe: dict[str, str], config: Config
+    train: Iterable[str],
+    validation: Iterable[str],
+    folder: Path,
+    source: str,
+    recipe: dict[str, str],
+    old: Manifest | None,
+    config: Config,
 ) -> Manifest:
-    """Write both splits. The shards' names contain the recipe's hash, so no shard of another data set is replaced."""
-    return write_dataset(
-        train,
-        validation,
-        folder,
-        source=source,
-        recipe=recipe,
-        prefix=f"shard_{recipe['fingerprint'][:8]}",
-        docs_per_shard=config.docs_per_shard,
-    )
+    """Write both splits. The shards' names contain the recipe's hash, so no shard of another data set is replaced.
+
+    If it fails, as on a full disk, the new shards and the temporary files are removed.
+    """
+    prefix = f"shard_{recipe['fingerprint'][:8]}"
+    try:
+        return write_dataset(
+            train,
+            validation,
+            folder,
+            source=source,
+            recipe=recipe,
+            prefix=prefix,
+            docs_per_shard=config.docs_per_shard,
+        )
+    except BaseException:
+        for path in folder.glob(f"{prefix}_*.parquet"):
+            if old is None or path.name not in old.files:
+                path.unlink()
+        raise
+    finally:
+        if isinstance(train, Generator):
+            train.close()  # removes the temporary files of the shuffle, also while an error refers to them
 
 
 def _recipe(**settings: Any) -> dict[str, str]:
@@ -322,7 +354,7 @@ def _delete_replaced_shards(folder: Path, old: Manifest | None, new: Manifest, o
             or (overwrite and _HUB_SHARD.fullmatch(path.name))
             or (old and path.name in old.files)
         )
-        if is_shard and path.name not in new.files:
+        if is_shard and path.name not in new.files and (path.is_symlink() or not path.is_dir()):
             path.unlink()
 
 
@@ -336,7 +368,10 @@ def _has_readable_manifest(folder: Path) -> bool:
 
 @contextmanager
 def _write_lock(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock")
+    path = folder / ".lock"
+    if path.is_symlink():  # in a folder from someone else; locking would empty the file that it leads to
+        path.unlink()
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nanochat import dataset
@@ -125,6 +127,69 @@ def test_a_killed_import_keeps_the_old_data_set(base_dir: Path, tmp_path: Path) 
     train, val = import_files(big, folder, overwrite=True, docs_per_shard=8192)
     assert len(train) > 50 > len(val) > 0
     assert _names(folder) == {*load_manifest(folder).files, "manifest.json"}
+
+
+@pytest.mark.parametrize("has_old", [False, True])
+@pytest.mark.parametrize("stage", ["shuffle", "second shard", "manifest"])
+def test_a_full_disk_leaves_the_old_data_set_and_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, has_old: bool
+) -> None:
+    folder = tmp_path / "data"
+    before = None
+    if has_old:
+        before = import_files(write_files(tmp_path / "old", a__txt="one", b__txt="two"), folder)
+    names = _names(folder) if has_old else set()
+    full = OSError(28, "No space left on device")
+
+    def fail(*_: object) -> None:
+        raise full
+
+    if stage == "shuffle":
+        monkeypatch.setattr(
+            dataset.json,
+            "dumps",
+            lambda value, **options: json.JSONEncoder(**options).encode(value) if options else fail(),
+        )
+    elif stage == "manifest":
+        monkeypatch.setattr(shards.Manifest, "save", fail)
+    else:
+        write_table = pq.ParquetWriter.write_table
+
+        def write_some(self: pq.ParquetWriter, table: pa.Table, **options: object) -> None:
+            if len(list(folder.glob("shard_*_0000?.parquet"))) > has_old:
+                fail()
+            write_table(self, table, **options)
+
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", write_some)
+    source = write_files(tmp_path / "source", **{f"t{n}__txt": text for n, text in enumerate(numbered_texts(50))})
+    with pytest.raises(UserError, match="No space left on device"):
+        prepare(Config(source=str(source), overwrite=True, docs_per_shard=10), folder)
+    assert _names(folder) == names
+    assert before is None or read_splits(folder) == before
+
+
+def test_links_in_the_folder_of_a_data_set_do_no_harm_outside(tmp_path: Path, hub: FileServer) -> None:
+    """A folder from someone else: links in the places of the lock, of leftovers and of partial downloads."""
+    victim = write_files(tmp_path / "victim", precious__txt="precious")
+    folder = write_files(tmp_path / "data")
+    (folder / ".lock").symlink_to(victim / "precious.txt")
+    (folder / ".shard_1.tmp").symlink_to(victim)
+    (folder / ".shard_2.tmp").symlink_to(victim / "precious.txt")
+    (folder / "shard_00000.parquet.part").symlink_to(victim / "precious.txt")
+    (folder / "shard_00000.parquet.lock").symlink_to(victim / "precious.txt")
+    (folder / "shard_00005.parquet.part").symlink_to(victim / "new.txt")
+    prepare(Config(num_shards=1), folder)
+    assert _shard_numbers(folder) == ({"0"}, {"5"})
+    assert [(path.name, path.read_bytes()) for path in victim.iterdir()] == [("precious.txt", b"precious")]
+
+    (folder / "shard_00000.parquet").rename(tmp_path / "moved")
+    (folder / "shard_00000.parquet").symlink_to(tmp_path / "moved")
+    with pytest.raises(
+        UserError, match=r"shard_00000\.parquet is a symbolic link to .*moved, out of the data set's folder"
+    ):
+        prepare(Config(num_shards=1), folder)
+    assert (tmp_path / "moved").exists()
+    assert hub.log
 
 
 @pytest.mark.slow

@@ -10,15 +10,67 @@ Parquet does not check that its strings are UTF-8, and neither does Arrow when i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nanochat.common import UserError
 
 _PLAIN_TYPES = tuple(
     getattr(pa, name)()
     for name in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
     if hasattr(pa, name)
 )
+
+
+def open_parquet(path: Path, column: str | None = None, remedy: str = "") -> Any:
+    """Open a parquet file. Raises UserError unless it is parquet and has one such column, of text.
+
+    `remedy`: added to the message if the file is damaged.
+    """
+    with as_parquet_error(path, remedy):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file{remedy}")  # opening a pipe would wait for ever
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        names = list(schema.names)
+    if column is None:
+        return file
+    fault = None
+    if column not in names:
+        found = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        fault = f"{path} has no column {column!r}, but {found or 'none'} (--text_column names another)"
+    elif names.count(column) > 1:
+        fault = f"{path} has {names.count(column)} columns {column!r}: rename all but one"
+    elif not is_text_type(schema.field(column).type):
+        fault = f"{path}: column {column!r} holds {schema.field(column).type}, not text"
+    if fault is not None:
+        file.close()
+        raise UserError(fault)
+    return file
+
+
+@contextmanager
+def as_parquet_error(path: Path, remedy: str = "") -> Iterator[None]:
+    """Context of reads with pyarrow, which raises errors of many types for a damaged file, as one-line UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as parquet ({reason}){remedy}") from error
+
+
+def is_binary_type(arrow_type: Any) -> bool:
+    """Return True for an Arrow type of bytes, which are text only if they are UTF-8, or a dictionary of it."""
+    if pa.types.is_dictionary(arrow_type):
+        return is_binary_type(arrow_type.value_type)
+    return "binary" in str(arrow_type)
 
 
 def is_text_type(arrow_type: Any) -> bool:

@@ -3,6 +3,9 @@
 A file grows as `<name>.part` and is renamed when it is complete. The Hugging Face hub redirects a large file to its
 storage; the header X-Linked-ETag of that redirect is the file's SHA-256, and X-Linked-Size its size. Other ETags are
 not checksums. The partial file of an earlier process is continued only if a SHA-256 can verify the complete file.
+
+A server is not trusted: no more bytes are written than it has announced, nor than `MAX_FILE_BYTES`, and links or pipes
+in the places of the partial file and of the lock are removed.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ MAX_ATTEMPTS = 6  # in a row without a new byte
 TIMEOUT_SECONDS = 30.0  # without a response, or without a byte of it
 FIRST_WAIT_SECONDS = 1.0  # before the second attempt; doubles with each attempt, up to MAX_WAIT_SECONDS
 MAX_WAIT_SECONDS = 60.0
+MAX_FILE_BYTES = 4 << 30  # a shard has 100 MB; a server that announces or sends more than this is not the right one
 _BLOCK_BYTES = 1 << 16
 _TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
@@ -87,6 +91,7 @@ def download(
     cancel = cancel or threading.Event()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(path.name + ".lock")
+    _remove_unless_file(lock)
     with FileLock(lock):
         if not path.exists():
             _Download(url, path, cancel, on_bytes or (lambda _: None)).run()
@@ -134,6 +139,7 @@ class _Download:
         self.has_written = False  # True once this process has written to the part
 
     def run(self) -> None:
+        _remove_unless_file(self.part)
         num_failures = 0
         max_part_bytes = self._part_bytes()
         while True:
@@ -177,6 +183,10 @@ class _Download:
             raise _Retry(_reason(error)) from error
         except requests.RequestException as error:
             raise UserError(f"{self.url} cannot be downloaded: {error}") from error
+        except (_Retry, UserError, DownloadCancelled, OSError):
+            raise
+        except Exception as error:  # of urllib3: requests lets some through, as for headers that contradict each other
+            raise UserError(f"{self.url} cannot be downloaded: {error}") from error
         self._verify()
 
     def _check_headers(self, response: requests.Response, part_bytes: int) -> None:
@@ -184,7 +194,7 @@ class _Download:
         status = response.status_code
         if status in _TEMPORARY_STATUSES:
             retry_after = response.headers.get("Retry-After", "")
-            raise _Retry(f"the server answered {status}", float(retry_after) if retry_after.isdigit() else None)
+            raise _Retry(f"the server answered {status}", float(retry_after) if _is_number(retry_after) else None)
         if status not in (200, 206, 416):
             answer = f"{status} {response.reason}{self._token_hint(status)}"
             raise UserError(f"{self.url} cannot be downloaded: the server answered {answer}")
@@ -200,8 +210,11 @@ class _Download:
         size = content_range[2] if content_range else None
         if size is None and status == 200:
             size = response.headers.get("Content-Length")
-        if any(text and not (text.isascii() and text.isdecimal()) for text in (announced_size, size)):
-            raise UserError(f"{self.url} cannot be downloaded: the server names a size that is no number")
+        for text in (announced_size, size):
+            if text and not _is_number(text):
+                raise UserError(f"{self.url} cannot be downloaded: the server announces {text[:40]!r} bytes")
+            if text and int(text) > MAX_FILE_BYTES:
+                raise UserError(self._too_large(f"the server announces {int(text):,} bytes"))
         if announced_size and size and int(announced_size) != int(size):
             raise _Retry(f"{announced_size} bytes were announced, and {size} are offered")
 
@@ -224,9 +237,17 @@ class _Download:
     def _receive(self, response: requests.Response, part_bytes: int) -> None:
         with open(self.part, "ab" if response.status_code == 206 and part_bytes else "wb") as file:
             self.has_written = True
+            num_bytes = file.tell()
             for block in response.iter_content(_BLOCK_BYTES):
                 if self.cancel.is_set():
                     raise DownloadCancelled
+                num_bytes += len(block)
+                if num_bytes > MAX_FILE_BYTES:
+                    self._delete_part()
+                    raise UserError(self._too_large("the server sends more and more"))
+                if num_bytes > self.size >= 0:
+                    self._delete_part()
+                    raise _Retry(f"more than the {self.size:,} bytes that were announced were received")
                 file.write(block)
                 self.on_bytes(len(block))
             file.flush()
@@ -238,7 +259,7 @@ class _Download:
             raise _Retry(f"only {part_bytes:,} of {self.size:,} bytes were received")
         if part_bytes > self.size >= 0:
             self._delete_part()
-            raise _Retry(f"{part_bytes:,} bytes were received where {self.size:,} were announced")
+            raise _Retry(f"more than the {self.size:,} bytes that were announced were received")
         if self.sha256 is None:
             return
         sha256 = file_sha256(self.part)
@@ -254,6 +275,19 @@ class _Download:
 
     def _delete_part(self) -> None:
         self.part.unlink(missing_ok=True)
+
+    def _too_large(self, reason: str) -> str:
+        return f"{self.url} cannot be downloaded: {reason}; a file of at most {MAX_FILE_BYTES:,} was expected"
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,18}", text) is not None
+
+
+def _remove_unless_file(path: Path) -> None:
+    """Remove a link, a pipe or a device: in a folder from someone else, writing to it would write elsewhere."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, write_json_atomic
+from nanochat.system.json_text import parse_json
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 64_000_000  # a data set of 200,000 shards has fewer
@@ -77,17 +78,16 @@ def read_manifest(data_dir: Path) -> Manifest | None:
     """
     path = data_dir / "manifest.json"
     try:
-        text = _read_regular_file(path).decode("utf-8")
-        content = json.loads(text)
-        faults = list(find_faults(content))
+        text = _read_regular_file(path)
     except FileNotFoundError:
         return None
-    except UserError:
-        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
-        faults = [f"it is not JSON ({_first_line(error)})"]
+    try:
+        content = parse_json(text, MAX_MANIFEST_BYTES)
+        faults = list(find_faults(content))
+    except UserError as error:
+        faults = [str(error)]
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         raise UserError(
@@ -228,7 +228,3 @@ def _describe(value: Any) -> str:
         return "a number of more than 18 digits"  # Python refuses to print very large ones
     text = ascii(value[:60] if isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:60] + "..."
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line), type(error).__name__)[:200]

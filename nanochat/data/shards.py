@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nanochat.common import UserError, print0
-from nanochat.data.arrow_text import is_text_type, to_text
+from nanochat.data.arrow_text import as_parquet_error, open_parquet, to_text
 from nanochat.data.manifest import (
     Manifest,
     ShardInfo,
@@ -58,6 +58,7 @@ ROW_GROUP_DOCUMENTS = 1024
 ROW_GROUP_CHARACTERS = 32_000_000  # a row group is read as a whole, so long documents make it end earlier
 
 Split = Literal["train", "val"]
+_REMEDY = ": delete it and run python -m nanochat.dataset again"
 
 
 def shard_paths(split: Split, data_dir: Path | None = None) -> list[Path]:
@@ -159,14 +160,12 @@ class Documents:
     def _read(self, group: int) -> Any:
         """Read the documents of a row group as an Arrow column of strings."""
         path, number = self._groups[group]
-        try:
+        with as_parquet_error(path, _REMEDY):
             if self._checks is not None:
                 self._checks.check(path)
             with _open_shard(path) as shard:
                 column = shard.read_row_group(number, columns=["text"], use_threads=False).column("text")
             column, num_invalid = to_text(column)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from error
         if len(column) != self._starts[group + 1] - self._starts[group]:
             raise UserError(f"{path} was replaced while it was read: start again when nothing writes to its folder")
         if num_invalid and not self._has_noticed:
@@ -261,20 +260,4 @@ def _row_groups(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def _open_shard(path: Path) -> pq.ParquetFile:
     raise_if_link_leads_out(path)
-    try:
-        shard = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-    schema = shard.schema_arrow
-    if schema.names.count("text") != 1:
-        shard.close()
-        raise UserError(f"{path} has no text column, or several: {', '.join(schema.names[:20]) or 'none'}")
-    if not is_text_type(schema.field("text").type):
-        shard.close()
-        raise UserError(f"{path}: column 'text' holds {schema.field('text').type}, not text")
-    return shard
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{path} cannot be read as parquet ({reason}): delete it and run python -m nanochat.dataset again")
+    return open_parquet(path, "text", _REMEDY)

@@ -19,7 +19,7 @@ from requests.adapters import BaseAdapter
 from nanochat.common import UserError
 from nanochat.data import download as module
 from nanochat.data.download import DownloadCancelled, download, download_all
-from tests.support.fileserver import FileServer, die_after, running, stall_after, status
+from tests.support.fileserver import FileServer, die_after, endless, running, stall_after, status
 
 CONTENT = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(20_000))  # 640,000 bytes
 
@@ -152,7 +152,7 @@ def test_a_token_that_is_not_sent_is_mentioned(
 @pytest.mark.parametrize("size", ["-1", "many", "\u00b2", "1e9"])
 def test_a_size_that_is_no_number(server: FileServer, tmp_path: Path, size: str) -> None:
     server.linked = {"X-Linked-Size": size}
-    with pytest.raises(UserError, match="a size that is no number"):
+    with pytest.raises(UserError, match="the server announces .* bytes"):
         download(server.address("a"), tmp_path / "a")
 
 
@@ -241,6 +241,56 @@ def test_gives_up_with_one_message(
     assert "6 times in a row" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("linked", "message"),
+    [
+        ({"X-Linked-Size": "abc"}, "the server announces 'abc' bytes"),
+        ({"X-Linked-Size": "-5"}, "the server announces '-5' bytes"),
+        ({"X-Linked-Size": "9" * 40}, "the server announces '99999"),
+        ({"X-Linked-Size": str(10**15)}, "the server announces 1,000,000,000,000,000 bytes; a file of at most"),
+        ({"Location": "/store/\xff\xfe"}, "cannot be downloaded: .*codec"),
+        ({"Location": "http://[::1"}, "cannot be downloaded"),
+        ({"Location": "file:///etc/passwd"}, "cannot be downloaded"),
+    ],
+)
+def test_headers_that_cannot_be_true(server: FileServer, tmp_path: Path, linked: dict[str, str], message: str) -> None:
+    server.linked = linked
+    with pytest.raises(UserError, match=message) as caught:
+        download(server.address("a"), tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("a*[!k]"))  # but the lock
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_wait_that_is_no_number(server: FileServer, tmp_path: Path, code: int) -> None:
+    server.faults["a"] = [
+        status(code, Retry_After="\xb2"),
+        status(code, Retry_After="-1"),
+        status(code, Retry_After=""),
+    ]
+    download(server.address("a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("announced", [None, 100_000])
+def test_a_server_that_sends_without_end_fills_no_disk(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: int | None
+) -> None:
+    """In chunks, so without a length: the bytes that are written are bounded by what was announced, or by the limit."""
+    written: list[int] = []
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(module, "MAX_ATTEMPTS", 2)
+    server.checksums = False
+    server.linked = {"X-Linked-ETag": '"x"', "X-Linked-Size": str(announced)} if announced else {}
+    server.faults["a"], server.stuck = [endless], True
+    with pytest.raises(
+        UserError, match="more than the 100,000 bytes" if announced else "sends more and more; a file of"
+    ):
+        download(server.address("a"), tmp_path / "a", on_bytes=written.append)
+    assert sum(written) <= 2 * (announced or 1_000_000)
+    assert not list(tmp_path.glob("a*[!k]"))
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 410])

@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -83,11 +83,17 @@ def stall_after(count: int) -> Fault:
     return fault
 
 
+def endless(handler: _Handler) -> None:
+    """Send the file again and again in chunks, without a length, until the client leaves."""
+    handler.is_endless = True
+
+
 class _Handler(BaseHTTPRequestHandler):
     server_state: FileServer
     protocol_version = "HTTP/1.1"
     limit: int | None = None
     stalls = False
+    is_endless = False
     error: tuple[int, dict[str, str]] | None = None
 
     def do_GET(self) -> None:
@@ -124,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server_state.log.append((name, range_header, 0))
             self.answer(self.error[0], {**self.error[1], "Content-Length": "0"})
             return
+        if self.is_endless:
+            self._send_without_end(content)
+            return
         sent = requested if self.limit is None else requested[: self.limit]
         self.server_state.log.append((name, range_header, len(sent)))
         if has_range and start >= len(content):
@@ -138,6 +147,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if self.stalls:
             self.server_state.closing.wait(20)
+
+    def _send_without_end(self, content: bytes) -> None:
+        self.answer(200, {"Transfer-Encoding": "chunked"})
+        with suppress(OSError):
+            while not self.server_state.closing.is_set():
+                self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
 
     def answer(self, code: int, headers: dict[str, str]) -> None:
         self.send_response(code)
