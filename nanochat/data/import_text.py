@@ -315,7 +315,7 @@ def _text_bytes(path: Path) -> int:
         return path.stat().st_size
     with as_parquet_error(path), open_parquet(path) as file:
         sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
-    return max(0, sum(sizes))
+    return max(0, int(sum(sizes)))
 
 
 def _newline(path: Path) -> str | None:

@@ -152,7 +152,7 @@ def test_a_token_that_is_not_sent_is_mentioned(
 @pytest.mark.parametrize("size", ["-1", "many", "\u00b2", "1e9"])
 def test_a_size_that_is_no_number(server: FileServer, tmp_path: Path, size: str) -> None:
     server.linked = {"X-Linked-Size": size}
-    with pytest.raises(UserError, match="the server announces .* bytes"):
+    with pytest.raises(UserError, match=r"the server announces .* bytes"):
         download(server.address("a"), tmp_path / "a")
 
 

@@ -143,8 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(206, headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"})
         else:
             self.answer(200, headers)
-        self.wfile.write(sent)
-        self.wfile.flush()
+        with suppress(ConnectionError):  # a client that refuses the file by its headers
+            self.wfile.write(sent)
+            self.wfile.flush()
         if self.stalls:
             self.server_state.closing.wait(20)
 
