@@ -23,8 +23,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
-_CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
-_SPACES = "\t\n\v\f\r\x1b"
+_SPACES = "\t\n\v\f\r" + chr(27)  # with the escape of coloured output
+_CONTROL_BYTES = bytes(set(range(32)) - set(_SPACES.encode()))
 
 
 @dataclass(frozen=True)
