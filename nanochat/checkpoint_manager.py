@@ -3,12 +3,16 @@
     $NANOCHAT_BASE_DIR/base_checkpoints/d20/step_000400/
         model.safetensors       weights, by parameter name
         optimizer.safetensors   unsharded optimizer state, from which any number of processes can resume
-        meta.json               format, arch, step, model config, settings, loop state, tokenizer and data hashes
+        meta.json               format, arch, step, model config, settings, loop state, tokenizer and data hashes,
+                                and the hashes of all files, which are compared when they are read
 
 A checkpoint is written into a hidden folder, flushed to disk and then renamed, so that a crash at any time leaves the
 previous checkpoint intact. If a step is saved again, its old checkpoint is kept as `step_000400.old` until the new one
 is complete. "Last" means the latest in time (`serial`), not the highest step: a run may have been started again in the
 same folder. No pickle is involved.
+
+Weights that are infinite or not a number are neither saved nor loaded. Those of an earlier version that are on disk
+already do not count as checkpoints when older ones are removed.
 
 Functions and command lines name a checkpoint by three values. `source` is its stage (base, mid, sft or rl). The model
 tag is the name of its run's folder, by default `d` and the depth: `d20` has 20 layers. The third value is its step.
@@ -16,27 +20,30 @@ tag is the name of its run's folder, by default `d` and the depth: `d20` has 20 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from nanochat.checkpoints.meta import ARCH, FORMAT, META_FILE, CheckpointMeta, RunMeta, read_meta, seal
+from nanochat.checkpoints.tensors import file_facts, find_non_finite, load_tensors, tensor_shapes
 from nanochat.common import UserError, base_dir, print0
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
+from nanochat.system.files import flush_folder, flush_to_disk
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
-FORMAT = 1
-ARCH = "classic"  # `arch` in meta.json: the model of nanochat/gpt.py; checkpoints of any other are refused
+__all__ = ["CheckpointMeta", "RunMeta", "load_tensors", "read_meta"]
+
+WEIGHTS_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
 CHECKPOINT_DIRS = {  # by stage
     "base": "base_checkpoints",
     "mid": "mid_checkpoints",
@@ -44,36 +51,6 @@ CHECKPOINT_DIRS = {  # by stage
     "rl": "chatrl_checkpoints",
 }
 STEP_DIR_PATTERN = re.compile(r"step_(\d{6,})(\.old)?")
-
-
-class ModelMeta(TypedDict):
-    """The fields of meta.json that describe the model."""
-
-    model_config: dict[str, int]  # fields of GPTConfig
-    compute_dtype: str
-    torch_version: str
-    tokenizer_hash: str
-
-
-class RunMeta(ModelMeta, total=False):
-    """The fields of meta.json that a run writes. Only the model's are required: imported models lack others."""
-
-    settings: dict[str, Any]  # fields of the script's config
-    data_hash: str
-    device_batch_size: int
-    world_size: int
-    rollout_dtype: str  # in which an RL run generates
-    loop: dict[str, Any]  # fields of LoopState
-    imported_from: str
-
-
-class CheckpointMeta(RunMeta):
-    """All fields of meta.json."""
-
-    format: int
-    arch: str
-    step: int
-    serial: int  # 1, 2, ... in the order in which the checkpoints of a run's folder were written
 
 
 @dataclass(frozen=True)
@@ -93,13 +70,37 @@ class Checkpoint:
         """Position in the order in which the checkpoints of the folder were written: 1, 2, ..."""
         return int(self.meta["serial"])
 
+    @property
+    def shape(self) -> GPTConfig:
+        """Shape of the model."""
+        return GPTConfig(**self.meta["model_config"])
+
     def load_weights(self) -> dict[str, Tensor]:
-        """Read the model's weights to the CPU."""
-        return load_tensors(self.path / "model.safetensors")
+        """Read the model's weights to the CPU.
+
+        Raises `UserError` if the file is damaged, holds another model than meta.json describes, or a weight is not
+        finite. The sizes in meta.json are believed only after that: nothing is allocated for them before.
+        """
+        path = self.path / WEIGHTS_FILE
+        check_shapes(self.path, self.shape, tensor_shapes(path))
+        weights = load_tensors(path, self.meta.get("files", {}).get(WEIGHTS_FILE))
+        if name := find_non_finite(weights):
+            raise UserError(
+                f"{self.path} cannot be used: its weights are not finite ({name}), because its training diverged; "
+                "choose an earlier step, or train again with lower learning rates"
+            )
+        return weights
 
     def load_optimizer_state(self) -> dict[str, Tensor]:
-        """Read the optimizer's state to the CPU."""
-        return load_tensors(self.path / "optimizer.safetensors")
+        """Read the optimizer's state to the CPU. Raises `UserError` if the file is damaged."""
+        return load_tensors(self.path / OPTIMIZER_FILE, self.meta.get("files", {}).get(OPTIMIZER_FILE))
+
+    def has_finite_weights(self) -> bool:
+        """Return True if the weights are finite. Those of a checkpoint with hashes are known to be."""
+        try:
+            return "files" in self.meta or not find_non_finite(load_tensors(self.path / WEIGHTS_FILE))
+        except UserError:
+            return False
 
 
 # --- finding checkpoints ----------------------------------------------------------------------------------------------
@@ -120,21 +121,6 @@ def list_steps(folder: Path) -> dict[int, Path]:
         if match and (path / "meta.json").is_file():
             path_of[int(match.group(1))] = path
     return dict(sorted(path_of.items()))
-
-
-def read_meta(path: Path) -> CheckpointMeta:
-    """Read the meta.json of a checkpoint. Raises `UserError` if it is damaged or of an unknown format."""
-    try:
-        meta: CheckpointMeta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        version = (meta["format"], meta["arch"])
-        if version == (FORMAT, ARCH):
-            for key in ("step", "serial"):
-                int(meta[key])  # raises if it is missing or no number
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / 'meta.json'} cannot be read ({error!r}): remove {path}") from error
-    if version != (FORMAT, ARCH):
-        raise UserError(f"{path} has format {version[0]}, arch {version[1]!r}; this version reads {FORMAT}, {ARCH!r}")
-    return meta
 
 
 def list_checkpoints(folder: Path, skip_unreadable: bool = False) -> list[Checkpoint]:
@@ -189,31 +175,51 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of a step and remove all but the `keep_last` newest ones (-1: keep all). On rank 0 only.
 
-    `meta`: content of meta.json besides format, arch, step and serial. Raises `UserError` if the disk is full or
-    writing fails for another reason; the earlier checkpoints stay intact.
+    `meta`: content of meta.json besides format, arch, step, serial and hashes. Raises `UserError` if the disk is full,
+    if writing fails for another reason, or if a weight or a part of the optimizer's state is not finite. The earlier
+    checkpoints then stay intact.
     """
     final = folder / f"step_{step:06d}"
     temporary = folder / f".{final.name}.tmp"
+    if name := find_non_finite(weights) or find_non_finite(optimizer_state):
+        raise UserError(
+            f"{final} is not saved: {name} is not finite, the training has diverged; the earlier checkpoints are "
+            "intact: resume from one with lower learning rates"
+        )
     try:
         remove_leftovers(folder)
         earlier = list_checkpoints(folder, skip_unreadable=True)
         serial = earlier[-1].serial + 1 if earlier else 1
         temporary.mkdir(parents=True)
-        save_tensors(temporary / "model.safetensors", weights)
-        save_tensors(temporary / "optimizer.safetensors", optimizer_state)
-        with open(temporary / "meta.json", "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, "arch": ARCH, "step": step, "serial": serial, **meta}, file, indent=2)
+        save_tensors(temporary / WEIGHTS_FILE, weights)
+        save_tensors(temporary / OPTIMIZER_FILE, optimizer_state)
+        files = {name: file_facts(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE)}
+        text = seal({"format": FORMAT, "arch": ARCH, "step": step, "serial": serial, **meta, "files": files})
+        with open(temporary / META_FILE, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
             file.flush()
-            os.fsync(file.fileno())
-        fsync_dir(temporary)
+            flush_to_disk(file.fileno())
+        flush_folder(temporary)
         move_into_place(temporary, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # frees the full disk
         raise UserError(f"cannot save {final} ({error}); the earlier checkpoints are intact") from error
     if keep_last > 0:
-        for old in list_checkpoints(folder, skip_unreadable=True)[:-keep_last]:
-            remove_checkpoint(old.path)
+        prune(folder, keep_last)
     return final
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Remove the checkpoints that are older than the `keep_last` newest ones with finite weights."""
+    num_kept = 0
+    for checkpoint in reversed(list_checkpoints(folder, skip_unreadable=True)):
+        if num_kept < keep_last and checkpoint.has_finite_weights():
+            num_kept += 1
+        elif num_kept == keep_last:
+            try:
+                remove_checkpoint(checkpoint.path)
+            except OSError as error:
+                print0(f"NOTICE: {checkpoint.path} cannot be removed ({error})")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -232,7 +238,7 @@ def move_into_place(temporary: Path, final: Path) -> None:
         remove_checkpoint(old)
         os.rename(final, old)
     os.rename(temporary, final)
-    fsync_dir(final.parent)
+    flush_folder(final.parent)
     remove_checkpoint(old)
 
 
@@ -248,25 +254,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file and flush it to disk."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU. Raises `UserError` with its path if it is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): remove its folder to continue from an older checkpoint"
-        ) from error
-
-
-def fsync_dir(folder: Path) -> None:
-    """Flush the entries of a folder to disk, on systems that support it."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        flush_to_disk(file.fileno())
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -278,6 +266,20 @@ def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}: "
             "restore that tokenizer, or train again"
+        )
+
+
+def check_shapes(path: Path, config: GPTConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `UserError` unless the shapes of a checkpoint's weights, by name, are those of a model of this shape."""
+    num_layers = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+    is_same = num_layers == config.n_layer  # before a model of so many layers is built
+    if is_same:
+        with torch.device("meta"):
+            model = GPT(config)
+        is_same = shapes == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if not is_same:
+        raise UserError(
+            f"{path} does not hold the weights that its meta.json describes: remove it, or use another step"
         )
 
 
@@ -293,13 +295,11 @@ def build_model(config: GPTConfig, runtime: Runtime) -> GPT:
 def restore_model(checkpoint: Checkpoint, runtime: Runtime) -> GPT:
     """Return the model of a checkpoint on the runtime's device, with the compute dtype that it was trained in."""
     runtime = runtime.with_dtype(checkpoint.meta["compute_dtype"])
+    weights = checkpoint.load_weights()
     with torch.device("meta"):
-        model = GPT(GPTConfig(**checkpoint.meta["model_config"]), runtime.compute_dtype)
+        model = GPT(checkpoint.shape, runtime.compute_dtype)
     model.to_empty(device=runtime.device)
-    try:
-        model.load_state_dict(checkpoint.load_weights())
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint.path} does not hold the weights that its meta.json describes") from error
+    model.load_state_dict(weights)
     model.init_rope()
     return model
 

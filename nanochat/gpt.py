@@ -33,6 +33,16 @@ from nanochat.runtime import Runtime
 
 NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0
+# Far above any model that can be trained, and far below what could not be represented: a shape that a damaged or a
+# foreign file gives is refused before anything is allocated for it.
+MAX_SIZES = {
+    "sequence_len": 1 << 20,
+    "vocab_size": 1 << 22,
+    "n_layer": 1 << 12,
+    "n_head": 1 << 14,
+    "n_kv_head": 1 << 14,
+    "n_embd": 1 << 18,
+}
 VOCAB_MULTIPLE = 64  # embedding and head are padded to a multiple of this: unaligned matrix products are slow
 
 
@@ -49,8 +59,12 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if type(value) is not int:
+                raise UserError(f"{name} is {str(value)[:40]!r}: it must be a whole number")
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
+            if value > MAX_SIZES[name]:
+                raise UserError(f"{name} is {value:,}: it must be at most {MAX_SIZES[name]:,}")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if self.head_dim % 2:

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import takewhile
 
 from nanochat.checkpoint_manager import RunMeta, model_meta, run_dir
+from nanochat.checkpoints.run_lock import lock_run, run_locks
 from nanochat.common import UserError
 from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
@@ -118,6 +119,7 @@ class Config(TrainingSettings):
         return max(1, round(num_tokens / self.total_batch_size))
 
 
+@run_locks()
 def main(config: Config) -> LoopState:
     """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
     tokenizer = get_tokenizer()
@@ -126,6 +128,7 @@ def main(config: Config) -> LoopState:
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
     check_results_writable("base_train")
+    lock_run(folder)
     config = resume_after_restart(config, folder)
     checkpoint = checkpoint_to_resume(folder, tokenizer, manifest.hash(), shape, config)
 

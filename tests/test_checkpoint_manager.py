@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from nanochat.checkpoint_manager import (
     save_tensors,
 )
 from nanochat.common import UserError
-from nanochat.gpt import GPTConfig
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 
@@ -48,11 +49,20 @@ CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
 AUDIT_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}
 
 
+SHAPE = GPTConfig(sequence_len=2, vocab_size=2, n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
+META: Any = {"model_config": asdict(SHAPE), "compute_dtype": "float32", "tokenizer_hash": ""}
+
+
+def tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a model, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+
+
 def save(folder: Path, step: int, value: float = 0.0, **options: Any) -> Path:
     """Save a small checkpoint in which every number is `value`."""
-    weights = {"w": torch.full((100,), value)}
+    weights = {name: torch.full(shape, value) for name, shape in tensor_shapes(SHAPE).items()}
     state = {"w.momentum": torch.full((100,), value)}
-    return save_checkpoint(folder, step, weights, state, {"value": value}, **options)
+    return save_checkpoint(folder, step, weights, state, {**META, "value": value}, **options)
 
 
 def load(folder: Path, step: int = -1) -> tuple[int, float]:
@@ -60,8 +70,8 @@ def load(folder: Path, step: int = -1) -> tuple[int, float]:
     checkpoint = open_checkpoint(folder, step)
     values = {checkpoint.meta["value"]}
     for tensors in (checkpoint.load_weights(), checkpoint.load_optimizer_state()):
-        [tensor] = tensors.values()
-        values |= set(tensor.tolist())
+        for tensor in tensors.values():
+            values |= set(tensor.flatten().tolist())
     [value] = values
     return checkpoint.step, value
 
@@ -164,7 +174,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_disk_full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("save_tensors", "fsync_dir", "move_into_place"):
+    for name in ("save_tensors", "flush_folder", "move_into_place"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_manager, name, raise_disk_full)
             with pytest.raises(UserError, match=r"cannot save .*step_000006 .*No space left.* are intact"):
@@ -272,10 +282,10 @@ def test_missing_tensors(tmp_path: Path) -> None:
     [
         (b"", "cannot be read"),
         (b'{"format": 1, "arch', "cannot be read"),
-        (b"[]", "cannot be read"),
-        (b"{}", "cannot be read"),
+        (b"[]", "format or arch is missing"),
+        (b"{}", "format or arch is missing"),
         (b"\xff\xfe", "cannot be read"),
-        (b'{"format": 1, "arch": "classic", "step": null, "serial": 1}', "cannot be read"),
+        (b'{"format": 1, "arch": "classic", "step": null, "serial": 1}', "compute_dtype is missing"),
         (b'{"format": 0, "arch": "classic"}', f"has format 0, arch 'classic'; this version reads {FORMAT}"),
         (b'{"format": 2, "arch": "classic"}', "has format 2"),
         (b'{"format": 1, "arch": "modern"}', "arch 'modern'"),

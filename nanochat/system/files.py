@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,9 @@ from nanochat.system.errors import UserError, error_number, reason_and_remedy
 
 MAX_NAME_BYTES = 200  # file systems allow 255, and a temporary file's name is longer than that of its file
 OTHER_FOLDER = "set NANOCHAT_BASE_DIR to a folder that can be written to"  # a remedy, if the reason suggests none
+# Answers of file systems that cannot flush this kind of file, as some network file systems give for folders. What is
+# written there is as safe as the file system makes it; it is no reason to give up a file that is complete.
+CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 # --- paths and names --------------------------------------------------------------------------------------------------
 
@@ -164,6 +168,43 @@ def written_atomically(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
 
 
+def check_room(folder: Path, num_bytes: int, purpose: str) -> None:
+    """Try a folder as `check_writable` does, and the room on its disk. `purpose` of the bytes, as in "a checkpoint"."""
+    check_writable(folder)
+    with as_write_error(folder):
+        num_free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    if num_free < num_bytes:
+        raise UserError(
+            f"{folder} has {num_free / 1e9:,.2f} GB free, but {purpose} takes about {num_bytes / 1e9:,.2f} GB: make "
+            "room, or set NANOCHAT_BASE_DIR to a folder on another disk"
+        )
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Flush an open file or folder to disk, where its file system can. Raises OSError if data may have been lost."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the entries of a folder to disk, on systems and file systems that support it."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in CANNOT_FLUSH | {errno.EACCES}:  # a folder may be writable and not readable
+            return
+        raise
+    try:
+        flush_to_disk(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a text file so that after a crash or power cut `path` holds either its old or its new content.
 
@@ -176,7 +217,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     ):
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
 
 
 def write_json_atomic(path: Path, value: object) -> None:

@@ -85,8 +85,8 @@ class BatchFitter:
         A run that resumes `checkpoint` with the same number of processes keeps the size that the checkpoint records.
         Raises `UserError` if no size is valid, or if the rows do not fit into memory.
         """
-        if setting == "auto" and checkpoint and checkpoint.meta["world_size"] == self.runtime.world_size:
-            setting = int(checkpoint.meta["device_batch_size"])
+        if setting == "auto" and checkpoint and checkpoint.meta.get("world_size") == self.runtime.world_size:
+            setting = checkpoint.meta.get("device_batch_size", setting)
         if setting == "auto":
             rows, forward = self.largest()
             print0(f"Device batch size {rows}")

@@ -3,6 +3,9 @@
 A save copies the training state to host memory, which takes a fraction of a second, and starts a thread that writes the
 copy, which takes several: a checkpoint of d20 has 5 GB, one of d32 16 GB. At any time at most one write is in progress.
 A save after which no step follows, at the end of a run or at a signal, is complete when it returns.
+
+A write that fails, on a disk that is full for a while, does not end the run: the next save is waited for, and ends it
+if it fails, too. Before the first step, the folder is tried: can it be written, and has it room for a checkpoint?
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from nanochat.checkpoint_manager import RunMeta, save_checkpoint
 from nanochat.common import UserError, print0
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer
+from nanochat.system.files import check_room
 from nanochat.system.host_memory import copy_to_host, wait_for_copies
 from nanochat.train import LoopState, Metrics
 
 
 class CheckpointSaver:
-    """The `run` of an event that saves. A context manager: leaving it waits for the last write.
+    """The `run` of an event that saves. A context manager: entering it tries the folder, leaving it waits for the last
+    write.
 
     `folder`: of the run. `meta`: content of meta.json except for the loop state and the number of processes.
     `keep_last`: number of checkpoints that are kept (-1: all).
@@ -41,9 +46,10 @@ class CheckpointSaver:
     def __call__(self, state: LoopState) -> Metrics:
         """Save the state of the run. Collective: all processes must call it.
 
-        Raises, on all processes, the error of the save before. If no step follows, also that of this one.
+        Raises, on all processes, the error of this save if the one before failed too, or if no step follows. An error
+        that is not the user's is raised by the next save at the latest.
         """
-        self.finish()
+        has_failed = self._agree(self._wait(), may_go_on=True)
         runtime = self.optimizer.runtime
         start = time.perf_counter()
         optimizer_state = self.optimizer.state_dict()  # collective: gathers the shards of all processes
@@ -54,22 +60,47 @@ class CheckpointSaver:
             keep_last = -1 if state.skipped_in_a_row else self.keep_last  # what looks bad replaces nothing good
             write = partial(save_checkpoint, self.folder, state.step, weights, optimizer_state, meta, keep_last)
             self._write = _Write(state.step, write, time.perf_counter() - start)
-        if state.stopped or state.progress >= 1:
+        if has_failed or state.stopped or state.progress >= 1:
             self.finish()
         return {}
 
     def finish(self) -> None:
         """Wait for the write in progress. Collective. Raises its error on all processes."""
-        error = self._wait()
-        # The other processes raise too, instead of waiting for the main one in their next step.
-        failure = self.optimizer.runtime.broadcast(None if error is None else str(error) or type(error).__name__)
-        if error is not None:
-            raise error
-        if failure:
-            raise UserError(failure)
+        self._agree(self._wait())
+
+    def _agree(self, error: Exception | None, may_go_on: bool = False) -> bool:
+        """Raise the main process's error on all processes, instead of leaving the others waiting. Collective.
+
+        `may_go_on`: of an error that the user can fix, meanwhile, only return True.
+        """
+        is_temporary = may_go_on and isinstance(error, UserError)
+        failure = None if error is None else (is_temporary, str(error) or type(error).__name__)
+        failure = self.optimizer.runtime.broadcast(failure)
+        if failure is None:
+            return False
+        if failure[0]:
+            return True
+        raise error or UserError(failure[1])
 
     def __enter__(self) -> CheckpointSaver:
+        """Try the folder. Collective. Raises `UserError` on all processes if a checkpoint cannot be saved there."""
+        error = None
+        if self.optimizer.runtime.is_main:
+            try:
+                check_room(self.folder, self.checkpoint_bytes(), "a checkpoint")
+            except UserError as failure:
+                error = failure
+        self._agree(error)
         return self
+
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of the tensors of a checkpoint: weights, and the optimizer's state of all processes."""
+        state = sum(
+            sum(param.numel() for param in bucket.params) * tensor.element_size()
+            for bucket in self.optimizer.buckets
+            for tensor in bucket.state.values()
+        )
+        return state + sum(tensor.nbytes for tensor in self.model.state_dict().values())
 
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
+from nanochat.checkpoints.run_lock import lock_run, run_locks
 from nanochat.common import UserError, print0
 from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
 from nanochat.gpt import GPT
@@ -72,6 +73,7 @@ class ConversationData:
         return hashlib.sha256(json.dumps([size, self.parts, samples], default=str).encode("utf-8")).hexdigest()
 
 
+@run_locks()
 def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     """Train a model on conversations and return the final loop state.
 
@@ -82,9 +84,10 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     origin = starting_checkpoint(stage.name, config, tokenizer)
     check_results_writable(stage.script)
     config = resolve_settings(config, origin)
+    folder = run_dir(stage.name, origin.path.parent.name)
+    lock_run(folder)
     data = load_data(stage, config)
     data_hash = data.hash(tokenizer)
-    folder = run_dir(stage.name, origin.path.parent.name)
     checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config)
 
     runtime = Runtime.start(config.seed, config.device)
@@ -160,16 +163,16 @@ def resolve_settings(config: C, origin: Checkpoint) -> C:
     before, or if the batch does not divide.
     """
     context = int(origin.meta["model_config"]["sequence_len"])
-    saved: dict[str, Any] = origin.meta["settings"]
+    saved: dict[str, Any] = origin.meta.get("settings", {})
 
     sequence_len = config.max_seq_len if config.max_seq_len != -1 else context
     if is_resuming(config):
         if config.max_seq_len == -1:
-            sequence_len = saved["max_seq_len"]
+            sequence_len = saved.get("max_seq_len", context)
         # The saved position in the data counts rows, which depend on these two settings.
         for name, value in (("max_seq_len", sequence_len), ("seed", config.seed)):
-            if value != saved[name]:
-                raise UserError(f"{name} is {value}, but {origin.path} had {saved[name]}: resume with that")
+            if value != saved.get(name):
+                raise UserError(f"{name} is {value}, but {origin.path} had {saved.get(name)}: resume with that")
     if sequence_len > context:
         raise UserError(f"max_seq_len is {sequence_len}, but the model's context holds {context} tokens")
 

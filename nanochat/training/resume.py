@@ -10,7 +10,6 @@ Processes that torchrun starts again (`--max-restarts`) resume by themselves, fr
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -33,6 +32,7 @@ from nanochat.common import StoppedBySignal, UserError, print0, write_json_atomi
 from nanochat.configurator import with_current_names
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import Runtime
+from nanochat.system.json_files import check_type, read_json
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import LoopState
 
@@ -40,6 +40,7 @@ from nanochat.train import LoopState
 RENAMED_METRICS = {"lr_scale": "lr_multiplier"}
 # In a run's folder: written when torchrun first started the run, with the serial of the last checkpoint at that time.
 LAUNCH_FILE = "launch.json"
+NEEDED_TO_RESUME = ("settings", "data_hash", "world_size", "loop")  # fields of meta.json
 
 
 class ResumableConfig(Protocol):
@@ -105,12 +106,19 @@ def resume_after_restart(config: R, folder: Path) -> R:
         if runtime.is_main:
             write_json_atomic(file, {"last_serial": serial})
         return config
-    has_checkpoint = runtime.is_main and serial > json.loads(file.read_text(encoding="utf-8"))["last_serial"]
+    has_checkpoint = runtime.is_main and serial > _last_serial(file)
     if not runtime.broadcast(has_checkpoint):
         print0("Restarted by torchrun before the first checkpoint: the run begins again")
         return config
     print0("Restarted by torchrun: resuming from the last checkpoint")
     return replace(config, resume=True, resume_from_step=-1)
+
+
+def _last_serial(file: Path) -> int:
+    """Return the serial in the file that `resume_after_restart` has written."""
+    content = read_json(file)
+    check_type(content, dict[str, int], str(file))
+    return int(content.get("last_serial", 0))
 
 
 def launch_time() -> float:
@@ -185,10 +193,16 @@ def check_resumable(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} was imported, without an optimizer state, and cannot be resumed: start a new run from "
             "it with mid_train, chat_sft or chat_rl, with its stage as --source"
         )
+    if missing := [key for key in NEEDED_TO_RESUME if key not in checkpoint.meta]:
+        raise UserError(f"{checkpoint.path} cannot be resumed: its meta.json has no {missing[0]}")
 
 
 def restore_loop_state(checkpoint: Checkpoint) -> LoopState:
     """Return the loop state of a checkpoint, without the signal that stopped the run."""
+    try:
+        check_type(checkpoint.meta["loop"], LoopState, "loop")
+    except UserError as error:
+        raise UserError(f"{checkpoint.path / 'meta.json'} is damaged: {error}") from error
     state = LoopState(**checkpoint.meta["loop"] | {"stopped": 0})
     state.history = [{RENAMED_METRICS.get(name, name): row[name] for name in row} for row in state.history]
     return state

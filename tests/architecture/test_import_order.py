@@ -18,7 +18,7 @@ IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("common", "configurator", "runtime", "system"),
     ("muon", "adamw", "sharding", "optim"),
     ("gpt", "layers", "tokenizer", "tokenization", "sandbox", "execution"),
-    ("checkpoint_manager", "reporting", "report"),
+    ("checkpoint_manager", "checkpoints", "reporting", "report"),
     ("data", "dataset", "dataloader"),
     ("tasks",),
     ("inference", "engine"),

@@ -77,15 +77,14 @@ def write_mixture(path: Path, *blocks: str) -> Path:
 
 
 def save_model(folder: Path, source: str = "base", tag: str = "d1", step: int = 7, context: int = 64) -> GPT:
-    """Save the tokenizer and an untrained tiny model. Its optimizer state is NaN: no other stage may use it."""
+    """Save the tokenizer and an untrained tiny model. Its optimizer state is damaged: no other stage may read it."""
     TOKENIZER.save(folder / "tokenizer")
     runtime = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 3)
     shape = GPTConfig(sequence_len=context, vocab_size=265, n_layer=1, n_head=2, n_kv_head=2, n_embd=32)
     model = build_model(shape, runtime)
     optimizer = build_optimizer(model, runtime)
-    nan_state = {name: value * torch.nan for name, value in optimizer.state_dict().items()}
-    optimizer.load_state_dict(nan_state | {"step": torch.tensor(step)})
     settings = {"max_seq_len": context, "total_batch_size": 4 * context}
     meta = {"settings": settings, "data_hash": "0", "device_batch_size": 2, **model_meta(model, runtime, TOKENIZER)}
     CheckpointSaver(run_dir(source, tag), model, optimizer, meta, -1)(LoopState(step=step, progress=1.0))
+    (run_dir(source, tag) / f"step_{step:06d}" / "optimizer.safetensors").write_bytes(b"damaged")
     return model

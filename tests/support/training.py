@@ -15,7 +15,12 @@ from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
 SHAPE = GPTConfig(sequence_len=16, vocab_size=270, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
-META: dict[str, Any] = {"settings": {}, "model_config": asdict(SHAPE), "compute_dtype": "float32"}
+META: Any = {  # of a checkpoint
+    "settings": {},
+    "model_config": asdict(SHAPE),
+    "compute_dtype": "float32",
+    "tokenizer_hash": "",
+}
 
 
 @dataclass(frozen=True)

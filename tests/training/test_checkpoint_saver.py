@@ -6,8 +6,10 @@ Errors of the thread reach all processes, and no write is lost at the end of a r
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.checkpoint_manager import Checkpoint, build_model, list_steps, open_checkpoint, save_checkpoint
+from nanochat.checkpoint_manager import (
+    Checkpoint,
+    build_model,
+    list_steps,
+    open_checkpoint,
+    save_checkpoint,
+)
 from nanochat.common import UserError
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, build_optimizer
@@ -25,7 +33,7 @@ from nanochat.train import LoopState
 from nanochat.training import checkpoint_saver
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from tests.support.processes import Forker
-from tests.support.training import CPU, SHAPE
+from tests.support.training import CPU, META, SHAPE
 
 LIMIT = 30  # seconds; what takes longer hangs
 
@@ -93,7 +101,7 @@ def test_training_goes_on_during_a_write(tmp_path: Path, model: GPT, optimizer: 
     take_step(model, optimizer, 1)
     expected = contents(model, optimizer)
     saved_loop = asdict(state)
-    with CheckpointSaver(tmp_path, model, optimizer, {"data_hash": "1"}, -1) as save:
+    with CheckpointSaver(tmp_path, model, optimizer, {**META, "data_hash": "1"}, -1) as save:
         assert save(state) == {}
         assert list_steps(tmp_path) == {}
         take_step(model, optimizer, 2)
@@ -117,7 +125,7 @@ def test_the_next_save_waits_for_the_last(tmp_path: Path, model: GPT, optimizer:
     """Never two writes at once, and each holds its own step's state. Leaving waits, too."""
     expected = {}
     timer = threading.Timer(0.3, disk.allowed.set)
-    with CheckpointSaver(tmp_path, model, optimizer, {}, keep_last=2) as save:
+    with CheckpointSaver(tmp_path, model, optimizer, META, keep_last=2) as save:
         for step in (2, 4, 6):
             take_step(model, optimizer, step)
             expected[step] = contents(model, optimizer)
@@ -139,7 +147,7 @@ def test_a_save_that_no_step_follows_is_complete(
     """At a signal, and before the last evaluations, which may fail."""
     timer = threading.Timer(0.2, disk.allowed.set)
     timer.start()
-    CheckpointSaver(tmp_path, model, optimizer, {}, -1)(state)
+    CheckpointSaver(tmp_path, model, optimizer, META, -1)(state)
     timer.join()
     assert list(list_steps(tmp_path)) == [state.step]
 
@@ -147,17 +155,52 @@ def test_a_save_that_no_step_follows_is_complete(
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_write_is_raised_by_the_next_save(
+def test_a_second_failed_write_is_raised(
     tmp_path: Path, model: GPT, optimizer: Optimizer, disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The first may have been an accident, so the training goes on to the next save, with a line that says so."""
     disk.error = UserError("cannot save: the disk is full")
     disk.allowed.set()
-    saver = CheckpointSaver(tmp_path, model, optimizer, {}, -1)
+    saver = CheckpointSaver(tmp_path, model, optimizer, META, -1)
     saver(LoopState(step=4))
     with pytest.raises(UserError, match=r"cannot save: the disk is full"), saver:
         saver(LoopState(step=6))
-    assert capsys.readouterr().out == "The checkpoint of step 4 is not saved: cannot save: the disk is full\n"
+    lines = [f"The checkpoint of step {step} is not saved: cannot save: the disk is full" for step in (4, 6)]
+    assert capsys.readouterr().out.splitlines() == lines
     assert not list_steps(tmp_path)
+
+
+def test_the_save_after_a_failed_write_succeeds(tmp_path: Path, model: GPT, optimizer: Optimizer, disk: Disk) -> None:
+    """It is complete when the training goes on, and a later failure counts as a first one again."""
+    disk.allowed.set()
+    with CheckpointSaver(tmp_path, model, optimizer, META, -1) as saver:
+        for step, error in ((2, None), (4, "full"), (6, None), (8, "full"), (10, None)):
+            disk.error = error and UserError(error)
+            saver(LoopState(step=step))
+            if step == 6:
+                assert list(list_steps(tmp_path)) == [2, 6]
+            if saver._write:
+                saver._write.thread.join()
+    assert list(list_steps(tmp_path)) == [2, 6, 10]
+
+
+def test_the_folder_is_tried_before_the_first_step(
+    tmp_path: Path, model: GPT, optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be made, and one on a disk with too little room for what a checkpoint really takes."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*d4"):
+        CheckpointSaver(tmp_path / "file" / "d4", model, optimizer, META, -1).__enter__()
+    saver = CheckpointSaver(tmp_path / "d4", model, optimizer, META, -1)
+    saver(LoopState(step=4, progress=1.0))
+    on_disk = sum(path.stat().st_size for path in open_checkpoint(tmp_path / "d4").path.glob("*.safetensors"))
+    assert 0.8 * on_disk < saver.checkpoint_bytes() <= on_disk
+    usage = shutil.disk_usage(tmp_path)
+    for free, fits in ((saver.checkpoint_bytes(), True), (saver.checkpoint_bytes() - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with nullcontext() if fits else pytest.raises(UserError, match=r"GB free, but a checkpoint takes about"):
+            saver.__enter__()
+    assert [path.name for path in (tmp_path / "d4").iterdir()] == ["step_000004"]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +212,11 @@ def test_a_failed_write_is_raised_at_the_end(
     """On leaving, or by the save that no step follows: by the main process itself, with its traceback."""
     disk.error = error
     disk.allowed.set()
-    with pytest.raises(type(error)) as failure, CheckpointSaver(tmp_path, model, optimizer, {}, -1) as save:
+    with pytest.raises(type(error)) as failure, CheckpointSaver(tmp_path, model, optimizer, META, -1) as save:
         save(LoopState(step=4))
     assert failure.value is error
     with pytest.raises(type(error)):
-        CheckpointSaver(tmp_path, model, optimizer, {}, -1)(LoopState(step=4, stopped=2))
+        CheckpointSaver(tmp_path, model, optimizer, META, -1)(LoopState(step=4, stopped=2))
 
 
 @pytest.mark.parametrize("interruption", [UserError("no such task"), KeyboardInterrupt()], ids=repr)
@@ -187,7 +230,7 @@ def test_an_exception_costs_no_checkpoint(
     disk.error = UserError("the disk is full") if is_full else None
 
     def run() -> None:
-        with CheckpointSaver(tmp_path, model, optimizer, {}, -1) as save:
+        with CheckpointSaver(tmp_path, model, optimizer, META, -1) as save:
             save(LoopState(step=4))
             timer.start()
             raise interruption
@@ -208,14 +251,16 @@ def test_the_other_processes_write_nothing_and_raise(
         assert value is None
         return failures.pop(0)
 
-    failures = [None, "cannot save: the disk is full"]
+    failures = [None, (True, "cannot save: the disk is full"), None, (False, "cannot save: the disk is full")]
     optimizer.runtime = Runtime(1, 1, 1, torch.device("cpu"), torch.float32, 42)
     monkeypatch.setattr(Runtime, "broadcast", broadcast)
     monkeypatch.setattr(checkpoint_saver, "save_checkpoint", lambda *_: pytest.fail("only the main process writes"))
-    saver = CheckpointSaver(tmp_path, model, optimizer, {}, -1)
-    saver(LoopState(step=4))
+    saver = CheckpointSaver(tmp_path, model, optimizer, META, -1)
+    for step in (4, 6):
+        saver(LoopState(step=step))
     with pytest.raises(UserError, match="the disk is full"):
-        saver(LoopState(step=6))
+        saver(LoopState(step=8))
+    assert not failures
 
 
 @pytest.mark.slow
@@ -234,7 +279,7 @@ def one_of_two(folder: Path) -> None:
     optimizer = build_optimizer(model, runtime)
     disk = Disk()
     checkpoint_saver.save_checkpoint = disk.write  # type: ignore[assignment]
-    saver = CheckpointSaver(folder, model, optimizer, {}, -1)
+    saver = CheckpointSaver(folder, model, optimizer, META, -1)
     saver(LoopState(step=4))
     runtime.barrier()  # both are here while rank 0 still writes
     assert not list_steps(folder)
@@ -263,7 +308,7 @@ def test_a_snapshot_of_a_gpu(tmp_path: Path, disk: Disk) -> None:
     model = build_model(SHAPE, gpu)
     optimizer = build_optimizer(model, gpu)
     expected = {name: value.cpu() for name, value in model.state_dict().items()}
-    with CheckpointSaver(tmp_path, model, optimizer, {}, -1) as save:
+    with CheckpointSaver(tmp_path, model, optimizer, META, -1) as save:
         save(LoopState(step=4))
         for param in model.parameters():
             param.data.fill_(torch.nan)

@@ -40,7 +40,7 @@ from nanochat.training.resume import (
     resume_stage_after_restart,
 )
 from scripts import base_train, chat_rl, chat_sft, mid_train
-from tests.support.training import CPU, SHAPE, Config, train_tokenizer
+from tests.support.training import CPU, META, SHAPE, Config, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def test_is_resuming(settings: dict[str, Any], expected: bool) -> None:
 def save(tmp_path: Path) -> Callable[[], None]:
     """A function that saves another checkpoint in `tmp_path`/d1."""
     model = build_model(SHAPE, CPU)
-    saver = CheckpointSaver(tmp_path / "d1", model, build_optimizer(model, CPU), {"settings": {}}, keep_last=-1)
+    saver = CheckpointSaver(tmp_path / "d1", model, build_optimizer(model, CPU), META, keep_last=-1)
     steps = itertools.count(1)
 
     def save() -> None:
@@ -262,12 +262,7 @@ def test_checkpoint_to_resume(tmp_path: Path, base_dir: Path, capsys: pytest.Cap
     model = build_model(SHAPE, CPU)
     optimizer = build_optimizer(model, CPU)
     tokenizer = train_tokenizer(base_dir)
-    meta = {
-        "settings": asdict(Config()),
-        "data_hash": "1234",
-        "tokenizer_hash": tokenizer.hash(),
-        "model_config": asdict(SHAPE),
-    }
+    meta = META | {"settings": asdict(Config()), "data_hash": "1234", "tokenizer_hash": tokenizer.hash()}
     CheckpointSaver(folder, model, optimizer, meta, keep_last=-1)(LoopState(step=7, progress=1.0))
 
     def find(**changes: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Parts of `nanochat/checkpoint_manager.py`."""

@@ -1,0 +1,104 @@
+"""The tensor files of a checkpoint, in the safetensors format: written, hashed, compared with their hashes, and read.
+
+A file's hash is the SHA-256 of the SHA-256s of its blocks of 16 MiB, because blocks can be hashed side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nanochat.checkpoints.meta import FileFacts
+from nanochat.common import UserError
+from nanochat.system.environment import num_usable_cores
+
+BLOCK_BYTES = 1 << 24
+MAX_THREADS = 8  # more are not faster than a disk
+REMEDY = "remove its folder to continue from an older checkpoint"
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Return size and hash of a file. Raises OSError."""
+    return {"bytes": path.stat().st_size, "sha256_of_blocks": hash_blocks(path)}
+
+
+def hash_blocks(path: Path) -> str:
+    """Return the SHA-256 of the SHA-256s of a file's blocks of `BLOCK_BYTES`, in hexadecimal."""
+
+    def digest_from(offset: int) -> bytes:
+        buffer = bytearray(min(BLOCK_BYTES, size - offset))
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            view = memoryview(buffer)
+            while len(view) and (count := file.readinto(view)):
+                view = view[count:]
+        return hashlib.sha256(buffer).digest()
+
+    size = path.stat().st_size
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each of them reads the checkpoint
+    num_threads = max(1, min(MAX_THREADS, num_usable_cores() // local_processes))
+    with ThreadPoolExecutor(num_threads) as pool:
+        digests = pool.map(digest_from, range(0, size, BLOCK_BYTES))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def check_file(path: Path, facts: FileFacts | None) -> None:
+    """Raise `UserError` unless a file is as it was written. `facts` None: not recorded, by an earlier version."""
+    if facts is None:
+        return
+    try:
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            raise UserError(f"{path} cannot be read (it has {size:,} of {facts['bytes']:,} bytes): {REMEDY}")
+        if hash_blocks(path) != facts["sha256_of_blocks"]:
+            raise UserError(f"{path} cannot be read (it is damaged: its SHA-256 is not that of meta.json): {REMEDY}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
+
+
+def load_tensors(path: Path, facts: FileFacts | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU. Raises `UserError` with its path if it is missing or damaged."""
+    check_file(path, facts)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch has not
+        raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a safetensors file's tensors by name. Raises `UserError` as `load_tensors` does.
+
+    The header is checked against the size of the file: no shape promises more than the file holds.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
+
+
+def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor with a value that is infinite or not a number, or None.
+
+    A sum is such a value if one of its terms is, and takes one pass over the tensor, at the speed of the memory. It may
+    also be one because it is too large, so then all values are looked at.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not _has_finite_sum(tensor) and not tensor.isfinite().all():
+            return name
+    return None
+
+
+def _has_finite_sum(tensor: Tensor) -> bool:
+    if tensor.element_size() == 1:  # fp8 has no sum
+        tensor = tensor.to(torch.bfloat16)
+    return math.isfinite(tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32).item())
