@@ -122,13 +122,13 @@ class Config(TrainingSettings):
 @run_locks()
 def main(config: Config) -> LoopState:
     """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
+    folder = run_dir("base", config.model_tag or f"d{config.depth}")
+    lock_run(folder)
     tokenizer = get_tokenizer()
     manifest = load_manifest()
     documents = open_split("train")
-    folder = run_dir("base", config.model_tag or f"d{config.depth}")
     shape = config.model_config(tokenizer.get_vocab_size())
     check_results_writable("base_train")
-    lock_run(folder)
     config = resume_after_restart(config, folder)
     checkpoint = checkpoint_to_resume(folder, tokenizer, manifest.hash(), shape, config)
 

@@ -117,7 +117,6 @@ class Config(TrainingSettings):
         return math.ceil(self.num_epochs * num_examples / self.examples_per_step)
 
 
-<<<<<<< HEAD
 def prompts_drawn(checkpoint: Checkpoint | None) -> int:
     """Return the number of prompts that a run has used up to its checkpoint."""
     if checkpoint is None:
@@ -129,20 +128,15 @@ def prompts_drawn(checkpoint: Checkpoint | None) -> int:
     return int(loop["step"] * settings["examples_per_step"])
 
 
-=======
 @run_locks()
->>>>>>> 822a2b5 (Checkpoints: hashes of every file, finite weights only, a lock for each run's folder, the place tried before the run)
 def main(config: Config) -> LoopState:
     """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
     tokenizer = get_tokenizer()
     config = resume_stage_after_restart("rl", config)
     origin = starting_checkpoint("rl", config, tokenizer)
-<<<<<<< HEAD
     check_results_writable("chat_rl")
-=======
     folder = run_dir("rl", origin.path.parent.name)
     lock_run(folder)
->>>>>>> 822a2b5 (Checkpoints: hashes of every file, finite weights only, a lock for each run's folder, the place tried before the run)
     prompts, held_out = load_prompts(config.tasks, tokenizer, config.seed, config.eval_examples)
     sequence_len = origin.meta["model_config"]["sequence_len"]
     sft_mix = load_sft_mix(config.sft_examples_per_step, config.mixture, config.seed, tokenizer, sequence_len)

@@ -17,12 +17,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from nanochat.common import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import DTYPES
-from nanochat.system.json_files import check_type, parse_json, read_bytes
+from nanochat.system.json_files import check_type, parse_file, read_bytes
+from nanochat.system.json_text import short_repr
 
 FORMAT = 1
 ARCH = "classic"  # `arch` in meta.json: the model of nanochat/gpt.py; checkpoints of any other are refused
@@ -95,18 +96,17 @@ def read_meta(path: Path) -> CheckpointMeta:
     file = path / META_FILE
     try:
         content = read_bytes(file)
-        meta = parse_json(content, file)
+        meta = parse_file(content, file, allow_nan=True)  # a history may hold a loss that is not a number
         if not isinstance(meta, dict) or "format" not in meta or "arch" not in meta:
             raise UserError(f"{file} is not the meta.json of a checkpoint: format or arch is missing")
         if (meta["format"], meta["arch"]) != (FORMAT, ARCH):
-            version = f"format {str(meta['format'])[:20]}, arch {str(meta['arch'])[:20]!r}"
+            version = f"format {short_repr(meta['format'])}, arch {short_repr(meta['arch'])}"
             raise UserError(f"{path} has {version}; this version reads {FORMAT}, {ARCH!r}")
         check_seal(content, meta, file)
         check_meta(meta, file)
     except UserError as error:
         raise UserError(f"{error} (remove {path}, or choose another step)") from error
-    checked: CheckpointMeta = meta
-    return checked
+    return cast(CheckpointMeta, meta)
 
 
 def check_seal(content: bytes, meta: Mapping[str, Any], file: Path) -> None:
@@ -132,7 +132,7 @@ def check_meta(meta: Mapping[str, Any], file: Path) -> None:
         check_type(meta.get("settings", {}), SavedSettings, "settings")
         for key in ("compute_dtype", "rollout_dtype"):
             if meta.get(key, "float32") not in DTYPES:
-                raise UserError(f"{key} is {meta[key][:40]!r}: must be one of {', '.join(DTYPES)}")
+                raise UserError(f"{key} is {short_repr(meta[key])}: must be one of {', '.join(DTYPES)}")
         for key in ("step", "serial"):
             if meta[key] < 0:
                 raise UserError(f"{key} is {meta[key]}: must be at least 0")

@@ -9,7 +9,6 @@ An error names the key, its value (cut short) and the rule, in one line.
 from __future__ import annotations
 
 import dataclasses
-import json
 import stat
 import types
 import typing
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.system.errors import UserError
+from nanochat.system.json_text import parse_json, short_repr
 
 MAX_BYTES = 1 << 26  # of a file; much larger ones are no files of ours, and would fill the memory when parsed
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -32,7 +32,7 @@ _SCALARS: dict[Any, frozenset[type]] = {
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     """Return the content of a JSON file. Raises `UserError` that names a file that is not readable as JSON."""
-    return parse_json(read_bytes(path, max_bytes), path)
+    return parse_file(read_bytes(path, max_bytes), path)
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
@@ -51,13 +51,12 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def parse_json(content: bytes, path: Path) -> Any:
-    """Return the value of a file's JSON. Raises `UserError` that names the file."""
+def parse_file(content: bytes, path: Path, allow_nan: bool = False) -> Any:
+    """Return the value of a file's JSON, as `parse_json` does. Raises `UserError` that names the file."""
     try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path} cannot be read as JSON ({reason})") from error
+        return parse_json(content, MAX_BYTES, allow_nan)
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def check_type(value: object, expected: Any, name: str) -> None:
@@ -93,18 +92,6 @@ def check_type(value: object, expected: Any, name: str) -> None:
         _check_fields(value, expected, name)
 
 
-def short(value: object, max_chars: int = 60) -> str:
-    """Return a value for an error message, cut to a length that can be read.
-
-    >>> short("a" * 100, 12)
-    "'aaaaaaa...'"
-    """
-    if isinstance(value, (list, dict)):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value[: max_chars + 1] if isinstance(value, str) else value)
-    return text if len(text) <= max_chars else f"{text[: max_chars - 4]}...{text[-1] if isinstance(value, str) else ''}"
-
-
 def _check_items(items: Any, expected: Any, name: str) -> None:
     for suffix, item in items:
         if expected is not Any:
@@ -123,7 +110,7 @@ def _check_fields(value: object, expected: Any, name: str) -> None:
         if key in hints:
             check_type(item, hints[key], prefix + key)
         elif not is_open:
-            raise UserError(f"{prefix}{short(key)[1:-1]} is not a known key")
+            raise UserError(f"{prefix}{short_repr(key)[1:-1]} is not a known key")
 
 
 @cache
@@ -151,7 +138,7 @@ def _wrong(value: object, name: str, expected: Any) -> UserError:
         typing.get_args(expected) if typing.get_origin(expected) in (typing.Union, types.UnionType) else [expected]
     )
     rule = " or ".join(_describe(option) for option in options)
-    return UserError(f"{short(name, 100)[1:-1] or 'the content'} is {short(value)}: must be {rule}")
+    return UserError(f"{short_repr(name)[1:-1] or 'the content'} is {short_repr(value)}: must be {rule}")
 
 
 def _describe(expected: Any) -> str:

@@ -32,6 +32,7 @@ except ImportError:  # Windows
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 HELD_ELSEWHERE = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+ENDED = "ended"
 POLL_SECONDS = 0.2
 READ_SECONDS = 1.0  # within which a process that has taken a lock has written its name into the file
 
@@ -52,9 +53,13 @@ class Holder:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(os.getpid(), socket.gethostname(), now, process_space(), process_start(os.getpid()))
 
+    def is_here(self) -> bool:
+        """Return True if it is or was a process of this machine, and of this container."""
+        return self.pid > 0 and (self.host, self.space) == (socket.gethostname(), process_space())
+
     def is_gone(self) -> bool:
         """Return True if this was a process of this machine that has ended. Of other machines nothing is known."""
-        if (self.host, self.space) != (socket.gethostname(), process_space()):
+        if not self.is_here():
             return False
         try:
             os.kill(self.pid, 0)
@@ -63,7 +68,7 @@ class Holder:
         except OSError:  # a process of another user
             pass
         start = process_start(self.pid)
-        return bool(self.start and start) and start != self.start
+        return start == ENDED or (bool(self.start and start) and start != self.start)
 
     def __str__(self) -> str:
         return f"process {self.pid} of {self.host[:64]!r}, since {self.since[:32]}" if self.pid else "another process"
@@ -81,11 +86,15 @@ def process_space() -> str:
 
 
 def process_start(pid: int) -> str:
-    """Return when a process was started, in clock ticks since the machine's start; "" if that is not known."""
+    """Return when a process was started, in clock ticks since the machine's start; "" if that is not known.
+
+    `ENDED`: it has ended, and its parent has not asked for its exit code yet.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+            state, *facts = file.read().rpartition(")")[2].split()  # after the name, which may contain anything
+            return ENDED if state in "ZX" else facts[18]
+    except (OSError, ValueError, IndexError):
         return ""
 
 
@@ -205,8 +214,7 @@ def acquire(path: Path, claim: str, advice: str = "", *, notice: Callable[[str],
         if holder is None:
             return lock
         message = f"{claim} {holder}"
-        is_known = not lock.is_by_name or (holder.pid > 0 and holder.host == socket.gethostname())
-        if notice is None or not is_known:
+        if notice is None or (lock.is_by_name and not holder.is_here()):
             remedy = "" if not lock.is_by_name else f"if that process has ended, remove {path}"
             raise UserError(": ".join(filter(None, (message, "; ".join(filter(None, (advice, remedy)))))))
         if not is_noticed:

@@ -100,7 +100,8 @@ class CheckpointSaver:
             for bucket in self.optimizer.buckets
             for tensor in bucket.state.values()
         )
-        return state + sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        return int(state + weights)
 
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
