@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nanochat.common import UserError, base_dir, check_file_writable, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
@@ -176,7 +177,7 @@ def _section_blocks(name: str, section: Section, picture: str | None) -> Iterato
         rows = [[metric, _format_metric(value)] for metric, value in section["metrics"].items()]
         yield format_table(["metric", "value"], rows)
     if picture:
-        yield f"![{escape(', '.join(section['curves']))}]({picture})"
+        yield f"![{escape(', '.join(section['curves']))}]({quote(picture)})"
     for sample in section.get("samples", []):
         if "messages" not in sample:
             yield from _sample_blocks(sample)

@@ -15,6 +15,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 
+from nanochat.common import visible
+
 # Characters that Markdown or GitHub's extensions (tables, HTML, mathematics, strikethrough, entities) interpret. An
 # underscore inside a word has no effect and is common in nanochat's names, so it stays readable in the source.
 _ACTIVE = re.compile(r"[\\`*\[\]<>|~$&#]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
@@ -50,8 +52,7 @@ def format_duration(seconds: float) -> str:
 
 def to_printable(text: str) -> str:
     r"""Return text that cannot control a terminal: line breaks become `\n`, control characters become `\x1b`."""
-    text = _LINE_BREAKS.sub("\n", text)
-    return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return visible(_LINE_BREAKS.sub("\n", text))
 
 
 def wrap_text(text: str, width: int, indent: int = 0) -> str:

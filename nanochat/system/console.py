@@ -55,14 +55,14 @@ def visible_line(text: str) -> str:
 class Output(io.TextIOWrapper):
     """A text stream that shows control characters, and characters that its encoding lacks, as escapes.
 
-    It takes the place of standard output or standard error, and writes to the same buffer. If that fails because the
+    It takes the place of standard output or standard error, and writes to the same file. If that fails because the
     reader has left, the command ends at once and quietly; after `run_without_output`, it goes on without the stream.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         stream.flush()
         super().__init__(
-            stream.buffer,
+            _new_buffer(stream),
             encoding=stream.encoding,
             errors="backslashreplace",
             line_buffering=stream.line_buffering,
@@ -93,7 +93,7 @@ class Output(io.TextIOWrapper):
             self._lose(error)
 
     def close(self) -> None:
-        """Flush. The buffer belongs to the stream that was replaced."""
+        """Flush. The file belongs to the stream that was replaced."""
         if not self.buffer.closed:
             self.flush()
 
@@ -113,6 +113,15 @@ class Output(io.TextIOWrapper):
         if not has_reader_left:
             print(f"error: cannot write to {name}: {reason}", file=other, flush=True)
         raise SystemExit(self._exit_code)
+
+
+def _new_buffer(stream: io.TextIOWrapper) -> Any:
+    """Return a buffer for the file of a stream; the stream's own if it is not a file, as in a test."""
+    try:
+        file = io.FileIO(stream.fileno(), "w", closefd=False)
+    except OSError:  # also io.UnsupportedOperation
+        return stream.buffer
+    return file if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(file)  # `python -u` has no buffer
 
 
 def write_controls(stream: TextIO, text: str) -> None:
