@@ -3,14 +3,17 @@
     python -m scripts.chat_web                          # the last stage that has a model, at http://localhost:8000
     python -m scripts.chat_web -i sft -g d20 -n 8       # eight GPUs: a copy of the model on each
     python -m scripts.chat_web --host 0.0.0.0 -p 80     # reachable, and usable, from other machines
+    python -m scripts.chat_web --allowed_hosts chat.example.org      # behind a proxy, which must pass on Host
     gunicorn -w 4 -k uvicorn.workers.UvicornWorker scripts.chat_web:app
 
 gunicorn takes host and port from its own flags, and each of its processes loads its own copy of the model; the settings
-are read from $NANOCHAT_WEB_ARGS, such as "-i sft -t 0.8". On a CPU, limit the threads of torch with OMP_NUM_THREADS.
+are read from $NANOCHAT_WEB_ARGS, such as "-i sft -t 0.8 --allowed_hosts chat.example.org". Limits of connections and of
+their time are gunicorn's own there. On a CPU, limit the threads of torch with OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shlex
 import socket
@@ -28,9 +31,11 @@ from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime, choose_generation_dtype
 from nanochat.serving.chat_request import check_sampling_field
 from nanochat.serving.chat_session import latest_source
-from nanochat.serving.server import ChatService, create_app
+from nanochat.serving.connections import BACKLOG, ConnectionLimits, guard_connections, reserve_files
+from nanochat.serving.host_check import HostRules, host_rules, parse_allowed_hosts
+from nanochat.serving.server import MAX_BODY_BYTES, ChatService, create_app
 
-SHUTDOWN_SECONDS = 1  # after Ctrl-C, until the connections of unfinished replies are closed
+SHUTDOWN_SECONDS = 2  # after Ctrl-C, until the connections of unfinished replies are closed
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,30 @@ class Config(Settings):
     max_tokens: int = setting(512, "default maximum tokens of a reply", short="m")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all addresses of this machine")
     port: int = setting(8000, "port to listen on; 0 = any free one", short="p", at_least=0, at_most=65535)
+    allowed_hosts: str | None = setting(
+        None,
+        "further names, separated by commas, under which browsers may open the page; always: localhost and --host; "
+        "with --host=0.0.0.0 also all addresses and this machine's name",
+    )
+    max_waiting: int = setting(32, "requests that may wait for a copy of the model; more get status 503", at_least=0)
+    max_connections: int = setting(256, "connections at a time; more push out the silent ones", at_least=2)
+    header_timeout: float = setting(10.0, "seconds until a connection must have sent its headers", above=0)
+    body_timeout: float = setting(30.0, "seconds for the rest of a request", above=0, at_most=60)
+    send_timeout: float = setting(30.0, "seconds that a client may leave a reply unread", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_allowed_hosts(self.allowed_hosts)
+        if self.max_connections <= self.max_waiting + self.num_gpus:
+            raise UserError(
+                f"max_connections is {self.max_connections}: must be above max_waiting + num_gpus = "
+                f"{self.max_waiting + self.num_gpus}, or requests that wait would lock out everyone else"
+            )
         for name in ("temperature", "top_k", "max_tokens"):
             check_sampling_field(name, getattr(self, name))
 
 
-def load_service(config: Config) -> ChatService:
+def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
     """Load the model, once for each GPU. Raises `UserError` if there is no such model, or too few GPUs."""
     runtime = Runtime.start(device=config.device)
     num_devices = torch.cuda.device_count() if runtime.device.type == "cuda" else 1
@@ -75,17 +96,19 @@ def load_service(config: Config) -> ChatService:
         step = meta["step"]  # all copies are of one step, even if a newer checkpoint is saved meanwhile
     name = f"{source} d{engines[0].model.config.n_layer}, step {step}"
     defaults = SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None)
-    return ChatService(engines, name, defaults)
+    return ChatService(engines, name, defaults, config.max_waiting, hosts)
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Open the socket of the server; connections wait until the model is loaded. Raises `UserError` on failure."""
     try:
+        if not host:
+            raise ValueError("an empty name: 0.0.0.0 = all addresses of this machine")
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name at all, such as one with a label of 100 letters
         raise UserError(
-            f"cannot listen on port {port} of {host} ({error.strerror or error}): "
+            f"cannot listen on port {port} of {host} ({getattr(error, 'strerror', None) or error}): "
             "stop the program that uses it, or choose another port with -p (0 = any free one)"
         ) from error
 
@@ -97,37 +120,60 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGINT and SIGTERM."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Handle SIGINT and SIGTERM: the first ends the server in order, the second at once. Nothing is to be saved."""
+        if self.should_exit:
+            os._exit(128 + sig)
         self.service.is_stopping.set()
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
 
 def main(config: Config) -> None:
     """Serve until Ctrl-C."""
     with listen(config.host, config.port) as server_socket:
-        service = load_service(config)
-        is_public = config.host in ("0.0.0.0", "::")
+        address, port = server_socket.getsockname()[:2]
+        service = load_service(config, host_rules(config.host, config.allowed_hosts, address))
+        is_public = ipaddress.ip_address(address).is_unspecified
         if is_public:
             shown_host = "localhost"
         else:
             shown_host = f"[{config.host}]" if ":" in config.host else config.host  # IPv6
-        port = server_socket.getsockname()[1]
         print0(f"Chat with {service.name} at http://{shown_host}:{port} (Ctrl-C stops the server)")
         if is_public:
             print0("It listens on all addresses of this machine: everyone who can reach it can use it.")
         app = create_app(lambda: service)
-        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
-        try:
-            Server(settings, service).run(sockets=[server_socket])
-        except KeyboardInterrupt:
-            pass  # uvicorn raises it again after the shutdown
+        settings = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        guard_connections(settings, connection_limits(config), service.count_refusal)
+        Server(settings, service).run(sockets=[server_socket])
         print0("Stopped.")
+
+
+def connection_limits(config: Config) -> ConnectionLimits:
+    """Return the limits of connections, fewer of them if this process may not open as many files."""
+    num_connections = reserve_files(config.max_connections)
+    if num_connections < config.max_connections:
+        print0(f"At most {num_connections} connections: this process may not open more files (see ulimit -n).")
+    return ConnectionLimits(
+        connections=num_connections,
+        header_seconds=config.header_timeout,
+        body_seconds=config.body_timeout,
+        send_seconds=config.send_timeout,
+        body_bytes=MAX_BODY_BYTES,
+    )
 
 
 def load_from_environment() -> ChatService:
     """Load the model with the settings of `$NANOCHAT_WEB_ARGS`, for gunicorn."""
-    return load_service(parse(Config, shlex.split(os.environ.get("NANOCHAT_WEB_ARGS", ""))))
+    config = parse(Config, shlex.split(os.environ.get("NANOCHAT_WEB_ARGS", "")))
+    return load_service(config, host_rules(config.host, config.allowed_hosts))
 
 
 app = create_app(load_from_environment)  # the model is loaded when a server starts the application

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ class RequestLimits:
     """The limits of a request; ranges include both ends."""
 
     messages: int = 500
+    parts: int = 2_000  # of all messages together
     message_characters: int = 8_000
     characters: int = 32_000  # of all messages together
     temperature: tuple[float, float] = (0, 2)
@@ -29,6 +31,9 @@ class RequestLimits:
 
 
 LIMITS = RequestLimits()
+# In the largest request: text of these characters only, and the structure around its messages and parts.
+MAX_STRUCTURE = LIMITS.characters + 4 * LIMITS.messages + 4 * LIMITS.parts
+MAX_ERROR_CHARACTERS = 300  # of a reason: it may quote what was sent
 SAMPLING_FIELDS = ("temperature", "top_k", "max_tokens", "seed")  # the fields of SamplingParams that a request may set
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_k=50, max_tokens=512, seed=None)
 
@@ -46,8 +51,11 @@ def parse_request(body: bytes, defaults: SamplingParams) -> ChatRequest:
 
     Raises a `UserError` that names the value and the limit or rule that it violates.
     """
+    check_structure(body)
     try:
-        request = json.loads(body)
+        request = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"the body is not JSON: {error}") from None
     if not isinstance(request, dict):
@@ -61,6 +69,15 @@ def parse_request(body: bytes, defaults: SamplingParams) -> ChatRequest:
     for name, value in settings.items():
         check_sampling_field(name, value)
     return ChatRequest(messages, replace(defaults, **settings))
+
+
+def check_structure(body: bytes) -> None:
+    """Raise `UserError` if a body holds more values than any valid request. Far faster than parsing it."""
+    if len(body) - len(body.translate(None, b"{[,")) > MAX_STRUCTURE:
+        raise UserError(
+            f"the body has too many values: at most {LIMITS.messages} messages with {LIMITS.parts} parts and "
+            f"{LIMITS.characters} characters in all are allowed"
+        )
 
 
 def check_sampling_field(name: str, value: Any) -> None:
@@ -79,6 +96,9 @@ def check_messages(messages: Any) -> None:
     if len(messages) > LIMITS.messages:
         raise UserError(f"there are {len(messages)} messages: at most {LIMITS.messages} are allowed")
     total = 0
+    num_parts = sum(map(_num_parts, messages))
+    if num_parts > LIMITS.parts:
+        raise UserError(f"the messages have {num_parts} parts in all: at most {LIMITS.parts} are allowed")
     for number, message in enumerate(messages, 1):
         text = "".join(_texts(message))
         if len(text) > LIMITS.message_characters:
@@ -95,6 +115,29 @@ def check_messages(messages: Any) -> None:
     render_turns({"messages": messages})
 
 
+def shorten(text: str) -> str:
+    """Return the beginning and the end of a long reason, without unpaired surrogates."""
+    if len(text) > MAX_ERROR_CHARACTERS:
+        half = MAX_ERROR_CHARACTERS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict. A name that is there twice is refused: which value is meant?"""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise UserError(f"the field {_abbreviated(twice)} is there twice in an object: send it once")
+    return values
+
+
+def _num_parts(message: Any) -> int:
+    content = message.get("content") if isinstance(message, dict) else None
+    return len(content) if isinstance(content, list) else 1
+
+
 def _texts(message: Any) -> Iterator[str]:
     """Yield the texts of a message. Parts of a wrong type are skipped: `render_turns` reports them."""
     content = message.get("content") if isinstance(message, dict) else None
@@ -103,5 +146,9 @@ def _texts(message: Any) -> Iterator[str]:
 
 
 def _abbreviated(value: object) -> str:
-    text = repr(value)
+    text = _REPR.repr(value)  # bounded in length and depth, unlike repr()
     return text if len(text) <= 50 else f"{text[:50]}..."
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60

@@ -15,8 +15,9 @@ model is busy, and at the end "error" or "done". "done" also has `finish` ("stop
 it was cut off), `tokens` (their number) and `dropped` (the number of old messages that did not fit into the context).
 
 Each copy of the model generates one reply at a time, in a thread; further requests wait in a queue. A client that
-closes its connection leaves the queue, or stops its reply at the next token. Conversations are neither stored nor
-logged.
+closes its connection leaves the queue, or stops its reply at the next token. If the queue is full, a request is refused
+with status 503. Conversations are neither stored nor logged. Every route refuses requests that are meant for another
+host or come from the page of another site (see host_check.py); connections.py limits connections and what they send.
 """
 
 from __future__ import annotations
@@ -44,11 +45,15 @@ from starlette.types import Receive, Scope, Send
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.serving.chat_request import LIMITS, SAMPLING_FIELDS, ChatRequest, parse_request
+from nanochat.serving.chat_request import LIMITS, SAMPLING_FIELDS, ChatRequest, parse_request, shorten
 from nanochat.serving.chat_session import ChatPrompt, Reply, fit_prompt
+from nanochat.serving.host_check import HostCheck, HostRules
+from nanochat.serving.log_limit import limited_log
 
 PAGE = Path(__file__).resolve().parents[1] / "ui.html"
 MAX_BODY_BYTES = 1_000_000  # of a request: more than the longest conversation needs, however it is escaped
+BODY_SECONDS = 60  # to read a body; connections.py has a shorter limit
+RETRY_SECONDS = 10  # after which a client should try again if the queue is full
 
 Event = dict[str, Any]  # the data of a server-sent event
 
@@ -58,7 +63,7 @@ class ServerStats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # refused: invalid requests; stopped: replies whose connection was closed; waiting, in_flight: at this moment
+        # refused: by any rule or limit; stopped: replies whose connection was closed; waiting, in_flight: now
         names = ("requests", "refused", "answered", "stopped", "failed", "waiting", "in_flight", "tokens")
         self._counts = dict.fromkeys(names, 0)
         self._generation_seconds = 0.0  # summed over all copies of the model
@@ -87,12 +92,25 @@ class GenerationJob:
 
 
 class ChatService:
-    """The copies of a model, and the queue of requests that wait for one. `name` is the model's name on the page."""
+    """The copies of a model, and the queue of requests that wait for one.
 
-    def __init__(self, engines: Sequence[Engine], name: str, defaults: SamplingParams) -> None:
+    `name` is the model's name on the page, `max_waiting` the length of the queue; `hosts` are answered to.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        name: str,
+        defaults: SamplingParams,
+        max_waiting: int = 32,
+        hosts: HostRules | None = None,
+    ) -> None:
         self.engines = list(engines)
         self.name = name
         self.defaults = defaults
+        self.max_waiting = max_waiting
+        self.hosts = hosts or HostRules()
+        self._num_waiting = 0
         self.stats = ServerStats()
         self.is_stopping = threading.Event()
         self._threads = ThreadPoolExecutor(len(self.engines), thread_name_prefix="generate")
@@ -104,14 +122,31 @@ class ChatService:
         """Fit the conversation of a request into the context. Raises `UserError` if its last message is too long."""
         return GenerationJob(fit_prompt(self.engines[0], request.messages, request.params), request.params)
 
+    def count_refusal(self) -> None:
+        """Count a request that was refused before it came to its route."""
+        self.stats.add(requests=1, refused=1)
+
+    def refusal(self) -> str | None:
+        """Return a reason if no further request may wait, else None."""
+        if self.is_stopping.is_set():
+            return "the server is shutting down"
+        if self._free_engines.empty() and self._num_waiting >= self.max_waiting:
+            return f"the server is busy, and {self._num_waiting} requests are waiting already: try again later"
+        return None
+
     async def events(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
         """Yield the events of a reply. Closing the generator stops the reply and frees its engine."""
-        if self._free_engines.empty():
-            yield {"kind": "waiting", "text": ""}
+        if reason := self.refusal():  # the queue has filled up since the request was accepted
+            yield {"kind": "error", "text": reason}
+            return
+        self._num_waiting += 1
         self.stats.add(waiting=1)
         try:
+            if self._free_engines.empty():
+                yield {"kind": "waiting", "text": ""}
             engine = await self._free_engines.get()
         finally:
+            self._num_waiting -= 1
             self.stats.add(waiting=-1)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -152,7 +187,7 @@ class ChatService:
                     "dropped": reply.num_dropped,
                 }
         except UserError as error:
-            final_event = {"kind": "error", "text": str(error)}
+            final_event = {"kind": "error", "text": shorten(str(error))}
         except Exception:
             logging.getLogger(__name__).exception("A reply failed")
         self.stats.add(in_flight=-1, **{outcome: 1})
@@ -248,26 +283,50 @@ async def complete(request: Request) -> Response:
     """The reply to the last message, as events; status 4xx and `{"error": reason}` if the request is refused."""
     service: ChatService = request.app.state.service
     service.stats.add(requests=1)
-    refusal_status = 400
     try:
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":  # this rule also keeps the pages of other sites from posting here
-            refusal_status = 415
-            raise UserError(f"the content type is {content_type!r}: must be application/json")
-        body = b""
-        async for data in request.stream():
-            body += data
-            if len(body) > MAX_BODY_BYTES:
-                refusal_status = 413
-                raise UserError(f"the body has more than {MAX_BODY_BYTES} bytes: send fewer or shorter messages")
+        if reason := service.refusal():
+            raise _Refused(503, reason)
+        body = await _read_body(request)
         chat_request = parse_request(body, service.defaults)
         job = await asyncio.to_thread(service.prepare, chat_request)
+        if reason := service.refusal():
+            raise _Refused(503, reason)
     except UserError as error:
         service.stats.add(refused=1)
-        return JSONResponse({"error": str(error)}, refusal_status)
+        status = error.status if isinstance(error, _Refused) else 400
+        headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
+        return JSONResponse({"error": shorten(str(error))}, status, headers)
     except ClientDisconnect:  # before the body was complete: this response is never sent
         return Response(status_code=400)
     return EventStreamResponse(service.events(job))
+
+
+class _Refused(UserError):
+    """A refusal with another status than 400."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+async def _read_body(request: Request) -> bytes:
+    """Return the body of a request, unless it has the wrong type, is too long or takes too long."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":  # this rule also keeps the pages of other sites from posting here
+        raise _Refused(415, f"the content type is {content_type[:50]!r}: must be application/json")
+
+    async def read() -> bytes:
+        body = bytearray()
+        async for data in request.stream():
+            body += data
+            if len(body) > MAX_BODY_BYTES:
+                raise _Refused(413, f"the body has more than {MAX_BODY_BYTES} bytes: send fewer or shorter messages")
+        return bytes(body)
+
+    try:
+        return await asyncio.wait_for(read(), BODY_SECONDS)
+    except asyncio.TimeoutError:  # of Python 3.10
+        raise _Refused(408, f"the body did not arrive within {BODY_SECONDS} seconds") from None
 
 
 def create_app(load: Callable[[], ChatService]) -> FastAPI:
@@ -275,11 +334,13 @@ def create_app(load: Callable[[], ChatService]) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = await asyncio.to_thread(load)
-        yield
-        await service.close()
+        with limited_log():
+            app.state.service = service = await asyncio.to_thread(load)
+            yield
+            await service.close()
 
     # FastAPI's documentation pages are disabled: they load scripts from other sites.
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(HostCheck)
     app.include_router(router)
     return app

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.serving.chat_request import DEFAULT_PARAMS, ChatRequest, check_messages, parse_request
+from nanochat.serving.chat_request import (
+    DEFAULT_PARAMS,
+    LIMITS,
+    MAX_ERROR_CHARACTERS,
+    SAMPLING_FIELDS,
+    ChatRequest,
+    check_messages,
+    parse_request,
+    shorten,
+)
 from tests.support.scripted_engine import TOKENIZER, assistant, user
 
 HELLO = {"messages": [user("Hello")]}
@@ -29,7 +38,16 @@ def parse(body: Any, defaults: SamplingParams = DEFAULT_PARAMS) -> ChatRequest:
         (b"", "the body is not JSON"),
         (b'{"messages": [', "the body is not JSON"),
         (b"\xff\xfe", "the body is not JSON"),
-        (b"[" * 100_000, "the body is not JSON"),
+        (b"[" * 30_000, "the body is not JSON"),
+        (b"[" * 100_000, "the body has too many values: at most 500 messages with 2000 parts"),
+        (b"[" + b"{}," * 30_000 + b"{}]", "the body has too many values"),
+        (b'{"messages": [' + b'{"role":"user","content":' * 900, "the body is not JSON"),
+        (json.dumps(HELLO).encode("utf-16"), "the body is not JSON"),
+        (b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}', "the body is not JSON"),
+        (b'{"messages": [], "messages": [{"role": "user", "content": "a"}]}', "the field 'messages' is there twice"),
+        (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "the field 'content' is there twice"),
+        (b'{"\\ud800": 1}', "unknown field '\\ud800'"),
+        (b'{"messages": [{"role":"user","content":"a"}], "top_k": ' + b"[" * 900 + b"]" * 900 + b"}", "top_k is [[["),
         (b'{"temperature": 1' + b"0" * 5000 + b"}", "the body is not JSON"),
         ([], 'the body is []: must be an object, {"messages": [...]}'),
         ({}, "messages is missing, empty or not a list"),
@@ -71,6 +89,11 @@ def parse(body: Any, defaults: SamplingParams = DEFAULT_PARAMS) -> ChatRequest:
             "the messages have 32001 characters in all: at most 32000 are allowed",
         ),
         ({"messages": [user("a"), assistant("b")] * 250 + [user("c")]}, "there are 501 messages: at most 500 are"),
+        (
+            {"messages": [user("a"), assistant([{"type": "text", "text": ""}] * 1999), user("b")]},
+            "the messages have 2001 parts in all: at most 2000 are allowed",
+        ),
+        ({"messages": [user("a"), assistant([{}] * 9000), user("b")]}, "the messages have 9002 parts in all"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -78,6 +101,39 @@ def test_an_invalid_request_is_refused_with_the_reason(body: Any, message: str) 
     with pytest.raises(UserError) as refusal:
         parse_request(body if isinstance(body, bytes) else json.dumps(body).encode(), DEFAULT_PARAMS)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 500_000, "\ud800" * 1000, "\u001b]52;c;" * 1000])
+def test_no_reason_repeats_much_of_what_was_sent(name: str) -> None:
+    """Wherever a long text stands in a request, the reason is short and is valid Unicode."""
+    bodies = [
+        name,
+        [name],
+        {name: 1},
+        *({**HELLO, field: value} for field in SAMPLING_FIELDS for value in (name, [name], {name: name})),
+        *({"messages": value} for value in (name, {name: name}, [name], [[name]], [{name: name}])),
+        *({"messages": [{"role": role, "content": "a"}]} for role in (name, [name], {name: name})),
+        *({"messages": [user("a"), assistant([part])]} for part in (name, [name], {"type": name}, {"type": {name: 1}})),
+        {"messages": [user("a"), assistant([{"type": "text", "text": [name]}])]},
+        {"messages": [user("a"), assistant([{"type": "text", "text": "", name: name}]), {"role": name, "content": ""}]},
+        {"messages": [{"role": "user", "content": {name: name}}]},
+    ]
+    for body in bodies:
+        with pytest.raises(UserError) as refusal:
+            parse(body)
+        reason = shorten(str(refusal.value))
+        assert len(reason) <= MAX_ERROR_CHARACTERS + 10
+        reason.encode("utf-8")
+        assert parse_request(json.dumps(HELLO).encode(), DEFAULT_PARAMS).messages == HELLO["messages"]
+
+
+def test_the_largest_request_is_within_the_bound_on_its_structure() -> None:
+    """Text that looks like structure: as many braces and commas as its limits allow, in as many messages and parts."""
+    parts = [{"type": "text", "text": "{[,,"}] * (LIMITS.parts // 400)
+    messages = [*[user(",{" * 40), assistant(parts)] * 249, user("a")]
+    parse({"messages": messages})
+    commas = [user("," * 8000), assistant("," * 8000), user("{" * 8000), assistant("[" * 7999), user("a")]
+    parse({"messages": commas})
 
 
 def test_values_at_the_limits_are_accepted() -> None:

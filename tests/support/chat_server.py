@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,18 +16,28 @@ from fastapi import FastAPI
 
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.chat_request import DEFAULT_PARAMS
+from nanochat.serving.connections import ConnectionLimits, guard_connections
 from nanochat.serving.server import ChatService, create_app
 from tests.support.scripted_engine import user
 
 HELLO = {"messages": [user("Hello")]}
+DEFAULT_LIMITS = ConnectionLimits()
 TIMEOUT = 60  # seconds
 
 
 @contextmanager
-def serving(*engines: Any, defaults: SamplingParams = DEFAULT_PARAMS) -> Iterator[tuple[str, ChatService]]:
-    """Serve with these engines until the block is left. Yields the address and the service."""
-    service = ChatService(engines, "scripted", defaults)
-    with serving_app(create_app(lambda: service)) as address:
+def serving(
+    *engines: Any,
+    defaults: SamplingParams = DEFAULT_PARAMS,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
+    **options: Any,
+) -> Iterator[tuple[str, ChatService]]:
+    """Serve with these engines until the block is left. Yields the address and the service.
+
+    `options` are those of `ChatService`.
+    """
+    service = ChatService(engines, "scripted", defaults, **options)
+    with serving_app(create_app(lambda: service), limits, service.count_refusal) as address:
         try:
             yield address, service
         finally:
@@ -35,9 +46,13 @@ def serving(*engines: Any, defaults: SamplingParams = DEFAULT_PARAMS) -> Iterato
 
 
 @contextmanager
-def serving_app(app: FastAPI) -> Iterator[str]:
+def serving_app(
+    app: FastAPI, limits: ConnectionLimits = DEFAULT_LIMITS, on_refusal: Callable[[], object] = lambda: None
+) -> Iterator[str]:
     """Serve an application in a thread until the block is left. Yields its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, port=0, http="h11", ws="none", log_level="warning", timeout_graceful_shutdown=1)
+    guard_connections(config, limits, on_refusal)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -84,6 +99,40 @@ def get_stats(address: str, *names: str) -> tuple[float, ...]:
     """Return some of the server's counters."""
     stats = get(address, "/stats").json()
     return tuple(stats[name] for name in names)
+
+
+def open_socket(address: str, data: bytes = b"") -> socket.socket:
+    """Connect to the server and send bytes that need not be a request."""
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), TIMEOUT)
+    connection.sendall(data)
+    return connection
+
+
+def read_response(connection: socket.socket) -> tuple[int, str]:
+    """Read until the server closes the connection. Returns the status (0 without a response) and the response."""
+    received = b""
+    try:
+        while data := connection.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    connection.close()
+    return (int(received.split()[1]), received.decode("utf-8")) if received else (0, "")
+
+
+def exchange(address: str, data: bytes) -> tuple[int, str]:
+    """Send bytes to the server, and read its response, see `read_response`."""
+    return read_response(open_socket(address, data))
+
+
+def chat_request(body: bytes | None = None, *headers: str, host: str = "localhost") -> bytes:
+    """The bytes of a request to the chat route, by default with the message HELLO and with the length of its body."""
+    body = json.dumps(HELLO).encode() if body is None else body
+    lines = ["POST /chat/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json", *headers]
+    if not any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class EventConnection:
