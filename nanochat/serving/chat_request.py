@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import json
-import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat.common import UserError
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.tokenization.chat_format import render_turns
+from nanochat.system.json_text import parse_json, short_repr
+from nanochat.tokenization.chat_format import check_conversation, plain_messages
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_k=50, max_tokens=512, seed=
 class ChatRequest:
     """A validated request: the conversation, whose last message is to be answered, and the sampling settings."""
 
-    messages: list[Mapping[str, Any]]
+    messages: list[dict[str, Any]]  # in plain form
     params: SamplingParams
 
 
@@ -53,22 +52,20 @@ def parse_request(body: bytes, defaults: SamplingParams) -> ChatRequest:
     """
     check_structure(body)
     try:
-        request = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the body is not JSON: {error}") from None
+        request = parse_json(body)
+    except UserError as error:
+        raise UserError(f"the body {'is' if str(error).startswith('not ') else 'has'} {error}") from None
     if not isinstance(request, dict):
-        raise UserError(f'the body is {_abbreviated(request)}: must be an object, {{"messages": [...]}}')
+        raise UserError(f'the body is {short_repr(request)}: must be an object, {{"messages": [...]}}')
     known = ("messages", *SAMPLING_FIELDS)
     if unknown := [name for name in request if name not in known]:
-        raise UserError(f"unknown field {_abbreviated(unknown[0])}: must be one of {', '.join(known)}")
+        raise UserError(f"unknown field {short_repr(unknown[0])}: must be one of {', '.join(known)}")
     messages = request.pop("messages", None)
     check_messages(messages)
     settings = {name: value for name, value in request.items() if value is not None}
     for name, value in settings.items():
         check_sampling_field(name, value)
-    return ChatRequest(messages, replace(defaults, **settings))
+    return ChatRequest(plain_messages({"messages": messages}), replace(defaults, **settings))
 
 
 def check_structure(body: bytes) -> None:
@@ -86,7 +83,7 @@ def check_sampling_field(name: str, value: Any) -> None:
     allowed_types = (int, float) if name == "temperature" else (int,)
     type_name = "a number" if name == "temperature" else "a whole number"
     if isinstance(value, bool) or not isinstance(value, allowed_types) or not low <= value <= high:
-        raise UserError(f"{name} is {_abbreviated(value)}: must be {type_name} from {low} to {high}")
+        raise UserError(f"{name} is {short_repr(value)}: must be {type_name} from {low} to {high}")
 
 
 def check_messages(messages: Any) -> None:
@@ -105,14 +102,10 @@ def check_messages(messages: Any) -> None:
             raise UserError(
                 f"message {number} has {len(text)} characters: at most {LIMITS.message_characters} are allowed"
             )
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError(f"message {number} has an unpaired surrogate: send valid Unicode text") from None
         total += len(text)
     if total > LIMITS.characters:
         raise UserError(f"the messages have {total} characters in all: at most {LIMITS.characters} are allowed")
-    render_turns({"messages": messages})
+    check_conversation({"messages": messages})
 
 
 def shorten(text: str) -> str:
@@ -123,32 +116,13 @@ def shorten(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. A name that is there twice is refused: which value is meant?"""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise UserError(f"the field {_abbreviated(twice)} is there twice in an object: send it once")
-    return values
-
-
 def _num_parts(message: Any) -> int:
     content = message.get("content") if isinstance(message, dict) else None
     return len(content) if isinstance(content, list) else 1
 
 
 def _texts(message: Any) -> Iterator[str]:
-    """Yield the texts of a message. Parts of a wrong type are skipped: `render_turns` reports them."""
+    """Yield the texts of a message. Parts of a wrong type are skipped: `check_conversation` reports them."""
     content = message.get("content") if isinstance(message, dict) else None
     parts = content if isinstance(content, list) else [{"text": content}]
     return (part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
-
-
-def _abbreviated(value: object) -> str:
-    text = _REPR.repr(value)  # bounded in length and depth, unlike repr()
-    return text if len(text) <= 50 else f"{text[:50]}..."
-
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60

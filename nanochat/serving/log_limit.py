@@ -6,18 +6,17 @@ A fault that strangers can cause at will, such as a malformed request, must not 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from nanochat.system.console import visible
+
 LOGGERS = ("uvicorn.error", "asyncio", "nanochat.serving.server")
 MAX_RECORDS = 20  # a minute, of each logger
 MAX_CHARACTERS = 10_000
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class LogLimit(logging.Filter):
@@ -60,7 +59,7 @@ def _cut(text: str) -> str:
     """Return the beginning and the end of a long text, with control characters escaped."""
     if len(text) > MAX_CHARACTERS:
         text = f"{text[: MAX_CHARACTERS // 2]} ... {text[-MAX_CHARACTERS // 2 :]}"
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return visible(text)
 
 
 @contextmanager

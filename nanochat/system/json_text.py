@@ -11,6 +11,7 @@ import json
 import math
 import re
 import reprlib
+from collections import Counter
 from typing import Any, NoReturn
 
 from nanochat.system.errors import UserError
@@ -97,8 +98,7 @@ def _decode(content: bytes) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise UserError(f"not JSON with one meaning (the key {short_repr(twice)} comes twice in an object)")
     return result
 

@@ -24,6 +24,10 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 200_000, "brackets too deep"),
     "deep objects": (b'{"a":' * 200_000, "brackets too deep"),
     "a key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' comes twice"),
+    "a key twice among many": (
+        ("{" + ",".join(f'"{i % 99_999}":0' for i in range(100_000)) + "}").encode(),
+        "the key '0' comes twice",
+    ),
     "half a surrogate pair": (rb'["\ud83d"]', r"half a surrogate pair, \ud83d"),
     "half a pair as key": (rb'{"a\uDe00": 1}', r"half a surrogate pair, \ude00"),
     "not UTF-8": (b'["\xff"]', "not UTF-8 (invalid start byte at byte 2)"),
