@@ -24,7 +24,7 @@ import torch
 import uvicorn
 
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, print0, run_without_output
 from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
@@ -141,6 +141,7 @@ def main(config: Config) -> None:
         print0(f"Chat with {service.name} at http://{shown_host}:{port} (Ctrl-C stops the server)")
         if is_public:
             print0("It listens on all addresses of this machine: everyone who can reach it can use it.")
+        run_without_output()  # others still use the server when the reader of its output has left
         app = create_app(lambda: service)
         settings = uvicorn.Config(
             app,

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import Runtime
+from nanochat.serving.connections import BACKLOG, OTHER_FILES
 from scripts import chat_web
-from tests.support.chat_server import EventConnection, chat_events, get, serving_app
+from tests.support.chat_server import EventConnection, chat_events, chat_request, get, open_socket, serving_app
 from tests.support.scripted_engine import TOKENIZER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,25 +38,77 @@ def endless_model(run_here: Path) -> None:
     save_checkpoint(run_dir("sft", "d1"), 7, model.state_dict(), {}, model_meta(model, RUNTIME, TOKENIZER))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("endless_model")
-def test_ctrl_c_stops_the_server_during_a_reply() -> None:
-    command = [sys.executable, "-u", "-m", "scripts.chat_web", "-p", "0", "--device=cpu", "-t", "0", "-m", "4096"]
+@contextmanager
+def running(*command: str, until: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a command until the block is left. Yields its process and its first line with `until`."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        line = next(line for line in lines if line.startswith("Chat with"))
+        yield process, next(line for line in iter(process.stdout.readline, "") if line.startswith(until))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+SERVE = [sys.executable, "-u", "-m", "scripts.chat_web", "-p", "0", "--device=cpu", "-t", "0", "-m", "4096"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("endless_model")
+@pytest.mark.parametrize(
+    ("signals", "codes"),
+    [
+        ([signal.SIGINT], {0}),
+        ([signal.SIGTERM], {0}),
+        ([signal.SIGINT, signal.SIGINT], {0, 130}),  # 0 if the server had already stopped
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGINT], {0, 130, 143}),
+    ],
+    ids=lambda value: "+".join(item.name for item in value) if isinstance(value, list) else "",
+)
+def test_a_signal_stops_the_server_during_a_reply(signals: list[signal.Signals], codes: set[int]) -> None:
+    """In order, though other clients hold connections; at once on the second signal; without a word on stderr."""
+    with running(*SERVE, until="Chat with") as (process, line):
         assert "sft d1, step 7 at http://127.0.0.1:" in line
         address = line.split(" at ")[1].split()[0]
         connection = EventConnection(address)
         assert connection.next_event()["kind"] in ("text", "python", "python_output")
+        with open_socket(address), open_socket(address, b"GET / HTTP/1.1\r\n"), open_socket(address, chat_request()):
+            for number in signals:
+                process.send_signal(number)
+            output, errors = process.communicate(timeout=60)
+        connection.close()
+    assert (process.returncode in codes, errors) == (True, ""), (process.returncode, errors)
+    if process.returncode == 0:
+        assert output.endswith("Stopped.\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_model_is_loaded_is_one_line() -> None:
+    code = (
+        "import time; from nanochat.configurator import cli; from scripts import chat_web\n"
+        "chat_web.load_service = lambda *_: (print('loading'), time.sleep(600))\n"
+        "cli(chat_web.Config, chat_web.main)"
+    )
+    with running(sys.executable, "-u", "-c", code, "-p", "0", until="loading") as (process, _):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-        connection.close()
-    finally:
-        process.kill()
-        process.wait()
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("endless_model")
+def test_a_server_keeps_few_connections_where_few_files_may_be_open() -> None:
+    limit = f'ulimit -n {2 * BACKLOG + OTHER_FILES + 40}; exec "$@"'
+    with running("bash", "-c", limit, "-", *SERVE, until="Chat with") as (process, line):
+        address = line.split(" at ")[1].split()[0]
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("At most 40 connections: this process may not open more files")
+        with ExitStack() as stack:
+            for _ in range(1000):
+                stack.enter_context(open_socket(address))
+            assert get(address, "/health").json()["ready"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
 
 
@@ -65,6 +120,9 @@ def test_a_port_in_use_is_refused() -> None:
             chat_web.main(parse(chat_web.Config, ["-p", str(port)]))
     with pytest.raises(UserError, match=r"cannot listen on port 8000 of no.such.host.invalid"):
         chat_web.main(parse(chat_web.Config, ["--host", "no.such.host.invalid"]))
+    for host in ("", "a" * 100 + ".example", "a..b", "x\x00y"):
+        with pytest.raises(UserError, match="cannot listen on port 8000 of"):
+            chat_web.main(parse(chat_web.Config, ["--host", host]))
 
 
 @pytest.mark.slow
@@ -83,6 +141,12 @@ def test_without_a_model_the_error_says_what_to_train() -> None:
         (["-n", "0"], "num_gpus is 0: .*must be at least 1"),
         (["-p", "70000"], "port is 70000: .*must be from 0 to 65535"),
         (["-i", "base"], "one of mid, sft, rl"),
+        (["--allowed_hosts=http://x"], "allowed_hosts has 'http://x': each entry must be a name or an address"),
+        (["--max_connections=33"], r"max_connections is 33: must be above max_waiting \+ num_gpus = 33"),
+        (["--max_waiting=-1"], "max_waiting is -1: .*must be at least 0"),
+        (["--header_timeout=0"], "header_timeout is 0.0: .*must be above 0"),
+        (["--body_timeout=1e9"], "body_timeout is 1000000000.0: .*must be from"),
+        (["--send_timeout=inf"], "send_timeout is inf: .*must be above 0"),
     ],
 )
 def test_impossible_settings_are_refused(flags: list[str], message: str) -> None:
@@ -99,9 +163,13 @@ def test_more_copies_than_devices_are_refused() -> None:
 @pytest.mark.usefixtures("endless_model")
 def test_the_application_reads_its_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The application by itself, as gunicorn runs it."""
-    monkeypatch.setenv("NANOCHAT_WEB_ARGS", "-i sft --device=cpu -t 0 -k 7")
+    settings = "-i sft --device=cpu -t 0 -k 7 --allowed_hosts chat.example.org --max_waiting 3"
+    monkeypatch.setenv("NANOCHAT_WEB_ARGS", settings)
     with serving_app(chat_web.app) as address:
         health = get(address, "/health").json()
         assert health["model"] == "sft d1, step 7"
         assert (health["defaults"]["temperature"], health["defaults"]["top_k"]) == (0, 7)
         assert chat_events(address, max_tokens=5)[-1]["kind"] == "done"
+        assert get(address, "/health", headers={"Host": "chat.example.org"}).status_code == 200
+        assert get(address, "/health", headers={"Host": "chat.example.com"}).status_code == 421
+        assert chat_web.app.state.service.max_waiting == 3

@@ -174,7 +174,7 @@ def _is_cut_off(connection: socket.socket, data: bytes = b"x") -> bool:
 
 
 def test_a_connection_has_one_request(server: Server) -> None:
-    """What follows it, such as a second request, is not answered; a client that asks to keep the connection is told."""
+    """A second one that follows is not answered; a client that asks to keep the connection is told."""
     status, response = exchange(server[0], f"{GET}Connection: keep-alive\r\n\r\n".encode() * 3)
     assert status == 200
     assert response.count("HTTP/1.1 200 OK") == 1
