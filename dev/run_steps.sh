@@ -17,16 +17,14 @@ run_step() {
         echo "done already, with the same settings on the same data"
         return
     fi
-    # A training run with these settings that has saved a checkpoint since it began is resumed.
-    if [ "$(cat "$done_file.begun" 2>/dev/null)" = "$key" ] &&
-        [ -n "$(find "$NANOCHAT_BASE_DIR"/*_checkpoints/*/step_* -maxdepth 0 -newer "$done_file.begun" 2>/dev/null)" ]; then
-        set -- "$@" --resume
-    else
-        echo "$key" >"$done_file.begun"
+    # A training run writes $NANOCHAT_RUN_ID into its checkpoints, and resumes if the last checkpoint in its folder has the same. The id
+    # is kept until the step is done, and a step with another key gets another one.
+    if [ "$(head -n 1 "$done_file.begun" 2>/dev/null)" != "$key" ]; then
+        printf '%s\n%s\n' "$key" "$(date +%s).$$.$RANDOM" >"$done_file.begun"
     fi
     echo "$*"
     rm -f "$done_file"
-    "$@"
+    NANOCHAT_RUN_ID=$(tail -n 1 "$done_file.begun") "$@"
     echo "$key" >"$done_file"
     rm "$done_file.begun"
 }

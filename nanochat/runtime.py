@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import os
+import socket
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,12 +21,13 @@ from torch import Tensor
 
 from nanochat.system.console import print0
 from nanochat.system.cpu import keep_freed_memory, measure_bf16_decode_speedup, measure_bf16_speedup
-from nanochat.system.environment import num_usable_cores
+from nanochat.system.environment import NO_TORCHRUN, num_usable_cores, process_numbers
 from nanochat.system.errors import UserError
 from nanochat.system.gpu import find_gpu_problem, num_usable_gpus, use_expandable_segments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_TIMEOUT_SECONDS = 1800.0
+SECONDS_TO_NOTICE = 5.0  # of a wait for the other processes
 T = TypeVar("T")
 
 
@@ -44,18 +48,17 @@ class Runtime:
 
         `device`: auto, cpu, cuda or mps. Matrix products run in bf16 where that is faster, else in float32;
         `$NANOCHAT_DTYPE` (float32 or bfloat16) overrides this. Raises `UserError` for a device that is not available,
-        and for "auto" under torchrun if the machine has GPUs that torch cannot use; one process prints a warning.
+        for variables such as RANK that describe no process of a run (`process_numbers`), and for "auto" under torchrun
+        if the machine has GPUs that torch cannot use; one process prints a warning.
         """
-        rank = int(os.environ.get("RANK", "0"))
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        rank, local_rank, world_size = process_numbers()
         chosen = resolve_device(device, local_rank)
         if device == "auto" and chosen.type == "cpu" and (problem := find_gpu_problem()):
             if world_size > 1:
                 raise UserError(f"{problem}; --device=cpu trains on the CPU all the same")
             print0(f"WARNING: {problem}.\nWARNING: running on the CPU, many times slower.")
         if chosen.type == "cpu":
-            configure_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+            configure_cpu(min(world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
         elif chosen.type == "cuda":
             configure_cuda(chosen)
         if world_size > 1 and not dist.is_initialized():
@@ -63,6 +66,7 @@ class Runtime:
             dist.init_process_group(
                 "nccl" if is_cuda else "gloo",
                 timeout=collective_timeout(),
+                **({} if "TORCHELASTIC_RUN_ID" in os.environ else meet_processes(rank, world_size)),
                 device_id=chosen if is_cuda else None,
             )
         runtime = cls(rank, local_rank, world_size, chosen, torch.float32, seed)
@@ -136,6 +140,14 @@ class Runtime:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device if self.device.type == "cuda" else None)
         return values[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, on every rank; they must be picklable."""
+        if self.world_size == 1:
+            return [value]
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait until all processes have called this."""
@@ -215,6 +227,49 @@ def silence_precision_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.get_float32_matmul_precision()
+
+
+def meet_processes(rank: int, world_size: int) -> dict[str, Any]:
+    """Wait for the other processes of a run that torchrun has not started; return arguments of `init_process_group`.
+
+    After a few seconds a notice names the variables that made this process wait: a shell may have kept them from an
+    earlier run. Ctrl-C ends the wait, unlike that of torch. Raises `UserError` if the others do not come in time.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    variables = f"RANK={rank} WORLD_SIZE={world_size} MASTER_ADDR={address} MASTER_PORT={port}"
+    start = time.monotonic()
+    timeout = collective_timeout()
+    is_noticed = False
+
+    def wait(missing: str) -> None:
+        nonlocal is_noticed
+        seconds = time.monotonic() - start
+        if seconds > timeout.total_seconds():
+            raise UserError(f"{missing} after {seconds:.0f} s ({variables} in the environment): {NO_TORCHRUN}")
+        if seconds > SECONDS_TO_NOTICE and not is_noticed:
+            is_noticed = True
+            notice = f"NOTICE: waiting, because {missing} ({variables} in the environment). {NO_TORCHRUN[0].upper()}"
+            print(notice + NO_TORCHRUN[1:], file=sys.stderr, flush=True)
+        time.sleep(0.05)
+
+    while rank and not can_connect(address, port):  # torch itself would print a traceback for each attempt
+        wait("nothing answers at MASTER_ADDR")
+    store = dist.TCPStore(address, port, world_size, rank == 0, timeout, wait_for_workers=False)
+    store.add("nanochat/met", 1)
+    while (num_met := store.add("nanochat/met", 0)) < world_size:
+        wait(f"only {num_met} of {world_size} processes are there")
+    return {"store": store, "rank": rank, "world_size": world_size}
+
+
+def can_connect(address: str, port: int) -> bool:
+    """Return True if a program answers there. Raises `UserError` if there is no such host."""
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except socket.gaierror as error:
+        raise UserError(f"MASTER_ADDR is {address!r} in the environment ({error.strerror}): {NO_TORCHRUN}") from error
+    except OSError:
+        return False
+    return True
 
 
 def collective_timeout() -> timedelta:

@@ -12,7 +12,6 @@ resumes it.
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from itertools import takewhile
 
 from nanochat.checkpoint_manager import RunMeta, model_meta, run_dir
 from nanochat.checkpoints.run_lock import lock_run, run_locks
-from nanochat.common import UserError
+from nanochat.common import UserError, run_without_output
 from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
 from nanochat.dataloader import document_batches
@@ -29,6 +28,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.fp8 import check_fp8_sizes
 from nanochat.report import check_results_writable
 from nanochat.runtime import Runtime
+from nanochat.system.environment import process_numbers
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, train
 from nanochat.training.batch_size import BatchFitter, accumulation_steps
@@ -37,7 +37,7 @@ from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
 from nanochat.training.profile import StepProfiler
 from nanochat.training.report import report_pretraining
-from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, resume_after_restart, run_length
+from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, resume_after_restart, run_id, run_length
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 
@@ -96,7 +96,7 @@ class Config(TrainingSettings):
         if self.fp8:
             check_fp8_sizes({"max_seq_len": self.max_seq_len, "head_dim": self.head_dim})
         rows = 1 if self.device_batch_size == "auto" else int(self.device_batch_size)
-        accumulation_steps(self.total_batch_size, rows, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")))
+        accumulation_steps(self.total_batch_size, rows, self.max_seq_len, process_numbers()[2])
 
     def model_config(self, vocab_size: int) -> GPTConfig:
         """Return the configuration of the model."""
@@ -122,6 +122,7 @@ class Config(TrainingSettings):
 @run_locks()
 def main(config: Config) -> LoopState:
     """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
+    run_without_output()
     folder = run_dir("base", config.model_tag or f"d{config.depth}")
     lock_run(folder)
     tokenizer = get_tokenizer()
@@ -162,6 +163,7 @@ def main(config: Config) -> LoopState:
         "settings": asdict(config),
         "device_batch_size": batch_size,
         "data_hash": manifest.hash(),
+        "run_id": run_id(),
     }
     prompts = sample_prompts(manifest.source, NUM_SAMPLES, config.seed)
     print_samples = sample_printer(model, tokenizer, runtime, prompts)

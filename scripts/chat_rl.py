@@ -19,6 +19,7 @@ from functools import partial
 
 from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
 from nanochat.checkpoints.run_lock import lock_run, run_locks
+from nanochat.common import run_without_output
 from nanochat.configurator import cli, setting, with_current_names
 from nanochat.engine import Engine
 from nanochat.eval.pass_at_k import evaluate_pass_at_k
@@ -38,6 +39,7 @@ from nanochat.training.resume import (
     checkpoint_to_resume,
     raise_if_stopped,
     resume_stage_after_restart,
+    run_id,
     run_length,
     starting_checkpoint,
 )
@@ -131,6 +133,7 @@ def prompts_drawn(checkpoint: Checkpoint | None) -> int:
 @run_locks()
 def main(config: Config) -> LoopState:
     """Train and return the final loop state. Raises `StoppedBySignal` if a signal ended the run early."""
+    run_without_output()
     tokenizer = get_tokenizer()
     config = resume_stage_after_restart("rl", config)
     origin = starting_checkpoint("rl", config, tokenizer)
@@ -158,6 +161,7 @@ def main(config: Config) -> LoopState:
         **model_meta(model, runtime, tokenizer),
         "settings": asdict(config),
         "data_hash": data_hash,
+        "run_id": run_id(),
         "rollout_dtype": replace(runtime, compute_dtype=rollout_dtype).dtype_name,
     }
 

@@ -464,6 +464,7 @@ def test_cli_without_the_other_processes(tmp_path: Path, config: str) -> None:
         encoding="utf-8",
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": "1", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (1, "a line of output\n")
     [line] = done.stderr.splitlines()

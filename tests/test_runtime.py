@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -106,7 +108,8 @@ def test_gpus_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"^8 NVIDIA GPUs here, but torch cannot use them$"):
         Runtime.start(device="cuda")
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("it trains on the CPU"))
     with pytest.raises(UserError, match="cannot use them; --device=cpu trains on the CPU all the same"):
         Runtime.start()
@@ -130,12 +133,57 @@ def test_the_processes_of_gpus(monkeypatch: pytest.MonkeyPatch, device: str) -> 
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: calls.append((args, kwargs)))
-    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "NANOCHAT_TIMEOUT": "90"}.items():
+    variables = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (variables | {"NANOCHAT_TIMEOUT": "90", "TORCHELASTIC_RUN_ID": "none"}).items():
         monkeypatch.setenv(name, value)
     gpu = torch.device("cuda:3")
     assert Runtime.start(device=device) == Runtime(3, 3, 4, gpu, torch.bfloat16, 42)
     assert calls == ["segments", gpu, (("nccl",), {"timeout": timedelta(seconds=90), "device_id": gpu})]
     assert torch.get_float32_matmul_precision() == "high"
+
+
+def variables_of_a_run(monkeypatch: pytest.MonkeyPatch, **changes: str | int) -> None:
+    """Set what a launcher sets for one of two processes, except for torchrun's own variables."""
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in (variables | changes).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(0, "only 1 of 2 processes are there"), (1, "nothing answers")])
+def test_waiting_for_processes_that_do_not_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, missing: str
+) -> None:
+    """As with the variables of an earlier run in the shell: first a notice that names them, in the end an error."""
+    variables_of_a_run(monkeypatch, RANK=rank, NANOCHAT_TIMEOUT=1)
+    monkeypatch.setattr(runtime_module, "SECONDS_TO_NOTICE", 0.1)
+    with pytest.raises(UserError, match=f"{missing}.* after 1 s .RANK={rank} WORLD_SIZE=2 MASTER_ADDR=127.*unset RANK"):
+        Runtime.start(device="cpu")
+    [notice] = capsys.readouterr().err.splitlines()
+    assert notice.startswith(f"NOTICE: waiting, because {missing}")
+    assert "unset RANK LOCAL_RANK WORLD_SIZE" in notice
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_while_waiting(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """It ends the wait at once; torch's own wait would go on for half an hour."""
+    variables_of_a_run(monkeypatch, RANK=rank)
+    monkeypatch.setattr(runtime_module.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        Runtime.start(device="cpu")
+
+
+def test_a_host_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables_of_a_run(monkeypatch, RANK=1, MASTER_ADDR="no-such-host.invalid")
+    with pytest.raises(UserError, match=r"MASTER_ADDR is 'no-such-host.invalid' in the environment .*unset RANK"):
+        Runtime.start(device="cpu")
 
 
 def test_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

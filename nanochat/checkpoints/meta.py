@@ -61,6 +61,7 @@ class RunMeta(ModelMeta, total=False):
     torch_version: str
     settings: dict[str, Any]  # fields of the script's config
     data_hash: str
+    run_id: str  # `$NANOCHAT_RUN_ID`, or empty
     device_batch_size: int
     world_size: int
     rollout_dtype: str  # in which an RL run generates

@@ -184,6 +184,10 @@ def command(hint: str = "Run the command again, with the machines that are left"
         try:
             if is_started:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
+            if {"RANK", "WORLD_SIZE"} & os.environ.keys():  # left in a shell, they would silence this process
+                from nanochat.system.environment import process_numbers
+
+                process_numbers()
             yield
         except UserError as error:
             _print_error(str(error))

@@ -12,6 +12,11 @@ from pathlib import Path
 
 import psutil
 
+from nanochat.system.errors import UserError
+
+# The way out for a process that was not started by a launcher, in whose shell the variables of one were left.
+NO_TORCHRUN = "for a run of one process, unset RANK LOCAL_RANK WORLD_SIZE; for a run of several, use torchrun"
+
 
 def describe_environment() -> dict[str, str | int | float]:
     """Return the facts by name, ready for JSON; a fact that cannot be determined is absent.
@@ -31,6 +36,32 @@ def describe_environment() -> dict[str, str | int | float]:
         "commit": git_commit(Path(__file__).resolve().parents[2]),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def process_numbers() -> tuple[int, int, int]:
+    """Return this process's rank, its rank on this machine, and the number of processes: 0, 0 and 1 without torchrun.
+
+    torchrun and other launchers set RANK, LOCAL_RANK and WORLD_SIZE. Raises `UserError` if they are no numbers or do
+    not fit together, or if others that belong to them are missing, as after a part of them was left in a shell.
+    """
+    numbers = {}
+    for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "1")):
+        value = os.environ.get(name, default)
+        if not re.fullmatch("[0-9]{1,9}", value, re.ASCII):
+            raise UserError(f"{name} is {value!r} in the environment, but must be a number: {NO_TORCHRUN}")
+        numbers[name] = int(value)
+    rank, local_rank, world_size, _ = numbers.values()
+    if not max(rank, local_rank) < world_size:
+        found = " ".join(f"{name}={number}" for name, number in numbers.items())
+        raise UserError(f"{found} in the environment: ranks must be below WORLD_SIZE; {NO_TORCHRUN}")
+    if world_size > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise UserError(f"WORLD_SIZE={world_size} in the environment without {', '.join(missing)}: {NO_TORCHRUN}")
+        if not re.fullmatch("[0-9]{1,5}", os.environ["MASTER_PORT"], re.ASCII):
+            port = os.environ["MASTER_PORT"]
+            raise UserError(f"MASTER_PORT is {port!r} in the environment, but must be a number: {NO_TORCHRUN}")
+    return rank, local_rank, world_size
 
 
 def package_version(package: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -14,12 +13,13 @@ from typing import Any, TypeVar
 
 from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
 from nanochat.checkpoints.run_lock import lock_run, run_locks
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, print0, run_without_output
 from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
 from nanochat.gpt import GPT
 from nanochat.loss_eval import Forward, sum_nats
 from nanochat.report import check_results_writable, log_section
 from nanochat.runtime import Runtime
+from nanochat.system.environment import process_numbers
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
 from nanochat.training.batch_size import BatchFitter, accumulation_steps
@@ -32,6 +32,7 @@ from nanochat.training.resume import (
     is_resuming,
     raise_if_stopped,
     resume_stage_after_restart,
+    run_id,
     run_length,
     starting_checkpoint,
 )
@@ -79,6 +80,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
 
     Raises `StoppedBySignal` if a signal ended the run early.
     """
+    run_without_output()
     tokenizer = get_tokenizer()
     config = resume_stage_after_restart(stage.name, config)
     origin = starting_checkpoint(stage.name, config, tokenizer)
@@ -120,6 +122,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         "settings": asdict(config),
         "device_batch_size": batch_size,
         "data_hash": data_hash,
+        "run_id": run_id(),
     }
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
     events = [  # the checkpoint first: an evaluation that fails must not cost the run
@@ -182,7 +185,7 @@ def resolve_settings(config: C, origin: Checkpoint) -> C:
         if "total_batch_size" not in saved:
             print0(f"{origin.path} does not record its total_batch_size: using {total_batch_size:,} tokens")
     rows = 1 if config.device_batch_size == "auto" else int(config.device_batch_size)
-    accumulation_steps(total_batch_size, rows, sequence_len, int(os.environ.get("WORLD_SIZE", "1")))
+    accumulation_steps(total_batch_size, rows, sequence_len, process_numbers()[2])
     return replace(
         config, model_tag=origin.path.parent.name, max_seq_len=sequence_len, total_batch_size=total_batch_size
     )

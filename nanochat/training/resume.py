@@ -5,18 +5,20 @@
 A resumed run gives the same weights as a run that was never stopped: on a CPU to the last bit, on CUDA up to rounding,
 because there the gradients of the embedding and of attention are summed in an order that differs from run to run.
 
-Processes that torchrun starts again (`--max-restarts`) resume by themselves, from the last checkpoint that they wrote.
+Processes that torchrun starts again (`--max-restarts`) resume by themselves, from the last checkpoint that they wrote,
+and so does a run that is started again with the same `$NANOCHAT_RUN_ID`.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypedDict, TypeVar
 
 import psutil
 
@@ -38,9 +40,16 @@ from nanochat.train import LoopState
 
 # Names of metrics in the history of earlier versions' checkpoints -> present names.
 RENAMED_METRICS = {"lr_scale": "lr_multiplier"}
-# In a run's folder: written when torchrun first started the run, with the serial of the last checkpoint at that time.
+# In a run's folder: written when torchrun first started the run, with the launchers and the last checkpoint's serial.
 LAUNCH_FILE = "launch.json"
 NEEDED_TO_RESUME = ("settings", "data_hash", "world_size", "loop")  # fields of meta.json
+
+
+class LaunchFile(TypedDict, total=False):
+    """Content of `LAUNCH_FILE`. Earlier versions wrote no `launchers`."""
+
+    last_serial: int
+    launchers: list[str]  # as `launcher_id`
 
 
 class ResumableConfig(Protocol):
@@ -83,47 +92,91 @@ def is_resuming(config: ResumableConfig) -> bool:
     return config.resume or config.resume_from_step != -1
 
 
-# --- restarts by torchrun ---------------------------------------------------------------------------------------------
+# --- runs that are started again --------------------------------------------------------------------------------------
 
 
 def resume_after_restart(config: R, folder: Path) -> R:
-    """Return the config with `resume` set if torchrun has restarted the processes of the run in `folder`.
+    """Return the config with `resume` set if the run in `folder` was begun by the same torchrun or has the same run id.
 
-    Only a checkpoint that this launch of torchrun has written counts: the folder may also hold those of an earlier run.
-    Without one the run begins as it did at first. Collective where torchrun may restart; elsewhere it does nothing.
+    Only a checkpoint of that run counts: the folder may also hold those of an earlier one. Without one the run begins
+    as it did at first. Collective where torchrun may restart.
+    """
+    config = resume_run_of_id(config, folder)
+    return resume_launch(config, folder) if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) else config
+
+
+def resume_run_of_id(config: R, folder: Path) -> R:
+    """Return the config with `resume` set if the last checkpoint in `folder` has the run id of this process."""
+    if not run_id() or is_resuming(config):
+        return config
+    checkpoints = list_checkpoints(folder, skip_unreadable=True)
+    if not checkpoints or checkpoints[-1].meta.get("run_id") != run_id():
+        return config
+    print0(f"Resuming the run that was stopped after {checkpoints[-1].path.name}")
+    return replace(config, resume=True)
+
+
+def run_id() -> str:
+    """Return `$NANOCHAT_RUN_ID`, which is the same if a run that was stopped is started again; empty if it is not set.
+
+    dev/run_steps.sh sets it. Each checkpoint records it.
+    """
+    return os.environ.get("NANOCHAT_RUN_ID", "")
+
+
+def resume_launch(config: R, folder: Path) -> R:
+    """Return the config with `resume` set if torchrun has restarted the processes of the run in `folder`. Collective.
 
     torchrun's own count of restarts would not do: each machine has its own, which is 0 on one that joins later.
     """
-    if not int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
-        return config
     runtime = Runtime.start(config.seed, config.device)
     checkpoints = list_checkpoints(folder, skip_unreadable=True) if runtime.is_main else []
     serial = checkpoints[-1].serial if checkpoints else 0
     file = folder / LAUNCH_FILE
-    if not runtime.any_rank(file.exists() and file.stat().st_mtime > launch_time()):
+    launch = read_launch(file)
+    launchers = runtime.gather(launcher_id())
+    if not runtime.any_rank(launcher_id() in launch["launchers"]):
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             print0("NOTICE: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or restarts by torchrun fail (pytorch #135712)")
         if runtime.is_main:
-            write_json_atomic(file, {"last_serial": serial})
+            write_json_atomic(file, {"last_serial": serial, "launchers": sorted(set(launchers))})
         return config
-    has_checkpoint = runtime.is_main and serial > _last_serial(file)
-    if not runtime.broadcast(has_checkpoint):
+    if runtime.is_main:  # one of them may have joined now
+        write_json_atomic(file, {**launch, "launchers": sorted({*launch["launchers"], *launchers})})
+    if not runtime.broadcast(runtime.is_main and serial > launch["last_serial"]):
         print0("Restarted by torchrun before the first checkpoint: the run begins again")
         return config
     print0("Restarted by torchrun: resuming from the last checkpoint")
     return replace(config, resume=True, resume_from_step=-1)
 
 
-def _last_serial(file: Path) -> int:
-    """Return the serial in the file that `resume_after_restart` has written."""
-    content = read_json(file)
-    check_type(content, dict[str, int], str(file))
-    return int(content.get("last_serial", 0))
+def read_launch(file: Path) -> LaunchFile:
+    """Return the content of `LAUNCH_FILE`; that of a folder without any launch if there is none.
+
+    Raises `UserError` for a damaged file: to begin again would be to lose what a restart should resume.
+    """
+    if not file.exists():
+        return {"last_serial": 0, "launchers": []}
+    try:
+        content = read_json(file)
+        check_type(content, LaunchFile, "")
+    except UserError as error:
+        raise UserError(f"{file}: {error} (remove it, and resume with --resume)") from error
+    return {"last_serial": content.get("last_serial", 0), "launchers": content.get("launchers", [])}
 
 
-def launch_time() -> float:
-    """Return when torchrun, the parent of this process, was started on this machine, in seconds since 1970."""
-    return float(psutil.Process(os.getppid()).create_time())
+def launcher_id() -> str:
+    """Return a text that identifies torchrun, the parent of this process, among all processes of all machines.
+
+    On Linux its start is counted from the machine's: unlike a time of day, this does not change if the clock is set.
+    """
+    parent = os.getppid()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        ticks = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, UnicodeDecodeError):
+        boot, ticks = platform.node(), str(psutil.Process(parent).create_time())
+    return f"{boot} {parent} {ticks}"
 
 
 def resume_stage_after_restart(stage: str, config: S) -> S:

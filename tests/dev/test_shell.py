@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ case "$*" in
 esac
 [ "${GPUS:-0}" != 0 ] || [ -z "${OMP_NUM_THREADS:-}" ] || { echo "held to $OMP_NUM_THREADS threads"; exit 4; }
 echo "$(basename "$0") $*" >>"$CALLS"
+[ -z "${RUN_IDS:-}" ] || echo "${NANOCHAT_RUN_ID:-}" >>"$RUN_IDS"
 [ -z "$FAIL" ] || case "$*" in *"$FAIL"*) exit 3 ;; esac
 case "$*" in
     *nanochat.dataset*) file=base_data/manifest.json ;;
@@ -159,21 +161,31 @@ def test_runcpu_continues_where_it_failed(checkout: Checkout) -> None:
 
 
 def test_runcpu_resumes_what_was_stopped(checkout: Checkout, tmp_path: Path) -> None:
-    base = tmp_path / "home/.cache/nanochat/cpu-storyworld"
-    (base / "base_checkpoints/d4/step_000900").mkdir(parents=True)  # of an earlier run with other settings
-    os.utime(base / "base_checkpoints/d4/step_000900", (1, 1))
-    checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
-    _, calls = checkout.run("dev/runcpu.sh", code=3, FAIL="base_train")
-    assert not calls[-1].endswith(" --resume")  # that run saved no checkpoint
+    """A step that is tried again has the same run id, by which training finds its own checkpoints; others have others.
 
-    (base / "base_checkpoints/d4/step_000100").mkdir()
-    _, calls = checkout.run("dev/runcpu.sh", "--depth=2", code=3, FAIL="base_train")
-    assert not calls[-1].endswith(" --resume")  # other settings: a new run
-    (base / "base_checkpoints/d4/step_000200").mkdir()
-    _, calls = checkout.run("dev/runcpu.sh", "--depth=2")
-    assert calls[0].endswith(" --resume")
-    assert modules(calls) == STEPS[3:]
-    assert modules(checkout.run("dev/runcpu.sh", "--depth=2")[1]) == []
+    What the times of the files say plays no part.
+    """
+
+    def run_ids(*options: str, **settings: Any) -> list[str]:
+        _, calls = checkout.run("dev/runcpu.sh", *options, **settings)
+        lines = (tmp_path / "run_ids").read_text(encoding="utf-8").splitlines()[-len(calls) :]
+        for path in (tmp_path / "home").rglob("*"):
+            os.utime(path, (1, 1))
+        return [line for line, call in zip(lines, calls, strict=True) if "base_train" in call or "mid_train" in call]
+
+    checkout.environment["RUN_IDS"] = str(tmp_path / "run_ids")
+    [first] = run_ids(code=3, FAIL="base_train")
+    assert first
+    assert run_ids(code=3, FAIL="base_train") == [first]
+    [other] = run_ids("--depth=2", code=3, FAIL="base_train")  # other settings: a new run
+    assert other not in (first, "")
+    [same, mid] = run_ids("--depth=2", code=3, FAIL="mid_train")
+    assert same == other
+    assert mid not in (first, other, "")
+    assert run_ids("--depth=2") == [mid]
+    again = run_ids("--depth=3")
+    assert len({*again, first, other, mid}) == 5
+    assert modules(checkout.run("dev/runcpu.sh", "--depth=3")[1]) == []
 
 
 def test_runcpu_writes_to_the_base_folder_only(checkout: Checkout, tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def test_refused(refusal: Callable[..., str], flags: list[str], words: list[str]
 
 
 def test_the_batch_must_divide_by_the_processes(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    for name, value in {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     error = refusal(base_train, "--total_batch_size=8192", "--max_seq_len=512", "--device_batch_size=4")
     assert "x 3 processes = 6144: choose 6144 or 12288" in error
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nanochat.common import UserError, command
 from nanochat.system import environment
 
 
@@ -90,3 +93,63 @@ def test_the_facts_do_not_import_torch() -> None:
     variables = {**os.environ, "OMP_NUM_THREADS": "3"}
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env=variables)
+
+
+# --- variables of launchers -------------------------------------------------------------------------------------------
+
+OF_A_RUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Function that sets these variables of a launcher, and no others."""
+
+    def set_variables(**values: str) -> None:
+        for name in (*OF_A_RUN, "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+def test_process_numbers(variables: Callable[..., None]) -> None:
+    variables()
+    assert environment.process_numbers() == (0, 0, 1)
+    variables(**OF_A_RUN)
+    assert environment.process_numbers() == (1, 1, 2)
+    variables(**OF_A_RUN | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})  # two machines
+    assert environment.process_numbers() == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"RANK": "1"}, "RANK=1 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1 in the environment: ranks must be below"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3 WORLD_SIZE=1"),
+        (OF_A_RUN | {"RANK": "2"}, "RANK=2"),
+        (OF_A_RUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        (OF_A_RUN | {"RANK": "-1"}, "RANK is '-1' in the environment, but must be a number"),
+        (OF_A_RUN | {"RANK": ""}, "RANK is ''"),
+        (OF_A_RUN | {"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        (OF_A_RUN | {"LOCAL_RANK": "0x1"}, "LOCAL_RANK is '0x1'"),
+        ({"LOCAL_WORLD_SIZE": "8.0"}, "LOCAL_WORLD_SIZE is '8.0'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment without RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "without MASTER_ADDR, MASTER_PORT"),
+        (OF_A_RUN | {"MASTER_PORT": "auto"}, "MASTER_PORT is 'auto'"),
+    ],
+)
+def test_variables_that_describe_no_process(variables: Callable[..., None], values: dict[str, str], words: str) -> None:
+    """They may have been left in a shell: each message says what to do for a run of one process."""
+    variables(**values)
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        environment.process_numbers()
+    assert "for a run of one process, unset RANK LOCAL_RANK WORLD_SIZE" in str(error.value)
+
+
+def test_a_rank_that_was_left_does_not_silence_a_command(variables: Callable[..., None]) -> None:
+    """Only rank 0 prints, so a command without a run would print nothing, and end with code 0."""
+    variables(RANK="1")
+    with pytest.raises(SystemExit) as end, command():
+        pytest.fail("the command began")
+    assert end.value.code == 2

@@ -6,17 +6,16 @@ That a resumed run equals one that was never stopped is tested in test_stop_and_
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,9 +132,9 @@ def restarting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runtime, "start", lambda *_: CPU)
 
 
-def launch(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Make this process one of a torchrun that was started `seconds` ago."""
-    monkeypatch.setattr(resume, "launch_time", lambda: time.time() - seconds)
+def launch(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make this process one of the torchrun with this name."""
+    monkeypatch.setattr(resume, "launcher_id", lambda: name)
 
 
 @pytest.mark.usefixtures("restarting")
@@ -144,16 +143,16 @@ def test_a_restart_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, save
     folder = tmp_path / "d1"
     config = RestartableConfig(resume_from_step=-1)
     save()
-    launch(monkeypatch, seconds=60)
+    launch(monkeypatch, "first")
     assert resume_after_restart(config, folder) == config
     assert resume_after_restart(config, folder) == config  # a restart before the first checkpoint
     save()
     assert resume_after_restart(config, folder) == replace(config, resume=True)
     from_a_step = replace(config, resume_from_step=1)
     assert resume_after_restart(from_a_step, folder) == replace(config, resume=True)
-    launch(monkeypatch, seconds=-1)  # torchrun is run again, a second after that
+    launch(monkeypatch, "another")  # torchrun is run again
     assert resume_after_restart(config, folder) == config
-    launch(monkeypatch, seconds=60)
+    launch(monkeypatch, "first")  # the folder belongs to the other one now
     assert resume_after_restart(config, folder) == config
 
 
@@ -163,12 +162,14 @@ def test_one_process_that_was_there_before_is_enough(
 ) -> None:
     """This machine joins the run, and another one, which was there from the start, says that it is a restart."""
     config = RestartableConfig()
-    launch(monkeypatch, seconds=60)
+    launch(monkeypatch, "first")
     resume_after_restart(config, tmp_path / "d1")
     save()
-    launch(monkeypatch, seconds=-60)
-    monkeypatch.setattr(Runtime, "any_rank", lambda *_: True)
-    assert resume_after_restart(config, tmp_path / "d1").resume
+    launch(monkeypatch, "joined")
+    with monkeypatch.context() as patch:
+        patch.setattr(Runtime, "any_rank", lambda *_: True)
+        assert resume_after_restart(config, tmp_path / "d1").resume
+    assert resume_after_restart(config, tmp_path / "d1").resume  # known from now on
 
 
 def test_without_restarts_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -196,18 +197,69 @@ def test_a_stage_resumes_the_model_it_trained(
     save()
     for stage, tag in [("base", "d1"), ("mid", "d9")]:
         shutil.copytree(tmp_path / "d1", run_dir(stage, tag))
-    launch(monkeypatch, seconds=60)
+    launch(monkeypatch, "first")
     assert resume_stage_after_restart("mid", config) == config
     shutil.copytree(tmp_path / "d1", run_dir("mid", "d1"), dirs_exist_ok=True)
     assert resume_stage_after_restart("mid", config) == replace(config, resume=True, model_tag="d1")
     assert base_dir.exists()
 
 
-def test_launch_time() -> None:
-    """The start of the parent process, which torchrun is."""
-    code = "from nanochat.training.resume import launch_time; print(launch_time())"
-    started = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    assert started == pytest.approx(psutil.Process().create_time(), abs=1)
+def test_launcher_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the parent process: the same for all of its children, another one for another parent."""
+    code = "from nanochat.training.resume import launcher_id; print(launcher_id())"
+    ids = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()]
+    monkeypatch.setattr(os, "getppid", os.getpid)
+    assert ids == [resume.launcher_id()]
+    monkeypatch.undo()
+    assert resume.launcher_id() not in ids
+
+
+@pytest.mark.usefixtures("restarting")
+def test_times_of_files_decide_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, save: Callable[[], None]
+) -> None:
+    """After the clock was set back or forth, the files of this launch may seem older or newer than it."""
+    launch(monkeypatch, "first")
+    config = RestartableConfig()
+    resume_after_restart(config, tmp_path / "d1")
+    save()
+    for seconds in (1, 4e9):
+        for path in (tmp_path / "d1").rglob("*"):
+            os.utime(path, (seconds, seconds))
+        assert resume_after_restart(config, tmp_path / "d1").resume
+
+
+@pytest.mark.usefixtures("restarting")
+@pytest.mark.parametrize("content", ["", "[]", '{"last_serial": "x"}', '{"last_serial": 1, "launchers": [3]}'])
+def test_a_damaged_launch_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    launch(monkeypatch, "first")
+    (tmp_path / resume.LAUNCH_FILE).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"launch\.json.*remove it, and resume with --resume"):
+        resume_after_restart(RestartableConfig(), tmp_path)
+    assert (tmp_path / resume.LAUNCH_FILE).read_text(encoding="utf-8") == content
+
+
+def test_a_run_with_the_same_id_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """If the last checkpoint in the folder has the id, whatever the times of files are."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    monkeypatch.setenv("NANOCHAT_RUN_ID", "mine")
+    model = build_model(SHAPE, CPU)
+    config = RestartableConfig()
+    assert resume_after_restart(config, tmp_path) == config
+
+    def save(step: int, run_id: str) -> None:
+        saver = CheckpointSaver(tmp_path, model, build_optimizer(model, CPU), {"run_id": run_id}, keep_last=-1)
+        saver(LoopState(step=step, progress=1.0))
+
+    for step, name, resumes in [(9, "other", False), (2, "mine", True), (3, "", False), (4, "mine", True)]:
+        save(step, name)
+        for path in tmp_path.rglob("*"):
+            os.utime(path, (1e9 - step, 1e9 - step))
+        assert resume_after_restart(config, tmp_path) == replace(config, resume=resumes)
+    from_a_step = replace(config, resume_from_step=2)
+    assert resume_after_restart(from_a_step, tmp_path) == from_a_step
+    monkeypatch.delenv("NANOCHAT_RUN_ID")
+    assert resume_after_restart(config, tmp_path) == config
 
 
 # --- settings and checkpoints -----------------------------------------------------------------------------------------
