@@ -254,7 +254,9 @@ def meet_processes(rank: int, world_size: int) -> dict[str, Any]:
 
     while rank and not can_connect(address, port):  # torch itself would print a traceback for each attempt
         wait("nothing answers at MASTER_ADDR")
-    store = dist.TCPStore(address, port, world_size, rank == 0, timeout, wait_for_workers=False)
+    store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, world_size, rank == 0, timeout, wait_for_workers=False
+    )
     store.add("nanochat/met", 1)
     while (num_met := store.add("nanochat/met", 0)) < world_size:
         wait(f"only {num_met} of {world_size} processes are there")
