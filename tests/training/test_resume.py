@@ -248,7 +248,7 @@ def test_a_run_with_the_same_id_resumes(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert resume_after_restart(config, tmp_path) == config
 
     def save(step: int, run_id: str) -> None:
-        saver = CheckpointSaver(tmp_path, model, build_optimizer(model, CPU), {"run_id": run_id}, keep_last=-1)
+        saver = CheckpointSaver(tmp_path, model, build_optimizer(model, CPU), META | {"run_id": run_id}, keep_last=-1)
         saver(LoopState(step=step, progress=1.0))
 
     for step, name, resumes in [(9, "other", False), (2, "mine", True), (3, "", False), (4, "mine", True)]:
