@@ -3,10 +3,16 @@
 #
 # The settings are those of 8 x H100. With fewer or smaller GPUs training takes longer and gives the same model: the rows of a micro-batch
 # are reduced until they fit, and gradients are accumulated. WANDB_RUN=NAME logs to Weights & Biases. On a machine without an NVIDIA GPU it
-# runs dev/runcpu.sh, the same pipeline for a small model; with GPUs that the installed torch cannot use it stops and says why.
+# runs dev/runcpu.sh, the same pipeline for a small model; with GPUs that the installed torch cannot use it stops and says why. All options
+# are checked before anything is downloaded or trained.
 set -euo pipefail
 { # bash reads up to the closing brace before it executes anything, so the file may be edited while it runs
-cd "$(dirname "$0")"
+source "$(dirname -- "$0")/dev/paths.sh"
+case ${1:-} in
+    --help | -h) usage "$0" ;;
+    *.toml) fail "$1: give options, because those of this script would override a settings file" ;;
+esac
+cd -- "$(dirname -- "$0")"
 
 depth=${DEPTH:-20}    # d20: 561M parameters
 shards=${SHARDS:-240} # of 250M characters each: 20 tokens per parameter x 4.8 characters per token, and a reserve
@@ -17,10 +23,15 @@ export PATH="$PWD/.venv/bin:$PATH" WANDB_RUN="${WANDB_RUN:-dummy}"
 gpus=$(python -m nanochat.system.gpu) # stops here if torch cannot use the GPUs
 if [ "$gpus" = 0 ]; then
     echo "speedrun: no CUDA GPU here, running the small pipeline for the CPU: dev/runcpu.sh"
-    exec bash dev/runcpu.sh "$@"
+    checkout=$PWD
+    cd -- "$caller" # relative paths among the options are from there
+    exec bash "$checkout/dev/runcpu.sh" "$@"
 fi
 on_all_gpus=(torchrun --standalone --nproc_per_node="${NPROC_PER_NODE:-$gpus}" -m)
-export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
+base_train=(scripts.base_train -- --device=cuda --depth="$depth" --target_param_data_ratio=20 --save_every=1000 --keep_last=2
+    --run="$WANDB_RUN" "$@")
+python -m dev.check_settings nanochat.dataset -n "$shards" + "${base_train[@]}"
+use_base_folder ""
 # After Ctrl-C torchrun kills its processes when this time is over (torch 2.11 and older: always after 30 seconds). The evaluation that is
 # running then, and the save, which is 16 GB for d32, may take longer than its default of 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
@@ -41,8 +52,7 @@ run_step tok_eval report/tok_eval.json python -m scripts.tok_eval
 
 # The base model: 20 tokens per parameter, its bits per byte on training and validation text, CORE, and its accuracy on chat tasks.
 wait $download
-run_step base_train report/base_train.json "${on_all_gpus[@]}" scripts.base_train -- \
-    --device=cuda --depth="$depth" --target_param_data_ratio=20 --save_every=1000 --keep_last=2 --run="$WANDB_RUN" "$@"
+run_step base_train report/base_train.json "${on_all_gpus[@]}" "${base_train[@]}"
 run_step base_loss report/base_loss.json "${on_all_gpus[@]}" scripts.base_loss -- --device=cuda
 run_step base_eval report/base_eval.json "${on_all_gpus[@]}" scripts.base_eval -- --device=cuda --allow_missing
 run_step chat_eval_base report/chat_eval_base.json "${on_all_gpus[@]}" scripts.chat_eval -- --device=cuda -i base --max_new_tokens=64

@@ -7,7 +7,8 @@
 # Stops at the first check that fails. It uses the environment that dev/setup.sh has created. dev/test.sh runs every test and the
 # checks of the Rust code.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname -- "$0")/paths.sh"
+cd -- "$(dirname -- "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS=1 # many small models on all cores
 

@@ -9,9 +9,8 @@
 # checkout serves both sides; `cargo test` in rustbpe/ checks the extension itself. $PYTHON names the interpreter.
 # dev/compare_losses.py lists the stages, the settings, and the results that are not compared.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
-fail() { echo "error: $*" >&2; exit 2; }
+source "$(dirname -- "$0")/paths.sh"
+cd -- "$(dirname -- "$0")/.."
 
 refs=()
 options=()

@@ -10,9 +10,16 @@
 # crash or a time-out costs no other result. Exit code: 0 if the parts that compare the GPU with the CPU pass, 1 if not. Needs no internet
 # and installs nothing: torch, numpy, pyarrow, safetensors, tokenizers or the built extension are enough.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname -- "$0")/paths.sh"
+cd -- "$(dirname -- "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" >/dev/null || python=python3
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PYTORCH_NVML_BASED_CUDA_CHECK=1 # a question for GPUs does not start CUDA, which would be unusable in forks
-exec "$python" -m dev.gpu_check "$@"
+make_absolute OUT
+options=()
+for option in "$@"; do
+    case $option in --out=*) option=--out=$(absolute "${option#*=}") ;; esac
+    options+=("$option")
+done
+exec "$python" -m dev.gpu_check ${options[@]+"${options[@]}"}

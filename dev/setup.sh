@@ -6,14 +6,17 @@
 # instead. It does nothing if nothing has changed. It may be interrupted, and it may run twice at the same time. $PYTHON selects the
 # interpreter.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname -- "$0")/paths.sh"
+[ $# -eq 0 ] || fail "$1: dev/setup.sh has no options; \$PYTHON selects the interpreter"
+cd -- "$(dirname -- "$0")/.."
 venv=.venv
 stamp=$venv/setup-stamp
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
+home=${HOME:-/nonexistent} # a user without a home folder has no cargo there
 
-PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+PATH="$PATH:${CARGO_HOME:-$home/.cargo}/bin"
 rust=no
 if cargo --version >/dev/null 2>&1; then rust=yes; fi
 

@@ -3,9 +3,10 @@
 #
 # It first runs dev/setup.sh. All checks run even if one fails; the exit code is 0 only if none did.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname -- "$0")/paths.sh"
+cd -- "$(dirname -- "$0")/.."
 bash dev/setup.sh || exit 1
-export PATH="$PWD/.venv/bin:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+export PATH="$PWD/.venv/bin:$PATH:${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin"
 
 # The browser tests need Chromium. They are skipped, with a message, where it cannot be installed.
 if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -14,9 +14,8 @@
 # them anew. An interpreter that is neither on the PATH nor in pyenv is downloaded by uv. An environment that cannot be made is
 # named, the others are still tested; the exit code is 0 only if all were made and passed.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-
-usage() { sed -n '2,/^set /{s/^# \{0,1\}//; /^set /!p;}' "$0"; exit 0; }
+source "$(dirname -- "$0")/paths.sh"
+cd -- "$(dirname -- "$0")/.."
 
 names=(lowest torch211 newest)
 dir=${TMPDIR:-/tmp}/nanochat-versions
@@ -24,11 +23,11 @@ build_only=no
 fresh=no
 while [ $# -gt 0 ]; do
     case $1 in
-        --dir=*) dir=${1#*=} ;;
+        --dir=*) dir=$(absolute "${1#*=}") || exit ;;
         --only=*) IFS=, read -r -a names <<<"${1#*=}" ;;
         --build-only) build_only=yes ;;
         --fresh) fresh=yes ;;
-        --help | -h) usage ;;
+        --help | -h) usage "dev/test_versions.sh" ;;
         *) break ;; # for pytest
     esac
     shift
@@ -51,14 +50,14 @@ requirements_of() { # requirements_of NAME: its arguments of `uv pip install`, o
 }
 for name in "${names[@]}"; do python_of "$name" >/dev/null || exit 2; done
 
-PATH="$PATH:$PWD/.venv/bin:${CARGO_HOME:-$HOME/.cargo}/bin"
+PATH="$PATH:$PWD/.venv/bin:${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin"
 command -v uv >/dev/null || { echo "test_versions: no uv found: run dev/setup.sh first" >&2; exit 1; }
 mkdir -p "$dir" && dir=$(cd "$dir" && pwd) || exit 1
 case $dir/ in "$PWD"/*) echo "test_versions: --dir=$dir is in the checkout: choose a folder outside it" >&2; exit 2 ;; esac
 
 find_python() { # find_python 3.12: print a working interpreter of this version, or the version for uv to find or download
     local candidate
-    for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python; do
+    for candidate in "python$1" "${PYENV_ROOT:-${HOME:-/nonexistent}/.pyenv}"/versions/"$1".*/bin/python; do
         if "$candidate" -c "import ctypes, ssl, sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
             command -v "$candidate"
             return

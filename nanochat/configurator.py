@@ -219,31 +219,34 @@ def with_current_names(config_class: type[Any], settings: Mapping[str, V]) -> di
     return {current_names.get(name, name): value for name, value in settings.items()}
 
 
-def _load_toml(path: Path) -> dict[str, Any]:
-    """Return the content of a TOML file. Raises `UserError` for what is no such file, or too large to be settings."""
+def load_toml(path: Path, kind: str) -> dict[str, Any]:
+    """Return the content of a TOML file. Raises `UserError` for what is no such file, or too large to be settings.
+
+    `kind`: words before the path in messages, such as "settings file".
+    """
     try:
         if path.exists() and not path.is_file():  # opening a named pipe would wait for its other end
-            raise UserError(f"settings file {path}: is {'a folder' if path.is_dir() else 'no regular file'}")
+            raise UserError(f"{kind} {path}: is {'a folder' if path.is_dir() else 'no regular file'}")
         with open(path, "rb") as file:
             content = file.read(MAX_TOML_BYTES + 1)
         if len(content) > MAX_TOML_BYTES:
-            raise UserError(f"settings file {path}: is larger than {MAX_TOML_BYTES:,} bytes, so it holds no settings")
+            raise UserError(f"{kind} {path}: is larger than {MAX_TOML_BYTES:,} bytes, so it holds no settings")
         values: dict[str, Any] = tomllib.loads(content.decode("utf-8-sig"))
         return values
     except OSError as error:
-        raise UserError(f"settings file {path}: {error.strerror}") from error
+        raise UserError(f"{kind} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"settings file {path}: not UTF-8 at byte {error.start:,}: save it as UTF-8") from error
+        raise UserError(f"{kind} {path}: not UTF-8 at byte {error.start:,}: save it as UTF-8") from error
     except RecursionError:
-        raise UserError(f"settings file {path}: its values are nested too deeply") from None
+        raise UserError(f"{kind} {path}: its values are nested too deeply") from None
     except UserError:
         raise
     except ValueError as error:  # of tomllib, or of a number of thousands of digits
-        raise UserError(f"settings file {path}: {error}") from error
+        raise UserError(f"{kind} {path}: {error}") from error
 
 
 def _read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
-    content = _load_toml(path)
+    content = load_toml(path, "settings file")
     given = {key.replace("-", "_"): (key, value) for key, value in content.items()}
     try:
         renamed = with_current_names(config_class, given)

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from nanochat import report
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, expand_path, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data.download import download_all
 from nanochat.data.import_text import TextFiles
@@ -210,7 +210,7 @@ def _copy_from_mirror(names: Iterable[str], folder: Path) -> None:
     if not mirror:
         return
     for name in names:
-        mirrored = Path(mirror, HUB_REPOSITORY, name)
+        mirrored = expand_path(mirror, "NANOCHAT_HUB_DIR") / HUB_REPOSITORY / name
         if mirrored.is_file() and not (folder / name).exists():
             temporary = folder / f".{name}.tmp"
             try:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError
+from nanochat.common import UserError, expand_path
 from nanochat.system.json_text import MAX_JSON_BYTES, parse_json
 from nanochat.tokenization.chat_format import Conversation, check_conversation, plain_messages
 from nanochat.tokenization.conversation_records import to_conversation
@@ -68,7 +68,7 @@ class CustomJSON(ConversationListTask):
         file = filepath if filepath is not None else path
         if file is None:
             raise UserError(f"{self.name} has no file: set filepath to a JSONL file of conversations")
-        super().__init__(read_conversations(Path(file)), split, **kwargs)
+        super().__init__(read_conversations(expand_path(file)), split, **kwargs)
 
 
 def read_conversations(path: Path) -> list[Conversation]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError
+from nanochat.common import UserError, expand_path
 from nanochat.system.credentials import hub_address, protect_hub_token
 from tasks.common import Task
 
@@ -54,7 +54,7 @@ def load_table(repo_id: str, subset: str, split: str, columns: Sequence[str]) ->
     lacks a column.
     """
     mirror = os.environ.get("NANOCHAT_HUB_DIR")
-    files = _find_shards(Path(mirror) / repo_id / subset, split) if mirror else []
+    files = _find_shards(expand_path(mirror, "NANOCHAT_HUB_DIR") / repo_id / subset, split) if mirror else []
     table = _read_shards(files) if files else _load_from_hub(repo_id, subset, split, mirror)
     while len(table.column_names) == 1 and _is_struct(table.schema.field(0).type):  # as in MMLU's auxiliary_train
         table = table.flatten()

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError, base_dir
+from nanochat.common import UserError, base_dir, expand_path
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import row_rng
 from tasks.customjson import ConversationListTask, read_conversations
@@ -153,7 +153,7 @@ class Identity(ConversationListTask):
 
         `kind` is a key of ABILITIES.
         """
-        file = Path(path) if path else base_dir() / FILE_NAME
+        file = expand_path(path) if path else base_dir() / FILE_NAME
         has_file = path is not None or file.is_file()
         conversations = read_conversations(file) if has_file else generate_conversations(size, kind)
         super().__init__(conversations, split, **kwargs)

@@ -15,24 +15,19 @@ and SFT.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from nanochat.common import UserError, base_dir, print0
+from nanochat.common import UserError, base_dir, expand_path, print0
+from nanochat.configurator import load_toml
 from nanochat.data.shards import default_data_dir, read_manifest
 from tasks.common import Task, TaskMixture
 from tasks.customjson import file_sha256
 from tasks.hub import DatasetUnavailableError
 from tasks.identity import FILE_NAME as IDENTITY_FILE
 from tasks.registry import UNBOUNDED_TASKS, canonical_name, get_task
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MAX_VAL_ROWS = 200  # per entry
 TRAIN_ROWS_PER_VAL_ROW = 20  # an entry has at most one validation row for this many training rows
@@ -178,12 +173,7 @@ def detect_data_kind(if_none: str = "web") -> str:
 
 def read_mixture(path: Path) -> list[MixtureEntry]:
     """Read the entries of a mixture file. Raises UserError that names the file and the entry."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"mixture {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"mixture {path}: {error}") from error
+    content = load_toml(path, "mixture")
     blocks = content.pop("entry", None)
     if content or not isinstance(blocks, list) or not blocks:
         unknown = f"; {next(iter(content))!r} is unknown" if content else ""
@@ -255,8 +245,9 @@ def _describe(entry: MixtureEntry, num_rows: int, num_val_rows: int) -> EntryDes
         "val_rows": num_val_rows,
     }
     if path := entry.options.get("filepath") or entry.options.get("path"):
-        description["file"] = Path(path).name
-        description["sha256"] = file_sha256(Path(path))
+        file = expand_path(path)
+        description["file"] = file.name
+        description["sha256"] = file_sha256(file)
     if options := {key: value for key, value in entry.options.items() if key not in ("filepath", "path")}:
         description["options"] = options
     return description

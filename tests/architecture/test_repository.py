@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.support.sources import texts, tracked
 
 # Folders and registries that no file may name: those of somebody's machine, and addresses of downloads.
+ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = re.compile(
     r"(?<![\w.])/(?:root|work|Users|home/\w+)/"
     r"|(?:pypi|pythonhosted|pytorch|npmjs)\.(?:org|com)/(?:simple|packages|whl)|static\.crates\.io|index\.crates\.io"
@@ -29,6 +35,54 @@ def test_foreign_places_are_found() -> None:
 def test_one_list_of_versions() -> None:
     assert "uv.lock" not in tracked()
     assert "constraints.txt" in tracked()
+
+
+# --- checkouts --------------------------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git with an identity of its own, and without the settings of this machine; return its output."""
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_checkout_has_the_same_bytes_everywhere(tmp_path: Path) -> None:
+    """With core.autocrlf, which Git for Windows sets: a script with CR in its lines does not run."""
+    contents = {
+        **dict.fromkeys(("a.sh", "a.py", "a.toml", "a.html", "a.jsonl", "LICENSE"), b"one\ntwo\n"),
+        **dict.fromkeys(("a.png", "a.parquet", "a.safetensors"), b"one\r\ntwo\n"),
+    }
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    git(origin, "init", "--quiet")
+    for name, content in {**contents, ".gitattributes": (ROOT / ".gitattributes").read_bytes()}.items():
+        (origin / name).write_bytes(content)
+    for flag in ("false", "true"):
+        git(origin, "-c", f"core.autocrlf={flag}", "add", "--all", "--force")
+        git(origin, "commit", "--quiet", "--allow-empty", "--message=x")
+        git(tmp_path, "clone", "--quiet", "-c", f"core.autocrlf={flag}", str(origin), flag)
+        for name, content in contents.items():
+            assert (tmp_path / flag / name).read_bytes() == content, name
+
+
+def test_scripts_can_be_executed() -> None:
+    """Those that begin with #!, and not those that other scripts source."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    for line in git(ROOT, "ls-files", "--stage", "*.sh").splitlines():
+        mode, _, _, name = line.split(maxsplit=3)
+        has_interpreter = (ROOT / name).read_bytes().startswith(b"#!")
+        assert mode == ("100755" if has_interpreter else "100644"), name
+
+
+def test_scripts_leave_cdpath_and_strange_folders_alone() -> None:
+    """`cd "$(dirname "$0")"` goes elsewhere if CDPATH is set, and fails in a folder whose name begins with a dash."""
+    for name in tracked():
+        text = (ROOT / name).read_text(encoding="utf-8") if name.endswith(".sh") else ""
+        assert not re.search(r'dirname "\$0|cd "\$\(', text), name
+        if re.search(r"^ *cd ", text, re.MULTILINE) and name != "dev/paths.sh":
+            assert re.search(r"^source .*paths\.sh", text, re.MULTILINE), name
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ The last test runs the real scripts on a tiny model.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
 import shutil
 import subprocess
@@ -25,6 +27,9 @@ case "$*" in
     *nanochat.system.gpu*) [ -z "${NO_CUDA:-}" ] || exec "$PYTHON" "$@"; echo "${GPUS:-0}"; exit ;;
 esac
 [ "${GPUS:-0}" != 0 ] || [ -z "${OMP_NUM_THREADS:-}" ] || { echo "held to $OMP_NUM_THREADS threads"; exit 4; }
+case "$*" in
+    *dev.check_settings*) [ -n "${CHECK:-}" ] || exit 0; PYTHONPATH=$CHECK exec "$PYTHON" "$@" ;;
+esac
 echo "$(basename "$0") $*" >>"$CALLS"
 [ -z "${RUN_IDS:-}" ] || echo "${NANOCHAT_RUN_ID:-}" >>"$RUN_IDS"
 [ -z "$FAIL" ] || case "$*" in *"$FAIL"*) exit 3 ;; esac
@@ -72,18 +77,22 @@ class Checkout:
             "run1000.sh",
             "dev/runcpu.sh",
             "dev/own_text.toml",
+            "dev/paths.sh",
             "dev/run_steps.sh",
             "dev/setup.sh",
         ):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
 
-    def run(self, *command: str, code: int = 0, **environment: str) -> tuple[str, list[str]]:
-        """Run a script; return its output and its calls."""
+    def run(
+        self, *command: str, code: int = 0, folder: Path | None = None, **environment: str
+    ) -> tuple[str, list[str]]:
+        """Run a script, from the checkout or from another folder; return its output and its calls."""
+        script, *options = command
         self.calls.write_text("", encoding="utf-8")
         done = subprocess.run(
-            ["bash", *command],
-            cwd=self.folder,
+            ["bash", script if folder is None else os.path.relpath(self.folder / script, folder), *options],
+            cwd=folder or self.folder,
             env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -203,6 +212,170 @@ def test_runcpu_needs_a_folder(checkout: Checkout) -> None:
     printed, calls = checkout.run("dev/runcpu.sh", "--data=nowhere", code=2)
     assert printed == "error: --data=nowhere: no such folder\n"
     assert not calls
+
+
+@pytest.mark.parametrize("way", ["--data=DIR", "--data DIR", "absolute", "home", "link", "file"])
+def test_runcpu_takes_its_data_from_the_callers_folder(checkout: Checkout, tmp_path: Path, way: str) -> None:
+    """In a folder with a space and letters that are not ASCII, and with CDPATH, which would lead `cd` elsewhere."""
+    here = tmp_path / "my räume"
+    data = here / "ein text"
+    for folder in (data, tmp_path / "elsewhere" / "ein text", tmp_path / "home"):
+        folder.mkdir(parents=True)
+    (data / "a.txt").write_text("one", encoding="utf-8")
+    (tmp_path / "home" / "text").symlink_to(data)
+    (here / "link").symlink_to("ein text")
+    options, source = {
+        "--data=DIR": (["--data=ein text"], data),
+        "--data DIR": (["--data", "ein text"], data),
+        "absolute": (["--data", str(data)], data),
+        "home": (["--data=~/text"], data),
+        "link": (["--data=link"], data),
+        "file": (["--data", "ein text/a.txt"], data / "a.txt"),
+    }[way]
+    environment = {"CDPATH": str(tmp_path / "elsewhere"), "NANOCHAT_BASE_DIR": "die basis"}
+    printed, calls = checkout.run("dev/runcpu.sh", *options, folder=here, **environment)
+    assert modules(calls) == STEPS
+    assert calls[0] == f"python -m nanochat.dataset --source {source}"
+    assert f"runcpu: everything goes to {here}/die basis\n" in printed
+    assert (here / "die basis" / "base_data").is_dir()
+    assert modules(checkout.run("dev/runcpu.sh", *options, folder=here, **environment)[1]) == []
+    (data / "a.txt").write_text("two", encoding="utf-8")  # also seen through a link
+    assert modules(checkout.run("dev/runcpu.sh", *options, folder=here, **environment)[1]) == STEPS[:1]
+
+
+def test_runcpu_takes_other_files_from_the_callers_folder(checkout: Checkout, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("mine.jsonl", "my mix.toml"):
+        (here / name).write_text("x", encoding="utf-8")
+    options = ["--mid.conversations", "mine.jsonl", "--sft.mixture=my mix.toml", "--rl.mixture=../here/my mix.toml"]
+    options += ["--depth", "2", "--matrix_lr", "-1", "--fp8", "--sft.conversations=none"]
+    _, calls = checkout.run("dev/runcpu.sh", *options, folder=here)
+    [base] = [call for call in calls if "scripts.base_train" in call]
+    assert base.endswith(" --depth=2 --matrix_lr=-1 --fp8")
+    [mid] = [call for call in calls if "scripts.mid_train" in call]
+    assert f" --conversations={here}/mine.jsonl " in mid
+    [sft] = [call for call in calls if "scripts.chat_sft" in call]
+    assert f" --mixture={here}/my mix.toml --conversations=none " in sft
+    [rl] = [call for call in calls if "scripts.chat_rl" in call]
+    assert f" --mixture={here}/../here/my mix.toml " in rl
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mid.conversations=nowhere.jsonl"], ["--mid.conversations=nowhere.jsonl", "no such file"]),
+        (["--sft.mixture", "nowhere.toml"], ["--sft.mixture=nowhere.toml", "no such file"]),
+        (["--data="], ["empty path"]),
+        (["--data", "~nobody-of-this-name/x"], ["no user nobody-of-this-name"]),
+        (["my.toml"], ["my.toml", "--help"]),
+        (["-x"], ["-x", "--help"]),
+    ],
+)
+def test_runcpu_refuses_an_option(checkout: Checkout, options: list[str], words: list[str]) -> None:
+    printed, calls = checkout.run("dev/runcpu.sh", *options, code=2)
+    assert calls == []
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    for word in words:
+        assert word in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nonsense=1"], ["scripts.base_train: unknown argument --nonsense"]),
+        (["--mid.num_epoch=2"], ["scripts.mid_train: unknown argument --num_epoch", "did you mean --num_epochs"]),
+        (["--rl.num_samples=1"], ["scripts.chat_rl: num_samples is 1: it must be at least 2"]),
+        (["--eval.max_problems=x"], ["scripts.chat_eval", "max_problems", "int"]),
+        (["--sft.mixture=bad.toml"], ["scripts.chat_sft: mixture ", "bad.toml"]),
+        (["--mid.conversations=bad.jsonl"], ["scripts.mid_train: ", "bad.jsonl, line 1"]),
+    ],
+)
+def test_runcpu_checks_all_options_before_it_begins(
+    checkout: Checkout, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    """With the real settings: an option of the last stage is not refused after the training of the others."""
+    for name in ("bad.toml", "bad.jsonl"):
+        (tmp_path / name).write_text("[", encoding="utf-8")
+    environment = {"CHECK": str(ROOT), "PYTHON": sys.executable}
+    printed, calls = checkout.run("dev/runcpu.sh", *options, code=2, folder=tmp_path, **environment)
+    assert calls == []
+    error = printed.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "Traceback" not in printed
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize("script", ["dev/runcpu.sh", "speedrun.sh"])
+def test_a_base_folder_that_cannot_be(checkout: Checkout, tmp_path: Path, script: str) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for environment, word in (
+        ({"NANOCHAT_BASE_DIR": str(tmp_path / "file" / "below")}, "cannot be written to: set NANOCHAT_BASE_DIR"),
+        ({"HOME": ""}, "HOME is not set: set HOME, or NANOCHAT_BASE_DIR"),
+        ({"NANOCHAT_BASE_DIR": "~nobody-of-this-name/x"}, "no user nobody-of-this-name"),
+    ):
+        printed, calls = checkout.run(script, code=2, GPUS="2", **environment)
+        assert calls == []
+        assert printed.splitlines()[-1].startswith("error: ")
+        assert word in printed
+
+
+@pytest.mark.parametrize("script", ["dev/runcpu.sh", "speedrun.sh", "dev/test_versions.sh"])
+def test_help(tmp_path: Path, script: str) -> None:
+    """From another folder, without a checkout that is set up."""
+    relative = os.path.relpath(ROOT / script, tmp_path)
+    done = subprocess.run(["bash", relative, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert f"bash {script}" in done.stdout
+    assert "set -" not in done.stdout
+
+
+def test_files_of_options_are_known_to_the_scripts() -> None:
+    """paths.sh names the options that are files: those that the stages' settings declare as paths."""
+    text = (ROOT / "dev/paths.sh").read_text(encoding="utf-8")
+    for stage in ("base_train", "mid_train", "chat_sft", "chat_rl", "chat_eval", "tok_train"):
+        config = importlib.import_module(f"scripts.{stage}").Config
+        for field in dataclasses.fields(config):
+            is_path = field.metadata["names"] == "path" or "Path" in str(field.type)
+            assert (f"--*{field.name}=*" in text) == is_path, field.name
+
+
+def test_speedrun_refuses_a_settings_file(checkout: Checkout) -> None:
+    printed, calls = checkout.run("speedrun.sh", "my.toml", code=2, GPUS="2")
+    assert calls == []
+    assert printed.startswith("error: my.toml: give options")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "environment", "word"),
+    [
+        (["--nonsense=1"], {}, "scripts.base_train: unknown argument --nonsense"),
+        ([], {"DEPTH": "x"}, "scripts.base_train: argument --depth"),
+        ([], {"SHARDS": "0"}, "nanochat.dataset: "),
+        ([], {"WANDB_RUN": "a/b"}, "scripts.base_train: run is 'a/b'"),
+    ],
+)
+def test_speedrun_checks_its_options_before_it_begins(
+    checkout: Checkout, options: list[str], environment: dict[str, str], word: str
+) -> None:
+    environment |= {"GPUS": "2", "CHECK": str(ROOT), "PYTHON": sys.executable}
+    printed, calls = checkout.run("speedrun.sh", *options, code=2, **environment)
+    assert calls == []
+    assert word in printed.splitlines()[-1]
+    assert "Traceback" not in printed
+
+
+def test_speedrun_without_a_gpu_passes_the_callers_folder_on(checkout: Checkout, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    (here / "text").mkdir(parents=True)
+    _, calls = checkout.run("speedrun.sh", "--data", "text", folder=here, NANOCHAT_BASE_DIR="base")
+    assert calls[0] == f"python -m nanochat.dataset --source {here}/text"
+    assert (here / "base" / "base_data").is_dir()
 
 
 def test_speedrun_without_a_gpu(checkout: Checkout) -> None:
@@ -353,6 +526,18 @@ def test_two_setups_at_once(bare: Checkout) -> None:
     assert "waiting for another setup" in printed
     assert printed.count("setup: done") == 1
     assert printed.count("setup: nothing to do") == 1
+
+
+def test_setup_without_a_home_and_from_another_folder(bare: Checkout, tmp_path: Path) -> None:
+    """A relative interpreter is the caller's; HOME is not needed; an option is refused."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "python").symlink_to(sys.executable)
+    del bare.environment["HOME"]
+    printed, _ = bare.run("dev/setup.sh", folder=tmp_path / "here", PYTHON="./python", CDPATH=str(tmp_path))
+    assert printed.endswith("setup: done\n")
+    printed, calls = bare.run("dev/setup.sh", "--fresh", code=2)
+    assert printed == "error: --fresh: dev/setup.sh has no options; $PYTHON selects the interpreter\n"
+    assert calls == []
 
 
 def test_setup_without_a_python(bare: Checkout, tmp_path: Path) -> None:
