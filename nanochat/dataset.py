@@ -30,7 +30,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from nanochat import report
@@ -55,6 +54,7 @@ from nanochat.data.shards import (
     write_shards,
 )
 from nanochat.system.credentials import hub_address
+from nanochat.system.locks import file_lock
 
 __all__ = [
     "Documents",
@@ -371,16 +371,8 @@ def _write_lock(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     if path.is_symlink():  # in a folder from someone else; locking would empty the file that it leads to
         path.unlink()
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print0(f"another process is writing to {folder}; waiting for it")
-        lock.acquire()
-    try:
+    with file_lock(path, f"{folder} is written to by", notice=print0):
         yield
-    finally:
-        lock.release()
 
 
 if __name__ == "__main__":

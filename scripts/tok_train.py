@@ -52,6 +52,8 @@ def main(config: Config) -> Tokenizer:
         texts = cap_documents(open_split("train").iter_arrays(), config.max_chars, config.doc_cap)
         try:
             tokenizer = tokenizer_class.train_from_iterator(texts, config.vocab_size, progress=progress_bar)
+        except UserError:  # of the data
+            raise
         except ValueError as error:
             raise UserError(f"the tokenizer cannot be trained: {error}") from error
     seconds = time.perf_counter() - start

@@ -6,6 +6,7 @@ import gc
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -373,6 +374,38 @@ def test_an_empty_split_fails_at_once(tmp_path: Path, split: Literal["train", "v
     Manifest("here", ("shard.parquet",), "shard_val.parquet", files, {}).save(tmp_path)
     with pytest.raises(UserError, match=f"the {split} split in .* has no documents"):
         open_split(split, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cursor", "message"),
+    [
+        ({"document": 6}, "is at document 6, of 6: it is damaged, or of other data"),
+        ({"document": -1}, "has document = -1: it is damaged; resume from another one"),
+        ({"epoch": 1.0}, "has epoch = 1.0"),
+        ({"skip": True}, "has skip = True"),
+        ({"tokens": "9"}, "has tokens = '9'"),
+        ({"shard": 0}, "has shard = 0"),
+    ],
+)
+def test_an_impossible_cursor_is_refused(cursor: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        document_batches(texts_of([3] * 6), TOKENIZER, runtime(), 1, 4, total_tokens=100, cursor=cursor)
+
+
+def test_a_damaged_shard_ends_the_run_before_its_documents_are_used(tmp_path: Path) -> None:
+    """A thread checks all shards while the first one is read; a run that needs few documents may end before."""
+    write_dataset(["one ", "two ", "six "], ["val"], tmp_path, source="test", docs_per_shard=1)
+    content = bytearray((tmp_path / "shard_00002.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "shard_00002.parquet").write_bytes(content)
+    seen: list[int] = []
+    documents = open_split("train", tmp_path)
+    with (
+        closing(document_batches(documents, TOKENIZER, runtime(), 1, 4, total_tokens=100)) as batches,
+        pytest.raises(UserError, match=r"shard_00002\.parquet is damaged or was replaced"),
+    ):
+        seen.extend(batch.cursor["document"] for batch in batches)
+    assert all(document <= 2 for document in seen)
 
 
 # --- rows for an evaluation -------------------------------------------------------------------------------------------

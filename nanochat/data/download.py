@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import requests
-from filelock import FileLock
 from requests.auth import AuthBase, HTTPBasicAuth
 from requests.utils import get_auth_from_url
 from tqdm import tqdm
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from nanochat.common import UserError, print0
 from nanochat.data.shards import file_sha256
 from nanochat.system.credentials import has_password, hub_address, hub_token, is_on_hub
+from nanochat.system.locks import file_lock
 
 T = TypeVar("T")
 
@@ -65,6 +66,18 @@ class _Session(requests.Session):
         if is_on_hub(str(response.url)) and (token := hub_token(str(prepared_request.url))):
             prepared_request.headers["Authorization"] = f"Bearer {token}"
 
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where a response redirects to. Raises UserError, and closes the response, unless it is on the web."""
+        try:
+            target = super().get_redirect_target(resp)
+            if target is None or urlsplit(urljoin(str(resp.url), target)).scheme in ("http", "https"):
+                return target
+            reason = "a scheme other than http and https"
+        except ValueError as error:  # no URL, or no UTF-8
+            reason = str(error)
+        resp.close()
+        raise UserError(f"{resp.url} cannot be downloaded: its server redirects elsewhere: {reason}")
+
 
 class _Retry(Exception):
     """A failure after which another attempt may succeed. `wait_seconds`: the server's Retry-After, if it sent one."""
@@ -92,10 +105,9 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(path.name + ".lock")
     _remove_unless_file(lock)
-    with FileLock(lock):
+    with file_lock(lock, f"{path} is downloaded by", notice=print0):
         if not path.exists():
             _Download(url, path, cancel, on_bytes or (lambda _: None)).run()
-        lock.unlink(missing_ok=True)  # safe: a process that waits for the lock, or creates it again, sees the file
 
 
 def download_all(files: Sequence[tuple[str, Path]], num_workers: int, check: Callable[[Path], T]) -> list[T]:

@@ -22,7 +22,6 @@ FAIL = "FAIL"
 LIBRARIES = (
     "datasets",
     "fastapi",
-    "filelock",
     "huggingface-hub",
     "matplotlib",
     "numpy",
