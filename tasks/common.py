@@ -42,6 +42,8 @@ class Task(ABC):
     def __init__(
         self, *, start: int | None = None, stop: int | None = None, step: int | None = None, shuffle: int | None = None
     ) -> None:
+        if step == 0:
+            raise UserError(f"{self.name}: step is 0: must be another number")
         self._slice = slice(start, stop, step)
         self._shuffle = shuffle
 

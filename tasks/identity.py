@@ -135,6 +135,9 @@ Ahoj|Ahoj! Jsem {name}. I speak English best.
 SYSTEM_MESSAGE_PROB = 0.1
 
 
+MAX_GENERATED = 100_000  # conversations, which are kept in memory
+
+
 class Identity(ConversationListTask):
     """Conversations about the model itself, read from a file or generated from the templates."""
 
@@ -153,6 +156,8 @@ class Identity(ConversationListTask):
 
         `kind` is a key of ABILITIES.
         """
+        if not 1 <= size <= MAX_GENERATED:
+            raise UserError(f"{self.name}: size is {size}: must be from 1 to {MAX_GENERATED:,}")
         file = expand_path(path) if path else base_dir() / FILE_NAME
         has_file = path is not None or file.is_file()
         conversations = read_conversations(file) if has_file else generate_conversations(size, kind)

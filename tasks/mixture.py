@@ -23,12 +23,14 @@ from typing import Any, NamedTuple, TypedDict
 from nanochat.common import UserError, base_dir, expand_path, print0
 from nanochat.configurator import load_toml
 from nanochat.data.shards import default_data_dir, read_manifest
+from nanochat.system.json_text import short_repr
 from tasks.common import Task, TaskMixture
 from tasks.customjson import file_sha256
 from tasks.hub import DatasetUnavailableError
 from tasks.identity import FILE_NAME as IDENTITY_FILE
 from tasks.registry import UNBOUNDED_TASKS, canonical_name, get_task
 
+MAX_CONVERSATIONS = 50_000_000  # of a mixture, epochs included: their order is a list in memory
 MAX_VAL_ROWS = 200  # per entry
 TRAIN_ROWS_PER_VAL_ROW = 20  # an entry has at most one validation row for this many training rows
 FIRST_ROW = {"mid": 0, "sft": 1_000_000}  # of tasks that generate their rows: the stages share no row
@@ -154,6 +156,10 @@ def build_mixture(
         train += [train_task] * entry.epochs
         if val_task is not None:
             val.append(val_task)
+        if (total := sum(map(len, train))) > MAX_CONVERSATIONS:
+            raise UserError(
+                f"{entry.origin}the mixture has {total:,} rows by now: at most {MAX_CONVERSATIONS:,} in all"
+            )
         description.append(_describe(entry, len(train_task), 0 if val_task is None else len(val_task)))
     if not sum(map(len, train)):
         raise UserError("nothing to train on: no entry of the mixture has a row")
@@ -176,7 +182,7 @@ def read_mixture(path: Path) -> list[MixtureEntry]:
     content = load_toml(path, "mixture")
     blocks = content.pop("entry", None)
     if content or not isinstance(blocks, list) or not blocks:
-        unknown = f"; {next(iter(content))!r} is unknown" if content else ""
+        unknown = f"; {short_repr(next(iter(content)))} is unknown" if content else ""
         raise UserError(f"mixture {path}: must have [[entry]] blocks and nothing else{unknown}")
     return [_parse_entry(block, f"mixture {path}, entry {number}: ") for number, block in enumerate(blocks, 1)]
 
@@ -192,21 +198,33 @@ _ENTRY_KEYS: dict[str, tuple[type, str]] = {
 }
 
 
+_MAX_COUNTS = {"rows": 10_000_000, "epochs": 1000}
+_SET_BY_ENTRY = {  # options that an entry sets by its own keys
+    "split": "split",
+    "stop": "rows",
+    "shuffle": "the mixture's seed",
+}
+
+
 def _parse_entry(block: Any, origin: str) -> MixtureEntry:
     if not isinstance(block, dict) or "task" not in block:
         raise UserError(f'{origin}must name its task = "..."')
     for key, value in block.items():
         if key not in _ENTRY_KEYS:
-            raise UserError(f"{origin}unknown key {key!r}; known are {', '.join(_ENTRY_KEYS)}")
+            raise UserError(f"{origin}unknown key {short_repr(key)}; known are {', '.join(_ENTRY_KEYS)}")
         expected_type, type_name = _ENTRY_KEYS[key]
         if type(value) is not expected_type:
-            raise UserError(f"{origin}{key} = {value!r} must be {type_name}")
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"{origin}{key} = {value} must be at least 1")
+            raise UserError(f"{origin}{key} = {short_repr(value)} must be {type_name}")
+        if isinstance(value, int) and not 1 <= value <= _MAX_COUNTS[key]:
+            number = short_repr(value)
+            raise UserError(f"{origin}{key} = {number} must be at least 1 and at most {_MAX_COUNTS[key]:,}")
     try:
         entry = MixtureEntry(**{**block, "task": canonical_name(block["task"])}, origin=origin)
     except UserError as error:
         raise UserError(f"{origin}{error}") from error
+    reserved = {**_SET_BY_ENTRY, "size": "rows", "start": "rows"} if entry.task in UNBOUNDED_TASKS else _SET_BY_ENTRY
+    if taken := [key for key in entry.options if key in reserved]:
+        raise UserError(f"{origin}options must not have {taken[0]!r}: {reserved[taken[0]]} sets it")
     if entry.task in UNBOUNDED_TASKS and entry.rows is None:
         raise UserError(f"{origin}{entry.task} generates its rows, so rows = must be set")
     return entry

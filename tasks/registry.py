@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from nanochat.common import UserError
+from nanochat.system.json_text import short_repr
 from tasks.common import Task
+
+MAX_OPTION = 2**32  # of a whole number: a seed, a number of rows
 
 # Name -> module:class. The module is imported when the task is built: some modules are slow to import.
 _CLASS_PATHS = {
@@ -91,12 +96,36 @@ def canonical_name(name: str) -> str:
     raise UserError(f"no task {name!r}; known are {', '.join(TASKS)}")
 
 
+_TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise UserError for an option whose value is not of the type that the task's constructor declares."""
+    module, _, class_name = _CLASS_PATHS.get(name, f"tasks.{name}").partition(":")
+    task_class = getattr(importlib.import_module(module), class_name)
+    declared: dict[str, Any] = {}
+    for base in reversed(task_class.__mro__):
+        if "__init__" in vars(base):
+            with contextlib.suppress(NameError, TypeError):  # annotations of a user's class that have no value here
+                declared.update(get_type_hints(vars(base)["__init__"]))
+    for key, value in options.items():
+        types = get_args(declared.get(key)) or (declared.get(key, Any),)
+        is_valid = Any in types or (type(value) in types) or (Path in types and isinstance(value, Path))
+        if not (is_valid or (value is None and type(None) in types) or (type(value) is int and float in types)):
+            known = [_TYPE_NAMES[known_type] for known_type in types if known_type in _TYPE_NAMES]
+            if known:
+                raise UserError(f"{name}: {key} is {short_repr(value)}: must be {' or '.join(known)}")
+        if type(value) is int and abs(value) > MAX_OPTION:
+            raise UserError(f"{name}: {key} is {short_repr(value)}: must be at most {MAX_OPTION:,}")
+
+
 def get_task(name: str, split: str = "test", **options: Any) -> Task:
     """Return the task of that name (in any case); `options` are keyword arguments of its constructor.
 
     Raises UserError for an unknown name, split or option.
     """
     name = canonical_name(name)
+    check_options(name, options)
     try:
         if ":" in name:
             task = _load_class(name)(split, **options)
@@ -104,5 +133,5 @@ def get_task(name: str, split: str = "test", **options: Any) -> Task:
             return task
         return TASKS[name](split, **options)
     except TypeError as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        given = ", ".join(f"{key}={short_repr(value)}" for key, value in options.items())
         raise UserError(f"{name} cannot be built with {given or 'no options'}: {error}") from error

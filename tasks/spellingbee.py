@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
+from nanochat.system.files import expand_path
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import (
     Task,
@@ -134,7 +135,7 @@ class _WordTask(Task):
         self.split = split
         self.size = size
         self.quoted = quoted
-        self.word_list = Path(word_list) if word_list else None
+        self.word_list = expand_path(word_list) if word_list else None
 
     @functools.cached_property
     def words(self) -> list[str]:

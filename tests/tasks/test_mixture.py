@@ -17,6 +17,7 @@ from scripts import chat_sft, mid_train
 from tasks.common import Task, TaskMixture
 from tasks.mixture import MAX_VAL_ROWS, MIXTURES, build_mixture, format_description, read_mixture
 from tasks.registry import UNBOUNDED_TASKS
+from tests.support.refusals import refusal
 
 STAGES = ("mid", "sft")
 
@@ -264,3 +265,82 @@ def test_a_stages_help_lists_its_default_mixture(script: ModuleType, stage: str,
     ]
     text = " ".join((script.__doc__ or "").partition(f"--kind={kind}")[2].split())
     assert text.startswith("; ".join(entries))
+
+
+# --- any value in a mixture file --------------------------------------------------------------------------------------
+
+TOML_VALUES = (
+    "5", "-1", "0", "1.5", "nan", "inf", "true", '"x"', '""', "[]", "[1]", "{}", "{a = 1}", "2024-01-01",
+    "1" + "0" * 30, "9" * 5000, "[" * 3000, r'"\ud800"', r'"\u0000"', r'"\u001b"', "10_000_001", "4_294_967_297",
+)  # fmt: skip
+OPTIONS = {
+    "SpellingBee": ("quoted", "word_list", "style", "size", "start", "stop", "step", "shuffle", "split", "unknown"),
+    "WordProblems": ("level", "seed", "size", "step"),
+    "FactChoice": ("far", "size"),
+    "Identity": ("kind", "path", "size"),
+    "CustomJSON": ("path", "filepath", "start", "step", "stop", "shuffle", "split", "size"),
+}
+
+
+def use_mixture(path: Path) -> None:
+    train, val, _ = build_mixture("sft", "world", mixture_file=path)
+    assert train[0]
+    assert val[0]
+
+
+@pytest.mark.usefixtures("base_dir")
+@pytest.mark.parametrize("key", ["task", "rows", "epochs", "split", "val_split", "options", "other"])
+def test_any_value_of_a_key_is_used_or_refused_in_a_line(tmp_path: Path, key: str) -> None:
+    own = write_jsonl(tmp_path / "own.jsonl", 3)
+    for value in TOML_VALUES:
+        entry = {"task": '"CustomJSON"', "options": f"{{path = '{own}'}}", key: value}
+        path = write_toml(tmp_path, "[[entry]]\n" + "\n".join(f"{name} = {text}" for name, text in entry.items()))
+        refusal(use_mixture, path)
+
+
+@pytest.mark.usefixtures("base_dir")
+@pytest.mark.slow
+@pytest.mark.parametrize("task", OPTIONS)
+def test_any_value_of_an_option_is_used_or_refused_in_a_line(tmp_path: Path, task: str) -> None:
+    own = write_jsonl(tmp_path / "own.jsonl", 3)
+    needed = f"path = '{own}', " if task == "CustomJSON" else ""
+    for option in OPTIONS[task]:
+        for value in TOML_VALUES:
+            others = "" if option in ("path", "filepath") else needed
+            text = f'[[entry]]\ntask = "{task}"\nrows = 5\noptions = {{{others}{option} = {value}}}'
+            refusal(use_mixture, write_toml(tmp_path, text))
+
+
+@pytest.mark.usefixtures("base_dir")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[[entry]]\ntask = "Facts"\nrows = 3'.encode("utf-16"), "not UTF-8 at byte 0"),
+        (b"a = '\xff'", "not UTF-8 at byte 5"),
+        (b"a = " + b"[" * 3000, "its values are nested too deeply"),
+        (b"a = " + b"9" * 5000, "Exceeds the limit"),
+        (b"#" * (1 << 20) + b"\n", "is larger than 1,000,000 bytes"),
+        (
+            b'[[entry]]\ntask = "SpellingBee"\nrows = 3\noptions = {size = 4}',
+            "options must not have 'size': rows sets it",
+        ),
+        (b'[[entry]]\ntask = "SpellingBee"\nrows = 3\noptions = {quoted = 4}', "quoted is 4: must be true or false"),
+        (b'[[entry]]\ntask = "Facts"\nrows = 10_000_001', "rows = 10000001 must be at least 1 and at most 10,000,000"),
+        (b'[[entry]]\ntask = "Facts"\nrows = 100_000\nepochs = 1000', "the mixture has 100,000,000 rows by now"),
+    ],
+    ids=range(9),
+)
+def test_faults_of_a_file(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "mixture.toml"
+    path.write_bytes(content)
+    assert words in (refusal(use_mixture, path) or "")
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_a_home_folder_in_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "own.jsonl", 30)
+    path = write_toml(tmp_path, "[[entry]]\ntask = 'CustomJSON'\noptions = {path = '~/own.jsonl'}")
+    _, _, [entry] = build_mixture("sft", "world", mixture_file=path)
+    assert entry["rows"] == 29
+    assert entry["file"] == "own.jsonl"
