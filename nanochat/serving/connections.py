@@ -247,8 +247,8 @@ class GuardedConnection(asyncio.Protocol):
             return b""
         self._head = head[: end.end()]
         self._body_left = body_length(self._head, self._limits)
-        line_end = self._head.index(b"\n") + 1
-        request = self._head[:line_end] + b"Connection: close\r\n" + self._head[line_end:]
+        blank = b"\r\n" if self._head.endswith(b"\r\n") else b"\n"
+        request = self._head.removesuffix(blank) + b"Connection: close\r\n" + blank  # the last one counts
         if self._body_left:
             self._begin(Phase.BODY, self._limits.body_seconds)
         else:

@@ -34,6 +34,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class GenerationJob:
     prompt: ChatPrompt
     params: SamplingParams
     cancelled: threading.Event = field(default_factory=threading.Event)
+    is_waiting: bool = False
 
 
 class ChatService:
@@ -134,20 +136,27 @@ class ChatService:
             return f"the server is busy, and {self._num_waiting} requests are waiting already: try again later"
         return None
 
-    async def events(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
-        """Yield the events of a reply. Closing the generator stops the reply and frees its engine."""
-        if reason := self.refusal():  # the queue has filled up since the request was accepted
-            yield {"kind": "error", "text": reason}
-            return
+    def enter_queue(self, job: GenerationJob) -> None:
+        """Give a job its place in the queue, which `events` or `leave_queue` gives back."""
+        job.is_waiting = True
         self._num_waiting += 1
         self.stats.add(waiting=1)
+
+    def leave_queue(self, job: GenerationJob) -> None:
+        """Give the place of a job back, unless that is done."""
+        if job.is_waiting:
+            job.is_waiting = False
+            self._num_waiting -= 1
+            self.stats.add(waiting=-1)
+
+    async def events(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        """Yield the events of a reply. Closing the generator stops the reply and frees its engine."""
         try:
             if self._free_engines.empty():
                 yield {"kind": "waiting", "text": ""}
             engine = await self._free_engines.get()
         finally:
-            self._num_waiting -= 1
-            self.stats.add(waiting=-1)
+            self.leave_queue(job)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -221,13 +230,14 @@ class ChatService:
 class EventStreamResponse(StreamingResponse):
     """A response of server-sent events. However the connection ends, the generator of the events is closed at once."""
 
-    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+    def __init__(self, events: AsyncGenerator[Event, None], on_end: Callable[[], object]) -> None:
         async def lines() -> AsyncIterator[str]:
             async for event in events:
                 yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
                 await asyncio.sleep(0)  # where many events are ready: serve other tasks, and notice a disconnect
 
         self.events = events
+        self.on_end = on_end  # called even if the generator of the events was never started
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies must not buffer the stream
         super().__init__(lines(), media_type="text/event-stream", headers=headers)
 
@@ -238,6 +248,7 @@ class EventStreamResponse(StreamingResponse):
         finally:
             await self.body_iterator.aclose()  # type: ignore[attr-defined]
             await self.events.aclose()
+            self.on_end()
 
 
 # Routes
@@ -298,7 +309,8 @@ async def complete(request: Request) -> Response:
         return JSONResponse({"error": shorten(str(error))}, status, headers)
     except ClientDisconnect:  # before the body was complete: this response is never sent
         return Response(status_code=400)
-    return EventStreamResponse(service.events(job))
+    service.enter_queue(job)
+    return EventStreamResponse(service.events(job), partial(service.leave_queue, job))
 
 
 class _Refused(UserError):

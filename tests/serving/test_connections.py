@@ -186,7 +186,10 @@ def test_a_connection_has_one_request(server: Server) -> None:
 
 def test_an_upgrade_is_not_made(server: Server) -> None:
     upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    assert exchange(server[0], (GET + upgrade).encode())[0] == 200
+    status, response = exchange(server[0], (GET + upgrade).encode())
+    assert status == 200
+    assert "connection: close" in response.lower()
+    assert exchange(server[0], (GET + upgrade).encode().replace(b"\r\n", b"\n"))[0] == 200
 
 
 def test_a_client_may_ask_before_it_sends_its_body(server: Server) -> None:
