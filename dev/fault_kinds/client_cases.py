@@ -123,7 +123,23 @@ def mutated_head(rng: random.Random) -> Case:
 
 
 ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0.5, 10**30, 1e308, "", "a", "\ud800", "\x1b]52;c;aGk=\x07", "\u202e", [], {}, [[]], {"": {}}),
+    *(
+        None,
+        True,
+        -1,
+        0.5,
+        10**30,
+        1e308,
+        "",
+        "a",
+        "\ud800",
+        f"{chr(27)}]52;c;aGk={chr(7)}",
+        "\u202e",
+        [],
+        {},
+        [[]],
+        {"": {}},
+    ),
     *("x" * 9000, [{}], ["a"], {"role": "user"}, [None] * 50, "<|assistant_end|>", float("nan"), float("inf")),
 )
 
