@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.data.arrow_text import is_text_type, to_text
@@ -34,6 +34,7 @@ def _array(values: list[bytes | None], kind: pa.DataType) -> pa.Array:
 
 
 @pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
+@settings(deadline=None)
 @given(
     st.lists(st.none() | st.text(max_size=20).map(str.encode) | st.binary(max_size=6), max_size=12), st.integers(0, 3)
 )
@@ -54,7 +55,11 @@ def test_all_types_give_what_python_decodes(kind: pa.DataType, values: list[byte
 
 @pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
 def test_what_parquet_stores_is_read(tmp_path: Path, kind: pa.DataType) -> None:
-    pq.write_table(pa.table({"text": _array([b"a", None, "é".encode(), b"a"], kind)}), tmp_path / "a.parquet")
+    table = pa.table({"text": _array([b"a", None, "é".encode(), b"a"], kind)})
+    try:
+        pq.write_table(table, tmp_path / "a.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip(f"this version of pyarrow cannot store {kind}")
     column = pq.read_table(tmp_path / "a.parquet").column("text")
     assert is_text_type(column.type)
     assert to_text(column)[0].to_pylist() == ["a", None, "é", "a"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
@@ -56,6 +56,7 @@ def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+@settings(deadline=None)
 @given(st.sampled_from(_paths(GOOD)), json_values)
 def test_any_value_in_any_place_is_accepted_as_such_or_a_fault_of_one_line(path: tuple[Any, ...], value: Any) -> None:
     content = _replaced(GOOD, path, value)
@@ -69,6 +70,7 @@ def test_any_value_in_any_place_is_accepted_as_such_or_a_fault_of_one_line(path:
     assert {*content["train"], content["validation"]} <= set(content["files"])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20) | st.text(alphabet="a./\\.\x00", max_size=12).map(lambda text: text + ".parquet"))
 def test_the_name_of_a_shard_is_one_part_of_a_path(name: str) -> None:
     if is_shard_name(name):

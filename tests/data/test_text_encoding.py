@@ -6,7 +6,7 @@ import codecs
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.data import text_encoding
@@ -56,12 +56,14 @@ def test_text_is_read_as_it_was_written(tmp_path: Path, language: str, is_marked
     assert _read(tmp_path / "a.txt", detected) == TEXTS[language]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200))
 def test_utf8_without_control_characters_stays_utf8(text: str) -> None:
     """No text is mistaken for another encoding because of its letters: only control characters raise a doubt."""
     assert guess_encoding(text.removeprefix("\ufeff").encode()) == ("utf-8-sig", text.startswith("\ufeff\ufeff"))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(UNMARKED), st.text(max_size=60))
 def test_a_mark_decides(encoding: str, text: str) -> None:
     name, is_marked = guess_encoding(MARKS[encoding] + text.encode(encoding))
@@ -71,6 +73,7 @@ def test_a_mark_decides(encoding: str, text: str) -> None:
     assert (MARKS[encoding] + text.encode(encoding)).decode(str(name)) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_have_an_encoding_or_are_binary(content: bytes) -> None:
     name, _ = guess_encoding(content)
