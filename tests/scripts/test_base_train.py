@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from scripts.base_train import Config, main
 from tests.support.processes import Forker
 from tests.support.talks import TOKENIZER
 
+ROOT = Path(__file__).resolve().parents[2]
 VERSE = "the cat sat on the mat and the dog sat by the door; "
 TINY = ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=256", "--sample_every=-1")
 
@@ -231,6 +233,76 @@ def test_fp8(run_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert evaluate(state)["val_bpb"] == measured  # during training as from the checkpoint, to the last bit
     resumed = main(parse(Config, [*flags, "--fp8", "--model_tag=fp8", "--resume_from_step=2"]))
     assert [row["loss"] for row in resumed.history if "loss" in row] == losses[1]
+
+
+# --- output that nobody reads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["to the end", "by SIGHUP"])
+def test_a_reader_that_leaves(base_dir: Path, is_stopped: bool) -> None:
+    """As `| head`, or a terminal that is closed: the training goes on without output, and saves."""
+    prepare(base_dir)
+    command = [sys.executable, "-m", "scripts.base_train", *TINY, "--num_iterations=400", "--eval_tokens=512"]
+    env = {**os.environ, "NANOCHAT_BASE_DIR": str(base_dir), "NANOCHAT_DTYPE": "float32"}
+    arguments: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*command, "--compile=off", "--device=cpu"], cwd=ROOT, env=env, **arguments) as run:
+        assert run.stdout is not None
+        assert any(line.startswith("step ") for line in run.stdout)
+        run.stdout.close()
+        if is_stopped:
+            run.send_signal(signal.SIGHUP)
+        code = run.wait(timeout=200)
+    [step] = list_steps(base_dir / "base_checkpoints" / "d1")
+    if is_stopped:
+        assert (code, step < 400) == (128 + signal.SIGHUP, True)
+    else:
+        assert (code, step) == (0, 400)
+        assert (base_dir / "report" / "base_train.json").exists()
+
+
+# --- resuming with other settings -------------------------------------------------------------------------------------
+
+RESUMED = [*TINY, "--eval_tokens=512", "--device=cpu", "--device_batch_size=4"]
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    section: dict[str, Any] = json.loads((folder / "report" / "base_train.json").read_text(encoding="utf-8"))
+    return section
+
+
+@pytest.mark.parametrize("total_batch_size", [128, 256, 512])
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_resuming_with_another_batch_size(
+    run_here: Path, capsys: pytest.CaptureFixture[str], total_batch_size: int, by_tokens: bool
+) -> None:
+    """Four steps of 256 tokens, then others: ten steps are ten steps, and a number of tokens stays that number."""
+    prepare(run_here)
+    length = "--num_iterations=10"
+    main(parse(Config, [*RESUMED, "--num_iterations=4"]))
+    if by_tokens:
+        length = f"--target_param_data_ratio={2560 / report_of(run_here)['metrics']['parameters']}"
+    state = main(parse(Config, [*RESUMED, length, f"--total_batch_size={total_batch_size}", "--resume"]))
+    num_tokens = 2560 if by_tokens else 4 * 256 + 6 * total_batch_size
+    assert state.cursor is not None
+    assert state.cursor["tokens"] == num_tokens
+    assert state.step == 4 + (num_tokens - 1024) // total_batch_size
+    assert report_of(run_here)["metrics"]["training tokens"] == num_tokens
+    assert f"step {state.step}/{state.step}" in capsys.readouterr().out
+    rates = [row["lr_multiplier"] for row in state.history if "lr_multiplier" in row]
+    assert rates[4] == 1.0
+    assert 0 < rates[-1] < 1
+
+
+def test_resuming_with_fewer_steps_than_done(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is trained, a notice says so, and the report has the tokens of the training that took place."""
+    prepare(run_here)
+    main(parse(Config, [*RESUMED, "--num_iterations=4"]))
+    capsys.readouterr()
+    state = main(parse(Config, [*RESUMED, "--num_iterations=2", "--resume"]))
+    assert state.step == 4
+    assert "NOTICE: step 4 is beyond the end of the run by these settings" in capsys.readouterr().out
+    assert report_of(run_here)["metrics"]["training tokens"] == 1024
 
 
 # --- learning rates that are far too high -----------------------------------------------------------------------------

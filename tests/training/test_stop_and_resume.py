@@ -30,6 +30,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 STEPS, T, ROWS = 8, 32, 6  # of a run; tokens of a row; rows of a step
 RUN = {
     "depth": 1,
@@ -375,14 +376,13 @@ def codes(results: list[Any]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signal_number", STOP_SIGNALS)
 @pytest.mark.parametrize(
     "stop_at", [2, 6]
 )  # the signal comes after this step, and one more is taken; step 3 and 6 are also evaluated
-def test_signal(
-    pool: Pool, base: Path, reference: Any, world_size: int, signal_number: int, code: int, stop_at: int
-) -> None:
+def test_signal(pool: Pool, base: Path, reference: Any, world_size: int, signal_number: int, stop_at: int) -> None:
     whole = reference(world_size)
+    code = 128 + signal_number
     first = pool.run(base, [{"signals": {str(stop_at): [signal_number]}}] * world_size)
     assert codes(first) == [code] * world_size
     assert f"Stopped at step {stop_at + 1} of 8" in first[0]["out"]
@@ -704,8 +704,12 @@ def test_a_disk_that_is_full(pool: Pool, base: Path, reference: Any, world_size:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "signal_number", "processes"),
-    [("python", signal.SIGINT, 1), ("torchrun --standalone --nproc_per_node=2", signal.SIGTERM, 2)],
-    ids=["python", "torchrun"],
+    [
+        ("python", signal.SIGINT, 1),
+        ("torchrun --standalone --nproc_per_node=2", signal.SIGTERM, 2),
+        ("torchrun --standalone --nproc_per_node=2", signal.SIGHUP, 2),
+    ],
+    ids=["python", "torchrun", "torchrun whose connection is closed"],
 )
 def test_command_line(base: Path, reference: Any, launcher: str, signal_number: int, processes: int) -> None:
     """As a user does: start, press Ctrl-C (or let a launcher send SIGTERM), and paste the printed command."""
