@@ -259,7 +259,8 @@ def _replace_streams() -> None:
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Output):
             setattr(sys, name, Output(stream))
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
+        with contextlib.suppress(io.UnsupportedOperation):  # it has been read from, by a program that runs commands
+            sys.stdin.reconfigure(errors="replace")
 
 
 # --- progress bars ----------------------------------------------------------------------------------------------------
