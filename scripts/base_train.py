@@ -6,7 +6,7 @@
     python -m scripts.base_train my.toml --depth=32                                       # a settings file, then flags
     python -m scripts.base_train --depth=12 --resume                                      # resume a stopped run
 
-The third line suits a laptop. Ctrl-C and SIGTERM save a checkpoint before the run ends and print the command that
+The third line suits a laptop. Ctrl-C and other signals save a checkpoint before the run ends and print the command that
 resumes it.
 """
 

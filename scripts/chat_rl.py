@@ -6,8 +6,8 @@
     python -m scripts.chat_rl --resume                                                    # resume a stopped run
 
 It starts from the last checkpoint of the deepest SFT model, or of `--model_tag`. The prompts come from the tasks of
-`DEFAULT_TASKS` in nanochat/rl/prompts.py, chosen by the kind of base data, or from `--tasks`. Ctrl-C and SIGTERM save a
-checkpoint before the run ends and print the command that resumes it.
+`DEFAULT_TASKS` in nanochat/rl/prompts.py, chosen by the kind of base data, or from `--tasks`. Ctrl-C and other signals
+save a checkpoint before the run ends and print the command that resumes it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     python -m scripts.chat_sft --mixture=mine.toml                                        # on your own mixture
     python -m scripts.chat_sft --resume                                                   # resume a stopped run
 
-It starts from the last checkpoint of the deepest midtrained model, or of `--model_tag`. Ctrl-C and SIGTERM save a
+It starts from the last checkpoint of the deepest midtrained model, or of `--model_tag`. Ctrl-C and other signals save a
 checkpoint before the run ends and print the command that resumes it.
 
 The default mixture, `MIXTURES["sft", kind]` in tasks/mixture.py, in conversations:

@@ -5,8 +5,8 @@
     python -m scripts.mid_train --conversations=mine.jsonl                                # add your own conversations
     python -m scripts.mid_train --resume                                                  # resume a stopped run
 
-It starts from the last checkpoint of the deepest base model, or of `--model_tag`. Ctrl-C and SIGTERM save a checkpoint
-before the run ends and print the command that resumes it.
+It starts from the last checkpoint of the deepest base model, or of `--model_tag`. Ctrl-C and other signals save a
+checkpoint before the run ends and print the command that resumes it.
 
 The default mixture, `MIXTURES["mid", kind]` in tasks/mixture.py, in conversations:
 

@@ -221,6 +221,28 @@ def with_signal_in_call(number: int, function: Callable[..., Any]) -> Callable[.
     return call
 
 
+@pytest.mark.parametrize(("total_batch_size", "num_rows"), [(128, 4 * 4 + 6 * 2), (256, 40), (512, 4 * 4 + 6 * 8)])
+def test_resuming_with_another_batch_size(run_here: Path, mixture: str, total_batch_size: int, num_rows: int) -> None:
+    """Four steps of 4 rows, then others: ten steps are ten steps, and their rates are those of ten."""
+    run(mid_train, mixture, "--num_iterations=4", "--warmdown_ratio=1")
+    state = run(
+        mid_train,
+        mixture,
+        "--num_iterations=10",
+        "--warmdown_ratio=1",
+        "--resume",
+        f"--total_batch_size={total_batch_size}",
+    )
+    assert (state.step, (state.cursor or {})["rows"]) == (10, num_rows)
+    rates = [row["lr_multiplier"] for row in state.history if "lr_multiplier" in row]
+    assert rates[4] == pytest.approx(1 - 16 / num_rows)
+    assert 0 < rates[9] < rates[8] < rates[4]
+    state = run(mid_train, mixture, "--num_iterations=2", "--resume", f"--total_batch_size={total_batch_size}")
+    assert (state.step, (state.cursor or {})["rows"]) == (10, num_rows)
+    section = json.loads((run_here / "report" / "mid_train.json").read_text(encoding="utf-8"))
+    assert section["metrics"]["tokens"] == (state.cursor or {})["tokens"]
+
+
 def test_resume_from_a_step(run_here: Path, mixture: str) -> None:
     flags = [mixture, "--save_every=4", "--num_iterations=12"]
     folder = run_here / "mid_checkpoints" / "d1"
