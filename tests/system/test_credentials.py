@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -161,27 +160,30 @@ def test_the_libraries_of_the_hub_are_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
 
 
-LOAD = """
-import json, sys
-from nanochat.common import UserError
-from tasks.hub import load_table
-try:
-    load_table("owner/name", "data", "train", ["a"])
-except UserError as error:
-    print(json.dumps(str(error)))
+ASK_HUB = """
+import contextlib, sys
+from nanochat.system.credentials import protect_hub_token
+if sys.argv[1] == "protected":
+    protect_hub_token()
+from huggingface_hub import HfApi
+with contextlib.suppress(Exception):  # the server has no such page
+    HfApi().dataset_info("owner/name")
 """
 
 
 @pytest.mark.slow
 def test_the_library_sends_no_token_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would, without `protect_hub_token`."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
-    with running(FileServer()) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        result = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True, timeout=120)
-    assert "owner/name (data, train) cannot be loaded" in json.loads(result.stdout)
-    assert server.authorizations
-    assert set(server.authorizations) == {None}
+    monkeypatch.delenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", raising=False)
+    sent = {}
+    for case in ("protected", "not protected"):
+        with running(FileServer()) as server:
+            monkeypatch.setenv("HF_ENDPOINT", server.url)
+            subprocess.run([sys.executable, "-c", ASK_HUB, case], check=True, timeout=120)
+        assert server.authorizations
+        sent[case] = f"Bearer {SECRET}" in server.authorizations
+    assert sent == {"protected": False, "not protected": True}
