@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from dev.fault_kinds.outcome import VERDICTS, Outcome
 from dev.fault_kinds.stages import remove
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, check_file_writable, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 
 COUNTS = {  # of cases: small, full
@@ -50,7 +50,7 @@ class Config(Settings):
     full: bool = setting(False, "the number of cases that README's table gives")
     count: int = setting(-1, "cases of each kind (-1: by `full`)")
     seed: int = setting(0, "seed of the cases")
-    out: str = setting("", "file for the outcomes, a line of JSON each (default: none)")
+    out: Path | None = setting(None, "file for the outcomes, a line of JSON each")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +61,8 @@ class Config(Settings):
 
 def main(config: Config) -> None:
     """Run the kinds one after the other, and print a table."""
+    if config.out:
+        check_file_writable(config.out)
     outcomes: list[Outcome] = []
     folder = Path(tempfile.mkdtemp(prefix="nanochat-faults-"))
     for kind in config.kinds.split(","):
@@ -73,7 +75,7 @@ def main(config: Config) -> None:
     print0(table(outcomes))
     if config.out:
         lines = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
-        Path(config.out).write_text(lines, encoding="utf-8")
+        write_text_atomic(config.out, lines)
     if any(outcome.verdict != "ok" for outcome in outcomes):
         print0(f"\nThe files of the cases that failed are in {folder}")
         sys.exit(1)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from nanochat.checkpoints.meta import ARCH, FORMAT, META_FILE, CheckpointMeta, RunMeta, read_meta, seal
 from nanochat.checkpoints.tensors import file_facts, find_non_finite, load_tensors, tensor_shapes
-from nanochat.common import UserError, base_dir, print0
+from nanochat.common import UserError, base_dir, check_name, print0
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.system.files import flush_folder, flush_to_disk
@@ -110,6 +110,8 @@ def run_dir(source: str, tag: str) -> Path:
     """Return the folder of a run's checkpoints. `source`: its stage (base, mid, sft or rl). `tag`: its tag, as d20."""
     if source not in CHECKPOINT_DIRS:
         raise UserError(f"no stage {source!r}: choose one of {', '.join(CHECKPOINT_DIRS)}")
+    if tag:  # empty: the folder of all runs of a stage
+        check_name(tag, "model_tag")
     return base_dir() / CHECKPOINT_DIRS[source] / tag
 
 

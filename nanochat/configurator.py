@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from nanochat.common import UserError, check_name, command, expand_path, print0
+from nanochat.system.files import use_caches_without_home
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -187,6 +188,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, doc: str | N
 def cli(config_class: type[C], main: Callable[[C], object], doc: str | None = None) -> None:
     """Run a script: read its config and call `main(config)`. Errors and signals end it as `command` describes."""
     with command(_resume_hint(config_class)):
+        use_caches_without_home()
         main(parse(config_class, None, doc))
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from nanochat.system.console import print0
+from nanochat.system.errors import UserError
 from nanochat.system.files import base_dir, write_json_cache
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
@@ -152,14 +153,20 @@ def measure_bf16() -> Bf16Probe | None:
         facts = f"{platform.node()} {sorted(flags)} {version('torch')} {isa}"
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
-    path = base_dir() / "cpu.json"
+    try:
+        path = base_dir() / "cpu.json"
+    except UserError:  # there is no home folder: what needs the base folder will say so
+        path = None
     isa = os.environ.get(ISA_VARIABLE, "")
-    probe = read_cached_probes(path).get(cache_key(isa))
+    stored = read_cached_probes(path) if path else {}
+    probe = stored.get(cache_key(isa))
     if probe is None:
         print0("Trying bf16 matrix products on this processor (once) ...")
         probe = probe_bf16(isa)
         # The second entry serves this process and its children, in which the variable is set below.
-        write_json_cache(path, {**read_cached_probes(path), cache_key(isa): probe, cache_key(probe["isa"]): probe})
+        if path:
+            stored = read_cached_probes(path)  # another process may have added to it meanwhile
+            write_json_cache(path, {**stored, cache_key(isa): probe, cache_key(probe["isa"]): probe})
     if probe["isa"]:
         os.environ[ISA_VARIABLE] = probe["isa"]
     return probe

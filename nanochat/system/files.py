@@ -1,11 +1,14 @@
-"""The base folder (`$NANOCHAT_BASE_DIR`), paths and names as users write them, and atomic writes of files."""
+"""The base folder (`$NANOCHAT_BASE_DIR`), paths and names as users write them, atomic writes, folders of caches."""
 
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ from nanochat.system.console import print0
 from nanochat.system.errors import UserError, error_number, reason_and_remedy
 
 MAX_NAME_BYTES = 200  # file systems allow 255, and a temporary file's name is longer than that of its file
+INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 OTHER_FOLDER = "set NANOCHAT_BASE_DIR to a folder that can be written to"  # a remedy, if the reason suggests none
 # Answers of file systems that cannot flush this kind of file, as some network file systems give for folders. What is
 # written there is as safe as the file system makes it; it is no reason to give up a file that is complete.
@@ -246,3 +250,47 @@ def _removed_on_failure(temporary: Path) -> Iterator[None]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+# --- folders of the libraries' caches, where the usual ones cannot be used -------------------------------------------
+
+
+def use_caches_without_home() -> None:
+    """Keep the downloads of Hugging Face's libraries in the base folder if there is no home folder.
+
+    As for the number of a user that a container does not know. The libraries would make a folder of the name `~` in the
+    current one. Call this before they are imported. Without a base folder either, nothing is changed.
+    """
+    if os.path.expanduser("~") != "~" or "HF_HOME" in os.environ or "XDG_CACHE_HOME" in os.environ:
+        return
+    try:
+        os.environ["HF_HOME"] = str(base_dir().absolute() / "huggingface")
+    except UserError:
+        return
+
+
+def use_writable_compile_cache() -> None:
+    """Keep compiled kernels in the base folder if torch's own folder for them, in the temporary one, is not writable.
+
+    Not every version of torch can name its folder for a user without an entry, so it is named here. A cache that cannot
+    be kept anywhere is left to torch, and the model then trains uncompiled.
+    """
+    if os.environ.get(INDUCTOR_VARIABLE):
+        return
+    for folder in (_default_compile_cache, lambda: base_dir().absolute() / "compiled"):
+        try:
+            path = folder()
+            check_writable(path)
+        except (UserError, OSError):
+            continue
+        os.environ[INDUCTOR_VARIABLE] = str(path)
+        return
+
+
+def _default_compile_cache() -> Path:
+    """Return torch's folder of compiled kernels."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = f"uid_{os.getuid()}"
+    return Path(tempfile.gettempdir()) / ("torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))

@@ -15,6 +15,7 @@ from nanochat.layers.fp8 import check_fp8_device, check_fp8_sizes
 from nanochat.layers.softcap_loss import softcap_terms
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
 from nanochat.runtime import Runtime
+from nanochat.system.files import use_writable_compile_cache
 from nanochat.train import Forward, LoopState, warm_up
 from nanochat.training.resume import restore_loop_state
 
@@ -80,6 +81,7 @@ def compile_model(
         outcome = 1
     else:
         print0("Compiling the model (the first time takes up to a minute) ...")
+        use_writable_compile_cache()
         try:
             compiled = CompiledModel(model)
             warm_up(compiled, model, batch_size, sequence_len or model.config.sequence_len)

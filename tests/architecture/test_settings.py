@@ -88,6 +88,44 @@ def test_every_setting_is_read() -> None:
     assert UNREAD.keys() <= {name for source in sources() for name in settings(source)}
 
 
+# Texts that speak of a file, a folder or a name, and are neither a path nor the name of a folder.
+NO_PATHS = {
+    *("tasks", "task_name", "push", "compare", "other", "corpora", "stages", "text_column", "model", "key_env"),
+}
+
+
+def undeclared_places(files: Iterable[Source]) -> Iterator[str]:
+    """Settings of the type str that are paths or names of folders by their help or name, but not declared as such."""
+    for source in files:
+        if source.path.startswith("tests/"):
+            continue
+        for name, (node, _) in settings(source).items():
+            assert isinstance(node.value, ast.Call)
+            arguments = {keyword.arg for keyword in node.value.keywords}
+            help_text = ast.unparse(node.value.args[1])
+            is_place = re.search(r"\b(folder|file)s?\b", help_text, re.IGNORECASE) or name in ("run", "model_tag")
+            is_text = "str" in ast.unparse(node.annotation) and not {"names", "choices"} & arguments
+            if is_place and is_text and name not in NO_PATHS:
+                yield f"{source.path}:{node.lineno}: {name} is a text: declare names= or the type Path"
+
+
+def test_paths_and_names_are_declared() -> None:
+    """So that `~` is expanded in all of them alike, and no tag leaves its folder."""
+    assert not list(undeclared_places(sources()))
+
+
+def test_an_undeclared_path_is_found() -> None:
+    def complaints(declaration: str) -> list[str]:
+        text = f"class Config(Settings):\n    {declaration}\n"
+        return list(undeclared_places([Source("scripts/x.py", text)]))
+
+    assert complaints("data: str = setting('', 'folder of the text')")
+    assert complaints("model_tag: str | None = setting(None, 'model to use')")
+    assert not complaints("data: Path = setting(Path(), 'folder of the text')")
+    assert not complaints("data: str = setting('', 'folder of the text', names='path')")
+    assert not complaints("depth: int = setting(1, 'layers')")
+
+
 def test_an_unread_setting_is_found() -> None:
     text = "class Config(Settings):\n    lr: float = setting(1, 'x')\n"
     text += "    def __post_init__(self):\n        assert self.lr, 'lr'\n"

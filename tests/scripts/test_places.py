@@ -19,9 +19,13 @@ from scripts import (
     base_eval,
     base_loss,
     base_train,
+    chat_cli,
     chat_eval,
     chat_rl,
     chat_sft,
+    chat_web,
+    export_hf,
+    import_hf,
     mid_train,
     tok_eval,
     tok_train,
@@ -117,6 +121,33 @@ def test_the_place_is_tried_before_the_work(
     assert line.startswith(f"error: cannot write {run_here / result}"), line
     assert re.search(r"a folder is needed: remove it, or set NANOCHAT|it is a folder: remove it", line), line
     assert sorted(path for path in run_here.rglob("*") if path.is_file()) == before, "no temporary file is left"
+
+
+COMMANDS: list[tuple[ModuleType, tuple[str, ...]]] = [
+    *dict.fromkeys((script, flags) for script, flags, _ in RESULTS if "--hf_path=x" not in flags),
+    (chat_cli, ("--prompt=hi",)),
+    (chat_web, ()),
+    (export_hf, ("--out=~/x",)),
+    (import_hf, ("~/x",)),
+]
+
+
+@pytest.mark.usefixtures("run_here")
+@pytest.mark.parametrize(("script", "flags"), COMMANDS)
+def test_no_home_is_a_line(
+    script: ModuleType, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+) -> None:
+    """As for the number of a user that a container does not know, without HOME."""
+
+    def no_home(path: Path) -> Path:
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    given = [flag for flag in flags if not flag.startswith("--mixture")]
+    assert re.search("HOME is not set .* set HOME, or NANOCHAT_BASE_DIR", refusal(script, *given))
 
 
 def test_every_command_with_a_section_is_in_the_list() -> None:

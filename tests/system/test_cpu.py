@@ -158,6 +158,15 @@ WRONG_TYPES = [
 ]
 
 
+def test_a_result_without_a_base_folder(
+    machine: Callable[[Outcome], Processor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "~nobody-of-this-name/x")
+    machine(lambda _: 3.0)
+    assert cpu.measure_bf16_speedup() == 3.0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 @pytest.mark.parametrize("content", WRONG_TYPES)
 def test_a_stored_result_of_a_wrong_type_is_not_used(base_dir: Path, content: str) -> None:
     (base_dir / "cpu.json").write_text(content, encoding="utf-8")

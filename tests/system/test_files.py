@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +14,15 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.system.files import (
+    INDUCTOR_VARIABLE,
     MAX_NAME_BYTES,
     base_dir,
     check_file_writable,
     check_name,
     check_writable,
     expand_path,
+    use_caches_without_home,
+    use_writable_compile_cache,
     write_json_atomic,
     write_json_cache,
     write_text_atomic,
@@ -263,3 +268,84 @@ def test_an_error_that_is_no_fault_of_a_file_stays(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_text_atomic(tmp_path / "a.txt", 1)  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == []
+
+
+# --- folders of caches ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_caches_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the variables is set, and they are restored after the test."""
+    for name in ("HF_HOME", "XDG_CACHE_HOME", INDUCTOR_VARIABLE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("_no_caches_set")
+def test_downloads_with_a_home(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(base_dir))
+    use_caches_without_home()
+    assert "HF_HOME" not in os.environ
+
+
+@pytest.mark.usefixtures("_no_caches_set")
+def test_downloads_without_a_home(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    use_caches_without_home()
+    assert os.environ["HF_HOME"] == str(base_dir / "huggingface")
+    monkeypatch.setenv("HF_HOME", "mine")
+    use_caches_without_home()
+    assert os.environ["HF_HOME"] == "mine"
+    assert list(base_dir.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_no_caches_set")
+def test_no_place_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    use_caches_without_home()
+    assert "HF_HOME" not in os.environ
+
+
+@pytest.mark.usefixtures("_no_caches_set")
+def test_compiled_kernels(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch's folder, whose name is the same here; else in the base folder; a user's choice stays."""
+    cache_dir_utils = pytest.importorskip("torch._inductor.runtime.cache_dir_utils")
+    monkeypatch.delenv(INDUCTOR_VARIABLE, raising=False)  # the import may set it
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    use_writable_compile_cache()
+    assert os.environ[INDUCTOR_VARIABLE] == cache_dir_utils.default_cache_dir()
+
+    monkeypatch.delenv(INDUCTOR_VARIABLE)
+    (tmp_path / "temporary").write_text("", encoding="utf-8")
+    use_writable_compile_cache()
+    assert os.environ[INDUCTOR_VARIABLE] == str(base_dir / "compiled")
+
+    monkeypatch.setenv(INDUCTOR_VARIABLE, "mine")
+    use_writable_compile_cache()
+    assert os.environ[INDUCTOR_VARIABLE] == "mine"
+
+
+@pytest.mark.usefixtures("_no_caches_set")
+def test_compiled_kernels_of_an_unknown_user(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_entry() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    assert base_dir.is_dir()
+    monkeypatch.setattr(getpass, "getuser", no_entry)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    use_writable_compile_cache()
+    assert os.environ[INDUCTOR_VARIABLE] == f"{tmp_path}/torchinductor_uid_{os.getuid()}"
+
+
+@pytest.mark.usefixtures("_no_caches_set")
+def test_compiled_kernels_without_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file"))
+    use_writable_compile_cache()
+    assert INDUCTOR_VARIABLE not in os.environ
