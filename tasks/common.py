@@ -176,8 +176,9 @@ def make_multiple_choice(
     return make_conversation(prompt, letters[answer], letters=letters)
 
 
+# Spaces belong to the sign before them: with several `\s*` in a row, a long run of spaces would take for ever.
 _NUMBER = re.compile(
-    r"\s*(?P<sign>[-+\u2212])?\s*\$?\s*(?P<inner>[-+\u2212])?\s*"
+    r"\s*(?:(?P<sign>[-+\u2212])\s*)?(?:\$\s*)?(?:(?P<inner>[-+\u2212])\s*)?"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
 _MAX_DIGITS = 100

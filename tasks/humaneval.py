@@ -7,6 +7,8 @@ prose before and after, truncated. It runs together with its tests in the sandbo
 from __future__ import annotations
 
 import ast
+import bisect
+import math
 import re
 import secrets
 import textwrap
@@ -21,7 +23,14 @@ from tasks.hub import HubTask
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_START = re.compile(r"^(?:def |async def |class |import |from \w[\w.]* import |@\w)", re.MULTILINE)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_UNREADABLE = re.compile("[\0\ud800-\udfff]")  # characters that make any program invalid
+_TRIPLE_QUOTE = re.compile("\"\"\"|'''")
+_EMPTY = re.compile(r"\s*(?:#(?!.*(?:\"\"\"|''')).*)?$")  # lines without code: a comment, or nothing
+_DECORATOR = re.compile(r"@[^#'\"\\]*$")
+_TRY = re.compile(r"\s*try\s*:")
 _MAX_COMPLETION_CHARS = 20_000  # the rest of a completion is ignored
+_MAX_PARSES = 30  # attempts to parse a completion, of which each is shorter than the one before; most take one or two
 _PARSE_LOCK = threading.Lock()  # `catch_warnings` changes the warning filter of all threads
 
 
@@ -112,16 +121,90 @@ def _candidate_bodies(code: str) -> list[str]:
 def _longest_valid_prefix(head: str, code: str) -> str:
     """Return `head` followed by as many leading lines of the code as parse together with it."""
     lines = code.rstrip().splitlines()
-    while lines and not _is_valid_python(head + "\n".join(lines)):
-        lines.pop()
-    return head + "\n".join(lines)
+    return head + "\n".join(lines[: _num_valid_lines(head, lines)])
+
+
+def _num_valid_lines(head: str, lines: list[str]) -> int:
+    """Return the largest number of lines that parse together with `head`, or 0 after _MAX_PARSES attempts.
+
+    To parse once for each number of lines would take time in proportion to the square of their number. Instead, the
+    place of each error tells which shorter texts have the same error.
+    """
+    if _UNREADABLE.search(head):
+        return 0
+    num_lines = next((index for index, line in enumerate(lines) if _UNREADABLE.search(line)), len(lines))
+    num_head_lines = len(_LINE_END.findall(head))
+    for _ in range(_MAX_PARSES):
+        error = _parse_error(head + "\n".join(lines[:num_lines])) if num_lines else None
+        if error is None:
+            return num_lines
+        if isinstance(error, SyntaxError):
+            num_lines = _shorten(lines[:num_lines], error, num_head_lines)
+        else:  # nested too deeply for the parser, as are all texts that are longer still
+            num_lines = bisect.bisect_left(
+                range(1, num_lines),
+                True,
+                key=lambda size: not isinstance(_parse_error(head + "\n".join(lines[:size])), SyntaxError | None),
+            )
+    return 0
+
+
+def _shorten(lines: list[str], error: SyntaxError, num_head_lines: int) -> int:
+    """Return a number of lines, fewer than all, such that no larger number of them is valid. `error`: that of all."""
+    error_line = error.lineno - num_head_lines if error.lineno else len(lines)  # the first line is 1
+    before = max(0, min(error_line - 1, len(lines)))  # if more must follow, the error is after the last line
+    if error.msg.startswith("expected 'except' or 'finally'"):
+        start = _find_open_try(lines[:before])
+        before = before if start is None else start
+    return _drop_incomplete(lines[: min(before, len(lines) - 1)])
+
+
+def _drop_incomplete(lines: list[str]) -> int:
+    """Return the number of lines without those at the end after which more must follow, whatever they mean.
+
+    These are headers of blocks and decorators, both also if only comments follow, and continued lines.
+    """
+    while lines:
+        last = next((index for index in range(len(lines) - 1, -1, -1) if not _EMPTY.match(lines[index])), None)
+        if last is None:
+            break
+        text = lines[last].strip()
+        is_continuation = last > 0 and lines[last - 1].endswith("\\")
+        is_header = text.endswith(":") and "#" not in text
+        is_decorator = _DECORATOR.match(text) and text.count("(") == text.count(")") and not is_continuation
+        if is_header or is_decorator:
+            lines = lines[:last]
+        elif lines[-1].endswith("\\") and "#" not in lines[-1]:
+            lines = lines[:-1]
+        else:
+            break
+    return len(lines)
+
+
+def _find_open_try(lines: list[str]) -> int | None:
+    """Return the index of the innermost `try` whose block contains the last line; None if it is not certain."""
+    indent: float = math.inf
+    for index in range(len(lines) - 1, -1, -1):
+        text = lines[index].expandtabs(8)
+        if _TRIPLE_QUOTE.search(text):
+            return None  # within a string, indentation has no meaning
+        width = len(text) - len(text.lstrip())
+        if not _EMPTY.match(text) and width < indent:
+            indent = width
+            if _TRY.match(text):
+                return index
+    return None
 
 
 def _is_valid_python(program: str) -> bool:
+    return _parse_error(program) is None
+
+
+def _parse_error(program: str) -> Exception | None:
     with _PARSE_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             ast.parse(program)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
-        return True
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            return error
+        return None

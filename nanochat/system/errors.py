@@ -39,11 +39,11 @@ _REMEDIES = {
 _RUST_IO_ERROR = re.compile(r"(?:\bOs \{ code: |\(os error )(\d+)")
 
 
-# User and password of an address, and values in its query that open doors.
-_USER_OF_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'\"]*@")
-_SECRET_IN_QUERY = re.compile(
-    r"(?i)([?&][\w.-]*(?:token|api_?key|secret|password|passwd|signature|credential|auth|sig)[\w.-]*=)[^\s&#'\"]+"
-)
+# User and password of an address, and values in its query that open doors. Each pattern takes time in proportion to the
+# text, whatever the text is: these are applied to everything that is printed.
+_USER_OF_URL = re.compile(r"(?<=[A-Za-z0-9+.-]://)[^\s/?#'\"@]*@(?:[^\s/?#'\"@]*@)*")
+_VALUE_IN_QUERY = re.compile(r"([?&]([\w.-]*)=)[^\s&#'\"]+")
+_SECRET_NAME = re.compile(r"(?i)token|api_?key|secret|password|passwd|signature|credential|auth|sig")
 _SECRET_VARIABLE = re.compile(r"(?i)(?:.*[_-])?(?:token|(?:api|access)[_-]?key|secret|password|passwd)")
 _MIN_SECRET_LEN = 8  # of a variable's value; a shorter one could be an ordinary word
 
@@ -58,12 +58,16 @@ def hide_credentials(text: str) -> str:
     'https://***@host/a.zip?v=1&access_token=*** is not a zip file'
     """
     if "://" in text:
-        text = _SECRET_IN_QUERY.sub(r"\1***", _USER_OF_URL.sub(r"\1***@", text))
+        text = _VALUE_IN_QUERY.sub(_hide_value, _USER_OF_URL.sub("***@", text))
     for name, value in os.environ.items():
         secret = value.strip()
         if len(secret) >= _MIN_SECRET_LEN and secret in text and _SECRET_VARIABLE.fullmatch(name):
             text = text.replace(secret, "***")
     return text
+
+
+def _hide_value(match: re.Match[str]) -> str:
+    return f"{match[1]}***" if _SECRET_NAME.search(match[2]) else match[0]
 
 
 class UserError(ValueError):
@@ -97,7 +101,8 @@ def find_lost_process(error: BaseException) -> str | None:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines or not (type(error).__name__ in STORE_ERRORS or LOST_CONNECTION.search(str(error))):
         return None
-    cause = re.sub(r"\[\S*/gloo/\S*\] ", "", lines[0]).partition(". This is")[0]  # without the place in gloo's source
+    place, _, reason = lines[0].partition("] ")  # gloo begins with a place in its source, in brackets
+    cause = (reason if place.startswith("[") and "/gloo/" in place else lines[0]).partition(". This is")[0]
     return f"process {os.environ.get('RANK', '0')}: another process of this run has ended or cannot be reached: {cause}"
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TrainingTexts: TypeAlias = "Iterable[str | ArrowTexts] | ArrowTexts"
 """Strings and Arrow arrays of strings, in any mixture, or one such array."""
 
+_SPACES = re.compile(r"\s+")
+_MAX_SPACES = 1 << 16  # in a row; tiktoken's regular expressions fail (a panic in Rust) from about a million on
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # surrogateescape maps bytes that are not UTF-8 to these
 
 
@@ -86,10 +88,18 @@ def iter_strings(texts: Texts | TrainingTexts) -> Iterator[Any]:
             yield item
 
 
+def _has_long_run(text: str) -> bool:
+    """Return True if a text has more spaces in a row than tiktoken can take."""
+    return len(text) > _MAX_SPACES and any(
+        match.end() - match.start() > _MAX_SPACES for match in _SPACES.finditer(text)
+    )
+
+
 class TiktokenEncoder:
     """The interface of the Rust extension's `Encoder`, implemented with tiktoken."""
 
     def __init__(self, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]) -> None:
+        self._pattern = pattern
         ranks = {token: rank for rank, token in enumerate(tokens)}
         specials = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
         try:
@@ -102,19 +112,32 @@ class TiktokenEncoder:
     def encode(self, text: str | bytes) -> list[int]:
         """Return the ids of one text. A run of bytes that are not UTF-8 is one word."""
         if isinstance(text, str):
-            return self._encoding.encode_ordinary(text)
+            return self._encode_string(text)
         ids: list[int] = []
         for index, part in enumerate(_NOT_UTF8.split(text.decode("utf-8", "surrogateescape"))):
             if index % 2:  # the pattern's group: bytes that are not UTF-8
                 ids += self._encoding._encode_single_piece(part.encode("utf-8", "surrogateescape"))
             else:
-                ids += self._encoding.encode_ordinary(part)
+                ids += self._encode_string(part)
         return ids
+
+    def _encode_string(self, text: str) -> list[int]:
+        if _has_long_run(text):
+            return self._encode_words(text)
+        return self._encoding.encode_ordinary(text)
+
+    def _encode_words(self, text: str) -> list[int]:
+        """Return the ids of a text that tiktoken cannot cut into words: another library does, which is slower."""
+        import regex  # takes time to import, and is rarely needed
+
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as tiktoken treats half a pair
+        words = (match.group().encode("utf-8") for match in regex.finditer(self._pattern, whole))
+        return [token for word in words for token in self._encoding._encode_single_piece(word)]
 
     def encode_lists(self, texts: Texts, num_threads: int = 1) -> list[list[int]]:
         """Return the ids of each text as a list."""
         strings = list(iter_strings(texts))
-        if all(isinstance(text, str) for text in strings):
+        if all(isinstance(text, str) and not _has_long_run(text) for text in strings):
             return self._encoding.encode_ordinary_batch(strings, num_threads=num_threads)
         return [self.encode(text) for text in strings]
 

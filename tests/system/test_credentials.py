@@ -187,3 +187,10 @@ def test_the_library_sends_no_token_over_http(tmp_path: Path, monkeypatch: pytes
         assert server.authorizations
         sent[case] = f"Bearer {SECRET}" in server.authorizations
     assert sent == {"protected": False, "not protected": True}
+
+
+@pytest.mark.parametrize("run", ["a", "a:", "://", "?token", "&a=", "?sig=", "@", "a@", ":", "http://a"])
+def test_long_texts_without_credentials(run: str) -> None:
+    """Everything printed goes through this function, so that it takes time in proportion to the text."""
+    for text in ("://" + run * 200_000, "?" + run * 200_000 + "://"):
+        assert len(hide_credentials(text)) <= len(text) + 200_000 * 3

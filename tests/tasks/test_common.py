@@ -164,3 +164,10 @@ def test_a_categorical_task_scores_letters_and_knows_its_chance() -> None:
     assert not task.evaluate(task[0], "B")
     assert task.chance == (1 / 2 + 1 / 3) / 2
     assert NumberTask(3).chance == 0
+
+
+@pytest.mark.parametrize("run", [" ", "\n", " -", "$ ", "- ", "0", ",000", "#", "####"])
+def test_long_runs_before_a_number(run: str) -> None:
+    """A completion of many spaces is read in time in proportion to its length; each `\\s*` more would be a power."""
+    for text in (run * 200_000, "####" + run * 200_000 + "x", "#### -" + run * 200_000 + "7"):
+        assert extract_final_number(text) in (None, 7, -7)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.tokenization.chat_format import Conversation
+from tasks import humaneval
 from tasks.humaneval import HumanEval, extract_program
 from tasks.registry import get_task
 
@@ -130,6 +131,116 @@ FRAGMENTS = ["```", "python\n", SIGNATURE, BODY, "def ", "\n", "    ", "total", 
 )  # fmt: skip
 def test_any_text_gives_a_program(answer: str) -> None:
     assert isinstance(extract_program(PROMPT, "total", answer), str)
+
+
+def longest_valid_prefix(head: str, code: str) -> str:
+    """The readable twin of humaneval's function: it parses once for each number of lines."""
+    lines = code.rstrip().splitlines()
+    while lines and humaneval._parse_error(head + "\n".join(lines)) is not None:
+        lines.pop()
+    return head + "\n".join(lines)
+
+
+HEADS = ["", "def f(x):\n", "import a\n\ndef f():\n    '''doc'''\n", "def f():\n    '''doc\n", "x = (\n", "\0\n"]
+LINES = r"""
+@a
+@a(1)
+x = (
+y = 1
+    y = 2
+        z = 3
+if x:
+    if y:
+else:
+try:
+    try:
+    pass
+        pass
+except E:
+    except E:
+        return 1
+finally:
+# c
+    # c
+
+    '''
+'''
+s = 'a
+This is prose, isn't it
+)
+x = 1 \
+\
+def f():
+    return (1,
+  2)
+class A:
+f'{x!}'
+f'{'
+f'''
+{a
+x[1:
+	y
+a @ \
+@b
+'''# '''
+# '''
+x = = 1
+match x:
+    case 1:
+1 = x
+f(a=1, 2)
+print(f"{x['a']}")
+    '
+""".split("\n")  # fmt: skip
+LINES += ["\0", "\ud800", "x\x0cy", "-" * 3000 + "1", '    """']
+SOURCE = Path(humaneval.__file__).read_text(encoding="utf-8").splitlines()
+
+
+@st.composite
+def broken_source(draw: st.DrawFn) -> str:
+    """A part of a program with a few other lines in it, or such lines alone."""
+    start = draw(st.integers(0, len(SOURCE)))
+    lines = SOURCE[start : start + draw(st.integers(0, 30))]
+    for line in draw(st.lists(st.sampled_from(LINES), max_size=12)):
+        lines.insert(draw(st.integers(0, len(lines))), line)
+    return "\n".join(lines)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(HEADS), broken_source())
+def test_the_longest_valid_prefix(head: str, code: str) -> None:
+    assert humaneval._longest_valid_prefix(head, code) == longest_valid_prefix(head, code)
+
+
+# Repeated, these lines make a text of which nothing, or only its beginning, can be parsed.
+REPEATED = [
+    *("@a", "@a(1)", "@a\n# c", "x y", "isn't", "(", ")", "x = (", "\\", "x = 1 \\", "'", "'''", "{1:", "[", "f'{"),
+    *("if x:", "x:", "try:", " try:", "try:\n  a", "try:\n  a\n  b", "try: a", "for x in", "lambda:", "a = 1\n b"),
+    *("try:\n try:\n  a\n except E:\n  a", "try:\n '''\n'''", "-", "a\n" * 9 + "(", "\0", "\ud800", "else:"),
+    *("if x:\n  a\nelse:", "a = 1\n@b", "a.b[", "a\f", "1 = x", "def f(a=1, b): 1", "return (", "x = '\\", "async"),
+    *("@a\n\\", "@a '", "a @", "#", "match x:", "f'{'"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["", "a = 1\n", "try:\n", "if a:\n  try:\n    b\n", "x = (\n", "'''\n"])
+def test_the_work_is_in_proportion_to_the_text(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser reads a text 30 times at most; once for each of its lines would be 50 million characters."""
+    parse_error = humaneval._parse_error
+    num_parsed = 0
+
+    def count(program: str) -> Exception | None:
+        nonlocal num_parsed
+        num_parsed += len(program)
+        return parse_error(program)
+
+    monkeypatch.setattr(humaneval, "_parse_error", count)
+    for line in REPEATED:
+        bad = start + f"{line}\n" * 3000
+        for completion in (bad, SIGNATURE + textwrap.indent(bad, "    ")):
+            num_parsed = 0
+            extract_program(PROMPT, "total", completion)
+            assert num_parsed < 2_000_000, (line, num_parsed)
 
 
 def test_a_long_answer_is_truncated() -> None:

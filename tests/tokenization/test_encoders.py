@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
+from nanochat.tokenization import encoders
 from nanochat.tokenization.bpe_reference import ReferenceTokenizer
 from nanochat.tokenization.encoders import TiktokenEncoder, encoder_class
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
@@ -285,3 +286,24 @@ def test_real_text(shared_data: Path, name: str) -> None:
         rust_ids, rust_offsets = map(np.asarray, rust.encode_batch(texts, num_threads))
         np.testing.assert_array_equal(rust_ids, ids, strict=True)
         np.testing.assert_array_equal(rust_offsets, offsets, strict=True)
+
+
+@pytest.mark.parametrize("name", list(PAIRS))
+@given(st.lists(st.text(st.sampled_from(" \n\t\r\x0b\x1c\x85\xa0\u2003\u3000xé1!'\ud800"), max_size=30), max_size=4))
+@settings(deadline=None)
+def test_long_runs_of_spaces(name: str, texts: list[str]) -> None:
+    """Texts that tiktoken cannot cut into words have the same ids; here each text with a space is taken for one."""
+    rust, tiktoken = PAIRS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "_MAX_SPACES", 0)
+        assert tiktoken.encode_lists(texts) == rust.encode_lists(texts) == [tiktoken.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("space", [" ", "\n ", "\xa0"])
+@pytest.mark.slow
+def test_a_million_spaces(space: str) -> None:
+    rust, tiktoken = NANOCHAT
+    text = "x" + space * 1_000_001 + "y"
+    assert tiktoken.encode(text) == rust.encode(text)
+    assert tiktoken.encode_lists(["a", text]) == rust.encode_lists(["a", text])
+    assert tiktoken.encode(text.encode() + b"\xff") == rust.encode(text.encode() + b"\xff")
