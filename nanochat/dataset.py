@@ -244,7 +244,9 @@ def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Mani
 
 
 def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
-    path = Path(config.source).resolve()
+    path = Path(config.source)
+    if path.is_file() or path.is_dir():
+        path = path.resolve()  # not for a pipe, which has no real path
     if path.is_dir() and path in (folder.resolve(), *folder.resolve().parents):
         raise UserError(
             f"--source {config.source}: contains the folder {folder} that is written to; name another folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -201,6 +202,18 @@ def test_two_imports_at_once_take_turns(base_dir: Path, tmp_path: Path) -> None:
     train, val = read_splits(base_dir / "base_data")
     assert sorted(train + val) == sorted(numbered_texts(50))
     assert json.loads((base_dir / "report" / "dataset.json").read_text(encoding="utf-8"))["metrics"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_of_the_shell_is_refused(tmp_path: Path) -> None:
+    """As in `--source <(zcat a.gz)`: a link below /dev/fd, whose target is no path."""
+    read_end, write_end = os.pipe()
+    try:
+        with pytest.raises(UserError, match="neither a file nor a folder; a pipe must be saved to a file first"):
+            prepare(Config(source=f"/dev/fd/{read_end}"), tmp_path / "data")
+    finally:
+        os.close(read_end)
+        os.close(write_end)
 
 
 def test_a_missing_source_is_one_line_and_exit_code_2(base_dir: Path) -> None:
