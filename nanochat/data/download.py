@@ -27,6 +27,7 @@ from tqdm import tqdm
 from nanochat.common import UserError, print0
 from nanochat.data.shards import file_sha256
 from nanochat.system.credentials import has_password, hub_address, hub_token, is_on_hub
+from nanochat.system.files import flush_to_disk
 from nanochat.system.locks import file_lock
 
 T = TypeVar("T")
@@ -263,7 +264,7 @@ class _Download:
                 file.write(block)
                 self.on_bytes(len(block))
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
 
     def _verify(self) -> None:
         part_bytes = self._part_bytes()

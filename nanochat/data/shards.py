@@ -34,6 +34,7 @@ from nanochat.data.manifest import (
     read_manifest,
 )
 from nanochat.data.shard_checks import ShardChecks, file_sha256, is_checking_process
+from nanochat.system.files import flush_to_disk
 
 __all__ = [
     "Documents",
@@ -203,7 +204,7 @@ def write_shard(documents: Iterable[str], path: Path) -> ShardInfo:
                 for group in _row_groups(documents):
                     writer.write_table(pa.table({"text": group}, schema=schema), row_group_size=ROW_GROUP_DOCUMENTS)
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

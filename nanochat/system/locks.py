@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,8 +231,18 @@ def _open(path: Path) -> tuple[bool, int]:
             return True, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                return False, os.open(path, os.O_RDWR)
-    raise OSError(errno.ENOENT, "a link to nothing", str(path))
+                return False, _open_existing(path)
+    raise OSError(errno.EBUSY, "it comes and goes", str(path))
+
+
+def _open_existing(path: Path) -> int:
+    """Open a file that is there. Raises OSError for a link of either kind: taking the lock writes to the file."""
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EPERM, "it is not a file of its own", str(path))
+    return descriptor
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

@@ -172,11 +172,16 @@ def test_a_number_that_was_given_again(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    for path in (tmp_path / "file" / ".lock", tmp_path / "link"):
+    """Links and pipes are not written through either."""
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.link(tmp_path / "file", tmp_path / "hard")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("file/.lock", "dangling", "link", "hard", "pipe"):
         with pytest.raises(UserError, match="cannot be written"):
-            acquire(path, "it is in use by")
+            acquire(tmp_path / name, "it is in use by")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.usefixtures("answer")
