@@ -5,7 +5,9 @@ a special token, even if the text contains its name. `RustBPETokenizer` is train
 `HuggingFaceTokenizer` by the `tokenizers` package on machines where the extension is not built. Both encode in the same
 way and save the same file, `tokenizer.json`:
 
-    {"format": 1, "pattern": str, "ranks": {base64 of the bytes: id}, "special_tokens": {name: id}}
+    {"format": 1, "pattern": str, "ranks": {base64 of the bytes: id}, "special_tokens": {name: id}, "sha256": str}
+
+`sha256` is the hash of the file without this key. Files of earlier versions do not have it.
 
 The parts of this module are in `nanochat/tokenization/`. Its `bpe_reference.py` is the algorithm in plain Python, to
 read and learn from.
@@ -18,14 +20,17 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
 from nanochat.common import UserError, base_dir, print0, visible, write_text_atomic
 from nanochat.system.environment import num_usable_cores
+from nanochat.system.json_files import check_type, read_json
+from nanochat.system.json_text import short_repr
 from nanochat.tokenization.chat_format import Conversation, Span, document_text, render_turns
 from nanochat.tokenization.encoders import TrainingTexts, encoder_class, iter_strings
 from nanochat.tokenization.hugging_face_bpe import ProgressCallback, train_hugging_face
@@ -54,10 +59,24 @@ MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 FORMAT = 1
 TOKENIZER_FILE = "tokenizer.json"
 
+# Text of every class of characters that a split pattern may leave out.
+_PROBE = "It's A\u00c9\u4e2d\u0301 x_12345\t\n \r\n  +-*/ \u20ac\U0001f600\u00a0\u200b\x00\ufffd \n"
+
 RenderedConversation = tuple[list[int], list[int]]
 """Ids and loss mask of a conversation, of equal length; 1 = trained on, 0 = not."""
 
 T = TypeVar("T", bound="Tokenizer")
+
+
+@dataclass(frozen=True)
+class _SavedTokenizer:
+    """The keys of tokenizer.json."""
+
+    format: int
+    pattern: str
+    ranks: dict[str, int]
+    special_tokens: dict[str, int]
+    sha256: str = ""
 
 
 class Tokenizer:
@@ -120,48 +139,45 @@ class Tokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` into a directory, completely or not at all."""
-        write_text_atomic(Path(directory) / TOKENIZER_FILE, self._json)
+        text = json.dumps({**self._content, "sha256": self.hash()}, indent=1) + "\n"
+        write_text_atomic(Path(directory) / TOKENIZER_FILE, text)
 
     @classmethod
     def from_directory(cls: type[T], directory: str | Path) -> T:
         """Read `tokenizer.json` from a directory. Raises UserError if the file is missing or damaged."""
         path = Path(directory) / TOKENIZER_FILE
+        if not path.exists():
+            raise UserError(f"no tokenizer at {path}: train one with `python -m scripts.tok_train`")
         try:
-            with open(path, encoding="utf-8") as file:
-                saved = json.load(file)
-        except FileNotFoundError as error:
-            raise UserError(f"no tokenizer at {path}: train one with `python -m scripts.tok_train`") from error
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}): train a new one with `python -m scripts.tok_train`"
-            ) from error
+            saved = read_json(path)
+        except UserError as error:
+            raise UserError(f"{error}: train a new one with `python -m scripts.tok_train`") from error
         if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             version = saved.get("format") if isinstance(saved, dict) else None
-            raise UserError(f"{path}: format {version!r}, but this program reads format {FORMAT}")
+            raise UserError(f"{path}: format {short_repr(version)}, but this program reads format {FORMAT}")
         try:
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in saved["ranks"].items()}
-            return cls(saved["pattern"], ranks, saved["special_tokens"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path} is damaged: {reason}") from error
+            check_type(saved, _SavedTokenizer, "")
+            ranks = {_token_bytes(token): rank for token, rank in saved["ranks"].items()}
+            tokenizer = cls(saved["pattern"], ranks, saved["special_tokens"])
+            if tokenizer.decode(tokenizer.encode(_PROBE)) != _PROBE:
+                raise UserError("its split pattern loses a part of the text")
+            if "sha256" in saved and saved["sha256"] != tokenizer.hash():
+                raise UserError("it was changed after it was written: its SHA-256 differs")
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+        return tokenizer
 
     @cached_property
-    def _json(self) -> str:
+    def _content(self) -> dict[str, Any]:
         ranks = {base64.b64encode(token).decode("ascii"): rank for token, rank in self.ranks.items()}
-        content = {
-            "format": FORMAT,
-            "pattern": self.pattern,
-            "ranks": ranks,
-            "special_tokens": self.special_tokens,
-        }
-        return json.dumps(content, indent=1) + "\n"
+        return {"format": FORMAT, "pattern": self.pattern, "ranks": ranks, "special_tokens": self.special_tokens}
 
     @cached_property
     def _hash(self) -> str:
-        return hashlib.sha256(self._json.encode("utf-8")).hexdigest()
+        return hashlib.sha256((json.dumps(self._content, indent=1) + "\n").encode("utf-8")).hexdigest()
 
     def hash(self) -> str:
-        """Return the SHA-256 of `tokenizer.json` in hexadecimal: equal for equal tokenizers, saved in checkpoints."""
+        """Return the SHA-256 of `tokenizer.json` without its key `sha256`: equal for equal tokenizers."""
         return self._hash
 
     # --- vocabulary ---
@@ -383,6 +399,17 @@ def trainable_tokenizer_class() -> type[Tokenizer]:
 def get_tokenizer() -> Tokenizer:
     """Load the tokenizer that `scripts.tok_train` saved in `$NANOCHAT_BASE_DIR`. Raises UserError if there is none."""
     return Tokenizer.from_directory(base_dir() / "tokenizer")
+
+
+def _token_bytes(text: str) -> bytes:
+    """Return the bytes of a token in tokenizer.json. Raises UserError if it is written in another way."""
+    try:
+        token = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise UserError(f"the token {short_repr(text)} is not base64 ({error})") from error
+    if not token or base64.b64encode(token).decode("ascii") != text:
+        raise UserError(f"the token {short_repr(text)} is not base64 as it is written")
+    return token
 
 
 def _check_vocabulary(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:

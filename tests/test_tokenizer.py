@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanochat import tokenizer as module
@@ -32,6 +32,7 @@ from nanochat.tokenizer import (
     get_tokenizer,
     trainable_tokenizer_class,
 )
+from tests.support.damage import damaged_bytes, mutated_json, outcome
 
 TEXTS = ["the cat sat on the mat, the cat's mat", "she sees 1234 seas; he sees 56\n\n  indeed\n", "Привет, мир"] * 3
 
@@ -214,13 +215,15 @@ def test_token_bytes_counts_raw_bytes(tokenizer: Tokenizer) -> None:
 def test_the_format_of_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
-    content = (tmp_path / "tokenizer.json").read_bytes()
-    saved = json.loads(content)
-    assert list(saved) == ["format", "pattern", "ranks", "special_tokens"]
+    saved = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    assert list(saved) == ["format", "pattern", "ranks", "special_tokens", "sha256"]
     assert (saved["format"], saved["pattern"]) == (1, SPLIT_PATTERN)
     assert {base64.b64decode(token): rank for token, rank in saved["ranks"].items()} == tokenizer.ranks
     assert saved["special_tokens"] == {name: 291 + i for i, name in enumerate(SPECIAL_TOKENS)}
-    assert tokenizer.hash() == hashlib.sha256(content).hexdigest()
+    without = json.dumps({key: saved[key] for key in list(saved)[:-1]}, indent=1) + "\n"
+    assert tokenizer.hash() == saved["sha256"] == hashlib.sha256(without.encode("utf-8")).hexdigest()
+    (tmp_path / "tokenizer.json").write_text(without, encoding="utf-8")  # as earlier versions wrote it
+    assert Tokenizer.from_directory(tmp_path).hash() == tokenizer.hash()
 
 
 def test_a_missing_file_names_the_command(base_dir: Path) -> None:
@@ -238,9 +241,16 @@ def drop(key: str) -> Any:
     [
         (drop("format"), "format None"),
         (lambda saved: saved.update(format=2), "format 2, but this program reads format 1"),
-        (drop("ranks"), "'ranks' is missing"),
-        (drop("special_tokens"), "'special_tokens' is missing"),
-        (lambda saved: saved.update(ranks=[1]), "is damaged"),
+        (drop("ranks"), "ranks is missing"),
+        (drop("special_tokens"), "special_tokens is missing"),
+        (lambda saved: saved.update(ranks=[1]), "ranks is [1]: must be an object"),
+        (lambda saved: saved["ranks"].update({"AA==": 0.0}), "ranks.AA== is 0.0: must be a whole number"),
+        (lambda saved: saved["ranks"].update({"AA==": True}), "ranks.AA== is True: must be a whole number"),
+        (lambda saved: saved["ranks"].update({"AB==": saved["ranks"].pop("AA==")}), "'AB==' is not base64 as it is"),
+        (lambda saved: saved.update(pattern=None), "pattern is None: must be text"),
+        (lambda saved: saved.update(sha256="0"), "its SHA-256 differs"),
+        (lambda saved: saved.update(sha257=saved.pop("sha256")), "sha257 is not a known key"),
+        (lambda saved: saved.update(pattern=saved["pattern"] + "|x"), "its SHA-256 differs"),
         (lambda saved: saved["ranks"].pop("AA=="), "is damaged: the ids must count up"),
         (lambda saved: saved["ranks"].update({"!!": 5}), "is damaged"),
         (lambda saved: saved["special_tokens"].pop("<|bos|>"), "is damaged: the ids must count up"),
@@ -258,6 +268,36 @@ def test_a_damaged_file_is_refused(tokenizer: Tokenizer, tmp_path: Path, damage:
     with pytest.raises(UserError, match=regex.escape(message)) as caught:
         Tokenizer.from_directory(tmp_path)
     assert "tokenizer.json" in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_damage_is_never_silent(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    """Flipped bits, cuts and zeros are refused in one line, unless the JSON still says the same."""
+    folder = tmp_path_factory.getbasetemp()
+    tokenizer.save(folder)
+    path = folder / "tokenizer.json"
+    path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
+    loaded, message = outcome(lambda: Tokenizer.from_directory(folder))
+    assert str(path) in message or (loaded and loaded.hash() == tokenizer.hash())
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), has_hash=st.booleans())
+def test_wrong_types(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory, data: Any, has_hash: bool) -> None:
+    """Refused in one line, or a tokenizer that can be used; never silent if the file has its hash."""
+    folder = tmp_path_factory.getbasetemp()
+    tokenizer.save(folder)
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_bytes())
+    if not has_hash:
+        del saved["sha256"]
+    path.write_text(json.dumps(data.draw(mutated_json(saved))), encoding="utf-8")
+    loaded, message = outcome(lambda: Tokenizer.from_directory(folder))
+    assert loaded or str(path) in message
+    if loaded:
+        assert loaded.decode(loaded.encode("some words 12")) == "some words 12"
+        assert not has_hash or loaded.hash() == tokenizer.hash()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nanochat.checkpoints.meta import META_FILE, read_meta, seal
 from nanochat.common import UserError
-from tests.support.damage import damaged_bytes, mutated_json
+from tests.support.damage import damaged_bytes, mutated_json, outcome
 from tests.support.training import META
 
 WHOLE: Any = {
@@ -71,13 +71,9 @@ def test_damage_is_never_silent(tmp_path_factory: pytest.TempPathFactory, conten
 def test_wrong_types(tmp_path_factory: pytest.TempPathFactory, meta: Any, is_sealed: bool) -> None:
     """Refused in one line, or of the types that readers rely on; also if somebody has made the hash anew."""
     path = write(tmp_path_factory.getbasetemp() / "mutated", seal(meta) if is_sealed else json.dumps(meta))
-    try:
-        read = read_meta(path)
-    except UserError as error:
-        message = str(error)
+    read, message = outcome(lambda: read_meta(path))
+    if read is None:
         assert str(path) in message
-        assert message.isprintable()
-        assert len(message) < 1000
         return
     assert all(type(read[key]) is int for key in ("step", "serial"))  # type: ignore[literal-required]
     assert read["step"] >= 0

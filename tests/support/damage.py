@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
+
+from nanochat.common import UserError
+
+T = TypeVar("T")
 
 # What people, disks and programs put in the place of a value.
 OTHER_VALUES: list[Any] = [
     *(None, True, 0, -1, 1, 10**9, 2**63, 1.5, -0.0, 1e308, "", "x", "../x", "\x1b[31m", "1" * 5000),
     *([], [0], ["a"], [[]], {}, {"a": 1}, {"": None}),
 ]
+
+
+def outcome(read: Callable[[], T]) -> tuple[T | None, str]:
+    """Call `read`; return its result and "", or None and the message of its UserError, which must be one plain line."""
+    try:
+        return read(), ""
+    except UserError as error:
+        message = str(error)
+    assert message.isprintable()
+    assert len(message) < 1000
+    return None, message
 
 
 @st.composite
