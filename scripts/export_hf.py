@@ -6,8 +6,9 @@
 
 The commands are the same on a machine with one GPU, on one with eight and on a laptop: the export runs on the CPU and
 loads only the weights. The folder holds model.safetensors, config.json, generation_config.json, tokenizer.json,
-tokenizer_config.json with a chat template, and a model card; `AutoModelForCausalLM` and `AutoTokenizer` load it
-(`uv pip install -e '.[hf]'`). scripts.import_hf is the inverse.
+tokenizer_config.json, two chat templates (chat_template.jinja to chat, additional_chat_templates/training.jinja to
+train with transformers) and a model card; `AutoModelForCausalLM` and `AutoTokenizer` load it (`uv pip install -e
+'.[hf]'`). scripts.import_hf is the inverse.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import UserError, base_dir, print0, write_json_atomic, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.export.hf_model import model_card, special_token_ids, to_hf_config, to_hf_weights
-from nanochat.export.hf_tokenizer import to_hf_tokenizer, to_hf_tokenizer_config
+from nanochat.export.hf_tokenizer import TEMPLATE_FILES, to_hf_tokenizer, to_hf_tokenizer_config
 from nanochat.gpt import GPTConfig
 from nanochat.reporting.schema import read_sections
 from nanochat.system.credentials import hub_address, is_on_hub
@@ -112,6 +113,8 @@ def write_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, sour
     write_json_atomic(folder / "generation_config.json", special_token_ids(tokenizer))
     write_json_atomic(folder / "tokenizer.json", to_hf_tokenizer(tokenizer))
     write_json_atomic(folder / "tokenizer_config.json", to_hf_tokenizer_config(config.sequence_len))
+    for template, name in TEMPLATE_FILES.items():
+        write_text_atomic(folder / name, template)
     sections, _ = read_sections(base_dir() / "report")
     write_text_atomic(folder / "README.md", model_card(source, tag, meta, config, num_params, sections))
 

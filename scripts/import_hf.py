@@ -12,12 +12,12 @@ it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -25,12 +25,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat.checkpoint_manager import CHECKPOINT_DIRS, RunMeta, list_steps, run_dir, save_checkpoint
+from nanochat.checkpoints.run_lock import lock_run, run_locks
+from nanochat.checkpoints.tensors import find_non_finite
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.export.hf_model import from_hf_config, from_hf_weights
 from nanochat.export.hf_tokenizer import from_hf_tokenizer
 from nanochat.runtime import DTYPES
+from nanochat.system.json_files import check_type, read_json
+from nanochat.system.json_text import short_repr
 from nanochat.tokenizer import TOKENIZER_FILE, Tokenizer
+
+MAX_FACT = 1 << 40  # of a number that config.json records about the exported checkpoint
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,20 @@ class Config(Settings):
             raise UserError("the folder to import is missing: name it, as in python -m scripts.import_hf FOLDER")
 
 
+class Index(TypedDict):
+    """Content of model.safetensors.index.json."""
+
+    weight_map: dict[str, str]  # name of a weight -> name of its file
+
+
+class Origin(TypedDict, total=False):
+    """The facts about its checkpoint that an export records in config.json."""
+
+    compute_dtype: str
+    total_batch_size: int
+    step: int
+
+
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[Path]:
     """Yield `path`; errors that are raised in the block become UserErrors that name it."""
@@ -58,9 +78,20 @@ def name_in_errors(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def file_of(folder: Path, name: object) -> Path:
+    """Return the path of a file of the folder. Raises UserError unless the name is plain and the file is in the folder.
+
+    A link must stay in the folder, or lead to the store of the hub's cache, whose snapshots consist of links.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,199}", name):
+        raise UserError(f"weight_map names {short_repr(name)}: must be the plain name of a file in the folder")
+    path = folder / name
+    if path.is_symlink():
+        target = path.resolve()
+        store = folder.resolve().parent.parent / "blobs"
+        if target.parent not in (folder.resolve(), store):
+            raise UserError(f"{path} is a symbolic link to {target}, out of the folder: copy the file")
+    return path
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -68,17 +99,20 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if not (folder / names[0]).exists() and index.exists():
+        content = read_json(index)
         with name_in_errors(index):
-            content = read_json(index)
-            weight_map = content.get("weight_map") if isinstance(content, dict) else None
-            if not isinstance(weight_map, dict) or not weight_map:
+            check_type(content, Index, "")
+            if not content["weight_map"]:
                 raise UserError("weight_map must give the file of each weight")
-            if any(Path(str(name)).name != name for name in weight_map.values()):
-                raise UserError("weight_map must name files in the same folder")
-            names = sorted(set(weight_map.values()))
+            names = sorted(set(content["weight_map"].values()))
+            for name in names:
+                file_of(folder, name)
     weights: dict[str, Tensor] = {}
     for name in names:
-        with name_in_errors(folder / name) as path:
+        path = file_of(folder, name)
+        with name_in_errors(path):
+            if path.exists() and not path.is_file():
+                raise UserError("it is not a file")
             weights |= load_file(path)
     return weights
 
@@ -92,38 +126,57 @@ def install_tokenizer(tokenizer: Tokenizer) -> None:
         raise UserError(f"{folder} holds another vocabulary than the model: set NANOCHAT_BASE_DIR to another folder")
 
 
+def read_origin(content: Mapping[str, Any]) -> Origin:
+    """Return what config.json records about the exported checkpoint, without values that cannot be true."""
+    origin = content.get("origin")
+    facts: Origin = {}
+    if not isinstance(origin, dict):
+        return facts
+    if isinstance(dtype := origin.get("compute_dtype"), str) and dtype in DTYPES:
+        facts["compute_dtype"] = dtype
+    if type(batch_size := origin.get("total_batch_size")) is int and 0 < batch_size < MAX_FACT:
+        facts["total_batch_size"] = batch_size
+    if type(step := origin.get("step")) is int and 0 <= step < MAX_FACT:
+        facts["step"] = step
+    return facts
+
+
+@run_locks()
 def main(config: Config) -> Path:
     """Write the checkpoint and return its path."""
     assert config.folder is not None, "__post_init__ has checked it"
-    with name_in_errors(config.folder / "config.json") as path:
-        content = read_json(path)
+    path = file_of(config.folder, "config.json")
+    content = read_json(path)
+    with name_in_errors(path):
         shape = from_hf_config(content)
-    with name_in_errors(config.folder / "tokenizer.json") as path:
-        tokenizer = from_hf_tokenizer(read_json(path))
+    path = file_of(config.folder, "tokenizer.json")
+    tokenizer_content = read_json(path)
+    with name_in_errors(path):
+        tokenizer = from_hf_tokenizer(tokenizer_content)
         if tokenizer.get_vocab_size() != shape.vocab_size:
             raise UserError(f"it has {tokenizer.get_vocab_size()} tokens, the model {shape.vocab_size}")
     hf_weights = read_weights(config.folder)
     with name_in_errors(config.folder):
         weights = from_hf_weights(hf_weights, shape)
+        if name := find_non_finite(weights):
+            raise UserError(f"its weights are not finite ({name}): there is no use for such a model")
     folder = run_dir(config.source, config.model_tag or f"d{shape.n_layer}")
     if list_steps(folder):
         raise UserError(f"{folder} holds checkpoints already: choose another name with --model_tag")
-    origin = content.get("origin") if isinstance(content.get("origin"), dict) else {}
-    dtype = origin.get("compute_dtype")
-    batch_size = origin.get("total_batch_size")
-    has_batch_size = isinstance(batch_size, int) and batch_size > 0
+    lock_run(folder)
+    origin = read_origin(content)
     install_tokenizer(tokenizer)
+    settings = {"total_batch_size": origin["total_batch_size"]} if "total_batch_size" in origin else {}
     meta: RunMeta = {
         "model_config": asdict(shape),
-        "compute_dtype": dtype if dtype in DTYPES else "float32",
+        "compute_dtype": origin.get("compute_dtype", "float32"),
         "torch_version": torch.__version__,
         "tokenizer_hash": tokenizer.hash(),
         "data_hash": "",  # not trained on data of this base folder, so it cannot be resumed
-        "settings": {"total_batch_size": batch_size} if has_batch_size else {},  # for the next stage
+        "settings": settings,  # for the next stage
         "imported_from": str(config.folder),
     }
-    step = origin.get("step")
-    path = save_checkpoint(folder, step if isinstance(step, int) and step >= 0 else 0, weights, {}, meta)
+    path = save_checkpoint(folder, origin.get("step", 0), weights, {}, meta)
     print0(f"Imported {config.folder} as {path}")
     return path
 

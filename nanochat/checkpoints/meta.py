@@ -97,7 +97,7 @@ def read_meta(path: Path) -> CheckpointMeta:
     file = path / META_FILE
     try:
         content = read_bytes(file)
-        meta = parse_file(content, file, allow_nan=True)  # a history may hold a loss that is not a number
+        meta = parse_file(content, file, from_python=True)  # a loss may not be a number, and a path no Unicode
         if not isinstance(meta, dict) or "format" not in meta or "arch" not in meta:
             raise UserError(f"{file} is not the meta.json of a checkpoint: format or arch is missing")
         if (meta["format"], meta["arch"]) != (FORMAT, ARCH):

@@ -16,6 +16,7 @@ from nanochat.gpt import NORM_EPS, ROPE_BASE, GPTConfig
 from nanochat.layers.softcap_loss import SOFTCAP
 from nanochat.reporting.markdown import escape, format_number
 from nanochat.reporting.schema import Section
+from nanochat.system.json_text import short_repr
 from nanochat.tokenizer import Tokenizer
 
 # Field of GPTConfig -> field of config.json.
@@ -78,13 +79,14 @@ def from_hf_config(content: Any) -> GPTConfig:
     """Return the GPTConfig of a `config.json`. Raises UserError for a model that nanochat cannot represent."""
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if model_type != "nanochat":
-        raise UserError(f"its model_type is {model_type!r}: must be 'nanochat' to be imported")
-    if missing := [field for field in CONFIG_FIELDS.values() if not isinstance(content.get(field), int)]:
-        raise UserError(f"{missing[0]} is {content.get(missing[0])!r}: must be a whole number")
+        raise UserError(f"its model_type is {short_repr(model_type)}: must be 'nanochat' to be imported")
+    if missing := [field for field in CONFIG_FIELDS.values() if type(content.get(field)) is not int]:
+        raise UserError(f"{missing[0]} is {short_repr(content.get(missing[0]))}: must be a whole number")
     config = GPTConfig(**{field: content[hf_field] for field, hf_field in CONFIG_FIELDS.items()})
     for field, value in fixed_fields(config).items():
         if content.get(field) != value:
-            raise UserError(f"{field} is {content.get(field)!r}: must be {value!r}, as in every model of nanochat")
+            found = short_repr(content.get(field))
+            raise UserError(f"{field} is {found}: must be {value!r}, as in every model of nanochat")
     return config
 
 
@@ -126,17 +128,19 @@ def from_hf_weights(hf_weights: Mapping[str, Tensor], config: GPTConfig) -> dict
     names = hf_weight_names(config)
     if odd := sorted(hf_weights.keys() ^ set(names.values())):
         side = "the weight files" if odd[0] in hf_weights else "the model that config.json describes"
-        raise UserError(f"the weight {odd[0]} is only in {side}: both must belong to one model")
+        raise UserError(f"the weight {short_repr(odd[0])[1:-1]} is only in {side}: both must belong to one model")
     num_padding_rows = config.padded_vocab_size - config.vocab_size
     weights = {}
     for name, hf_name in names.items():
-        weight = hf_weights[hf_name].float()
-        if name in _VOCAB_WEIGHTS:
-            weight = pad(weight, (0, 0, 0, num_padding_rows))
-        shape = weight_shape(name, config)
+        weight = hf_weights[hf_name]
+        num_rows, num_columns = weight_shape(name, config)
+        shape = (num_rows - num_padding_rows * (name in _VOCAB_WEIGHTS), num_columns)
         if weight.shape != shape:
-            raise UserError(f"{hf_name} has the shape {tuple(hf_weights[hf_name].shape)}, but {name} needs {shape}")
-        weights[name] = weight
+            raise UserError(f"{hf_name} has the shape {tuple(weight.shape)}, but {name} needs {shape}")
+        if not weight.is_floating_point():
+            raise UserError(f"{hf_name} has the type {weight.dtype}: must be of floating-point numbers")
+        weight = weight.float()
+        weights[name] = pad(weight, (0, 0, 0, num_padding_rows)) if name in _VOCAB_WEIGHTS else weight
     return weights
 
 
@@ -187,9 +191,14 @@ The weights are float32; training computed in {compute_dtype}.
 - A text is given `{bos}` in front, as every document had in training (`add_special_tokens=False`: not).
 - The name of a special token in a text, such as `{end}`, becomes that token. In nanochat it stays text; here
   `split_special_tokens=True` keeps it so, but not in the chat template. Take such names out of what users write.
-- The chat template renders what nanochat's `render_conversation` does, with a mask of what the model learns to say
-  (`return_assistant_tokens_mask=True`). Here a last question without an answer stays; there it is left out. The result
-  of a tool belongs after its call: after text, the mask may lack some of the last character's tokens.
+- The chat template writes `{bos}` itself, and a rendered conversation must not be given a second one.
+  `apply_chat_template` with `tokenize=True`, its default, gives one. Where the text is rendered first and tokenized
+  later, as some servers do, tokenize it with `add_special_tokens=False`.
+- The chat template needs plain Jinja only. To train on conversations, the template `training` has in addition the marks
+  of what the model learns to say: `apply_chat_template(messages, chat_template="training", return_dict=True,
+  return_assistant_tokens_mask=True)`. Both render what nanochat's `render_conversation` does, but a last question
+  without an answer stays here, and is left out there. The result of a tool belongs after its call: after text, the mask
+  may lack some of the last character's tokens.
 """
 _BASE_USAGE = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
 _CHAT_USAGE = """\

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 from nanochat.common import UserError
+from nanochat.system.json_files import check_type
+from nanochat.system.json_text import short_repr
 from nanochat.tokenization.hugging_face_bpe import byte_level_alphabet
 from nanochat.tokenizer import Tokenizer
 
@@ -29,7 +31,10 @@ ASSISTANT_END = "<|assistant_end|>"
 # training or the prompt it knows the usual ones. Generation markers enclose the text that the model is trained on, in
 # spans that end with a special token, because transformers cuts a span short if its last character has several tokens.
 # Only a span before a tool result without a call ends otherwise. An answer of weight 0 has no markers.
-CHAT_TEMPLATE = r"""
+#
+# The markers are a tag of transformers, at which other programs with Jinja stop. So the template that all of them use
+# is the same one without markers, and the one with markers is a second template, which is asked for by its name.
+TRAINING_TEMPLATE = r"""
 {{- bos_token -}}
 {%- set ns = namespace(system='', due='user', said='', text='') -%}
 {%- if not messages -%}{{- raise_exception('a conversation must have at least one message') -}}{%- endif -%}
@@ -107,6 +112,38 @@ CHAT_TEMPLATE = r"""
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
 """.strip()
+CHAT_TEMPLATE = TRAINING_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+# Template -> its file in an exported folder, where transformers looks for it. `CHAT_TEMPLATE` is in
+# tokenizer_config.json, too, for programs that read only that.
+TEMPLATE_FILES = {
+    CHAT_TEMPLATE: "chat_template.jinja",
+    TRAINING_TEMPLATE: "additional_chat_templates/training.jinja",
+}
+
+
+MAX_MERGE_WORK = 10**8  # sum of the squared lengths of all tokens, to which the time of `last_merge` is proportional
+
+
+class _AddedToken(TypedDict):
+    id: int
+    content: str
+
+
+class _Model(TypedDict):
+    vocab: dict[str, int]
+    merges: list[Any]
+
+
+class _PreTokenizer(TypedDict):
+    pretokenizers: list[dict[str, Any]]
+
+
+class _HFTokenizer(TypedDict):
+    """The keys of Hugging Face's tokenizer.json that `from_hf_tokenizer` reads."""
+
+    added_tokens: list[_AddedToken]
+    model: _Model
+    pre_tokenizer: _PreTokenizer
 
 
 def to_hf_tokenizer_config(context_len: int) -> dict[str, Any]:
@@ -192,6 +229,12 @@ def from_hf_tokenizer(content: Any) -> Tokenizer:
     """
     byte_of = {letter: byte for byte, letter in enumerate(byte_level_alphabet())}
     try:
+        check_type(content, _HFTokenizer, "")
+    except UserError as error:
+        raise UserError(f"the tokenizer is not a byte-level BPE with a split pattern: {error}") from error
+    try:
+        if sum(len(spelling) ** 2 for spelling in content["model"]["vocab"]) > MAX_MERGE_WORK:
+            raise UserError("its tokens are longer than those of any vocabulary in use")
         split = content["pre_tokenizer"]["pretokenizers"][0]
         model = content["model"]
         specials = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -201,7 +244,8 @@ def from_hf_tokenizer(content: Any) -> Tokenizer:
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         steps = (vocab, merges, _pre_tokenizer_steps(content), content["normalizer"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"the tokenizer is not a byte-level BPE with a split pattern: {error!r}") from error
+        reason = short_repr(error)
+        raise UserError(f"the tokenizer is not a byte-level BPE with a split pattern: {reason}") from error
     exported = to_hf_tokenizer(tokenizer)
     expected = (exported["model"]["vocab"], exported["model"]["merges"], _pre_tokenizer_steps(exported), None)
     if steps != expected:

@@ -51,10 +51,10 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def parse_file(content: bytes, path: Path, allow_nan: bool = False) -> Any:
+def parse_file(content: bytes, path: Path, from_python: bool = False) -> Any:
     """Return the value of a file's JSON, as `parse_json` does. Raises `UserError` that names the file."""
     try:
-        return parse_json(content, MAX_BYTES, allow_nan)
+        return parse_json(content, MAX_BYTES, from_python)
     except UserError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 

@@ -42,12 +42,13 @@ def short_repr(value: object) -> str:
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
-def parse_json(content: bytes | str, max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False) -> Any:
+def parse_json(content: bytes | str, max_bytes: int = MAX_JSON_BYTES, from_python: bool = False) -> Any:
     r"""Return the value of a JSON text in UTF-8. A byte order mark at its beginning is skipped.
 
     Raises UserError for a text of more than `max_bytes`, another encoding, anything that is not JSON (NaN and Infinity
     too), a key that an object has twice, a number that is too long or too large for a float, brackets too deep to be
-    read, and half a surrogate pair, which is no text. `allow_nan`: NaN and Infinity are numbers, as Python writes them.
+    read, and half a surrogate pair, which is no text. `from_python`: what Python's
+    own `json` writes is accepted, NaN, Infinity and half a surrogate pair, which a path can hold.
 
     >>> parse_json(b'\xef\xbb\xbf{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -62,11 +63,11 @@ def parse_json(content: bytes | str, max_bytes: int = MAX_JSON_BYTES, allow_nan:
         value = json.loads(
             text,
             object_pairs_hook=_unique,
-            parse_constant=float if allow_nan else _no_constant,
+            parse_constant=float if from_python else _no_constant,
             parse_float=_finite,
             parse_int=_short_integer,
         )
-        if _SURROGATE.search(text):
+        if not from_python and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise UserError(f"not JSON ({error.msg} at character {error.pos + 1})") from None

@@ -129,6 +129,8 @@ def test_the_card(tmp_path: Path) -> None:
         assert text in card, text
     assert "9.87" not in card
     assert "split_special_tokens=True" in card
+    assert "add_special_tokens=False" in card
+    assert 'chat_template="training"' in card
     assert "apply_chat_template(messages, add_generation_prompt=True" in card
 
 

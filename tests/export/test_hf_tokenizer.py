@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pyarrow.parquet as pq
 import pytest
 import tokenizers
@@ -18,7 +19,13 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from nanochat.common import UserError
-from nanochat.export.hf_tokenizer import from_hf_tokenizer, last_merge, to_hf_tokenizer
+from nanochat.export.hf_tokenizer import (
+    CHAT_TEMPLATE,
+    TRAINING_TEMPLATE,
+    from_hf_tokenizer,
+    last_merge,
+    to_hf_tokenizer,
+)
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, RustBPETokenizer, Tokenizer
 from tests.support.conversation_cases import ACCEPTED, REFUSED
 from tests.support.exports import TOKENIZER, Exported, has_special_name
@@ -167,7 +174,7 @@ def test_conversations(conversation: dict[str, Any], hf_tokenizer: Any) -> None:
     if any(trained):
         answered = messages[: len(messages) - trained[::-1].index(True)]
         rendered = hf_tokenizer.apply_chat_template(
-            answered, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            answered, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template="training"
         )
         assert (rendered["input_ids"], rendered["assistant_masks"]) == (ids, mask)
     else:
@@ -184,7 +191,9 @@ def test_a_result_after_text(hf_tokenizer: Any) -> None:
     parts = [{"type": "text", "text": "a\x80"}, {"type": "python_output", "text": "4"}]
     messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": parts}]
     ids, mask = TOKENIZER.render_conversation({"messages": messages})
-    rendered = hf_tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    rendered = hf_tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True, chat_template="training"
+    )
     assert rendered["input_ids"] == ids
     is_mended = tuple(map(int, metadata.version("transformers").split(".")[:2])) >= (5, 24)
     assert mask[4:8] == [1, 1, 1, 0]
@@ -194,20 +203,66 @@ def test_a_result_after_text(hf_tokenizer: Any) -> None:
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted_as_in_files_and_requests(name: str, hf_tokenizer: Any) -> None:
     messages, plain = ACCEPTED[name]
-    rendered = hf_tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    rendered = hf_tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True, chat_template="training"
+    )
     assert (rendered["input_ids"], rendered["assistant_masks"]) == TOKENIZER.render_conversation({"messages": plain})
 
 
+@pytest.mark.parametrize("template", ["default", "training"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_as_in_files_and_requests(name: str, hf_tokenizer: Any) -> None:
+def test_refused_as_in_files_and_requests(name: str, template: str, hf_tokenizer: Any) -> None:
     messages, _ = REFUSED[name]
     with pytest.raises(UserError):
         TOKENIZER.render_conversation({"messages": messages})
     with pytest.raises(Exception, match=r"^message [123]: |^a conversation must have|^Chat messages should be"):
-        render_template(hf_tokenizer, messages)
+        render_template(hf_tokenizer.chat_template[template], messages)
 
 
-def render_template(hf_tokenizer: Any, messages: list[Any]) -> str:
+def render_template(template: str, messages: list[Any]) -> str:
     """Render the template itself: `apply_chat_template` takes an empty list, and a list of texts, for a batch."""
-    rendered: list[str] = render_jinja_template([messages], chat_template=hf_tokenizer.chat_template, bos_token="")[0]
+    rendered: list[str] = render_jinja_template([messages], chat_template=template, bos_token="")[0]
     return rendered[0]
+
+
+# --- the two templates ------------------------------------------------------------------------------------------------
+
+
+def test_where_the_templates_are(exported: Exported, hf_tokenizer: Any, tmp_path: Path) -> None:
+    """In the files in which transformers looks for them, which keeps both; other programs read the one to chat."""
+    folder = exported["plain"][1]
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["chat_template"] == CHAT_TEMPLATE
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == CHAT_TEMPLATE
+    both = {"default": CHAT_TEMPLATE, "training": TRAINING_TEMPLATE}
+    assert hf_tokenizer.chat_template == both
+    hf_tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == both
+
+
+@settings(deadline=None, max_examples=100)
+@given(conversation=conversations(), is_prompt=st.booleans())
+def test_plain_jinja(conversation: dict[str, Any], is_prompt: bool) -> None:
+    """Without any extension of Jinja the template to chat gives the same text as the one with marks."""
+    messages = conversation["messages"]
+    plain = jinja2.Environment().from_string(CHAT_TEMPLATE)
+    text = plain.render(messages=messages, bos_token="<|bos|>", add_generation_prompt=is_prompt)
+    marked = render_jinja_template(
+        [messages], chat_template=TRAINING_TEMPLATE, bos_token="<|bos|>", add_generation_prompt=is_prompt
+    )
+    assert text == marked[0][0]
+    assert text.startswith("<|bos|><|user_start|>")
+    assert "generation" not in CHAT_TEMPLATE.replace("add_generation_prompt", "")
+    with pytest.raises(jinja2.TemplateSyntaxError, match="generation"):
+        jinja2.Environment().from_string(TRAINING_TEMPLATE)
+
+
+def test_one_bos(hf_tokenizer: Any) -> None:
+    """As the card says: tokenized at once, or later without special tokens."""
+    messages = [{"role": "user", "content": "Hi"}]
+    expected = TOKENIZER.render_for_completion({"messages": messages})
+    at_once = hf_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    text = hf_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    later = hf_tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert at_once == later == expected
+    assert hf_tokenizer(text)["input_ids"] == [expected[0], *expected]

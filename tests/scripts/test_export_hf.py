@@ -18,7 +18,8 @@ from tests.support.exports import CONFIGS, loud_model, save
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-FILES = ["README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+TEMPLATES = ["additional_chat_templates", "chat_template.jinja"]
+FILES = ["README.md", *TEMPLATES, "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
 
 
 def test_what_must_not_be_replaced(tmp_path: Path, base_dir: Path) -> None:

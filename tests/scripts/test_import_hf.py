@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanochat.checkpoint_manager import Checkpoint, load_model, open_checkpoint, read_meta, run_dir
+from nanochat.checkpoint_manager import Checkpoint, list_steps, load_model, open_checkpoint, read_meta, run_dir
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
@@ -21,6 +26,7 @@ from nanochat.serving.chat_session import generate_reply
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 from nanochat.training.finetune import resolve_settings
 from scripts import base_train, chat_rl, chat_sft, export_hf, import_hf, mid_train
+from tests.support.damage import damaged_bytes, mutated_json, outcome
 from tests.support.exports import CONFIGS, CPU, NAMES, TOKENIZER, VOCAB_SIZE, Exported, loud_model, random_prompt, save
 from tests.support.hf_models import TEXTS
 from tests.support.talks import sums, task_entry, write_mixture, write_talks
@@ -171,15 +177,113 @@ def test_what_cannot_be_imported(
     base_dir: Path,
 ) -> None:
     for path in exported["grouped"][1].iterdir():
-        if path.name != file:
+        if path.name != file and path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
-        elif change:
+        elif path.name == file and change:
             content = json.loads(path.read_text(encoding="utf-8"))
             (tmp_path / file).write_text(json.dumps(content | change), encoding="utf-8")
     with pytest.raises(UserError, match=message) as error:
         import_hf.main(import_hf.Config(folder=tmp_path))
     assert "\n" not in str(error.value)
     assert not list(base_dir.iterdir()), "a refused import leaves nothing behind"
+
+
+JSON_FILES = ("config.json", "tokenizer.json", "model.safetensors.index.json")
+
+
+@pytest.fixture(scope="module")
+def in_parts(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an export whose weights are in several files."""
+    folder = tmp_path_factory.mktemp("parts")
+    AutoModelForCausalLM.from_pretrained(exported["grouped"][1]).save_pretrained(folder, max_shard_size="50KB")
+    AutoTokenizer.from_pretrained(exported["grouped"][1]).save_pretrained(folder)
+    names = [*JSON_FILES, *(path.name for path in folder.glob("model-*.safetensors"))]
+    files = {name: (folder / name).read_bytes() for name in names}
+    files["config.json"] = (exported["grouped"][1] / "config.json").read_bytes()  # with the facts on its origin
+    return files
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), name=st.sampled_from(JSON_FILES), is_mutation=st.booleans())
+def test_damage_and_other_types(
+    in_parts: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, data: Any, name: str, is_mutation: bool
+) -> None:
+    """One line, or a checkpoint that loads."""
+    content = in_parts[name]
+    if is_mutation:
+        damaged = json.dumps(data.draw(mutated_json(json.loads(content)))).encode("utf-8")
+    else:
+        damaged = data.draw(damaged_bytes(content))
+    folder = tmp_path_factory.mktemp("damaged")
+    for file, original in in_parts.items():
+        (folder / file).write_bytes(damaged if file == name else original)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder / "base"))
+        path, message = outcome(lambda: import_hf.main(import_hf.Config(folder=folder, model_tag="d2")))
+        if path is None:
+            assert str(folder) in message
+            assert not list_steps(folder / "base" / "base_checkpoints" / "d2")
+        else:
+            assert load_model("base", CPU)[0].config.vocab_size == VOCAB_SIZE
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["../model.safetensors"], "'../model.safetensors': must be the plain name"),
+        (["/etc/passwd"], "'/etc/passwd': must be the plain name"),
+        ([".."], "must be the plain name"),
+        ([""], "must be the plain name"),
+        (["a\\b"], "must be the plain name"),
+        (["a\0b"], "must be the plain name"),
+        (["out"], "out is a symbolic link to .*, out of the folder"),
+        (["pipe"], "pipe: it is not a file"),
+        (["stored", "inside"], "is only in the model that config.json describes"),
+    ],
+)
+def test_names_of_files(in_parts: dict[str, bytes], tmp_path: Path, base_dir: Path, names: Any, words: str) -> None:
+    """Plain names only. A link may lead to another file of the folder, or to the store of the hub's cache."""
+    folder = tmp_path / "cache" / "snapshots" / "12"
+    folder.mkdir(parents=True)
+    for file, content in in_parts.items():
+        (folder / file).write_bytes(content)
+    part = next(name for name in in_parts if name.endswith(".safetensors"))
+    (tmp_path / "cache" / "blobs").mkdir()
+    (tmp_path / "cache" / "blobs" / "34").write_bytes(in_parts[part])
+    (tmp_path / "secret").write_bytes(in_parts[part])
+    (folder / "out").symlink_to(tmp_path / "secret")
+    (folder / "stored").symlink_to("../../blobs/34")
+    (folder / "inside").symlink_to(part)
+    os.mkfifo(folder / "pipe")
+    index = {"weight_map": {str(number): name for number, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        import_hf.main(import_hf.Config(folder=folder))
+    assert not list(base_dir.iterdir())
+
+
+def test_absurd_sizes(exported: Exported, tmp_path: Path, base_dir: Path) -> None:
+    """Refused before a model of this size, or a list of its weights, is made."""
+    shutil.copytree(exported["grouped"][1], tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for field in ("num_hidden_layers", "max_position_embeddings", "hidden_size", "vocab_size"):
+        for value, words in ((10**9, "it must be at most"), (1e9, "must be a whole number"), (10**30, "at most")):
+            path.write_text(json.dumps({**config, field: value}), encoding="utf-8")
+            with pytest.raises(UserError, match=words):
+                import_hf.main(import_hf.Config(folder=tmp_path / "a"))
+    assert not list(base_dir.iterdir())
+
+
+def test_weights_that_are_not_finite(exported: Exported, tmp_path: Path, base_dir: Path) -> None:
+    shutil.copytree(exported["grouped"][1], tmp_path / "a")
+    weights = load_file(tmp_path / "a" / "model.safetensors")
+    weights["lm_head.weight"][3, 4] = torch.nan
+    save_file(weights, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"its weights are not finite \(head.weight\)"):
+        import_hf.main(import_hf.Config(folder=tmp_path / "a"))
+    assert not list(base_dir.iterdir())
 
 
 def test_another_vocabulary(exported: Exported, base_dir: Path) -> None:
