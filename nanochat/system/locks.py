@@ -35,7 +35,7 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 HELD_ELSEWHERE = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 ENDED = "ended"
 POLL_SECONDS = 0.2
-READ_SECONDS = 1.0  # within which a process that has taken a lock has written its name into the file
+READ_SECONDS = 5.0  # within which a process that has taken a lock has written its name into the file
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,10 @@ class FileLock:
             except OSError as error:
                 os.close(descriptor)
                 if error.errno in HELD_ELSEWHERE:
-                    return _read_holder(self.path)
+                    holder = _read_holder(self.path)
+                    if holder is None:
+                        continue  # it has been released
+                    return holder
                 if error.errno not in NO_LOCKS:
                     raise
                 self.is_by_name = True
@@ -252,16 +255,25 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _read_holder(path: Path) -> Holder:
-    """Return who has written the file of a lock. The process that has just taken it may not have written it yet."""
-    deadline = time.monotonic() + READ_SECONDS
+def _read_holder(path: Path) -> Holder | None:
+    """Return who has written the file of a lock, or None if there is no file any more.
+
+    The process that has just taken the lock may not have written the file yet: it has `READ_SECONDS` for that.
+    """
+    deadline = 0.0
+    inode = -1
     while True:
         try:
             with open(path, "rb") as file:
-                content = json.loads(file.read(4096))
-            holder = Holder(**content)
+                facts = os.fstat(file.fileno())
+                if facts.st_ino != inode:
+                    inode = facts.st_ino
+                    deadline = time.monotonic() + READ_SECONDS
+                holder = Holder(**json.loads(file.read(4096)))
             if isinstance(holder.pid, int) and all(isinstance(text, str) for text in (holder.host, holder.since)):
                 return holder
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, TypeError):
             pass
         if time.monotonic() > deadline:
@@ -270,16 +282,16 @@ def _read_holder(path: Path) -> Holder:
 
 
 def _find_holder_by_name(path: Path) -> Holder | None:
-    """Return who holds a lock that is a file, or None after removing the file of a process that has ended."""
+    """Return who holds a lock that is a file. None: the file is gone, or was removed, as its process has ended."""
     holder = _read_holder(path)
-    if not holder.is_gone():
+    if holder is None or not holder.is_gone():
         return holder
     # Another process may do the same at this moment, and have taken the lock already: what is moved away is looked at.
     aside = path.with_name(f"{path.name}.{os.getpid()}.old")
     try:
         os.rename(path, aside)
         moved = _read_holder(aside)
-        if moved != holder:
+        if moved is not None and moved != holder:
             with contextlib.suppress(OSError):
                 os.link(aside, path)
             return moved

@@ -147,7 +147,7 @@ def test_an_unknown_holder_is_never_waited_for(
     tmp_path: Path, change: Callable[[Holder], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without flock, a file of another machine, another container, or of nobody may stay for ever."""
-    monkeypatch.setattr(locks, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "READ_SECONDS", 0.05)
     path = tmp_path / ".lock"
     holder = replace(Holder.this_process(), pid=4_000_000)
     if holder.space == "":
