@@ -149,6 +149,7 @@ def main(config: Config) -> None:
             ws="none",
             log_level="warning",
             access_log=False,
+            use_colors=False,  # they would be shown as escapes
             backlog=BACKLOG,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )

@@ -175,6 +175,7 @@ def command(hint: str = "Run the command again, with the machines that are left"
     A process that has lost another one of its run says so in one line with `hint`, with exit code 1. A reader of the
     output that has left, as in `| head`, ends the command quietly with 141.
     """
+    global _is_running_without_output
     streams = sys.stdin, sys.stdout, sys.stderr
     is_started = signal.getsignal(signal.SIGINT) is _leave
     if not is_started:
@@ -215,6 +216,7 @@ def command(hint: str = "Run the command again, with the machines that are left"
                 stream.flush()
             if not is_started:
                 sys.stdin, sys.stdout, sys.stderr = streams
+                _is_running_without_output = False
 
 
 def _print_error(message: str) -> None:

@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.system.console import CONTROL, BarOutput, Output, command, print0, visible, visible_line, write_controls
+from nanochat.system import console
+from nanochat.system.console import (
+    CONTROL,
+    BarOutput,
+    Output,
+    command,
+    print0,
+    run_without_output,
+    visible,
+    visible_line,
+    write_controls,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = "from nanochat.common import command, print0, run_without_output, UserError\nwith command():\n    "
@@ -241,7 +252,9 @@ def test_a_command_in_a_process_restores_what_it_replaced() -> None:
     before = state()
     with command():
         assert isinstance(sys.stdout, Output)
+        run_without_output()
     assert state() == before
+    assert not console._is_running_without_output
 
 
 # Progress bars
