@@ -25,6 +25,9 @@ RUN_BY_PATH = {"dev.compare_losses"}  # python dev/compare_losses.py
 SERVERS = {"dev.fault_kinds.launcher"}
 COMMANDS = [name for name in COMMANDS if name not in RUN_BY_PATH | SERVERS]
 
+WITHOUT_SETTINGS = {"nanochat.system.gpu", "dev.list_long"}
+ARGUMENTS = {"dev.check_settings": ["scripts.doctor"]}  # in front of flags
+
 HELP, WRONG = "--help", "--no_such_setting=1"
 
 # A module that takes its time to be imported, and swallows exceptions.
@@ -117,10 +120,10 @@ def test_every_command_with_closed_streams(tmp_path: Path) -> None:
         assert process.stdout is not None
         for name in COMMANDS:
             for flag, closed in ((HELP, [1]), (HELP, [0, 1, 2]), (WRONG, [0, 1]), (WRONG, [2])):
-                process.stdin.write(json.dumps([name, [flag], closed]) + "\n")
+                process.stdin.write(json.dumps([name, [*ARGUMENTS.get(name, []), flag], closed]) + "\n")
                 process.stdin.flush()
                 code = int(process.stdout.readline())
-                is_error = flag == WRONG and name not in ("nanochat.system.gpu", "dev.list_long")  # without settings
+                is_error = flag == WRONG and name not in WITHOUT_SETTINGS
                 traceback = tmp_path / "traceback"
                 assert code == (2 if is_error else 0), (
                     name,
@@ -151,6 +154,7 @@ def test_text_that_the_streams_cannot_encode(environment: dict[str, str], base_d
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_chat_without_input_ends_with_a_line(base_dir: Path, forker: Forker) -> None:
     save_model(base_dir, "sft", "z")
     command = f"exec {forker.python} -m scripts.chat_cli --device=cpu"
