@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +15,21 @@ from torch import Tensor
 
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer, build_optimizer
-from nanochat.rl import prompts
+from nanochat.rl import loop, prompts
 from nanochat.rl.loop import policy_gradient_step
 from nanochat.rl.rollouts import RolloutGroup
 from nanochat.rl.sft_mix import SFTRows
+from nanochat.runtime import Runtime
 from nanochat.train import Rates
 from scripts.chat_rl import Config, main
 from tasks.common import make_conversation
+from tests.support.models import random_model
 from tests.support.processes import Forker
 from tests.support.rl import (
     GROUPS,
     NO_SFT_ROWS,
     ONE_PROCESS,
+    SHAPE,
     are_equal,
     bandit,
     make_group,
@@ -213,3 +217,43 @@ def test_two_processes_take_the_same_step(forker: Forker, run_here: Path, tmp_pa
     assert len(histories[0]) == 2
     for expected_row, row in zip(*histories, strict=True):
         assert row == pytest.approx(expected_row, rel=1e-4)
+
+
+def skip_on_two_ranks(folder: Path) -> None:
+    """Take three steps, the second with a gradient that is not finite on rank 1 only; save what each step leaves."""
+    runtime = Runtime.start(device="cpu")
+    model = random_model(SHAPE.sequence_len, n_embd=32, n_layer=3)
+    optimizer = build_optimizer(model, runtime)
+    plain = loop.accumulate_gradients
+    states = []
+    for number in range(3):
+
+        def poisoned(*args: Any, number: int = number) -> Tensor:
+            sums = plain(*args)
+            if number == 1 and runtime.rank == 1:
+                model.head.weight.grad[0, 0] = float("nan")  # type: ignore[index]
+            return sums
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "accumulate_gradients", poisoned)
+            groups = GROUPS[runtime.rank :: runtime.world_size]
+            metrics, _ = policy_gradient_step(
+                model, optimizer, groups, NO_SFT_ROWS, Rates(1.0, 0.9), lambda: 0, ["A", "B"], 4
+            )
+        tensors = {**model.state_dict(), **optimizer.state_dict()}
+        states.append(({name: tensor.clone() for name, tensor in tensors.items()}, metrics["grad_norm"]))
+    torch.save(states, folder / f"rank{runtime.rank}.pt")
+    runtime.finish()
+
+
+@pytest.mark.slow
+def test_all_processes_skip_the_same_step(forker: Forker, tmp_path: Path) -> None:
+    forker.run_ranks(skip_on_two_ranks, tmp_path, NANOCHAT_DTYPE="float32")
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert [math.isfinite(norm) for _, norm in first] == [math.isfinite(norm) for _, norm in second]
+    assert [math.isfinite(norm) for _, norm in first] == [True, False, True]
+    for states in (first, second):
+        assert are_equal(states[0][0], states[1][0])
+        assert not are_equal(states[1][0], states[2][0])
+    assert int(first[2][0]["step"]) == 2
+    assert are_equal(second[2][0], {name: first[2][0][name] for name in second[2][0]})

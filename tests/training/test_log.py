@@ -223,3 +223,14 @@ def test_wandb_receives_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
         (2, step_metrics),
         "finished",
     ]
+
+
+def test_a_step_that_was_skipped() -> None:
+    """Its loss, which is no number, is in no point of the history; a point is the mean of the other steps."""
+    state = LoopState()
+    log = make_log(2 * MAX_HISTORY_POINTS)
+    for loss in (1.0, float("nan"), 2.0, 4.0, float("nan"), float("inf")):
+        state.skipped_in_a_row = 0 if loss < 10 else state.skipped_in_a_row + 1
+        log_step(log, state, loss)
+    assert [(row["step"], row["loss"]) for row in state.history] == [(2, 1.0), (4, 3.0)]
+    assert state.recent == []
