@@ -36,6 +36,7 @@ INTERRUPTED = 128 + signal.SIGINT  # exit codes, as shells report an end by a si
 READER_LEFT = 128 + getattr(signal, "SIGPIPE", 13)
 
 _is_running_without_output = False
+_is_interrupted = False  # and a line has said so
 
 
 def visible(text: str) -> str:
@@ -175,7 +176,7 @@ def command(hint: str = "Run the command again, with the machines that are left"
     A process that has lost another one of its run says so in one line with `hint`, with exit code 1. A reader of the
     output that has left, as in `| head`, ends the command quietly with 141.
     """
-    global _is_running_without_output
+    global _is_interrupted, _is_running_without_output
     streams = sys.stdin, sys.stdout, sys.stderr
     is_started = signal.getsignal(signal.SIGINT) is _leave
     if not is_started:
@@ -197,6 +198,7 @@ def command(hint: str = "Run the command again, with the machines that are left"
             print0(stopped)
             raise SystemExit(stopped.exit_code) from None
         except KeyboardInterrupt:
+            _is_interrupted = True
             print("interrupted", file=sys.stderr, flush=True)
             raise SystemExit(INTERRUPTED) from None
         except Exception as error:
@@ -228,8 +230,9 @@ def _leave(*_: object) -> NoReturn:
 
     An exception could be raised in the middle of an import of C code, which may swallow or translate it.
     """
-    with contextlib.suppress(OSError):
-        os.write(2, b"interrupted\n")
+    if not _is_interrupted:
+        with contextlib.suppress(OSError):
+            os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 

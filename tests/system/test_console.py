@@ -228,6 +228,21 @@ def test_ctrl_c_gives_a_line(code: str) -> None:
     assert (process.returncode, messages) == (130, "interrupted\n")
 
 
+def test_a_second_ctrl_c_says_nothing() -> None:
+    """It comes when threads are joined, after the work has ended."""
+    code = f"{BODY}import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()\n"
+    process = start(code + "    print('ready', flush=True)\n    while True: pass")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "interrupted\n"
+    time.sleep(0.2)  # until the interpreter waits for the thread
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130
+
+
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
     """As of a job in the background of a script."""
     process = start(
