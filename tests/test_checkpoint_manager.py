@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat import checkpoint_manager
@@ -42,6 +45,7 @@ from nanochat.common import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
+from tests.support.damage import as_earlier_version, damaged_bytes, diverge, outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
@@ -243,6 +247,91 @@ def test_an_unreadable_checkpoint_does_not_stop_a_save(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)  # it is unknown which of the two is the last
 
 
+# --- file systems -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("only_folders", [True, False])
+def test_a_file_system_that_cannot_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, only_folders: bool
+) -> None:
+    """Some network file systems answer so for folders, some for everything: the checkpoint is complete all the same."""
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) or not only_folders:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for step, value in ((4, 1.0), (4, 2.0), (6, 3.0)):
+        save(tmp_path, step, value, keep_last=1)
+        assert load(tmp_path) == (step, value)
+    assert names(tmp_path) == ["step_000006"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_flush_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Data may be lost then: it is no checkpoint."""
+    save(tmp_path, 4, 1.0)
+
+    def fsync(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(UserError, match="cannot save"):
+            save(tmp_path, 6, 2.0)
+    assert names(tmp_path) == ["step_000004"]
+    assert load(tmp_path) == (4, 1.0)
+
+
+def test_an_old_checkpoint_that_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new one is saved; a line says what is left."""
+    save(tmp_path, 4, 1.0)
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source).name == "step_000004":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    save(tmp_path, 6, 2.0, keep_last=1)
+    assert load(tmp_path) == (6, 2.0)
+    assert "step_000004 cannot be removed ([Errno 1] Operation not permitted)" in capsys.readouterr().out
+
+
+# --- weights that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float) -> None:
+    """Nor is such a state of the optimizer. What is there stays, whatever `keep_last` is, and at the same step, too."""
+    save(tmp_path, 4, 1.0)
+    for step in (4, 6):
+        with pytest.raises(UserError, match=r"step_00000. is not saved: .* is not finite, the training has diverged"):
+            save(tmp_path, step, value, keep_last=1)
+    weights = {name: torch.zeros(shape) for name, shape in tensor_shapes(SHAPE).items()}
+    with pytest.raises(UserError, match=r"w.momentum is not finite"):
+        save_checkpoint(tmp_path, 6, weights, {"w.momentum": torch.tensor([0.0, value])}, META, keep_last=1)
+    assert names(tmp_path) == ["step_000004"]
+    assert load(tmp_path) == (4, 1.0)
+
+
+def test_keep_last_counts_finite_weights_only(tmp_path: Path) -> None:
+    """Checkpoints of an earlier version may be diverged ones: a run resumed before them keeps what it can use."""
+    for step in (2, 4, 6, 8):
+        path = save(tmp_path, step, float(step))
+        as_earlier_version(path)
+        if step in (4, 8):
+            diverge(path)
+    save(tmp_path, 10, 10.0, keep_last=2)
+    assert names(tmp_path) == ["step_000006", "step_000008", "step_000010"]
+    save(tmp_path, 12, 12.0, keep_last=2)
+    assert names(tmp_path) == ["step_000010", "step_000012"]
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +396,30 @@ def test_no_such_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no checkpoint of step 5 in .*: there are 4, 12"):
         open_checkpoint(tmp_path, 5)
     assert load(tmp_path, 4) == (4, 0.0)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), name=st.sampled_from(["model.safetensors", "optimizer.safetensors", "meta.json"]))
+def test_damage_to_any_file_is_never_silent(tmp_path_factory: pytest.TempPathFactory, data: Any, name: str) -> None:
+    """A flipped bit, a cut or zeros anywhere: one line that names the checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    path = save(folder, 4, 1.0)
+    content = (path / name).read_bytes()
+    damaged = data.draw(damaged_bytes(content))
+    if damaged != content:
+        (path / name).write_bytes(damaged)
+        loaded, message = outcome(lambda: load(folder))
+        assert loaded is None
+        assert "step_000004" in message
+    shutil.rmtree(folder)
+
+
+def test_checkpoints_of_earlier_versions(tmp_path: Path) -> None:
+    """Without hashes they load as before."""
+    as_earlier_version(save(tmp_path, 4, 1.0))
+    assert load(tmp_path) == (4, 1.0)
+    save(tmp_path, 6, 2.0)
+    assert load(tmp_path, 4) == (4, 1.0)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -393,6 +506,22 @@ def test_weights_of_another_model(tokenizer: Tokenizer) -> None:
     """A weights file copied from another checkpoint is refused."""
     save_model("d1", tokenizer)
     save_tensors(run_dir("base", "d1") / "step_000004" / "model.safetensors", {"strange": torch.zeros(3)})
+    with pytest.raises(UserError, match=r"does not hold the weights that its meta.json describes"):
+        load_model("base", CPU)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n_layer", 2), ("n_layer", 4096), ("n_embd", 32), ("n_embd", 1 << 18), ("vocab_size", 1 << 22), ("n_kv_head", 2)],
+)
+def test_sizes_are_believed_after_the_weights(tokenizer: Tokenizer, field: str, value: int) -> None:
+    """Nothing of the size that a changed meta.json gives is allocated: the weights' header is compared before."""
+    save_model("d1", tokenizer)
+    path = run_dir("base", "d1") / "step_000004"
+    as_earlier_version(path)
+    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    meta["model_config"][field] = value
+    (path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     with pytest.raises(UserError, match=r"does not hold the weights that its meta.json describes"):
         load_model("base", CPU)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from nanochat.common import UserError
 
@@ -28,6 +32,23 @@ def outcome(read: Callable[[], T]) -> tuple[T | None, str]:
     assert message.isprintable()
     assert len(message) < 1000
     return None, message
+
+
+def as_earlier_version(checkpoint: Path) -> None:
+    """Make a checkpoint one of a version that wrote no hashes."""
+    path = checkpoint / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(
+        json.dumps({key: meta[key] for key in meta if key not in ("files", "sha256")}, indent=2), encoding="utf-8"
+    )
+
+
+def diverge(checkpoint: Path) -> None:
+    """Make a checkpoint one of a version that saved weights that are not finite, in the last layer's last matrix."""
+    as_earlier_version(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["head.weight"][1, 1] = torch.nan
+    save_file(weights, checkpoint / "model.safetensors")
 
 
 @st.composite
