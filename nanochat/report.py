@@ -70,7 +70,7 @@ def render(base: Path | None = None) -> Path:
         files.add(_ACCURACIES_PNG)
     write_text_atomic(folder / "report.md", "\n\n".join(blocks) + "\n")
     for stale in set(folder.glob("*.png")) - {folder / file for file in files}:
-        stale.unlink()
+        stale.unlink(missing_ok=True)  # another process may render at the same time
     return folder / "report.md"
 
 

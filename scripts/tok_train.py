@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from nanochat.checkpoints.run_lock import lock_run, run_locks
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import open_split
@@ -42,11 +43,13 @@ class Config(Settings):
     )
 
 
+@run_locks()
 def main(config: Config) -> Tokenizer:
     """Train the tokenizer, check that it loses no text, save it, and write its section of the report."""
     start = time.perf_counter()
     tokenizer_dir = base_dir() / "tokenizer"
     check_results_writable("tok_train", tokenizer_dir / TOKENIZER_FILE)
+    lock_run(tokenizer_dir, "wait for its end, or stop it")
     tokenizer_class = trainable_tokenizer_class()
     with TrainingProgressBar(config.vocab_size - MIN_VOCAB_SIZE) as progress_bar:
         texts = cap_documents(open_split("train").iter_arrays(), config.max_chars, config.doc_cap)

@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nanochat.common import base_dir
 from nanochat.system.locks import FileLock, acquire
 
 LOCK_FILE = ".lock"
+ANOTHER_TAG = "wait for its end or stop it, or choose another name with --model_tag"
 _held: list[FileLock] = []
 
 
@@ -32,16 +34,17 @@ def run_locks() -> Iterator[None]:
             lock = _held.pop()
             lock.release()
             with contextlib.suppress(OSError):  # the folder is removed if it is empty: the run has saved nothing
-                lock.path.parent.rmdir()
-                lock.path.parent.parent.rmdir()
+                folder = lock.path.parent
+                folder.rmdir()
+                if folder.parent != base_dir():
+                    folder.parent.rmdir()
 
 
-def lock_run(folder: Path) -> None:
+def lock_run(folder: Path, advice: str = ANOTHER_TAG) -> None:
     """Take the lock of a run's folder, which is made if need be. On rank 0 only: it is the one that writes.
 
     Raises `UserError` if another process has it, with who that is, or if the folder cannot be written.
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    advice = "wait for its end or stop it, or choose another name with --model_tag"
     _held.append(acquire(folder / LOCK_FILE, f"{folder} is in use by", advice))

@@ -15,9 +15,9 @@ from tests.support.talks import save_model
 
 
 @pytest.mark.parametrize("error", [None, UserError("no such task"), KeyboardInterrupt()], ids=repr)
-def test_the_lock_of_a_run(tmp_path: Path, error: BaseException | None) -> None:
+def test_the_lock_of_a_run(base_dir: Path, error: BaseException | None) -> None:
     """A folder in which nothing was saved is removed; others stay."""
-    folder = tmp_path / "base_checkpoints" / "d4"
+    folder = base_dir / "base_checkpoints" / "d4"
 
     @run_locks()
     def main() -> None:
@@ -34,7 +34,7 @@ def test_the_lock_of_a_run(tmp_path: Path, error: BaseException | None) -> None:
                 main()
         else:
             main()
-        assert not list(tmp_path.iterdir())
+        assert not list(base_dir.iterdir())
     folder.mkdir(parents=True)
     (folder / "notes.txt").touch()
     if not error:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.checkpoints.run_lock import LOCK_FILE
 from nanochat.common import UserError
 from nanochat.configurator import parse
+from nanochat.system.locks import file_lock
 from nanochat.tokenization.encoders import iter_strings
 from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, get_tokenizer
 from scripts import tok_train
@@ -38,6 +40,18 @@ def test_trains_on_training_documents_only(
     assert isinstance(report["metrics"], dict)
     assert report["metrics"]["vocabulary (tokens)"] == 330
     assert report["metrics"]["text (MB)"] == sum(map(len, TRAIN)) / 1e6
+
+
+def test_two_at_once(base_dir: Path) -> None:
+    """The second is refused before its work, and changes nothing."""
+    with (
+        file_lock(base_dir / "tokenizer" / LOCK_FILE, "held by"),
+        pytest.raises(UserError, match=r"tokenizer is in use by process .*: wait for its end, or stop it"),
+    ):
+        tok_train.main(tok_train.Config(vocab_size=330))
+    assert not list((base_dir / "tokenizer").iterdir())
+    tok_train.main(tok_train.Config(vocab_size=330))
+    assert [path.name for path in (base_dir / "tokenizer").iterdir()] == ["tokenizer.json"]
 
 
 def test_a_smaller_vocabulary_is_reported(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
