@@ -108,10 +108,13 @@ def _send(job: Job, report: Report) -> None:
 
 
 def _wait_for(child: int) -> int:
-    """Reap processes until `child` has ended. Return its exit code, or 128 + N if it died from signal N."""
+    """Reap processes until `child` has ended. Return its exit code, or 128 + N if it died from signal N.
+
+    A child that has asked to be traced (ptrace) is reported when a signal stops it, too. It is left to the time limit.
+    """
     while True:
         pid, status = os.wait()
-        if pid == child:
+        if pid == child and not os.WIFSTOPPED(status):
             return _exit_code(status)
 
 
@@ -121,10 +124,13 @@ def _supervise(child: int, task_limit: TaskLimit) -> int:
     os.set_blocking(write_wakeup, False)
     signal.set_wakeup_fd(write_wakeup, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal with a handler writes to the wakeup descriptor
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-        task_limit.wait(child, read_wakeup)
-        os.read(read_wakeup, 512)
-    return _exit_code(ended[1])
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid == 0:
+            task_limit.wait(child, read_wakeup)
+            os.read(read_wakeup, 512)
+        elif not os.WIFSTOPPED(status):
+            return _exit_code(status)
 
 
 def _exit_code(status: int) -> int:

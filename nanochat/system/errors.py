@@ -45,6 +45,7 @@ _USER_OF_URL = re.compile(r"(?<=[A-Za-z0-9+.-]://)[^\s/?#'\"@]*@(?:[^\s/?#'\"@]*
 _VALUE_IN_QUERY = re.compile(r"([?&]([\w.-]*)=)[^\s&#'\"]+")
 _SECRET_NAME = re.compile(r"(?i)token|api_?key|secret|password|passwd|signature|credential|auth|sig")
 _SECRET_VARIABLE = re.compile(r"(?i)(?:.*[_-])?(?:token|(?:api|access)[_-]?key|secret|password|passwd)")
+_MAX_MESSAGE_CHARS = 2000
 _MIN_SECRET_LEN = 8  # of a variable's value; a shorter one could be an ordinary word
 
 
@@ -73,11 +74,20 @@ def _hide_value(match: re.Match[str]) -> str:
 class UserError(ValueError):
     """An error that the user can fix: shown as one line, without a traceback, with exit code 2.
 
-    Its message hides credentials, as addresses and the texts of libraries may have some.
+    Its message hides credentials, as addresses and the texts of libraries may have some. If it repeats a long value,
+    the middle is left out, so that the reason at its end is seen.
     """
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(hide_credentials(a) if isinstance(a, str) else a for a in arguments))
+        super().__init__(*(_shorten(hide_credentials(a)) if isinstance(a, str) else a for a in arguments))
+
+
+def _shorten(message: str) -> str:
+    num_left_out = len(message) - _MAX_MESSAGE_CHARS
+    if num_left_out <= 0:
+        return message
+    half = _MAX_MESSAGE_CHARS // 2
+    return f"{message[:half]} [... {num_left_out:,} characters ...] {message[-half:]}"
 
 
 class StoppedBySignal(Exception):

@@ -153,7 +153,8 @@ class TiktokenEncoder:
         try:
             return self._encoding.decode_bytes(list(ids))
         except OverflowError as error:  # below 0, or beyond 32 bits
-            raise KeyError(f"no token has one of these ids: {ids}") from error
+            wrong = next((i for i in ids if not 0 <= i < self._encoding.n_vocab), "unknown")
+            raise KeyError(f"no token has the id {wrong}") from error
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
         """Return the bytes of each row of ids."""

@@ -273,6 +273,7 @@ STARTING: dict[str, tuple[str, str]] = {
     "a tree without end": ("time", "while True:\n  if os.fork() == 0: time.sleep(0.2)\n  else: time.sleep(0.3)"),
     "stopped children": ("ok", "p = os.fork()\nif p == 0: os.execv('/bin/sleep', ['$mark', '1000'])\nos.kill(p, 19)"),
     "kill everybody": ("fails", "for n in (1, 15, 9): os.kill(-1, n)\nos.kill(os.getpid(), 9)"),
+    "traced and stopped": ("time", "raw(number(101, 117), 0, 0, 0, 0); os.kill(os.getpid(), 10)"),
     "kill the first": ("refused", "attempt(lambda: os.kill($pid, 9))"),
     "processes without end": (
         "ok",

@@ -117,3 +117,14 @@ def test_a_write_of_safetensors_that_fails(tmp_path: Path) -> None:
     found = find_fault_of_file(caught.value)
     assert found is not None
     assert found.startswith("Not a directory")
+
+
+@pytest.mark.parametrize("length", [0, 1, 1500, 1990, 1999, 2000, 2001, 10**6])
+def test_a_message_is_bounded(length: int) -> None:
+    """A value that an error repeats can be of any length; the beginning and the reason are kept."""
+    text = f"name={'x' * length}: must be short"
+    message = str(UserError(text))
+    assert len(message) < 2100
+    assert message.startswith("name=")
+    assert message.endswith(": must be short")
+    assert (message == text) == (len(text) <= 2000)
