@@ -19,7 +19,7 @@ from functools import partial
 
 from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
 from nanochat.checkpoints.run_lock import lock_run, run_locks
-from nanochat.common import run_without_output
+from nanochat.common import UserError, run_without_output
 from nanochat.configurator import cli, setting, with_current_names
 from nanochat.engine import Engine
 from nanochat.eval.pass_at_k import evaluate_pass_at_k
@@ -127,6 +127,8 @@ def prompts_drawn(checkpoint: Checkpoint | None) -> int:
     if loop["cursor"]:
         return int(loop["cursor"]["prompts"])
     settings = with_current_names(Config, checkpoint.meta["settings"])  # of a version that kept no cursor
+    if type(settings.get("examples_per_step")) is not int:
+        raise UserError(f"{checkpoint.path} does not record its examples_per_step: resume from another one")
     return int(loop["step"] * settings["examples_per_step"])
 
 

@@ -32,9 +32,12 @@ from nanochat.checkpoint_manager import (
 )
 from nanochat.common import StoppedBySignal, UserError, print0, write_json_atomic
 from nanochat.configurator import with_current_names
+from nanochat.data.packing import PackingCursor
+from nanochat.dataloader import StreamCursor
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.system.json_files import check_type, read_json
+from nanochat.system.json_text import short_repr
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import LoopState
 
@@ -42,6 +45,8 @@ from nanochat.train import LoopState
 RENAMED_METRICS = {"lr_scale": "lr_multiplier"}
 # In a run's folder: written when torchrun first started the run, with the launchers and the last checkpoint's serial.
 LAUNCH_FILE = "launch.json"
+# Of the positions in the data that are saved: documents, conversations, prompts.
+CURSOR_KEYS = (StreamCursor.__dataclass_fields__.keys(), PackingCursor.__dataclass_fields__.keys(), {"prompts"})
 NEEDED_TO_RESUME = ("settings", "data_hash", "world_size", "loop")  # fields of meta.json
 
 
@@ -253,7 +258,16 @@ def check_resumable(checkpoint: Checkpoint) -> None:
 def restore_loop_state(checkpoint: Checkpoint) -> LoopState:
     """Return the loop state of a checkpoint, without the signal that stopped the run."""
     try:
-        check_type(checkpoint.meta["loop"], LoopState, "loop")
+        loop = checkpoint.meta["loop"]
+        check_type(loop, LoopState, "loop")
+        if missing := [key for key in ("step", "progress", "history", "cursor") if key not in loop]:
+            raise UserError(f"loop.{missing[0]} is missing")
+        if any("step" not in row for row in loop["history"]):
+            raise UserError("a row of loop.history has no step")
+        if (cursor := loop["cursor"]) and not any(cursor.keys() == keys for keys in CURSOR_KEYS):
+            raise UserError(f"loop.cursor has the keys {short_repr(', '.join(cursor))[1:-1]}: a position has others")
+        if min([loop["step"], *(cursor or {}).values()]) < 0:
+            raise UserError("a number of loop.step and loop.cursor is negative")
     except UserError as error:
         raise UserError(f"{checkpoint.path / 'meta.json'} is damaged: {error}") from error
     state = LoopState(**checkpoint.meta["loop"] | {"stopped": 0})

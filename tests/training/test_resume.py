@@ -309,6 +309,26 @@ def test_restore_loop_state() -> None:
     assert restored == LoopState(step=2, history=history)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cursor": {"epoch": 0}}, "loop.cursor has the keys epoch: a position has others"),
+        ({"cursor": {"prompts": 1.5}}, r"loop.cursor is {'prompts': 1.5}: must be an object"),
+        ({"cursor": {"prompts": -1}}, "is negative"),
+        ({"step": -1}, "is negative"),
+        ({"step": "7"}, "loop.step is '7': must be a whole number"),
+        ({"history": [{"step": None}]}, r"loop.history\[0\].step is None: must be a number"),
+        ({"history": [{"loss": 1.5}]}, "a row of loop.history has no step"),
+        ({"recent": 1}, "loop.recent is 1: must be a list"),
+        ({"rank": 1}, "loop.rank is not a known key"),
+    ],
+)
+def test_a_loop_state_that_cannot_be(change: dict[str, Any], words: str) -> None:
+    loop = asdict(LoopState(step=2, cursor={"prompts": 32})) | change
+    with pytest.raises(UserError, match=rf"step_2.meta.json is damaged: .*{words}"):
+        restore_loop_state(Checkpoint(Path("step_2"), {"loop": loop}))
+
+
 def test_checkpoint_to_resume(tmp_path: Path, base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "d1"
     model = build_model(SHAPE, CPU)
