@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import resource
@@ -41,6 +43,16 @@ PRELOADED = (
     "scripts.base_train",
     "scripts.base_eval",
     "scripts.chat_rl",
+)
+# Imported by libraries at their first use, which takes seconds of each fork. Not all of them are always installed.
+IMPORTED_LATE = (
+    "pandas",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.utils.flop_counter",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "xml.parsers.expat",
 )
 
 
@@ -178,6 +190,10 @@ def serve() -> None:
 
     for module in PRELOADED:
         importlib.import_module(module)
+    for module in IMPORTED_LATE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    gc.freeze()  # or the first collection of a fork would copy the memory of all objects
     requests = os.dup(0)
     rest = b""
     alive: set[int] = set()
@@ -227,7 +243,13 @@ def _become(request: dict[str, Any]) -> NoReturn:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # as the interpreter does
         sys.excepthook(*sys.exc_info())
-    sys.exit(code)  # joins threads and flushes, as at the end of a program
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: taking apart all modules would copy every page of the server's memory, seconds of work.
+    os._exit(code)
 
 
 def _slow_fsync(seconds: float) -> None:
