@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.common import UserError
@@ -107,6 +107,7 @@ def test_types(value: Any, expected: Any, message: str | None) -> None:
     assert str(failure.value).isprintable()
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_what_passes_can_be_used(value: Any) -> None:
     """Whatever the value is, it is either refused or has the types that the code relies on."""
