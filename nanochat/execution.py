@@ -10,10 +10,14 @@ by several layers. The machine may lack some of the first four (see `isolation_l
                  signals to others, properties of files (Linux on x86-64, ARM64, RISC-V; see sandbox/system_calls.py)
     always       limits on time, memory, tasks, file size and output; a fresh interpreter; its processes are killed
 
-The limit on tasks is 64 threads and processes, for root as well, where Linux lets the supervisor count them (5.5 and
-later, see sandbox/task_limit.py). Where it does not: with seccomp, a program has no threads; with namespaces alone, it
-has the 64 processes of RLIMIT_NPROC; with neither, as on macOS, it can start no process; and root, to whom RLIMIT_NPROC
-does not apply, is refused unless there is seccomp.
+With seccomp or namespaces the limit on tasks is 64 threads and processes, for root as well, where Linux lets the
+supervisor count them (5.5 and later, see sandbox/task_limit.py). Where it does not: with seccomp, a program has no
+threads; with namespaces alone, it has the 64 processes of RLIMIT_NPROC, and root, to whom that does not apply, is
+refused. With neither seccomp nor namespaces (macOS; Landlock alone), a program can start neither threads nor processes
+on Linux and no processes on macOS, and root is refused: nothing could find processes that leave their group.
+
+The limit on memory is of the address space of each process. Stacks of threads count: with 256 MiB and Linux's usual
+stacks of 8 MiB, about 30 threads fit, and 64 if the program calls `threading.stack_size(1 << 20)`.
 
 Limits of the protection:
 
@@ -22,7 +26,9 @@ Limits of the protection:
 - The program can read the parts of the system that all users can read: /usr, libraries, Python itself.
 - The program can fake success, because the tests that judge it run in the same process. (In tasks/humaneval.py only the
   last line of the tests prints a secret word; a program can still find that word in its own file.)
-- The program can use up its budget: one core for its time, its memory, and without mounts any number of 16 MiB files.
+- The program can use up its budget: one core for its time, its memory, and without mounts any number of 16 MiB files;
+  without seccomp the memory of each of its 64 processes, and files in memory (memfd_create) beside them.
+- Without namespaces and seccomp (Landlock alone) its System V shared memory and its keys stay after it.
 - Without mounts and landlock (macOS, Linux before 6.2) it can read and write all files that the user can: also /proc,
   through which the user's other processes can be read and changed.
 - Without namespaces and seccomp (macOS) it can use the network and signal the user's other processes.
@@ -46,6 +52,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from nanochat.common import UserError
+from nanochat.system.console import visible_line
 
 if TYPE_CHECKING:  # isolation.py cannot be imported on Windows
     from nanochat.sandbox.isolation import Job, Report
@@ -63,7 +70,10 @@ _START = "import sys; sys.path.append(sys.argv[2]); from nanochat.sandbox.isolat
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """Outcome of a program. `error` is empty if the program is ok, else one line with the reason."""
+    """Outcome of a program. `error` is empty if the program is ok, else one line with the reason.
+
+    Control characters are escapes in `error`, and as they are in `stdout` and `stderr`.
+    """
 
     ok: bool  # it ended within its time, with exit code 0
     timed_out: bool
@@ -233,7 +243,7 @@ def _to_result(pipes: _Pipes, timeout: float) -> ProgramResult:
         exit_code=exit_code,
         stdout=stdout,
         stderr=stderr,
-        error=error,
+        error=visible_line(error),
         layers=tuple(report.get("layers", ())),
     )
 

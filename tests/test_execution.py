@@ -32,6 +32,16 @@ def test_results() -> None:
     assert "null" in run_program("\0", 30.0).error
 
 
+def test_error_is_one_line_without_control_characters() -> None:
+    """Whatever the program prints: an error is shown in tables and logs."""
+    noise = "\x1b[2J\x1b]52;c;eA==\x07a\rb\x00\x9b\u2028\u202e\x85c"
+    result = run_program(f"import sys\nsys.exit({noise!r})", 30.0)
+    assert result.exit_code == 1
+    assert result.error.isprintable(), result.error
+    assert result.error.endswith("c"), result.error
+    assert result.stderr == noise + "\n"
+
+
 def test_memory_limit() -> None:
     program = "x = bytearray(300 << 20)"
     assert "MemoryError" in run_program(program, 30.0, 200 << 20).error

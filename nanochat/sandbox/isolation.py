@@ -269,6 +269,7 @@ def _become_program(job: Job, layers: set[str], task_limit: TaskLimit) -> NoRetu
         _set_limits(job, layers)
         _send(job, {"layers": sorted(layers)})
         environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", **job["environment"]}
+        environment["MALLOC_ARENA_MAX"] = "1"  # glibc reserves 64 MiB of the address space for each thread otherwise
         os.execve(job["python"][0], [*job["python"], "program.py"], environment)
     except BaseException as error:
         _send(job, {"failed": repr(error)})

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from nanochat.common import UserError
 from nanochat.execution import run_program
 from nanochat.sandbox.task_limit import MAX_TASKS, count_tasks
 from tests.support.sandbox import CONFIGURATIONS, REASON_FOR_LACK, isolation_layers
@@ -44,6 +45,30 @@ def test_threads_that_have_ended_do_not_count(configuration: str) -> None:
     counts = [int(line) for line in result.stdout.split()]
     assert len(counts) == 2, result
     assert all(MAX_TASKS - 4 <= count < MAX_TASKS for count in counts), counts
+
+
+@pytest.mark.parametrize(("stack", "expected"), [("", 20), ("threading.stack_size(1 << 20)", MAX_TASKS - 4)])
+@pytest.mark.parametrize("configuration", ["all layers", "no namespaces", "no seccomp"])
+def test_threads_fit_into_the_usual_memory(configuration: str, stack: str, expected: int) -> None:
+    """README names these numbers: the address space must not be spent on more than the stacks."""
+    without, needed = CONFIGURATIONS[configuration]
+    layers = isolation_layers()
+    if lacking := {layer for layer in needed if not layers[layer]}:
+        pytest.skip("; ".join(sorted(REASON_FOR_LACK[layer] for layer in lacking)))
+    result = run_program(f"import threading\n{stack}\n{WAVES}", 60.0, without=without)
+    counts = [int(line) for line in result.stdout.split()]
+    assert len(counts) == 2, result
+    assert min(counts) >= expected, counts
+
+
+@pytest.mark.parametrize("without", [("namespaces", "seccomp"), ("namespaces", "landlock", "seccomp")])
+def test_without_namespaces_and_seccomp_there_are_no_threads(without: tuple[str, ...]) -> None:
+    """And root is refused, whatever Linux's version."""
+    if os.geteuid() == 0:
+        with pytest.raises(UserError, match="another user"):
+            run_program(WAVES, 60.0, without=without)
+    else:
+        assert run_program(WAVES, 60.0, without=without).stdout.split() == ["0", "0"]
 
 
 def test_processes_that_cannot_start_threads_without_end() -> None:
