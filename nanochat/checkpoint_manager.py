@@ -11,8 +11,8 @@ previous checkpoint intact. If a step is saved again, its old checkpoint is kept
 is complete. "Last" means the latest in time (`serial`), not the highest step: a run may have been started again in the
 same folder. No pickle is involved.
 
-Weights that are infinite or not a number are neither saved nor loaded. Those of an earlier version that are on disk
-already do not count as checkpoints when older ones are removed.
+Weights that are infinite, not a number, or so large that their squares overflow are neither saved nor loaded. Those of
+an earlier version that are on disk already do not count as checkpoints when older ones are removed.
 
 Functions and command lines name a checkpoint by three values. `source` is its stage (base, mid, sft or rl). The model
 tag is the name of its run's folder, by default `d` and the depth: `d20` has 20 layers. The third value is its step.
@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanochat.checkpoints.meta import ARCH, FORMAT, META_FILE, CheckpointMeta, RunMeta, read_meta, seal
-from nanochat.checkpoints.tensors import file_facts, find_non_finite, load_tensors, tensor_shapes
+from nanochat.checkpoints.tensors import file_facts, find_non_finite, find_weight_fault, load_tensors, tensor_shapes
 from nanochat.common import UserError, base_dir, check_name, print0
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -79,14 +79,14 @@ class Checkpoint:
         """Read the model's weights to the CPU.
 
         Raises `UserError` if the file is damaged, holds another model than meta.json describes, or a weight is not
-        finite. The sizes in meta.json are believed only after that: nothing is allocated for them before.
+        finite or too large. The sizes in meta.json are believed only after that: nothing is allocated for them before.
         """
         path = self.path / WEIGHTS_FILE
         check_shapes(self.path, self.shape, tensor_shapes(path))
         weights = load_tensors(path, self.meta.get("files", {}).get(WEIGHTS_FILE))
-        if name := find_non_finite(weights):
+        if fault := find_weight_fault(weights):
             raise UserError(
-                f"{self.path} cannot be used: its weights are not finite ({name}), because its training diverged; "
+                f"{self.path} cannot be used: its weights are {fault[1]} ({fault[0]}), because its training diverged; "
                 "choose an earlier step, or train again with lower learning rates"
             )
         return weights
@@ -98,7 +98,7 @@ class Checkpoint:
     def has_finite_weights(self) -> bool:
         """Return True if the weights are finite. Those of a checkpoint with hashes are known to be."""
         try:
-            return "files" in self.meta or not find_non_finite(load_tensors(self.path / WEIGHTS_FILE))
+            return "files" in self.meta or not find_weight_fault(load_tensors(self.path / WEIGHTS_FILE))
         except UserError:
             return False
 
@@ -183,9 +183,12 @@ def save_checkpoint(
     """
     final = folder / f"step_{step:06d}"
     temporary = folder / f".{final.name}.tmp"
-    if name := find_non_finite(weights) or find_non_finite(optimizer_state):
+    fault = find_weight_fault(weights)
+    if fault is None and (name := find_non_finite(optimizer_state)):
+        fault = name, "not finite"
+    if fault is not None:
         raise UserError(
-            f"{final} is not saved: {name} is not finite, the training has diverged; the earlier checkpoints are "
+            f"{final} is not saved: {fault[0]} is {fault[1]}, the training has diverged; the earlier checkpoints are "
             "intact: resume from one with lower learning rates"
         )
     try:

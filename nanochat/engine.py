@@ -16,7 +16,7 @@ from nanochat.gpt import GPT
 from nanochat.inference.decode_batch import DecodeBatch
 from nanochat.inference.kv_cache import KVCache as KVCache  # a public name of this module
 from nanochat.inference.tool_use import RowState, Tool
-from nanochat.layers.sampler import rng_keys, sample_at, sample_next, uniforms
+from nanochat.layers.sampler import drawn_ids, rng_keys, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.sandbox.calculator import use_calculator as use_calculator  # a public name of this module
 from nanochat.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ class Engine:
                 keys = np.array([key_of_row[id(row)] for row in batch.rows], np.uint64)  # (B,)
                 steps = np.array([len(row.tokens) for row in batch.rows])
                 u = torch.from_numpy(uniforms(keys, steps)).to(self.model.device)  # (B,)
-                batch.append(sample_at(batch.logits, params, u).tolist())
+                batch.append(drawn_ids(sample_at(batch.logits, params, u), batch.logits))
                 is_running = batch.advance()
         return [[Completion(row.tokens, row.mask, row.has_ended) for row in prompt_rows] for prompt_rows in rows]
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nanochat.checkpoint_manager import CHECKPOINT_DIRS, RunMeta, list_steps, run_dir, save_checkpoint
 from nanochat.checkpoints.run_lock import lock_run, run_locks
-from nanochat.checkpoints.tensors import find_non_finite
+from nanochat.checkpoints.tensors import find_weight_fault
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.export.hf_model import from_hf_config, from_hf_weights
@@ -158,8 +158,8 @@ def main(config: Config) -> Path:
     hf_weights = read_weights(config.folder)
     with name_in_errors(config.folder):
         weights = from_hf_weights(hf_weights, shape)
-        if name := find_non_finite(weights):
-            raise UserError(f"its weights are not finite ({name}): there is no use for such a model")
+        if fault := find_weight_fault(weights):
+            raise UserError(f"its weights are {fault[1]} ({fault[0]}): there is no use for such a model")
     folder = run_dir(config.source, config.model_tag or f"d{shape.n_layer}")
     if list_steps(folder):
         raise UserError(f"{folder} holds checkpoints already: choose another name with --model_tag")

@@ -223,7 +223,7 @@ def test_a_model_without_a_finite_loss(
     run_here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """base_eval ends with an error, also if loading has found nothing; a training run prints it and continues."""
-    monkeypatch.setattr(checkpoint_manager, "find_non_finite", lambda _: None)
+    monkeypatch.setattr(checkpoint_manager, "find_weight_fault", lambda _: None)
     model = pair_model(LOGITS)
     with torch.no_grad():
         model.head.weight[ord("a"), ord(" ")] = torch.nan  # after a space all probabilities are NaN

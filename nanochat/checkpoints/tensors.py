@@ -22,6 +22,7 @@ from nanochat.common import UserError
 from nanochat.system.environment import num_usable_cores
 
 BLOCK_BYTES = 1 << 24
+MAX_FLOAT32_NORM = math.sqrt(torch.finfo(torch.float32).max)  # 1.8e19; the square of a larger one overflows
 MAX_THREADS = 8  # more are not faster than a disk
 REMEDY = "remove its folder to continue from an older checkpoint"
 
@@ -96,6 +97,24 @@ def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
         if tensor.is_floating_point() and not _has_finite_sum(tensor) and not tensor.isfinite().all():
             return name
     return None
+
+
+def find_weight_fault(weights: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Return the name of a weight that no model can be computed with, and what it is; None if there is none.
+
+    As in `Optimizer.weights_norm`, weights are refused that are not finite, or so large that their squares overflow
+    float32: so do the squares in the model's norms.
+    """
+    norms = {
+        name: torch.linalg.vector_norm(weight.float()).item()
+        for name, weight in weights.items()
+        if weight.is_floating_point()
+    }
+    if math.hypot(*norms.values()) <= MAX_FLOAT32_NORM:
+        return None
+    if name := find_non_finite(weights):
+        return name, "not finite"
+    return max(norms, key=lambda name: norms[name]), "too large: the squares overflow"
 
 
 def _has_finite_sum(tensor: Tensor) -> bool:

@@ -13,10 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.common import UserError
 from nanochat.layers.sampling_params import SamplingParams
 
 RNGKeys = npt.NDArray[np.uint64]  # of a counter-based generator: one key for each row
 
+NO_PROBABILITIES = (
+    "no token can be drawn: the model's logits are not finite, as after a training that diverged: choose an earlier "
+    "checkpoint"
+)
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: dividing the logits by it would overflow
 
 
@@ -25,7 +30,12 @@ def sample_next(logits: Tensor, params: SamplingParams, generator: torch.Generat
     if params.temperature < GREEDY_BELOW:
         return logits.argmax(dim=-1)
     probs, ids = _probs(logits, params)
-    drawn = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
+    try:
+        drawn = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
+    except RuntimeError as error:  # it looks at the probabilities itself, on each kind of device
+        if "probability tensor contains" in str(error):
+            raise UserError(NO_PROBABILITIES) from error
+        raise
     return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
 
 
@@ -33,7 +43,9 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
     """Sample like `sample_next`, (B, V) -> (B,), by inverting the cumulative distribution at `u` instead.
 
     `u`: float32 (B,), uniform in [0, 1). A row's token depends on its own logits and its own `u` only, not on
-    the other rows of the batch. Example with probabilities [0.5, 0.3, 0.2]:
+    the other rows of the batch. It is V, which is no token, if they are not finite (`drawn_ids`).
+
+    Example with probabilities [0.5, 0.3, 0.2]:
 
     >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(4, -1)
     >>> sample_at(logits, SamplingParams(), torch.tensor([0.0, 0.49, 0.51, 0.81])).tolist()
@@ -45,7 +57,18 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
     cdf = probs.cumsum(-1)  # (B, V) or (B, K); the last is 1 up to rounding
     # right=True: a token of probability 0 is never returned, not even for u = 0.
     drawn = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)  # (B, 1)
-    return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
+    if ids is not None:  # drawn is K where the sum is NaN
+        num_kept = ids.size(-1)
+        ids = ids.gather(-1, drawn.clamp(max=num_kept - 1)).where(drawn < num_kept, logits.size(-1))
+    return (drawn if ids is None else ids).squeeze(-1)
+
+
+def drawn_ids(drawn: Tensor, logits: Tensor) -> list[int]:
+    """Return the tokens of `sample_at` as a list. Raises `UserError` if logits that it drew from are not finite."""
+    ids: list[int] = drawn.tolist()
+    if max(ids) >= logits.size(-1):
+        raise UserError(NO_PROBABILITIES)
+    return ids
 
 
 def _probs(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save_file
 
 from nanochat.checkpoints import tensors
-from nanochat.checkpoints.tensors import file_facts, find_non_finite, hash_blocks, load_tensors, tensor_shapes
+from nanochat.checkpoints.tensors import (
+    file_facts,
+    find_non_finite,
+    find_weight_fault,
+    hash_blocks,
+    load_tensors,
+    tensor_shapes,
+)
 from nanochat.common import UserError
 from tests.support.damage import damaged_bytes, outcome
 
@@ -105,3 +112,19 @@ def test_values_that_are_not_finite(value: float, dtype: torch.dtype) -> None:
 def test_a_sum_that_is_too_large() -> None:
     """Large values are finite, even if their sum is not."""
     assert find_non_finite({"a": torch.full((4,), 3e38), "b": torch.full((4,), -3e38)}) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -3e38, 1e25])
+def test_weights_without_a_norm(value: float) -> None:
+    """As `Optimizer.weights_norm`: a square that overflows float32 is refused, also of a sum over several tensors."""
+    fine = {"a": torch.full((3, 4), 1e18), "n": torch.arange(3), "empty": torch.ones(0)}
+    assert find_weight_fault(fine) is None
+    bad = torch.ones(3, 4)
+    bad[1, 2] = value
+    name, words = find_weight_fault({**fine, "b": bad}) or ("", "")
+    assert name == "b"
+    assert words == ("too large: the squares overflow" if math.isfinite(value) else "not finite")
+    many = {str(i): torch.full((1,), 1.5e19) for i in range(4)}
+    assert find_weight_fault({"0": many["0"]}) is None
+    assert not torch.linalg.vector_norm(torch.cat(list(many.values()))).isfinite()
+    assert find_weight_fault(many) is not None

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.layers.sampler import rng_keys, sample_at, sample_next, uniforms
+from nanochat.common import UserError
+from nanochat.layers.sampler import drawn_ids, rng_keys, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.0], [0.0, -1.0, 2.0, 4.0, 1.0]])
@@ -120,3 +121,19 @@ def test_uniforms_are_uniform_and_uncorrelated() -> None:
     assert 50 < ((counts - 1200) ** 2 / 1200).sum() < 170  # chi-square, 99 degrees of freedom
     for a, b in ((table[:-1], table[1:]), (table[:, :-1], table[:, 1:])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.015
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite(value: float, top_k: int | None) -> None:
+    """One such row is an error of one line, whichever way the tokens are drawn; the other rows are not touched."""
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = value
+    params = SamplingParams(top_k=top_k)
+    with pytest.raises(UserError, match="logits are not finite"):
+        sample_next(logits, params, torch.Generator())
+    drawn = sample_at(logits, params, torch.full((3,), 0.5))
+    assert (drawn < 5).tolist() == [True, False, True]
+    with pytest.raises(UserError, match="logits are not finite"):
+        drawn_ids(drawn, logits)
+    assert drawn_ids(drawn[::2], logits) == drawn[::2].tolist()

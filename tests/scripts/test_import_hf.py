@@ -276,12 +276,15 @@ def test_absurd_sizes(exported: Exported, tmp_path: Path, base_dir: Path) -> Non
     assert not list(base_dir.iterdir())
 
 
-def test_weights_that_are_not_finite(exported: Exported, tmp_path: Path, base_dir: Path) -> None:
+@pytest.mark.parametrize(("value", "words"), [(torch.nan, "not finite"), (3e38, "too large.*overflow")])
+def test_weights_that_no_model_computes_with(
+    exported: Exported, tmp_path: Path, base_dir: Path, value: float, words: str
+) -> None:
     shutil.copytree(exported["grouped"][1], tmp_path / "a")
     weights = load_file(tmp_path / "a" / "model.safetensors")
-    weights["lm_head.weight"][3, 4] = torch.nan
+    weights["lm_head.weight"][3, 4] = value
     save_file(weights, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"its weights are not finite \(head.weight\)"):
+    with pytest.raises(UserError, match=rf"its weights are {words} \(head.weight\)"):
         import_hf.main(import_hf.Config(folder=tmp_path / "a"))
     assert not list(base_dir.iterdir())
 
