@@ -40,6 +40,7 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -62,7 +63,9 @@ ISOLATION_LAYERS = ("namespaces", "mounts", "landlock", "seccomp")
 _KEPT_BYTES = 64 << 10  # of stdout, and of stderr
 _MAX_OUTPUT_BYTES = 1 << 20  # of stdout and stderr together: a program that writes more is ended
 _MAX_SOURCE_BYTES = 1 << 20
-_GRACE_SECONDS = 30.0  # for a busy machine to start and to end a program
+_START_SECONDS = 30.0  # for a busy machine to start the supervisor
+_END_SECONDS = 3.0  # for the supervisor to end a program after its time; a program without layers can stop it
+_STOP_SECONDS = 2.0  # for the supervisor to end itself and the program when it is told to
 _READABLE_PATHS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store")
 _PYTHON_OPTIONS = ("-I", "-S", "-B", "-X", "utf8")  # isolated, without site-packages, without .pyc files
 _START = "import sys; sys.path.append(sys.argv[2]); from nanochat.sandbox.isolation import main; main()"
@@ -150,9 +153,9 @@ def _run(folder: Path, timeout: float, memory_bytes: int, without: Collection[st
     with supervisor, open(read_status, "rb", buffering=0) as status:
         pipes = _Pipes(supervisor, status)
         try:
-            pipes.read(time.monotonic() + timeout + _GRACE_SECONDS)
+            pipes.read(timeout)
         finally:
-            _stop(supervisor)
+            _stop(supervisor, pipes.report.get("process"))
     return _to_result(pipes, timeout)
 
 
@@ -165,6 +168,7 @@ class _Pipes:
         self.output = {"stdout": b"", "stderr": b""}
         self.num_bytes = 0  # of output, including the part that is not kept
         self.report: Report = {}
+        self.is_late = False  # the supervisor has not ended the program in its time
         self._status = b""
         self._selector = selectors.DefaultSelector()
         for name, file in (("stdout", supervisor.stdout), ("stderr", supervisor.stderr), ("status", status)):
@@ -175,25 +179,36 @@ class _Pipes:
     def is_flooded(self) -> bool:
         return self.num_bytes > _MAX_OUTPUT_BYTES
 
-    def read(self, deadline: float) -> None:
-        """Read until the status pipe is closed, there is too much output, or the deadline (monotonic) has passed."""
+    def read(self, timeout: float) -> None:
+        """Read until the status pipe is closed, there is too much output, or the supervisor is late.
+
+        `timeout`: seconds that the program has. They count from the supervisor's report that it has started.
+        """
         has_ended = False
-        while not has_ended and not self.is_flooded and time.monotonic() < deadline:
-            for key, _ in self._selector.select(1.0):
+        deadline = time.monotonic() + _START_SECONDS
+        while not has_ended and not self.is_flooded and not self.is_late:
+            for key, _ in self._selector.select(max(0.0, min(1.0, deadline - time.monotonic()))):
                 chunk = _read_chunk(key.fd)
                 if key.data == "status":
-                    self._status += chunk or b""
+                    had_started = "started" in self.report
+                    self._read_report(chunk or b"")
+                    if "started" in self.report and not had_started:
+                        deadline = time.monotonic() + timeout + _END_SECONDS
                     has_ended = chunk == b""
                 elif chunk:
                     self._keep(key.data, chunk)
                 elif chunk == b"":
                     self._selector.unregister(key.fileobj)
+            self.is_late = not has_ended and time.monotonic() >= deadline
         # Read the output that was written just before the end and is still in the pipes.
         for key in list(self._selector.get_map().values()):
             while key.data != "status" and not self.is_flooded and (chunk := _read_chunk(key.fd)):
                 self._keep(key.data, chunk)
         self._selector.close()
-        for line in self._status.splitlines():
+
+    def _read_report(self, chunk: bytes) -> None:
+        *lines, self._status = (self._status + chunk).split(b"\n")
+        for line in lines:
             self.report.update(json.loads(line))
 
     def _keep(self, name: str, chunk: bytes) -> None:
@@ -209,22 +224,26 @@ def _read_chunk(descriptor: int) -> bytes | None:
         return None
 
 
-def _stop(supervisor: subprocess.Popen[bytes]) -> None:
+def _stop(supervisor: subprocess.Popen[bytes], process: int | None) -> None:
     """End the supervisor and with it all processes of the program.
 
-    On SIGTERM the supervisor kills them. If the supervisor must be killed itself, the kernel kills them.
+    On SIGTERM the supervisor kills them, and exits with code 0. If it does not, because the program has stopped, traced
+    or killed it, it is killed. With namespaces the kernel kills the program then; without them the program can have
+    refused that, but is the only process of its own and cannot leave its group: `process`.
     """
-    try:
-        supervisor.terminate()
-        supervisor.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        supervisor.kill()
+    supervisor.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        supervisor.wait(_STOP_SECONDS)
+    if supervisor.returncode != 0 and process is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process, signal.SIGKILL)
+    supervisor.kill()
 
 
 def _to_result(pipes: _Pipes, timeout: float) -> ProgramResult:
     stdout, stderr = (pipes.output[name].decode("utf-8", "replace") for name in ("stdout", "stderr"))
     report = pipes.report
-    has_timed_out = report.get("timed_out", False)
+    has_timed_out = report.get("timed_out", False) or (pipes.is_late and "started" in report)
     if "failed" in report or not ("layers" in report or has_timed_out):
         raise UserError(f"programs cannot be run on this machine: {report.get('failed') or stderr.strip()[-500:]}")
     exit_code = None if pipes.is_flooded or has_timed_out else report.get("code")

@@ -60,7 +60,9 @@ class Job(TypedDict):
 class Report(TypedDict, total=False):
     """Message to execution.py; each process sends a part of it, as a JSON line on the status pipe."""
 
+    started: bool  # the time limit is running
     layers: list[str]  # active layers; sent just before the program starts
+    process: int  # the program's, sent just before it starts if it has no namespaces
     failed: str  # the error that kept the program from starting
     code: int  # exit code, 128 + N for signal N
     timed_out: bool
@@ -84,6 +86,7 @@ def main() -> NoReturn:
             libc("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM)
         has_namespaces = "namespaces" not in job["without"] and _enter_namespaces()
         signal.setitimer(signal.ITIMER_REAL, job["timeout"])
+        _send(job, {"started": True})
         task_limit = TaskLimit()
         child = os.fork()
         if child == 0:
@@ -267,6 +270,8 @@ def _become_program(job: Job, layers: set[str], task_limit: TaskLimit) -> NoRetu
         if os.geteuid() == 0 and "seccomp" not in layers and not (has_task_limit and "namespaces" in layers):
             raise OSError(0, "the limit on processes does not apply to root; run as another user")
         _set_limits(job, layers)
+        if "namespaces" not in layers:
+            _send(job, {"process": os.getpid()})
         _send(job, {"layers": sorted(layers)})
         environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", **job["environment"]}
         environment["MALLOC_ARENA_MAX"] = "1"  # glibc reserves 64 MiB of the address space for each thread otherwise

@@ -136,3 +136,39 @@ def test_without_any_layer() -> None:
         result = run_program(PREAMBLE + text, 1.0 if expected == "time" else 30.0, without=ISOLATION_LAYERS)
         assert_outcome(expected, result)
         assert result.layers == ()
+
+
+# Without layers a program can reach its supervisor. It also takes itself off the list of what dies with it.
+ATTACKS = {
+    "stop": "os.kill(os.getppid(), signal.SIGSTOP)",
+    "trace": "libc.ptrace(16, os.getppid(), None, None)",
+    "kill": "os.kill(os.getppid(), signal.SIGKILL)",
+}
+ATTACK = """
+import ctypes, os, signal, time
+libc = ctypes.CDLL(None)
+libc.prctl(1, 0)
+$attack
+os.execv('/bin/sleep', ['$mark', '1000'])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="calls of Linux")
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_program_that_attacks_its_supervisor(attack: str, tmp_path: Path) -> None:
+    """The caller goes on soon after the timeout, and nothing survives."""
+    source = ATTACK.replace("$attack", ATTACKS[attack]).replace("$mark", MARK)
+    code = f"""
+import os, sys, nanochat.execution as execution
+if os.geteuid() == 0:
+    execution._START = execution._START.replace("; main()", "; import os; os.geteuid = lambda: 1; main()")
+result = execution.run_program({source!r}, 1.0, without=execution.ISOLATION_LAYERS)
+print(result.ok, result.error)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=25)
+    expected = "its supervisor was killed" if attack == "kill" else "not done after 1 seconds"
+    assert done.stdout == f"False {expected}\n", done
+    assert survivors() == []
+    assert os.listdir(tmp_path) == []
