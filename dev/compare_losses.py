@@ -64,7 +64,7 @@ EXCLUDED_METRICS = {
 
 # Excluded parts of meta.json: the settings, whose names and paths may differ, the history, which is compared apart, and
 # the hashes of the files: each tensor is compared, and meta.json contains times.
-EXCLUDED_META = {"settings", "torch_version", "loop.seconds", "loop.history", "files", "sha256"}
+EXCLUDED_META = {"settings", "torch_version", "loop.seconds", "loop.history", "files", "sha256", "first_serial"}
 
 # Excluded exported files: the model card contains the time and the commit of the report.
 EXCLUDED_FILES = {"README.md"}

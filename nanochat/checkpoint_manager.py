@@ -175,7 +175,7 @@ def save_checkpoint(
     meta: RunMeta,
     keep_last: int = -1,
 ) -> Path:
-    """Write the checkpoint of a step and remove all but the `keep_last` newest ones (-1: keep all). On rank 0 only.
+    """Write the checkpoint of a step and remove all but the run's `keep_last` newest (-1: all stay). On rank 0 only.
 
     `meta`: content of meta.json besides format, arch, step, serial and hashes. Raises `UserError` if the disk is full,
     if writing fails for another reason, or if a weight or a part of the optimizer's state is not finite. The earlier
@@ -210,14 +210,18 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)  # frees the full disk
         raise UserError(f"cannot save {final} ({error}); the earlier checkpoints are intact") from error
     if keep_last > 0:
-        prune(folder, keep_last)
+        prune(folder, keep_last, meta.get("first_serial", 0))
     return final
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Remove the checkpoints that are older than the `keep_last` newest ones with finite weights."""
+def prune(folder: Path, keep_last: int, first_serial: int = 0) -> None:
+    """Remove the checkpoints of a run that are older than its `keep_last` newest ones with finite weights.
+
+    `first_serial`: of the run. Checkpoints of other runs stay, and do not count; 0: those that name no run.
+    """
     num_kept = 0
-    for checkpoint in reversed(list_checkpoints(folder, skip_unreadable=True)):
+    checkpoints = list_checkpoints(folder, skip_unreadable=True)
+    for checkpoint in reversed([each for each in checkpoints if each.meta.get("first_serial", 0) == first_serial]):
         if num_kept < keep_last and checkpoint.has_finite_weights():
             num_kept += 1
         elif num_kept == keep_last:

@@ -37,7 +37,14 @@ from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
 from nanochat.training.profile import StepProfiler
 from nanochat.training.report import report_pretraining
-from nanochat.training.resume import checkpoint_to_resume, raise_if_stopped, resume_after_restart, run_id, run_length
+from nanochat.training.resume import (
+    checkpoint_to_resume,
+    first_serial,
+    raise_if_stopped,
+    resume_after_restart,
+    run_id,
+    run_length,
+)
 from nanochat.training.settings import TrainingSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 
@@ -164,6 +171,7 @@ def main(config: Config) -> LoopState:
         "device_batch_size": batch_size,
         "data_hash": manifest.hash(),
         "run_id": run_id(),
+        "first_serial": first_serial(folder, checkpoint, "--model_tag=NAME keeps it apart"),
     }
     prompts = sample_prompts(manifest.source, NUM_SAMPLES, config.seed)
     print_samples = sample_printer(model, tokenizer, runtime, prompts)

@@ -37,6 +37,7 @@ from nanochat.train import Event, LoopState, Metrics
 from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.resume import (
     checkpoint_to_resume,
+    first_serial,
     raise_if_stopped,
     resume_stage_after_restart,
     run_id,
@@ -164,6 +165,7 @@ def main(config: Config) -> LoopState:
         "settings": asdict(config),
         "data_hash": data_hash,
         "run_id": run_id(),
+        "first_serial": first_serial(folder, checkpoint),
         "rollout_dtype": replace(runtime, compute_dtype=rollout_dtype).dtype_name,
     }
 

@@ -202,13 +202,30 @@ def test_keep_last(tmp_path: Path) -> None:
 
 
 def test_the_last_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
-    """Checkpoints of a new run in an old run's folder are the last ones, and `keep_last` removes the old run's."""
+    """Checkpoints of a new run in an old run's folder are the last ones."""
     save(tmp_path, 1000, 1.0)
     save(tmp_path, 4, 2.0)
     assert load(tmp_path) == (4, 2.0)
     assert load(tmp_path, 1000) == (1000, 1.0)
-    save(tmp_path, 8, 3.0, keep_last=2)
-    assert names(tmp_path) == ["step_000004", "step_000008"]
+
+
+def test_keep_last_leaves_other_runs_alone(tmp_path: Path) -> None:
+    """Three runs in one folder, the first of which goes on after the others: each removes its own checkpoints only."""
+
+    def save_of_run(first_serial: int, step: int) -> None:
+        weights = {name: torch.zeros(shape) for name, shape in tensor_shapes(SHAPE).items()}
+        save_checkpoint(tmp_path, step, weights, {}, {**META, "first_serial": first_serial}, keep_last=1)
+
+    save(tmp_path, 100)  # of an earlier version, or imported: it names no run
+    for step in (10, 20):
+        save_of_run(2, step)
+    for step in (5, 7):
+        save_of_run(4, step)
+    assert list(list_steps(tmp_path)) == [7, 20, 100]
+    save_of_run(2, 30)
+    assert list(list_steps(tmp_path)) == [7, 30, 100]
+    save(tmp_path, 110, keep_last=1)
+    assert list(list_steps(tmp_path)) == [7, 30, 110]
 
 
 def test_the_same_step_again(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ class RunMeta(ModelMeta, total=False):
     settings: dict[str, Any]  # fields of the script's config
     data_hash: str
     run_id: str  # `$NANOCHAT_RUN_ID`, or empty
+    first_serial: int  # serial of the run's first checkpoint: the same for those, and only those, of one run
     device_batch_size: int
     world_size: int
     rollout_dtype: str  # in which an RL run generates

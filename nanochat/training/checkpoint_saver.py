@@ -32,7 +32,7 @@ class CheckpointSaver:
     write.
 
     `folder`: of the run. `meta`: content of meta.json except for the loop state and the number of processes.
-    `keep_last`: number of checkpoints that are kept (-1: all).
+    `keep_last`: number of the run's checkpoints that are kept (-1: all).
     """
 
     def __init__(self, folder: Path, model: GPT, optimizer: Optimizer, meta: RunMeta, keep_last: int) -> None:

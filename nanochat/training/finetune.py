@@ -29,6 +29,7 @@ from nanochat.training.profile import StepProfiler
 from nanochat.training.report import CURVES, curves, notes_on_steps
 from nanochat.training.resume import (
     checkpoint_to_resume,
+    first_serial,
     is_resuming,
     raise_if_stopped,
     resume_stage_after_restart,
@@ -123,6 +124,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         "device_batch_size": batch_size,
         "data_hash": data_hash,
         "run_id": run_id(),
+        "first_serial": first_serial(folder, checkpoint),
     }
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
     events = [  # the checkpoint first: an evaluation that fails must not cost the run

@@ -244,6 +244,27 @@ def checkpoint_to_resume(
     return checkpoint
 
 
+def first_serial(
+    folder: Path, checkpoint: Checkpoint | None, advice: str = "moving it elsewhere keeps it apart"
+) -> int:
+    """Return the number that a run's checkpoints have in common: the serial of the first. `--keep_last` needs it.
+
+    `checkpoint`: the one that the run resumes from. A new run (None) in a folder with checkpoints prints a notice, with
+    the `advice` how to keep them apart.
+    """
+    if checkpoint is not None:
+        return checkpoint.meta.get("first_serial", 0)
+    earlier = list_checkpoints(folder, skip_unreadable=True)
+    if not earlier:
+        return 1
+    print0(
+        f"NOTICE: {folder} holds {len(earlier)} checkpoint{'s' * (len(earlier) > 1)} of an earlier run, the last of "
+        f"step {earlier[-1].step}: this run begins anew and replaces steps of the same number; --resume goes on with "
+        f"it, {advice}"
+    )
+    return earlier[-1].serial + 1
+
+
 def check_resumable(checkpoint: Checkpoint) -> None:
     """Raise `UserError` if the checkpoint was imported from another program."""
     if "imported_from" in checkpoint.meta:

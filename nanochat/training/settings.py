@@ -53,7 +53,7 @@ class TrainingSettings(Settings):
     save_every: int = setting(
         -1, "steps between checkpoints; -1 = only at the end, or when the run is stopped", at_least=1, or_value=-1
     )
-    keep_last: int = setting(-1, "number of checkpoints to keep; -1 = all", at_least=1, or_value=-1)
+    keep_last: int = setting(-1, "number of the run's checkpoints to keep; -1 = all", at_least=1, or_value=-1)
     resume: bool = setting(False, "resume from the last checkpoint of this stage and model tag")
     resume_from_step: int = setting(-1, "resume from the checkpoint of this step; -1 = do not", at_least=0, or_value=-1)
 
@@ -98,7 +98,7 @@ class FineTuningSettings(Settings):
     save_every: int = setting(
         -1, "steps between checkpoints; -1 = only at the end, or when the run is stopped", at_least=1, or_value=-1
     )
-    keep_last: int = setting(-1, "number of checkpoints to keep; -1 = all", at_least=1, or_value=-1)
+    keep_last: int = setting(-1, "number of the run's checkpoints to keep; -1 = all", at_least=1, or_value=-1)
     resume: bool = setting(False, "resume from the last checkpoint of this stage and model tag")
     resume_from_step: int = setting(-1, "resume from the checkpoint of this step; -1 = do not", at_least=0, or_value=-1)
 

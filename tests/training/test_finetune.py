@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from nanochat import train
-from nanochat.checkpoint_manager import open_checkpoint
+from nanochat.checkpoint_manager import list_steps, open_checkpoint
 from nanochat.common import StoppedBySignal, UserError
 from nanochat.configurator import parse
 from nanochat.data.shards import write_dataset
@@ -251,6 +251,20 @@ def test_resume_from_a_step(run_here: Path, mixture: str) -> None:
     for step in (4, 8):
         run(mid_train, *flags, f"--resume_from_step={step}")
         assert_same_contents(contents(folder, 12), expected)
+
+
+def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one(
+    run_here: Path, mixture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed, it removes its own. mid_train's --model_tag names its source, so it is no way out."""
+    folder = run_here / "mid_checkpoints" / "d1"
+    run(mid_train, mixture, "--num_iterations=3")
+    assert "NOTICE" not in capsys.readouterr().out
+    run(mid_train, mixture, "--num_iterations=2", "--save_every=1", "--keep_last=1")
+    assert f"NOTICE: {folder} holds 1 checkpoint of an earlier run, the last of step 3" in capsys.readouterr().out
+    assert list(list_steps(folder)) == [2, 3]
+    run(mid_train, mixture, "--num_iterations=4", "--keep_last=1", "--resume")
+    assert list(list_steps(folder)) == [3, 4]
 
 
 def test_a_run_resumes_on_the_same_data_only(mixture: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.checkpoint_manager import Checkpoint, build_model, run_dir
+from nanochat.checkpoint_manager import Checkpoint, build_model, open_checkpoint, run_dir
 from nanochat.common import UserError
 from nanochat.configurator import parse, setting
 from nanochat.optim import build_optimizer
@@ -32,6 +32,7 @@ from nanochat.training.checkpoint_saver import CheckpointSaver
 from nanochat.training.resume import (
     changed_settings,
     checkpoint_to_resume,
+    first_serial,
     is_resuming,
     restore_loop_state,
     resume_after_restart,
@@ -327,6 +328,27 @@ def test_a_loop_state_that_cannot_be(change: dict[str, Any], words: str) -> None
     loop = asdict(LoopState(step=2, cursor={"prompts": 32})) | change
     with pytest.raises(UserError, match=rf"step_2.meta.json is damaged: .*{words}"):
         restore_loop_state(Checkpoint(Path("step_2"), {"loop": loop}))
+
+
+def test_a_new_run_among_checkpoints_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its number is new, and a run that goes on keeps its own; one of an earlier version has none."""
+    model = build_model(SHAPE, CPU)
+
+    def save(step: int, **meta: int) -> Checkpoint:
+        saver = CheckpointSaver(tmp_path, model, build_optimizer(model, CPU), META | meta, keep_last=-1)
+        saver(LoopState(step=step, progress=1.0))
+        return open_checkpoint(tmp_path)
+
+    assert first_serial(tmp_path, None) == 1
+    assert "NOTICE" not in capsys.readouterr().out
+    of_earlier_version = save(9)
+    first = save(4, first_serial=2)
+    assert first_serial(tmp_path, None, "ADVICE") == 3
+    [notice] = [line for line in capsys.readouterr().out.splitlines() if "NOTICE" in line]
+    assert f"{tmp_path} holds 2 checkpoints of an earlier run, the last of step 4: this run begins anew" in notice
+    assert "replaces steps of the same number; --resume goes on with it, ADVICE" in notice
+    assert (first_serial(tmp_path, first), first_serial(tmp_path, of_earlier_version)) == (2, 0)
+    assert capsys.readouterr().out == ""
 
 
 def test_checkpoint_to_resume(tmp_path: Path, base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

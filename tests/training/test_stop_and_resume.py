@@ -612,15 +612,20 @@ def test_a_finished_run(pool: Pool, base: Path, reference: Any) -> None:
 
 
 def test_a_new_run_in_an_old_folder(pool: Pool, base: Path, reference: Any) -> None:
-    """The checkpoint of the highest step is that of another run: the last written one is resumed, and kept."""
+    """The checkpoint of the highest step is that of another run, which stays: the last written one is resumed."""
     shutil.copytree(reference(1).base / "base_checkpoints", base / "base_checkpoints")
+    (checkpoints(base) / "step_000008").rename(checkpoints(base) / "step_000009")
+    earlier = set(saved_steps(base))
     [first] = pool.run(base, [{"signals": {"1": [signal.SIGINT]}}], keep_last=1, matrix_lr=0.01)
-    assert saved_steps(base) == [2]
+    assert first["out"].count("NOTICE: ") == 1
+    assert "of an earlier run, the last of step 8: this run begins anew" in first["out"]
+    assert set(saved_steps(base)) == earlier | {2}
     [second] = pool.run(base, resume=True, keep_last=1, matrix_lr=0.01)
+    assert "of an earlier run" not in second["out"]
     assert "step_000002, 25.0%" in second["out"]
     assert "Setting changed" not in second["out"]
     assert (len(first["losses"]), len(second["losses"])) == (2, 6)
-    assert saved_steps(base) == [8]
+    assert set(saved_steps(base)) == earlier | {8}
 
 
 def _other_tokenizer(base: Path) -> None:
