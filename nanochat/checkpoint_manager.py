@@ -29,11 +29,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanochat.checkpoints.meta import ARCH, FORMAT, META_FILE, CheckpointMeta, RunMeta, read_meta, seal
-from nanochat.checkpoints.tensors import file_facts, find_non_finite, find_weight_fault, load_tensors, tensor_shapes
+from nanochat.checkpoints.tensors import (
+    file_facts,
+    find_non_finite,
+    find_weight_fault,
+    load_tensors,
+    tensor_shapes,
+    write_tensors,
+)
 from nanochat.common import UserError, base_dir, check_name, print0
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -261,7 +267,7 @@ def remove_checkpoint(path: Path) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file and flush it to disk."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with open(path, "rb") as file:
         flush_to_disk(file.fileno())
 

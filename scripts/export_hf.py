@@ -13,8 +13,8 @@ train with transformers) and a model card; `AutoModelForCausalLM` and `AutoToken
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from nanochat.checkpoint_manager import (
     CHECKPOINT_DIRS,
@@ -33,6 +32,7 @@ from nanochat.checkpoint_manager import (
     open_checkpoint,
     run_dir,
 )
+from nanochat.checkpoints.tensors import write_tensors
 from nanochat.common import UserError, base_dir, print0, write_json_atomic, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
 from nanochat.export.hf_model import model_card, special_token_ids, to_hf_config, to_hf_weights
@@ -40,7 +40,11 @@ from nanochat.export.hf_tokenizer import TEMPLATE_FILES, to_hf_tokenizer, to_hf_
 from nanochat.gpt import GPTConfig
 from nanochat.reporting.schema import read_sections
 from nanochat.system.credentials import hub_address, is_on_hub
+from nanochat.system.json_files import read_json
 from nanochat.tokenizer import Tokenizer, get_tokenizer
+
+TEMPORARY = ".export.{}.tmp"  # in a folder whose export is replaced
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Config(Settings):
     )
     step: int = setting(-1, "checkpoint to export; -1 = the last", short="s", at_least=0, or_value=-1)
     out: Path | None = setting(None, "folder to write, which must be new or empty (required)")
-    overwrite: bool = setting(False, "replace an exported model in that folder")
+    overwrite: bool = setting(False, "replace an exported model in that folder; other files stay")
     push: str | None = setting(None, "repository of the hub to upload to, as OWNER/NAME; a new one is private")
     yes: bool = setting(False, "upload without asking")
 
@@ -67,19 +71,29 @@ class Config(Settings):
 def atomic_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder to fill. It becomes `out` at the end, or is removed if an exception is raised.
 
-    Raises UserError if `out` holds something that must not be replaced.
+    If there is an export in `out`, its files are replaced one by one, and others stay. Raises UserError if `out` holds
+    something else.
     """
     out = out.absolute()
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    replaces = False
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
         if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (overwrite and is_exported_model(out)))):
             raise UserError(f"{out} is not empty: choose another --out, or --overwrite if an exported model is there")
+        replaces = out.is_dir() and any(out.iterdir())
+        if replaces:
+            for left_by_kill in out.glob(TEMPORARY.format("*")):
+                shutil.rmtree(left_by_kill)
+            temporary = out / TEMPORARY.format(os.getpid())  # on the same disk, whatever is mounted there
         temporary.mkdir(parents=True)
         yield temporary
-        if out.exists():
-            os.rename(out, old)
-        os.rename(temporary, out)
+        if replaces:
+            replace_files(temporary, out)
+        else:
+            if out.exists():
+                os.rename(out, old)
+            os.rename(temporary, out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
@@ -89,11 +103,31 @@ def atomic_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_files(new: Path, out: Path) -> None:
+    """Move the files of an export over those of an earlier one, config.json last: until then it can be replaced again.
+
+    Only files of an export are touched, and the shards of weights in several files.
+    """
+    names = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
+    for name in names:
+        path = out / name
+        if path.is_dir() or (name.parent.name and (path.parent.is_symlink() or path.parent.is_file())):
+            raise UserError(f"cannot write {path}: a folder, link or file is in its place; remove it")
+    names.remove(Path("config.json"))
+    for name in names:
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(new / name, out / name)
+    for path in out.iterdir():
+        if SHARD.fullmatch(path.name) and not path.is_dir():
+            path.unlink()
+    os.replace(new / "config.json", out / "config.json")
+
+
 def is_exported_model(folder: Path) -> bool:
     """Return True if the folder holds a model of transformers' architecture `nanochat`, which may be replaced."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(folder / "config.json")
+    except UserError:
         return False
     return isinstance(content, dict) and content.get("model_type") == "nanochat"
 
@@ -108,7 +142,7 @@ def write_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, sour
     num_params = sum(weight.numel() for weight in weights.values())
     origin = {"source": source, "tag": tag, "step": checkpoint.step, "compute_dtype": meta["compute_dtype"]}
     origin["total_batch_size"] = meta.get("settings", {}).get("total_batch_size")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_json_atomic(folder / "config.json", to_hf_config(config, tokenizer, origin))
     write_json_atomic(folder / "generation_config.json", special_token_ids(tokenizer))
     write_json_atomic(folder / "tokenizer.json", to_hf_tokenizer(tokenizer))

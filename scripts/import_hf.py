@@ -21,21 +21,22 @@ from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat.checkpoint_manager import CHECKPOINT_DIRS, RunMeta, list_steps, run_dir, save_checkpoint
 from nanochat.checkpoints.run_lock import lock_run, run_locks
-from nanochat.checkpoints.tensors import find_weight_fault
+from nanochat.checkpoints.tensors import find_weight_fault, load_tensors, tensor_shapes
 from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.export.hf_model import from_hf_config, from_hf_weights
+from nanochat.export.hf_model import check_hf_shapes, from_hf_config, from_hf_weights
 from nanochat.export.hf_tokenizer import from_hf_tokenizer
+from nanochat.gpt import GPTConfig
 from nanochat.runtime import DTYPES
 from nanochat.system.json_files import check_type, read_json
 from nanochat.system.json_text import short_repr
 from nanochat.tokenizer import TOKENIZER_FILE, Tokenizer
 
+REMEDY = "export or download it again"
 MAX_FACT = 1 << 40  # of a number that config.json records about the exported checkpoint
 
 
@@ -94,8 +95,11 @@ def file_of(folder: Path, name: object) -> Path:
     return path
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of one file, or of all files in an index. Raises UserError that names the file at fault."""
+def read_weights(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
+    """Read the weights of one file, or of all files in an index. Raises UserError that names the file at fault.
+
+    `config`: of the model, which their shapes must be of.
+    """
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if not (folder / names[0]).exists() and index.exists():
@@ -107,13 +111,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             names = sorted(set(content["weight_map"].values()))
             for name in names:
                 file_of(folder, name)
+    paths = [file_of(folder, name) for name in names]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        shapes |= tensor_shapes(path, REMEDY)
+    with name_in_errors(folder):
+        check_hf_shapes(shapes, config)  # before files of any size are mapped
     weights: dict[str, Tensor] = {}
-    for name in names:
-        path = file_of(folder, name)
-        with name_in_errors(path):
-            if path.exists() and not path.is_file():
-                raise UserError("it is not a file")
-            weights |= load_file(path)
+    for path in paths:
+        weights |= load_tensors(path, remedy=REMEDY)
     return weights
 
 
@@ -155,7 +161,7 @@ def main(config: Config) -> Path:
         tokenizer = from_hf_tokenizer(tokenizer_content)
         if tokenizer.get_vocab_size() != shape.vocab_size:
             raise UserError(f"it has {tokenizer.get_vocab_size()} tokens, the model {shape.vocab_size}")
-    hf_weights = read_weights(config.folder)
+    hf_weights = read_weights(config.folder, shape)
     with name_in_errors(config.folder):
         weights = from_hf_weights(hf_weights, shape)
         if fault := find_weight_fault(weights):

@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from nanochat.common import UserError, base_dir
+from nanochat.system.files import read_regular_file
+from nanochat.system.json_files import MAX_BYTES
 
 FILE_NAME = "words.txt"
 TEST_ONE_IN = 6  # one word in six is a test word
@@ -84,11 +86,11 @@ def _embedded_words() -> tuple[str, ...]:
 @functools.cache
 def _read_word_list(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"word list {path}: {error.strerror}") from error
+        lines = read_regular_file(path, MAX_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"word list {path}: not UTF-8 ({error})") from error
+    except UserError as error:
+        raise UserError(f"word list {error}") from error
     words = (line.strip().lower() for line in lines)
     return tuple(sorted({word for word in words if word.isalpha() and len(word) in WORD_LENGTHS}))
 

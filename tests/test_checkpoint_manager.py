@@ -102,7 +102,7 @@ def _die_at(moment: int, folder: Path) -> None:
         if event in AUDIT_EVENTS and (path.startswith(str(folder)) or not os.path.isabs(path)):
             pass_moment()
 
-    save_file = checkpoint_manager.save_file
+    save_file = checkpoint_manager.write_tensors
 
     def save_file_in_halves(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, path)
@@ -111,7 +111,7 @@ def _die_at(moment: int, folder: Path) -> None:
         pass_moment()
         path.write_bytes(content)
 
-    checkpoint_manager.save_file = save_file_in_halves  # type: ignore[assignment]
+    checkpoint_manager.write_tensors = save_file_in_halves  # type: ignore[assignment]
     sys.addaudithook(hook)  # cannot be removed: each moment needs a separate process
 
 

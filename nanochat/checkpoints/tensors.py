@@ -8,18 +8,21 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanochat.checkpoints.meta import FileFacts
 from nanochat.common import UserError
 from nanochat.system.environment import num_usable_cores
+from nanochat.system.files import check_regular_file
 
 BLOCK_BYTES = 1 << 24
 MAX_FLOAT32_NORM = math.sqrt(torch.finfo(torch.float32).max)  # 1.8e19; the square of a larger one overflows
@@ -66,25 +69,48 @@ def check_file(path: Path, facts: FileFacts | None) -> None:
         raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
 
 
-def load_tensors(path: Path, facts: FileFacts | None = None) -> dict[str, Tensor]:
+def load_tensors(path: Path, facts: FileFacts | None = None, remedy: str = REMEDY) -> dict[str, Tensor]:
     """Read a safetensors file to the CPU. Raises `UserError` with its path if it is missing or damaged."""
+    _check_kind(path, remedy)
     check_file(path, facts)
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch has not
-        raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
+        raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        size = path.stat().st_size
+        raise UserError(f"{path} cannot be read: its {size:,} bytes cannot be mapped into memory") from error
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(path: Path, remedy: str = REMEDY) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a safetensors file's tensors by name. Raises `UserError` as `load_tensors` does.
 
     The header is checked against the size of the file: no shape promises more than the file holds.
     """
+    _check_kind(path, remedy)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:  # for torch the whole file would be mapped, which may be too large for that
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
+        raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
+
+
+def _check_kind(path: Path, remedy: str) -> None:
+    try:
+        check_regular_file(path)
+    except UserError as error:
+        raise UserError(f"{error}: {remedy}") from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions of any other new file: the library gives it to its owner only."""
+    with open(path, "wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    save_file(dict(tensors), path, metadata=metadata)
+    with suppress(OSError):  # a file system without permissions
+        os.chmod(path, mode)
 
 
 def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:

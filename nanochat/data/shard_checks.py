@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nanochat.common import UserError
+from nanochat.system.files import open_regular_file
 
 _BLOCK_BYTES = 1 << 20
 
@@ -23,7 +24,7 @@ _checked: set[tuple[Path, int, int, int, str]] = set()  # files of this process 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's contents in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular_file(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

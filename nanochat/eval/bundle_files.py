@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nanochat.common import UserError, as_user_error
-from nanochat.system.files import check_name
+from nanochat.system.files import check_name, check_regular_file, open_regular_file
 from nanochat.system.json_text import encoding_by_mark, short_repr
 
 MB = 1 << 20
@@ -76,6 +76,7 @@ def open_files(path: Path) -> Iterator[BundleFiles]:
             roots = [prefix for prefix in prefixes if (path / prefix / "core.yaml").is_file()]
         yield _Folder(path, _only_root(path, roots))
         return
+    check_regular_file(path)  # a pipe would wait for its other end
     with ExitStack() as stack:
         with as_user_error(f"the evaluation bundle {path} cannot be read"):
             file = stack.enter_context(_BoundedReader(io.FileIO(path)))
@@ -112,7 +113,7 @@ class _Folder:
         return True
 
     def read_bytes(self, name: str, max_bytes: int) -> bytes:
-        with as_user_error(f"{self.place(name)} cannot be read"), open(self._folder / name, "rb") as file:
+        with as_user_error(f"{self.place(name)} cannot be read"), open_regular_file(self._folder / name) as file:
             content = file.read(max_bytes + 1)
         return _not_too_long(content, self.place(name), max_bytes)
 

@@ -277,6 +277,11 @@ def check_name(name: str) -> None:
     with as_user_error(f"{name} cannot be read"):
         is_folder = name != "" and folder.is_dir()
         has_config = (folder / "config.json").is_file()
+        other = next(
+            (path for path in (folder.iterdir() if is_folder else ()) if not path.is_file() and not path.is_dir()), None
+        )
+    if other:
+        raise UserError(f"{other} cannot be read: it is not a file")  # transformers would wait for a pipe
     if is_folder and not has_config:
         raise UserError(f"{folder} does not hold a model of transformers: config.json is missing")
     if not is_folder and (folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):

@@ -125,23 +125,30 @@ def from_hf_weights(hf_weights: Mapping[str, Tensor], config: GPTConfig) -> dict
 
     Raises UserError for weights of another model.
     """
-    names = hf_weight_names(config)
-    if odd := sorted(hf_weights.keys() ^ set(names.values())):
-        side = "the weight files" if odd[0] in hf_weights else "the model that config.json describes"
-        raise UserError(f"the weight {short_repr(odd[0])[1:-1]} is only in {side}: both must belong to one model")
+    check_hf_shapes({name: tuple(weight.shape) for name, weight in hf_weights.items()}, config)
     num_padding_rows = config.padded_vocab_size - config.vocab_size
     weights = {}
-    for name, hf_name in names.items():
+    for name, hf_name in hf_weight_names(config).items():
         weight = hf_weights[hf_name]
-        num_rows, num_columns = weight_shape(name, config)
-        shape = (num_rows - num_padding_rows * (name in _VOCAB_WEIGHTS), num_columns)
-        if weight.shape != shape:
-            raise UserError(f"{hf_name} has the shape {tuple(weight.shape)}, but {name} needs {shape}")
         if not weight.is_floating_point():
             raise UserError(f"{hf_name} has the type {weight.dtype}: must be of floating-point numbers")
         weight = weight.float()
         weights[name] = pad(weight, (0, 0, 0, num_padding_rows)) if name in _VOCAB_WEIGHTS else weight
     return weights
+
+
+def check_hf_shapes(shapes: Mapping[str, tuple[int, ...]], config: GPTConfig) -> None:
+    """Raise UserError unless the shapes, by their weights' names in transformers, are those of the model."""
+    names = hf_weight_names(config)
+    if odd := sorted(shapes.keys() ^ set(names.values())):
+        side = "the weight files" if odd[0] in shapes else "the model that config.json describes"
+        raise UserError(f"the weight {short_repr(odd[0])[1:-1]} is only in {side}: both must belong to one model")
+    num_padding_rows = config.padded_vocab_size - config.vocab_size
+    for name, hf_name in names.items():
+        num_rows, num_columns = weight_shape(name, config)
+        shape = (num_rows - num_padding_rows * (name in _VOCAB_WEIGHTS), num_columns)
+        if shapes[hf_name] != shape:
+            raise UserError(f"{hf_name} has the shape {shapes[hf_name]}, but {name} needs {shape}")
 
 
 def weight_shape(name: str, config: GPTConfig) -> tuple[int, int]:

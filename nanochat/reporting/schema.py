@@ -20,6 +20,8 @@ from typing import Any, TypedDict, cast
 from nanochat.common import UserError, base_dir, check_file_writable, write_json_atomic
 from nanochat.system import environment
 from nanochat.system.errors import hide_credentials
+from nanochat.system.files import read_regular_file
+from nanochat.system.json_files import MAX_BYTES
 from nanochat.tokenization.chat_format import render_turns
 
 FORMAT = 1
@@ -168,7 +170,7 @@ def read_sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
     paths = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
     for path in sorted(paths, key=lambda path: (order.get(path.stem, len(order)), path.stem)):
         try:
-            section = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+            section = json.loads(read_regular_file(path, MAX_BYTES).decode("utf-8"), parse_constant=lambda _: None)
             if not isinstance(section, dict):
                 raise ValueError("not a JSON object")
             _check_section(section)

@@ -24,9 +24,10 @@ from typing import Any, TypedDict
 
 from nanochat.system.console import print0
 from nanochat.system.errors import UserError
-from nanochat.system.files import base_dir, write_json_cache
+from nanochat.system.files import base_dir, read_regular_file, write_json_cache
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+MAX_CACHE_BYTES = 1 << 20  # of cpu.json
 ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
 
 
@@ -105,7 +106,7 @@ def probe_bf16(isa: str) -> Bf16Probe:
 def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
     """Return the results stored by earlier processes; none if the file is absent, damaged, or of an older version."""
     try:
-        probes = json.loads(path.read_text(encoding="utf-8"))
+        probes = json.loads(read_regular_file(path, MAX_CACHE_BYTES).decode("utf-8"))
         return {key: _checked(probe) for key, probe in probes.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -134,7 +134,12 @@ def reason_and_remedy(error: BaseException, remedy: str = "") -> str:
     """
     number = error_number(error)
     reason = os.strerror(number) if number else str(error).partition("\n")[0]
-    return ": ".join(filter(None, [reason, _REMEDIES.get(number or 0, remedy)]))
+    return ": ".join(filter(None, [reason, remedy_of(error, remedy)]))
+
+
+def remedy_of(error: BaseException, remedy: str = "") -> str:
+    """Return what the reason of a failed call on a file suggests, as a full disk does, else `remedy`."""
+    return _REMEDIES.get(error_number(error) or 0, remedy)
 
 
 def find_fault_of_file(error: BaseException) -> str | None:

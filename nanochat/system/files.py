@@ -8,10 +8,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from nanochat.system.console import print0
 from nanochat.system.errors import UserError, error_number, reason_and_remedy
@@ -87,6 +89,59 @@ def check_name(text: str, name: str = "name") -> str:
         shown = repr(text) if len(text) <= MAX_NAME_BYTES else f"{text[:40]!r}... ({len(text):,} characters)"
         raise UserError(f"{name} is {shown}: it must {rule}, because it names a file or folder, as d20-my_run does")
     return text
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def check_regular_file(path: Path, max_bytes: int | None = None) -> None:
+    """Raise `UserError` unless `path` is a regular file, or a link to one, of at most `max_bytes`.
+
+    Call it before a library opens a file: a pipe would wait for its other end, and a device may never end.
+    """
+    try:
+        _check_kind(path, path.stat(), max_bytes)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _read_error(path, error) from error
+
+
+def open_regular_file(path: Path, max_bytes: int | None = None) -> BinaryIO:
+    """Open a regular file for reading bytes, without waiting. Raises `UserError` as `check_regular_file` does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            _check_kind(path, os.fstat(descriptor), max_bytes)
+            return open(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _read_error(path, error) from error
+
+
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file. Raises `UserError` as `check_regular_file` does."""
+    with open_regular_file(path, max_bytes) as file:
+        try:
+            return file.read(max_bytes)
+        except OSError as error:
+            raise _read_error(path, error) from error
+
+
+def _check_kind(path: Path, facts: os.stat_result, max_bytes: int | None) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise UserError(f"{path} cannot be read: it is not a file")
+    if max_bytes is not None and facts.st_size > max_bytes:
+        raise UserError(f"{path} has {facts.st_size:,} bytes: must have at most {max_bytes:,}")
+
+
+def _read_error(path: Path, error: Exception) -> UserError:
+    # ValueError: a null character in the path
+    return UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

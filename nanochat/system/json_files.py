@@ -9,7 +9,6 @@ An error names the key, its value (cut short) and the rule, in one line.
 from __future__ import annotations
 
 import dataclasses
-import stat
 import types
 import typing
 from functools import cache
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.system.errors import UserError
+from nanochat.system.files import read_regular_file
 from nanochat.system.json_text import parse_json, short_repr
 
 MAX_BYTES = 1 << 26  # of a file; much larger ones are no files of ours, and would fill the memory when parsed
@@ -37,18 +37,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the content of a regular file. Raises `UserError` that names a file that is missing or too large."""
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise UserError(f"{path} cannot be read: it is not a file")
-        if facts.st_size > max_bytes:
-            raise UserError(f"{path} has {facts.st_size:,} bytes: must have at most {max_bytes:,}")
-        with open(path, "rb") as file:
-            return file.read(max_bytes)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return read_regular_file(path, max_bytes)
 
 
 def parse_file(content: bytes, path: Path, from_python: bool = False) -> Any:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanochat.system.errors import UserError
+from nanochat.system.errors import UserError, remedy_of
 
 try:
     import fcntl
@@ -212,9 +212,8 @@ def acquire(path: Path, claim: str, advice: str = "", *, notice: Callable[[str],
                 raise UserError(f"{path} cannot be written ({error})") from error
             continue
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror or error}): make its folder writable"
-            ) from error
+            remedy = remedy_of(error, "make its folder writable")
+            raise UserError(f"{path} cannot be written ({error.strerror or error}): {remedy}") from error
         if holder is None:
             return lock
         message = f"{claim} {holder}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,12 +35,71 @@ def test_what_must_not_be_replaced(tmp_path: Path, base_dir: Path) -> None:
     with pytest.raises(UserError, match="is not empty"):
         export_hf.main(export_hf.Config(source="sft", out=out))
     export_hf.main(export_hf.Config(source="sft", out=out, overwrite=True))
-    assert not (out / "mine.txt").exists()
+    assert (out / "mine.txt").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(UserError, match="is not empty"):
         export_hf.main(export_hf.Config(source="sft", out=tmp_path / "other", overwrite=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([base_dir.name, "out", "other"])
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_other_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--overwrite replaces an export's files and removes weights in several files. A kill at any time can be mended."""
+    save(loud_model(CONFIGS["grouped"]), "sft")
+    export = partial(export_hf.main, export_hf.Config(source="sft", out=tmp_path / "out", overwrite=True))
+    out = export()
+    content = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    mine = (".git/config", "notes.txt", "additional_chat_templates/mine.jinja", "model-00001-of-2.safetensors")
+    shards = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    for name in (*mine, *shards):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    real_replace, real_rmtree = os.replace, shutil.rmtree
+    for num_moves in range(len(content) + 1):
+        for name in set(content) - {"config.json"}:
+            (out / name).write_text("old")
+        moves: list[Any] = []
+
+        def replace(source: Any, target: Any, moves: list[Any] = moves, limit: int = num_moves) -> None:
+            if not Path(source).name.startswith("."):  # not a write of one file
+                if len(moves) == limit:
+                    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nothing is tidied up after a kill
+                    raise KeyboardInterrupt
+                moves.append(target)
+            real_replace(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            export()
+        monkeypatch.setattr(os, "replace", real_replace)
+        monkeypatch.setattr(shutil, "rmtree", real_rmtree)
+        assert all((out / name).exists() for name in mine)
+    export()
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name in content} == content
+    assert {(out / name).read_text() for name in mine} == {"mine"}
+    assert {path.name for path in out.iterdir()} == {
+        *content,
+        "additional_chat_templates",
+        *(Path(name).parts[0] for name in mine),
+    }
+    (out / "README.md").unlink()
+    (out / "README.md").mkdir()
+    with pytest.raises(UserError, match=r"README.md: a folder, link or file is in its place"):
+        export()
+
+
+def test_permissions(tmp_path: Path, base_dir: Path) -> None:
+    """All files of a checkpoint and of an export have those that the umask leaves."""
+    mask = os.umask(0o027)
+    try:
+        save(loud_model(CONFIGS["grouped"]), "sft")
+        out = export_hf.main(export_hf.Config(source="sft", out=tmp_path / "out"))
+    finally:
+        os.umask(mask)
+    files = [path for folder in (out, base_dir / "chatsft_checkpoints") for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"model.safetensors", "optimizer.safetensors", "config.json", "meta.json"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 @pytest.mark.parametrize("length", [250, 300])
@@ -74,7 +136,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, base_dir: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     save(loud_model(CONFIGS["grouped"]))
-    monkeypatch.setattr(export_hf, "save_file", raise_disk_full)
+    monkeypatch.setattr(export_hf, "write_tensors", raise_disk_full)
     with pytest.raises(UserError, match="No space left"):
         export_hf.main(export_hf.Config(out=tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == [base_dir.name]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat.checkpoint_manager import Checkpoint, list_steps, load_model, open_checkpoint, read_meta, run_dir
+from nanochat.checkpoints.tensors import load_tensors
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
@@ -293,3 +294,19 @@ def test_another_vocabulary(exported: Exported, base_dir: Path) -> None:
     RustBPETokenizer.train_from_iterator(TEXTS, 300).save(base_dir / "tokenizer")
     with pytest.raises(UserError, match="another vocabulary"):
         import_hf.main(import_hf.Config(folder=exported["plain"][1]))
+
+
+def test_a_file_that_is_too_large_to_be_mapped(exported: Exported, tmp_path: Path, base_dir: Path) -> None:
+    """A sparse file whose header promises a huge tensor: the shapes are compared before anything is mapped."""
+    shutil.copytree(exported["grouped"][1], tmp_path / "a")
+    num_bytes = 1 << 42
+    header = {"lm_head.weight": {"dtype": "F32", "shape": [num_bytes // 4], "data_offsets": [0, num_bytes]}}
+    text = json.dumps(header).encode("utf-8")
+    with open(tmp_path / "a" / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + num_bytes)
+    with pytest.raises(UserError, match=r"is only in the model that config\.json describes"):
+        import_hf.main(import_hf.Config(folder=tmp_path / "a"))
+    with pytest.raises(UserError, match="cannot be mapped into memory"):
+        load_tensors(tmp_path / "a" / "model.safetensors")
+    assert not list(base_dir.iterdir())

@@ -9,24 +9,39 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nanochat.checkpoints.tensors import load_tensors, tensor_shapes
 from nanochat.common import UserError
+from nanochat.configurator import load_toml
+from nanochat.data.arrow_text import open_parquet
+from nanochat.data.manifest import read_manifest
+from nanochat.data.shards import file_sha256
+from nanochat.eval.bundle_files import open_files
+from nanochat.reporting.schema import read_sections
+from nanochat.system.cpu import read_cached_probes
 from nanochat.system.files import (
     INDUCTOR_VARIABLE,
     MAX_NAME_BYTES,
     base_dir,
     check_file_writable,
     check_name,
+    check_regular_file,
     check_writable,
     expand_path,
+    open_regular_file,
+    read_regular_file,
     use_caches_without_home,
     use_writable_compile_cache,
     write_json_atomic,
     write_json_cache,
     write_text_atomic,
 )
+from nanochat.system.json_files import read_json
+from tasks.customjson import read_conversations
+from tasks.words import load_words
 
 
 def test_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,3 +364,72 @@ def test_compiled_kernels_without_a_place(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file"))
     use_writable_compile_cache()
     assert INDUCTOR_VARIABLE not in os.environ
+
+
+# --- reading: no pipe is waited for, and no device is read to its end -------------------------------------------------
+
+
+def _enter(context: Any) -> None:
+    with context:
+        pass
+
+
+READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # name of the file, and what reads it
+    "check_regular_file": ("a", check_regular_file),
+    "open_regular_file": ("a", open_regular_file),
+    "read_regular_file": ("a", lambda path: read_regular_file(path, 100)),
+    "json": ("a.json", read_json),
+    "toml": ("a.toml", lambda path: load_toml(path, "settings file")),
+    "tensors": ("model.safetensors", load_tensors),
+    "shapes": ("model.safetensors", tensor_shapes),
+    "parquet": ("a.parquet", open_parquet),
+    "manifest": ("manifest.json", lambda path: read_manifest(path.parent)),
+    "shard": ("a.parquet", file_sha256),
+    "bundle": ("b.zip", lambda path: _enter(open_files(path))),
+    "conversations": ("a.jsonl", read_conversations),
+    "words": ("words.txt", lambda path: load_words("train", path)),
+}
+
+
+@pytest.fixture(params=["pipe", "device"])
+def unusual(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
+    def make(path: Path) -> Path:
+        if request.param == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_only_regular_files_are_read(name: str, tmp_path: Path, unusual: Callable[[Path], Path]) -> None:
+    file_name, read = READERS[name]
+    with pytest.raises(
+        UserError, match=r"not a file|no regular file|not a regular file|a pipe or a device|out of the data"
+    ) as failure:
+        read(unusual(tmp_path / file_name))
+    assert "\n" not in str(failure.value)
+
+
+def test_caches_and_reports_leave_other_kinds_out(tmp_path: Path, unusual: Callable[[Path], Path]) -> None:
+    assert read_cached_probes(unusual(tmp_path / "cpu.json")) == {}
+    unusual(tmp_path / "base_train.json")
+    sections, problems = read_sections(tmp_path)
+    assert sections == {}
+    assert len(problems) == 2
+    assert all("it is not a file" in problem for problem in problems)
+
+
+def test_the_limit_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_regular_file(path, 5) == b"12345"
+    for read in (check_regular_file, read_regular_file, open_regular_file):
+        with pytest.raises(UserError, match="has 5 bytes: must have at most 4"):
+            read(path, 4)
+        with pytest.raises(UserError, match="No such file"):
+            read(tmp_path / "absent", 4)
+        with pytest.raises(UserError, match="not a file"):
+            read(tmp_path, 4)

@@ -203,3 +203,15 @@ def test_many_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     assert counter.read_text(encoding="utf-8") == "60"
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "make its folder")])
+def test_the_remedy_follows_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def fail(_: Path) -> tuple[bool, int]:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks, "_open", fail)
+    with pytest.raises(UserError, match=rf"\.lock cannot be written \({os.strerror(number)}\): {words}"):
+        acquire(tmp_path / ".lock", "in use by")

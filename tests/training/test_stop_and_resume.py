@@ -84,7 +84,7 @@ def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
 
     os.environ.update(job["env"])
     result: dict[str, Any] = {"losses": [], "rows": []}
-    plain_step, plain_log, plain_write = train.step, train_log.TrainLog.__call__, checkpoint_manager.save_file
+    plain_step, plain_log, plain_write = train.step, train_log.TrainLog.__call__, checkpoint_manager.write_tensors
     plain_rename, plain_bpb, plain_warm_up = os.rename, events.bits_per_byte, setup.warm_up
 
     def step(model: Any, optimizer: Any, micro_batches: Any, rates: Any, stop: Any) -> Any:
@@ -138,7 +138,7 @@ def _run(job: dict[str, Any], answer: Any) -> dict[str, Any]:
         (train, "step", step),
         (train_log.TrainLog, "__call__", log),
         (train_log, "MAX_HISTORY_POINTS", 3),  # so that a point of the history is the mean of two steps
-        (checkpoint_manager, "save_file", dies(plain_write, "write", torn=True)),
+        (checkpoint_manager, "write_tensors", dies(plain_write, "write", torn=True)),
         (os, "rename", dies(plain_rename, "rename")),
         (events, "bits_per_byte", interrupted(plain_bpb, "evaluation")),
         (setup, "warm_up", interrupted(plain_warm_up, "compile")),
