@@ -26,8 +26,9 @@ Limits of the protection:
 - The program can read the parts of the system that all users can read: /usr, libraries, Python itself.
 - The program can fake success, because the tests that judge it run in the same process. (In tasks/humaneval.py only the
   last line of the tests prints a secret word; a program can still find that word in its own file.)
-- The program can use up its budget: one core for its time, its memory, and without mounts any number of 16 MiB files;
-  without seccomp the memory of each of its 64 processes, and files in memory (memfd_create) beside them.
+- The program can use up its budget: one core for its time, its memory, and without mounts any number of 16 MiB files
+  and folders (a detached process removes them if that takes long, see sandbox/work_folder.py); without seccomp the
+  memory of each of its 64 processes, and files in memory (memfd_create) beside them.
 - Without namespaces and seccomp (Landlock alone) its System V shared memory and its keys stay after it.
 - Without mounts and landlock (macOS, Linux before 6.2) it can read and write all files that the user can: also /proc,
   through which the user's other processes can be read and changed.
@@ -39,12 +40,9 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -53,6 +51,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from nanochat.common import UserError
+from nanochat.sandbox.work_folder import create_folder, remove_folder
 from nanochat.system.console import visible_line
 
 if TYPE_CHECKING:  # isolation.py cannot be imported on Windows
@@ -108,14 +107,14 @@ def run_program(
     if len(encoded) > _MAX_SOURCE_BYTES or b"\0" in encoded:
         reason = "a null character" if b"\0" in encoded else f"more than {_MAX_SOURCE_BYTES} bytes"
         return ProgramResult(False, False, None, "", "", f"not run: the program has {reason}", ())
-    folder = Path(tempfile.mkdtemp(prefix="nanochat-program-")).resolve()
+    folder, descriptor = create_folder()
     try:
         (folder / "root").mkdir()
         (folder / "work").mkdir()
         (folder / "work" / "program.py").write_bytes(encoded)
         return _run(folder, timeout, memory_bytes, without)
     finally:
-        _remove_tree(folder)
+        remove_folder(folder, descriptor)
 
 
 def _run(folder: Path, timeout: float, memory_bytes: int, without: Collection[str]) -> ProgramResult:
@@ -275,31 +274,3 @@ def _readable_paths(python: str) -> list[str]:
         if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in paths):
             paths.append(path)
     return paths
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove a folder of any depth, whatever the program has done to it. What cannot be removed is left.
-
-    Subfolders are moved to the top first, because very long paths would fail. Nothing outside the folder is touched:
-    links are removed, not followed.
-    """
-    shutil.rmtree(folder / "root", ignore_errors=True)
-    num_moved = 0
-    with suppress(
-        OSError
-    ):  # where no layer protects its folder, a program can also have moved it, or forbidden its removal
-        while entries := list(os.scandir(folder)):
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                    continue
-                os.chmod(entry.path, stat.S_IRWXU)
-                for inner in os.scandir(entry.path):
-                    if inner.is_dir(follow_symlinks=False):
-                        os.chmod(inner.path, stat.S_IRWXU)
-                        os.rename(inner.path, folder / f"folder-{num_moved}")
-                        num_moved += 1
-                    else:
-                        os.unlink(inner.path)
-                os.rmdir(entry.path)
-        folder.rmdir()

@@ -49,6 +49,7 @@ TOKEN = "a-secret-that-stays"
 TIMEOUT = 20.0  # of programs that end by themselves
 SHORT_TIMEOUT = 1.0
 MAX_SECONDS = 45.0  # beyond the timeout
+REMOVAL_SECONDS = 60.0  # for the process that removes what the program has created
 _GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS
 
 # Records its signals, and prints a value of its memory for each line that it reads.
@@ -276,7 +277,10 @@ def run_case(kind: str, name: str, seed: str, without: Iterable[str], expected: 
         return Outcome(kind, case, "traceback", result.stderr[-1000:])
     if set(result.layers) != expected:
         return Outcome(kind, case, "silent", f"layers {result.layers}, not {sorted(expected)}")
-    if left := os.listdir(world.temporary):
+    end = time.monotonic() + REMOVAL_SECONDS
+    while (left := os.listdir(world.temporary)) and time.monotonic() < end:
+        time.sleep(0.05)
+    if left:
         return Outcome(kind, case, "leftover", f"{left}")
     return Outcome(kind, case, "ok")
 

@@ -17,7 +17,7 @@ import pytest
 from nanochat.common import UserError
 from nanochat.execution import ISOLATION_LAYERS, run_program
 from tests.support.hostile_programs import PREAMBLE, PROGRAMS, STARTING
-from tests.support.sandbox import MARK, ROOT, Targets, assert_outcome, open_targets, survivors
+from tests.support.sandbox import MARK, ROOT, Targets, assert_outcome, open_targets, survivors, wait_until_empty
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs run on Linux and macOS, not on Windows")
 
@@ -112,7 +112,7 @@ def test_an_interrupted_caller_cleans_up(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         run_program(source, 100.0)
     assert survivors() == []
-    assert os.listdir(tmp_path) == []
+    wait_until_empty(tmp_path)
 
 
 def test_without_any_layer() -> None:
@@ -171,4 +171,4 @@ print(result.ok, result.error)
     expected = "its supervisor was killed" if attack == "kill" else "not done after 1 seconds"
     assert done.stdout == f"False {expected}\n", done
     assert survivors() == []
-    assert os.listdir(tmp_path) == []
+    wait_until_empty(tmp_path)

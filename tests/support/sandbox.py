@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,6 +45,14 @@ def survivors() -> list[str]:
     """Running processes that a hostile program of this test run has started."""
     listing = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
     return [line for line in listing.splitlines() if MARK in line]
+
+
+def wait_until_empty(folder: Path) -> None:
+    """Wait for the removal of all that is in a folder, which a busy machine leaves to a detached process."""
+    deadline = time.monotonic() + 60
+    while os.listdir(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert os.listdir(folder) == []
 
 
 class Targets:
@@ -126,7 +135,7 @@ class Targets:
         for future in self.futures.values():
             future.result()
         self.assert_unharmed()
-        assert os.listdir(self.temporary) == []
+        wait_until_empty(self.temporary)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
