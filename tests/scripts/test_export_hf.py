@@ -54,11 +54,11 @@ def test_other_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     shards = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
     for name in (*mine, *shards):
         (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_text("mine")
+        (out / name).write_text("mine", encoding="utf-8")
     real_replace, real_rmtree = os.replace, shutil.rmtree
     for num_moves in range(len(content) + 1):
         for name in set(content) - {"config.json"}:
-            (out / name).write_text("old")
+            (out / name).write_text("old", encoding="utf-8")
         moves: list[Any] = []
 
         def replace(source: Any, target: Any, moves: list[Any] = moves, limit: int = num_moves) -> None:
@@ -77,7 +77,7 @@ def test_other_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert all((out / name).exists() for name in mine)
     export()
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.name in content} == content
-    assert {(out / name).read_text() for name in mine} == {"mine"}
+    assert {(out / name).read_text(encoding="utf-8") for name in mine} == {"mine"}
     assert {path.name for path in out.iterdir()} == {
         *content,
         "additional_chat_templates",
