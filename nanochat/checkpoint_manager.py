@@ -44,7 +44,7 @@ from nanochat.common import UserError, base_dir, check_name, print0
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.system.files import flush_folder, flush_to_disk
-from nanochat.tokenizer import Tokenizer, get_tokenizer
+from nanochat.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer
 
 __all__ = ["CheckpointMeta", "RunMeta", "load_tensors", "read_meta"]
 
@@ -277,11 +277,30 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
     """Raise `UserError` if the checkpoint was trained with another tokenizer."""
-    if checkpoint.meta["tokenizer_hash"] != tokenizer.hash():
+    needed = checkpoint.meta["tokenizer_hash"]
+    if needed != tokenizer.hash():
+        restore = "restore that tokenizer"
+        if re.fullmatch("[0-9a-f]{64}", needed) and (kept := kept_tokenizer_dir(needed) / TOKENIZER_FILE).is_file():
+            restore = f"that one is kept as {kept}, copy it back"
         raise UserError(
             f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}: "
-            "restore that tokenizer, or train again"
+            f"{restore}, or train again"
         )
+
+
+def kept_tokenizer_dir(tokenizer_hash: str) -> Path:
+    """Return the folder in which tok_train keeps a tokenizer that it replaces and checkpoints need."""
+    return base_dir() / f"tokenizer.{tokenizer_hash[:8]}"
+
+
+def count_checkpoints_of(tokenizer_hash: str) -> int:
+    """Return the number of checkpoints of all stages that were trained with a tokenizer."""
+    return sum(
+        checkpoint.meta["tokenizer_hash"] == tokenizer_hash
+        for source in CHECKPOINT_DIRS
+        for tag in list_tags(source)
+        for checkpoint in list_checkpoints(run_dir(source, "") / tag, skip_unreadable=True)
+    )
 
 
 def check_shapes(path: Path, config: GPTConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:

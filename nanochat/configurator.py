@@ -101,7 +101,13 @@ class _Range:
         return is_number and self.at_least <= value <= self.at_most and value > self.above
 
     def __str__(self) -> str:
-        if self.at_most < math.inf:
+        if self.at_most < math.inf and self.at_least == -math.inf:
+            words = (
+                f"above {self.above} and at most {self.at_most}"
+                if self.above > -math.inf
+                else f"at most {self.at_most}"
+            )
+        elif self.at_most < math.inf:
             words = f"from {self.at_least} to {self.at_most}"
         elif self.above > -math.inf:
             words = f"above {self.above}"

@@ -8,9 +8,10 @@ Your own text may be UTF-8, UTF-16 or UTF-32; jsonl has an object on each line, 
 dictionary (--text_column). Nulls are left out, bytes that are no text replaced, and both are counted. Symbolic links
 within the folder are followed, each file once; those that lead out of it are named, and read with --follow_links.
 
-A second call adds only the missing shards. A different data set in the folder is replaced only with --overwrite. Web
-text comes from the Hugging Face hub: its shards are copied from $NANOCHAT_HUB_DIR if they are there, else downloaded
-from $HF_ENDPOINT (default https://huggingface.co). The parts of this program are in `nanochat/data/`.
+A second call adds only the missing shards. A different data set in the folder, also a storyworld of another seed, is
+replaced only with --overwrite. Web text comes from the Hugging Face hub: its shards are copied from $NANOCHAT_HUB_DIR
+if they are there, else downloaded from $HF_ENDPOINT (default https://huggingface.co). The parts of this program are in
+`nanochat/data/`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from nanochat.data.shards import (
     write_dataset,
     write_shards,
 )
+from nanochat.data.source_files import some_names
 from nanochat.system.credentials import hub_address
 from nanochat.system.locks import file_lock
 
@@ -158,6 +160,7 @@ def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
             manifest = prepare_source(config, folder, old)
             if manifest != old:
                 _delete_replaced_shards(folder, old, manifest, config.overwrite)
+                _print_kept_shards(folder, manifest)
             return manifest
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror or error}") from error
@@ -226,17 +229,24 @@ def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Mani
     def first_stories(split: str, count: int) -> Iterator[str]:
         return itertools.islice(generate_stories(split, seed=config.seed), count)
 
-    if old and old.source != "storyworld":
-        _require_overwrite(config, folder, old, "storyworld")
     num_train = config.num_shards * config.docs_per_shard
     num_validation = min(config.docs_per_shard, MAX_STORYWORLD_VALIDATION)
-    recipe = _recipe(
-        seed=config.seed,
-        documents=[num_train, num_validation],
-        docs_per_shard=config.docs_per_shard,
-        # Some stories, because the generator itself may change between two versions.
-        probe=[*first_stories("train", 16), *first_stories("val", 16)],
-    )
+    # Some stories, because the generator itself may change between two versions.
+    probe = [*first_stories("train", 16), *first_stories("val", 16)]
+
+    def recipe_of(num_shards: int) -> dict[str, str]:
+        return _recipe(
+            seed=config.seed,
+            documents=[num_shards * config.docs_per_shard, num_validation],
+            docs_per_shard=config.docs_per_shard,
+            probe=probe,
+        )
+
+    recipe = recipe_of(config.num_shards)
+    if old and old.source != "storyworld":
+        _require_overwrite(config, folder, old, "storyworld")
+    elif old and old.recipe != recipe_of(len(old.train)):
+        _require_overwrite(config, folder, old, "storyworld with these settings, or of this version")
     if old and old.recipe == recipe and not missing_shards(old, folder):
         return old
     train = tqdm(first_stories("train", num_train), desc="writing stories", total=num_train, unit="", disable=None)
@@ -349,15 +359,29 @@ def shuffle_on_disk(documents: Iterable[str], seed: int, num_buckets: int, scrat
 
 
 def _delete_replaced_shards(folder: Path, old: Manifest | None, new: Manifest, overwrite: bool) -> None:
-    """Delete the shards of the old data set and of interrupted imports. Other files of the user are kept."""
+    """Delete the shards of the old data set and those that an interrupted import of the new one has left.
+
+    With `overwrite` also those of any other data set, whose manifest may be lost. Other files of the user are kept.
+    """
+    own_prefix = f"shard_{new.recipe.get('fingerprint', '')[:8]}_"
     for path in list(folder.iterdir()):
+        written = _WRITTEN_SHARD.fullmatch(path.name)
         is_shard = (
-            _WRITTEN_SHARD.fullmatch(path.name)
-            or (overwrite and _HUB_SHARD.fullmatch(path.name))
+            (written and path.name.startswith(own_prefix))
+            or (overwrite and (written or _HUB_SHARD.fullmatch(path.name)))
             or (old and path.name in old.files)
         )
         if is_shard and path.name not in new.files and (path.is_symlink() or not path.is_dir()):
             path.unlink()
+
+
+def _print_kept_shards(folder: Path, manifest: Manifest) -> None:
+    others = [path for path in folder.iterdir() if _WRITTEN_SHARD.fullmatch(path.name)]
+    if others := [path for path in others if path.name not in manifest.files]:
+        print0(
+            f"notice: {folder} also holds {len(others)} shards of other data sets, or of interrupted imports, which "
+            f"stay ({some_names(others)}); --overwrite removes them"
+        )
 
 
 def _has_readable_manifest(folder: Path) -> bool:

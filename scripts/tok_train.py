@@ -62,6 +62,7 @@ def main(config: Config) -> Tokenizer:
     seconds = time.perf_counter() - start
     _check_round_trip(tokenizer, config)
 
+    keep_replaced(tokenizer)
     tokenizer.save(tokenizer_dir)
     vocab_size = tokenizer.get_vocab_size()
     notes = []
@@ -71,6 +72,26 @@ def main(config: Config) -> Tokenizer:
     print0(*notes, f"{megabytes:,.1f} MB of text, {vocab_size:,} tokens, {seconds:.1f} s: {tokenizer_dir}", sep="\n")
     _report(config, tokenizer, progress_bar.bytes_read, seconds, notes)
     return tokenizer
+
+
+def keep_replaced(tokenizer: Tokenizer) -> None:
+    """Keep a copy of the tokenizer that `tokenizer` replaces, if checkpoints were trained with it."""
+    tokenizer_dir = base_dir() / "tokenizer"
+    try:
+        old = Tokenizer.from_directory(tokenizer_dir)
+    except UserError:  # none, or one that could not be used
+        return
+    if old.hash() == tokenizer.hash():
+        return
+    from nanochat.checkpoint_manager import count_checkpoints_of, kept_tokenizer_dir  # torch
+
+    if num_checkpoints := count_checkpoints_of(old.hash()):
+        kept = kept_tokenizer_dir(old.hash())
+        old.save(kept)
+        print0(
+            f"NOTICE: {num_checkpoints} checkpoint{'s' * (num_checkpoints > 1)} cannot be used with the new tokenizer; "
+            f"the old one is kept: to use them again, copy {kept / TOKENIZER_FILE} to {tokenizer_dir}"
+        )
 
 
 def cap_documents(arrays: Iterable[Any], max_chars: int, doc_cap: int) -> Iterator[Any]:

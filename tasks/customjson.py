@@ -22,7 +22,7 @@ from typing import Any
 from nanochat.common import UserError, expand_path
 from nanochat.system.json_text import MAX_JSON_BYTES, parse_json
 from nanochat.tokenization.chat_format import Conversation, check_conversation, plain_messages
-from nanochat.tokenization.conversation_records import to_conversation
+from nanochat.tokenization.conversation_records import ONE_PER_LINE, to_conversation
 from tasks.common import Task
 
 TEST_INTERVAL = 20  # one conversation in twenty is held out for testing
@@ -78,7 +78,8 @@ def read_conversations(path: Path) -> list[Conversation]:
         try:
             conversations.append(parse_conversation(line))
         except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
+            is_spread = line.strip() in (b"[", b"{", b"[{", b"[[")  # the first line of a value on several lines
+            raise UserError(f"{path}, line {number}: {error}{f'; {ONE_PER_LINE}' if is_spread else ''}") from None
     if not conversations:
         raise UserError(f"{path} has no conversations: it must have one per line, as a JSON list of messages")
     return conversations

@@ -343,6 +343,8 @@ class Ranged(Settings):
     layers: int = setting(4, "number of layers", at_least=1)
     steps: int = setting(-1, "number of steps; -1 = to the end", at_least=1, or_value=-1)
     fraction: float = setting(0.5, "part of the data", at_least=0, at_most=1)
+    wait: float = setting(30.0, "seconds", above=0, at_most=60)
+    most: int = setting(3, "a number", at_most=9)
     lr: float = setting(0.1, "learning rate", above=0)
     batch_size: int | str = setting("auto", "rows of a batch", at_least=1, or_value="auto")
     max_layers: int | None = setting(None, "limit of layers; none = any number", at_least=1)
@@ -358,6 +360,8 @@ INF, NAN = float("inf"), float("nan")
         ("layers", [1, 10**9], [0, -1], "at least 1 (number of layers)"),
         ("steps", [1, -1], [0, -2], "at least 1, or -1 (number of steps; -1 = to the end)"),
         ("fraction", [0.0, 0.3, 1.0], [-0.001, 1.001, -INF, NAN], "from 0 to 1 (part of the data)"),
+        ("wait", [0.1, 60.0], [0.0, 60.1, INF], "above 0 and at most 60 (seconds)"),
+        ("most", [-7, 9], [10], "at most 9 (a number)"),
         ("lr", [1e-9, 1e9], [0.0, -1.0, INF, NAN], "above 0 (learning rate)"),
         ("batch_size", [1, 8, "auto"], [0, "all", "8 "], "at least 1, or auto (rows of a batch)"),
         ("max_layers", [1, None], [0], "at least 1 (limit of layers; none = any number)"),

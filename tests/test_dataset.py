@@ -242,12 +242,41 @@ def test_the_storyworld(tmp_path: Path) -> None:
     state = _state(tmp_path)
     assert prepare(config, tmp_path) == manifest
     assert _state(tmp_path) == state
-    # Replaced without --overwrite, because the old stories can be generated again.
+    # Other numbers of shards need no --overwrite: the stories are the same.
     larger = prepare(dataclasses.replace(config, num_shards=3), tmp_path)
     assert read_splits(tmp_path)[0][:120] == train
     assert len(larger.train) == 3
     assert not set(manifest.files) & _names(tmp_path)
-    assert prepare(dataclasses.replace(config, seed=1), tmp_path).hash() != manifest.hash()
+    fewer = prepare(config, tmp_path)
+    assert fewer == manifest
+    state = _state(tmp_path)
+    for change in ({"seed": 1}, {"docs_per_shard": 50}, {"seed": 1, "num_shards": 3}):
+        with pytest.raises(UserError, match=r"holds storyworld, not storyworld with these settings.*--overwrite"):
+            prepare(dataclasses.replace(config, **change), tmp_path)
+    assert _state(tmp_path) == state
+    assert prepare(dataclasses.replace(config, seed=1, overwrite=True), tmp_path).hash() != manifest.hash()
+    assert not set(manifest.files) & _names(tmp_path)
+
+
+def test_shards_without_a_manifest_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are another data set's, or of an interrupted import of one; those of the same one are replaced."""
+    folder = tmp_path / "data"
+    first, second = (write_files(tmp_path / name, a__txt=f"{name} one", b__txt=f"{name} two") for name in ("x", "y"))
+    import_files(first, folder)
+    state = _state(folder)
+    (folder / "manifest.json").unlink()
+    capsys.readouterr()
+    import_files(second, folder)
+    assert {name: _state(folder)[name] for name in state if name != "manifest.json"}.items() <= state.items()
+    assert "also holds 2 shards of other data sets" in capsys.readouterr().out
+    [name] = load_manifest(folder).train
+    leftover = folder / name.replace("_00000", "_00001")
+    leftover.write_bytes(b"of an import of the same data set that was killed")
+    (folder / "manifest.json").unlink()
+    import_files(second, folder)
+    assert not leftover.exists()
+    import_files(first, folder, overwrite=True)
+    assert _names(folder) == set(state)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanochat.common import UserError
 from nanochat.data.arrow_text import as_parquet_error, is_binary_type, open_parquet, to_text
@@ -261,8 +262,11 @@ def _text_of_line(line: str, key: str, place: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", str(error))
-        raise UserError(f"{place}: not JSON ({reason})") from error
+        if isinstance(error, json.JSONDecodeError):
+            reason = error.msg
+        else:
+            reason = "brackets too deep" if isinstance(error, RecursionError) else "a number with too many digits"
+        raise UserError(f"{place}: not JSON that can be read ({reason})") from error
     if not isinstance(row, dict):
         found = _KINDS.get(type(row), "a number")
     elif key not in row:
@@ -294,6 +298,7 @@ def _keys(row: dict[str, Any]) -> str:
 def _read_parquet(path: Path, column: str, counts: Counter[str]) -> Iterator[str]:
     with open_parquet(path, column) as file:
         num_rows = max(1, file.metadata.num_rows)
+        _check_text_bytes(path, _mean_text_bytes(file, column))
         batch_size = min(1024, max(1, _BATCH_BYTES * num_rows // max(1, _text_bytes(path))))
         batches = file.iter_batches(batch_size=batch_size, columns=[column], use_threads=False)
         while True:
@@ -303,11 +308,28 @@ def _read_parquet(path: Path, column: str, counts: Counter[str]) -> Iterator[str
                     return
                 array = batch.column(batch.schema.get_field_index(column))
                 texts, num_invalid = to_text(pa.chunked_array([array]))
+                _check_text_bytes(path, pc.max(pc.binary_length(texts)).as_py() or 0)
                 values = texts.to_pylist()
             if num_invalid * 2 > len(values) and is_binary_type(array.type):
                 raise UserError(f"{path}: column {column!r} holds {array.type} that is not UTF-8, not text")
             counts["invalid rows"] += num_invalid
             yield from ((value or "").lstrip(_BYTE_ORDER_MARK) for value in values)
+
+
+def _mean_text_bytes(file: Any, column: str) -> int:
+    """Return the mean size of the texts of the row group where it is largest, by its metadata: nothing is unpacked."""
+    index = file.schema_arrow.get_field_index(column)
+    if file.metadata.num_columns != len(file.schema_arrow.names):
+        return 0  # a nested column: columns of the file and of the schema have other numbers
+    groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+    return max((group.column(index).total_uncompressed_size // max(1, group.num_rows) for group in groups), default=0)
+
+
+def _check_text_bytes(path: Path, size: int) -> None:
+    if size > MAX_LINE_CHARS:
+        raise UserError(
+            f"{path}: a text of about {size:,} bytes: at most {MAX_LINE_CHARS:,} are allowed; split it into rows"
+        )
 
 
 def _text_bytes(path: Path) -> int:

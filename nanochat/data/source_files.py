@@ -51,6 +51,8 @@ def find_text_files(source: Path, follow_links: bool = False) -> list[Path]:
         for kind, text in _NOTICES.items()
         if search.skipped[kind]
     ]
+    if not readable and not paths and not notices:
+        raise UserError(f"{name}: holds no files ({', '.join(SUFFIXES)} can be read)")
     if not readable:
         others = "".join(f"; {notice}" for notice in notices)
         raise UserError(f"{name}: none of its {len(paths)} files can be read ({', '.join(SUFFIXES)} can){others}")

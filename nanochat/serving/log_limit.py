@@ -1,4 +1,4 @@
-"""Limits on a server's log: the number of records a minute, and the length of each.
+"""Limits on a server's log: the number of lines a minute, tracebacks included, and the length of each record.
 
 A fault that strangers can cause at will, such as a malformed request, must not fill the disk.
 """
@@ -15,19 +15,21 @@ from contextlib import contextmanager
 from nanochat.system.console import visible
 
 LOGGERS = ("uvicorn.error", "asyncio", "nanochat.serving.server")
-MAX_RECORDS = 20  # a minute, of each logger
+MAX_LINES = 20  # a minute, of each logger
 MAX_CHARACTERS = 10_000
 
 
 class LogLimit(logging.Filter):
-    """A filter that lets `max_records` pass in each minute. The first of the next minute says how many were left out.
+    """A filter that lets `max_lines` pass in each minute.
 
-    Text is cut to `MAX_CHARACTERS`, and control characters are escaped. `clock` returns seconds.
+    The first record of the next minute says how many were left out. Of a traceback that is longer than what the minute
+    has left, only the end is kept. Text is cut to `MAX_CHARACTERS`, and control characters are escaped. `clock` returns
+    seconds.
     """
 
-    def __init__(self, max_records: int = MAX_RECORDS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, max_lines: int = MAX_LINES, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self.max_records = max_records
+        self.max_lines = max_lines
         self._clock = clock
         self._lock = threading.Lock()
         self._minute_start = -60.0
@@ -42,16 +44,20 @@ class LogLimit(logging.Filter):
             if now - self._minute_start >= 60:
                 num_left_out = self._num_left_out
                 self._minute_start, self._num_passed, self._num_left_out = now, 0, 0
-            if self._num_passed >= self.max_records:
+            room = self.max_lines - self._num_passed
+            if room <= 0:
                 self._num_left_out += 1
                 return False
-            self._num_passed += 1
-        text = _cut(record.getMessage())
+            lines = _cut(record.getMessage().rstrip()).split("\n")[:room]
+            trace = []
+            if record.exc_info and room > len(lines):
+                trace = _cut("".join(traceback.format_exception(*record.exc_info)).rstrip()).split("\n")
+                trace = trace[len(lines) - room :]
+            self._num_passed += len(lines) + len(trace)
         if num_left_out:
-            text += f" ({num_left_out} further lines before this one were left out of the log)"
-        record.msg, record.args = text, ()
-        if record.exc_info:
-            record.exc_text = _cut("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            lines[-1] += f" ({num_left_out} further records before this one were left out of the log)"
+        record.msg, record.args = "\n".join(lines), ()
+        record.exc_info, record.exc_text = None, "\n".join(trace) or None
         return True
 
 

@@ -34,6 +34,10 @@ def base_dir() -> Path:
     Raises `UserError` if it depends on a home folder that does not exist, as for an unknown user in a container.
     """
     if given := os.environ.get("NANOCHAT_BASE_DIR"):
+        try:
+            given.encode("utf-8")
+        except UnicodeEncodeError:  # arrow and safetensors open no other file
+            raise UserError(f"NANOCHAT_BASE_DIR is {given!r}: the folder's name must be valid UTF-8") from None
         return expand_path(given, "NANOCHAT_BASE_DIR")
     return expand_path("~/.cache/nanochat", "the base folder")
 

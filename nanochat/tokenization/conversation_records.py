@@ -30,6 +30,10 @@ _PREFERENCES = ("chosen", "rejected", "kto_tag")
 _SHAPES = (
     'it must have "messages" (OpenAI\'s shape), "conversations" (ShareGPT\'s) or "instruction" and "output" (Alpaca\'s)'
 )
+ONE_PER_LINE = (
+    'the file must have one conversation per line. To convert a JSON list: python -c "import json, sys; '
+    "[print(json.dumps(each)) for each in json.load(open(sys.argv[1], encoding='utf-8'))]\" OLD.json > NEW.jsonl"
+)
 # Keys by which other shapes are recognized, and what to do with them.
 _OTHER_SHAPES = {
     ("prompt", "completion"): 'pairs of a prompt and a completion: write {"instruction": ..., "output": ...}',
@@ -50,6 +54,8 @@ def to_conversation(record: Any) -> dict[str, Any]:
     {'messages': [{'role': 'user', 'content': 'Hi'}]}
     """
     if isinstance(record, list):
+        if record and all(isinstance(each, list) or (isinstance(each, dict) and _is_record(each)) for each in record):
+            raise UserError(f"a list of conversations: {ONE_PER_LINE}")
         return {"messages": _from_list(record)}
     if not isinstance(record, dict):
         raise UserError(f"a conversation must be an object or a list of messages, not {short_repr(record)}")
@@ -83,6 +89,10 @@ def _check_keys(record: Mapping[str, Any]) -> None:
         raise UserError('history: earlier turns are messages; write the conversation as {"messages": [...]}')
     if fault := steering_key(record, frozenset(("name",))):
         raise UserError(fault)
+
+
+def _is_record(value: Mapping[str, Any]) -> bool:
+    return any(name in value for name in (*_LISTS, "instruction"))
 
 
 def _from_list(messages: list[Any]) -> list[Any]:

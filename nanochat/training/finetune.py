@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 from nanochat.checkpoint_manager import Checkpoint, RunMeta, model_meta, run_dir
 from nanochat.checkpoints.run_lock import lock_run, run_locks
 from nanochat.common import UserError, print0, run_without_output
-from nanochat.data.packing import conversation_batches, conversation_eval_rows, count_rows
+from nanochat.data.packing import (
+    CHUNK_SIZE,
+    conversation_batches,
+    conversation_eval_rows,
+    count_rows,
+    render_conversations,
+)
 from nanochat.gpt import GPT
 from nanochat.loss_eval import Forward, sum_nats
 from nanochat.report import check_results_writable, log_section
@@ -40,11 +46,13 @@ from nanochat.training.resume import (
 from nanochat.training.settings import FineTuningSettings, optim_settings, scheduled_rates
 from nanochat.training.setup import build_or_restore, compile_model, should_compile, use_fp8
 from tasks.common import Task, TaskSequence
+from tasks.customjson import CustomJSON
 from tasks.mixture import EntryDescription, build_mixture, detect_data_kind, format_description
 
 DEFAULT_TOTAL_BATCH_SIZE = 524288  # of base_train; for imported models, which do not record theirs
 HELD_OUT_LOSS = "held-out loss (nats per trained token)"
 PART_LOSS = "val_loss/"  # prefix of the metric of one part of the mixture; the part's name follows
+MAX_COUNTED = 1 << 15  # conversations of a file that `print_untrainable` reads
 NUM_HASHED = 64  # conversations that `ConversationData.hash` reads
 
 C = TypeVar("C", bound=FineTuningSettings)
@@ -92,6 +100,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     data = load_data(stage, config)
     data_hash = data.hash(tokenizer)
     checkpoint = checkpoint_to_resume(folder, tokenizer, data_hash, None, config)
+    print_untrainable(data.train, tokenizer, config.max_seq_len)
 
     runtime = Runtime.start(config.seed, config.device)
     model, optimizer, state = build_or_restore(checkpoint, origin, optim_settings(config), runtime)
@@ -209,6 +218,24 @@ def load_data(stage: Stage, config: FineTuningSettings) -> ConversationData:
     print0(f"{len(train_data):,} conversations: {format_description(parts)}")
     held_out_parts = held_out.tasks if isinstance(held_out, TaskSequence) else [held_out]
     return ConversationData(train_data, held_out_parts, parts)
+
+
+def print_untrainable(conversations: Task, tokenizer: Tokenizer, sequence_len: int) -> None:
+    """Print a line for each of the user's own files with conversations of which no answer fits into a row."""
+    tasks = conversations.tasks if isinstance(conversations, TaskSequence) else [conversations]
+    for task in dict.fromkeys(tasks):  # one that is used several times is in the list several times
+        if task.name != CustomJSON.name:
+            continue
+        indices = range(min(len(task), MAX_COUNTED))
+        num_rendered = sum(
+            len(render_conversations(task, indices[start : start + CHUNK_SIZE], tokenizer, sequence_len))
+            for start in range(0, len(indices), CHUNK_SIZE)
+        )
+        if num_left_out := len(indices) - num_rendered:
+            print0(
+                f"NOTICE: {num_left_out:,} of {len(indices):,} conversations of {task.name} are not trained on: none "
+                f"of their answers begins within {sequence_len:,} tokens"
+            )
 
 
 def count_steps(data: ConversationData, tokenizer: Tokenizer, config: FineTuningSettings) -> int:

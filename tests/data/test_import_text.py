@@ -20,6 +20,20 @@ from nanochat.dataset import Config, prepare
 from tests.support.datasets import WORDS, import_files, numbered_texts, read_splits, write_files
 
 
+def test_texts_of_parquet_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long text among short ones, and a column whose size says so before it is unpacked."""
+    monkeypatch.setattr(import_text, "MAX_LINE_CHARS", 1000)
+    pq.write_table(pa.table({"text": ["x" * 1000, *"abc"]}), tmp_path / "fits.parquet")
+    import_files(tmp_path / "fits.parquet", tmp_path / "data")
+    for name, texts in (("one", ["c" * 1001, *"abcdefgh"]), ("mean", ["a" * 5000, "b" * 5000])):
+        pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet", use_dictionary=False)
+        with monkeypatch.context() as patch:
+            if name == "mean":
+                patch.setattr(import_text, "to_text", None)
+            with pytest.raises(UserError, match=r"a text of about [\d,]+ bytes: at most 1,000 are allowed"):
+                import_files(tmp_path / f"{name}.parquet", tmp_path / name)
+
+
 def test_a_folder_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = numbered_texts(90)
     source = write_files(
@@ -134,8 +148,8 @@ def test_of_parquet_files_the_last_one_is_validation(tmp_path: Path, capsys: pyt
         (b'["a"]', 'expected an object with a string under "text"'),
         (b'{"text": 3}', "expected an object with a string"),
         (b'{"body": "x"}', "--text_column names another"),
-        (b"[" * 100_000, "not JSON"),
-        (b"9" * 5000, "not JSON"),
+        (b"[" * 100_000, r"not JSON that can be read \(brackets too deep\)"),
+        (b"9" * 5000, r"not JSON that can be read \(a number with too many digits\)"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:

@@ -33,6 +33,13 @@ def test_links_out_of_the_folder_are_named_and_not_read(tmp_path: Path, capsys: 
     assert "2 symbolic links are followed" in capsys.readouterr().out
 
 
+def test_an_empty_folder(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "source")
+    (source / "folder").mkdir()
+    with pytest.raises(UserError, match=r"source: holds no files \(\.txt, \.md, \.jsonl, \.parquet can be read\)$"):
+        find_text_files(source)
+
+
 def test_a_folder_of_links_only_names_the_way_out(tmp_path: Path) -> None:
     """As in the cache of a hub, whose files are links to another folder."""
     blobs = write_files(tmp_path / "blobs", x="one", y="two")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.checkpoint_manager import build_model, check_tokenizer, open_checkpoint, run_dir, save_checkpoint
 from nanochat.checkpoints.run_lock import LOCK_FILE
 from nanochat.common import UserError
 from nanochat.configurator import parse
@@ -18,6 +20,7 @@ from nanochat.tokenization.encoders import iter_strings
 from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, get_tokenizer
 from scripts import tok_train
 from tests.support.tokenizer_documents import TRAIN, InMemoryDocuments, read_section, replace_documents
+from tests.support.training import CPU, META, SHAPE
 
 pytestmark = pytest.mark.usefixtures("base_dir", "opened_splits")
 
@@ -59,6 +62,28 @@ def test_a_smaller_vocabulary_is_reported(base_dir: Path, capsys: pytest.Capture
     assert trained.get_vocab_size() < 400
     assert "no more pairs to merge" in capsys.readouterr().out
     assert "no more pairs to merge" in str(read_section(base_dir, "tok_train")["notes"])
+
+
+def test_a_tokenizer_that_checkpoints_need_is_kept(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One copy, which their error names and which makes them usable again; the same tokenizer replaces nothing."""
+    old = tok_train.main(tok_train.Config(vocab_size=330))
+    kept = base_dir / f"tokenizer.{old.hash()[:8]}" / "tokenizer.json"
+    tok_train.main(tok_train.Config(vocab_size=340))
+    assert not kept.exists()  # no checkpoint needs it
+    tok_train.main(tok_train.Config(vocab_size=330))
+    folder = run_dir("sft", "d1")
+    save_checkpoint(folder, 7, build_model(SHAPE, CPU).state_dict(), {}, META | {"tokenizer_hash": old.hash()})
+    capsys.readouterr()
+    tok_train.main(tok_train.Config(vocab_size=330))
+    assert "NOTICE" not in capsys.readouterr().out
+    for vocab_size in (340, 350):
+        new = tok_train.main(tok_train.Config(vocab_size=vocab_size))
+        assert ("NOTICE: 1 checkpoint cannot be used" in capsys.readouterr().out) == (vocab_size == 340)
+    assert [path.name for path in base_dir.glob("tokenizer.*")] == [kept.parent.name]
+    with pytest.raises(UserError, match=rf"another tokenizer .*that one is kept as {kept}, copy it back"):
+        check_tokenizer(open_checkpoint(folder), new)
+    shutil.copy(kept, base_dir / "tokenizer")
+    check_tokenizer(open_checkpoint(folder), get_tokenizer())
 
 
 def test_training_with_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:

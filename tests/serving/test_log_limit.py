@@ -23,8 +23,31 @@ def test_so_many_records_a_minute_pass_and_the_rest_are_counted() -> None:
     first, second = record("bad %s", 7), record("bad")
     assert limit.filter(first)
     assert limit.filter(second)
-    assert first.getMessage() == "bad 7 (98 further lines before this one were left out of the log)"
+    assert first.getMessage() == "bad 7 (98 further records before this one were left out of the log)"
     assert second.getMessage() == "bad"
+
+
+def test_lines_of_tracebacks_count() -> None:
+    """Each record, as it is written, and all together: however deep the stack and long the message are."""
+
+    def fail(depth: int) -> None:
+        if depth:
+            fail(depth - 1)
+        raise ValueError("the reason")
+
+    limit = LogLimit(20, clock=lambda: 0.0)
+    passed = []
+    for depth in (0, 9, 0, 0, 50):
+        each = record("bad\nnews\n")
+        try:
+            fail(depth)
+        except ValueError as error:
+            each.exc_info = (type(error), error, error.__traceback__)
+        if limit.filter(each):
+            passed.append(logging.Formatter().format(each))
+    assert len("\n".join(passed).split("\n")) == 20
+    assert all(text.endswith("ValueError: the reason") for text in passed)
+    assert passed[0].startswith("bad\nnews\nTraceback")
 
 
 def test_records_are_short_and_without_control_characters() -> None:

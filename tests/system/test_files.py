@@ -57,6 +57,12 @@ def test_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(tmp_path.iterdir()), "nothing is created"
 
 
+def test_a_base_folder_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "/tmp/caf\udce9")
+    with pytest.raises(UserError, match=r"NANOCHAT_BASE_DIR is '/tmp/caf\\udce9': .* must be valid UTF-8"):
+        base_dir()
+
+
 def test_writes(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     for text in ("ä\n", "shorter", ""):

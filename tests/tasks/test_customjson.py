@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ INVALID: list[tuple[str | bytes, str]] = [
     ("{}", "a conversation must be"),
     ('"text"', "a conversation must be"),
     ('{"messages": {}}', "a conversation must be"),
-    (json.dumps([[QUESTION, ANSWER]]), "message 1: must have a role"),
+    (json.dumps([[QUESTION, ANSWER]]), "one conversation per line"),
     (json.dumps([QUESTION]), "nothing to learn"),
     (json.dumps([{"role": "system", "content": "S"}, QUESTION]), "nothing to learn"),
     (json.dumps([ANSWER]), "message 1: role 'assistant' where 'user' is due"),
@@ -82,6 +84,28 @@ def test_a_fault_is_named_by_file_and_line(line: str | bytes, message: str, tmp_
     path = write_lines(tmp_path, VALID_LINE, "", line, VALID_LINE)
     with pytest.raises(UserError, match=rf"^{re.escape(str(path))}, line 3: .*(?:{message})"):
         CustomJSON(path=path)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        {"messages": [QUESTION, ANSWER]},
+        [QUESTION, ANSWER],
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"instruction": "a", "input": "", "output": "b"},
+    ],
+)
+def test_a_json_list_names_its_conversion(tmp_path: Path, conversation: Any, indent: int | None) -> None:
+    """On one line or on several; the command of the message makes a file that is read."""
+    path, new = tmp_path / "old.json", tmp_path / "new.jsonl"
+    path.write_text(json.dumps([conversation, conversation], indent=indent), encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 1: .*must have one conversation per line") as caught:
+        read_conversations(path)
+    command = str(caught.value).partition("JSON list: python -c ")[2].partition(" OLD.json > NEW.jsonl")[0]
+    done = subprocess.run([sys.executable, "-c", command.strip('"'), str(path)], stdout=subprocess.PIPE, check=True)
+    new.write_bytes(done.stdout)
+    assert len(read_conversations(new)) == 2
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:

@@ -267,6 +267,21 @@ def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one(
     assert list(list_steps(folder)) == [3, 4]
 
 
+@pytest.mark.usefixtures("run_here", "mixture")
+def test_conversations_without_room_for_an_answer_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start of the run, for each of the user's own files."""
+    long = [talk("x" * 1000, "y"), talk("z" * 1000, "y"), talk("x" * 1000, "z")]
+    few = write_talks(tmp_path / "few.jsonl", [*sums(10), *long])
+    every = write_talks(tmp_path / "every.jsonl", sums(10))
+    file = write_mixture(tmp_path / "mixture.toml", task_entry(few) + "\nepochs = 2", task_entry(every))
+    run(mid_train, f"--mixture={file}", "--num_iterations=1")
+    notices = [line for line in capsys.readouterr().out.splitlines() if "not trained on" in line]
+    assert len(notices) == 1
+    assert "NOTICE: 3 of 13 conversations of CustomJSON are not trained on" in notices[0]
+
+
 def test_a_run_resumes_on_the_same_data_only(mixture: str, tmp_path: Path) -> None:
     """The same conversations in the same order and rows: with others, some would be repeated and some left out."""
     run(mid_train, mixture, "--num_iterations=2")
