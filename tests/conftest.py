@@ -29,6 +29,10 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 # A shell starts background jobs with SIGINT ignored, and child processes inherit that: tests of Ctrl-C would fail.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup ignores SIGHUP, and a training that is started with it ignored rightly goes on.
+for _name in ("SIGHUP", "SIGUSR1"):
+    if signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nanochat.system.console import start_command
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
     "NANOCHAT_DTYPE": "float32",  # one rounding on every machine
@@ -48,7 +50,6 @@ PRELOADED = (
 IMPORTED_LATE = (
     "pandas",
     "torch._dynamo",
-    "torch._inductor",
     "torch.utils.flop_counter",
     "matplotlib.pyplot",
     "matplotlib.backends.backend_agg",
@@ -113,7 +114,8 @@ class Launcher:
             errors="replace",
             start_new_session=True,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     def start(
         self,
@@ -131,6 +133,7 @@ class Launcher:
             self.started += 1
             number = self.started
             output = self.folder / f"output-{number}.txt"
+            output.touch()  # the process may be killed before it opens it
             request = {
                 "number": number,
                 "module": module,
@@ -173,8 +176,11 @@ class Launcher:
         assert self.server.stdin is not None, "it is a pipe"
         for job in list(self.alive.values()):
             job.kill(signal.SIGKILL)
+        assert self.server.stdout is not None, "it is a pipe"
         self.server.stdin.close()
         self.server.wait()
+        self.listener.join()
+        self.server.stdout.close()
 
 
 def serve() -> None:
@@ -216,6 +222,7 @@ def serve() -> None:
             if ended:
                 alive.remove(pid)
                 answer(pid=pid, code=os.waitstatus_to_exitcode(status))
+    os._exit(0)  # without the farewells of the libraries
 
 
 def _become(request: dict[str, Any]) -> NoReturn:
@@ -228,6 +235,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
     os.dup2(output, 2)
     os.closerange(3, 64)
     os.environ.update(request["environment"])
+    start_command()  # as `python -m` does
     if "file_size" in request["harm"]:
         size = request["harm"]["file_size"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
