@@ -40,6 +40,7 @@ from nanochat.export.hf_tokenizer import TEMPLATE_FILES, to_hf_tokenizer, to_hf_
 from nanochat.gpt import GPTConfig
 from nanochat.reporting.schema import read_sections
 from nanochat.system.credentials import hub_address, is_on_hub
+from nanochat.system.files import remove_abandoned, temporary_name
 from nanochat.system.json_files import read_json
 from nanochat.tokenizer import Tokenizer, get_tokenizer
 
@@ -75,7 +76,7 @@ def atomic_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     something else.
     """
     out = out.absolute()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(out)
     replaces = False
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
@@ -101,6 +102,7 @@ def atomic_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         if os.path.exists(old) and not os.path.exists(out):  # the second rename failed
             os.rename(old, out)
         shutil.rmtree(old, ignore_errors=True)
+        remove_abandoned(out)
 
 
 def replace_files(new: Path, out: Path) -> None:

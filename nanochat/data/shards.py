@@ -34,7 +34,7 @@ from nanochat.data.manifest import (
     read_manifest,
 )
 from nanochat.data.shard_checks import ShardChecks, file_sha256, is_checking_process
-from nanochat.system.files import flush_to_disk
+from nanochat.system.files import flush_to_disk, remove_abandoned, temporary_name
 
 __all__ = [
     "Documents",
@@ -197,7 +197,7 @@ def write_shards(
 def write_shard(documents: Iterable[str], path: Path) -> ShardInfo:
     """Write one parquet file with a `text` column, completely or not at all."""
     schema = pa.schema([("text", pa.string())])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -208,6 +208,7 @@ def write_shard(documents: Iterable[str], path: Path) -> ShardInfo:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    remove_abandoned(path)
     return read_shard_info(path)
 
 

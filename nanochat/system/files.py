@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import getpass
+import glob
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -178,14 +181,14 @@ def check_writable(folder: Path, remedy: str = OTHER_FOLDER) -> None:
     Call it before the work: a place that cannot be written to should not be found when the result is there. Leaves
     nothing: a folder that is not there yet is not there afterwards either.
     """
-    _try_file(folder, folder / f".writable.{os.getpid()}.tmp", remedy)
+    _try_file(folder, temporary_name(folder / "writable"), remedy)
 
 
 def check_file_writable(path: Path, remedy: str = OTHER_FOLDER) -> None:
     """Try the place of a result, as `check_writable` does for a folder: also that a file may have this name."""
     with as_write_error(path, remedy):
         _refuse_other_kinds(path)
-    _try_file(path, _temporary(path), remedy)
+    _try_file(path, temporary_name(path), remedy)
 
 
 def _refuse_other_kinds(path: Path) -> None:
@@ -198,11 +201,12 @@ def _refuse_other_kinds(path: Path) -> None:
 
 def _try_file(place: Path, trial: Path, remedy: str) -> None:
     with as_write_error(place, remedy):
+        target = trial.parent
         missing = [folder for folder in trial.parents if not os.path.lexists(folder)]
         made = None
         if missing:  # they are tried below a folder of another name, so that another process never sees them go
             above = missing[-1].parent
-            made = above / f".writable.{os.getpid()}.tmp"
+            made = temporary_name(above / "writable")
             trial = made / trial.relative_to(above)
         try:
             trial.parent.mkdir(parents=True, exist_ok=True)
@@ -214,6 +218,8 @@ def _try_file(place: Path, trial: Path, remedy: str) -> None:
                 trial.unlink()
             if made is not None:
                 shutil.rmtree(made, ignore_errors=True)
+            for folder in (target, *list(target.parents)[:1]):  # the second, if `target` was missing at that time
+                remove_abandoned(folder / "writable")
 
 
 @contextmanager
@@ -225,10 +231,11 @@ def written_atomically(path: Path) -> Iterator[Path]:
     with as_write_error(path):
         _refuse_other_kinds(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
+        temporary = temporary_name(path)
         with _removed_on_failure(temporary):
             yield temporary
             os.replace(temporary, path)
+        remove_abandoned(path)
 
 
 def check_room(folder: Path, num_bytes: int, purpose: str) -> None:
@@ -296,9 +303,33 @@ def write_json_cache(path: Path, value: object) -> None:
         print0(f"NOTICE: not kept for the next time: {error}")
 
 
-def _temporary(path: Path) -> Path:
-    """Return the name under which a file is written until it is complete."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes a file or folder until it is complete."""
+    return path.with_name(f".{path.name}.{_host_tag()}-{os.getpid()}.tmp")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the incomplete versions of a file or folder that killed processes of this machine have left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_host_tag()}-*.tmp"):
+        number = left.name.removesuffix(".tmp").rpartition("-")[2]
+        if not number.isdigit() or _is_process(int(number)):
+            continue
+        with suppress(OSError):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _host_tag() -> str:
+    """Return six digits for this machine: process ids of another one, on a shared disk, say nothing here."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _is_process(number: int) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(number))
 
 
 @contextmanager

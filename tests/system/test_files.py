@@ -6,6 +6,8 @@ import errno
 import getpass
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from nanochat.data.manifest import read_manifest
 from nanochat.data.shards import file_sha256
 from nanochat.eval.bundle_files import open_files
 from nanochat.reporting.schema import read_sections
+from nanochat.system import files
 from nanochat.system.cpu import read_cached_probes
 from nanochat.system.files import (
     INDUCTOR_VARIABLE,
@@ -439,3 +442,37 @@ def test_the_limit_of_a_file(tmp_path: Path) -> None:
             read(tmp_path / "absent", 4)
         with pytest.raises(UserError, match="not a file"):
             read(tmp_path, 4)
+
+
+# --- what killed processes leave --------------------------------------------------------------------------------------
+
+
+def test_a_write_removes_what_killed_writers_of_the_same_file_left(tmp_path: Path) -> None:
+    """Not what other files, living processes or other machines are writing."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = tmp_path / "a[1].json"
+    own = files.temporary_name(path)
+    left = own.with_name(own.name.replace(f"-{os.getpid()}.", f"-{ended.pid}."))
+    left.write_text("{", encoding="utf-8")
+    stays = [
+        own.with_name(own.name.replace(f"-{os.getpid()}.", f"-{os.getppid()}.")),
+        own.with_name(f".a[1].json.012345-{ended.pid}.tmp"),
+        left.with_name(left.name.replace("a[1]", "a1")),
+        left.with_name(left.name.replace(f"-{ended.pid}.", "-x.")),
+    ]
+    for other in stays:
+        other.write_text("{", encoding="utf-8")
+    write_json_atomic(path, {})
+    assert sorted(tmp_path.iterdir()) == sorted([path, *stays])
+
+
+def test_a_trial_removes_what_killed_trials_left(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for folder in (tmp_path, tmp_path / "report"):
+        folder.mkdir(exist_ok=True)
+        name = files.temporary_name(folder / "writable").name.replace(f"-{os.getpid()}.", f"-{ended.pid}.")
+        (folder / name / "report").mkdir(parents=True)
+    check_writable(tmp_path / "report")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "report"]
