@@ -86,7 +86,7 @@ def results(stage: Stage, base: Path) -> dict[str, str]:
             return {}
         last = max(complete, key=lambda path: int(path.name[5:11]))
         loop = json.loads((last / "meta.json").read_text(encoding="utf-8"))["loop"]
-        loop.pop("seconds", None)
+        loop = {name: value for name, value in loop.items() if name not in ("seconds", "stopped")}  # not results
         history = [
             {key: value for key, value in point.items() if "second" not in key} for point in loop.pop("history", [])
         ]
