@@ -50,9 +50,11 @@ class LogLimit(logging.Filter):
                 return False
             lines = _cut(record.getMessage().rstrip()).split("\n")[:room]
             trace = []
-            if record.exc_info and room > len(lines):
-                trace = _cut("".join(traceback.format_exception(*record.exc_info)).rstrip()).split("\n")
-                trace = trace[len(lines) - room :]
+            text = record.exc_text or ""  # of the filter of another server in this process, or a formatter
+            if record.exc_info and not text:
+                text = "".join(traceback.format_exception(*record.exc_info))
+            if text and room > len(lines):
+                trace = _cut(text.rstrip()).split("\n")[len(lines) - room :]
             self._num_passed += len(lines) + len(trace)
         if num_left_out:
             lines[-1] += f" ({num_left_out} further records before this one were left out of the log)"

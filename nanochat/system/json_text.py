@@ -36,7 +36,7 @@ def short_repr(value: object) -> str:
     """Return the `repr` of a value for an error message, shortened to about a line whatever the value is.
 
     >>> short_repr("x" * 1000), short_repr({"a": [1, [2, [3]]]})
-    ("'xxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx'", "{'a': [1, [...]]}")
+    ("'xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx'", "{'a': [1, [2, [...]]]}")
     """
     text = _short.repr(value)
     return text if len(text) <= 160 else f"{text[:160]}..."

@@ -165,7 +165,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     for source, message in (
         (tmp_path / "absent", "no such file or folder"),
         (only, r"none of its 1 files can be read \(.txt"),
-        (write_files(tmp_path / "nothing"), "none of its 0 files"),
+        (write_files(tmp_path / "nothing"), r"holds no files \(.txt"),
         (broken, "cannot be read as parquet"),
         (tmp_path, "contains the folder"),
     ):

@@ -239,7 +239,7 @@ def test_damage_and_other_types(
         (["a\\b"], "must be the plain name"),
         (["a\0b"], "must be the plain name"),
         (["out"], "out is a symbolic link to .*, out of the folder"),
-        (["pipe"], "pipe: it is not a file"),
+        (["pipe"], "pipe cannot be read: it is not a file"),
         (["stored", "inside"], "is only in the model that config.json describes"),
     ],
 )
