@@ -196,7 +196,8 @@ class World:
             port = probe.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        local = {"LOCAL_WORLD_SIZE": str(processes)}
+        # One that waits for another one that was killed ends soon. torchrun would end it.
+        local = {"LOCAL_WORLD_SIZE": str(processes), "NANOCHAT_TIMEOUT": "30"}
         return [
             self.launcher.start(stage.module, arguments, base, environment={**common, **local, **rank}, **options)
             for rank in ranks
