@@ -301,6 +301,7 @@ def _progress_bars() -> Iterator[None]:
     """Context in which tqdm's bars, ours and those of libraries, write to `BarOutput` unless they name a file."""
     from tqdm import tqdm
 
+    tqdm.get_lock()  # made now: tqdm loses an interrupt while it makes its lock, and raises AttributeError instead
     original = vars(tqdm)["__init__"]
     tqdm.__init__ = functools.partialmethod(original, file=BarOutput())
     try:
