@@ -46,7 +46,7 @@ def test_a_signal_is_an_exit_code_and_success_is_always_right() -> None:
     assert kills.codes_after(kill) == {0, -15, 143}
     assert str(kill) == "base_train: SIGTERM at 0.500"
     two = kills.Kill(STAGE_OF["base_train"], 2, (1,), "SIGKILL", (0.5,))
-    assert kills.codes_after(two) == {0, 1, -9, 137, 143}
+    assert kills.codes_after(two) == {0, 1, 2, -9, 137, 143}
 
 
 @pytest.mark.parametrize(
