@@ -114,8 +114,8 @@ def wait(jobs: list[Job], kill: Kill | None) -> tuple[str, str] | None:
 def codes_after(kill: Kill) -> set[int]:
     """Return the exit codes that are right after a signal: 0 if the work was done, else those that name the signal.
 
-    Of two processes, one that has lost the other ends with 1, one that has not met it with 2, and one that the other has
-    stopped as after SIGTERM.
+    Of two processes, one that has lost the other ends with 1, one that has not met it with 2, and one that the other
+    has stopped as after SIGTERM.
     """
     number = int(getattr(signal, kill.signal_name))
     return {0, -number, 128 + number} | ({1, 2, 128 + signal.SIGTERM} if kill.processes > 1 else set())
