@@ -1,0 +1,24 @@
+"""A passage of the documents: some hundred characters of one section, with the place that they are from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document. `text` may have several lines; the higher `score`, the nearer it is to a query."""
+
+    document: str  # name of the document: its path in the folder
+    headings: tuple[str, ...]  # that it stands under, outermost first
+    text: str
+    score: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The headings in one line, or the document's name without any.
+
+        >>> Passage("a/tea.md", ("Tea", "How to brew"), "Boil water.").label
+        'Tea / How to brew'
+        """
+        return " / ".join(filter(None, (" ".join(heading.split()) for heading in self.headings))) or self.document
