@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.gpt import GPT, NORM_EPS, Block
-from nanochat.layers.softcap_loss import SOFTCAP
 
 
 class PlainGPT:
@@ -45,7 +44,9 @@ class PlainGPT:
             x = x + linear(y.transpose(1, 2).flatten(2), attn.o_proj.weight)  # (B, H, T, D) -> (B, T, C)
             x = x + linear(linear(_norm(x), mlp.up_proj.weight).relu().square(), mlp.down_proj.weight)
         raw = linear(_norm(x), model.head.weight)[..., : config.vocab_size]  # (B, T, V)
-        logits = SOFTCAP * torch.tanh(raw.float() / SOFTCAP)
+        logits = raw.float()
+        if config.softcap:
+            logits = config.softcap * torch.tanh(logits / config.softcap)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
         if loss_reduction == "none":
             return losses.view(targets.shape)

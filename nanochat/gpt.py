@@ -30,6 +30,7 @@ from nanochat.layers.sampling_params import SamplingParams
 from nanochat.layers.softcap_loss import SoftcapTerms, softcap, softcap_cross_entropy, softcap_terms
 from nanochat.optim import Optimizer, OptimSettings, ParamGroup, build_optimizers
 from nanochat.runtime import Runtime
+from nanochat.system.json_text import short_repr
 
 NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0
@@ -43,12 +44,13 @@ MAX_SIZES = {
     "n_kv_head": 1 << 14,
     "n_embd": 1 << 18,
 }
+SOFTCAPS = (1.0, 64.0)  # the least and the largest: the loss sums exp(cap), times the vocabulary, in float32
 VOCAB_MULTIPLE = 64  # embedding and head are padded to a multiple of this: unaligned matrix products are slow
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Shape of the model. Raises `UserError` for an impossible one."""
+    """Shape of the model, and the cap of its logits. Raises `UserError` for an impossible one."""
 
     sequence_len: int = 2048  # context length: the most positions that the model can read
     vocab_size: int = 65536
@@ -56,15 +58,19 @@ class GPTConfig:
     n_head: int = 10  # query heads
     n_kv_head: int = 10  # key-value heads
     n_embd: int = 1280  # embedding width
+    softcap: float = 15.0  # logits are within +-softcap; 0 = not capped
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name in MAX_SIZES:
+            value = getattr(self, name)
             if type(value) is not int:
                 raise UserError(f"{name} is {str(value)[:40]!r}: it must be a whole number")
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
             if value > MAX_SIZES[name]:
                 raise UserError(f"{name} is {value:,}: it must be at most {MAX_SIZES[name]:,}")
+        check_softcap(self.softcap)
+        object.__setattr__(self, "softcap", float(self.softcap))
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if self.head_dim % 2:
@@ -77,11 +83,18 @@ class GPTConfig:
 
     @classmethod
     def from_depth(
-        cls, depth: int, *, vocab_size: int, sequence_len: int, head_dim: int = 128, n_kv_head: int = -1
+        cls,
+        depth: int,
+        *,
+        vocab_size: int,
+        sequence_len: int,
+        head_dim: int = 128,
+        n_kv_head: int = -1,
+        softcap: float = 15.0,
     ) -> GPTConfig:
         """Return the shape that follows from the depth: `depth` layers of width 64 * depth, rounded up to whole heads.
 
-        `sequence_len`: context length. `n_kv_head`: key-value heads; -1 = as many as query heads.
+        `sequence_len`: context length. `n_kv_head`: key-value heads; -1 = as many as query heads. `softcap`: 0 = none.
 
         >>> GPTConfig.from_depth(20, vocab_size=65536, sequence_len=2048).n_embd
         1280
@@ -96,6 +109,7 @@ class GPTConfig:
             n_head=n_head,
             n_kv_head=n_head if n_kv_head == -1 else n_kv_head,
             n_embd=n_head * head_dim,
+            softcap=softcap,
         )
 
     @property
@@ -107,6 +121,15 @@ class GPTConfig:
     def padded_vocab_size(self) -> int:
         """Number of rows of embedding and head: `vocab_size`, rounded up to a multiple of VOCAB_MULTIPLE."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def check_softcap(value: object) -> None:
+    """Raise `UserError` unless the value is a cap of logits: 0, or a number within SOFTCAPS."""
+    lowest, highest = SOFTCAPS
+    if type(value) not in (int, float) or not (value == 0 or lowest <= float(value) <= highest):  # type: ignore[arg-type]
+        raise UserError(
+            f"softcap is {short_repr(value)}: it must be 0 (logits are not capped) or from {lowest:g} to {highest:g}"
+        )
 
 
 class AttentionCache(Protocol):
@@ -374,7 +397,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits, soft-capped as in Gemma 2 (arXiv 2408.00118): (..., C) -> (..., V)."""
-        return softcap(self.head(hidden)[..., : self.config.vocab_size])
+        return softcap(self.head(hidden)[..., : self.config.vocab_size], self.config.softcap)
 
     def forward(
         self,
@@ -398,6 +421,7 @@ class GPT(nn.Module):
             self.head.weight,
             targets.flatten(),
             self.config.vocab_size,
+            self.config.softcap,
             "none" if loss_reduction == "none" else "sum",
             regions.loss_terms,
         )

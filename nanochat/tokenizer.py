@@ -39,11 +39,26 @@ from nanochat.tokenization.render_batch import RenderedArrays, SpanTable
 if TYPE_CHECKING:
     from nanochat.tokenization._rustbpe import Texts
 
-# Cuts a text into words, whose borders no merge crosses. It is GPT-4's pattern with numbers in groups of at most two
-# digits, which suit small vocabularies better than one or three.
-SPLIT_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+MAX_DIGITS = 3
+
+
+def split_pattern(digits: int) -> str:
+    r"""Return the pattern that cuts a text into words, whose borders no merge crosses.
+
+    It is GPT-4's pattern with numbers cut, from the left, into groups of at most `digits` digits, 1 to 3.
+
+    >>> import regex
+    >>> [regex.findall(split_pattern(digits), "in 12345") for digits in (1, 2, 3)]
+    [['in', ' ', '1', '2', '3', '4', '5'], ['in', ' ', '12', '34', '5'], ['in', ' ', '123', '45']]
+    """
+    assert 1 <= digits <= MAX_DIGITS, f"{digits} digits"
+    numbers = r"\p{N}" if digits == 1 else rf"\p{{N}}{{1,{digits}}}"
+    words = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+"
+    rest = r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    return f"{words}|{numbers}|{rest}"
+
+
+SPLIT_PATTERN = split_pattern(2)  # two digits suit small vocabularies better than one or three
 SPECIAL_TOKENS = (
     "<|bos|>",  # begins every document and every conversation
     "<|user_start|>",

@@ -24,7 +24,7 @@ from nanochat.configurator import cli, setting
 from nanochat.data.shards import load_manifest, open_split
 from nanochat.dataloader import document_batches
 from nanochat.eval.samples import sample_prompts
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT, SOFTCAPS, GPTConfig
 from nanochat.layers.fp8 import check_fp8_sizes
 from nanochat.report import check_results_writable
 from nanochat.runtime import Runtime
@@ -62,6 +62,13 @@ class Config(TrainingSettings):
         -1, "key-value heads; must divide the query heads; -1 = as many as query heads", at_least=1, or_value=-1
     )
     max_seq_len: int = setting(2048, "tokens of context", at_least=1)
+    softcap: float = setting(
+        15.0,
+        "soft cap of the logits; 0 = none, for engines that cannot cap them",
+        at_least=SOFTCAPS[0],
+        at_most=SOFTCAPS[1],
+        or_value=0,
+    )
     num_iterations: int = setting(-1, "optimizer steps; -1 = determined by target_flops", at_least=1, or_value=-1)
     target_flops: float = setting(
         -1.0, "FLOPs of the whole training; -1 = determined by target_param_data_ratio", above=0, or_value=-1
@@ -113,6 +120,7 @@ class Config(TrainingSettings):
             sequence_len=self.max_seq_len,
             head_dim=self.head_dim,
             n_kv_head=self.n_kv_head,
+            softcap=self.softcap,
         )
 
     def num_steps(self, model: GPT) -> int:

@@ -3,6 +3,7 @@
     python -m scripts.tok_train                                                # 2 billion characters, 65,536 tokens
     python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536 --doc_cap=10000
     python -m scripts.tok_train --vocab_size=8192                              # a laptop
+    python -m scripts.tok_train --digits=1                                     # for export to GGUF
 
 It needs a data set: `python -m nanochat.dataset -n 8`. Documents are streamed; only the distinct words are in memory.
 """
@@ -24,7 +25,14 @@ from nanochat.configurator import Settings, cli, setting
 from nanochat.dataset import open_split
 from nanochat.report import check_results_writable, log_section
 from nanochat.tokenization.encoders import iter_strings
-from nanochat.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, TOKENIZER_FILE, Tokenizer, trainable_tokenizer_class
+from nanochat.tokenizer import (
+    MIN_VOCAB_SIZE,
+    SPECIAL_TOKENS,
+    TOKENIZER_FILE,
+    Tokenizer,
+    split_pattern,
+    trainable_tokenizer_class,
+)
 
 # Text that tokenizers are known to get wrong: encoded and decoded again after training.
 _TRICKY_TEXT = """Numbers: 1, 12, 123, 1234567. It's, WE'LL, they'Ve; o'clock.\tTabs\t and   spaces \r\n\r\n  and lines.
@@ -41,6 +49,7 @@ class Config(Settings):
     vocab_size: int = setting(
         65_536, "number of tokens: 256 bytes, the merges and the special tokens", at_least=MIN_VOCAB_SIZE
     )
+    digits: int = setting(2, "most digits of a token: numbers are cut into such groups", choices=(1, 2, 3))
 
 
 @run_locks()
@@ -54,7 +63,9 @@ def main(config: Config) -> Tokenizer:
     with TrainingProgressBar(config.vocab_size - MIN_VOCAB_SIZE) as progress_bar:
         texts = cap_documents(open_split("train").iter_arrays(), config.max_chars, config.doc_cap)
         try:
-            tokenizer = tokenizer_class.train_from_iterator(texts, config.vocab_size, progress=progress_bar)
+            tokenizer = tokenizer_class.train_from_iterator(
+                texts, config.vocab_size, pattern=split_pattern(config.digits), progress=progress_bar
+            )
         except UserError:  # of the data
             raise
         except ValueError as error:

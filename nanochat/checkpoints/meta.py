@@ -50,7 +50,7 @@ class SavedSettings(TypedDict, total=False):
 class ModelMeta(TypedDict):
     """The fields of meta.json that describe the model."""
 
-    model_config: dict[str, int]  # fields of GPTConfig
+    model_config: dict[str, Any]  # fields of GPTConfig; checkpoints of earlier versions have no `softcap`: 15
     compute_dtype: str
     tokenizer_hash: str
 
@@ -128,7 +128,7 @@ def check_meta(meta: Mapping[str, Any], file: Path) -> None:
     try:
         check_type(meta, CheckpointMeta, "")
         check_type(meta["model_config"], GPTConfig, "model_config")
-        if missing := GPTConfig.__dataclass_fields__.keys() - meta["model_config"].keys():
+        if missing := GPTConfig.__dataclass_fields__.keys() - meta["model_config"].keys() - {"softcap"}:
             raise UserError(f"model_config.{min(missing)} is missing")
         GPTConfig(**meta["model_config"])
         check_type(meta.get("settings", {}), SavedSettings, "settings")

@@ -12,8 +12,7 @@ from torch.nn.functional import pad
 
 from nanochat.common import UserError
 from nanochat.export.hf_tokenizer import ASSISTANT_END, BOS
-from nanochat.gpt import NORM_EPS, ROPE_BASE, GPTConfig
-from nanochat.layers.softcap_loss import SOFTCAP
+from nanochat.gpt import NORM_EPS, ROPE_BASE, SOFTCAPS, GPTConfig
 from nanochat.reporting.markdown import escape, format_number
 from nanochat.reporting.schema import Section
 from nanochat.system.json_text import short_repr
@@ -46,7 +45,6 @@ def fixed_fields(config: GPTConfig) -> dict[str, Any]:
         "hidden_act": "relu2",
         "intermediate_size": 4 * config.n_embd,
         "rms_norm_eps": NORM_EPS,
-        "final_logit_softcapping": SOFTCAP,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_BASE},
         "attention_bias": False,
         "tie_word_embeddings": False,
@@ -67,6 +65,7 @@ def to_hf_config(config: GPTConfig, tokenizer: Tokenizer, origin: Mapping[str, A
         "model_type": "nanochat",
         **{hf_field: getattr(config, field) for field, hf_field in CONFIG_FIELDS.items()},
         **fixed_fields(config),
+        "final_logit_softcapping": config.softcap or None,  # 0.0 would make all logits 0 there
         **special_token_ids(tokenizer),
         "attention_dropout": 0.0,
         "use_cache": True,
@@ -82,12 +81,24 @@ def from_hf_config(content: Any) -> GPTConfig:
         raise UserError(f"its model_type is {short_repr(model_type)}: must be 'nanochat' to be imported")
     if missing := [field for field in CONFIG_FIELDS.values() if type(content.get(field)) is not int]:
         raise UserError(f"{missing[0]} is {short_repr(content.get(missing[0]))}: must be a whole number")
-    config = GPTConfig(**{field: content[hf_field] for field, hf_field in CONFIG_FIELDS.items()})
+    sizes = {field: content[hf_field] for field, hf_field in CONFIG_FIELDS.items()}
+    config = GPTConfig(**sizes, softcap=_softcap_of(content))
     for field, value in fixed_fields(config).items():
         if content.get(field) != value:
             found = short_repr(content.get(field))
             raise UserError(f"{field} is {found}: must be {value!r}, as in every model of nanochat")
     return config
+
+
+def _softcap_of(content: Mapping[str, Any]) -> float:
+    """Return the soft cap of a `config.json`, 0 for null: transformers does not cap the logits then."""
+    cap = content.get("final_logit_softcapping", "missing")
+    if cap is None:
+        return 0.0
+    if type(cap) not in (int, float) or not SOFTCAPS[0] <= cap <= SOFTCAPS[1]:
+        rule = f"must be null (logits are not capped) or from {SOFTCAPS[0]:g} to {SOFTCAPS[1]:g}"
+        raise UserError(f"final_logit_softcapping is {short_repr(cap)}: {rule}")
+    return float(cap)
 
 
 def hf_weight_names(config: GPTConfig) -> dict[str, str]:

@@ -10,6 +10,9 @@ and exp(z_v) (1 - (z_v / c)^2), which is the gradient but for the factor 1 / S o
 the (n, C) matrices of the two products that follow. If the gradient of the loss is known in advance, as in a sum, the
 forward pass computes the gradients of hidden states and weights too, and the backward pass only scales them.
 
+c = 0 means no cap: z_v = x_v - m, where m is the largest logit of the row, which changes neither loss nor gradient, and
+without which exp(z) would overflow. The gradient's last factor is 1 then.
+
 Letters in shape comments: N tokens, n tokens of a chunk, C embedding width, V vocabulary (rows of the weight).
 """
 
@@ -24,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SOFTCAP = 15.0
 # A chunk has few logits, so that they stay in caches and memory is saved, but not few tokens: for each chunk the whole
 # gradient of the weight is read and written once more.
 MAX_CPU_LOGITS = 1 << 22
@@ -32,26 +34,31 @@ MAX_GPU_LOGITS = 1 << 30  # 16,384 tokens of a vocabulary of 65,536: 2 GB in bfl
 MIN_CHUNK_TOKENS = 1024
 
 # A function with the signature of `softcap_terms`, compiled or not.
-SoftcapTerms = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
+SoftcapTerms = Callable[[Tensor, float, bool], tuple[Tensor, Tensor, Tensor | None]]
 
 
-def softcap(raw: Tensor) -> Tensor:
-    """Return float32 logits in (-SOFTCAP, SOFTCAP) of raw ones, element by element."""
-    return SOFTCAP * torch.tanh(raw.float() / SOFTCAP)
+def softcap(raw: Tensor, cap: float) -> Tensor:
+    """Return float32 logits in (-cap, cap) of raw ones, element by element; with a cap of 0 the raw ones."""
+    return cap * torch.tanh(raw.float() / cap) if cap else raw.float()
 
 
-def softcap_terms(raw: Tensor, needs_grads: bool) -> tuple[Tensor, Tensor]:
-    """Return the sums S (n,) in float32, and exp(z) (1 - (z / c)^2) (n, V) in the dtype of the raw logits (n, V).
+def softcap_terms(raw: Tensor, cap: float, needs_grads: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the sums S (n,), exp(z) (1 - (z / c)^2) (n, V), and m (n,) of raw logits (n, V).
 
-    The second is empty without `needs_grads`. tanh(x / c) = 1 - 2 u with u = 1 / (1 + exp(2 x / c)), because vectorized
-    exponentials are several times as fast as tanh.
+    The second is in the dtype of the logits, and empty without `needs_grads`; the others are in float32. m is None with
+    a cap. tanh(x / c) = 1 - 2 u with u = 1 / (1 + exp(2 x / c)), because vectorized exponentials are several times as
+    fast as tanh.
     """
-    u = torch.reciprocal(1 + torch.exp(raw.float() * (2 / SOFTCAP)))  # (n, V)
-    exps = torch.exp(SOFTCAP - 2 * SOFTCAP * u)
+    if cap == 0:
+        largest = raw.amax(-1).float()
+        exps = torch.exp(raw.float() - largest[:, None])  # (n, V)
+        return exps.sum(-1), exps.to(raw.dtype) if needs_grads else raw.new_empty(0), largest
+    u = torch.reciprocal(1 + torch.exp(raw.float() * (2 / cap)))  # (n, V)
+    exps = torch.exp(cap - 2 * cap * u)
     sums = exps.sum(-1)
     if not needs_grads:
-        return sums, raw.new_empty(0)
-    return sums, (exps * (u * (1 - u)) * 4).to(raw.dtype)
+        return sums, raw.new_empty(0), None
+    return sums, (exps * (u * (1 - u)) * 4).to(raw.dtype), None
 
 
 def chunk_len(num_tokens: int, vocab_size: int, device: torch.device) -> int:
@@ -66,16 +73,17 @@ def softcap_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     vocab_size: int,
+    cap: float,
     reduction: str,
     terms: SoftcapTerms = softcap_terms,
 ) -> Tensor:
-    """Return the cross-entropy in nats of N tokens with the logits softcap(hidden @ weight^T), in float32.
+    """Return the cross-entropy in nats of N tokens with the logits softcap(hidden @ weight^T, cap), in float32.
 
     `hidden` (N, C) in the dtype of the products, `weight` (V, C), of which rows from `vocab_size` on are padding,
-    `targets` (N,), -1 = ignored. `reduction`: "sum", (), or "none", (N,) with 0 where the target is ignored. With
-    "none" the backward pass computes the logits a second time.
+    `targets` (N,), -1 = ignored. `cap`: 0 = none. `reduction`: "sum", (), or "none", (N,) with 0 where the target is
+    ignored. With "none" the backward pass computes the logits a second time.
     """
-    arguments = (hidden, weight, targets, vocab_size, terms)
+    arguments = (hidden, weight, targets, vocab_size, cap, terms)
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         losses = token_losses(*arguments)
         return losses.sum() if reduction == "sum" else losses
@@ -84,27 +92,39 @@ def softcap_cross_entropy(
     return result
 
 
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, terms: SoftcapTerms) -> Tensor:
+def token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, terms: SoftcapTerms
+) -> Tensor:
     """Return the losses (N,) without gradients."""
     weight = weight.to(hidden.dtype)
     losses = []
     size = chunk_len(len(hidden), len(weight), hidden.device)
     for h, t in zip(hidden.split(size), targets.split(size), strict=True):
         raw = h @ weight.t()  # (n, C) -> (n, V)
-        sums, _ = terms(raw[:, :vocab_size], False)
-        losses.append(_losses(raw, sums, t)[0])
+        sums, _, largest = terms(raw[:, :vocab_size], cap, False)
+        losses.append(_losses(raw, sums, largest, t, cap)[0])
     return torch.cat(losses)
 
 
-def _losses(raw: Tensor, sums: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _losses(
+    raw: Tensor, sums: Tensor, largest: Tensor | None, targets: Tensor, cap: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses, indices of the targets (0 where ignored), and their logits z, all (n,)."""
     index = targets.clamp(min=0)
-    z = softcap(raw.gather(1, index[:, None]).squeeze(1))
+    z = softcap(raw.gather(1, index[:, None]).squeeze(1), cap)
+    if largest is not None:
+        z = z - largest
     return torch.where(targets >= 0, sums.log() - z, 0.0), index, z
 
 
 def losses_and_grads(
-    hidden: Tensor, weight: Tensor, targets: Tensor, scales: Tensor | None, vocab_size: int, terms: SoftcapTerms
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scales: Tensor | None,
+    vocab_size: int,
+    cap: float,
+    terms: SoftcapTerms,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses (N,), and the gradients of sum(scales x losses) by `hidden` (N, C) and by `weight` (V, C).
 
@@ -120,11 +140,13 @@ def losses_and_grads(
         rows = slice(start, start + size)
         h, t = hidden[rows], targets[rows]
         raw = h @ cast_weight.t()  # (n, C) -> (n, V)
-        sums, grads = terms(raw[:, :vocab_size], True)  # (n,), (n, V): the gradient by raw, times S
-        chunk_losses, index, z = _losses(raw, sums, t)
+        sums, grads, largest = terms(raw[:, :vocab_size], cap, True)  # (n,), (n, V): the gradient by raw, times S
+        chunk_losses, index, z = _losses(raw, sums, largest, t, cap)
         losses.append(chunk_losses)
         # At the target -1 is added to the probability. The subtraction is done in float32, before it is rounded.
-        at_target = (z.exp() - sums) * (1 - (z / SOFTCAP).square())
+        at_target = z.exp() - sums
+        if cap:
+            at_target = at_target * (1 - (z / cap).square())
         # (scatter_ would copy all of `grads` twice where deterministic algorithms are on.)
         flat_index = torch.arange(len(t), device=t.device) * grads.size(1) + index
         grads.view(-1).index_copy_(0, flat_index, at_target.to(dtype))
@@ -148,9 +170,9 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, terms: SoftcapTerms
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, terms: SoftcapTerms
     ) -> Tensor:
-        losses, d_hidden, d_weight = losses_and_grads(hidden, weight, targets, None, vocab_size, terms)
+        losses, d_hidden, d_weight = losses_and_grads(hidden, weight, targets, None, vocab_size, cap, terms)
         ctx.save_for_backward(d_hidden, d_weight)
         return losses.sum()
 
@@ -158,7 +180,7 @@ class SummedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return (d_hidden * grad).to(d_hidden.dtype), d_weight * grad, None, None, None
+        return (d_hidden * grad).to(d_hidden.dtype), d_weight * grad, None, None, None, None
 
 
 class TokenLosses(torch.autograd.Function):
@@ -166,16 +188,15 @@ class TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, terms: SoftcapTerms
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, terms: SoftcapTerms
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.vocab_size = vocab_size
-        ctx.terms = terms
-        return token_losses(hidden, weight, targets, vocab_size, terms)
+        ctx.settings = (vocab_size, cap, terms)
+        return token_losses(hidden, weight, targets, vocab_size, cap, terms)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
-        _, d_hidden, d_weight = losses_and_grads(hidden, weight, targets, grads, ctx.vocab_size, ctx.terms)
-        return d_hidden, d_weight, None, None, None
+        _, d_hidden, d_weight = losses_and_grads(hidden, weight, targets, grads, *ctx.settings)
+        return d_hidden, d_weight, None, None, None, None

@@ -228,7 +228,7 @@ def checkpoint_to_resume(
     check_resumable(checkpoint)
     if checkpoint.meta["data_hash"] != data_hash:
         raise UserError(f"{checkpoint.path} was trained on other data than is there now: restore that data to resume")
-    saved_shape = checkpoint.meta["model_config"]
+    saved_shape = asdict(checkpoint.shape)
     present_shape = asdict(shape) if shape else saved_shape
     changes = [
         f"{name} {saved_shape[name]} -> {present_shape[name]}"

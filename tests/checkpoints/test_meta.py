@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nanochat.checkpoint_manager import Checkpoint
 from nanochat.checkpoints.meta import META_FILE, read_meta, seal
 from nanochat.common import UserError
 from tests.support.damage import damaged_bytes, mutated_json, outcome
@@ -46,9 +47,12 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_earlier_versions(tmp_path: Path) -> None:
-    """No hashes, any layout of the text, and a loss that was not a number."""
+    """No hashes, any layout of the text, no soft cap, and a loss that was not a number."""
     for indent in (None, 2):
         assert read_meta(write(tmp_path / "a", json.dumps(PLAIN, indent=indent))) == PLAIN
+    shape = {name: value for name, value in META["model_config"].items() if name != "softcap"}
+    older = read_meta(write(tmp_path / "a", json.dumps({**PLAIN, "model_config": shape})))
+    assert Checkpoint(tmp_path / "a", older).shape.softcap == 15
     path = write(tmp_path / "a", json.dumps({**PLAIN, "loop": {"recent": [math.nan, math.inf]}}))
     assert str(read_meta(path)["loop"]["recent"]) == "[nan, inf]"
 
@@ -77,8 +81,10 @@ def test_wrong_types(tmp_path_factory: pytest.TempPathFactory, meta: Any, is_sea
         return
     assert all(type(read[key]) is int for key in ("step", "serial"))  # type: ignore[literal-required]
     assert read["step"] >= 0
-    assert set(read["model_config"]) == set(META["model_config"])
-    assert all(type(value) is int and 0 < value < 2**23 for value in read["model_config"].values())
+    shape = dict(read["model_config"])
+    assert 0 <= shape.pop("softcap", 15.0) <= 64
+    assert set(shape) == set(META["model_config"]) - {"softcap"}
+    assert all(type(value) is int and 0 < value < 2**23 for value in shape.values())
     assert read["compute_dtype"] in ("float32", "bfloat16")
     assert isinstance(read.get("settings", {}).get("total_batch_size", 0), int)
     assert isinstance(read.get("loop", {}), dict)
@@ -94,6 +100,10 @@ def test_wrong_types(tmp_path_factory: pytest.TempPathFactory, meta: Any, is_sea
         ({"model_config": {}}, "model_config.n_embd is missing"),
         ({"model_config": {**META["model_config"], "n_layer": 10**9}}, "n_layer is 1,000,000,000: it must be at most"),
         ({"model_config": {**META["model_config"], "sequence_len": 10**12}}, "sequence_len is 1,000,000,000,000"),
+        ({"model_config": {**META["model_config"], "softcap": "15"}}, "softcap is '15': must be a number"),
+        ({"model_config": {**META["model_config"], "softcap": 0.5}}, "softcap is 0.5: it must be 0 .* or from 1 to 64"),
+        ({"model_config": {**META["model_config"], "softcap": -15}}, "softcap is -15: it must be 0"),
+        ({"model_config": {**META["model_config"], "softcap": 1e300}}, r"softcap is 1e\+300: it must be 0"),
         ({"model_config": {**META["model_config"], "depth": 4}}, "model_config.depth is not a known key"),
         ({"settings": {"max_seq_len": "16"}}, "settings.max_seq_len is '16': must be a whole number"),
         ({"loop": []}, r"loop is \[\]: must be an object"),

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat.layers import softcap_loss
-from nanochat.layers.softcap_loss import SOFTCAP, chunk_len, softcap, softcap_cross_entropy
+from nanochat.layers.softcap_loss import chunk_len, softcap, softcap_cross_entropy
 
+SOFTCAP = 15.0
 NUM_TOKENS, WIDTH, VOCAB, PADDED = 37, 8, 50, 64
 
 
@@ -38,7 +39,7 @@ def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, reduction: str, c
     monkeypatch.setattr(softcap_loss, "chunk_len", lambda *_: chunk)
     hidden, weight, targets = random_case(scale)
     factors = torch.linspace(-1, 2, NUM_TOKENS)
-    losses = softcap_cross_entropy(hidden, weight, targets, VOCAB, reduction)
+    losses = softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, reduction)
     expected = reference(hidden, weight, targets, reduction)
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
     for loss in (losses, expected):
@@ -58,16 +59,18 @@ def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, reduction: str, c
 def test_without_gradients() -> None:
     """Under no_grad the losses are the same."""
     hidden, weight, targets = random_case()
-    expected = softcap_cross_entropy(hidden, weight, targets, VOCAB, "none")
+    expected = softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "none")
     with torch.no_grad():
-        assert torch.equal(softcap_cross_entropy(hidden, weight, targets, VOCAB, "none"), expected)
-        torch.testing.assert_close(softcap_cross_entropy(hidden, weight, targets, VOCAB, "sum"), expected.sum())
+        assert torch.equal(softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "none"), expected)
+        torch.testing.assert_close(
+            softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "sum"), expected.sum()
+        )
 
 
 def test_bfloat16() -> None:
     """Products in bfloat16 are off by their rounding: 2^-8 relative to the largest gradient of each tensor."""
     hidden, weight, targets = random_case(dtype=torch.bfloat16)
-    softcap_cross_entropy(hidden, weight, targets, VOCAB, "sum").backward()
+    softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "sum").backward()
     hidden2 = hidden.detach().float().requires_grad_()
     weight2 = weight.detach().bfloat16().float().requires_grad_()
     reference(hidden2, weight2, targets, "sum").backward()
@@ -83,8 +86,8 @@ def test_the_cap() -> None:
     """The cap holds for any raw logit; infinite ones give it exactly."""
     raw = torch.tensor([float("-inf"), -1e30, -3.0, 0.0, 3.0, 1e30, float("inf")])
     expected = [-15.0, -15.0, 15 * torch.tanh(torch.tensor(-0.2)).item(), 0.0]
-    assert softcap(raw)[:4].tolist() == pytest.approx(expected)
-    sums, grads = softcap_loss.softcap_terms(raw[None], True)
+    assert softcap(raw, SOFTCAP)[:4].tolist() == pytest.approx(expected)
+    sums, grads, _ = softcap_loss.softcap_terms(raw[None], SOFTCAP, True)
     z = SOFTCAP * torch.tanh(raw.double() / SOFTCAP)
     assert sums.item() == pytest.approx(z.exp().sum().item(), rel=1e-5)
     torch.testing.assert_close(grads[0].double(), z.exp() * (1 - (z / SOFTCAP) ** 2), rtol=1e-4, atol=1e-4)
@@ -124,5 +127,5 @@ def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch, reduction: 
     monkeypatch.setattr(softcap_loss, "chunk_len", lambda *_: 10)
     hidden, weight, targets = random_case()
     with LargestTensor() as largest:
-        softcap_cross_entropy(hidden, weight, targets, VOCAB, reduction).sum().backward()
+        softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, reduction).sum().backward()
     assert largest.numel == max(10 * PADDED, weight.numel())

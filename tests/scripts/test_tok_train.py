@@ -39,7 +39,7 @@ def test_trains_on_training_documents_only(
     assert trained.get_vocab_size() == 330
     assert "330 tokens" in capsys.readouterr().out
     report = read_section(base_dir, "tok_train")
-    assert report["settings"] == {"max_chars": 2_000_000_000, "doc_cap": 10_000, "vocab_size": 330}
+    assert report["settings"] == {"max_chars": 2_000_000_000, "doc_cap": 10_000, "vocab_size": 330, "digits": 2}
     assert isinstance(report["metrics"], dict)
     assert report["metrics"]["vocabulary (tokens)"] == 330
     assert report["metrics"]["text (MB)"] == sum(map(len, TRAIN)) / 1e6
