@@ -180,8 +180,11 @@ def save_checkpoint(
     optimizer_state: Mapping[str, Tensor],
     meta: RunMeta,
     keep_last: int = -1,
+    keep_step: int | None = None,
 ) -> Path:
     """Write the checkpoint of a step and remove all but the run's `keep_last` newest (-1: all stay). On rank 0 only.
+
+    `keep_step`: a step whose checkpoint stays, too.
 
     `meta`: content of meta.json besides format, arch, step, serial and hashes. Raises `UserError` if the disk is full,
     if writing fails for another reason, or if a weight or a part of the optimizer's state is not finite. The earlier
@@ -216,21 +219,22 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)  # frees the full disk
         raise UserError(f"cannot save {final} ({error}); the earlier checkpoints are intact") from error
     if keep_last > 0:
-        prune(folder, keep_last, meta.get("first_serial", 0))
+        prune(folder, keep_last, meta.get("first_serial", 0), keep_step)
     return final
 
 
-def prune(folder: Path, keep_last: int, first_serial: int = 0) -> None:
+def prune(folder: Path, keep_last: int, first_serial: int = 0, keep_step: int | None = None) -> None:
     """Remove the checkpoints of a run that are older than its `keep_last` newest ones with finite weights.
 
-    `first_serial`: of the run. Checkpoints of other runs stay, and do not count; 0: those that name no run.
+    `first_serial`: of the run. Checkpoints of other runs stay, and do not count; 0: those that name no run. The run's
+    checkpoint of step `keep_step` stays.
     """
     num_kept = 0
     checkpoints = list_checkpoints(folder, skip_unreadable=True)
     for checkpoint in reversed([each for each in checkpoints if each.meta.get("first_serial", 0) == first_serial]):
         if num_kept < keep_last and checkpoint.has_finite_weights():
             num_kept += 1
-        elif num_kept == keep_last:
+        elif num_kept == keep_last and checkpoint.step != keep_step:
             try:
                 remove_checkpoint(checkpoint.path)
             except OSError as error:

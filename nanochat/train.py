@@ -129,6 +129,7 @@ def run_loop(
     state: LoopState,
     should_evaluate_first: bool,
     should_check_weights: bool,
+    should_end: Callable[[LoopState], bool] | None = None,
 ) -> LoopState:
     """Alternate steps and events until `is_done` or until a signal asks for a stop. Updates and returns `state`.
 
@@ -136,6 +137,7 @@ def run_loop(
     step's metrics, which are all finite unless the step was skipped. The loop counts and times the steps and logs all
     metrics. `should_evaluate_first`: events that do not save also run before the first step. `should_check_weights`:
     after every step, for steps that sample from the model; else before each checkpoint and after a skipped step.
+    `should_end`: asked after the events of a step; True ends the run there, without those that are due at the end.
 
     Raises `UserError`, on all processes, if the training has diverged (`raise_if_diverged`).
     """
@@ -156,7 +158,7 @@ def run_loop(
                     if is_last and not state.stopped:  # a signal during this event; no step follows that would see it
                         signal_number = stop()
                         state.stopped = agreed_stop(signal_number, runtime.any_rank(signal_number > 0))
-            if state.stopped or is_last:
+            if state.stopped or is_last or (should_end and should_end(state)):
                 return state
             start = time.perf_counter()
             metrics = take_step()
@@ -222,10 +224,12 @@ def train(
     num_micro_steps: int,
     log: Callable[[LoopState, Metrics], None],
     state: LoopState,
+    should_end: Callable[[LoopState], bool] | None = None,
 ) -> LoopState:
     """Take steps of `num_micro_steps` micro-batches until `batches` ends, or a signal asks for a stop.
 
-    `schedule` maps the progress of the run, in [0, 1], to the rates of a step. Updates and returns `state`.
+    `schedule` maps the progress of the run, in [0, 1], to the rates of a step. `should_end`: see `run_loop`. Updates
+    and returns `state`.
     """
     with stop_requests() as stop:
         micro_batches = list(islice(batches, num_micro_steps))
@@ -250,6 +254,7 @@ def train(
             state=state,
             should_evaluate_first=False,
             should_check_weights=False,
+            should_end=should_end,
         )
 
 

@@ -33,6 +33,7 @@ from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, train
 from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
+from nanochat.training.early_stopping import check_patience, is_exhausted, return_to_best
 from nanochat.training.events import bpb_evaluator, core_events, sample_printer
 from nanochat.training.log import TrainLog
 from nanochat.training.profile import StepProfiler
@@ -84,6 +85,13 @@ class Config(TrainingSettings):
     eval_tokens: int = setting(
         10485760, "validation tokens of an evaluation; at most one pass over the validation shard", at_least=1
     )
+    patience: int = setting(
+        -1,
+        "evaluations without fewer bits per byte after which the run ends and goes back to its best checkpoint; "
+        "-1 = train all steps, and keep the last",
+        at_least=1,
+        or_value=-1,
+    )
     sample_every: int = setting(
         2000, "steps between samples of text; -1 = none, not even at the end", at_least=1, or_value=-1
     )
@@ -107,6 +115,7 @@ class Config(TrainingSettings):
                 "no length of training: set num_iterations, target_flops or target_param_data_ratio above 0"
             )
         self.model_config(vocab_size=1)
+        check_patience(self.patience, self.eval_every, self.save_every)
         if self.fp8:
             check_fp8_sizes({"max_seq_len": self.max_seq_len, "head_dim": self.head_dim})
         rows = 1 if self.device_batch_size == "auto" else int(self.device_batch_size)
@@ -185,7 +194,7 @@ def main(config: Config) -> LoopState:
     print_samples = sample_printer(model, tokenizer, runtime, prompts)
     measure_bpb = bpb_evaluator(forward, tokenizer, runtime, config.eval_tokens, batch_size, config.max_seq_len)
     loader = document_batches(documents, tokenizer, runtime, batch_size, config.max_seq_len, num_tokens, state.cursor)
-    saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
+    saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last, keep_best=config.patience != -1)
     with closing(loader), closing(log), saver, profiler, fitter.explained_out_of_memory(batch_size):
         train(
             profiler.forward(forward),
@@ -204,10 +213,14 @@ def main(config: Config) -> LoopState:
             ),
             log=log,
             state=state,
+            should_end=lambda state: is_exhausted(state.history, config.patience),
         )
     runtime.finish()
     raise_if_stopped(state, num_steps, "scripts.base_train", config)
-    report_pretraining(config, model, runtime, state)
+    kept_step = None
+    if config.patience != -1 and runtime.is_main:
+        kept_step = return_to_best(folder, state.history, meta["first_serial"])
+    report_pretraining(config, model, runtime, state, kept_step)
     return state
 
 

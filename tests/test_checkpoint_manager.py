@@ -228,6 +228,14 @@ def test_keep_last_leaves_other_runs_alone(tmp_path: Path) -> None:
     assert list(list_steps(tmp_path)) == [7, 30, 110]
 
 
+def test_keep_last_and_one_more(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step, keep_last=1, keep_step=20)
+    assert list(list_steps(tmp_path)) == [20, 40]
+    save(tmp_path, 50, keep_last=1, keep_step=40)
+    assert list(list_steps(tmp_path)) == [40, 50]
+
+
 def test_the_same_step_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         save(tmp_path, 4, value)

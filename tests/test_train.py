@@ -428,6 +428,18 @@ def test_events() -> None:
     assert calls == [("bpb", 2), ("samples", 3), ("save", 4), ("bpb", 4)]
 
 
+def test_an_end_before_the_last_step() -> None:
+    """The run ends after the events of a step; what is due at the end does not run."""
+    calls: list[tuple[str, int]] = []
+    events = [recorded_event(calls, "save", every=2, saves=True), recorded_event(calls, "bpb", every=2)]
+    state, _ = run(
+        9, [*events, recorded_event(calls, "late", every=-1)], should_end=lambda _: calls[-1:] == [("bpb", 4)]
+    )
+    assert state.step == 4
+    assert state.progress < 1
+    assert calls == [("save", 2), ("bpb", 2), ("save", 4), ("bpb", 4)]
+
+
 def schedule_with_signal(at: int, signal_number: int = signal.SIGTERM) -> Callable[[float], Rates]:
     """A schedule that raises the signal in step `at`."""
     steps = iter(range(1, 1000))

@@ -25,6 +25,7 @@ from nanochat.optim import Optimizer
 from nanochat.system.files import check_room
 from nanochat.system.host_memory import copy_to_host, wait_for_copies
 from nanochat.train import LoopState, Metrics
+from nanochat.training.early_stopping import best_step
 
 
 class CheckpointSaver:
@@ -32,15 +33,25 @@ class CheckpointSaver:
     write.
 
     `folder`: of the run. `meta`: content of meta.json except for the loop state and the number of processes.
-    `keep_last`: number of the run's checkpoints that are kept (-1: all).
+    `keep_last`: number of the run's checkpoints that are kept (-1: all). `keep_best`: the one with the fewest bits per
+    byte is kept, too.
     """
 
-    def __init__(self, folder: Path, model: GPT, optimizer: Optimizer, meta: RunMeta, keep_last: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: GPT,
+        optimizer: Optimizer,
+        meta: RunMeta,
+        keep_last: int,
+        keep_best: bool = False,
+    ) -> None:
         self.folder = folder
         self.model = model
         self.optimizer = optimizer
         self.meta = meta
         self.keep_last = keep_last
+        self.keep_best = keep_best
         self._write: _Write | None = None  # the last one, on the main process
 
     def __call__(self, state: LoopState) -> Metrics:
@@ -58,7 +69,10 @@ class CheckpointSaver:
             wait_for_copies(runtime.device)
             meta: RunMeta = {**self.meta, "world_size": runtime.world_size, "loop": asdict(state)}
             keep_last = -1 if state.skipped_in_a_row else self.keep_last  # what looks bad replaces nothing good
-            write = partial(save_checkpoint, self.folder, state.step, weights, optimizer_state, meta, keep_last)
+            keep_step = best_step(state.history) if self.keep_best else None
+            write = partial(
+                save_checkpoint, self.folder, state.step, weights, optimizer_state, meta, keep_last, keep_step
+            )
             self._write = _Write(state.step, write, time.perf_counter() - start)
         if has_failed or state.stopped or state.progress >= 1:
             self.finish()

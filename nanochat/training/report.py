@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,13 +48,25 @@ def notes_on_steps(state: LoopState) -> list[str]:
     return [skipped] if state.skipped else []
 
 
-def report_pretraining(settings: Settings, model: GPT, runtime: Runtime, state: LoopState) -> None:
-    """Write base_train's section of the report. `settings`: the script's config."""
-    latest = {name: value for row in state.history for name, value in row.items()}
+def report_pretraining(
+    settings: Settings, model: GPT, runtime: Runtime, state: LoopState, kept_step: int | None = None
+) -> None:
+    """Write base_train's section of the report.
+
+    `settings`: the script's config. `kept_step`: of a run with patience, the step of the checkpoint that it ends with;
+    bits per byte and training loss are those of this step.
+    """
+    last_step = kept_step or math.inf
+    latest = {name: value for row in state.history if row["step"] <= last_step for name, value in row.items()}
     notes = notes_on_steps(state)
     num_tokens = (state.cursor or {})["tokens"]
     num_epochs = (state.cursor or {}).get("epoch", 0)
-    if num_epochs >= MANY_EPOCHS:
+    if kept_step:
+        notes.append(
+            f"The run took {state.step:,} steps, {num_epochs + 1} passes over its text at most. The checkpoint that it "
+            f"ends with is the best on validation text: that of step {kept_step:,}."
+        )
+    elif num_epochs >= MANY_EPOCHS:
         notes.append(
             f"The run read its training text {num_epochs} times. A model memorizes text that is repeated so often; the "
             "validation curve shows from which step on. More text or fewer steps would give a better model."
