@@ -27,7 +27,9 @@ BOS, ASSISTANT_END = TOKENIZER.get_bos_token_id(), TOKENIZER.encode_special("<|a
 CONFIGS = {
     "plain": GPTConfig(sequence_len=32, vocab_size=265, n_layer=2, n_head=2, n_kv_head=2, n_embd=64),
     "grouped": GPTConfig(sequence_len=23, vocab_size=265, n_layer=3, n_head=6, n_kv_head=2, n_embd=60),
-    "one key-value head": GPTConfig(sequence_len=17, vocab_size=265, n_layer=1, n_head=3, n_kv_head=1, n_embd=42),
+    "one key-value head": GPTConfig(
+        sequence_len=17, vocab_size=265, n_layer=1, n_head=3, n_kv_head=1, n_embd=42, softcap=0
+    ),
 }
 
 

@@ -43,11 +43,11 @@ def batch() -> MicroBatch:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_micro_steps", [1, 4])
-def test_a_step_waits_once(num_micro_steps: int) -> None:
+@pytest.mark.parametrize(("num_micro_steps", "softcap"), [(1, 15), (4, 15), (4, 0)])
+def test_a_step_waits_once(num_micro_steps: int, softcap: int) -> None:
     """For the loss, the gradient's norm and the request to stop, in one transfer before the update."""
     with fake_cuda() as log:
-        model = fake_model()
+        model = fake_model(softcap=softcap)
         optimizer = build_optimizer(model, RUNTIME)
         log.clear()
         loss, norm, _ = step(model, optimizer, [batch() for _ in range(num_micro_steps)], RATES, lambda: 0)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ CONFIGS = {
     "plain": GPTConfig(sequence_len=16, vocab_size=128, n_layer=2, n_head=2, n_kv_head=2, n_embd=32),
     "grouped": GPTConfig(sequence_len=19, vocab_size=101, n_layer=3, n_head=6, n_kv_head=2, n_embd=60),
     "one key-value head": GPTConfig(sequence_len=7, vocab_size=65, n_layer=1, n_head=3, n_kv_head=1, n_embd=18),
+    "no soft cap": GPTConfig(sequence_len=9, vocab_size=70, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, softcap=0),
 }
 
 
@@ -82,7 +84,7 @@ def reference_logits(config: GPTConfig, weights: dict[str, Tensor], idx: Tensor)
         x = x + attention(norm(x), layer)
         x = x + mlp(norm(x), layer)
     raw = torch.einsum("btc,vc->btv", norm(x), weights["head.weight"])[..., : config.vocab_size]
-    return 15 * torch.tanh(raw / 15)
+    return config.softcap * torch.tanh(raw / config.softcap) if config.softcap else raw
 
 
 # Shapes and counts
@@ -123,9 +125,14 @@ def test_depth_decides_the_shape(depth: int, options: dict[str, int], heads: int
         ({"depth": 6, "n_kv_head": 0}, "n_kv_head is 0"),
         ({"depth": 4, "vocab_size": 0}, "vocab_size is 0"),
         ({"depth": 4, "sequence_len": 0}, "sequence_len is 0"),
+        ({"depth": 4, "softcap": 0.5}, r"softcap is 0\.5: it must be 0 \(logits are not capped\) or from 1 to 64"),
+        ({"depth": 4, "softcap": 64.1}, r"softcap is 64\.1"),
+        ({"depth": 4, "softcap": math.nan}, "softcap is nan"),
+        ({"depth": 4, "softcap": None}, "softcap is None"),
+        ({"depth": 4, "softcap": True}, "softcap is True"),
     ],
 )
-def test_an_impossible_shape_is_refused(options: dict[str, int], words: str) -> None:
+def test_an_impossible_shape_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         GPTConfig.from_depth(**{"vocab_size": 100, "sequence_len": 8, **options})
 

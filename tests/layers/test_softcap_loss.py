@@ -15,9 +15,11 @@ SOFTCAP = 15.0
 NUM_TOKENS, WIDTH, VOCAB, PADDED = 37, 8, 50, 64
 
 
-def reference(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
+def reference(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str, cap: float = SOFTCAP) -> Tensor:
     """Return the losses in float64, from all logits at once."""
-    logits = SOFTCAP * torch.tanh(hidden.double() @ weight.double()[:VOCAB].t() / SOFTCAP)
+    logits = hidden.double() @ weight.double()[:VOCAB].t()
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
 
 
@@ -33,14 +35,17 @@ def random_case(scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @pytest.mark.parametrize("chunk", [1, 16, 1000])
+@pytest.mark.parametrize("cap", [15, 0, 1, 64])
 @pytest.mark.parametrize("scale", [0.1, 5.0, 100.0], ids=["small", "large", "capped"])
-def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, reduction: str, chunk: int, scale: float) -> None:
-    """They are the formula's for any size of chunk, and for logits far beyond the cap."""
+def test_losses_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, reduction: str, chunk: int, scale: float, cap: float
+) -> None:
+    """They are the formula's for any size of chunk, and for logits far beyond the cap, or without one."""
     monkeypatch.setattr(softcap_loss, "chunk_len", lambda *_: chunk)
     hidden, weight, targets = random_case(scale)
     factors = torch.linspace(-1, 2, NUM_TOKENS)
-    losses = softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, reduction)
-    expected = reference(hidden, weight, targets, reduction)
+    losses = softcap_cross_entropy(hidden, weight, targets, VOCAB, cap, reduction)
+    expected = reference(hidden, weight, targets, reduction, cap)
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
     for loss in (losses, expected):
         (loss * 0.25 if reduction == "sum" else loss * factors).sum().backward()
@@ -48,7 +53,7 @@ def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, reduction: str, c
     assert got_hidden is not None
     assert got_weight is not None
     hidden2, weight2, _ = random_case(scale)
-    loss = reference(hidden2, weight2, targets, reduction)
+    loss = reference(hidden2, weight2, targets, reduction, cap)
     (loss * 0.25 if reduction == "sum" else loss * factors).sum().backward()
     # Both backward passes above added up in one place.
     torch.testing.assert_close(got_hidden / 2, hidden2.grad, rtol=1e-4, atol=1e-5)
@@ -56,24 +61,53 @@ def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, reduction: str, c
     assert not got_weight[VOCAB:].any()
 
 
-def test_without_gradients() -> None:
+@pytest.mark.parametrize("largest", [1e2, 1e4, 1e30])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_logits_without_a_cap(reduction: str, largest: float) -> None:
+    """However large they are, losses and gradients are those of `F.cross_entropy` in float64."""
+    hidden, weight, targets = random_case()
+    with torch.no_grad():
+        hidden *= largest / (hidden @ weight.t()).abs().max()
+    scale = 1 / largest
+    losses = softcap_cross_entropy(hidden, weight, targets, VOCAB, 0, reduction)
+    (losses * scale).sum().backward()
+    exact_hidden, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (hidden, weight))
+    expected = reference(exact_hidden, exact_weight, targets, reduction, cap=0)
+    (expected * scale).sum().backward()
+    assert expected.max() > largest / 2
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6 * largest)
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    torch.testing.assert_close(hidden.grad.double(), exact_hidden.grad, rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_an_infinite_logit_without_a_cap() -> None:
+    """The loss is not finite, so that the training loop refuses the step."""
+    hidden, weight, targets = random_case()
+    with torch.no_grad():
+        hidden[1] = torch.inf
+    assert not softcap_cross_entropy(hidden, weight, targets, VOCAB, 0, "sum").isfinite()
+
+
+@pytest.mark.parametrize("cap", [15, 0])
+def test_without_gradients(cap: float) -> None:
     """Under no_grad the losses are the same."""
     hidden, weight, targets = random_case()
-    expected = softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "none")
+    expected = softcap_cross_entropy(hidden, weight, targets, VOCAB, cap, "none")
     with torch.no_grad():
-        assert torch.equal(softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "none"), expected)
-        torch.testing.assert_close(
-            softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "sum"), expected.sum()
-        )
+        assert torch.equal(softcap_cross_entropy(hidden, weight, targets, VOCAB, cap, "none"), expected)
+        torch.testing.assert_close(softcap_cross_entropy(hidden, weight, targets, VOCAB, cap, "sum"), expected.sum())
 
 
-def test_bfloat16() -> None:
+@pytest.mark.parametrize("cap", [15, 0])
+def test_bfloat16(cap: float) -> None:
     """Products in bfloat16 are off by their rounding: 2^-8 relative to the largest gradient of each tensor."""
     hidden, weight, targets = random_case(dtype=torch.bfloat16)
-    softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, "sum").backward()
+    softcap_cross_entropy(hidden, weight, targets, VOCAB, cap, "sum").backward()
     hidden2 = hidden.detach().float().requires_grad_()
     weight2 = weight.detach().bfloat16().float().requires_grad_()
-    reference(hidden2, weight2, targets, "sum").backward()
+    reference(hidden2, weight2, targets, "sum", cap).backward()
     for got, expected in ((hidden.grad, hidden2.grad), (weight.grad, weight2.grad)):
         assert got is not None
         assert expected is not None
@@ -121,11 +155,12 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("cap", [15, 0])
 @pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch, reduction: str) -> None:
+def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch, reduction: str, cap: float) -> None:
     """Neither pass makes a tensor larger than the logits of a chunk, or than the weight."""
     monkeypatch.setattr(softcap_loss, "chunk_len", lambda *_: 10)
     hidden, weight, targets = random_case()
     with LargestTensor() as largest:
-        softcap_cross_entropy(hidden, weight, targets, VOCAB, SOFTCAP, reduction).sum().backward()
+        softcap_cross_entropy(hidden, weight, targets, VOCAB, cap, reduction).sum().backward()
     assert largest.numel == max(10 * PADDED, weight.numel())

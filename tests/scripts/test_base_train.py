@@ -64,6 +64,9 @@ def prepare(folder: Path, texts: Sequence[str] = (VERSE * 20,) * 20) -> None:
         (["--head_dim=0"], ["head_dim is 0", "at least 2"]),
         (["--depth=4", "--head_dim=64", "--n_kv_head=3"], ["n_kv_head 3", "n_head 4", "[1, 2, 4]"]),
         (["--n_kv_head=0"], ["n_kv_head is 0"]),
+        (["--softcap=0.5"], ["softcap is 0.5", "from 1.0 to 64.0, or 0", "none"]),
+        (["--softcap=-15"], ["softcap is -15.0"]),
+        (["--softcap=inf"], ["softcap is inf"]),
         (["--warmdown_ratio=1.5"], ["warmdown_ratio is 1.5", "0 to 1"]),
         (["--matrix_lr=-1"], ["matrix_lr is -1.0"]),
         (["--target_flops=0"], ["target_flops is 0.0", "above 0, or -1"]),
@@ -127,6 +130,15 @@ def test_fp8_without_a_gpu(refusal: Callable[..., str], run_here: Path) -> None:
     assert not (run_here / "base_checkpoints").exists()
 
 
+def forget_softcap(checkpoint: Path) -> None:
+    """Make a checkpoint one of an earlier version, without soft cap in its meta.json, and without hashes."""
+    meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
+    for content in (meta["model_config"], meta["settings"]):
+        assert content.pop("softcap") == 15
+    old = {name: value for name, value in meta.items() if name not in ("files", "sha256")}
+    (checkpoint / "meta.json").write_text(json.dumps(old), encoding="utf-8")
+
+
 def test_resuming_with_another_tokenizer_or_shape(refusal: Callable[..., str], run_here: Path) -> None:
     """A run resumes only with the tokenizer and the shape it began with."""
     prepare(run_here)
@@ -134,6 +146,9 @@ def test_resuming_with_another_tokenizer_or_shape(refusal: Callable[..., str], r
     assert "no checkpoint in" in refusal(base_train, *resume)
     main(parse(Config, [*resume[:-2], "--device=cpu"]))
     assert "n_kv_head 2 -> 1" in refusal(base_train, *resume, "--n_kv_head=1")
+    assert "(softcap 15.0 -> 0.0): resume with its own settings" in refusal(base_train, *resume, "--softcap=0")
+    forget_softcap(run_here / "base_checkpoints" / "d1" / "step_000002")
+    assert "(softcap 15.0 -> 0.0): resume with its own settings" in refusal(base_train, *resume, "--softcap=0")
     ranks = {bytes([b]): b for b in range(256)} | {b"th": 256}
     special = {name: 257 + i for i, name in enumerate(SPECIAL_TOKENS)}
     Tokenizer(SPLIT_PATTERN, ranks, special).save(run_here / "tokenizer")

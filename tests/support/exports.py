@@ -23,9 +23,11 @@ VOCAB_SIZE = TOKENIZER.get_vocab_size()
 CPU = Runtime(0, 0, 1, torch.device("cpu"), torch.float32, 42)
 CONFIGS = {
     "plain": GPTConfig(sequence_len=96, vocab_size=VOCAB_SIZE, n_layer=3, n_head=2, n_kv_head=2, n_embd=64),
-    "grouped": GPTConfig(sequence_len=96, vocab_size=VOCAB_SIZE, n_layer=2, n_head=6, n_kv_head=2, n_embd=60),
+    "grouped": GPTConfig(
+        sequence_len=96, vocab_size=VOCAB_SIZE, n_layer=2, n_head=6, n_kv_head=2, n_embd=60, softcap=0
+    ),
     "one key-value head": GPTConfig(
-        sequence_len=2048, vocab_size=VOCAB_SIZE, n_layer=1, n_head=3, n_kv_head=1, n_embd=42
+        sequence_len=2048, vocab_size=VOCAB_SIZE, n_layer=1, n_head=3, n_kv_head=1, n_embd=42, softcap=30
     ),
 }
 NAMES = [*CONFIGS, "trained"]

@@ -147,7 +147,7 @@ def fake_cuda() -> Iterator[DeviceLog]:
         yield stack.enter_context(log)
 
 
-def fake_model(vocab_size: int = 265, sequence_len: int = 64, num_layers: int = 2, **shape: int) -> GPT:
+def fake_model(vocab_size: int = 265, sequence_len: int = 64, num_layers: int = 2, **shape: Any) -> GPT:
     """A model on the fake GPU that computes in bf16. Only within `fake_cuda`."""
     sizes = {"n_layer": num_layers, "n_head": 2, "n_kv_head": 2, "n_embd": 32, **shape}
     with CUDA:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from nanochat.gpt import GPT, GPTConfig
 
 
-def random_model(sequence_len: int, vocab_size: int = 265, *, scale: float = 0.3, seed: int = 3, **shape: int) -> GPT:
+def random_model(sequence_len: int, vocab_size: int = 265, *, scale: float = 0.3, seed: int = 3, **shape: Any) -> GPT:
     """Return a small model with random weights in every matrix: a newly initialized model finds all tokens alike."""
     sizes = {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 16, **shape}
     model = GPT(GPTConfig(sequence_len=sequence_len, vocab_size=vocab_size, **sizes))
