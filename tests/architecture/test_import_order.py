@@ -45,6 +45,7 @@ WITHOUT_TORCH = {
 
 MAX_FILES_AT_THE_TOP = 20  # of nanochat/, besides the rooms
 MAX_FILES_IN_A_ROOM = 14
+MAX_SCRIPTS = 20  # each of them a command, which README.md lists by subject
 LARGE_ROOMS = {"nanochat/data/storyworld"}  # the embedded world's tables and grammar
 
 
@@ -170,7 +171,7 @@ def crowded(names: Iterable[str]) -> Iterator[str]:
         if folder.split("/")[0] in PACKAGES and file != "__init__.py":
             files.setdefault(folder, set()).add(file)
     for folder, inside in files.items():
-        limit = MAX_FILES_AT_THE_TOP if folder == "nanochat" else MAX_FILES_IN_A_ROOM
+        limit = {"nanochat": MAX_FILES_AT_THE_TOP, "scripts": MAX_SCRIPTS}.get(folder, MAX_FILES_IN_A_ROOM)
         if len(inside) > limit and folder not in LARGE_ROOMS:
             yield f"{folder} has {len(inside)} files, more than {limit}: {', '.join(sorted(inside))}"
 

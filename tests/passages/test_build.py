@@ -12,7 +12,6 @@ from nanochat.common import UserError
 from nanochat.documents.document import write_documents
 from nanochat.passages import build, index
 from nanochat.passages.build import build_index, current_facts
-from nanochat.passages.index import PassageIndex
 from tests.support.documents import TEA, make_documents
 
 
@@ -88,5 +87,3 @@ def test_a_passage_is_found_by_the_headings_that_it_begins(tmp_path: Path) -> No
     connection.close()
     first = next(number for number, row in enumerate(rows, 1) if "Coffee" in json.loads(row[1]))
     assert begun == [first]
-    with PassageIndex.open(tmp_path / "passages.sqlite") as opened:
-        assert opened.search("Tell me about coffee.", 1)[0].text.startswith("Grind the beans")

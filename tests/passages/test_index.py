@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.documents.document import write_documents
+from nanochat.passages.build import build_index
 from nanochat.passages.index import APPLICATION_ID, PassageIndex, default_index_path
 from nanochat.passages.passage import Passage
 from tests.support.damage import damaged_bytes, outcome
@@ -81,8 +82,6 @@ def test_the_order_and_the_number_of_results(index: PassageIndex) -> None:
 
 
 def test_equal_passages_come_in_the_order_of_the_documents(tmp_path: Path) -> None:
-    from nanochat.passages.build import build_index
-
     write_documents([TEA, *(DOCUMENTS[1:])] * 3, tmp_path / "documents.jsonl")
     build_index(tmp_path / "documents.jsonl")
     with PassageIndex.open(tmp_path / "passages.sqlite") as index:
@@ -127,7 +126,7 @@ def test_several_threads(index: PassageIndex) -> None:
 def test_files_that_are_missing_or_of_other_documents(folder: Path, tmp_path: Path, base_dir: Path) -> None:
     assert default_index_path() == base_dir / "documents" / "passages.sqlite"
     with pytest.raises(UserError, match=r"passages\.sqlite is missing: run python -m scripts\.index_documents"):
-        PassageIndex.open()
+        PassageIndex.open(None)
     path = copy_index(folder, tmp_path)
     write_documents([TEA], tmp_path / "documents.jsonl")
     with pytest.raises(UserError, match=r"belongs to other documents than .*documents\.jsonl, which has changed: run"):
