@@ -20,12 +20,12 @@ import numpy as np
 
 from nanochat.configurator import Settings, cli, setting
 from nanochat.tokenization.encoders import TiktokenEncoder
-from nanochat.tokenizer import SPLIT_PATTERN
+from nanochat.tokenizer import split_pattern
 from rustbpe import Tokenizer as Peer  # type: ignore[attr-defined]  # mypy finds the folder of that name instead
 
 STRINGS_PER_ROUND = 20_000
 PATTERNS = (
-    SPLIT_PATTERN,
+    *map(split_pattern, (1, 2, 3)),
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",

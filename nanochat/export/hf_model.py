@@ -92,12 +92,14 @@ def from_hf_config(content: Any) -> GPTConfig:
 
 def _softcap_of(content: Mapping[str, Any]) -> float:
     """Return the soft cap of a `config.json`, 0 for null: transformers does not cap the logits then."""
-    cap = content.get("final_logit_softcapping", "missing")
-    if cap is None:
+    name = "final_logit_softcapping"
+    cap = content.get(name)
+    if cap is None and name in content:
         return 0.0
     if type(cap) not in (int, float) or not SOFTCAPS[0] <= cap <= SOFTCAPS[1]:
+        found = short_repr(cap) if name in content else "missing"
         rule = f"must be null (logits are not capped) or from {SOFTCAPS[0]:g} to {SOFTCAPS[1]:g}"
-        raise UserError(f"final_logit_softcapping is {short_repr(cap)}: {rule}")
+        raise UserError(f"{name} is {found}: {rule}")
     return float(cap)
 
 
@@ -186,8 +188,8 @@ tags: [nanochat]
 # nanochat {tag}, stage {source}
 
 A GPT of {parameters:,} parameters, trained with nanochat: {n_layer} layers, {n_embd} wide, {n_head} query heads,
-{n_kv_head} key-value heads, a vocabulary of {vocab_size:,} and a context of {sequence_len:,} tokens. This is the
-checkpoint of step {step:,}.
+{n_kv_head} key-value heads, a vocabulary of {vocab_size:,} and a context of {sequence_len:,} tokens. Its logits
+are {cap}. This is the checkpoint of step {step:,}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -251,6 +253,7 @@ def model_card(
         step=meta["step"],
         compute_dtype=meta["compute_dtype"],
         **asdict(config),
+        cap=f"soft-capped at {config.softcap:g}" if config.softcap else "not capped",
         parameters=num_params,
         usage=_BASE_USAGE if source == "base" else _CHAT_USAGE,
         metrics="\n".join(lines).strip() or "None were recorded.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nanochat.common import UserError
 from nanochat.engine import Engine
-from nanochat.export.hf_model import from_hf_config, from_hf_weights, to_hf_weights
+from nanochat.export.hf_model import from_hf_config, from_hf_weights, to_hf_config, to_hf_weights
 from nanochat.gpt import GPT
 from nanochat.reporting.schema import log_section
 from scripts import export_hf
@@ -84,6 +85,25 @@ def test_configuration(exported: Exported) -> None:
     )
 
 
+@pytest.mark.parametrize(("softcap", "written"), [(15, 15.0), (30, 30.0), (0, None)])
+def test_soft_cap(softcap: float, written: float | None) -> None:
+    """There and back. Without a cap null is written, and not 0, with which transformers makes all logits 0."""
+    config = replace(CONFIGS["plain"], softcap=softcap)
+    content = to_hf_config(config, TOKENIZER, {})
+    assert content["final_logit_softcapping"] == written
+    assert AutoConfig.for_model(**content).final_logit_softcapping == written
+    assert from_hf_config(content) == config
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, 0.5, 1e9, "15", True, ...])
+def test_soft_cap_that_is_refused(value: object) -> None:
+    content = to_hf_config(CONFIGS["plain"], TOKENIZER, {}) | {"final_logit_softcapping": value}
+    if value is ...:
+        del content["final_logit_softcapping"]
+    with pytest.raises(UserError, match=r"final_logit_softcapping is .*: must be null \(.*\) or from 1 to 64"):
+        from_hf_config(content)
+
+
 def test_weights_there_and_back(exported: Exported) -> None:
     """In float32, with zeros in the rows that pad the vocabulary; other names are refused."""
     model, folder = exported["grouped"]
@@ -125,6 +145,7 @@ def test_the_card(tmp_path: Path) -> None:
         "bare: 0.7500\n",
         "Step 7.",
         "step 7",
+        "Its logits\nare not capped.",
     ):
         assert text in card, text
     assert "9.87" not in card

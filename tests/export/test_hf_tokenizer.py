@@ -26,9 +26,17 @@ from nanochat.export.hf_tokenizer import (
     last_merge,
     to_hf_tokenizer,
 )
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HuggingFaceTokenizer, RustBPETokenizer, Tokenizer
+from nanochat.tokenizer import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    HuggingFaceTokenizer,
+    RustBPETokenizer,
+    Tokenizer,
+    split_pattern,
+)
 from tests.support.conversation_cases import ACCEPTED, REFUSED
 from tests.support.exports import TOKENIZER, Exported, has_special_name
+from tests.support.hf_models import TEXTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,6 +110,31 @@ def test_ids_of_odd_strings(text: str, hf_tokenizer: Any) -> None:
     assert hf_tokenizer(text, add_special_tokens=False)["input_ids"] == ids
     assert hf_tokenizer(text)["input_ids"] == TOKENIZER.encode(text, prepend="<|bos|>")
     assert hf_tokenizer.decode(ids) == text
+
+
+BY_DIGITS = {
+    digits: RustBPETokenizer.train_from_iterator(
+        [*TEXTS[:2] * 3, "12 345 6789 " * 9], 400, pattern=split_pattern(digits)
+    )
+    for digits in (1, 3)
+}
+HF_BY_DIGITS = {digits: export(tokenizer) for digits, tokenizer in BY_DIGITS.items()}
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+@settings(deadline=None, max_examples=150)
+@given(text=st.lists(st.one_of(ODD_TEXTS, st.integers(0, 10**12).map(str))).map("".join))
+def test_ids_with_other_groups_of_digits(digits: int, text: str) -> None:
+    assume(not has_special_name(text))
+    ids = BY_DIGITS[digits].encode(text)
+    assert HF_BY_DIGITS[digits].encode(text, add_special_tokens=False).ids == ids
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_import_with_other_groups_of_digits(digits: int) -> None:
+    imported = from_hf_tokenizer(json.loads(HF_BY_DIGITS[digits].to_str()))
+    assert imported.pattern == split_pattern(digits)
+    assert imported.hash() == BY_DIGITS[digits].hash()
 
 
 def test_special_names_in_text(hf_tokenizer: Any) -> None:

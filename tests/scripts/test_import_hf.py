@@ -116,7 +116,10 @@ def test_later_stages_start_from_an_import(tmp_path: Path, run_here: Path, monke
     mixture = str(write_mixture(tmp_path / "mixture.toml", task_entry(talks)))
     fast: dict[str, Any] = {"mixture": mixture, "num_iterations": 1, "device_batch_size": 1, "compile": "off"}
     mid_train.main(mid_train.Config(device="cpu", **fast))
-    assert open_checkpoint(run_dir("mid", "d2")).meta["settings"]["total_batch_size"] == 192
+    mid = open_checkpoint(run_dir("mid", "d2"))
+    assert mid.meta["settings"]["total_batch_size"] == 192
+    assert mid.shape == CONFIGS["grouped"]
+    assert mid.shape.softcap == 0
     chat_sft.main(chat_sft.Config(device="cpu", source="base", total_batch_size=96, **fast))
     for source in ("base", "sft"):
         model, tokenizer, _ = load_model(source, CPU)

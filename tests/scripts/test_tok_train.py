@@ -17,7 +17,7 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.system.locks import file_lock
 from nanochat.tokenization.encoders import iter_strings
-from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, get_tokenizer
+from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, Tokenizer, get_tokenizer, split_pattern
 from scripts import tok_train
 from tests.support.tokenizer_documents import TRAIN, InMemoryDocuments, read_section, replace_documents
 from tests.support.training import CPU, META, SHAPE
@@ -43,6 +43,22 @@ def test_trains_on_training_documents_only(
     assert isinstance(report["metrics"], dict)
     assert report["metrics"]["vocabulary (tokens)"] == 330
     assert report["metrics"]["text (MB)"] == sum(map(len, TRAIN)) / 1e6
+
+
+@pytest.mark.parametrize("trainer", [RustBPETokenizer, HuggingFaceTokenizer])
+@pytest.mark.parametrize(
+    ("digits", "groups"), [(1, "1|2|3|4|5|6|7"), (2, "12|34|56|7"), (3, "123|456|7")], ids=["one", "two", "three"]
+)
+def test_digits(monkeypatch: pytest.MonkeyPatch, trainer: type[Tokenizer], digits: int, groups: str) -> None:
+    """Numbers are cut from the left, whatever is frequent in the text; the saved tokenizer cuts them so, too."""
+    monkeypatch.setattr(tok_train, "trainable_tokenizer_class", lambda: trainer)
+    numbers = pa.array(["1234567 " * 50, "12 34 56 123 456 23 45 67 345 " * 50])
+    monkeypatch.setattr(tok_train, "cap_documents", lambda *_: iter([numbers]))
+    tok_train.main(parse(tok_train.Config, ["--vocab_size=310", f"--digits={digits}"]))
+    tokenizer = get_tokenizer()
+    assert tokenizer.pattern == split_pattern(digits)
+    assert "|".join(tokenizer.decode([i]) for i in tokenizer.encode("1234567")) == groups
+    assert max(len(token) for token in tokenizer.ranks if token.isdigit()) == digits
 
 
 def test_two_at_once(base_dir: Path) -> None:

@@ -19,7 +19,7 @@ from nanochat.common import UserError
 from nanochat.tokenization import encoders
 from nanochat.tokenization.bpe_reference import ReferenceTokenizer
 from nanochat.tokenization.encoders import TiktokenEncoder, encoder_class
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, split_pattern
 
 _rustbpe = pytest.importorskip(
     "nanochat.tokenization._rustbpe", reason="the Rust extension is not built: bash dev/setup.sh"
@@ -52,6 +52,7 @@ def pair(pattern: str, num_tokens: int = 400) -> tuple[Any, TiktokenEncoder]:
 
 NANOCHAT = pair(SPLIT_PATTERN)
 PAIRS = {"nanochat": NANOCHAT, "GPT-2": pair(GPT2), "GPT-4": pair(GPT4), "words": pair(r"\w+|[^\w]")}
+PAIRS |= {f"nanochat, digits {digits}": pair(split_pattern(digits)) for digits in (1, 3)}
 
 
 def test_the_extension_is_the_default() -> None:
@@ -125,7 +126,7 @@ def test_long_texts_cut_for_several_threads_give_the_same_ids(num_threads: int) 
 
 @pytest.mark.parametrize("word", ["a", "ab", " ", "\n", "'", "é", "1", "the", "世", "a\u0301", "\U0001f600", "=-"])
 def test_long_words(word: str) -> None:
-    for rust, tiktoken in (NANOCHAT, PAIRS["GPT-2"], PAIRS["GPT-4"]):
+    for rust, tiktoken in (PAIRS[name] for name in PAIRS if name != "words"):
         for length in (1, 5, 16, 64, 129, 3000):
             for text in (word * length, f"x {word * length}.", word * length + "q"):
                 assert rust.encode(text) == tiktoken.encode(text)
