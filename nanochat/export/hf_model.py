@@ -96,7 +96,7 @@ def _softcap_of(content: Mapping[str, Any]) -> float:
     cap = content.get(name)
     if cap is None and name in content:
         return 0.0
-    if type(cap) not in (int, float) or not SOFTCAPS[0] <= cap <= SOFTCAPS[1]:
+    if not isinstance(cap, (int, float)) or isinstance(cap, bool) or not SOFTCAPS[0] <= cap <= SOFTCAPS[1]:
         found = short_repr(cap) if name in content else "missing"
         rule = f"must be null (logits are not capped) or from {SOFTCAPS[0]:g} to {SOFTCAPS[1]:g}"
         raise UserError(f"{name} is {found}: {rule}")
