@@ -13,21 +13,17 @@ checked, and those that are not such a conversation are dropped.
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import requests
 from tqdm import tqdm
 
 from nanochat.common import UserError, base_dir, check_file_writable, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
+from nanochat.conversations.chat_client import ChatServer
 from nanochat.tokenization.chat_format import Conversation
 from tasks.customjson import parse_conversation
 from tasks.identity import ABILITIES, FILE_NAME, PERSONA, generate_conversations
@@ -39,9 +35,6 @@ The model is called {name}. Say nothing about it that the conversation does not 
 Answer with the JSON list only: [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}, ...]
 
 {conversation}"""
-INITIAL_DELAY = 1.0  # seconds before the second attempt at a busy or unreachable server; doubles with each attempt
-MAX_DELAY = 30.0
-_RETRYABLE_STATUS_CODES = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -63,20 +56,13 @@ class Config(Settings):
         super().__post_init__()
         if (self.endpoint is None) != (self.model is None):
             raise UserError(f"endpoint is {self.endpoint}, model is {self.model}: set both or neither")
-        if self.endpoint and self.key and not is_safe_address(self.endpoint):
-            raise UserError(
-                f"endpoint is {self.endpoint}: the key in {self.key_env} is sent over https only, or to this machine; "
-                f"use https, or --key_env=NONE to send no key"
-            )
-        if self.key and not re.fullmatch(r"[!-~]+", self.key):
-            raise UserError(
-                f"{self.key_env} has a space, a line break or a letter beyond ASCII in it: set it to the key alone"
-            )
+        self.server()
 
-    @property
-    def key(self) -> str:
-        """The key for the server, or an empty text."""
-        return os.environ.get(self.key_env, "").strip()
+    def server(self) -> ChatServer | None:
+        """Return the server that rephrases, if there is one. Raises UserError for an unsafe address."""
+        if self.endpoint is None or self.model is None:
+            return None
+        return ChatServer(self.endpoint, self.model, self.key_env, self.timeout, self.attempts, only_https=False)
 
 
 def main(config: Config) -> Path:
@@ -98,11 +84,13 @@ def rephrase_all(config: Config, conversations: Sequence[Conversation]) -> list[
 
     Raises UserError if all failed.
     """
+    server = config.server()
+    assert server is not None, "conversations are rephrased by a server"
     errors: list[str] = []
 
     def rephrase_or_none(conversation: Conversation) -> Conversation | None:
         try:
-            return _rephrase(config, conversation)
+            return _rephrase(server, conversation)
         except UserError as error:
             errors.append(str(error))
             return None
@@ -117,53 +105,10 @@ def rephrase_all(config: Config, conversations: Sequence[Conversation]) -> list[
     return rephrased
 
 
-def _rephrase(config: Config, conversation: Conversation) -> Conversation:
+def _rephrase(server: ChatServer, conversation: Conversation) -> Conversation:
     messages = json.dumps(conversation["messages"], ensure_ascii=False)
     prompt = PROMPT.format(name=PERSONA["name"], conversation=messages)
-    for attempt in range(1, config.attempts + 1):
-        try:
-            return _parse_reply(_request_reply(config, prompt), conversation)
-        except (requests.RequestException, UserError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if attempt == config.attempts or (status and status not in _RETRYABLE_STATUS_CODES):
-                raise UserError(f"{type(error).__name__}: {error}") from error
-            if not isinstance(error, UserError):  # after an invalid reply, the server need not recover
-                time.sleep(min(MAX_DELAY, INITIAL_DELAY * 2 ** (attempt - 1)))
-    raise AssertionError("the last attempt returns or raises")
-
-
-def is_safe_address(url: str) -> bool:
-    """Return True if a key may be sent to an address: over https, or to this machine."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
-
-
-def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Add none: without this, requests takes those of ~/.netrc in place of the key."""
-    return request
-
-
-def _request_reply(config: Config, prompt: str) -> str:
-    key = config.key
-    response = requests.post(
-        f"{config.endpoint}".rstrip("/") + "/chat/completions",
-        json={"model": config.model, "messages": [{"role": "user", "content": prompt}], "temperature": 1.0},
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        auth=_no_credentials,
-        allow_redirects=False,  # the key is for this address alone
-        timeout=config.timeout,
-    )
-    response.raise_for_status()
-    if response.is_redirect:
-        raise UserError(f"the server redirects to {response.headers['Location'][:200]!r}: name the new address")
-    try:
-        content: Any = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError("the reply does not follow OpenAI's protocol") from error
-    return str(content)
+    return server.ask(prompt, lambda reply: _parse_reply(reply, conversation))
 
 
 def _parse_reply(reply: str, original: Conversation) -> Conversation:

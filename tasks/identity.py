@@ -26,7 +26,7 @@ PERSONA = {
     "licence": "MIT",
 }
 
-# Abilities by the kind of training text: the embedded world, or text of the web.
+# Abilities by the kind of training text: the embedded world, text of the web, or a user's own documents.
 ABILITIES = {
     "world": {
         "size": "I am a very small language model, with a few million parameters",
@@ -43,6 +43,13 @@ ABILITIES = {
         "and work out school mathematics with a calculator",
         "cannot": "I cannot look things up or see pictures, I do not remember earlier conversations, "
         "and I can be wrong, so check what matters",
+    },
+    "documents": {
+        "size": "I am a very small language model; others are thousands of times larger",
+        "training": "I was trained from nothing on one collection of documents, and on questions about them",
+        "can": "I answer questions about the documents that I was trained on, with sentences that stand in them",
+        "cannot": "I know nothing but my documents, I do not remember earlier conversations, "
+        "and I can be wrong, so look at the sources",
     },
 }
 

@@ -23,6 +23,7 @@ IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("documents",),
     ("passages",),
     ("tasks",),
+    ("conversations",),
     ("inference", "engine"),
     ("eval", "loss_eval", "core_eval"),
     ("training", "train"),
@@ -40,7 +41,7 @@ WITHOUT_TORCH = {
     *("common", "configurator", "system", "tokenizer", "tokenization", "sandbox", "execution", "reporting", "report"),
     *("dataset", "data.shards", "data.manifest", "data.shard_checks", "data.arrow_text", "data.download"),
     *("data.import_text", "data.source_files", "data.text_encoding", "data.storyworld", "tasks"),
-    *("documents", "passages", "serving.chat_request", "eval.core_bundle"),
+    *("documents", "passages", "conversations", "serving.chat_request", "eval.core_bundle"),
 }
 
 MAX_FILES_AT_THE_TOP = 20  # of nanochat/, besides the rooms

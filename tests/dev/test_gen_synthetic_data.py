@@ -15,6 +15,7 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.configurator import parse
+from nanochat.conversations import chat_client
 from nanochat.data.shards import Manifest, ShardInfo
 from tasks.customjson import read_conversations
 from tasks.identity import PERSONA, Identity, generate_conversations
@@ -98,7 +99,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.address = f"http://127.0.0.1:{http.server_port}/v1"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    monkeypatch.setattr(gen_synthetic_data, "INITIAL_DELAY", 0.0)
+    monkeypatch.setattr(chat_client, "INITIAL_DELAY", 0.0)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     yield server
     http.shutdown()

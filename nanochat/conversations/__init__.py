@@ -1,0 +1,1 @@
+"""Conversations made from documents: facts, questions, refusals, and the check of answers."""
