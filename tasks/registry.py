@@ -29,6 +29,7 @@ _CLASS_PATHS = {
     "SimpleSpelling": "tasks.spellingbee:SimpleSpelling",
     "Identity": "tasks.identity:Identity",
     "CustomJSON": "tasks.customjson:CustomJSON",
+    "BaseText": "tasks.documents.base_text:BaseText",
     "Facts": "tasks.world.facts:Facts",
     "FactChoice": "tasks.world.facts:FactChoice",
     "WordProblems": "tasks.world.problems:WordProblems",

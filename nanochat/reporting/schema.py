@@ -27,9 +27,11 @@ from nanochat.tokenization.chat_format import render_turns
 FORMAT = 1
 Z95 = 1.959964  # standard deviations on each side of the mean that cover 95% of a normal distribution
 SECTION_ORDER = (
-    *("dataset", "tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "chat_eval_base"),
+    *("train_on", "dataset", "tok_train", "tok_eval"),
+    *("base_train", "base_loss", "memorisation_base", "base_eval", "chat_eval_base"),
     *("core_compare", "hf_loss", "hf_eval"),
-    *("mid_train", "chat_eval_mid", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl", "chat_eval"),
+    *("mid_train", "memorisation_mid", "chat_eval_mid", "chat_sft", "memorisation_sft", "chat_eval_sft"),
+    *("chat_rl", "memorisation_rl", "chat_eval_rl", "chat_eval"),
 )
 STAGES = ("base", "mid", "sft", "rl")  # the columns of the tables by stage
 

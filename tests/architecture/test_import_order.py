@@ -28,6 +28,7 @@ IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("eval", "loss_eval", "core_eval"),
     ("training", "train"),
     ("rl",),
+    ("pipeline",),
     ("serving",),
     ("export",),
     ("scripts",),
@@ -42,6 +43,7 @@ WITHOUT_TORCH = {
     *("dataset", "data.shards", "data.manifest", "data.shard_checks", "data.arrow_text", "data.download"),
     *("data.import_text", "data.source_files", "data.text_encoding", "data.storyworld", "tasks"),
     *("documents", "passages", "conversations", "serving.chat_request", "eval.core_bundle"),
+    *("pipeline.steps", "pipeline.sizing", "pipeline.plan"),
 }
 
 MAX_FILES_AT_THE_TOP = 20  # of nanochat/, besides the rooms

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nanochat.common import UserError
+from nanochat.data.shards import write_dataset
 from nanochat.tokenizer import RustBPETokenizer, Tokenizer
 from tasks.registry import TASKS, UNBOUNDED_TASKS, get_task
 
@@ -52,6 +53,8 @@ def test_every_task_renders_and_accepts_its_own_answers(
         path = tmp_path / "my.jsonl"
         path.write_text('[{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]\n' * 20, "utf-8")
         options = {"path": path}
+    if name == "BaseText":
+        write_dataset(["A text."], ["Held out."], request.getfixturevalue("base_dir") / "base_data", source="test")
     task = get_task(name.upper(), **options)
     assert task.name == name
     assert len(task) > 0

@@ -1,0 +1,1 @@
+"""The run from a folder of documents to a chat model: its size, and its steps."""

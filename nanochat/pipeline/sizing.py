@@ -1,0 +1,149 @@
+"""Sizing: the settings of a run on a user's documents, from the bytes of text, the minutes, and the device's speed.
+
+A pure function, so that the same three numbers give the same run. With S seconds of training at F FLOP/s, and a text of
+D tokens:
+
+    vocabulary   512 for 20 KB of text, twice as many for ten times the text, at most 8,192: a token must occur often
+                 enough to be learned, and larger vocabularies need fewer steps
+    passes       at most `MAX_PASSES`, those over the text after which more repetition does not help; `--patience` ends
+                 a run that gets worse before that
+    depth        the largest model that has time for either all useful passes over the text or `TOKENS_PER_PARAM` tokens
+                 for each of its parameters, within `MAX_DEPTH_OF_TEXT`
+    batch        about twice the square root of the tokens of the run: many small steps where there are few tokens
+    steps        what the seconds hold, at most the useful passes; the learning rate falls over most of them
+
+tests/pipeline/test_sizing.py has its corners as a table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nanochat.common import UserError
+
+MIN_BYTES = 200  # of training text: less is no text to learn from
+MAX_PASSES = 12
+TOKENS_PER_PARAM = 6
+MIN_STEPS = 20
+MIN_ROWS = 4  # of a batch
+DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
+MAX_DEPTH_OF_TEXT = ((100_000, 4), (1_000_000, 6), (10_000_000, 8), (100_000_000, 12))  # (bytes, depth); above: any
+CONTEXT = 512  # tokens: a passage of the documents, a question and its answer
+HEAD_DIM = 64
+EVALUATIONS = 20  # of a run
+PATIENCE = 4  # evaluations
+# Shares of the minutes. The rest is for reading, the tokenizer, conversations, the index, measurements and exports.
+BASE_SHARE = 0.55
+FINE_TUNING_SHARE = 0.2
+COMPILE_SECONDS = 60.0  # the first time
+MIN_COMPILED_SECONDS = 150.0  # of training: in less, compiling takes longer than it saves
+COMPILED_SPEEDUP = 1.4  # on a CPU
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """Settings of a run's stages."""
+
+    vocab_size: int
+    depth: int
+    max_seq_len: int
+    total_batch_size: int  # tokens of a step
+    num_iterations: int  # steps of pretraining
+    eval_every: int
+    fine_tuning_steps: int
+    compile: str  # "on" or "off"
+    passes: float  # over the training text
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of pretraining, repetition included."""
+        return self.total_batch_size * self.num_iterations
+
+
+def vocab_size_of(num_bytes: int) -> int:
+    """Return the size of the vocabulary for so many bytes of training text, a multiple of 64.
+
+    >>> [vocab_size_of(count) for count in (20_000, 200_000, 2_000_000, 20_000_000, 10**10)]
+    [512, 1024, 2048, 4096, 8192]
+    """
+    exact = 512 * 2 ** math.log10(max(num_bytes, 1) / 20_000)
+    return min(8192, max(512, round(exact / 64) * 64))
+
+
+def bytes_per_token(vocab_size: int) -> float:
+    """Return the bytes of English text in a token, roughly; measured between 512 and 8,192 tokens."""
+    return 2.0 + 0.6 * math.log2(vocab_size / 512)
+
+
+def flops_per_token(depth: int, vocab_size: int) -> float:
+    """Return the FLOPs of training on one token, as `GPT.estimate_flops` counts them."""
+    width = 64 * depth
+    matrices = 12 * depth * width**2 + _padded(vocab_size) * width
+    return 6 * matrices + 12 * depth * width * CONTEXT
+
+
+def num_params(depth: int, vocab_size: int) -> int:
+    """Return the parameters of the model."""
+    width = 64 * depth
+    return 12 * depth * width**2 + 2 * _padded(vocab_size) * width
+
+
+def _padded(vocab_size: int) -> int:
+    """Return the rows of embedding and head."""
+    return math.ceil(vocab_size / 64) * 64
+
+
+def size_run(num_bytes: int, minutes: float, flops_per_second: float, device: str = "cpu") -> RunSize:
+    """Return the settings of a run on `num_bytes` of training text that may take `minutes` in all.
+
+    `flops_per_second`: speed of an uncompiled training step (`nanochat.pipeline.speed`). Raises `UserError` if there
+    is too little text.
+    """
+    if num_bytes < MIN_BYTES:
+        raise UserError(f"the training text has {num_bytes:,} bytes: at least {MIN_BYTES:,} are needed; add documents")
+    seconds = 60 * minutes * BASE_SHARE
+    is_compiled = device != "mps" and seconds >= MIN_COMPILED_SECONDS
+    if is_compiled:
+        seconds -= COMPILE_SECONDS
+        flops_per_second *= COMPILED_SPEEDUP
+    budget = seconds * flops_per_second
+    vocab_size = vocab_size_of(num_bytes)
+    text_tokens = num_bytes / bytes_per_token(vocab_size)
+    depth = DEPTHS[0]
+    for candidate in DEPTHS:
+        tokens = budget / flops_per_token(candidate, vocab_size)
+        enough = min(MAX_PASSES * text_tokens, TOKENS_PER_PARAM * num_params(candidate, vocab_size))
+        if candidate <= max_depth_of_text(num_bytes) and tokens >= enough:
+            depth = candidate
+    cost = flops_per_token(depth, vocab_size)
+    num_tokens = min(budget / cost, MAX_PASSES * text_tokens)
+    batch = batch_of(num_tokens)
+    num_steps = max(MIN_STEPS, round(num_tokens / batch))
+    fine_tuning_budget = 60 * minutes * FINE_TUNING_SHARE * flops_per_second
+    return RunSize(
+        vocab_size=vocab_size,
+        depth=depth,
+        max_seq_len=CONTEXT,
+        total_batch_size=batch,
+        num_iterations=num_steps,
+        eval_every=max(1, num_steps // EVALUATIONS),
+        fine_tuning_steps=max(MIN_STEPS, int(fine_tuning_budget / cost / batch)),
+        compile="on" if is_compiled else "off",
+        passes=batch * num_steps / text_tokens,
+    )
+
+
+def max_depth_of_text(num_bytes: int) -> int:
+    """Return the depth beyond which so little text does not carry a model."""
+    return next((depth for size, depth in MAX_DEPTH_OF_TEXT if num_bytes <= size), DEPTHS[-1])
+
+
+def batch_of(num_tokens: float) -> int:
+    """Return the tokens of a step of a run with so many tokens: a power of two times the context.
+
+    >>> [batch_of(tokens) for tokens in (1e4, 6e5, 4e6, 1e8)]
+    [2048, 2048, 4096, 16384]
+    """
+    exact = 2 * math.sqrt(num_tokens) / CONTEXT
+    return CONTEXT * max(MIN_ROWS, 1 << round(math.log2(max(1.0, exact))))

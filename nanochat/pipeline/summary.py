@@ -1,0 +1,96 @@
+"""The report's section of a run on documents: what came out, in figures and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanochat.common import print0
+from nanochat.configurator import Settings
+from nanochat.pipeline.plan import Choices
+from nanochat.pipeline.steps import StepRunner
+from nanochat.report import log_section, read_sections
+
+BPB = "validation bits per byte"
+MAX_FORGOTTEN = 0.03  # share by which fine-tuning may raise the bits per byte of held-out text
+
+
+def report_run(choices: Choices, runner: StepRunner, settings: Settings, seconds: float) -> None:
+    """Write the section `train_on` and print its sentences. `seconds`: that this call of the command took."""
+    sections = read_sections(choices.folder / "report")[0]
+    metrics, notes = summarize(sections, choices.base)
+    notes += compare_with_other_start(choices, metrics)
+    if runner.seconds:
+        longest = sorted(runner.seconds.items(), key=lambda step: -step[1])[:4]
+        steps = ", ".join(f"{name} {taken:.0f} s" for name, taken in longest)
+        notes.append(f"This call took {seconds / 60:.1f} minutes ({steps}).")
+    print0("\n== What came out")
+    for note in notes:
+        print0(note)
+    log_section("train_on", {"title": "Your own documents", "notes": notes, "metrics": metrics, "settings": settings})
+
+
+def summarize(sections: Mapping[str, Any], base: str | None) -> tuple[dict[str, float], list[str]]:
+    """Return metrics of the run, and sentences about it, from the sections of its steps.
+
+    `base`: tag of the base model that the run started from.
+    """
+
+    def value(section: str, metric: str) -> float | None:
+        found = sections.get(section, {}).get("metrics", {}).get(metric)
+        return found if isinstance(found, (int, float)) else None
+
+    start = "mid" if base else "base"
+    before, after = value(f"memorisation_{start}", BPB), value("memorisation_sft", BPB)
+    metrics: dict[str, float] = {}
+    notes: list[str] = []
+    if base and (untrained := value("memorisation_base", BPB)) and before:
+        metrics[f"{BPB} of {base}, before it read the documents"] = untrained
+        notes.append(
+            f"Held-out text takes {before:.3f} bits per byte; it took {untrained:.3f} with {base} as it was, before it "
+            "read the documents."
+        )
+    if before and after:
+        change = after / before - 1
+        metrics |= {f"{BPB} before fine-tuning": before, f"{BPB} after fine-tuning": after}
+        verdict = "has forgotten nothing that matters" if change <= MAX_FORGOTTEN else "has forgotten part of its text"
+        notes.append(
+            f"Fine-tuning changed the bits per byte of held-out text from {before:.3f} to {after:.3f} ({change:+.1%}): "
+            f"the chat model {verdict}."
+        )
+    notes += sections.get(f"memorisation_{start}", {}).get("notes", [])
+    return metrics, notes
+
+
+def compare_with_other_start(choices: Choices, metrics: dict[str, float]) -> list[str]:
+    """Return a sentence that compares a run from a base model with the run from nothing on the same documents.
+
+    That run is looked for beside this one. Adds its figure to `metrics`.
+    """
+    suffix = f"-from-{choices.base}"
+    if not choices.base or not choices.folder.name.endswith(suffix):
+        return []
+    other = choices.folder.with_name(choices.folder.name.removesuffix(suffix))
+    figure = bits_per_byte_of(other)
+    mine = metrics.get(f"{BPB} before fine-tuning")
+    if not figure or not mine or not is_same_text(other, choices.folder):
+        return [f"{other.name} would hold the run without --base: train it, too, to compare the two."]
+    metrics[f"{BPB} of the run without --base"] = figure
+    better = "better" if mine < figure else "worse"
+    return [f"That is {abs(1 - mine / figure):.1%} {better} than the model without --base, which takes {figure:.3f}."]
+
+
+def bits_per_byte_of(folder: Path) -> float | None:
+    """Return the bits per byte of the base model of another run, if it has measured them."""
+    sections = read_sections(folder / "report")[0]
+    found = sections.get("memorisation_base", {}).get("metrics", {}).get(BPB)
+    return found if isinstance(found, float) else None
+
+
+def is_same_text(folder: Path, other: Path) -> bool:
+    """Return True if two runs have the same text in the same splits."""
+    from nanochat.data.manifest import read_manifest
+
+    manifests = [read_manifest(path / "base_data") for path in (folder, other)]
+    return None not in manifests and len({manifest.hash() for manifest in manifests if manifest}) == 1

@@ -1,0 +1,1 @@
+"""Tasks made of the documents in the base folder."""

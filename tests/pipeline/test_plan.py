@@ -1,0 +1,75 @@
+"""The steps as commands: their settings exist, and the mixture of fine-tuning has its shares."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanochat.configurator import parse
+from nanochat.pipeline import plan
+from nanochat.pipeline.plan import Choices
+from nanochat.pipeline.sizing import size_run
+from nanochat.pipeline.steps import Step
+from tasks.mixture import read_mixture
+
+SIZE = size_run(500_000, 15, 3e11)
+
+
+def steps_of(choices: Choices) -> list[Step]:
+    training = plan.further_training(choices, SIZE) if choices.base else plan.pretraining(choices, SIZE)
+    return [
+        *(plan.reading(choices), plan.measuring_speed(choices)),
+        *(*training, *plan.conversations(choices), *plan.fine_tuning(choices, SIZE)),
+    ]
+
+
+@pytest.mark.parametrize("base", [None, "d12"])
+@pytest.mark.parametrize("minutes", [1, 15])
+def test_every_setting_exists(tmp_path: Path, base: str | None, minutes: float) -> None:
+    choices = Choices(
+        tmp_path, "notes", "cpu", 7, grounded=True, endpoint="http://localhost:1/v1", model="m", base=base
+    )
+    names = []
+    for step in steps_of(choices):
+        if importlib.util.find_spec(step.module) is None:
+            continue  # TODO: read_documents, index_documents, document_talks
+        parse(importlib.import_module(step.module).Config, list(step.flags))
+        names.append(step.name)
+    assert len(set(names)) == len(names)
+    assert size_run(500_000, minutes, 3e11).total_batch_size % 512 == 0
+
+
+def test_choices_reach_the_commands(tmp_path: Path) -> None:
+    commands = " ".join(step.command for step in steps_of(Choices(tmp_path, "notes", grounded=True)))
+    assert "--grounded" in commands
+    assert "--source=base --mixture" in commands
+    commands = " ".join(step.command for step in steps_of(Choices(tmp_path, "notes", base="d12")))
+    assert "--grounded" not in commands
+    assert "--source=mid --mixture" in commands
+    assert "scripts.tok_train" not in commands
+
+
+@pytest.mark.parametrize(("talks", "text"), [(1_000_000, 10_000_000), (1_000_000, 20_000), (500, 20_000)])
+def test_shares_of_the_mixture(tmp_path: Path, talks: int, text: int) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(plan.mixture_text(tmp_path / 'a "b"\\c.jsonl', talks, text), encoding="utf-8")
+    own, base = read_mixture(file)
+    assert own.options["path"] == str(tmp_path / 'a "b"\\c.jsonl')
+    assert base.rows is not None
+    num_chars = base.rows * base.epochs * base.options["max_chars"]
+    assert num_chars / (num_chars + talks) == pytest.approx(plan.BASE_TEXT_SHARE, abs=0.02 if talks > 10_000 else 0.5)
+    assert base.rows * base.options["max_chars"] <= 1.5 * text
+
+
+def test_few_conversations_take_few_steps() -> None:
+    size = replace(SIZE, fine_tuning_steps=1000, total_batch_size=4096, vocab_size=1024)
+    few = plan.with_talks(size, 100_000).fine_tuning_steps
+    assert 1 <= few < 100
+    tokens = 100_000 / 2.6  # of conversations, three passes of which are 60% of the tokens
+    assert few == pytest.approx(3 * tokens / 0.6 / 4096, abs=1)
+    assert plan.with_talks(size, 10**9).fine_tuning_steps == 1000
+    assert plan.with_talks(size, 1).fine_tuning_steps == 1
