@@ -94,14 +94,9 @@ def main(config: Config) -> dict[str, list[Talk]]:
     """Write the three files and print the table of kinds; return the conversations."""
     for split in SPLITS:
         check_file_writable(conversations_path(split))
-    corpus = read_documents(config.seed)
-    written: list[Talk] = []
-    if server := config.server():
-        training = (document for document in load_documents() if document.split != "val")
-        passages = source_passages(training, held_out_sentences(corpus, config.options()))
-        cache = conversations_path("train").with_name("written.jsonl")
-        written = WrittenTalks(server, cache, config.workers).write(passages, config.num_written)
     with open_retriever(config.grounded) as retriever:
+        corpus = read_documents(config.seed)
+        written = ask_server(config, corpus)
         talks = make_talks(corpus, config.options(), retriever, written)
     if not any(talk.expected for talk in talks["train"]):
         raise UserError(
@@ -113,6 +108,17 @@ def main(config: Config) -> dict[str, list[Talk]]:
     print_table(corpus, talks)
     print_examples(talks["train"], config.examples)
     return talks
+
+
+def ask_server(config: Config, corpus: Corpus) -> list[Talk]:
+    """Return the conversations that the server writes, if there is one."""
+    server = config.server()
+    if server is None:
+        return []
+    training = (document for document in load_documents() if document.split != "val")
+    passages = source_passages(training, held_out_sentences(corpus, config.options()))
+    cache = conversations_path("train").with_name("written.jsonl")
+    return WrittenTalks(server, cache, config.workers).write(passages, config.num_written)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ PERSONS = frozenset(
     "manager worker employee user customer consumer buyer seller employer patient scholar critic citizen visitor "
     "reader "
     "player member owner partner follower singer dancer painter engineer explorer settler immigrant american european "
-    "couple police crowd nun priest sangoma".split()
+    "couple police crowd nun priest sangoma village tribe family team army".split()
 )
 # Headings that say nothing by themselves.
 EMPTY_HEADINGS = frozenset(

@@ -39,6 +39,9 @@ KINDS = {
 }
 """Kinds of facts, with a description of the answer."""
 
+VAGUE_KINDS = ("said", "has", "can", "about", "year")
+"""Kinds whose question names the document if it has fewer than two words that say what is meant: "What did Ma say?"."""
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -79,6 +82,8 @@ def document_facts(document: Document) -> DocumentFacts:
     for kind, slots, sentences, headings, separator in _raw_facts(document, statements):
         fact = Fact(kind, slots, tuple(sentences), document.name, title, headings, separator)
         key = f"{kind} {normalize(' '.join(slots.values()))}"
+        is_vague = kind in VAGUE_KINDS and len(content_words(" ".join(slots.values()))) < 2
+        fact = replace(fact, needs_title=is_vague and bool(title))
         facts.append(replace(fact, is_val_document=document.split == "val", is_english=english, key=key))
     vocabulary = content_words(" ".join((document.title, *(block.text for block in document.blocks))))
     return DocumentFacts(list(_unambiguous(facts)), statements.names if statements else frozenset(), vocabulary)

@@ -29,7 +29,9 @@ ENGLISH_SHARE = 0.2  # of function words among the words of an English text
 
 _END = re.compile(r"[.!?…]+|[。！？।؟]")
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’.-][\p{L}\p{M}\p{N}]+)*")  # with the vowel signs of Indic scripts
-_BROKEN = re.compile(r"[a-z)]\. [a-z]|\(\s?\)|\s[.,;]|\*\*|\]\(")  # a lost reference, two sentences, marks of a format
+_BROKEN = re.compile(
+    r"^\d{1,3}[.)]|[a-z)]\. [a-z]|\(\s?\)|\s[.,;]|\*\*|\]\("
+)  # a lost reference, two sentences, marks of a format
 _CLOSERS = "\"'”’)]»」』*_"
 _OPENERS = "\"'“‘([«「『*_"
 _PAIRS = {"“": "”", "(": ")", "[": "]", "«": "»", "「": "」"}

@@ -32,7 +32,17 @@ from nanochat.documents.document import Document
 MAX_SUBJECT = 7  # words
 _ADVERBS = frozenset(
     "also often always never usually sometimes then soon once still just only even already today thus therefore "
-    "thereby now tomorrow yesterday tonight".split()
+    "therefore thereby oftentimes indeed now tomorrow yesterday tonight".split()
+)
+_NOUNS_IN_LY = frozenset(
+    "family fly supply reply ally july belly bully italy assembly anomaly monopoly butterfly jelly rally lily".split()
+)
+_PARTICIPLES = frozenset(
+    "gone done come become run begun sung been worn torn born sworn drunk rung swum set put".split()
+)
+_TIMES = frozenset(
+    "second minute hour day week month year century while time moment night morning evening few long many short little "
+    "later several dinner lunch some".split()
 )
 _VAGUE = frozenset(
     "thing things something way ways example examples part kind type types result reason fact time times day morning "
@@ -49,6 +59,7 @@ _THINGS = frozenset(  # words that end as those for persons do
 _UNCLEAR = frozenset("he she it they him them this these those that such here there so".split())
 _VAGUE_STEMS = frozenset(map(stem, _VAGUE))
 _PERSON_STEMS = frozenset(map(stem, PERSONS))
+_SURE_PAST = frozenset(("was", "were", "had", "did"))
 _STARTERS = (
     "when",
     "whenever",
@@ -109,15 +120,31 @@ def parse_statement(sentence: str, names: frozenset[str]) -> Statement | None:
     return None
 
 
+def is_adverb(word: str) -> bool:
+    """Return True for an adverb that may stand between subject and verb, in lower case.
+
+    >>> is_adverb("slowly"), is_adverb("family"), is_adverb("often")
+    (True, False, True)
+    """
+    return word in _ADVERBS or (word.endswith("ly") and len(word) > 4 and word not in _NOUNS_IN_LY)
+
+
+def _is_past_form(word: str) -> bool:
+    """Return True for a past tense or a participle; "need" and "red" are none."""
+    return word in PAST_VERBS or (word.endswith("ed") and not word.endswith("eed") and len(word) > 3)
+
+
 def _is_verb(lower: Sequence[str], index: int) -> bool:
     word, following = lower[index], lower[index + 1]
     if word in AUXILIARIES:
         return True
-    is_past = word in PAST_VERBS or (word.endswith("ed") and len(word) > 4)
-    if not (is_past or word in PRESENT_VERBS):
+    if not (_is_past_form(word) or word in PRESENT_VERBS):
         return False
-    is_adverb = following.endswith("ly") and len(following) > 4
-    return (following in AFTER_A_VERB or is_adverb) and lower[index - 1] not in DETERMINERS | PREPOSITIONS
+    if following == "and" and not any(
+        _is_past_form(other) for other in lower[index + 2 : index + 4] if "-" not in other
+    ):
+        return False  # "mentored and non-mentored individuals"
+    return (following in AFTER_A_VERB or is_adverb(following)) and lower[index - 1] not in DETERMINERS | PREPOSITIONS
 
 
 def _has_later_verb(tokens: Sequence[str], lower: Sequence[str], index: int) -> bool:
@@ -128,7 +155,7 @@ def _has_later_verb(tokens: Sequence[str], lower: Sequence[str], index: int) -> 
         word = lower[place]
         if word in _CLAUSE_WORDS:
             return False
-        if word in AUXILIARIES | PAST_VERBS or (word.endswith("ed") and len(word) > 4):
+        if word in AUXILIARIES or _is_past_form(word):
             return True
         if not tokens[place][-1].isalnum():
             return False
@@ -137,7 +164,7 @@ def _has_later_verb(tokens: Sequence[str], lower: Sequence[str], index: int) -> 
 
 def _statement(tokens: list[str], lower: Sequence[str], index: int, names: frozenset[str]) -> Statement | None:
     start = index  # of the verb with the adverbs before it
-    while start > 1 and (lower[start - 1] in _ADVERBS or (lower[start - 1].endswith("ly") and start > 1)):
+    while start > 1 and is_adverb(lower[start - 1]):
         start -= 1
     subject, plain = tokens[:start], lower[:start]
     is_name = tokens[0] in names and all(
@@ -238,7 +265,8 @@ def _head(statement: Statement) -> str:
 
 
 def _is_participle(word: str) -> bool:
-    return word.lower().endswith(("ed", "en", "ly")) or word.lower() in PAST_VERBS | {"gone", "done", "come", "become"}
+    plain = word.lower().strip(",.;:")
+    return plain.endswith(("ed", "en", "ly", "own", "awn")) or plain in PAST_VERBS | _PARTICIPLES
 
 
 def _is_clear(tokens: Sequence[str]) -> bool:
@@ -318,7 +346,7 @@ def _speech(sentence: str) -> Iterator[tuple[str, dict[str, str]]]:
             found = _speaker(after[:place] if place else after[1:]), after[place]
     if found and found[0]:
         verb = "asked" if found[1].strip(",.;:").lower() in ("asked", "asks", "wondered") else "said"
-        yield "speech", {"said": verb, "quote": first[1].strip().rstrip(",")}
+        yield "speech", {"said": verb, "quote": first[1].strip().rstrip(",.")}
         yield "said", {"speaker": found[0]}
 
 
@@ -362,7 +390,7 @@ def _cause(sentence: str, names: frozenset[str]) -> Iterator[tuple[str, dict[str
     if starter is not None:
         clause, comma, main = sentence.partition(", ")
         if comma and _is_clause(clause[len(starter) :].split()) and _is_main_clause(main.split()):
-            is_past = _is_past(main)
+            is_past = _is_past(main, clause)
             condition = clause[0].lower() + clause[1:]
             yield "cause", {"happens": "happened" if is_past else "happens", "condition": condition}
         return
@@ -383,7 +411,8 @@ def _cause(sentence: str, names: frozenset[str]) -> Iterator[tuple[str, dict[str
 
 def _is_clause(tokens: Sequence[str]) -> bool:
     plain = [token.lower() for token in tokens]
-    return 3 <= len(tokens) <= 20 and plain[0] not in FIRST_PERSON and _is_clear(tokens)
+    is_event = bool(content_words(" ".join(tokens)) - _TIMES)  # not "after a few minutes"
+    return 3 <= len(tokens) <= 20 and plain[0] not in FIRST_PERSON and _is_clear(tokens) and is_event
 
 
 def _is_main_clause(tokens: Sequence[str]) -> bool:
@@ -394,16 +423,17 @@ def _is_main_clause(tokens: Sequence[str]) -> bool:
     return any(is_verb) or plain[0] in ("press", "use", "run", "try", "set", "check", "make", "add", "see")
 
 
-def _is_past(clause: str) -> bool:
-    """Return True if the first verb of a clause is in the past."""
-    for word in words(clause)[1:10]:
-        if word in PAST_VERBS | {"was", "were", "had", "did"}:
+def _is_past(main: str, condition: str) -> bool:
+    """Return True if what happens is told in the past. A verb in -ed counts if the condition is in the past as well."""
+    was_past = any(word in _SURE_PAST or _is_past_form(word) for word in words(condition))
+    for word in words(main)[1:10]:
+        if word in _SURE_PAST or word in PAST_VERBS:
             return True
         if word in AUXILIARIES | PRESENT_VERBS:
             return False
-        if word.endswith("ed") and len(word) > 4:
-            return True
-    return False
+        if _is_past_form(word):
+            return was_past
+    return was_past
 
 
 def _year(sentence: str) -> Iterator[tuple[str, dict[str, str]]]:

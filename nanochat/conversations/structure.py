@@ -25,6 +25,8 @@ MAX_LIST_CHARS = 400
 MAX_LIST_ITEMS = 8
 MAX_HEADING = 80  # characters
 _ABOUT_THE_FILE = ("this story", "story was", "translat", "illustrat", "author", "suitable for", "license", "glossary")
+_EXERCISE_VERBS = frozenset("discuss describe explain identify analyze analyse define compare list summarize".split())
+_CANNOT_END = frozenset("is are was were the a an of to that let and or by with for from".split())
 _UNCLEAR = frozenset("he she it they this these those him them his her its their i we my our such".split())
 _NOTES = frozenset("note important warning tip example target see hint caution attention todo".split())
 _QUESTION_LABEL = re.compile(r"(?:q|question)\s?\d{0,3}\s?[:.)]\s?", re.IGNORECASE)
@@ -72,7 +74,10 @@ def clean_heading(text: str) -> str:
     plain = "-".join(words(text))
     if sum(character.isalpha() for character in text) < 2 or len(text) > MAX_HEADING or plain in EMPTY_HEADINGS:
         return ""
-    if text[0].islower() and len(words(text)) > 3:  # the end of a broken line
+    found = words(text)
+    is_plain = all(part.isalpha() for part in text.split())
+    is_broken = (text[0].islower() and (is_plain or len(found) > 3)) or found[-1] in _CANNOT_END
+    if is_broken or (len(found) > 3 and found[0] in _EXERCISE_VERBS):
         return ""
     return "" if any(mark in text for mark in '{}|<>\\"“”') or "http" in text else text
 
@@ -130,7 +135,8 @@ def _summary(document: Document) -> Iterator[RawFact]:
     if is_narrative(document):
         last = [sentence for block in paragraphs[-3:] for sentence in split_sentences(block.text)][-1:]
         is_about_itself = last and any(word in last[0].lower() for word in _ABOUT_THE_FILE)
-        if last and len(sentences) > 3 and is_whole(last[0]) and not is_about_itself:
+        is_speech = last and last[0].startswith(('"', "“"))  # without the speaker, who stands before it
+        if last and len(sentences) > 3 and is_whole(last[0]) and not is_about_itself and not is_speech:
             yield "ending", {}, tuple(last), (), " "
 
 

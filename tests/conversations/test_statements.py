@@ -71,6 +71,10 @@ def test_facts(sentence: str, kind: str, slots: dict[str, str]) -> None:
         ('Another man stood up and said, "The men will dig a well."', "said"),  # What did another man stood say?
         ('Shaking their heads they said, "There are no crocodiles here."', "said"),  # What did Shaking say?
         ('"Young man, you are lazy," said Jackal\'s father.', "said"),  # What did Jackal's say?
+        ("The company has shown a lack of care.", "has"),
+        ("Advertising has changed, as people have. All advertising is new.", "has"),
+        ("After a few minutes, the child returned to the house.", "cause"),  # What happened after a few minutes?
+        ("A long study comparing mentored and non-mentored individuals.", "agent"),
         ("The system is a part of it.", "about"),
         ("The main causes of war are many and old.", "agent"),
         ("Imagine being the reader of the letter.", "about"),  # What do you know about Imagine?
@@ -78,6 +82,24 @@ def test_facts(sentence: str, kind: str, slots: dict[str, str]) -> None:
 )
 def test_sentences_that_give_no_such_fact(sentence: str, kind: str) -> None:
     assert kind not in {found for found, _ in facts(sentence)}
+
+
+def test_family_is_no_adverb() -> None:
+    found = facts(STORY + "The hen saw Akai there. Akai's family sang to welcome her home.")
+    assert not [slots for kind, slots in found if slots.get("predicate", "").startswith("family")]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "happens"),
+    [
+        ("When food fills the stomach, cells release a hormone called gastrin.", "happens"),
+        ("If the man was unsure, the questions shifted to other things.", "happened"),
+        ("When Kodak tried a new camera, Polaroid sued the company.", "happened"),
+        ("When a neighbour appears, the cat is ready to scratch.", "happens"),
+    ],
+)
+def test_the_tense_of_what_happens(sentence: str, happens: str) -> None:
+    assert [slots["happens"] for kind, slots in facts(sentence) if kind == "cause"] == [happens]
 
 
 def test_a_name_at_the_beginning_of_a_story_keeps_its_capital() -> None:

@@ -40,6 +40,9 @@ def test_a_heading_asks_for_the_first_sentences_under_it() -> None:
         ("for the density of the object. This yields", LEAD),  # the end of a broken line
         ("Green tea", "It is made of leaves that are dried at once."),  # what?
         ("Green tea", "See Figure 3 for the leaves."),
+        ("Discuss the problems of tea today", LEAD),  # an exercise
+        ("In this problem, let", LEAD),
+        ("normal", "3. 0.025 or 2.5 percent is the middle of all teas."),
         ("http://example.org", LEAD),
         ("***", LEAD),
     ],
