@@ -18,10 +18,9 @@ from nanochat.conversations.forms import END_FOLLOW_UPS, FOLLOW_UPS, cores, draw
 from nanochat.conversations.judging import is_supported
 from nanochat.conversations.refusals import REFUSALS
 from nanochat.conversations.sentences import normalize
-from nanochat.passages.grounding import grounded_question
+from nanochat.passages.grounding import NUM_PASSAGES, grounded_question
 from nanochat.passages.passage import Passage
 
-NUM_PASSAGES = 3  # before a question
 NUM_SEARCHED = 8  # of which those of held-out documents are left out in training
 SHUFFLE_SHARE = 0.3  # of the training questions, whose passages are in a random order
 REMOVE_SHARE = 0.06  # of the training questions, whose passages with the answer are removed

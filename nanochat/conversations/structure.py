@@ -142,12 +142,9 @@ def _summary(document: Document) -> Iterator[RawFact]:
 
 def _next_sentences(document: Document) -> Iterator[RawFact]:
     """Yield what follows a sentence of a story: the sentence after it, which may begin with "he" or "then"."""
-    previous = ""
     for block in document.blocks:
-        if block.kind != "paragraph":
-            previous = ""
-            continue
-        for sentence in split_sentences(block.text):
+        previous = ""  # within a paragraph: a passage that is searched for may end with it
+        for sentence in split_sentences(block.text) if block.kind == "paragraph" else ():
             is_good = is_whole(sentence) and not any(mark in sentence for mark in '"“”?')
             is_good = is_good and not any(word in sentence.lower() for word in _ABOUT_THE_FILE)
             if is_good and previous and 4 <= len(words(previous)) <= 20:

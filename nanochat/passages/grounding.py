@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from nanochat.passages.passage import Passage
 
+NUM_PASSAGES = 3  # before a question, in training, chat and evaluation alike, as far as MAX_CHARACTERS lets them
 MAX_CHARACTERS = 800  # of the texts of all passages before a question
 MAX_LABEL_CHARACTERS = 120  # of the headings of one passage
 

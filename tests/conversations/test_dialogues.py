@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import pytest
 
 from nanochat.conversations.dialogues import (
-    NUM_PASSAGES,
     Retriever,
     Talk,
     Turn,
@@ -21,6 +20,7 @@ from nanochat.conversations.dialogues import (
 )
 from nanochat.conversations.facts import Fact, document_facts
 from nanochat.conversations.refusals import REFUSALS, is_refusal
+from nanochat.passages.grounding import NUM_PASSAGES
 from nanochat.passages.passage import Passage
 from tasks.customjson import parse_conversation
 from tests.support.tale_documents import documents
