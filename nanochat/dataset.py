@@ -25,7 +25,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,8 +146,19 @@ def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
     A lock lets only one process at a time write to a folder. Raises UserError if the source is not available, or if the
     folder has a different data set and `overwrite` is not set.
     """
-    folder = data_dir or default_data_dir()
     prepare_source = {"hub": _from_hub, "storyworld": _from_storyworld}.get(config.source, _from_files)
+    return replace_dataset(
+        lambda folder, old: prepare_source(config, folder, old), data_dir or default_data_dir(), config.overwrite
+    )
+
+
+def replace_dataset(
+    make: Callable[[Path, Manifest | None], Manifest], folder: Path, overwrite: bool = False
+) -> Manifest:
+    """Make the data set of a folder with `make(folder, old manifest)`, then delete the shards that it replaces.
+
+    One process at a time. `make` refuses to replace another data set; `overwrite` is for one that cannot be read.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _write_lock(folder):
@@ -156,10 +167,10 @@ def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
-            old = None if config.overwrite and not _has_readable_manifest(folder) else read_manifest(folder)
-            manifest = prepare_source(config, folder, old)
+            old = None if overwrite and not _has_readable_manifest(folder) else read_manifest(folder)
+            manifest = make(folder, old)
             if manifest != old:
-                _delete_replaced_shards(folder, old, manifest, config.overwrite)
+                _delete_replaced_shards(folder, old, manifest, overwrite)
                 _print_kept_shards(folder, manifest)
             return manifest
     except OSError as error:
@@ -169,7 +180,7 @@ def prepare(config: Config, data_dir: Path | None = None) -> Manifest:
 def _from_hub(config: Config, folder: Path, old: Manifest | None) -> Manifest:
     source = f"hub:{HUB_REPOSITORY}"
     if old and old.source != source:
-        _require_overwrite(config, folder, old, source)
+        require_overwrite(config.overwrite, folder, old, source)
         old = None
     num_train = HUB_SHARDS - 1 if config.num_shards == -1 else config.num_shards
     if old and not config.overwrite:
@@ -234,23 +245,25 @@ def _from_storyworld(config: Config, folder: Path, old: Manifest | None) -> Mani
     # Some stories, because the generator itself may change between two versions.
     probe = [*first_stories("train", 16), *first_stories("val", 16)]
 
-    def recipe_of(num_shards: int) -> dict[str, str]:
-        return _recipe(
+    def with_shards(num_shards: int) -> dict[str, str]:
+        return recipe_of(
             seed=config.seed,
             documents=[num_shards * config.docs_per_shard, num_validation],
             docs_per_shard=config.docs_per_shard,
             probe=probe,
         )
 
-    recipe = recipe_of(config.num_shards)
+    recipe = with_shards(config.num_shards)
     if old and old.source != "storyworld":
-        _require_overwrite(config, folder, old, "storyworld")
-    elif old and old.recipe != recipe_of(len(old.train)):
-        _require_overwrite(config, folder, old, "storyworld with these settings, or of this version")
+        require_overwrite(config.overwrite, folder, old, "storyworld")
+    elif old and old.recipe != with_shards(len(old.train)):
+        require_overwrite(config.overwrite, folder, old, "storyworld with these settings, or of this version")
     if old and old.recipe == recipe and not missing_shards(old, folder):
         return old
     train = tqdm(first_stories("train", num_train), desc="writing stories", total=num_train, unit="", disable=None)
-    return _write(train, first_stories("val", num_validation), folder, "storyworld", recipe, old, config)
+    return write_new_shards(
+        train, first_stories("val", num_validation), folder, "storyworld", recipe, old, config.docs_per_shard
+    )
 
 
 def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
@@ -263,7 +276,7 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
         )
     files = TextFiles(path, config.text_column, config.max_chars, config.follow_links)
     source = f"files:{ascii(path.name)[1:-1] if not path.name.isprintable() else path.name[:200]}"
-    recipe = _recipe(
+    recipe = recipe_of(
         text_column=config.text_column,
         max_chars=config.max_chars,
         docs_per_shard=config.docs_per_shard,
@@ -275,26 +288,28 @@ def _from_files(config: Config, folder: Path, old: Manifest | None) -> Manifest:
         return old
     if old and old.recipe != recipe:
         is_same_source = old.source == source
-        _require_overwrite(config, folder, old, f"{source} with these files and settings" if is_same_source else source)
+        require_overwrite(
+            config.overwrite, folder, old, f"{source} with these files and settings" if is_same_source else source
+        )
     documents, validation = files.split()
     train = iter(tqdm(documents, desc="importing", unit=" documents", disable=None))
     if config.shuffle:
         num_buckets = 1 + files.text_bytes() // _SHUFFLE_BYTES
         train = shuffle_on_disk(train, config.seed, num_buckets, folder)
-    manifest = _write(train, validation, folder, source, recipe, old, config)
+    manifest = write_new_shards(train, validation, folder, source, recipe, old, config.docs_per_shard)
     for notice in files.notices():
         print0(f"notice: {notice}")
     return manifest
 
 
-def _write(
+def write_new_shards(
     train: Iterable[str],
     validation: Iterable[str],
     folder: Path,
     source: str,
     recipe: dict[str, str],
     old: Manifest | None,
-    config: Config,
+    docs_per_shard: int = 8192,
 ) -> Manifest:
     """Write both splits. The shards' names contain the recipe's hash, so no shard of another data set is replaced.
 
@@ -309,7 +324,7 @@ def _write(
             source=source,
             recipe=recipe,
             prefix=prefix,
-            docs_per_shard=config.docs_per_shard,
+            docs_per_shard=docs_per_shard,
         )
     except BaseException:
         for path in folder.glob(f"{prefix}_*.parquet"):
@@ -321,13 +336,14 @@ def _write(
             train.close()  # removes the temporary files of the shuffle, also while an error refers to them
 
 
-def _recipe(**settings: Any) -> dict[str, str]:
+def recipe_of(**settings: Any) -> dict[str, str]:
     """Return the fingerprint of the settings that determine a data set: equal recipes give equal data sets."""
     return {"fingerprint": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
 
 
-def _require_overwrite(config: Config, folder: Path, old: Manifest, source: str) -> None:
-    if not config.overwrite:
+def require_overwrite(overwrite: bool, folder: Path, old: Manifest, source: str) -> None:
+    """Raise UserError if a folder holds another data set that may not be replaced."""
+    if not overwrite:
         raise UserError(
             f"{folder} holds {old.source}, not {source}: --overwrite replaces it, another $NANOCHAT_BASE_DIR keeps both"
         )

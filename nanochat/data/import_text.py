@@ -36,6 +36,7 @@ from nanochat.common import UserError
 from nanochat.data.arrow_text import as_parquet_error, is_binary_type, open_parquet, to_text
 from nanochat.data.source_files import find_text_files, some_names
 from nanochat.data.text_encoding import TextEncoding, detect_encoding
+from nanochat.data.text_source import split_long_text
 
 VALIDATION_SHARE = 1 / 32
 MAX_LINE_CHARS = 1 << 26  # of jsonl: a line is in memory as a whole
@@ -191,7 +192,7 @@ class TextFiles:
         """Yield the texts of a file without byte order marks. A null is the empty string."""
         try:
             if path.suffix.lower() == ".parquet":
-                yield from _read_parquet(path, self.text_column, counts)
+                yield from read_parquet_texts(path, self.text_column, counts)
                 return
             encoding = self._encodings[path] = detect_encoding(path)
             if encoding.name is None:
@@ -235,28 +236,6 @@ class TextFiles:
                 yield text.lstrip(_BYTE_ORDER_MARK)
 
 
-def split_long_text(text: str, max_chars: int) -> Iterator[str]:
-    """Cut a text into parts of at most `max_chars` characters.
-
-    A part ends at the last blank line in its second half, else at the last line break there, else at the last space
-    there, else at `max_chars`.
-
-    >>> list(split_long_text("One two.\\n\\nThree four.", max_chars=15))
-    ['One two.\\n\\n', 'Three four.']
-    """
-    start = 0
-    while len(text) - start > max_chars:
-        end = start + max_chars
-        for separator in ("\n\n", "\n", " "):
-            position = text.rfind(separator, start + max_chars // 2, end)
-            if position >= 0:
-                end = min(end, position + len(separator))
-                break
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
 def _text_of_line(line: str, key: str, place: str) -> str:
     """Return the text of a line of jsonl; null is the empty string. Raises UserError with the place of the line."""
     try:
@@ -295,7 +274,8 @@ def _keys(row: dict[str, Any]) -> str:
     return (", ".join(names) + (", ..." if len(row) > 8 else "")) or "no keys"
 
 
-def _read_parquet(path: Path, column: str, counts: Counter[str]) -> Iterator[str]:
+def read_parquet_texts(path: Path, column: str, counts: Counter[str]) -> Iterator[str]:
+    """Yield the texts of a column, without byte order marks; a null is the empty string. Counts "invalid rows"."""
     with open_parquet(path, column) as file:
         num_rows = max(1, file.metadata.num_rows)
         _check_text_bytes(path, _mean_text_bytes(file, column))

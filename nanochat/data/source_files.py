@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nanochat.common import UserError, print0
@@ -36,7 +36,7 @@ def find_text_files(source: Path, follow_links: bool = False) -> list[Path]:
     name = f"--source {source}"
     if not source.exists():
         raise UserError(f"{name}: no such file or folder (the other sources are hub and storyworld)")
-    search = _Search(source.resolve(), follow_links)
+    search = FileSearch(source.resolve(), follow_links)
     if source.is_dir():
         search.run()
     elif not source.is_file():
@@ -69,12 +69,24 @@ def some_names(paths: Iterable[Path]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-class _Search:
-    """One walk through a folder. `files` maps the real path of each file to the path under which it was found."""
+class FileSearch:
+    """One walk through a folder. `files` maps the real path of each file to the path under which it was found.
 
-    def __init__(self, root: Path, follow_links: bool) -> None:
+    `skipped`: paths by kind: "outside", "broken", "special", "unreadable", "hidden", and "folder" for the folders below
+    the root whose names `is_skipped` knows, and those of `without`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        follow_links: bool,
+        is_skipped: Callable[[str], bool] | None = None,
+        without: Iterable[Path] = (),
+    ) -> None:
         self.root = root
         self.follow_links = follow_links
+        self._is_skipped = is_skipped
+        self._without = set(without)
         self.files: dict[Path, Path] = {}
         self.skipped: defaultdict[str, list[Path]] = defaultdict(list)
         self.num_followed = 0
@@ -112,11 +124,13 @@ class _Search:
             for entry in entries:
                 path = folder / entry.name
                 if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink():
+                    self.skipped["hidden"].append(path)
+                elif entry.is_symlink():
                     self._links.append(path)
                 elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(path)
+                    is_skipped = real_folder / entry.name in self._without
+                    is_skipped = is_skipped or (self._is_skipped is not None and self._is_skipped(entry.name))
+                    (self.skipped["folder"] if is_skipped else waiting).append(path)
                 elif entry.is_file(follow_symlinks=False):
                     self.add_file(path, real_folder / entry.name)
                 else:

@@ -27,7 +27,7 @@ from nanochat.tokenization.chat_format import render_turns
 FORMAT = 1
 Z95 = 1.959964  # standard deviations on each side of the mean that cover 95% of a normal distribution
 SECTION_ORDER = (
-    *("train_on", "dataset", "tok_train", "tok_eval"),
+    *("train_on", "read_documents", "dataset", "tok_train", "tok_eval"),
     *("base_train", "base_loss", "memorisation_base", "base_eval", "chat_eval_base"),
     *("core_compare", "hf_loss", "hf_eval"),
     *("mid_train", "memorisation_mid", "chat_eval_mid", "chat_sft", "memorisation_sft", "chat_eval_sft"),

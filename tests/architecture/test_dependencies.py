@@ -16,7 +16,12 @@ else:
     import tomli as tomllib
 
 # Distributions whose module has another name, and those never imported: commands, plugins, what torch imports.
-MODULE_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "markdown-it-py": "markdown_it"}
+MODULE_NAMES = {
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "markdown-it-py": "markdown_it",
+    "pypandoc_binary": "pypandoc",
+}
 TOOLS = {"maturin", "mypy", "pip", "pytest-timeout", "pytest-xdist", "ruff", "setuptools"}
 
 
@@ -33,7 +38,7 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
     everything = library.union(*(modules(extra) for extra in extras.values()))
     unused = set(everything)
     for source in files:
-        optional = modules([*extras.get("wandb", []), *extras.get("hf", [])])
+        optional = modules([*extras.get("wandb", []), *extras.get("hf", []), *extras.get("documents", [])])
         allowed = library | optional if source.is_library else everything
         for name, node in imports(source):
             root = name.split(".")[0]

@@ -41,7 +41,7 @@ BESIDE = {"serving": "engine", "export": "report"}
 WITHOUT_TORCH = {
     *("common", "configurator", "system", "tokenizer", "tokenization", "sandbox", "execution", "reporting", "report"),
     *("dataset", "data.shards", "data.manifest", "data.shard_checks", "data.arrow_text", "data.download"),
-    *("data.import_text", "data.source_files", "data.text_encoding", "data.storyworld", "tasks"),
+    *("data.import_text", "data.source_files", "data.text_encoding", "data.text_source", "data.storyworld", "tasks"),
     *("documents", "passages", "conversations", "serving.chat_request", "eval.core_bundle"),
     *("pipeline.steps", "pipeline.sizing", "pipeline.plan"),
 }

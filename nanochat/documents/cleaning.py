@@ -1,0 +1,123 @@
+"""Cleaning of documents: lines that repeat over files, and long passages that stand in several documents.
+
+A line of at most 300 characters is boilerplate if at least 4 files and a fifth of all files have it: navigation,
+notices of copyright, "Edit this page". A passage of at least 200 characters stays where it comes first, so that a
+licence that every file repeats is learned once, and nothing of a validation document stands in a training document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from nanochat.documents.document import Block, Document
+from nanochat.documents.html_blocks import list_block
+
+MIN_FILES = 4
+MIN_SHARE = 0.2
+MAX_LINE_CHARS = 300
+MIN_PASSAGE_CHARS = 200
+
+
+class RepeatedLines:
+    """Counts in how many files each short line stands. 8 bytes for each line of a file."""
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+        self._num_files = 0
+        self._of_files: defaultdict[int, set[int]] = defaultdict(set)  # files that are not at their end
+        self._boilerplate: set[int] | None = None
+
+    def add(self, file: int, document: Document) -> None:
+        """Count the lines of a document of a file, which is given by its number."""
+        assert self._boilerplate is None, "lines are counted before the first one is judged"
+        lines = (line for block in document.blocks for line in _lines(block))
+        self._of_files[file].update(_hash(line) for line in lines if line.strip() and len(line) <= MAX_LINE_CHARS)
+
+    def end_file(self, file: int, is_counted: bool = True) -> None:
+        """End a file; its lines are forgotten unless `is_counted`."""
+        hashes = self._of_files.pop(file, set())
+        if is_counted:
+            self._num_files += 1
+            self._hashes.extend(hashes)
+
+    def clean(self, document: Document) -> tuple[Document, int]:
+        """Return a document without boilerplate, and the number of lines that were removed."""
+        if self._boilerplate is None:
+            hashes, counts = np.unique(np.frombuffer(self._hashes, np.uint64), return_counts=True)
+            self._boilerplate = set(hashes[counts >= max(MIN_FILES, MIN_SHARE * self._num_files)].tolist())
+            self._hashes = array("Q")
+        if not self._boilerplate:
+            return document, 0
+        blocks: list[Block] = []
+        num_removed = 0
+        for block in document.blocks:
+            lines = list(_lines(block))
+            kept = [line for line in lines if len(line) > MAX_LINE_CHARS or _hash(line) not in self._boilerplate]
+            num_removed += len(lines) - len(kept)
+            if len(kept) == len(lines):
+                blocks.append(block)
+            elif any(line.strip() for line in kept):
+                blocks.append(_with_lines(block, kept))
+        blocks = _without_empty_sections(blocks, document.blocks) if num_removed else blocks
+        return dataclasses.replace(document, blocks=tuple(blocks)), num_removed
+
+
+class RepeatedPassages:
+    """Removes long passages that an earlier document has. 8 bytes, and Python's overhead, for each passage."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def clean(self, document: Document) -> tuple[Document, int]:
+        """Return a document without passages of earlier ones, and the number of those that were removed."""
+        kept = []
+        for block in document.blocks:
+            if len(block.text) >= MIN_PASSAGE_CHARS:
+                key = _hash(block.text)
+                if key in self._seen:
+                    continue
+                self._seen.add(key)
+            kept.append(block)
+        num_removed = len(document.blocks) - len(kept)
+        kept = _without_empty_sections(kept, document.blocks) if num_removed else kept
+        return dataclasses.replace(document, blocks=tuple(kept)), num_removed
+
+
+def _lines(block: Block) -> Iterator[str]:
+    """Yield the lines of a block that may be boilerplate; those of programs, tables and headings never are."""
+    if block.kind == "list":
+        yield from block.items
+    elif block.kind in ("paragraph", "quote"):
+        yield from block.text.split("\n")
+
+
+def _with_lines(block: Block, lines: list[str]) -> Block:
+    if block.kind == "list":
+        return dataclasses.replace(list_block([(0, line) for line in lines]), headings=block.headings)
+    return dataclasses.replace(block, text="\n".join(lines))
+
+
+def _without_empty_sections(blocks: list[Block], before: tuple[Block, ...]) -> list[Block]:
+    """Return the blocks without the headings that have nothing under them any longer."""
+
+    def paths(of: tuple[Block, ...] | list[Block]) -> set[tuple[str, ...]]:
+        return {
+            block.headings[:depth]
+            for block in of
+            if block.kind != "heading"
+            for depth in range(len(block.headings) + 1)
+        }
+
+    emptied = paths(before) - paths(blocks)
+    return [block for block in blocks if block.kind != "heading" or (*block.headings, block.text) not in emptied]
+
+
+def _hash(text: str) -> int:
+    """Return a hash of a text that is the same in every process; its spaces count as one each."""
+    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode("utf-8"), digest_size=8).digest(), "little")
