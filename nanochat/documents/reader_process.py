@@ -165,12 +165,12 @@ def _send(connection: Connection, value: object) -> None:
 
 
 def _message_of(content: bytes) -> Document | FileResult:
-    """Return the message of a reading process. Raises ValueError for one that it cannot have sent."""
+    """Return the message of a reading process. Raises ValueError (also UserError) for what is no message."""
     value = json.loads(content)
     if isinstance(value, dict) and "blocks" in value:
         return document_from_json(value)
     check_type(value, FileResult, "")
-    return FileResult(FileFacts(**value["facts"]), value["reason"], value["detail"])
+    return FileResult(**{**value, "facts": FileFacts(**value.get("facts", {}))})
 
 
 def _start_clock(seconds: float) -> None:

@@ -65,7 +65,7 @@ def parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("raise ValueError('a fault of a parser')", DAMAGED),
         ("def f(): f()\nf()", DAMAGED),
         (
-            "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'\\0\\0\\0\\2{}')\n    except OSError: pass",
+            "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'\\0\\0\\0\\2[]')\n    except OSError: pass",
             DAMAGED,
         ),
         pytest.param(
