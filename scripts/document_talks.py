@@ -51,6 +51,7 @@ class Config(Settings):
     max_val: int = setting(400, "maximum of validation conversations about the documents", at_least=1)
     max_test: int = setting(500, "maximum of test conversations", at_least=1)
     grounded: bool = setting(False, "put the best passages before each question, as a chat with --grounded does")
+    allow_none: bool = setting(False, "go on if the documents give no question, with the other conversations")
     endpoint: str | None = setting(None, "address of a server of OpenAI's protocol that writes more, up to /v1")
     model: str | None = setting(None, "model of that server")
     key_env: str = setting("OPENAI_API_KEY", "environment variable that holds the key; it may be unset")
@@ -99,10 +100,13 @@ def main(config: Config) -> dict[str, list[Talk]]:
         written = ask_server(config, corpus)
         talks = make_talks(corpus, config.options(), retriever, written)
     if not any(talk.expected for talk in talks["train"]):
-        raise UserError(
+        reason = (
             f"{corpus.num_documents:,} documents gave no question with an answer: they need headings with text under "
             "them, definitions, lists, tables or stories in whole sentences"
         )
+        if not (config.allow_none and talks["train"]):
+            raise UserError(reason)
+        print0(f"NOTICE: {reason}. The conversations are not about the documents")
     for split in ("test", "val", "train"):  # the file that the training waits for is the last one
         write_talks(conversations_path(split), talks[split])
     print_table(corpus, talks)

@@ -46,7 +46,7 @@ class Config(Settings):
     step: int = setting(-1, "checkpoint to measure; -1 = the last", short="s", at_least=0, or_value=-1)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
     eval_tokens: int = setting(1048576, "tokens of each split; at most one pass over it", at_least=1)
-    num_samples: int = setting(24, "samples to look up in the training text", at_least=1)
+    num_samples: int = setting(16, "samples to look up in the training text", at_least=1)
     max_sample_tokens: int = setting(96, "longest sample, in tokens", at_least=WINDOW)
     temperature: float = setting(0.8, "of the samples; 0 = always the most likely token", at_least=0)
     seed: int = setting(42, "for the samples")

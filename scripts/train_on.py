@@ -25,6 +25,7 @@ from pathlib import Path
 from nanochat import report
 from nanochat.common import UserError, base_dir, check_name, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
+from nanochat.documents.document import default_documents_path
 from nanochat.pipeline import plan
 from nanochat.pipeline.plan import Choices
 from nanochat.pipeline.steps import StepFailed, StepRunner, run_module
@@ -40,6 +41,7 @@ class Config(Settings):
     base_from: Path = setting(Path("~/.cache/nanochat"), "base folder that holds the model of --base")
     endpoint: str | None = setting(None, "address of an OpenAI-compatible server that writes more conversations")
     model: str | None = setting(None, "model of that server")
+    overwrite: bool = setting(False, "replace other data in $NANOCHAT_BASE_DIR; the run's own folder needs no leave")
     device: str = setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = setting(42, "seed of the weights and of the order of conversations")
     chat: str = setting("auto", "talk to the model at the end; auto = at a terminal", choices=("auto", "on", "off"))
@@ -58,7 +60,8 @@ def prepare_folder(config: Config) -> Choices:
     source = config.documents.absolute()
     if not source.exists():
         raise UserError(f"{source}: no such folder or file")
-    if "NANOCHAT_BASE_DIR" not in os.environ:
+    is_own_folder = not os.environ.get("NANOCHAT_BASE_DIR")
+    if is_own_folder:
         name = f"on-{source.resolve().name or 'root'}" + (f"-from-{config.base}" if config.base else "")
         os.environ["NANOCHAT_BASE_DIR"] = str(base_dir() / check_name(name, "the name of the run's folder"))
     folder = base_dir().absolute()
@@ -72,6 +75,7 @@ def prepare_folder(config: Config) -> Choices:
         endpoint=config.endpoint,
         model=config.model,
         base=config.base,
+        overwrite=config.overwrite or is_own_folder or default_documents_path().exists(),
     )
 
 

@@ -29,8 +29,8 @@ FILTER_BITS = 20
 RECITED_SHARE = 0.5  # of windows: from here on most of what a model writes is copied
 # Bits per byte of held-out text over those of training text: from these ratios on, a model knows its text much better
 # than other text, or by heart.
-LEARNED_RATIO = 1.15
-BY_HEART_RATIO = 1.6
+LEARNED_RATIO = 1.25
+BY_HEART_RATIO = 2.5
 
 
 @dataclass(frozen=True)

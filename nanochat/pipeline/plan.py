@@ -45,6 +45,7 @@ class Choices:
     endpoint: str | None = None
     model: str | None = None
     base: str | None = None  # tag of the base model that the run starts from
+    overwrite: bool = False  # other data in the folder
 
     @property
     def talks(self) -> Path:
@@ -72,7 +73,7 @@ def reading(choices: Choices) -> Step:
     return Step(
         "read_documents",
         "scripts.read_documents",
-        (f"--source={choices.source}",),
+        (f"--source={choices.source}", *(["--overwrite"] if choices.overwrite else [])),
         choices.folder / "base_data" / "manifest.json",
     )
 
@@ -131,7 +132,7 @@ def memorisation(choices: Choices, source: str) -> Step:
 def conversations(choices: Choices) -> list[Step]:
     """Return the steps that index the documents and make conversations of them."""
     documents = choices.folder / "documents"
-    flags = [f"--seed={choices.seed}"]
+    flags = [f"--seed={choices.seed}", "--allow_none"]
     if choices.grounded:
         flags.append("--grounded")
     if choices.endpoint:

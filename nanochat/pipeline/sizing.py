@@ -8,7 +8,7 @@ D tokens:
     passes       at most `MAX_PASSES`, those over the text after which more repetition does not help; `--patience` ends
                  a run that gets worse before that
     depth        the largest model that has time for either all useful passes over the text or `TOKENS_PER_PARAM` tokens
-                 for each of its parameters, within `MAX_DEPTH_OF_TEXT`
+                 for each parameter of its matrices, within `MAX_DEPTH_OF_TEXT`
     batch        about twice the square root of the tokens of the run: many small steps where there are few tokens
     steps        what the seconds hold, at most the useful passes; the learning rate falls over most of them
 
@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from nanochat.common import UserError
 
 MIN_BYTES = 200  # of training text: less is no text to learn from
-MAX_PASSES = 12
-TOKENS_PER_PARAM = 6
+MAX_PASSES = 8
+TOKENS_PER_PARAM = 5  # of the matrices and the head: the embedding is a table that takes no work
 MIN_STEPS = 20
 MIN_ROWS = 4  # of a batch
 DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
-MAX_DEPTH_OF_TEXT = ((100_000, 4), (1_000_000, 6), (10_000_000, 8), (100_000_000, 12))  # (bytes, depth); above: any
+MAX_DEPTH_OF_TEXT = ((300_000, 4), (3_000_000, 6), (30_000_000, 8), (300_000_000, 12))  # (bytes, depth); above: any
 CONTEXT = 512  # tokens: a passage of the documents, a question and its answer
 HEAD_DIM = 64
 EVALUATIONS = 20  # of a run
@@ -52,7 +52,7 @@ class RunSize:
     num_iterations: int  # steps of pretraining
     eval_every: int
     fine_tuning_steps: int
-    compile: str  # "on" or "off"
+    compile: str  # "auto" or "off"
     passes: float  # over the training text
 
     @property
@@ -78,20 +78,18 @@ def bytes_per_token(vocab_size: int) -> float:
 
 def flops_per_token(depth: int, vocab_size: int) -> float:
     """Return the FLOPs of training on one token, as `GPT.estimate_flops` counts them."""
-    width = 64 * depth
-    matrices = 12 * depth * width**2 + _padded(vocab_size) * width
-    return 6 * matrices + 12 * depth * width * CONTEXT
+    return 6 * num_matrix_params(depth, vocab_size) + 12 * depth * 64 * depth * CONTEXT
 
 
 def num_params(depth: int, vocab_size: int) -> int:
     """Return the parameters of the model."""
+    return num_matrix_params(depth, vocab_size) + 64 * depth * math.ceil(vocab_size / 64) * 64
+
+
+def num_matrix_params(depth: int, vocab_size: int) -> int:
+    """Return the parameters of the blocks and of the head, whose rows are padded to a multiple of 64."""
     width = 64 * depth
-    return 12 * depth * width**2 + 2 * _padded(vocab_size) * width
-
-
-def _padded(vocab_size: int) -> int:
-    """Return the rows of embedding and head."""
-    return math.ceil(vocab_size / 64) * 64
+    return 12 * depth * width**2 + math.ceil(vocab_size / 64) * 64 * width
 
 
 def size_run(num_bytes: int, minutes: float, flops_per_second: float, device: str = "cpu") -> RunSize:
@@ -103,24 +101,15 @@ def size_run(num_bytes: int, minutes: float, flops_per_second: float, device: st
     if num_bytes < MIN_BYTES:
         raise UserError(f"the training text has {num_bytes:,} bytes: at least {MIN_BYTES:,} are needed; add documents")
     seconds = 60 * minutes * BASE_SHARE
-    is_compiled = device != "mps" and seconds >= MIN_COMPILED_SECONDS
-    if is_compiled:
-        seconds -= COMPILE_SECONDS
-        flops_per_second *= COMPILED_SPEEDUP
-    budget = seconds * flops_per_second
     vocab_size = vocab_size_of(num_bytes)
-    text_tokens = num_bytes / bytes_per_token(vocab_size)
-    depth = DEPTHS[0]
-    for candidate in DEPTHS:
-        tokens = budget / flops_per_token(candidate, vocab_size)
-        enough = min(MAX_PASSES * text_tokens, TOKENS_PER_PARAM * num_params(candidate, vocab_size))
-        if candidate <= max_depth_of_text(num_bytes) and tokens >= enough:
-            depth = candidate
-    cost = flops_per_token(depth, vocab_size)
-    num_tokens = min(budget / cost, MAX_PASSES * text_tokens)
+    depth, num_tokens = _fit(num_bytes, vocab_size, seconds * flops_per_second)
+    is_long = num_tokens * flops_per_token(depth, vocab_size) >= MIN_COMPILED_SECONDS * flops_per_second
+    if is_compiled := is_long and device != "mps":
+        flops_per_second *= COMPILED_SPEEDUP
+        depth, num_tokens = _fit(num_bytes, vocab_size, (seconds - COMPILE_SECONDS) * flops_per_second)
     batch = batch_of(num_tokens)
     num_steps = max(MIN_STEPS, round(num_tokens / batch))
-    fine_tuning_budget = 60 * minutes * FINE_TUNING_SHARE * flops_per_second
+    step_seconds = batch * flops_per_token(depth, vocab_size) / flops_per_second
     return RunSize(
         vocab_size=vocab_size,
         depth=depth,
@@ -128,10 +117,22 @@ def size_run(num_bytes: int, minutes: float, flops_per_second: float, device: st
         total_batch_size=batch,
         num_iterations=num_steps,
         eval_every=max(1, num_steps // EVALUATIONS),
-        fine_tuning_steps=max(MIN_STEPS, int(fine_tuning_budget / cost / batch)),
-        compile="on" if is_compiled else "off",
-        passes=batch * num_steps / text_tokens,
+        fine_tuning_steps=max(MIN_STEPS, int(60 * minutes * FINE_TUNING_SHARE / step_seconds)),
+        compile="auto" if is_compiled else "off",
+        passes=batch * num_steps * bytes_per_token(vocab_size) / num_bytes,
     )
+
+
+def _fit(num_bytes: int, vocab_size: int, budget: float) -> tuple[int, float]:
+    """Return the depth, and the tokens of pretraining, for a text and a budget of FLOPs."""
+    useful = MAX_PASSES * num_bytes / bytes_per_token(vocab_size)
+    depth = DEPTHS[0]
+    for candidate in DEPTHS:
+        tokens = budget / flops_per_token(candidate, vocab_size)
+        enough = min(useful, TOKENS_PER_PARAM * num_matrix_params(candidate, vocab_size))
+        if candidate <= max_depth_of_text(num_bytes) and tokens >= enough:
+            depth = candidate
+    return depth, min(useful, budget / flops_per_token(depth, vocab_size))
 
 
 def max_depth_of_text(num_bytes: int) -> int:

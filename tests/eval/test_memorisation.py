@@ -73,10 +73,10 @@ def test_measures() -> None:
 
 def test_words() -> None:
     none, half, all_ = Copying(100, 2, (1,)), Copying(100, 40, (1,) * 12), Copying(100, 90, (1,) * 60)
-    assert "learned its text by heart" in describe_memory(0.3, 3.1, all_, none)[0]
+    assert "learned its text by heart" in describe_memory(1.2, 3.1, all_, none)[0]
     assert "learned its text by heart" in describe_memory(1.9, 2.0, all_, none)[0]  # it recites
     assert "learned its text by heart" in describe_memory(0.0, 2.0, none, none)[0]
-    assert "knows its own text better" in describe_memory(1.6, 2.0, none, none)[0]
+    assert "knows its own text better" in describe_memory(1.2, 2.0, none, none)[0]
     assert "knows its own text better" in describe_memory(1.9, 2.0, half, none)[0]
     assert "nearly as well" in describe_memory(1.9, 2.0, none, none)[0]
     assert "nearly as well" in describe_memory(1.9, 2.0, all_, all_)[0]  # the documents repeat each other
