@@ -3,9 +3,11 @@
     python -m scripts.chat_cli                                 # the last stage that has a model: rl, sft or mid
     python -m scripts.chat_cli -i sft -g d20 -t 0.6 -k 50      # a given model, temperature and top-k
     python -m scripts.chat_cli -p "What is 12 * 7?"            # answer one question and exit
+    python -m scripts.chat_cli --grounded                      # the best passage of the documents before each question
 
 One process suffices, on a GPU or on a laptop. Ctrl-C stops a reply; at the prompt, Ctrl-C twice or Ctrl-D exits.
-The model's calculator calls are shown in brackets, with their results: [12*7 = 84].
+The model's calculator calls are shown in brackets, with their results: [12*7 = 84]. If the passages of the documents
+are indexed (scripts.index_documents), the sources of an answer follow it; /sources shows their text.
 """
 
 from __future__ import annotations
@@ -16,16 +18,26 @@ import sys
 from dataclasses import dataclass
 
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import UserError
+from nanochat.common import UserError, visible
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime, choose_generation_dtype
-from nanochat.serving.chat_session import Chunk, Message, generate_reply, latest_source, to_content
+from nanochat.serving.chat_session import (
+    Chunk,
+    Content,
+    Message,
+    Reply,
+    generate_reply,
+    latest_source,
+    to_content,
+)
+from nanochat.serving.sources import SOURCES_CHOICES, DocumentSources, Source, check_sources, open_sources
 from nanochat.serving.terminal import Screen, enable_line_editing, read_message
 
 HELP = """/clear   start a new conversation
 /help    list the commands
+/sources show the passages next to the last answer
 /quit    exit (so do Ctrl-D, and Ctrl-C twice)
 Ctrl-C   stop a reply"""
 
@@ -50,9 +62,18 @@ class Config(Settings):
     )
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
+    sources: str = setting(
+        "auto",
+        "show the passages of the documents nearest to each answer; auto = if they are indexed",
+        choices=SOURCES_CHOICES,
+    )
+    grounded: bool | None = setting(
+        None, "put the best passage of the documents before each question; none = if the model was trained so"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_sources(self.sources, self.grounded)
         if self.prompt is not None and not self.prompt.strip():
             raise UserError(f"prompt is {self.prompt!r}: must contain a question (omit it to chat)")
 
@@ -65,8 +86,13 @@ class Config(Settings):
 class Chat:
     """A conversation in the terminal: its history, and the model that replies."""
 
-    def __init__(self, engine: Engine, config: Config, screen: Screen) -> None:
+    def __init__(
+        self, engine: Engine, config: Config, screen: Screen, documents: DocumentSources | None = None
+    ) -> None:
+        """`documents`: those whose passages are shown next to the answers."""
         self.engine = engine
+        self.documents = documents
+        self.sources: list[Source] = []  # of the last answer
         self.config = config
         self.screen = screen
         self.messages: list[Message] = []
@@ -79,7 +105,7 @@ class Chat:
         too long.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        reply = generate_reply(self.engine, messages, self.config.sampling_params(self._num_replies))
+        reply, sources = self._begin_reply(messages)
         self._num_replies += 1
         if reply.num_dropped:
             self.screen.notice(f"(the oldest {reply.num_dropped} messages no longer fit and were dropped)")
@@ -102,7 +128,41 @@ class Chat:
             self.messages = [*kept, {"role": "assistant", "content": content}]
         else:
             self.messages = kept[:-1]  # without a reply the message is dropped, too: roles must alternate
+        if content:
+            self._show_sources(messages, content, sources)
         return not is_stopped
+
+    def _begin_reply(self, messages: list[Message]) -> tuple[Reply, list[Source]]:
+        """Begin the reply to the last message. Returns it and the sources of the message."""
+        params = self.config.sampling_params(self._num_replies)
+        if self.documents is None:
+            return generate_reply(self.engine, messages, params), []
+        prompt, sources = self.documents.prepare(self.engine, messages, params)
+        return Reply(self.engine, prompt, params), sources
+
+    def _show_sources(self, messages: list[Message], answer: Content, known: list[Source]) -> None:
+        """Print the places of the passages nearest to an answer, and keep them for /sources."""
+        if self.documents is None:
+            return
+        self.sources = self.documents.find(messages, answer, known)
+        for number, source in enumerate(self.sources, 1):
+            self.screen.notice(source_line(number, source))
+        if not self.sources:
+            self.screen.notice("(no passage of the documents has these words)")
+
+    def show_passages(self) -> None:
+        """Print the sources of the last answer with their text."""
+        for number, source in enumerate(self.sources, 1):
+            self.screen.notice(f"{source_line(number, source)}\n{visible(source.passage.text)}\n")
+        if self.documents is None:
+            self.screen.notice("(no documents are indexed: see python -m scripts.index_documents --help)")
+        elif not self.sources:
+            self.screen.notice("(no answer yet, or no passage for it)")
+
+
+def source_line(number: int, source: Source) -> str:
+    """Return the line with the place of a source."""
+    return f"[{number}] {source.title}{' (read before the answer)' if source.is_given else ''}"
 
 
 def run_chat(chat: Chat) -> None:
@@ -131,7 +191,10 @@ def run_chat(chat: Chat) -> None:
             chat.screen.notice(HELP)
         elif message == "/clear":
             chat.messages = []
+            chat.sources = []
             chat.screen.notice("(cleared: a new conversation begins)")
+        elif message == "/sources":
+            chat.show_passages()
         elif re.fullmatch(r"/[a-z]*", message):
             chat.screen.notice(f"({message} is not a command; /help lists them)")
         elif message:
@@ -150,16 +213,28 @@ def main(config: Config) -> None:
         source = config.source or latest_source(config.model_tag)
         model, tokenizer, meta = load_model(source, runtime, model_tag=config.model_tag, step=config.step)
         engine = Engine(model, tokenizer, choose_generation_dtype(runtime, model.compute_dtype))
-    chat = Chat(engine, config, screen)
+        documents = open_sources(config.sources, config.grounded, meta)
+    with contextlib.closing(documents) if documents else contextlib.nullcontext():
+        chat_or_answer(
+            Chat(engine, config, screen, documents), f"{source} d{model.config.n_layer}, step {meta['step']}"
+        )
+    runtime.finish()
+
+
+def chat_or_answer(chat: Chat, name: str) -> None:
+    """Chat, or answer the question of the settings. `name`: of the model."""
+    config, screen = chat.config, chat.screen
     if config.prompt is not None:
         is_complete = chat.send(config.prompt)
         if not is_complete:
             raise KeyboardInterrupt
     else:
         enable_line_editing()
-        screen.notice(f"nanochat: {source} d{model.config.n_layer}, step {meta['step']}. /help lists the commands.\n")
+        screen.notice(f"nanochat: {name}. /help lists the commands.")
+        if chat.documents is not None and chat.documents.examples:
+            screen.notice(f"Try: {chat.documents.examples[0]}")
+        screen.notice("")
         run_chat(chat)
-    runtime.finish()
 
 
 if __name__ == "__main__":

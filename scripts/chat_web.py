@@ -4,6 +4,7 @@
     python -m scripts.chat_web -i sft -g d20 -n 8       # eight GPUs: a copy of the model on each
     python -m scripts.chat_web --host 0.0.0.0 -p 80     # reachable, and usable, from other machines
     python -m scripts.chat_web --allowed_hosts chat.example.org      # behind a proxy, which must pass on Host
+    python -m scripts.chat_web --grounded               # the best passage of the documents before each question
     gunicorn -w 4 -k uvicorn.workers.UvicornWorker scripts.chat_web:app
 
 gunicorn takes host and port from its own flags, and each of its processes loads its own copy of the model; the settings
@@ -34,6 +35,7 @@ from nanochat.serving.chat_session import latest_source
 from nanochat.serving.connections import BACKLOG, ConnectionLimits, guard_connections, reserve_files
 from nanochat.serving.host_check import HostRules, host_rules, parse_allowed_hosts
 from nanochat.serving.server import MAX_BODY_BYTES, ChatService, create_app
+from nanochat.serving.sources import SOURCES_CHOICES, check_sources, open_sources
 
 SHUTDOWN_SECONDS = 2  # after Ctrl-C, until the connections of unfinished replies are closed
 
@@ -52,6 +54,14 @@ class Config(Settings):
     temperature: float = setting(0.6, "default sampling temperature of a request; 0 = greedy", short="t")
     top_k: int = setting(50, "default of a request: sample among the k most likely tokens", short="k")
     max_tokens: int = setting(512, "default maximum tokens of a reply", short="m")
+    sources: str = setting(
+        "auto",
+        "show the passages of the documents nearest to each answer; auto = if they are indexed",
+        choices=SOURCES_CHOICES,
+    )
+    grounded: bool | None = setting(
+        None, "put the best passage of the documents before each question; none = if the model was trained so"
+    )
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all addresses of this machine")
     port: int = setting(8000, "port to listen on; 0 = any free one", short="p", at_least=0, at_most=65535)
     allowed_hosts: str | None = setting(
@@ -73,6 +83,7 @@ class Config(Settings):
                 f"max_connections is {self.max_connections}: must be above max_waiting + num_gpus = "
                 f"{self.max_waiting + self.num_gpus}, or requests that wait would lock out everyone else"
             )
+        check_sources(self.sources, self.grounded)
         for name in ("temperature", "top_k", "max_tokens"):
             check_sampling_field(name, getattr(self, name))
 
@@ -96,7 +107,8 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
         step = meta["step"]  # all copies are of one step, even if a newer checkpoint is saved meanwhile
     name = f"{source} d{engines[0].model.config.n_layer}, step {step}"
     defaults = SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None)
-    return ChatService(engines, name, defaults, config.max_waiting, hosts)
+    sources = open_sources(config.sources, config.grounded, meta)
+    return ChatService(engines, name, defaults, config.max_waiting, hosts, sources)
 
 
 def listen(host: str, port: int) -> socket.socket:

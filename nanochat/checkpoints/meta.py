@@ -61,6 +61,7 @@ class RunMeta(ModelMeta, total=False):
     torch_version: str
     settings: dict[str, Any]  # fields of the script's config
     data_hash: str
+    grounded: bool  # trained on questions with passages before them (nanochat/passages/grounding.py)
     run_id: str  # `$NANOCHAT_RUN_ID`, or empty
     first_serial: int  # serial of the run's first checkpoint: the same for those, and only those, of one run
     device_batch_size: int

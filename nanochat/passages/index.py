@@ -121,7 +121,7 @@ class PassageIndex:
         terms = query_terms(question)[:MAX_TERMS]
         if context:
             others = [term for term in query_terms(context) if term not in terms]
-            terms = terms * 2 + others[: MAX_TERMS - len(terms)]  # a term that is given twice counts twice
+            terms = terms * 2 + others[: max(0, MAX_TERMS - len(terms))]  # a term that is given twice counts twice
         if not terms:
             return []
         query = " OR ".join(f'"{term}"' for term in terms)

@@ -35,6 +35,12 @@ STOP_WORDS = frozenset(
     "einer el en er es est et fur gli ich il in ist je la las le les los mit nicht oder para per por pour que qui sich "
     "sie sind son su sur un una und une uno von was wer wie wo y zu zum zur".split()
 )
+# Words that stand for something said before.
+_BACK_WORDS = frozenset(
+    "another he her hers him his it its one ones she that their theirs them there these they this those "
+    "dieser diese dieses er es ihm ihr ihre ihn sein seine sie celui celle elle elles il ils leur lui son ella ellas "
+    "ellos esto".split()
+)
 
 
 def all_terms(text: str) -> list[str]:
@@ -54,6 +60,16 @@ def query_terms(text: str) -> list[str]:
     """
     terms = list(dict.fromkeys(term for word in _words(text) for term in _terms_of_word(word)))
     return [term for term in terms if term not in STOP_WORDS] or terms
+
+
+def refers_back(question: str) -> bool:
+    """Return True if a question can only be understood with the one before it, by its words.
+
+    >>> refers_back("And where does he live?"), refers_back("Why?"), refers_back("Where do lions live?")
+    (True, True, False)
+    """
+    words = _words(question)
+    return words[:1] == ["and"] or STOP_WORDS.issuperset(words) or not _BACK_WORDS.isdisjoint(words)
 
 
 def _words(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
     GET  /                    the page, ui.html
     POST /chat/completions    a conversation (see chat_request.py) -> the reply to its last message
-    GET  /health              readiness, model and device; default settings and limits of a request
+    GET  /health              readiness, model and device; default settings and limits of a request; example questions
     GET  /stats               counters since the server started
 
 The format of `POST /chat/completions` is nanochat's own, not OpenAI's. A reply is a stream of events, each followed by
@@ -13,6 +13,10 @@ a blank line:
 Kinds: those of a `Chunk` in serving/chat_session.py (text, python, python_output), "waiting" if every copy of the
 model is busy, and at the end "error" or "done". "done" also has `finish` ("stop": the model ended the reply; "length":
 it was cut off), `tokens` (their number) and `dropped` (the number of old messages that did not fit into the context).
+
+With an index of a user's documents, "done" also has `sources`: the passages nearest to question and answer, a list of
+{"document", "headings", "text", "score", "given"}, the last of them true if the model has read the passage before the
+question. For replies that are stopped, an event "sources" comes before the first chunk, with those of the question.
 
 Each copy of the model generates one reply at a time, in a thread; further requests wait in a queue. A client that
 closes its connection leaves the queue, or stops its reply at the next token. If the queue is full, a request is refused
@@ -30,9 +34,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,9 +51,10 @@ from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.chat_request import LIMITS, SAMPLING_FIELDS, ChatRequest, parse_request, shorten
-from nanochat.serving.chat_session import ChatPrompt, Reply, fit_prompt
+from nanochat.serving.chat_session import ChatPrompt, Chunk, Message, Reply, fit_prompt, to_content
 from nanochat.serving.host_check import HostCheck, HostRules
 from nanochat.serving.log_limit import limited_log
+from nanochat.serving.sources import DocumentSources, Source, SourcesFault
 
 PAGE = Path(__file__).resolve().parents[1] / "ui.html"
 MAX_BODY_BYTES = 1_000_000  # of a request: more than the longest conversation needs, however it is escaped
@@ -89,6 +94,8 @@ class GenerationJob:
 
     prompt: ChatPrompt
     params: SamplingParams
+    messages: Sequence[Message] = ()  # the conversation, and the sources of its last question; None without an index
+    sources: list[Source] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     is_waiting: bool = False
 
@@ -96,7 +103,8 @@ class GenerationJob:
 class ChatService:
     """The copies of a model, and the queue of requests that wait for one.
 
-    `name` is the model's name on the page, `max_waiting` the length of the queue; `hosts` are answered to.
+    `name` is the model's name on the page, `max_waiting` the length of the queue; `hosts` are answered to. `sources`:
+    of a user's documents; closed with the service.
     """
 
     def __init__(
@@ -106,7 +114,9 @@ class ChatService:
         defaults: SamplingParams,
         max_waiting: int = 32,
         hosts: HostRules | None = None,
+        sources: DocumentSources | None = None,
     ) -> None:
+        self.sources = sources
         self.engines = list(engines)
         self.name = name
         self.defaults = defaults
@@ -122,7 +132,12 @@ class ChatService:
 
     def prepare(self, request: ChatRequest) -> GenerationJob:
         """Fit the conversation of a request into the context. Raises `UserError` if its last message is too long."""
-        return GenerationJob(fit_prompt(self.engines[0], request.messages, request.params), request.params)
+        engine, messages, params = self.engines[0], request.messages, request.params
+        if self.sources is None:
+            return GenerationJob(fit_prompt(engine, messages, params), params)
+        with _logged_fault():
+            prompt, sources = self.sources.prepare(engine, messages, params)
+        return GenerationJob(prompt, params, messages, sources)
 
     def count_refusal(self) -> None:
         """Count a request that was refused before it came to its route."""
@@ -181,8 +196,12 @@ class ChatService:
         outcome = "failed"
         final_event: Event = {"kind": "error", "text": "the reply failed: the server's log has the reason"}
         try:
+            if job.sources is not None:
+                emit({"kind": "sources", "text": "", "sources": [source.as_json() for source in job.sources]})
             reply = Reply(engine, job.prompt, job.params, on_token=self._token_counter(job))
+            chunks = []
             for chunk in reply:
+                chunks.append(chunk)
                 emit(asdict(chunk))
             outcome = "stopped" if self._is_cancelled(job) else "answered"
             if self.is_stopping.is_set():
@@ -194,6 +213,7 @@ class ChatService:
                     "finish": "stop" if reply.has_ended else "length",
                     "tokens": len(reply.tokens),
                     "dropped": reply.num_dropped,
+                    **self._sources_of(job, chunks),
                 }
         except UserError as error:
             final_event = {"kind": "error", "text": shorten(str(error))}
@@ -202,6 +222,14 @@ class ChatService:
         self.stats.add(in_flight=-1, **{outcome: 1})
         if not job.cancelled.is_set():
             emit(final_event)
+
+    def _sources_of(self, job: GenerationJob, chunks: Sequence[Chunk]) -> Event:
+        """Return the field `sources` of the last event, if there is an index."""
+        if self.sources is None or job.sources is None:
+            return {}
+        with _logged_fault():
+            found = self.sources.find(job.messages, to_content(chunks), job.sources)
+        return {"sources": [source.as_json() for source in found]}
 
     def _token_counter(self, job: GenerationJob) -> Callable[[], bool]:
         """Return a callback for each token that updates the counters, and returns False if the job is cancelled."""
@@ -225,6 +253,8 @@ class ChatService:
         """Stop all replies at their next token, and wait for their threads."""
         self.is_stopping.set()
         await asyncio.to_thread(self._threads.shutdown)
+        if self.sources is not None:
+            self.sources.close()
 
 
 class EventStreamResponse(StreamingResponse):
@@ -271,7 +301,7 @@ async def page() -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Readiness, model and device, and the default settings and limits of a request."""
+    """Readiness, model and device, default settings and limits of a request, example questions about documents."""
     service: ChatService = request.app.state.service
     return {
         "ready": not service.is_stopping.is_set(),
@@ -279,6 +309,7 @@ async def health(request: Request) -> dict[str, Any]:
         "device": ", ".join(str(engine.model.device) for engine in service.engines),
         "defaults": {name: getattr(service.defaults, name) for name in SAMPLING_FIELDS},
         "limits": asdict(LIMITS),
+        "examples": service.sources.examples if service.sources else [],
     }
 
 
@@ -319,6 +350,16 @@ class _Refused(UserError):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+@contextmanager
+def _logged_fault() -> Iterator[None]:
+    """Context that logs why the documents cannot be searched, which names files, and tells the client only that."""
+    try:
+        yield
+    except SourcesFault as error:
+        logging.getLogger(__name__).error("The documents cannot be searched: %s", error)
+        raise _Refused(500, "the documents cannot be searched: the server's log has the reason") from error
 
 
 async def _read_body(request: Request) -> bytes:

@@ -135,6 +135,8 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
         "run_id": run_id(),
         "first_serial": first_serial(folder, checkpoint),
     }
+    if config.grounded:
+        meta["grounded"] = True
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
     events = [  # the checkpoint first: an evaluation that fails must not cost the run
         Event(config.save_every, saver, saves=True),

@@ -114,6 +114,9 @@ class FineTuningSettings(Settings):
     conversations: str | None = setting(
         None, "JSONL file with your own conversations, added to the mixture", names="path"
     )
+    grounded: bool = setting(
+        False, "the conversations have passages of documents before their questions; chat then does the same"
+    )
     allow_missing: bool = setting(False, "leave out, with a notice, data that is neither here nor on the hub")
     num_epochs: int = setting(1, "passes over the conversations", at_least=1)
     num_iterations: int = setting(-1, "optimizer steps; -1 = as many as the passes take", at_least=1, or_value=-1)

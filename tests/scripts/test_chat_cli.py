@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from nanochat.checkpoint_manager import run_dir, save_checkpoint
-from nanochat.common import UserError
+from nanochat.common import UserError, visible
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.sources import DocumentSources
 from nanochat.serving.terminal import Screen
 from scripts import chat_cli
 from scripts.chat_cli import Chat, Config, main, run_chat
+from tests.support.documents import make_index
 from tests.support.scripted_engine import (
     SPECIAL,
     TOKENIZER,
@@ -158,6 +160,71 @@ def test_the_second_ctrl_c_at_the_prompt_exits(
     assert "never" not in out
 
 
+# The documents
+
+
+@pytest.fixture(params=[True, False], ids=["grounded", "plain"])
+def documents(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DocumentSources]:
+    documents = DocumentSources(make_index(tmp_path), request.param)
+    yield documents
+    documents.close()
+
+
+def test_the_sources_of_an_answer(
+    documents: DocumentSources, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script(prompt: list[int]) -> list[int]:
+        assert last_user_text(prompt).startswith(">") == (documents.is_grounded and "giraffe" not in str(prompt))
+        return reply_ids("Wait for three minutes.")
+
+    engine: Any = ScriptedEngine(script, context=2048)
+    chat = Chat(engine, Config(), Screen(sys.stdout), documents)
+    run_with_input(monkeypatch, chat, "How do I brew tea?", "/sources", "/clear", "/sources")
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0] == "Wait for three minutes."
+    assert lines[1] == "[1] drinks/tea.md: Tea / How to brew tea" + " (read before the answer)" * documents.is_grounded
+    shown = lines.index(lines[1], 2)
+    assert lines[shown + 1].startswith("Boil water. Pour")
+    assert "(no answer yet, or no passage for it)" in lines[shown + 2 :]
+    assert chat.messages == []
+    run_with_input(monkeypatch, make_chat(), "/sources")
+    assert "(no documents are indexed" in capsys.readouterr().out
+
+
+def test_hostile_documents_are_shown_as_escapes(
+    documents: DocumentSources, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine: Any = ScriptedEngine(lambda _: reply_ids("It lays eggs."), context=2048)
+    chat = Chat(engine, Config(), Screen(sys.stdout), documents)
+    run_with_input(monkeypatch, chat, "Is there a wombat?", "/sources")
+    out = capsys.readouterr().out
+    assert visible(out) == out
+    assert out.count("\\x1b[2J\\u202egpj.md") == 4  # name and heading, twice
+    assert "\\x1b]0;title\\x07" in out
+    assert chat.messages[0] == user("Is there a wombat?")  # without the passage
+
+
+def test_an_answer_without_a_passage_says_so(
+    documents: DocumentSources, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine: Any = ScriptedEngine(lambda _: reply_ids("Xyzzy."))
+    run_with_input(monkeypatch, Chat(engine, Config(), Screen(sys.stdout), documents), "giraffe?")
+    assert capsys.readouterr().out.startswith("Xyzzy.\n(no passage of the documents has these words)\n")
+
+
+def test_one_question_with_documents(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(run_here, "sft", "z", context=600)
+    make_index(run_here / "documents").close()
+    main(Config(prompt="Where is tea from?", max_tokens=5, temperature=0, device="cpu"))
+    out, err = capsys.readouterr()
+    assert out == "zzzzz\n"  # the reply alone
+    assert "[1] drinks/tea.md: Tea\n" in err
+    main(Config(prompt="Where is tea from?", max_tokens=5, temperature=0, device="cpu", grounded=True))
+    assert "[1] drinks/tea.md: Tea (read before the answer)\n" in capsys.readouterr().err
+    main(Config(prompt="Where is tea from?", max_tokens=5, temperature=0, device="cpu", sources="off"))
+    assert "drinks" not in capsys.readouterr().err
+
+
 # The settings
 
 
@@ -167,6 +234,8 @@ def test_the_second_ctrl_c_at_the_prompt_exits(
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"top_k": 0}, "top_k is 0"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"sources": "off", "grounded": True}, "grounded needs the passages"),
+        ({"sources": "some"}, "sources"),
         ({"prompt": " "}, "prompt is ' ': must contain a question"),
     ],
 )

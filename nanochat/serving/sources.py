@@ -1,0 +1,163 @@
+"""Sources of replies: the passages of a user's documents that are nearest to a question and its answer.
+
+With an index of passages (scripts/index_documents.py), chat shows them next to each answer. A grounded chat also puts
+the best passage before the question, in the format that the model was trained with (passages/grounding.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from nanochat.common import UserError, print0
+from nanochat.engine import Engine
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.passages.grounding import MAX_CHARACTERS, grounded_question
+from nanochat.passages.index import REBUILD, PassageIndex, default_index_path, fts5_fault
+from nanochat.passages.passage import Passage
+from nanochat.passages.terms import refers_back
+from nanochat.serving.chat_session import ChatPrompt, Content, Message, fit_prompt
+from nanochat.system.console import visible_line
+
+SOURCES_CHOICES = ("auto", "on", "off")
+NUM_SOURCES = 3  # shown next to an answer
+NUM_GIVEN = 1  # put before a question
+GROUNDING_LIMITS = (MAX_CHARACTERS, MAX_CHARACTERS // 2, MAX_CHARACTERS // 4)  # of the passage, until the prompt fits
+
+
+@dataclass(frozen=True)
+class Source:
+    """A passage that is shown next to an answer. `is_given`: the model has read it before the question."""
+
+    passage: Passage
+    is_given: bool = False
+
+    @property
+    def title(self) -> str:
+        """File and headings, in one line, with control characters as escapes."""
+        passage = self.passage
+        return visible_line(f"{passage.document}: {passage.label}" if passage.headings else passage.document)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields of an event of the web server."""
+        passage = self.passage
+        return {
+            "document": passage.document,
+            "headings": list(passage.headings),
+            "text": passage.text,
+            "score": passage.score,
+            "given": self.is_given,
+        }
+
+
+class SourcesFault(UserError):
+    """An index that turns out to be damaged while it is used."""
+
+
+class GroundedPrompt(NamedTuple):
+    """The prompt for a reply, and the sources of its question."""
+
+    prompt: ChatPrompt
+    sources: list[Source]  # those that are given to the model, and then the nearest others
+
+
+class DocumentSources:
+    """An index of passages, and the way that a chat uses it. Several threads may."""
+
+    def __init__(self, index: PassageIndex, is_grounded: bool) -> None:
+        self.index = index
+        self.is_grounded = is_grounded
+
+    @property
+    def examples(self) -> list[str]:
+        """Questions about the documents, for an empty conversation."""
+        return list(self.index.facts.examples)
+
+    def prepare(self, engine: Engine, messages: Sequence[Message], params: SamplingParams) -> GroundedPrompt:
+        """Fit a conversation into the context, in a grounded chat with the best passage before its last question.
+
+        A passage that does not fit is shortened, or left out. Raises `UserError` as `fit_prompt` does, and
+        `SourcesFault`.
+        """
+        question = _last_question(messages)
+        context = _last_question(messages[:-1]) if refers_back(question) else ""
+        found = self._search(question, context)
+        given = found[:NUM_GIVEN] if self.is_grounded else []
+        for limit in GROUNDING_LIMITS if given else ():
+            grounded = {"role": "user", "content": grounded_question(given, question, limit)}
+            try:
+                prompt = fit_prompt(engine, [*messages[:-1], grounded], params)
+            except UserError:  # too long
+                continue
+            return GroundedPrompt(prompt, _with_given(given, found))
+        return GroundedPrompt(fit_prompt(engine, messages, params), _with_given([], found))
+
+    def find(self, messages: Sequence[Message], answer: Content, known: Sequence[Source]) -> list[Source]:
+        """Return the sources of an answer to the last question of a conversation.
+
+        `known`: the sources of the question. Those that the model has read come first. Raises `SourcesFault`.
+        """
+        found = self._search(f"{_last_question(messages)}\n{_text(answer)}")
+        return _with_given([source.passage for source in known if source.is_given], found)
+
+    def _search(self, text: str, context: str = "") -> list[Passage]:
+        try:
+            return self.index.search(text, NUM_SOURCES, context)
+        except UserError as error:
+            raise SourcesFault(str(error)) from error
+
+    def close(self) -> None:
+        """Close the index."""
+        self.index.close()
+
+
+def open_sources(choice: str, grounded: bool | None, meta: Mapping[str, Any]) -> DocumentSources | None:
+    """Open the index of the base folder as a chat's settings say, or return None if there are no sources.
+
+    Args:
+        choice: "on", "off", or "auto" = if there is an index.
+        grounded: put passages before the questions; None = if the model was trained so.
+        meta: meta.json of the model's checkpoint.
+
+    Raises `UserError` if an index is needed and missing, and for one that is damaged or belongs to other documents.
+    """
+    if choice == "off":
+        return None
+    trained_grounded = meta.get("grounded") is True
+    path = default_index_path()
+    fault = None if path.exists() else f"{path} is missing: {REBUILD}"
+    if fault is None and (fault := fts5_fault()) is None:
+        return DocumentSources(PassageIndex.open(path), trained_grounded if grounded is None else grounded)
+    if choice == "on" or grounded:
+        raise UserError(f"sources of answers cannot be shown: {fault}")
+    if path.exists():
+        print0(f"NOTICE: no sources of answers are shown: {fault}")
+    elif trained_grounded:
+        print0(f"NOTICE: this model was trained with passages before the questions, and gets none: {fault}")
+    return None
+
+
+def check_sources(choice: str, grounded: bool | None) -> None:
+    """Raise `UserError` for settings that contradict each other."""
+    if choice == "off" and grounded:
+        raise UserError("grounded needs the passages of the documents, but sources is off: omit one of the two")
+
+
+def _last_question(messages: Sequence[Message]) -> str:
+    """The text of the last message of the user, empty without one."""
+    return next((_text(message["content"]) for message in reversed(messages) if message["role"] == "user"), "")
+
+
+def _text(content: Content) -> str:
+    """The text of a message, without calls of tools and their results."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _with_given(given: Sequence[Passage], found: Sequence[Passage]) -> list[Source]:
+    """The passages that the model has read, and the nearest others."""
+    places = [(passage.document, passage.text) for passage in given]
+    others = [passage for passage in found if (passage.document, passage.text) not in places]
+    return [*(Source(passage, True) for passage in given), *map(Source, others)][:NUM_SOURCES]
