@@ -3,7 +3,7 @@
     python -m scripts.chat_cli                                 # the last stage that has a model: rl, sft or mid
     python -m scripts.chat_cli -i sft -g d20 -t 0.6 -k 50      # a given model, temperature and top-k
     python -m scripts.chat_cli -p "What is 12 * 7?"            # answer one question and exit
-    python -m scripts.chat_cli --grounded                      # the best passage of the documents before each question
+    python -m scripts.chat_cli --grounded                      # the best passages before each question
 
 One process suffices, on a GPU or on a laptop. Ctrl-C stops a reply; at the prompt, Ctrl-C twice or Ctrl-D exits.
 The model's calculator calls are shown in brackets, with their results: [12*7 = 84]. If the passages of the documents
@@ -68,7 +68,7 @@ class Config(Settings):
         choices=SOURCES_CHOICES,
     )
     grounded: bool | None = setting(
-        None, "put the best passage of the documents before each question; none = if the model was trained so"
+        None, "put the best passages of the documents before each question; none = if the model was trained so"
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@
     python -m scripts.chat_web -i sft -g d20 -n 8       # eight GPUs: a copy of the model on each
     python -m scripts.chat_web --host 0.0.0.0 -p 80     # reachable, and usable, from other machines
     python -m scripts.chat_web --allowed_hosts chat.example.org      # behind a proxy, which must pass on Host
-    python -m scripts.chat_web --grounded               # the best passage of the documents before each question
+    python -m scripts.chat_web --grounded                           # the best passages before each question
     gunicorn -w 4 -k uvicorn.workers.UvicornWorker scripts.chat_web:app
 
 gunicorn takes host and port from its own flags, and each of its processes loads its own copy of the model; the settings
@@ -60,7 +60,7 @@ class Config(Settings):
         choices=SOURCES_CHOICES,
     )
     grounded: bool | None = setting(
-        None, "put the best passage of the documents before each question; none = if the model was trained so"
+        None, "put the best passages of the documents before each question; none = if the model was trained so"
     )
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all addresses of this machine")
     port: int = setting(8000, "port to listen on; 0 = any free one", short="p", at_least=0, at_most=65535)

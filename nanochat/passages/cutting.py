@@ -9,9 +9,10 @@ from nanochat.documents.document import Document
 from nanochat.passages.grounding import shorten
 from nanochat.passages.passage import Passage
 
-MIN_CHARACTERS = 300  # a shorter passage takes the next block of its section, if there is one that fits
-USUAL_CHARACTERS = 600  # up to which further blocks are added
-MAX_CHARACTERS = 800  # of a passage; longer blocks are cut at the end of a sentence, a line or a word
+# Sizes at which most answers are found, and stand in what a grounded question has room for (grounding.py).
+MIN_CHARACTERS = 200  # a shorter passage takes the next block of its section, if there is one that fits
+USUAL_CHARACTERS = 350  # up to which further blocks are added
+MAX_CHARACTERS = 500  # of a passage; longer blocks are cut at the end of a sentence, a line or a word
 
 
 def cut_passages(document: Document) -> list[Passage]:

@@ -20,6 +20,7 @@ in it are text, as everywhere in a user's message (`nanochat/tokenization/chat_f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nanochat.passages.passage import Passage
 
@@ -39,13 +40,24 @@ def grounded_question(passages: Sequence[Passage], question: str, max_characters
     '> Tea / How to brew\n> Boil water.\n> Pour it over the leaves.\n\nHow do I make tea?'
     """
     quotes = []
+    for passage in fit_passages(passages, max_characters):
+        label = " ".join(_lines(passage.label))[:MAX_LABEL_CHARACTERS].rstrip()
+        quotes.append("\n".join(f"> {line}" for line in [label, *passage.text.split("\n")]))
+    return "\n\n".join(filter(None, ["\n>\n".join(quotes), question.strip()]))
+
+
+def fit_passages(passages: Sequence[Passage], max_characters: int = MAX_CHARACTERS) -> list[Passage]:
+    """Return the first passages, without blank lines, whose texts have at most `max_characters` together.
+
+    The text that exceeds the limit is cut at the end of a sentence.
+    """
+    fitting = []
     for passage in passages:
         text = shorten("\n".join(_lines(passage.text)), max_characters)
         max_characters -= len(text)
         if text:
-            label = " ".join(_lines(passage.label))[:MAX_LABEL_CHARACTERS].rstrip()
-            quotes.append("\n".join(f"> {line}" for line in [label, *text.split("\n")]))
-    return "\n\n".join(filter(None, ["\n>\n".join(quotes), question.strip()]))
+            fitting.append(replace(passage, text=text))
+    return fitting
 
 
 def shorten(text: str, max_characters: int) -> str:

@@ -153,6 +153,7 @@ def fine_tuning(choices: Choices, size: RunSize) -> list[Step]:
         *("--init_lr_frac=0.6", f"--eval_every={every}", f"--eval_tokens={EVAL_TOKENS}"),
         *(f"--save_every={every}", "--keep_last=1", f"--compile={size.compile}"),
         *(f"--device={choices.device}", f"--seed={choices.seed}"),
+        *(["--grounded"] if choices.grounded else []),  # recorded, so that chat does the same
     )
     return [
         Step("chat_sft", "scripts.chat_sft", flags, choices.folder / "report" / "chat_sft.json"),

@@ -1,7 +1,7 @@
 """Sources of replies: the passages of a user's documents that are nearest to a question and its answer.
 
 With an index of passages (scripts/index_documents.py), chat shows them next to each answer. A grounded chat also puts
-the best passage before the question, in the format that the model was trained with (passages/grounding.py).
+the best passages before the question, in the format that the model was trained with (passages/grounding.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from nanochat.common import UserError, print0
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.passages.grounding import MAX_CHARACTERS, grounded_question
+from nanochat.passages.grounding import MAX_CHARACTERS, NUM_PASSAGES, fit_passages, grounded_question
 from nanochat.passages.index import REBUILD, PassageIndex, default_index_path, fts5_fault
 from nanochat.passages.passage import Passage
 from nanochat.passages.terms import refers_back
@@ -21,9 +21,7 @@ from nanochat.serving.chat_session import ChatPrompt, Content, Message, fit_prom
 from nanochat.system.console import visible_line
 
 SOURCES_CHOICES = ("auto", "on", "off")
-NUM_SOURCES = 3  # shown next to an answer
-NUM_GIVEN = 1  # put before a question
-GROUNDING_LIMITS = (MAX_CHARACTERS, MAX_CHARACTERS // 2, MAX_CHARACTERS // 4)  # of the passage, until the prompt fits
+GROUNDING_LIMITS = (MAX_CHARACTERS, MAX_CHARACTERS // 2, MAX_CHARACTERS // 4)  # tried until the prompt fits
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class GroundedPrompt(NamedTuple):
     """The prompt for a reply, and the sources of its question."""
 
     prompt: ChatPrompt
-    sources: list[Source]  # those that are given to the model, and then the nearest others
+    sources: list[Source]  # the nearest first
 
 
 class DocumentSources:
@@ -75,35 +73,34 @@ class DocumentSources:
         return list(self.index.facts.examples)
 
     def prepare(self, engine: Engine, messages: Sequence[Message], params: SamplingParams) -> GroundedPrompt:
-        """Fit a conversation into the context, in a grounded chat with the best passage before its last question.
+        """Fit a conversation into the context, in a grounded chat with the best passages before its last question.
 
-        A passage that does not fit is shortened, or left out. Raises `UserError` as `fit_prompt` does, and
+        Passages that do not fit are shortened, or left out. Raises `UserError` as `fit_prompt` does, and
         `SourcesFault`.
         """
         question = _last_question(messages)
         context = _last_question(messages[:-1]) if refers_back(question) else ""
         found = self._search(question, context)
-        given = found[:NUM_GIVEN] if self.is_grounded else []
-        for limit in GROUNDING_LIMITS if given else ():
-            grounded = {"role": "user", "content": grounded_question(given, question, limit)}
+        for limit in GROUNDING_LIMITS if self.is_grounded and found else ():
+            grounded = {"role": "user", "content": grounded_question(found, question, limit)}
             try:
                 prompt = fit_prompt(engine, [*messages[:-1], grounded], params)
             except UserError:  # too long
                 continue
-            return GroundedPrompt(prompt, _with_given(given, found))
-        return GroundedPrompt(fit_prompt(engine, messages, params), _with_given([], found))
+            return GroundedPrompt(prompt, _merged(found, found[: len(fit_passages(found, limit))]))
+        return GroundedPrompt(fit_prompt(engine, messages, params), _merged(found, []))
 
     def find(self, messages: Sequence[Message], answer: Content, known: Sequence[Source]) -> list[Source]:
         """Return the sources of an answer to the last question of a conversation.
 
-        `known`: the sources of the question. Those that the model has read come first. Raises `SourcesFault`.
+        `known`: the sources of the question. Those that the model has read are among the result. Raises `SourcesFault`.
         """
         found = self._search(f"{_last_question(messages)}\n{_text(answer)}")
-        return _with_given([source.passage for source in known if source.is_given], found)
+        return _merged(found, [source.passage for source in known if source.is_given])
 
     def _search(self, text: str, context: str = "") -> list[Passage]:
         try:
-            return self.index.search(text, NUM_SOURCES, context)
+            return self.index.search(text, NUM_PASSAGES, context)
         except UserError as error:
             raise SourcesFault(str(error)) from error
 
@@ -156,8 +153,9 @@ def _text(content: Content) -> str:
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _with_given(given: Sequence[Passage], found: Sequence[Passage]) -> list[Source]:
-    """The passages that the model has read, and the nearest others."""
+def _merged(found: Sequence[Passage], given: Sequence[Passage]) -> list[Source]:
+    """The passages that were found, and after them those others that the model has read."""
     places = [(passage.document, passage.text) for passage in given]
-    others = [passage for passage in found if (passage.document, passage.text) not in places]
-    return [*(Source(passage, True) for passage in given), *map(Source, others)][:NUM_SOURCES]
+    sources = [Source(passage, (passage.document, passage.text) in places) for passage in found]
+    shown = [(passage.document, passage.text) for passage in found]
+    return sources + [Source(each, True) for each, place in zip(given, places, strict=True) if place not in shown]

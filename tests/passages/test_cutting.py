@@ -42,10 +42,10 @@ def test_short_blocks_are_joined_within_their_section() -> None:
 
 
 def test_sizes() -> None:
-    assert sizes(paragraph(299), paragraph(400)) == [701]  # the first one is too short to stand alone
-    assert sizes(paragraph(299), paragraph(500)) == [299, 500]  # together they would exceed the limit
-    assert sizes(paragraph(300), paragraph(400)) == [300, 400]
-    assert sizes(paragraph(300), paragraph(200), paragraph(100)) == [502, 100]
+    assert sizes(paragraph(199), paragraph(290)) == [491]  # the first one is too short to stand alone
+    assert sizes(paragraph(199), paragraph(300)) == [199, 300]  # together they would exceed the limit
+    assert sizes(paragraph(200), paragraph(290)) == [200, 290]
+    assert sizes(paragraph(200), paragraph(100), paragraph(50)) == [302, 50]
     assert sizes() == []
     assert MIN_CHARACTERS < USUAL_CHARACTERS < MAX_CHARACTERS
 

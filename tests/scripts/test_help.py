@@ -35,4 +35,4 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         flag = "" if field.metadata["positional"] else f"--{field.name} "
         [entry] = [one for one in entries if shown in one.lower() and flag in one]
         assert len(field.metadata["help"]) > 10
-        assert [choice for choice in field.metadata["choices"] or () if choice not in entry] == []
+        assert [choice for choice in field.metadata["choices"] or () if str(choice) not in entry] == []

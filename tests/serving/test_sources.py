@@ -35,11 +35,12 @@ def prepare(sources: DocumentSources, *messages: Any, context: int = 2048) -> tu
     return last_user_text(prompt.tokens), found
 
 
-def test_the_best_passage_stands_before_the_question(sources: DocumentSources) -> None:
+def test_the_best_passages_stand_before_the_question(sources: DocumentSources) -> None:
     text, found = prepare(sources, user(BREW))
     assert found[0].passage.text.startswith("Boil water")
-    assert [source.is_given for source in found] == [sources.is_grounded, *[False] * (len(found) - 1)]
-    assert text == (grounded_question([found[0].passage], BREW) if sources.is_grounded else BREW)
+    assert [source.is_given for source in found] == [sources.is_grounded] * len(found)
+    passages = [source.passage for source in found]
+    assert text == (grounded_question(passages, BREW) if sources.is_grounded else BREW)
 
 
 def test_without_a_passage_the_question_is_plain(sources: DocumentSources) -> None:
@@ -48,7 +49,7 @@ def test_without_a_passage_the_question_is_plain(sources: DocumentSources) -> No
 
 def test_a_passage_that_does_not_fit_is_shortened_or_left_out(sources: DocumentSources) -> None:
     question = "Who stirs the pot of coffee slowly?"
-    lengths = [len(prepare(sources, user(question), context=context)[0]) for context in (2048, 600, 400, 100)]
+    lengths = [len(prepare(sources, user(question), context=context)[0]) for context in (2048, 440, 250, 100)]
     assert lengths[-1] == len(question)
     assert (lengths[0] > lengths[1] > lengths[2] > lengths[3]) == sources.is_grounded
     _, found = prepare(sources, user(question), context=100)
@@ -73,9 +74,9 @@ def test_the_sources_of_an_answer(sources: DocumentSources) -> None:
     for answer in (parts, parts[1]["text"]):
         found = sources.find(messages, answer, known)
         assert {source.passage.document for source in found} == {"drinks/coffee.md", "drinks/tea.md"}
-        assert len(found) == 3
-        assert found[0].is_given == sources.is_grounded
-        assert len({source.passage.text for source in found}) == 3
+        assert len(found) == len({source.passage.text for source in found}) >= 3
+        read = {source.passage.text for source in known if source.is_given}
+        assert {source.passage.text for source in found if source.is_given} == read
     assert sources.find([user("?")], "!", []) == []
 
 
@@ -109,7 +110,7 @@ def test_the_events_of_a_reply(sources: DocumentSources) -> None:
     assert done["kind"] == "done"
     texts = [source["text"] for source in done["sources"]]
     assert any("came from China" in text for text in texts)  # found by the answer
-    assert [source["given"] for source in done["sources"]] == [sources.is_grounded, *[False] * (len(texts) - 1)]
+    assert done["sources"][0]["given"] == first["sources"][0]["given"] == sources.is_grounded
     assert last_user_text(engine.calls[0][0]).startswith("> Tea / How to brew tea\n") == sources.is_grounded
     with serving(engine) as (address, _):
         assert set(get(address, "/stats").json()) == names

@@ -31,7 +31,7 @@ COFFEE = paragraphs(
     "drinks/coffee.md",
     "Coffee",
     "val",
-    (("Coffee",), f"Grind the beans. {'Stir the pot slowly. ' * 35}"),  # two passages
+    (("Coffee",), f"Grind the beans. {'Stir the pot slowly. ' * 20}"),  # two passages
     (("Coffee",), "A cup of it keeps Ngozi awake for the whole night."),
 )
 TOKYO = paragraphs("旅行/東京.txt", "東京", "train", (("東京",), "東京都は日本の首都です。人口は約1400万人です。"))
