@@ -105,8 +105,8 @@ def _read(config: Config, source: Source, fingerprint: str, folder: Path) -> dic
     provenance = Provenance(source.name, fingerprint)
     path = default_documents_path()
     with new_spool(folder) as spool:
-        places, lines = read_source(source, spool, options, provenance)
-        places = clean_documents(spool, places, lines, config.similarity, provenance)
+        places_of_files = read_source(source, spool, options, provenance)
+        places = clean_documents(spool, places_of_files, config.similarity, provenance)
         if not places:
             raise UserError(f"--source {config.source} holds no text: {provenance.left_out_in_words()}")
         parts, validation = split_documents(spool, places, config.source)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from array import array
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from nanochat.documents.document import Block, Document
 from nanochat.documents.html_blocks import list_block
@@ -24,48 +23,43 @@ MAX_LINE_CHARS = 300
 MIN_PASSAGE_CHARS = 200
 
 
-class RepeatedLines:
-    """Counts in how many files each short line stands. 8 bytes for each line of a file."""
+LineHashes = npt.NDArray[np.uint64]
 
-    def __init__(self) -> None:
-        self._hashes = array("Q")
-        self._num_files = 0
-        self._of_files: defaultdict[int, set[int]] = defaultdict(set)  # files that are not at their end
-        self._boilerplate: set[int] | None = None
 
-    def add(self, file: int, document: Document) -> None:
-        """Count the lines of a document of a file, which is given by its number."""
-        assert self._boilerplate is None, "lines are counted before the first one is judged"
-        lines = (line for block in document.blocks for line in _lines(block))
-        self._of_files[file].update(_hash(line) for line in lines if line.strip() and len(line) <= MAX_LINE_CHARS)
+def line_hashes(document: Document) -> LineHashes:
+    """Return the hashes of the short lines of a document, each once and in order: 8 bytes for each line."""
+    lines = (line for block in document.blocks for line in _lines(block))
+    hashes = {_hash(line) for line in lines if line.strip() and len(line) <= MAX_LINE_CHARS}
+    return np.array(sorted(hashes), dtype=np.uint64)
 
-    def end_file(self, file: int, is_counted: bool = True) -> None:
-        """End a file; its lines are forgotten unless `is_counted`."""
-        hashes = self._of_files.pop(file, set())
-        if is_counted:
-            self._num_files += 1
-            self._hashes.extend(hashes)
 
-    def clean(self, document: Document) -> tuple[Document, int]:
-        """Return a document without boilerplate, and the number of lines that were removed."""
-        if self._boilerplate is None:
-            hashes, counts = np.unique(np.frombuffer(self._hashes, np.uint64), return_counts=True)
-            self._boilerplate = set(hashes[counts >= max(MIN_FILES, MIN_SHARE * self._num_files)].tolist())
-            self._hashes = array("Q")
-        if not self._boilerplate:
-            return document, 0
-        blocks: list[Block] = []
-        num_removed = 0
-        for block in document.blocks:
-            lines = list(_lines(block))
-            kept = [line for line in lines if len(line) > MAX_LINE_CHARS or _hash(line) not in self._boilerplate]
-            num_removed += len(lines) - len(kept)
-            if len(kept) == len(lines):
-                blocks.append(block)
-            elif any(line.strip() for line in kept):
-                blocks.append(_with_lines(block, kept))
-        blocks = _without_empty_sections(blocks, document.blocks) if num_removed else blocks
-        return dataclasses.replace(document, blocks=tuple(blocks)), num_removed
+def find_boilerplate(files: Iterable[list[LineHashes]]) -> set[int]:
+    """Return the hashes of the lines that many files have. `files`: the hashes of the documents of each file.
+
+    The documents must be without duplicates: of a text in many copies every line would be boilerplate.
+    """
+    of_files = [np.unique(np.concatenate(of_documents)) for of_documents in files if of_documents]
+    if len(of_files) < MIN_FILES:
+        return set()
+    hashes, counts = np.unique(np.concatenate(of_files), return_counts=True)
+    return set(hashes[counts >= max(MIN_FILES, MIN_SHARE * len(of_files))].tolist())
+
+
+def without_lines(document: Document, boilerplate: set[int]) -> tuple[Document, int]:
+    """Return a document without its lines that are boilerplate, and the number of those."""
+    blocks: list[Block] = []
+    num_removed = 0
+    for block in document.blocks:
+        lines = list(_lines(block))
+        kept = [line for line in lines if len(line) > MAX_LINE_CHARS or _hash(line) not in boilerplate]
+        num_removed += len(lines) - len(kept)
+        if len(kept) == len(lines):
+            blocks.append(block)
+        elif any(line.strip() for line in kept):
+            blocks.append(_with_lines(block, kept))
+    if not num_removed:
+        return document, 0
+    return dataclasses.replace(document, blocks=tuple(_without_empty_sections(blocks, document.blocks))), num_removed
 
 
 class RepeatedPassages:

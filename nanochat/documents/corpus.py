@@ -8,6 +8,7 @@ same folder gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from nanochat.common import UserError, as_write_error, base_dir
 from nanochat.data.source_files import FileSearch
 from nanochat.documents import converters
-from nanochat.documents.cleaning import RepeatedLines, RepeatedPassages
+from nanochat.documents.cleaning import LineHashes, RepeatedPassages, find_boilerplate, line_hashes, without_lines
 from nanochat.documents.document import Document, document_to_json, text_sha256, trusted_document, write_documents
 from nanochat.documents.duplicates import Candidate, find_repeats, minhash
 from nanochat.documents.file_reader import ReadOptions
@@ -160,58 +161,91 @@ def new_spool(folder: Path) -> Iterator[Spool]:
             yield Spool(file)
 
 
-def read_source(
-    source: Source, spool: Spool, options: ReadOptions, provenance: Provenance
-) -> tuple[list[int], RepeatedLines]:
-    """Read all files into the spool. Returns the places of the documents, in the order of their files' names."""
+def read_source(source: Source, spool: Spool, options: ReadOptions, provenance: Provenance) -> list[list[int]]:
+    """Read all files into the spool. Returns the places of the documents of each file, in the order of the files."""
     for reason, name in source.left_out:
         provenance.leave_out(reason, name)
-    lines = RepeatedLines()
-    places: list[list[int]] = [[] for _ in source.files]  # of the documents of each file
+    places: list[list[int]] = [[] for _ in source.files]
     num_workers = min(os.cpu_count() or 1, 8, 1 + len(source.files) // _FILES_FOR_A_PROCESS)
     messages = read_files([(file.path, file.name) for file in source.files], options, num_workers)
     with tqdm(total=len(source.files), desc="reading", unit=" files", disable=None) as bar:
         for number, message in messages:
             if isinstance(message, Document):
                 places[number].append(spool.write(message))
-                lines.add(number, message)
                 continue
             if message.reason:
                 places[number].clear()
-            lines.end_file(number, is_counted=message.reason is None)
             file = source.files[number]
             provenance.add_file(file.name, file.size, message, len(places[number]))
             bar.update()
-    return [place for of_file in places for place in of_file], lines
+    return places
+
+
+@dataclass
+class _Entry:
+    """A document on its way through the cleaning. `file`: the number of its file."""
+
+    place: int
+    file: int
+    candidate: Candidate
+    lines: LineHashes
 
 
 def clean_documents(
-    spool: Spool, places: list[int], lines: RepeatedLines, min_similarity: float, provenance: Provenance
+    spool: Spool, places_of_files: list[list[int]], min_similarity: float, provenance: Provenance
 ) -> list[int]:
-    """Remove boilerplate, documents that others repeat, and passages that others have.
+    """Remove documents that others repeat, lines that repeat over the files, and passages that earlier documents have.
 
-    Returns the places of the documents that are kept.
+    Returns the places of the documents that are kept. Duplicates go first, as every line of a text in many copies
+    repeats over the files; they are looked for again among the documents without these lines.
     """
-    candidates: list[Candidate] = []
-    cleaned: list[int] = []
-    bar = tqdm(desc="cleaning", total=2 * len(places), unit=" documents", disable=None)
-    with bar:
-        for place, original in zip(places, spool.read(places), strict=True):
+    numbered = [(file, place) for file, places in enumerate(places_of_files) for place in places]
+    documents = spool.read([place for _, place in numbered])
+    with tqdm(desc="cleaning", total=2 * len(numbered), unit=" documents", disable=None) as bar:
+        entries = []
+        for (file, place), document in zip(numbered, documents, strict=True):
             bar.update()
-            document, num_removed = lines.clean(original)
-            provenance.removed["lines"] += num_removed
-            text = document.text
-            if not text.strip():
-                provenance.leave_out(REPEATED, document.name)
-                continue
-            signature = minhash(text) if min_similarity < 1 else minhash("")
-            candidates.append(Candidate(document.name, len(text), text_sha256(text), signature))
-            cleaned.append(spool.write(document) if num_removed else place)
-        repeats = find_repeats(candidates, min_similarity)
-        for number, repeat in sorted(repeats.items()):
-            provenance.add_repeat(candidates[number].name, repeat, candidates[repeat.kept].name)
-        places = [place for number, place in enumerate(cleaned) if number not in repeats]
-        return list(_without_repeated_passages(spool, places, provenance, bar))
+            entries.append(_Entry(place, file, _candidate(document, min_similarity), line_hashes(document)))
+        entries = _without_repeats(entries, min_similarity, provenance)
+        if boilerplate := find_boilerplate(_lines_of_files(entries)):
+            entries = _without_boilerplate(spool, entries, boilerplate, min_similarity, provenance)
+            entries = _without_repeats(entries, min_similarity, provenance)
+        kept = list(_without_repeated_passages(spool, [entry.place for entry in entries], provenance, bar))
+        bar.update(bar.total - bar.n)
+    return kept
+
+
+def _candidate(document: Document, min_similarity: float) -> Candidate:
+    text = document.text
+    return Candidate(document.name, len(text), text_sha256(text), minhash(text if min_similarity < 1 else ""))
+
+
+def _lines_of_files(entries: list[_Entry]) -> Iterator[list[LineHashes]]:
+    for _, of_file in itertools.groupby(entries, key=lambda entry: entry.file):
+        yield [entry.lines for entry in of_file]
+
+
+def _without_repeats(entries: list[_Entry], min_similarity: float, provenance: Provenance) -> list[_Entry]:
+    repeats = find_repeats([entry.candidate for entry in entries], min_similarity)
+    for number, repeat in sorted(repeats.items()):
+        provenance.add_repeat(entries[number].candidate.name, repeat, entries[repeat.kept].candidate.name)
+    return [entry for number, entry in enumerate(entries) if number not in repeats]
+
+
+def _without_boilerplate(
+    spool: Spool, entries: list[_Entry], boilerplate: set[int], min_similarity: float, provenance: Provenance
+) -> list[_Entry]:
+    kept = []
+    for entry, original in zip(entries, spool.read([entry.place for entry in entries]), strict=True):
+        document, num_removed = without_lines(original, boilerplate)
+        provenance.removed["lines"] += num_removed
+        if num_removed and not document.blocks:
+            provenance.leave_out(REPEATED, document.name)
+            continue
+        if num_removed:
+            entry.place, entry.candidate = spool.write(document), _candidate(document, min_similarity)
+        kept.append(entry)
+    return kept
 
 
 def _without_repeated_passages(spool: Spool, places: list[int], provenance: Provenance, bar: tqdm) -> Iterator[int]:
@@ -220,11 +254,10 @@ def _without_repeated_passages(spool: Spool, places: list[int], provenance: Prov
         bar.update()
         document, num_removed = passages.clean(original)
         provenance.removed["passages"] += num_removed
-        if not document.text.strip():
+        if not document.blocks:
             provenance.leave_out(REPEATED, document.name)
         else:
             yield spool.write(document) if num_removed else place
-    bar.update(bar.total - bar.n)
 
 
 def split_documents(spool: Spool, places: list[int], source: str) -> tuple[list[int], set[str]]:

@@ -23,8 +23,8 @@ from nanochat.documents.formats import (
     format_of,
 )
 from nanochat.documents.html_blocks import HtmlText, read_html
-from nanochat.documents.markdown import read_markdown
-from nanochat.documents.plain_text import read_code, read_plain_text
+from nanochat.documents.markdown import read_markdown, read_text
+from nanochat.documents.plain_text import read_code
 from nanochat.documents.records import read_csv, read_json, read_jsonl, read_notebook, read_parquet
 from nanochat.system.files import check_regular_file, read_regular_file
 
@@ -147,7 +147,7 @@ def _text_pages(source: SourceText, options: ReadOptions, facts: FileFacts) -> I
     elif facts.format == "code":
         yield from map(_code_page, source.pieces())
     else:
-        yield from (HtmlText("", read_plain_text(piece)) for piece in source.pieces())
+        yield from map(read_text, source.pieces())
 
 
 def _code_page(text: str) -> HtmlText:

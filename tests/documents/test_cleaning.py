@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from nanochat.documents.cleaning import MIN_PASSAGE_CHARS, RepeatedLines, RepeatedPassages
+from nanochat.documents.cleaning import (
+    MIN_PASSAGE_CHARS,
+    RepeatedPassages,
+    find_boilerplate,
+    line_hashes,
+    without_lines,
+)
 from nanochat.documents.document import Block, Document
 from nanochat.documents.html_blocks import list_block, with_headings
 
@@ -15,12 +21,8 @@ def paragraph(text: str) -> Block:
     return Block("paragraph", text, ())
 
 
-def counted(documents: list[Document]) -> RepeatedLines:
-    lines = RepeatedLines()
-    for number, one in enumerate(documents):
-        lines.add(number, one)
-        lines.end_file(number)
-    return lines
+def boilerplate_of(documents: list[Document]) -> set[int]:
+    return find_boilerplate([[line_hashes(one)] for one in documents])
 
 
 def test_lines_of_many_files_are_removed() -> None:
@@ -34,35 +36,27 @@ def test_lines_of_many_files_are_removed() -> None:
         )
         for number in range(5)
     ]
-    cleaned, num_removed = counted(documents).clean(documents[3])
+    cleaned, num_removed = without_lines(documents[3], boilerplate_of(documents))
     assert [block.text for block in cleaned.blocks] == ["Text 3."], "the heading has nothing under it any longer"
     assert num_removed == 3
 
 
 def test_lines_of_few_files_stay() -> None:
     documents = [document(f"{number}.md", paragraph("Shared" if number < 3 else f"{number}")) for number in range(10)]
-    lines = counted(documents)
-    assert all(lines.clean(one) == (one, 0) for one in documents)
+    assert not boilerplate_of(documents)
 
 
 def test_a_line_that_one_file_repeats_stays() -> None:
-    documents = [document("log.txt", *(paragraph("again") for _ in range(50)))]
-    assert counted(documents).clean(documents[0]) == (documents[0], 0)
-
-
-def test_files_that_failed_do_not_count() -> None:
-    documents = [document(f"{number}.md", paragraph("line")) for number in range(5)]
-    lines = RepeatedLines()
-    for number, one in enumerate(documents):
-        lines.add(number, one)
-        lines.end_file(number, is_counted=number < 3)
-    assert lines.clean(documents[0]) == (documents[0], 0)
+    documents = [document(f"log.txt#{number}", paragraph("again")) for number in range(9)]
+    assert not find_boilerplate(
+        [list(map(line_hashes, documents)), *([[line_hashes(document("a", paragraph("x")))]] * 3)]
+    )
 
 
 def test_programs_and_headings_are_no_boilerplate() -> None:
     blocks = [Block("heading", "Summary", (), level=1), Block("code", "import os", ())]
     documents = [document(f"{number}.md", *blocks) for number in range(9)]
-    assert counted(documents).clean(documents[0]) == (documents[0], 0)
+    assert not boilerplate_of(documents)
 
 
 def test_a_long_passage_stays_where_it_comes_first() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from nanochat.common import UserError
 from nanochat.documents import converters
-from nanochat.documents.cleaning import RepeatedLines
 from nanochat.documents.corpus import (
     Spool,
     clean_documents,
@@ -109,21 +108,13 @@ def documents(count: int, repeats: int = 0) -> list[Document]:
     return [Document(f"{n:03}.md", "", (Block("paragraph", text, ()),)) for n, text in enumerate(texts)]
 
 
-def lines_of(given: list[Document]) -> RepeatedLines:
-    lines = RepeatedLines()
-    for number, document in enumerate(given):
-        lines.add(number, document)
-        lines.end_file(number)
-    return lines
-
-
 def test_the_passes(tmp_path: Path) -> None:
     given = documents(40, repeats=3)
     spool = Spool(io.BytesIO())
     places = [spool.write(document) for document in given]
     assert list(spool.read(reversed(places))) == given[::-1]
     provenance = Provenance("s", "")
-    kept = clean_documents(spool, places, lines_of(given), 0.8, provenance)
+    kept = clean_documents(spool, [[place] for place in places], 0.8, provenance)
     assert len(kept) == 40
     assert provenance.left_out == {NEAR_DUPLICATE: ["000.md", "001.md", "002.md"]}
     parts, validation = split_documents(spool, kept, "s")
@@ -132,6 +123,17 @@ def test_the_passes(tmp_path: Path) -> None:
     assert [document.name for document in written] == [f"{number:03}.md" for number in range(3, 43)]
     assert {document.split for document in written} == {"train", "val"}
     assert provenance.documents_of_split["val"] == sum(document.split == "val" for document in written)
+
+
+def test_a_text_in_many_copies_is_kept_once() -> None:
+    """Its lines repeat over the files, and are no boilerplate for that."""
+    blocks = tuple(Block("paragraph", f"{text} {number}", ()) for number, text in enumerate(["One line."] * 50))
+    copies = [Document(f"{number}.md", "", (*blocks, Block("paragraph", f"copy {number}", ()))) for number in range(9)]
+    spool = Spool(io.BytesIO())
+    provenance = Provenance("s", "")
+    [place] = clean_documents(spool, [[spool.write(copy)] for copy in copies], 0.8, provenance)
+    assert next(spool.read([place])) == copies[0]
+    assert provenance.left_out == {NEAR_DUPLICATE: [f"{number}.md" for number in range(1, 9)]}
 
 
 def test_too_little_and_repeated_text() -> None:
