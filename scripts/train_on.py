@@ -93,14 +93,15 @@ def run_steps(config: Config, choices: Choices) -> StepRunner:
         size = base_model.prepare(config.base_from, choices, num_bytes, config.minutes)
         steps = plan.further_training(choices, size)
     else:
-        size = inputs.size_of_run(num_bytes, config.minutes)
+        size = inputs.size_of_run(num_bytes, config.minutes, config.grounded)
         steps = plan.pretraining(choices, size)
     print0(f"\n{inputs.describe_size(size, num_bytes)}")
     for step in [*steps, *plan.conversations(choices)]:
         runner.run(step)
     talk_bytes = choices.talks.stat().st_size
     write_text_atomic(choices.mixture, plan.mixture_text(choices.talks, talk_bytes, num_bytes))
-    for step in plan.fine_tuning(choices, plan.with_talks(size, talk_bytes)):
+    has_questions = choices.talks.with_name("test.jsonl").stat().st_size > 0
+    for step in plan.fine_tuning(choices, plan.with_talks(size, talk_bytes), has_questions):
         runner.run(step)
     return runner
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from nanochat.data.manifest import load_manifest
 from nanochat.data.shards import open_split
 from nanochat.documents.document import default_documents_path
-from nanochat.pipeline.sizing import RunSize, num_params, size_run
+from nanochat.pipeline.sizing import CONTEXT, GROUNDED_CONTEXT, RunSize, num_params, size_run
 from nanochat.pipeline.speed import read_speed
 
 HASH_CHUNK = 1 << 20  # bytes
@@ -31,10 +31,11 @@ def training_bytes() -> int:
     return sum(pc.sum(pc.binary_length(array)).as_py() or 0 for array in open_split("train").iter_arrays())
 
 
-def size_of_run(num_bytes: int, minutes: float) -> RunSize:
+def size_of_run(num_bytes: int, minutes: float, grounded: bool = False) -> RunSize:
     """Return the settings of a run from its own text, at the speed that was measured."""
     speed = read_speed()
-    return size_run(num_bytes, minutes, speed["flops_per_second"], speed["device"])
+    context = GROUNDED_CONTEXT if grounded else CONTEXT
+    return size_run(num_bytes, minutes, speed["flops_per_second"], speed["device"], context)
 
 
 def describe_size(size: RunSize, num_bytes: int) -> str:

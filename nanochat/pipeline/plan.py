@@ -13,6 +13,7 @@ WARMDOWN = 0.65  # share of pretraining
 MAX_TALK_PASSES = 3  # over the conversations: beyond that the model learns their wording by heart
 BASE_TEXT_SHARE = 0.4  # of the tokens of fine-tuning
 PIECE_CHARS = 1000
+MAX_QUESTIONS = 100  # held out, that the chat model is asked
 MIXTURE = """\
 # Conversations made of the documents, and pieces of the documents themselves, so that fine-tuning does not forget them.
 
@@ -143,8 +144,11 @@ def conversations(choices: Choices) -> list[Step]:
     ]
 
 
-def fine_tuning(choices: Choices, size: RunSize) -> list[Step]:
-    """Return the steps from the base model to a chat model, and its export."""
+def fine_tuning(choices: Choices, size: RunSize, has_questions: bool = True) -> list[Step]:
+    """Return the steps from the base model to a chat model, and its export.
+
+    `has_questions`: there are held-out questions about the documents; very short ones have none.
+    """
     source = "mid" if choices.base else "base"
     every = max(1, size.fine_tuning_steps // 5)
     flags = (
@@ -158,6 +162,7 @@ def fine_tuning(choices: Choices, size: RunSize) -> list[Step]:
     return [
         Step("chat_sft", "scripts.chat_sft", flags, choices.folder / "report" / "chat_sft.json"),
         memorisation(choices, "sft"),
+        *(document_eval(choices) if has_questions else []),
         Step(
             "export_hf",
             "scripts.export_hf",
@@ -165,6 +170,17 @@ def fine_tuning(choices: Choices, size: RunSize) -> list[Step]:
             choices.export / "config.json",
         ),
     ]
+
+
+def document_eval(choices: Choices) -> list[Step]:
+    """Return the steps that ask the model held-out questions: as it will be asked, and without passages."""
+    flags = ("--source=sft", f"--max_problems={MAX_QUESTIONS}", f"--device={choices.device}")
+    report = choices.folder / "report"
+    steps = [Step("document_eval", "scripts.document_eval", flags, report / "document_eval_sft.json")]
+    if choices.grounded:
+        result = report / "document_eval_sft_grounded.json"
+        steps.append(Step("document_eval_grounded", "scripts.document_eval", (*flags, "--grounded"), result))
+    return steps
 
 
 def with_talks(size: RunSize, num_bytes: int) -> RunSize:

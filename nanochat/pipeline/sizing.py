@@ -26,10 +26,11 @@ MIN_BYTES = 200  # of training text: less is no text to learn from
 MAX_PASSES = 8
 TOKENS_PER_PARAM = 5  # of the matrices and the head: the embedding is a table that takes no work
 MIN_STEPS = 20
-MIN_ROWS = 4  # of a batch
+MIN_ROWS = 2  # of a batch
 DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 MAX_DEPTH_OF_TEXT = ((300_000, 4), (3_000_000, 6), (30_000_000, 8), (300_000_000, 12))  # (bytes, depth); above: any
-CONTEXT = 512  # tokens: a passage of the documents, a question and its answer
+CONTEXT = 512  # tokens: some questions and answers
+GROUNDED_CONTEXT = 1024  # with passages of the documents before the question, up to 1,200 characters with headings
 HEAD_DIM = 64
 EVALUATIONS = 20  # of a run
 PATIENCE = 4  # evaluations
@@ -76,9 +77,9 @@ def bytes_per_token(vocab_size: int) -> float:
     return 2.0 + 0.6 * math.log2(vocab_size / 512)
 
 
-def flops_per_token(depth: int, vocab_size: int) -> float:
+def flops_per_token(depth: int, vocab_size: int, context: int = CONTEXT) -> float:
     """Return the FLOPs of training on one token, as `GPT.estimate_flops` counts them."""
-    return 6 * num_matrix_params(depth, vocab_size) + 12 * depth * 64 * depth * CONTEXT
+    return 6 * num_matrix_params(depth, vocab_size) + 12 * depth * 64 * depth * context
 
 
 def num_params(depth: int, vocab_size: int) -> int:
@@ -92,28 +93,30 @@ def num_matrix_params(depth: int, vocab_size: int) -> int:
     return 12 * depth * width**2 + math.ceil(vocab_size / 64) * 64 * width
 
 
-def size_run(num_bytes: int, minutes: float, flops_per_second: float, device: str = "cpu") -> RunSize:
+def size_run(
+    num_bytes: int, minutes: float, flops_per_second: float, device: str = "cpu", context: int = CONTEXT
+) -> RunSize:
     """Return the settings of a run on `num_bytes` of training text that may take `minutes` in all.
 
-    `flops_per_second`: speed of an uncompiled training step (`nanochat.pipeline.speed`). Raises `UserError` if there
-    is too little text.
+    `flops_per_second`: speed of an uncompiled training step (`nanochat.pipeline.speed`). `context`: CONTEXT, or
+    GROUNDED_CONTEXT. Raises `UserError` if there is too little text.
     """
     if num_bytes < MIN_BYTES:
         raise UserError(f"the training text has {num_bytes:,} bytes: at least {MIN_BYTES:,} are needed; add documents")
     seconds = 60 * minutes * BASE_SHARE
     vocab_size = vocab_size_of(num_bytes)
-    depth, num_tokens = _fit(num_bytes, vocab_size, seconds * flops_per_second)
-    is_long = num_tokens * flops_per_token(depth, vocab_size) >= MIN_COMPILED_SECONDS * flops_per_second
+    depth, num_tokens = _fit(num_bytes, vocab_size, seconds * flops_per_second, context)
+    is_long = num_tokens * flops_per_token(depth, vocab_size, context) >= MIN_COMPILED_SECONDS * flops_per_second
     if is_compiled := is_long and device != "mps":
         flops_per_second *= COMPILED_SPEEDUP
-        depth, num_tokens = _fit(num_bytes, vocab_size, (seconds - COMPILE_SECONDS) * flops_per_second)
-    batch = batch_of(num_tokens)
+        depth, num_tokens = _fit(num_bytes, vocab_size, (seconds - COMPILE_SECONDS) * flops_per_second, context)
+    batch = batch_of(num_tokens, context)
     num_steps = max(MIN_STEPS, round(num_tokens / batch))
-    step_seconds = batch * flops_per_token(depth, vocab_size) / flops_per_second
+    step_seconds = batch * flops_per_token(depth, vocab_size, context) / flops_per_second
     return RunSize(
         vocab_size=vocab_size,
         depth=depth,
-        max_seq_len=CONTEXT,
+        max_seq_len=context,
         total_batch_size=batch,
         num_iterations=num_steps,
         eval_every=max(1, num_steps // EVALUATIONS),
@@ -123,16 +126,16 @@ def size_run(num_bytes: int, minutes: float, flops_per_second: float, device: st
     )
 
 
-def _fit(num_bytes: int, vocab_size: int, budget: float) -> tuple[int, float]:
+def _fit(num_bytes: int, vocab_size: int, budget: float, context: int) -> tuple[int, float]:
     """Return the depth, and the tokens of pretraining, for a text and a budget of FLOPs."""
     useful = MAX_PASSES * num_bytes / bytes_per_token(vocab_size)
     depth = DEPTHS[0]
     for candidate in DEPTHS:
-        tokens = budget / flops_per_token(candidate, vocab_size)
+        tokens = budget / flops_per_token(candidate, vocab_size, context)
         enough = min(useful, TOKENS_PER_PARAM * num_matrix_params(candidate, vocab_size))
         if candidate <= max_depth_of_text(num_bytes) and tokens >= enough:
             depth = candidate
-    return depth, min(useful, budget / flops_per_token(depth, vocab_size))
+    return depth, min(useful, budget / flops_per_token(depth, vocab_size, context))
 
 
 def max_depth_of_text(num_bytes: int) -> int:
@@ -140,11 +143,11 @@ def max_depth_of_text(num_bytes: int) -> int:
     return next((depth for size, depth in MAX_DEPTH_OF_TEXT if num_bytes <= size), DEPTHS[-1])
 
 
-def batch_of(num_tokens: float) -> int:
-    """Return the tokens of a step of a run with so many tokens: a power of two times the context.
+def batch_of(num_tokens: float, context: int = CONTEXT) -> int:
+    """Return the tokens of a step of a run with so many tokens: rows of `context` tokens, a power of two of them.
 
     >>> [batch_of(tokens) for tokens in (1e4, 6e5, 4e6, 1e8)]
-    [2048, 2048, 4096, 16384]
+    [1024, 2048, 4096, 16384]
     """
-    exact = 2 * math.sqrt(num_tokens) / CONTEXT
-    return CONTEXT * max(MIN_ROWS, 1 << round(math.log2(max(1.0, exact))))
+    exact = 2 * math.sqrt(num_tokens) / context
+    return context * max(MIN_ROWS, 1 << round(math.log2(max(1.0, exact))))

@@ -59,6 +59,10 @@ def summarize(sections: Mapping[str, Any], base: str | None) -> tuple[dict[str, 
             f"Fine-tuning changed the bits per byte of held-out text from {before:.3f} to {after:.3f} ({change:+.1%}): "
             f"the chat model {verdict}."
         )
+    for section in ("document_eval_sft", "document_eval_sft_grounded"):
+        for name, metric in sections.get(section, {}).get("metrics", {}).items():
+            if isinstance(metric, dict) and "n" in metric:
+                notes.append(f"Held-out questions, {name}: {metric['value']:.0%} of {metric['n']:,}.")
     notes += sections.get(f"memorisation_{start}", {}).get("notes", [])
     return metrics, notes
 

@@ -28,7 +28,7 @@ def test_costs_are_those_of_the_model(depth: int, vocab_size: int) -> None:
 
 def seconds_of(size: RunSize, speed: float) -> float:
     """Seconds of pretraining by the count of FLOPs, without compiling."""
-    return size.num_tokens * sizing.flops_per_token(size.depth, size.vocab_size) / speed
+    return size.num_tokens * sizing.flops_per_token(size.depth, size.vocab_size, size.max_seq_len) / speed
 
 
 @given(
@@ -36,9 +36,10 @@ def seconds_of(size: RunSize, speed: float) -> float:
     st.floats(1, 10_000),
     st.floats(1e10, 1e15),
     st.sampled_from(["cpu", "cuda", "mps"]),
+    st.sampled_from([CONTEXT, sizing.GROUNDED_CONTEXT]),
 )
-def test_any_run_is_possible(num_bytes: int, minutes: float, speed: float, device: str) -> None:
-    size = size_run(num_bytes, minutes, speed, device)
+def test_any_run_is_possible(num_bytes: int, minutes: float, speed: float, device: str, context: int) -> None:
+    size = size_run(num_bytes, minutes, speed, device, context)
     assert 512 <= size.vocab_size <= 8192
     assert size.vocab_size % 64 == 0
     assert size.depth in DEPTHS
@@ -53,12 +54,12 @@ def test_any_run_is_possible(num_bytes: int, minutes: float, speed: float, devic
 
 
 CORNERS = {  # (bytes, minutes, device): vocabulary, depth, steps
-    (20 * KB, 1, "cpu"): (512, 4, 39),
-    (20 * KB, 1, "cuda"): (512, 4, 39),
-    (20 * KB, 15, "cpu"): (512, 4, 39),
-    (20 * KB, 15, "cuda"): (512, 4, 39),
-    (20 * KB, 120, "cpu"): (512, 4, 39),
-    (20 * KB, 120, "cuda"): (512, 4, 39),
+    (20 * KB, 1, "cpu"): (512, 4, 78),
+    (20 * KB, 1, "cuda"): (512, 4, 78),
+    (20 * KB, 15, "cpu"): (512, 4, 78),
+    (20 * KB, 15, "cuda"): (512, 4, 78),
+    (20 * KB, 120, "cpu"): (512, 4, 78),
+    (20 * KB, 120, "cuda"): (512, 4, 78),
     (500 * KB, 1, "cpu"): (1344, 2, 689),
     (500 * KB, 1, "cuda"): (1344, 6, 689),
     (500 * KB, 15, "cpu"): (1344, 6, 689),

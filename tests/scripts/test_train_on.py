@@ -58,7 +58,14 @@ def in_this_process(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> list[str
         script.main(parse(script.Config, list(flags)))
 
     monkeypatch.setattr(steps, "run_module", run)
-    for name, value in {"CONTEXT": 64, "MIN_STEPS": 4, "EVALUATIONS": 2, "DEPTHS": (1,), "MIN_BYTES": 20}.items():
+    for name, value in {
+        "CONTEXT": 64,
+        "GROUNDED_CONTEXT": 256,
+        "MIN_STEPS": 4,
+        "EVALUATIONS": 2,
+        "DEPTHS": (1,),
+        "MIN_BYTES": 20,
+    }.items():
         monkeypatch.setattr(sizing, name, value)
     return modules
 
@@ -114,7 +121,6 @@ def test_a_run_that_is_killed_in_every_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A run that is killed before and after the work of every step ends with the files of an undisturbed one."""
-    pytest.importorskip("scripts.read_documents")
     write_documents(tmp_path / "notes")
     run(tmp_path / "notes", "--grounded")
     undisturbed = contents(run_here)
