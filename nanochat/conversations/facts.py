@@ -39,6 +39,8 @@ KINDS = {
 }
 """Kinds of facts, with a description of the answer."""
 
+PROSE = ("paragraph", "list", "quote")  # blocks by which the language of a document is told
+
 VAGUE_KINDS = ("said", "has", "can", "about", "year")
 """Kinds whose question names the document if it has fewer than two words that say what is meant: "What did Ma say?"."""
 
@@ -77,7 +79,7 @@ def document_facts(document: Document) -> DocumentFacts:
     """Return the facts of a document, each question once. A question with two answers in it is left out."""
     facts = []
     title = usable_title(document.title)
-    english = is_english(" ".join(block.text for block in document.blocks)[:40_000])
+    english = is_english(" ".join(block.text for block in document.blocks if block.kind in PROSE)[:40_000])
     statements = Statements(document) if english else None
     for kind, slots, sentences, headings, separator in _raw_facts(document, statements):
         fact = Fact(kind, slots, tuple(sentences), document.name, title, headings, separator)

@@ -32,19 +32,28 @@ _CORES = {
     "|Explain {term}.|Describe {term}.|I do not know what {term} {is}.|Say in a sentence what {term} {is}."
     "|Do you know what {term} {is}?|Please tell me about {term}.|What can you tell me about {term}?"
     "|I wonder what {term} {is}.",
-    "list": "What is listed under {heading}?|List what belongs to {heading}.|Which points does {heading} have?"
-    "|Give me the list under {heading}.|Name the points of {heading}.|What are the points under {heading}?"
-    "|Show me the list of {heading}.|What belongs to {heading}?|Tell me all points of {heading}."
-    "|Enumerate what stands under {heading}.|Can you list {heading}?|Which items does {heading} name?",
+    "list": "What is listed under {heading}?|Which points are listed under {heading}?|Give me the list under {heading}."
+    "|Name what is listed under {heading}.|What are the points under {heading}?|Show me the list under {heading}."
+    "|List everything under {heading}.|Tell me all points under {heading}.|Which items stand under {heading}?"
+    "|Enumerate what stands under {heading}.|Can you list what is under {heading}?"
+    "|What does the list under {heading} say?",
     "items": "{items}?|Tell me: {items_lower}?|Please list them: {items_lower}?|Do you know the answer? {items}?"
     "|I ask you: {items_lower}?|Name them all: {items_lower}?|One question: {items_lower}?|Can you name them? {items}?"
     "|Now tell me this: {items_lower}?|Say it in a list: {items_lower}?|List them for me: {items_lower}?"
     "|Here is my question: {items_lower}?",
-    "table": "What is the {column} of {row}?|Tell me the {column} of {row}.|Give the {column} for {row}."
+    "table": "What does the table give as the {column} of {row}?|Tell me the {column} of {row}."
+    "|Give the {column} for {row}."
     "|What does the table say about the {column} of {row}?|For {row}, what is the {column}?"
     "|Which {column} does {row} have?"
     "|I need the {column} of {row}.|Look up the {column} of {row}.|What stands in the column {column} for {row}?"
-    "|Can you find the {column} of {row}?|Say what the {column} of {row} is.|What {column} is given for {row}?",
+    "|Can you find the {column} of {row}?|Find the {column} of {row}.|What {column} is given for {row}?",
+    "cell": 'What does the column "{label}" say for {row}?|For {row}, what stands under "{label}"?'
+    '|Look up {row} under "{label}".'
+    '|In the table, what is under "{label}" for {row}?|Tell me what the table says under "{label}" for {row}.'
+    '|Find the entry "{label}" of {row}.|What is the entry of {row} under "{label}"?'
+    '|Give the entry "{label}" for {row}.'
+    '|Read me the column "{label}" for {row}.|Say what stands under "{label}" for {row}.'
+    '|Which entry does {row} have under "{label}"?|I need the entry "{label}" of {row}.',
     "faq": "{question}|Tell me: {question_lower}|I have a question: {question_lower}|Please answer: {question_lower}"
     "|Do you know the answer? {question}|Help me with this: {question_lower}|One question: {question_lower}"
     "|I would like to know: {question_lower}|Answer me this: {question_lower}|Say it shortly: {question_lower}"
@@ -98,6 +107,7 @@ _CORES = {
     '|Do you know how "{title}" ends?|What comes last in "{title}"?|With which sentence does "{title}" end?'
     '|Can you tell me how "{title}" ends?|I wonder how "{title}" ends.|Could you say how "{title}" ends?',
 }
+_SPECIAL = {"items": "items", "label": "cell"}  # slot -> the cores for it
 CORES = {kind: tuple(text.split("|")) for kind, text in _CORES.items()}
 _PLAIN_CORES = (
     *(
@@ -143,7 +153,7 @@ END_FOLLOW_UPS = (
 
 def cores(fact: Fact, is_test: bool) -> Sequence[str]:
     """Return the cores for a fact: those of training, or the held-out ones of the test."""
-    kind = "items" if "items" in fact.slots else fact.kind
+    kind = next((kind for slot, kind in _SPECIAL.items() if slot in fact.slots), fact.kind)
     all_cores = CORES[kind] if fact.is_english else _PLAIN_CORES
     return all_cores[-NUM_HELD_OUT:] if is_test else all_cores[:-NUM_HELD_OUT]
 

@@ -25,7 +25,9 @@ MAX_SENTENCE = 320  # characters of a sentence in an answer
 MAX_WORDS = 50
 MIN_WORDS = 4
 MAX_QUOTED = 400  # characters: a quotation that is open for longer was opened by mistake
-ENGLISH_SHARE = 0.2  # of function words among the words of an English text
+ENGLISH_SHARE = 0.16  # of function words among the words of an English text: in prose a half, in references a fifth
+ENGLISH_SHARE_OF_SHORT = 0.2  # in less than SHORT_TEXT words, where other languages reach 0.18 by chance
+SHORT_TEXT = 100
 
 _END = re.compile(r"[.!?…]+|[。！？।؟]")
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’.-][\p{L}\p{M}\p{N}]+)*")  # with the vowel signs of Indic scripts
@@ -142,7 +144,8 @@ def is_english(text: str) -> bool:
     latin = sum(character.isascii() for character in text[:2_000])
     if not found or latin < 0.8 * len(text[:2_000]):
         return False
-    return sum(word in FUNCTION_WORDS for word in found) >= ENGLISH_SHARE * len(found)
+    share = ENGLISH_SHARE_OF_SHORT if len(found) < SHORT_TEXT else ENGLISH_SHARE
+    return sum(word in FUNCTION_WORDS for word in found) >= share * len(found)
 
 
 def split_sentences(text: str) -> list[str]:
@@ -230,7 +233,7 @@ def is_whole(sentence: str) -> bool:
         return False
     if not bare_end.endswith((".", "!", "?")) or bare_end.endswith("..") or "..." in sentence or "…" in sentence:
         return False
-    if _BROKEN.search(sentence):
+    if _BROKEN.search(sentence) or bare_end.endswith(("e.g.", "i.e.", "vs.", "cf.")):
         return False
     letters = sum(character.isalpha() or character.isspace() for character in sentence)
     if letters < 0.8 * len(sentence) or any(mark in sentence for mark in "|{}<>=\\^_~`"):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from nanochat.conversations.english import AUXILIARIES, EMPTY_HEADINGS, QUESTION_WORDS
+from nanochat.conversations.english import AUXILIARIES, EMPTY_HEADINGS, PREPOSITIONS, QUESTION_WORDS
 from nanochat.conversations.sentences import (
     MAX_SENTENCE,
     content_words,
@@ -68,7 +68,7 @@ def clean_heading(text: str) -> str:
     >>> clean_heading("2.3 Conflict Theory"), clean_heading("Introduction"), clean_heading("* * *")
     ('Conflict Theory', '', '')
     """
-    text = squeeze(text).rstrip(":#").lstrip("-•*· ")
+    text = squeeze(text).rstrip(":#.*").lstrip("-•*· ")
     if match := _SECTION_NUMBER.match(text):
         text = text[match.end() :]
     plain = "-".join(words(text))
@@ -114,7 +114,8 @@ def _lead(text: str, is_english: bool) -> tuple[str, ...]:
     """Return the first sentence of a paragraph, and the second if both are short; none if it cannot stand alone."""
     sentences = split_sentences(text)[:2]
     if not is_english:  # no grammar: one sentence of a sensible length
-        is_text = sentences and letter_share(sentences[0]) >= 0.7
+        has_code = bool(sentences) and any(mark in sentences[0] for mark in "{}<>=|`\\_#")
+        is_text = sentences and letter_share(sentences[0]) >= 0.75 and not has_code and "http" not in sentences[0]
         return tuple(sentences[:1]) if is_text and 8 <= len(sentences[0]) <= MAX_SENTENCE else ()
     if not sentences or not stands_alone(sentences[0], allow_first_person=True):
         return ()
@@ -171,14 +172,18 @@ def is_narrative(document: Document) -> bool:
 def _definition(block: Block) -> Iterator[RawFact]:
     if len(block.items) == 2 and (term := clean_heading(block.items[0])):
         answer = squeeze(block.items[1])
-        if len(words(answer)) >= 3 and len(answer) <= MAX_SENTENCE:
-            is_plural = term.endswith("s") and not term.endswith("ss")
-            yield "definition", {"term": term, "is": "are" if is_plural else "is"}, (answer,), block.headings, " "
+        is_usable = len(words(answer)) >= 3 and len(answer) <= MAX_SENTENCE and term.lower() not in _NOTES
+        is_noun = words(answer)[:1] in (["a"], ["an"], ["the"])  # else it may be a rule, an example, a remark
+        is_plural = term.endswith("s") and not term.endswith("ss")
+        if is_usable and is_noun and not is_plural:
+            yield "definition", {"term": term, "is": "is"}, (answer,), block.headings, " "
+        elif is_usable:
+            yield "about", {"subject": term}, (answer,), block.headings, " "
 
 
 def _list(block: Block, before: Block | None) -> Iterator[RawFact]:
     items = tuple(squeeze(item) for item in block.items)
-    if not len(items) >= 2 or _is_navigation(items):
+    if not len(items) >= 2 or _is_navigation(items) or any("{{" in item or "<%" in item for item in items):
         return
     if all(_key_value(item)[0] for item in items):
         for item in items:
@@ -223,13 +228,18 @@ def _table(block: Block) -> Iterator[RawFact]:
             continue
         for column, cell in zip(rows[0][1:], row[1:], strict=True):
             if 1 <= len(words(column)) <= 6 and words(cell) and len(cell) <= MAX_SENTENCE and len(column) <= 60:
-                yield "table", {"row": row[0], "column": _lower_first(column)}, (cell,), block.headings, " "
+                is_noun = not set(words(column)) & (QUESTION_WORDS | AUXILIARIES | PREPOSITIONS)
+                slots = {"column": _lower_words(column)} if is_noun else {"label": column}
+                yield "table", {"row": row[0], **slots}, (cell,), block.headings, " "
 
 
-def _lower_first(text: str) -> str:
-    """Return a text with its first word in lower case, unless that is an abbreviation or has other capitals."""
-    first = text.split(" ")[0]
-    return text[0].lower() + text[1:] if first[1:].islower() else text
+def _lower_words(text: str) -> str:
+    """Return a text with its words in lower case, but for abbreviations and others with inner capitals.
+
+    >>> _lower_words("Use Case"), _lower_words("URL of API")
+    ('use case', 'URL of API')
+    """
+    return " ".join(word if word[1:] != word[1:].lower() else word.lower() for word in text.split())
 
 
 # --- questions that stand in the text ---------------------------------------------------------------------------------

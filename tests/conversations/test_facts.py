@@ -99,7 +99,7 @@ def test_stories_of_a_real_folder(shared_data: Path) -> None:
 
 
 def test_every_kind_has_forms() -> None:
-    assert set(KINDS) | {"items"} == set(CORES)
+    assert set(KINDS) | {"items", "cell"} == set(CORES)
     assert {fact.kind for document in documents(4) for fact in document_facts(document).facts} >= {
         *("section", "definition", "list", "table", "summary", "ending", "next", "agent", "speech", "cause"),
     }

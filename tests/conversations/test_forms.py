@@ -12,7 +12,8 @@ from nanochat.conversations.forms import CORES, NUM_HELD_OUT, cores, draw_questi
 
 SLOTS = {
     "heading": "Green tea", "term": "a vector", "is": "is", "items": "What are the tools", "row": "Green",
-    "column": "price", "question": "What is tea?", "who": "Who", "predicate": "won the race", "do": "does",
+    "column": "price", "label": "What it costs",
+     "question": "What is tea?", "who": "Who", "predicate": "won the race", "do": "does",
     "subject": "a hut", "can": "can", "said": "said", "quote": "Go away!", "speaker": "the hen", "happens": "happens",
     "condition": "when it rains", "claim": "it is hot", "year": "1803", "previous": "They ran home",
 }  # fmt: skip
@@ -22,7 +23,7 @@ def fact(kind: str, **changes: object) -> Fact:
     names = {name for core in CORES[kind] for _, name, _, _ in string.Formatter().parse(core) if name}
     slots = {name.removesuffix("_lower") for name in names} | ({"do"} if "has" in names else set())
     fields: dict[str, object] = {"document": "a.md", "title": "The Race"} | changes
-    kind_of = "list" if kind == "items" else kind
+    kind_of = {"items": "list", "cell": "table"}.get(kind, kind)
     return Fact(kind_of, {name: SLOTS[name] for name in slots & SLOTS.keys()}, ("It is so.",), **fields)  # type: ignore[arg-type]
 
 

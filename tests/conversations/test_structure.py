@@ -108,12 +108,34 @@ def test_items_with_a_meaning_are_facts_of_their_own() -> None:
     assert [kind for kind, _, _ in notes] == ["list"]
 
 
+def test_definition_blocks() -> None:
+    def block(term: str, meaning: str) -> Block:
+        return Block("definition", f"{term}: {meaning}", ("Tea",), items=(term, meaning))
+
+    assert facts(block("Oolong", "A tea between green and black."))[0][:2] == (
+        "definition",
+        {"term": "Oolong", "is": "is"},
+    )
+    assert facts(block("Several cups", "pour them one after the other."))[0][:2] == (
+        "about",
+        {"subject": "Several cups"},
+    )
+    assert not facts(block("Important", "The water must not boil at all."))
+    assert not facts(block("Oolong", "tea"))
+
+
 def test_a_table_is_asked_by_row_and_column() -> None:
     rows: Any = (("Tea", "Water temperature", "URL"), ("Green", "80 degrees", ""), ("Black", "95 degrees", "x"))
     found = facts(Block("table", "", ("Tea",), rows=rows))
     assert ("table", {"row": "Green", "column": "water temperature"}, ("80 degrees",)) in found
     assert ("table", {"row": "Black", "column": "URL"}, ("x",)) in found
     assert len(found) == 3, "an empty cell is no answer"
+    rows = (("Tea", "What is in it", "Use Case"), ("Green", "leaves of tea", "breakfast"))
+    found = facts(Block("table", "", ("Tea",), rows=rows))
+    assert [slots for _, slots, _ in found] == [
+        {"row": "Green", "label": "What is in it"},  # "the what is in it of Green" is no English
+        {"row": "Green", "column": "use case"},
+    ]
 
 
 @pytest.mark.parametrize(
