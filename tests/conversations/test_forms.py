@@ -13,7 +13,7 @@ from nanochat.conversations.forms import CORES, NUM_HELD_OUT, cores, draw_questi
 SLOTS = {
     "heading": "Green tea", "term": "a vector", "is": "is", "items": "What are the tools", "row": "Green",
     "column": "price", "label": "What it costs",
-     "question": "What is tea?", "who": "Who", "predicate": "won the race", "do": "does",
+    "question": "What is tea?", "who": "Who", "predicate": "won the race", "do": "does",
     "subject": "a hut", "can": "can", "said": "said", "quote": "Go away!", "speaker": "the hen", "happens": "happens",
     "condition": "when it rains", "claim": "it is hot", "year": "1803", "previous": "They ran home",
 }  # fmt: skip
