@@ -20,6 +20,7 @@ from nanochat.conversations.refusals import REFUSALS
 from nanochat.conversations.sentences import normalize
 from nanochat.passages.grounding import NUM_PASSAGES, grounded_question
 from nanochat.passages.passage import Passage
+from nanochat.passages.terms import refers_back
 
 NUM_SEARCHED = 8  # of which those of held-out documents are left out in training
 SHUFFLE_SHARE = 0.3  # of the training questions, whose passages are in a random order
@@ -27,7 +28,8 @@ REMOVE_SHARE = 0.06  # of the training questions, whose passages with the answer
 KEEP_MISSED_SHARE = 0.3  # of the training questions whose answer was not found, and which are then refused
 REFUSED_TURN_SHARE = 0.15  # of the later turns of a conversation
 
-Retriever = Callable[[str, int], Sequence[Passage]]  # question, number of passages -> the best ones, best first
+# (question, number of passages, the question before it if it refers back to that) -> the best passages, best first
+Retriever = Callable[[str, int, str], Sequence[Passage]]
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def ground(talk: Talk, retriever: Retriever, rng: random.Random, train_documents
     `train_documents`: names of the documents that training may show; None for validation and test, which show the
     passages as they were found. In training, a question whose passages lack the answer is refused.
     """
-    passages = list(retriever(talk.question, NUM_SEARCHED if train_documents is not None else NUM_PASSAGES))
+    *before, _, answer = talk.messages
+    context = str(before[-2]["content"]) if before and refers_back(talk.question) else ""
+    passages = list(retriever(talk.question, NUM_SEARCHED if train_documents is not None else NUM_PASSAGES, context))
     if train_documents is not None:
         passages = _training_passages(talk, passages, retriever, rng, train_documents)
     passages = passages[:NUM_PASSAGES]
@@ -172,7 +176,6 @@ def ground(talk: Talk, retriever: Retriever, rng: random.Random, train_documents
         passages = [right[0], *(passage for passage in passages if passage is not right[0])]  # there was no room for it
         message = grounded_question(passages, talk.question)
     rank = next((place for place, passage in enumerate(passages, 1) if _has_answer(passage.text, talk)), 0)
-    *before, _, answer = talk.messages
     earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in before]
     if train_documents is not None and talk.expected and not _has_answer(message, talk):
         return replace(
@@ -201,7 +204,7 @@ def _training_passages(
         passages = [passage for passage in passages if not _has_answer(passage.text, talk)]
     elif not any(_has_answer(passage.text, talk) for passage in passages[:NUM_PASSAGES]):
         is_kept = rng.random() < KEEP_MISSED_SHARE
-        found = [] if is_kept else retriever(" ".join(talk.expected), NUM_SEARCHED)  # by the answer itself
+        found = [] if is_kept else retriever(" ".join(talk.expected), NUM_SEARCHED, "")  # by the answer itself
         right = [p for p in found if p.document in train_documents and _has_answer(p.text, talk)]
         passages = [*passages[: NUM_PASSAGES - 1], *right[:1]]
         rng.shuffle(passages)

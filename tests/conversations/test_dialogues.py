@@ -32,7 +32,7 @@ WRONG = [Passage(f"{letter}.md", (letter,), f"Nothing about it in {letter}.") fo
 
 
 def searching(*passages: Passage, by_answer: Sequence[Passage] = ()) -> Retriever:
-    return lambda query, count: list(by_answer if query == FACT.answer else passages)[:count]
+    return lambda query, count, _context: list(by_answer if query == FACT.answer else passages)[:count]
 
 
 def talk() -> Talk:
@@ -144,8 +144,26 @@ def test_a_refusal_never_has_the_answer_and_earlier_answers_are_not_trained_on()
     parse_conversation(json.dumps(grounded.to_json()).encode())
 
 
+def test_a_question_that_refers_back_is_searched_with_the_one_before_it() -> None:
+    asked = []
+
+    def search(question: str, count: int, context: str) -> list[Passage]:
+        asked.append((question, count, context))
+        return [RIGHT]
+
+    turns = [Turn("What is in the yard?", "A hut.", FACT), Turn("And what does it have?", FACT.answer, FACT)]
+    assert ground(to_talk(turns, "several"), search, random.Random(0), None).rank == 1
+    ground(
+        to_talk([turns[0], Turn("What does a hut have?", FACT.answer, FACT)], "several"), search, random.Random(0), None
+    )
+    assert asked == [
+        ("And what does it have?", NUM_PASSAGES, "What is in the yard?"),
+        ("What does a hut have?", NUM_PASSAGES, ""),
+    ]
+
+
 @pytest.mark.parametrize("train", [None, frozenset({"a"})])
 def test_without_passages_the_question_remains(train: frozenset[str] | None) -> None:
-    grounded = ground(talk(), lambda _query, _count: [], random.Random(0), train)
+    grounded = ground(talk(), lambda _query, _count, _context: [], random.Random(0), train)
     assert grounded.messages[0]["content"] == "What does a hut have?"
     assert grounded.rank == 0

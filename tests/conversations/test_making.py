@@ -84,7 +84,7 @@ def test_a_large_collection_is_thinned_whatever_its_order(monkeypatch: pytest.Mo
 def test_with_passages(talks: dict[str, list[Talk]]) -> None:
     texts = {document.name: document.text for document in documents(48)}
 
-    def search(query: str, count: int) -> list[Passage]:
+    def search(query: str, count: int, _context: str) -> list[Passage]:
         names = sorted(texts, key=lambda name: -sum(word in texts[name] for word in query.split()))
         return [Passage(name, (), texts[name][:700]) for name in names[:count]]
 
