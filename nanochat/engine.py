@@ -53,6 +53,11 @@ class Engine:
         self.tool = Tool(tokenizer)
         self.end_ids = self.tool.end_ids
 
+    @property
+    def context_len(self) -> int:
+        """Number of tokens that a prompt and its completion may have."""
+        return self.model.config.sequence_len
+
     def stream(self, tokens: list[int], params: SamplingParams) -> Generator[Column, None, None]:
         """Continue one prompt `params.num_samples` times. Yields `(token_column, token_masks)`, an entry per sample.
 
@@ -122,7 +127,7 @@ class Engine:
 
     def _max_tokens(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[int]:
         """Return the length limit of each prompt's completions. Raises `UserError` for a prompt that does not fit."""
-        context_len = self.model.config.sequence_len
+        context_len = self.context_len
         for tokens in prompts:
             if not tokens:
                 raise UserError("the prompt is empty: pass at least one token, such as <|bos|>")

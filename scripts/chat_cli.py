@@ -4,6 +4,7 @@
     python -m scripts.chat_cli -i sft -g d20 -t 0.6 -k 50      # a given model, temperature and top-k
     python -m scripts.chat_cli -p "What is 12 * 7?"            # answer one question and exit
     python -m scripts.chat_cli --grounded                      # the best passages before each question
+    python -m scripts.chat_cli --gguf=d20.gguf                 # a file of scripts.export_gguf, through llama.cpp
 
 One process suffices, on a GPU or on a laptop. Ctrl-C stops a reply; at the prompt, Ctrl-C twice or Ctrl-D exits.
 The model's calculator calls are shown in brackets, with their results: [12*7 = 84]. If the passages of the documents
@@ -15,10 +16,13 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import UserError, visible
+from nanochat.common import UserError, print0, visible
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
@@ -28,6 +32,7 @@ from nanochat.serving.chat_session import (
     Content,
     Message,
     Reply,
+    ReplyEngine,
     generate_reply,
     latest_source,
     to_content,
@@ -70,12 +75,15 @@ class Config(Settings):
     grounded: bool | None = setting(
         None, "put the best passages of the documents before each question; none = if the model was trained so"
     )
+    gguf: Path | None = setting(None, "GGUF file to chat with instead of a checkpoint, through llama.cpp on the CPU")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sources(self.sources, self.grounded)
         if self.prompt is not None and not self.prompt.strip():
             raise UserError(f"prompt is {self.prompt!r}: must contain a question (omit it to chat)")
+        if self.gguf is not None and (self.source, self.model_tag, self.step) != (None, None, -1):
+            raise UserError("--gguf names the model: omit source, model_tag and step")
 
     def sampling_params(self, num_replies: int) -> SamplingParams:
         """Return the settings of the next reply after `num_replies`; with a seed, each reply uses the next one."""
@@ -87,7 +95,7 @@ class Chat:
     """A conversation in the terminal: its history, and the model that replies."""
 
     def __init__(
-        self, engine: Engine, config: Config, screen: Screen, documents: DocumentSources | None = None
+        self, engine: ReplyEngine, config: Config, screen: Screen, documents: DocumentSources | None = None
     ) -> None:
         """`documents`: those whose passages are shown next to the answers."""
         self.engine = engine
@@ -209,16 +217,40 @@ def main(config: Config) -> None:
     """Load the model, then chat, or answer the question of `config.prompt`."""
     screen = Screen(notices=sys.stdout if config.prompt is None else sys.stderr)
     with contextlib.redirect_stdout(sys.stderr):  # with -p, standard output has only the reply
-        runtime = Runtime.start(device=config.device)
-        source = config.source or latest_source(config.model_tag)
-        model, tokenizer, meta = load_model(source, runtime, model_tag=config.model_tag, step=config.step)
-        engine = Engine(model, tokenizer, choose_generation_dtype(runtime, model.compute_dtype))
-        documents = open_sources(config.sources, config.grounded, meta)
+        runtime = Runtime.start(device=config.device if config.gguf is None else "cpu")
+        model = load_gguf(config.gguf) if config.gguf else load_checkpoint(config, runtime)
+        documents = open_sources(config.sources, config.grounded, model.meta)
     with contextlib.closing(documents) if documents else contextlib.nullcontext():
-        chat_or_answer(
-            Chat(engine, config, screen, documents), f"{source} d{model.config.n_layer}, step {meta['step']}"
-        )
+        chat_or_answer(Chat(model.engine, config, screen, documents), model.name)
     runtime.finish()
+
+
+class ChatModel(NamedTuple):
+    """A model to chat with: its engine, its name for the user, and meta.json of its checkpoint, {} without one."""
+
+    engine: ReplyEngine
+    name: str
+    meta: Mapping[str, Any]
+
+
+def load_checkpoint(config: Config, runtime: Runtime) -> ChatModel:
+    """Load the checkpoint that the settings name."""
+    source = config.source or latest_source(config.model_tag)
+    model, tokenizer, meta = load_model(source, runtime, model_tag=config.model_tag, step=config.step)
+    engine = Engine(model, tokenizer, choose_generation_dtype(runtime, model.compute_dtype))
+    return ChatModel(engine, f"{source} d{model.config.n_layer}, step {meta['step']}", meta)
+
+
+def load_gguf(path: Path) -> ChatModel:
+    """Load a GGUF file, and print what llama.cpp computes otherwise than nanochat with it."""
+    from nanochat.export.gguf_file import GGUFFile
+    from nanochat.inference.llama_cpp import LlamaCppEngine
+
+    file = GGUFFile.open(path)
+    for limit in file.limits:
+        print0(f"NOTICE: {limit}")
+    engine = LlamaCppEngine(path, file.tokenizer(), file.context_len)
+    return ChatModel(engine, f"{path.name} through llama.cpp", {})
 
 
 def chat_or_answer(chat: Chat, name: str) -> None:

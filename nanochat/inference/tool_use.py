@@ -70,6 +70,16 @@ class RowState:
                 self._handle_special(sampled)
         self.is_done = self.has_ended or len(self.tokens) == self._max_tokens
 
+    @property
+    def has_forced_tokens(self) -> bool:
+        """True if the next token to append is forced, whatever is sampled."""
+        return bool(self._forced_tokens)
+
+    @property
+    def num_left(self) -> int:
+        """Number of tokens until the length limit."""
+        return self._max_tokens - len(self.tokens)
+
     def _handle_special(self, token: int) -> None:
         tool = self._tool
         if token in tool.end_ids:

@@ -7,14 +7,14 @@ they are generated, and `to_content` turns its chunks into the content of the as
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from nanochat.checkpoint_manager import list_tags
 from nanochat.common import UserError, base_dir
-from nanochat.engine import Engine
+from nanochat.engine import Column
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.tokenization.chat_format import render_turns
 from nanochat.tokenizer import StreamDecoder, Tokenizer
@@ -24,6 +24,24 @@ Content = str | list[dict[str, str]]
 
 CHAT_SOURCES = ("rl", "sft", "mid")  # the checkpoints of chat models, the last stage first
 KIND_AFTER = {"<|python_start|>": "python", "<|output_start|>": "python_output"}  # any other special token: "text"
+
+
+class ReplyEngine(Protocol):
+    """The part of an engine that a reply needs: nanochat's own, or llama.cpp's (`inference/llama_cpp.py`)."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the model."""
+        ...
+
+    @property
+    def context_len(self) -> int:
+        """Number of tokens that a prompt and its completion may have."""
+        ...
+
+    def stream(self, tokens: list[int], params: SamplingParams) -> Generator[Column, None, None]:
+        """Continue a prompt, as `Engine.stream` does."""
+        ...
 
 
 def latest_source(model_tag: str | None = None) -> str:
@@ -78,9 +96,9 @@ def fit_messages(tokenizer: Tokenizer, messages: Sequence[Message], context: int
     return ChatPrompt(render(num_dropped), 2 * num_dropped)
 
 
-def fit_prompt(engine: Engine, messages: Sequence[Message], params: SamplingParams) -> ChatPrompt:
+def fit_prompt(engine: ReplyEngine, messages: Sequence[Message], params: SamplingParams) -> ChatPrompt:
     """Render the prompt for a reply in the engine's context, with room for the reply. Raises as `fit_messages` does."""
-    context = engine.model.config.sequence_len
+    context = engine.context_len
     return fit_messages(engine.tokenizer, messages, context, params.reserved_tokens(context))
 
 
@@ -103,7 +121,7 @@ class Reply:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ReplyEngine,
         prompt: ChatPrompt,
         params: SamplingParams,
         on_token: Callable[[], bool] | None = None,
@@ -132,7 +150,7 @@ class Reply:
         return has_ended(self._engine.tokenizer, self.tokens)
 
 
-def generate_reply(engine: Engine, messages: Sequence[Message], params: SamplingParams) -> Reply:
+def generate_reply(engine: ReplyEngine, messages: Sequence[Message], params: SamplingParams) -> Reply:
     """Fit the conversation into the context and begin the reply to its last message.
 
     Raises `UserError`, before the first token, as `fit_messages` does.

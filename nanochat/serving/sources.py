@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nanochat.common import UserError, print0
-from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.passages.grounding import MAX_CHARACTERS, NUM_PASSAGES, fit_passages, grounded_question
 from nanochat.passages.index import REBUILD, PassageIndex, default_index_path, fts5_fault
 from nanochat.passages.passage import Passage
 from nanochat.passages.terms import refers_back
-from nanochat.serving.chat_session import ChatPrompt, Content, Message, fit_prompt
+from nanochat.serving.chat_session import ChatPrompt, Content, Message, ReplyEngine, fit_prompt
 from nanochat.system.console import visible_line
 
 SOURCES_CHOICES = ("auto", "on", "off")
@@ -72,7 +71,7 @@ class DocumentSources:
         """Questions about the documents, for an empty conversation."""
         return list(self.index.facts.examples)
 
-    def prepare(self, engine: Engine, messages: Sequence[Message], params: SamplingParams) -> GroundedPrompt:
+    def prepare(self, engine: ReplyEngine, messages: Sequence[Message], params: SamplingParams) -> GroundedPrompt:
         """Fit a conversation into the context, in a grounded chat with the best passages before its last question.
 
         Passages that do not fit are shortened, or left out. Raises `UserError` as `fit_prompt` does, and

@@ -38,7 +38,14 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
     everything = library.union(*(modules(extra) for extra in extras.values()))
     unused = set(everything)
     for source in files:
-        optional = modules([*extras.get("wandb", []), *extras.get("hf", []), *extras.get("documents", [])])
+        optional = modules(
+            [
+                *extras.get("wandb", []),
+                *extras.get("hf", []),
+                *extras.get("documents", []),
+                *extras.get("llama-cpp", []),
+            ]
+        )
         allowed = library | optional if source.is_library else everything
         for name, node in imports(source):
             root = name.split(".")[0]

@@ -53,6 +53,7 @@ class ScriptedEngine:
     def __init__(self, script: Callable[[list[int]], Iterable[int]], context: int = 256) -> None:
         self.tokenizer = TOKENIZER
         self.script = script
+        self.context_len = context
         self.model = SimpleNamespace(config=SimpleNamespace(sequence_len=context), device="cpu")
         self.calls: list[tuple[list[int], SamplingParams]] = []
         self.num_generated = 0
