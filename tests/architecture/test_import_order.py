@@ -48,7 +48,7 @@ WITHOUT_TORCH = {
 
 MAX_FILES_AT_THE_TOP = 20  # of nanochat/, besides the rooms
 MAX_FILES_IN_A_ROOM = 14
-MAX_SCRIPTS = 20  # each of them a command, which README.md lists by subject
+MAX_SCRIPTS = 22  # each of them a command, which README.md lists by subject
 LARGE_ROOMS = {"nanochat/data/storyworld"}  # the embedded world's tables and grammar
 
 
