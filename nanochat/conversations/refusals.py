@@ -168,7 +168,8 @@ class Unanswerable:
     def _foreign(self, fact: Fact, rng: random.Random) -> Fact | None:
         """Return a fact that asks for something whose name stands nowhere in the documents."""
         if not fact.is_english:
-            return None
+            name = self._fill(("{}",), rng)
+            return replace(fact, slots={"heading": name}, needs_title=False) if name else None
         if fact.kind in ("summary", "ending"):
             title = self._fill(_TITLE_FILLERS, rng)
             return replace(fact, title=title) if title else None

@@ -411,6 +411,8 @@ def _cause(sentence: str, names: frozenset[str]) -> Iterator[tuple[str, dict[str
 
 def _is_clause(tokens: Sequence[str]) -> bool:
     plain = [token.lower() for token in tokens]
+    if not plain or plain[0].endswith("ing"):  # "when writing letters", which advice follows
+        return False
     is_event = bool(content_words(" ".join(tokens)) - _TIMES)  # not "after a few minutes"
     return 3 <= len(tokens) <= 20 and plain[0] not in FIRST_PERSON and _is_clear(tokens) and is_event
 

@@ -91,8 +91,8 @@ def is_question(text: str) -> bool:
 def _sections(document: Document, is_english: bool) -> Iterator[RawFact]:
     blocks = document.blocks
     for index, block in enumerate(blocks[:-1]):
-        following = blocks[index + 1]
         heading = clean_heading(block.text) if block.kind == "heading" else ""
+        following = next((other for other in blocks[index + 1 : index + 4] if other.kind != "code"), block)
         if not heading or following.kind != "paragraph":
             continue
         sentences = _lead(following.text, is_english)

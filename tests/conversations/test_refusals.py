@@ -70,6 +70,13 @@ def test_draws_are_seeded_and_end() -> None:
     assert not list(Unanswerable([year], {str(n) for n in range(3000)}, {}, "test", 0).draw(9, 0.5, random.Random(0)))
 
 
+def test_other_scripts_are_asked_for_a_name_alone() -> None:
+    russian = Fact("section", {"heading": "Самовар"}, ("Самовар появился в Туле.",), is_english=False)
+    drawn = list(Unanswerable([russian], {"самовар"}, {}, "train", 0).draw(20, 0.5, random.Random(0)))
+    assert len(drawn) == 20
+    assert not any(word in question for _, question, _ in drawn for word in ("What", "Tell", "Самовар"))
+
+
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_refusals_are_refusals(refusal: str) -> None:
     assert is_refusal(refusal)

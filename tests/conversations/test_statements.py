@@ -74,6 +74,7 @@ def test_facts(sentence: str, kind: str, slots: dict[str, str]) -> None:
         ("The company has shown a lack of care.", "has"),
         ("Advertising has changed, as people have. All advertising is new.", "has"),
         ("After a few minutes, the child returned to the house.", "cause"),  # What happened after a few minutes?
+        ("When writing a long letter, keep the reader in mind.", "cause"),
         ("A long study comparing mentored and non-mentored individuals.", "agent"),
         ("The system is a part of it.", "about"),
         ("The main causes of war are many and old.", "agent"),

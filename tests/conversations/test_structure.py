@@ -32,6 +32,16 @@ def test_a_heading_asks_for_the_first_sentences_under_it() -> None:
     assert ("section", {"heading": "Green tea", "parent": "Tea"}, (LEAD,)) in found
 
 
+def test_a_section_may_begin_with_code() -> None:
+    code = Block("code", "brew --tea", ("Tea", "Green tea"))
+    found = facts(heading("Green tea", "Tea"), code, paragraph(LEAD))
+    assert ("section", {"heading": "Green tea", "parent": "Tea"}, (LEAD,)) in found
+    assert not facts(heading("Green tea", "Tea"), code)
+    assert not facts(
+        heading("Green tea", "Tea"), heading("Black tea", "Tea"), list_block("a pot", "a cup", headings=())
+    )
+
+
 @pytest.mark.parametrize(
     ("title", "first"),
     [
