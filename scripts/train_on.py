@@ -31,6 +31,8 @@ from nanochat.pipeline.plan import Choices
 from nanochat.pipeline.steps import StepFailed, StepRunner, run_module
 from nanochat.system.locks import file_lock
 
+USER_ERROR = 2  # exit code
+
 
 @dataclass(frozen=True)
 class Config(Settings):
@@ -115,7 +117,8 @@ def main(config: Config) -> None:
         try:
             runner = run_steps(config, choices)
         except StepFailed as error:
-            print0(f"\n{error}. The same command goes on from there.")
+            if error.exit_code != USER_ERROR:  # else its own message says what to do
+                print0(f"\n{error}. The same command goes on from there.")
             sys.exit(error.exit_code)
         from nanochat.pipeline.summary import report_run
 

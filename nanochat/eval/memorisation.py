@@ -157,7 +157,7 @@ def describe_memory(train_bpb: float, val_bpb: float, samples: Copying, held_out
             f"The model has learned its text by heart ({gap}; {copied}).",
             "Expect it to recite: what it says is from the documents, often word for word, and wrong where a question "
             "needs anything else.",
-            "Fewer steps would help most (a lower --num_iterations, or --patience), then more text; --grounded answers "
+            "Fewer steps or more text would help most (base_train --patience ends a run in time); --grounded answers "
             "from passages instead of from memory.",
         ]
     if ratio >= LEARNED_RATIO or excess >= RECITED_SHARE / 2:

@@ -40,8 +40,9 @@ def size_of_run(num_bytes: int, minutes: float, grounded: bool = False) -> RunSi
 
 def describe_size(size: RunSize, num_bytes: int) -> str:
     """Return a line that says what a run is."""
+    text = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1_000_000 else f"{num_bytes / 1e3:,.1f} KB"
     return (
-        f"{num_bytes / 1e6:,.2f} MB of training text: a vocabulary of {size.vocab_size:,} tokens, a model of depth "
+        f"{text} of training text: a vocabulary of {size.vocab_size:,} tokens, a model of depth "
         f"{size.depth} with {num_params(size.depth, size.vocab_size):,} parameters, at most {size.num_iterations:,} "
         f"steps of {size.total_batch_size:,} tokens ({size.passes:.1f} passes over the text)"
     )
