@@ -21,6 +21,7 @@ MODULE_NAMES = {
     "pillow": "PIL",
     "markdown-it-py": "markdown_it",
     "pypandoc_binary": "pypandoc",
+    "llama-cpp-python": "llama_cpp",
 }
 TOOLS = {"maturin", "mypy", "pip", "pytest-timeout", "pytest-xdist", "ruff", "setuptools"}
 
