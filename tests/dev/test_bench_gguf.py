@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from dev import bench_gguf
@@ -33,7 +31,7 @@ def test_ways_generate_what_is_asked_for() -> None:
     assert Tool(tokenizer).end_ids <= {*tokenizer.special_tokens.values()}
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp (the package xllamacpp) is not installed")
     monkeypatch.setattr(bench_gguf, "native_way", lambda _path, _threads: None)  # it may be installed, or not
     medians = bench_gguf.main(TINY)
