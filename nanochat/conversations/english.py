@@ -20,7 +20,11 @@ PRONOUNS = frozenset(
     "he she it they him her them his hers its their theirs himself herself itself themselves this that these those "
     "such one ones there here".split()
 )
-POINTERS = frozenset("former latter above below following previous next figure table example note similar".split())
+POINTERS = frozenset(  # first words that point to other places, or ask the reader to do something with them
+    "former latter above below following previous next figure table example note similar consider imagine suppose "
+    "calculate recall notice let look see assume sketch find pump compare take examine "
+    "explore wiggle".split()
+)
 FIRST_PERSON = frozenset(
     "i me my mine myself we us our ours ourselves i'm i'll i've i'd we're we'll we've we'd let's".split()
 )
@@ -102,6 +106,8 @@ EMPTY_HEADINGS = frozenset(
     "review-questions critical-thinking-questions problems solutions answers examples example conclusion preface "
     "foreword links resources learning-objectives glossary chapter section part background discussion review "
     "key-concepts chapter-summary section-summary quiz practice homework todo changelog authors navigation menu "
-    "think-it-over try-it self-check-questions short-answer chapter-objectives key-equations further-research "
+    "think-it-over try-it self-check-questions chapter-review "
+    "learning-outcomes guideline solution strategy significance check-your-understanding key-takeaways objectives "
+    "section-learning-objectives short-answer chapter-objectives key-equations further-research "
     "making-connections".split()
 )

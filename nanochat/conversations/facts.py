@@ -144,4 +144,9 @@ def usable_title(title: str) -> str:
         title.rpartition(".")[2].isalnum() and "." in title[-6:-1]
     )
     is_empty = "-".join(words(title)) in EMPTY_HEADINGS
-    return title if has_letters and not is_empty and len(title) <= 80 and not is_path and '"' not in title else ""
+    is_file = any(word.isdigit() and len(word) > 2 and word.startswith("0") for word in words(title))  # shard 00002
+    return (
+        title
+        if has_letters and not is_empty and len(title) <= 80 and not is_path and not is_file and '"' not in title
+        else ""
+    )

@@ -201,5 +201,6 @@ def lower_first(text: str) -> str:
     >>> lower_first("What is tea?"), lower_first("I wonder"), lower_first("DNA is long.")
     ('what is tea?', 'I wonder', 'DNA is long.')
     """
-    first = text.split(" ")[0]
-    return text if first == "I" or first[1:] != first[1:].lower() else text[:1].lower() + text[1:]
+    first, _, rest = text.partition(" ")
+    is_title = sum(word[:1].isupper() for word in rest.split()) > 0.5 * len(rest.split())  # "What Is the Media?"
+    return text if first == "I" or first[1:] != first[1:].lower() or is_title else text[:1].lower() + text[1:]

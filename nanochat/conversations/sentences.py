@@ -32,7 +32,7 @@ SHORT_TEXT = 100
 _END = re.compile(r"[.!?…]+|[。！？।؟]")
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’.-][\p{L}\p{M}\p{N}]+)*")  # with the vowel signs of Indic scripts
 _BROKEN = re.compile(
-    r"^\d{1,3}[.)]|[a-z)]\. [a-z]|\(\s?\)|\s[.,;]|\*\*|\]\("
+    r"^\d{1,3}[.)]|[a-z)]\. [a-z]|\(\s?\)|\s[.,;]| (?:in|of|by|to) (?:is|are|was|were) |\*\*|\]\("
 )  # a lost reference, two sentences, marks of a format
 _CLOSERS = "\"'”’)]»」』*_"
 _OPENERS = "\"'“‘([«「『*_"

@@ -32,7 +32,10 @@ from nanochat.documents.document import Document
 MAX_SUBJECT = 7  # words
 _ADVERBS = frozenset(
     "also often always never usually sometimes then soon once still just only even already today thus therefore "
-    "therefore thereby oftentimes indeed now tomorrow yesterday tonight".split()
+    "therefore thereby almost oftentimes indeed now tomorrow yesterday tonight".split()
+)
+_PLURAL_VERBS = frozenset(
+    "remain agree believe think say argue want know feel make suggest produce become seem".split()
 )
 _NOUNS_IN_LY = frozenset(
     "family fly supply reply ally july belly bully italy assembly anomaly monopoly butterfly jelly rally lily".split()
@@ -58,7 +61,7 @@ _THINGS = frozenset(  # words that end as those for persons do
 )
 _UNCLEAR = frozenset("he she it they him them this these those that such here there so".split())
 _VAGUE_STEMS = frozenset(map(stem, _VAGUE))
-_PERSON_STEMS = frozenset(map(stem, PERSONS))
+_BE = frozenset("is are was were".split())
 _SURE_PAST = frozenset(("was", "were", "had", "did"))
 _STARTERS = (
     "when",
@@ -113,7 +116,8 @@ def parse_statement(sentence: str, names: frozenset[str]) -> Statement | None:
         if not tokens[index - 1][-1].isalnum():
             return None
         if _is_verb(lower, index):
-            is_plain = tokens[index][-1].isalnum() and not _has_later_verb(tokens, lower, index)
+            has_bracket = any("(" in token for token in tokens[: index + 1])
+            is_plain = tokens[index][-1].isalnum() and not has_bracket and not _has_later_verb(tokens, lower, index)
             return _statement(tokens, lower, index, names) if is_plain else None
         if lower[index] in FUNCTION_WORDS - {"of", "the", "a", "an", "and"}:
             return None
@@ -140,6 +144,8 @@ def _is_verb(lower: Sequence[str], index: int) -> bool:
         return True
     if not (_is_past_form(word) or word in PRESENT_VERBS):
         return False
+    if following == "by" and word.endswith("ed"):
+        return False  # "incentives offered by cities include ..."
     if following == "and" and not any(
         _is_past_form(other) for other in lower[index + 2 : index + 4] if "-" not in other
     ):
@@ -153,6 +159,8 @@ def _has_later_verb(tokens: Sequence[str], lower: Sequence[str], index: int) -> 
         return False
     for place in range(index + 1, len(tokens)):
         word = lower[place]
+        if word in ("and", "or") and any(other in _BE for other in lower[place:]):
+            return True  # "the battery used in cars and vans is ..."
         if word in _CLAUSE_WORDS:
             return False
         if word in AUXILIARIES or _is_past_form(word):
@@ -177,6 +185,8 @@ def _statement(tokens: list[str], lower: Sequence[str], index: int, names: froze
     is_bare = len(plain) <= 3 and not (set(plain) & (FUNCTION_WORDS | CONNECTIVES)) and not plain[0].endswith("ly")
     is_common = all(token.islower() or token[0].isdigit() for token in subject[1:])
     is_clear = plain[-1] not in FUNCTION_WORDS and plain[0] not in _ADVERBS | PRONOUNS | FIRST_PERSON
+    if set(plain[1:]) & _PLURAL_VERBS:  # "many philosophers remain unconvinced by ..."
+        return None
     if not is_clear or not is_common or not (has_noun or is_bare) or (plain.count("and") and plain[0] in DETERMINERS):
         return None
     return Statement(tuple(subject), " ".join(tokens[start : index + 1]), tuple(tokens[index + 1 :]), False)
@@ -310,7 +320,11 @@ def _agent(statement: Statement, is_story: bool) -> dict[str, str] | None:
     if ";" in statement.predicate or ":" in statement.predicate or statement.subject[0].lower() == "any":
         return None
     head = stem(_head(statement))
-    is_person = head in _PERSON_STEMS or head.endswith(("ist", "ian", "woman", "women"))
+    is_person = (
+        _head(statement) in PERSONS
+        or _head(statement).removesuffix("s") in PERSONS
+        or head.endswith(("ist", "ian", "woman", "women"))
+    )
     if not is_person and head.endswith(("er", "or", "ee", "yst")) and head not in _THINGS:
         return None  # a person or a thing: the list does not say
     if statement.is_name:

@@ -267,7 +267,7 @@ def _question_in_text(block: Block) -> Iterator[RawFact]:
     for question, answer in pairwise(sentences):
         if not is_question(question) or '"' in question or "“" in question or len(question) > 150:
             continue
-        is_clear = not _UNCLEAR.intersection(words(question))
+        is_clear = not (_UNCLEAR | {"you", "your"}).intersection(words(question))
         if is_clear and _is_answer(question, answer) and stands_alone(answer):
             yield "faq", {"question": question}, (answer,), block.headings, " "
 

@@ -77,7 +77,9 @@ def test_strange_blocks_give_no_facts_and_no_error(kind: str, text: str) -> None
     assert all(len(fact.answer) < 1000 and fact.answer == fact.answer.strip() for fact in facts)
 
 
-@pytest.mark.parametrize("title", ["a/b.md", "notes.txt", "Introduction", "{x}", "123", 'a "b" c', "", "\n", "x" * 81])
+@pytest.mark.parametrize(
+    "title", ["a/b.md", "notes.txt", "Introduction", "shard 00002", "{x}", "123", 'a "b" c', "", "\n", "x" * 81]
+)
 def test_titles_that_cannot_be_quoted(title: str) -> None:
     assert usable_title(title) == ""
 

@@ -73,6 +73,8 @@ def test_any_text_is_normalized(text: str) -> None:
         "Adolescents take risks because their brains are developing ().",  # a lost reference
         "An energy-level diagram of a possible transition is given in .",
         "The state and its callbacks are **owned** by the story.",  # marks of a format
+        "The two children shown in are balanced on a seesaw.",
+        "Find the current in a long straight wire.",
         "We will make our home in the",  # cut off
         "And the monkey agreed to the plan.",
         "Why do some animals have sharp teeth?",

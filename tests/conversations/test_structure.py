@@ -47,6 +47,7 @@ def test_a_section_may_begin_with_code() -> None:
     [
         ("Introduction", LEAD),  # says nothing by itself
         ("Key Terms", LEAD),
+        ("Chapter Review", LEAD),
         ("for the density of the object. This yields", LEAD),  # the end of a broken line
         ("Green tea", "It is made of leaves that are dried at once."),  # what?
         ("Green tea", "See Figure 3 for the leaves."),
@@ -83,6 +84,8 @@ def test_labelled_questions(text: str) -> None:
 def test_a_question_in_the_text_needs_an_answer_about_the_same() -> None:
     found = facts(paragraph("What is sociology? Sociology is the study of groups of people."))
     assert found[-1][:2] == ("faq", {"question": "What is sociology?"})
+    to_the_reader = "Can you do a search for the name of the book? Go beyond the results of the search for the book."
+    assert not facts(paragraph(to_the_reader))
     assert not [f for f in facts(paragraph("What is sociology? The hen was late for dinner again.")) if f[0] == "faq"]
 
 
