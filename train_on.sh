@@ -35,10 +35,10 @@ done
 cd -- "$(dirname -- "$0")"
 bash dev/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
-# Readers of docx, pdf and others. Without them everything else is read, and what is left out is named.
-if ! python -c "import pypandoc, pypdf" 2>/dev/null; then
-    uv pip install --quiet --python .venv/bin/python --requirement pyproject.toml --extra documents ||
-        echo "NOTICE: the readers of docx, pdf and others could not be installed, see above: such documents are left out" >&2
+# Readers of docx, pdf and others, and the writer of GGUF files. Without them such documents and the file are left out.
+if ! python -c "import gguf, pypandoc, pypdf" 2>/dev/null; then
+    uv pip install --quiet --python .venv/bin/python --requirement pyproject.toml --extra documents --extra gguf ||
+        echo "NOTICE: readers of docx and pdf, or the writer of GGUF files, could not be installed, see above: left out" >&2
 fi
 exec python -m scripts.train_on "$documents" ${options[@]+"${options[@]}"}
 }

@@ -126,6 +126,7 @@ def main(config: Config) -> None:
         report.render(choices.folder)
     chat = ["--source=sft", *(["--grounded"] if choices.grounded else [])]
     print0(f"\nThe report: {choices.folder / 'report' / 'report.md'}")
+    print0(f"The model for other programs: {choices.export.parent}")
     print0("To talk to the model, in the terminal or in the browser:")
     for script in ("chat_cli", "chat_web"):
         print0(f"  NANOCHAT_BASE_DIR={choices.folder} python -m scripts.{script} {' '.join(chat)}")

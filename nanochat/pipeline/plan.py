@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +69,11 @@ class Choices:
         """The folder for other programs."""
         return self.folder / "export" / "hf"
 
+    @property
+    def gguf(self) -> Path:
+        """The file for llama.cpp and others."""
+        return self.folder / "export" / "model.gguf"
+
 
 def reading(choices: Choices) -> Step:
     """Return the step that reads the documents."""
@@ -99,7 +105,7 @@ def pretraining(choices: Choices, size: RunSize) -> list[Step]:
         Step(
             "tok_train",
             "scripts.tok_train",
-            (f"--vocab_size={size.vocab_size}",),
+            (f"--vocab_size={size.vocab_size}", "--digits=1"),  # numbers as the engines of a GGUF file cut them
             choices.folder / "tokenizer" / "tokenizer.json",
         ),
         Step("base_train", "scripts.base_train", flags, report / "base_train.json"),
@@ -169,7 +175,16 @@ def fine_tuning(choices: Choices, size: RunSize, has_questions: bool = True) -> 
             ("--source=sft", f"--out={choices.export}", "--overwrite"),
             choices.export / "config.json",
         ),
+        *([export_gguf(choices)] if importlib.util.find_spec("gguf") else []),
     ]
+
+
+def export_gguf(choices: Choices) -> Step:
+    """Return the step that writes the file for llama.cpp and others. It needs the package gguf."""
+    flags = ["--source=sft", f"--out={choices.gguf}", "--overwrite"]
+    if choices.base:  # with a tokenizer that the run did not choose
+        flags.append("--allow_other_digits")
+    return Step("export_gguf", "scripts.export_gguf", tuple(flags), choices.gguf)
 
 
 def document_eval(choices: Choices) -> list[Step]:

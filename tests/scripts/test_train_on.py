@@ -128,7 +128,7 @@ def test_a_run_that_is_killed_in_every_step(
     assert "scripts.chat_cli --source=sft --grounded" in capsys.readouterr().out
     assert read_sections(run_here / "report")[0]["train_on"]["notes"]
     done = list(in_this_process)
-    assert done[-1] == "scripts.export_hf"
+    assert "scripts.export_hf" in done
 
     in_this_process.clear()
     run(tmp_path / "notes", "--grounded")
