@@ -165,7 +165,7 @@ def ground(talk: Talk, retriever: Retriever, rng: random.Random, train_documents
     passages as they were found. In training, a question whose passages lack the answer is refused.
     """
     *before, _, answer = talk.messages
-    context = str(before[-2]["content"]) if before and refers_back(talk.question) else ""
+    context = str(before[-2]["content"]) if len(before) > 1 and refers_back(talk.question) else ""
     passages = list(retriever(talk.question, NUM_SEARCHED if train_documents is not None else NUM_PASSAGES, context))
     if train_documents is not None:
         passages = _training_passages(talk, passages, retriever, rng, train_documents)

@@ -102,6 +102,12 @@ def test_passages_as_found_for_validation_and_test() -> None:
     assert missed.messages[1] == talk().messages[1]
 
 
+def test_a_system_message_is_no_earlier_question() -> None:
+    messages = [("system", "Be brief."), ("user", "What are you?"), ("assistant", "I am nanochat.")]
+    own = Talk(tuple({"role": role, "content": text} for role, text in messages), "identity", "What are you?")
+    assert ground(own, searching(*WRONG), random.Random(0), None).messages[0] == own.messages[0]
+
+
 def test_training_refuses_where_the_passages_lack_the_answer() -> None:
     train = frozenset({"huts.md", "a.md", "b.md", "c.md"})
     counts = {"right": 0, "refused": 0, "not first": 0}
