@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from nanochat.documents.document import Document
 from nanochat.passages.passage import Passage
@@ -20,31 +20,34 @@ _NUMBERED = ("chapter", "figure", "page", "part", "section", "table", "unit")
 
 
 class ExampleQuestions:
-    """Headings of the held-out documents (of all, if none is held out), from which a few examples are chosen."""
+    """Questions about the held-out documents (all, if none is held out), from which a few examples are chosen."""
 
     def __init__(self) -> None:
-        self._headings: dict[str, list[str]] = {"train": [], "val": []}
+        self._questions: dict[str, list[str]] = {"train": [], "val": []}
 
     def add(self, document: Document, passages: Iterable[Passage]) -> None:
         """Take the headings of a document that a text stands under."""
-        found = self._headings["val" if document.split == "val" else "train"]
-        found += dict.fromkeys(filter(_is_subject, (passage.headings[-1] for passage in passages if passage.headings)))
+        found = self._questions["val" if document.split == "val" else "train"]
+        places = dict.fromkeys(passage.headings for passage in passages if passage.headings)
+        found += [heading_question(headings) for headings in places if _is_subject(headings[-1])]
 
     def chosen(self) -> list[str]:
-        """Return the questions, about headings that are spread over the documents."""
-        headings = list(dict.fromkeys(self._headings["val"] or self._headings["train"]))
-        count = min(NUM_EXAMPLES, len(headings))
-        return [heading_question(headings[(2 * index + 1) * len(headings) // (2 * count)]) for index in range(count)]
+        """Return questions that are spread over the documents."""
+        questions = list(dict.fromkeys(self._questions["val"] or self._questions["train"]))
+        count = min(NUM_EXAMPLES, len(questions))
+        return [questions[(2 * index + 1) * len(questions) // (2 * count)] for index in range(count)]
 
 
-def heading_question(heading: str) -> str:
-    """Return a question about what stands under a heading.
+def heading_question(headings: Sequence[str]) -> str:
+    """Return a question about what stands under the last of some headings. The first one is a title.
 
-    >>> heading_question("How to brew tea"), heading_question("Who was she?")
-    ('Tell me about "How to brew tea".', 'Who was she?')
+    >>> heading_question(["The Race"]), heading_question(["Tea", "leaves"]), heading_question(["Who was she?"])
+    ('Tell me about "The Race".', 'Tell me about leaves.', 'Who was she?')
     """
-    heading = " ".join(heading.split())
-    return heading if heading.endswith("?") else f'Tell me about "{heading}".'
+    heading = " ".join(headings[-1].split())
+    if heading.endswith("?"):
+        return heading
+    return f'Tell me about "{heading}".' if len(headings) == 1 else f"Tell me about {heading.rstrip('.:')}."
 
 
 def _is_subject(heading: str) -> bool:

@@ -23,7 +23,7 @@ from nanochat.common import UserError
 from nanochat.data.shard_checks import file_sha256
 from nanochat.documents.document import default_documents_path
 from nanochat.passages.passage import Passage
-from nanochat.passages.terms import query_terms
+from nanochat.passages.terms import query_phrases, query_terms
 from nanochat.system.console import visible_line
 from nanochat.system.files import check_regular_file
 from nanochat.system.json_files import check_type, read_json
@@ -32,8 +32,9 @@ from nanochat.system.json_text import short_repr
 FORMAT = 1
 APPLICATION_ID = 0x6E637078  # "ncpx", in the header of the database
 MAX_TERMS = 32  # of a query; an answer has no more that matter
+MAX_PARTS = 40  # of a query, phrases included
 # Of a term in the title, in the other headings, in a heading whose first passage this is, in the text
-WEIGHTS = (1.0, 1.0, 4.0, 1.0)
+WEIGHTS = (2.5, 2.5, 5.0, 1.0)
 SCHEMA = (
     "CREATE TABLE passages (id INTEGER PRIMARY KEY, document TEXT, headings TEXT, text TEXT)",
     "CREATE VIRTUAL TABLE terms USING fts5 (title, headings, begun, text, content='', tokenize='porter ascii')",
@@ -124,7 +125,8 @@ class PassageIndex:
             terms = terms * 2 + others[: max(0, MAX_TERMS - len(terms))]  # a term that is given twice counts twice
         if not terms:
             return []
-        query = " OR ".join(f'"{term}"' for term in terms)
+        parts = [*terms, *query_phrases(question)[: max(0, MAX_PARTS - len(terms))]]
+        query = " OR ".join(f'"{part}"' for part in parts)
         with _as_user_error(self.path), self._lock:
             rows = self._connection.execute(_SEARCH, (*WEIGHTS, query, k)).fetchall()
             return [_passage(*row) for row in rows]

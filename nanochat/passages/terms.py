@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 
 MAX_TERM_CHARACTERS = 40  # longer words, as of encoded data, are cut
 
@@ -22,6 +23,7 @@ _UNSPACED += "\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\U00020000-\U0003ffff"
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 # Vowel signs of India's scripts are no word characters for `re`: the blocks but their punctuation (U+0964, U+0965)
 _WORD = re.compile(f"[{_UNSPACED}]+|(?:[^\\W_{_UNSPACED}]|[\u0900-\u0963\u0966-\u0dff])+")
+_QUOTATION = re.compile('["\u201c\u201d\u201e\u00ab]([^"\u201c\u201d\u201e\u00ab\u00bb]+)["\u201c\u201d\u00bb]')
 _ASCII_WORD = re.compile("[a-z0-9]+")
 
 # Words that stand in most questions, and say nothing about their subject.
@@ -58,8 +60,20 @@ def query_terms(text: str) -> list[str]:
     >>> query_terms('What is the "capital" OR NEAR(Japan)? capital'), query_terms("Who is he?"), query_terms("東京都")
     (['capital', 'near', 'japan'], ['who', 'is', 'he'], ['東京', '京都'])
     """
-    terms = list(dict.fromkeys(term for word in _words(text) for term in _terms_of_word(word)))
+    terms = list(dict.fromkeys(_query_form(text)))
     return [term for term in terms if term not in STOP_WORDS] or terms
+
+
+def query_phrases(text: str) -> list[str]:
+    """Return the phrases of a question: its quotations, and neighbouring terms that are no stop words.
+
+    >>> query_phrases('In "The Bohr Model", what took place?')
+    ['the bohr model', 'bohr model', 'took place']
+    """
+    quotations = [_query_form(quotation) for quotation in _QUOTATION.findall(text)]
+    terms = _query_form(text)
+    pairs = [list(pair) for pair in pairwise(terms) if STOP_WORDS.isdisjoint(pair)]
+    return list(dict.fromkeys(" ".join(phrase) for phrase in quotations + pairs if len(phrase) > 1))
 
 
 def refers_back(question: str) -> bool:
@@ -70,6 +84,10 @@ def refers_back(question: str) -> bool:
     """
     words = _words(question)
     return words[:1] == ["and"] or STOP_WORDS.issuperset(words) or not _BACK_WORDS.isdisjoint(words)
+
+
+def _query_form(text: str) -> list[str]:
+    return [term for word in _words(text) for term in _terms_of_word(word)]
 
 
 def _words(text: str) -> list[str]:

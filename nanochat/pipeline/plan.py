@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nanochat.passages.index import fts5_fault
 from nanochat.pipeline.sizing import HEAD_DIM, PATIENCE, RunSize, bytes_per_token
 from nanochat.pipeline.steps import Step
 
@@ -137,17 +138,19 @@ def memorisation(choices: Choices, source: str) -> Step:
 
 
 def conversations(choices: Choices) -> list[Step]:
-    """Return the steps that index the documents and make conversations of them."""
+    """Return the steps that index the documents and make conversations of them.
+
+    Where this Python cannot search, there is no index, unless `--grounded` needs it.
+    """
     documents = choices.folder / "documents"
     flags = [f"--seed={choices.seed}", "--allow_none"]
     if choices.grounded:
         flags.append("--grounded")
     if choices.endpoint:
         flags += [f"--endpoint={choices.endpoint}", f"--model={choices.model}"]
-    return [
-        Step("index_documents", "scripts.index_documents", (), documents / "passages.sqlite"),
-        Step("document_talks", "scripts.document_talks", tuple(flags), choices.talks),
-    ]
+    index = Step("index_documents", "scripts.index_documents", (), documents / "passages.json")
+    talks = Step("document_talks", "scripts.document_talks", tuple(flags), choices.talks)
+    return [index, talks] if choices.grounded or fts5_fault() is None else [talks]
 
 
 def fine_tuning(choices: Choices, size: RunSize, has_questions: bool = True) -> list[Step]:

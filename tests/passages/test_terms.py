@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.passages.terms import MAX_TERM_CHARACTERS, STOP_WORDS, all_terms, query_terms
+from nanochat.passages.terms import (
+    MAX_TERM_CHARACTERS,
+    STOP_WORDS,
+    all_terms,
+    query_phrases,
+    query_terms,
+    refers_back,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +50,24 @@ def test_stop_words_are_left_out_unless_there_are_no_others() -> None:
     assert all(term == term.casefold() and all_terms(term) == [term] for term in STOP_WORDS)
 
 
+def test_phrases_are_quotations_and_neighbouring_terms() -> None:
+    assert query_phrases("Who won the red kite race?") == ["red kite", "kite race"]
+    assert query_phrases('"It was I", he said. „So it is“, «and  on»?') == ["it was i", "so it is", "and on"]
+    assert query_phrases("東京都") == ["東京 京都"]
+    assert query_phrases('"Tea" or tea?') == []
+
+
+@pytest.mark.parametrize(
+    ("question", "is_back"),
+    [("And the king?", True), ("Where did she go?", True), ("Why?", True), ("Where did Mia go?", False), ("", True)],
+)
+def test_questions_that_refer_back(question: str, is_back: bool) -> None:
+    assert refers_back(question) == is_back
+
+
 @given(st.text())
 def test_a_term_is_no_syntax(text: str) -> None:
-    for term in all_terms(text):
+    for term in (*all_terms(text), *" ".join(query_phrases(text)).split()):
         assert term
         assert not set(term) & set("\"'*()^:+-{}, \0\n"), term
 

@@ -50,6 +50,12 @@ def test_choices_reach_the_commands(tmp_path: Path) -> None:
     assert "scripts.tok_train" not in commands
 
 
+def test_no_index_where_python_cannot_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "fts5_fault", lambda: "no FTS5")
+    assert [step.name for step in plan.conversations(Choices(tmp_path, "notes"))] == ["document_talks"]
+    assert len(plan.conversations(Choices(tmp_path, "notes", grounded=True))) == 2  # whose first one names the fault
+
+
 @pytest.mark.parametrize(("talks", "text"), [(1_000_000, 10_000_000), (1_000_000, 20_000), (500, 20_000)])
 def test_shares_of_the_mixture(tmp_path: Path, talks: int, text: int) -> None:
     file = tmp_path / "mine.toml"
