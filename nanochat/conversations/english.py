@@ -69,8 +69,8 @@ PAST_VERBS = frozenset(
     "flew forgot forgave froze gave went grew heard held hid hit kept knew led left lent let lay lost made met paid "
     "put "
     "ran rang read rode rose sang sat saw sold sent set shook shone shot showed shut slept spoke spent stood stole "
-    "stuck swam swept swung taught took thought threw told tore understood wore woke won wrote bit blew dug hung "
-    "sank sprang struck swore wept wove".split()
+    "stuck swam swept swung taught took thought threw told tore understood wore woke won wrote bit blew dug got said "
+    "hung sank sprang struck swore wept wove".split()
 )
 PRESENT_VERBS = frozenset(
     "allows appears applies argues asks becomes begins believes belongs brings builds carries causes changes "

@@ -29,6 +29,10 @@ _EXERCISE_VERBS = frozenset("discuss describe explain identify analyze analyse d
 _CANNOT_END = frozenset("is are was were the a an of to that let and or by with for from".split())
 _UNCLEAR = frozenset("he she it they this these those him them his her its their i we my our such".split())
 _NOTES = frozenset("note important warning tip example target see hint caution attention todo".split())
+_CREDITS = frozenset(  # terms of facts about the file, in lists such as "Text: ..., Illustration: ..."
+    "text illustration illustrations illustrator adaptation translation translator translated author authors license "
+    "licence language source copyright version editor publisher photography".split()
+)
 _QUESTION_LABEL = re.compile(r"(?:q|question)\s?\d{0,3}\s?[:.)]\s?", re.IGNORECASE)
 _ANSWER_LABEL = re.compile(r"(?:a|answer)\s?\d{0,3}\s?[:.)]\s?", re.IGNORECASE)
 _SECTION_NUMBER = re.compile(r"(?:chapter\s|section\s)?[\dIVX]{1,4}(?:\.\d{1,3}){0,4}[.):]?\s", re.IGNORECASE)
@@ -205,6 +209,9 @@ def _list(block: Block, before: Block | None) -> Iterator[RawFact]:
 def _is_navigation(items: Sequence[str]) -> bool:
     """Return True for a list of links, or of facts about the file such as its licence."""
     text = " ".join(items).lower()
+    terms = {(words(item.partition(":")[0]) or [""])[0] for item in items if ":" in item}
+    if len(_CREDITS & terms) >= 2:
+        return True
     has_marks = any(mark in text for mark in ("http", "](", "license:", "licence:", "language:", "©", "www."))
     return has_marks or all(len(words(item)) <= 1 for item in items)
 

@@ -107,6 +107,7 @@ def test_family_is_no_adverb() -> None:
         ("When food fills the stomach, cells release a hormone called gastrin.", "happens"),
         ("If the man was unsure, the questions shifted to other things.", "happened"),
         ("When Kodak tried a new camera, Polaroid sued the company.", "happened"),
+        ("When Akai got up, the bird flapped its wings.", "happened"),
         ("When a neighbour appears, the cat is ready to scratch.", "happens"),
     ],
 )

@@ -117,6 +117,8 @@ def test_navigation_and_long_lists_are_left_out(items: tuple[str, ...]) -> None:
 def test_items_with_a_meaning_are_facts_of_their_own() -> None:
     found = facts(list_block("seed: the number that all choices follow from", "depth: the number of layers"))
     assert found[0] == ("about", {"subject": "seed"}, ("seed: the number that all choices follow from",))
+    credits_ = list_block("Text: Ursula Nafula", "Illustration: Rob Owen, Wiehan de Jager")  # Tell me about Text.
+    assert not facts(credits_)
     notes = facts(list_block("Note: the server must be closed", "Warning: this is slow"))
     assert [kind for kind, _, _ in notes] == ["list"]
 
