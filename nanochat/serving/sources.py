@@ -124,7 +124,11 @@ def open_sources(choice: str, grounded: bool | None, meta: Mapping[str, Any]) ->
     path = default_index_path()
     fault = None if path.exists() else f"{path} is missing: {REBUILD}"
     if fault is None and (fault := fts5_fault()) is None:
-        return DocumentSources(PassageIndex.open(path), trained_grounded if grounded is None else grounded)
+        try:
+            index = PassageIndex.open(path)
+        except UserError as error:
+            raise UserError(f"{error}, or chat without sources: --sources=off") from error
+        return DocumentSources(index, trained_grounded if grounded is None else grounded)
     if choice == "on" or grounded:
         raise UserError(f"sources of answers cannot be shown: {fault}")
     if path.exists():
