@@ -52,7 +52,7 @@ CSV = (".csv", ".tsv")
 CODE = tuple(
     ".py .pyi .js .mjs .cjs .ts .tsx .jsx .java .kt .kts .scala .groovy .c .h .cc .cpp .cxx .hh .hpp .hxx .cu "
     ".cuh .m .mm .cs .fs .vb .go .rs .rb .php .pl .pm .lua .r .jl .swift .dart .hs .ml .mli .ex .exs .erl .clj "
-    ".cljs .lisp .el .scm .sh .bash .zsh .fish .ps1 .bat .sql .proto .graphql .vue .svelte .css .scss .less "
+    ".cljs .lisp .el .scm .sh .bash .zsh .fish .ps1 .bat .sql .proto .graphql .vue .svelte "
     ".cmake .mk .gradle .nix .zig .nim .f90 .f .pas .asm .s .v .sv .vhd .tcl .yaml .yml .toml .ini .cfg .conf "
     ".xml .xsd .xsl .tf .dockerfile".split()
 )
