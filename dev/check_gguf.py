@@ -95,10 +95,16 @@ def compare_logits(model: GPT, twin: GGUFTwin, windows: list[list[int]], num_byt
 
 def compare_ids(tokenizer: Tokenizer, engine: LlamaCppEngine, text: str) -> int:
     """Return the number of lines of a text to which llama.cpp gives other ids, and print the first."""
+
+    def engine_ids(part: str) -> list[int]:
+        ids: list[int] = engine.post("/tokenize", {"content": part, "parse_special": False}).json()["tokens"]
+        return ids
+
+    if engine_ids(text) == tokenizer.encode(text):
+        return 0
     num_different = 0
     for line in text.splitlines(keepends=True):
-        ours = tokenizer.encode(line)
-        theirs = engine.post("/tokenize", {"content": line, "parse_special": False}).json()["tokens"]
+        ours, theirs = tokenizer.encode(line), engine_ids(line)
         if ours != theirs:
             num_different += 1
             if num_different == 1:

@@ -37,6 +37,8 @@ class LlamaCppEngine:
         `num_threads`: 0 = the usable cores. `exact`: keys and values of the cache in float32, as needed to compare
         logits, and not in float16. Raises UserError if xllamacpp is not installed or cannot load the file.
         """
+        import requests
+
         try:
             import xllamacpp
         except ImportError as error:
@@ -60,7 +62,8 @@ class LlamaCppEngine:
         if exact:
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        self._headers = {"Authorization": f"Bearer {key}"}
+        self._session = requests.Session()
+        self._session.headers["Authorization"] = f"Bearer {key}"
         try:
             self._server = xllamacpp.Server(params)
         except Exception as error:  # the package raises errors of several kinds
@@ -68,6 +71,7 @@ class LlamaCppEngine:
 
     def close(self) -> None:
         """Stop the server and free the model."""
+        self._session.close()
         self._server = None
 
     @property
@@ -80,7 +84,7 @@ class LlamaCppEngine:
         import requests
 
         try:
-            response = requests.post(self.url + path, json=body, headers=self._headers, timeout=SECONDS_OF_SILENCE)
+            response = self._session.post(self.url + path, json=body, timeout=SECONDS_OF_SILENCE)
         except requests.RequestException as error:
             raise UserError(f"llama.cpp does not answer: {short_repr(error)}") from error
         if not response.ok:
