@@ -71,15 +71,15 @@ def answers_path(source: str, tag: str, grounded: bool) -> Path:
 def main(config: Config) -> dict[str, Metric]:
     """Evaluate, print the table, write the section of the report and the replies; return the metrics."""
     start = time.monotonic()
-    questions = read_questions(documents_dir() / "conversations" / "test.jsonl")
-    questions = [
-        questions[row] for row in choose_rows(len(questions), None if config.max_problems < 0 else config.max_problems)
-    ]
     source = config.source or latest_source(config.model_tag)
     tag = config.model_tag or default_tag(source)
     section = f"document_eval_{source}{'_grounded' if config.grounded else ''}"
     path = answers_path(source, tag, config.grounded)
     check_results_writable(section, path)
+    questions = read_questions(documents_dir() / "conversations" / "test.jsonl")
+    questions = [
+        questions[row] for row in choose_rows(len(questions), None if config.max_problems < 0 else config.max_problems)
+    ]
     with open_search(config.grounded) as search:
         runtime = Runtime.start(42, config.device)
         if runtime.world_size > 1:

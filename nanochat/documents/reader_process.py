@@ -7,6 +7,7 @@ command that was stopped for a while, gives the same documents.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import resource
@@ -22,6 +23,7 @@ from nanochat.documents.document import Document, document_from_json, document_t
 from nanochat.documents.file_reader import FileFacts, ReadOptions, read_file
 from nanochat.documents.formats import DAMAGED, TOO_MUCH_MEMORY, TOO_SLOW, ReadFailure
 from nanochat.system.json_files import check_type
+from nanochat.system.json_text import MAX_JSON_BYTES
 
 MAX_MEMORY_BYTES = 2 << 30  # of a process, above what it has at its start
 _CHILD = "from nanochat.documents.reader_process import serve; serve"
@@ -133,6 +135,7 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _silence()
     _limit_memory()
+    csv.field_size_limit(MAX_JSON_BYTES)  # of all of this process
     options = ReadOptions(**json.loads(connection.recv_bytes()))
     while True:
         try:

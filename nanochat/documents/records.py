@@ -36,7 +36,6 @@ def read_csv(source: SourceText, text_column: str) -> Iterator[HtmlText]:
     lines = source.lines(MAX_JSON_BYTES)
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t|", key=first.count)
-    csv.field_size_limit(MAX_JSON_BYTES)
     rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter)
     try:
         header = tuple(cell.strip() for cell in next(rows, []))

@@ -79,7 +79,7 @@ class GGUFTwin:
         k = self._rotate(self._norm(heads("k", self.num_kv_heads), f"{block}.attn_k_norm"))
         v = heads("v", self.num_kv_heads)
         group = self.num_heads // self.num_kv_heads
-        k, v = (y.repeat_interleave(group, dim=1) for y in (k, v))
+        k, v = (y.repeat_interleave(group, dim=1, output_size=self.num_heads) for y in (k, v))
         scores = torch.einsum("thd,shd->hts", q, k) / math.sqrt(self.head_dim)  # (H, T, T)
         distance = torch.arange(len(x))[:, None] - torch.arange(len(x))  # (T, T)
         is_visible = distance >= 0

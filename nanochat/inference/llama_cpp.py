@@ -63,6 +63,7 @@ class LlamaCppEngine:
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         self._session = requests.Session()
+        self._session.trust_env = False  # neither a proxy nor ~/.netrc: the server is in this process
         self._session.headers["Authorization"] = f"Bearer {key}"
         try:
             self._server = xllamacpp.Server(params)

@@ -20,10 +20,13 @@ OK = "ok"
 NOTICE = "notice"
 FAIL = "FAIL"
 LIBRARIES = (
+    "charset-normalizer",
     "datasets",
     "fastapi",
     "huggingface-hub",
+    "markdown-it-py",
     "matplotlib",
+    "mdit-py-plugins",
     "numpy",
     "psutil",
     "pyarrow",

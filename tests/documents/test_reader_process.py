@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nanochat.documents import reader_process
@@ -87,11 +87,12 @@ def test_a_file_that_harms_its_process(parser: Path, program: str, reason: str) 
 
 def test_processes_end_with_the_reading(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("text", encoding="utf-8")
+    before = set(psutil.Process().children())
     messages = read_files([(tmp_path / "a.md", "a.md")] * 50, ReadOptions(), 2)
     next(messages)
+    assert set(psutil.Process().children()) > before
     messages.close()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_parser_prints_nothing(parser: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -76,10 +76,12 @@ def test_right_replies_are_counted(with_model: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("base_dir")
-def test_what_is_missing_is_named() -> None:
+def test_what_is_missing_is_named(with_model: Path) -> None:
+    (with_model / "documents/conversations/test.jsonl").unlink()
     with pytest.raises(UserError, match=r"no questions in .*document_talks"):
         main(Config())
-    write_documents(documents())
-    document_talks.main(document_talks.Config(examples=0))
+
+
+def test_a_missing_model_is_named() -> None:
     with pytest.raises(UserError, match="no chat model"):
         main(Config())

@@ -29,7 +29,7 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         assert f"torchrun --standalone --nproc_per_node=8 -m {name}" in text
     entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=\S)", text)]
     for field in dataclasses.fields(script.Config):
-        default = "none" if field.default is None else field.default
+        default = {None: "none", "": '""'}.get(field.default, field.default)
         rule = field.metadata["range"]
         shown = f"{field.metadata['help']} (default: {default}{f'; {rule}' if rule else ''})".lower()
         flag = "" if field.metadata["positional"] else f"--{field.name} "

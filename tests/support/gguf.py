@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,10 @@ from tests.support.exports import CONFIGS, TOKENIZER
 from tests.support.hf_models import TEXTS
 
 # Depth 5 is 320 wide, which 256 does not divide.
-SHAPES = {**CONFIGS, "d5": GPTConfig(96, TOKENIZER.get_vocab_size(), n_layer=5, n_head=5, n_kv_head=5, n_embd=320)}
+SHAPES = {
+    **{name: dataclasses.replace(config, softcap=15.0) for name, config in CONFIGS.items()},
+    "d5": GPTConfig(96, TOKENIZER.get_vocab_size(), n_layer=5, n_head=5, n_kv_head=5, n_embd=320),
+}
 NUMBERS = "In 1987 there were 12 houses, 345 people, 6789 trees and 1000000 ants. 2024 was 25 years after 1999.\n"
 
 

@@ -113,7 +113,8 @@ REQUESTING = {
     "nanochat.eval.hf_causal": "protect_hub_token",
     "tasks.hub": "protect_hub_token",
     "scripts.export_hf": "is_on_hub",
-    "dev.gen_synthetic_data": "is_safe_address",
+    "nanochat.conversations.chat_client": "is_safe_address",
+    "nanochat.inference.llama_cpp": "trust_env = False",  # of this process's own server, at a loopback address
     "nanochat.training.log": "start_wandb",  # the library keeps its key, and sends it to its own server
 }
 SENDING = {"from_pretrained", "load_dataset", "HfApi", "urlopen", "urlretrieve", "HTTPConnection", "HTTPSConnection"}
