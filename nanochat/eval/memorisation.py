@@ -165,7 +165,7 @@ def describe_memory(train_bpb: float, val_bpb: float, samples: Copying, held_out
             f"The model knows its own text better than other text of this kind ({gap}; {copied}).",
             "Expect the language and the topics of the documents, with passages that are copied and facts that are "
             "mixed up.",
-            "More text would help most; more steps would not. --grounded gives it the facts.",
+            "More text would help most; more steps would not. --grounded puts passages with the facts before it.",
         ]
     return [
         f"The model reads new text of this kind nearly as well as its own ({gap}; {copied}).",

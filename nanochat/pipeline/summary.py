@@ -13,6 +13,7 @@ from nanochat.pipeline.steps import StepRunner
 from nanochat.report import log_section, read_sections
 
 BPB = "validation bits per byte"
+FEW_RIGHT = 0.5  # share of right answers below which the report says so in words
 MAX_FORGOTTEN = 0.03  # share by which fine-tuning may raise the bits per byte of held-out text
 
 
@@ -63,8 +64,27 @@ def summarize(sections: Mapping[str, Any], base: str | None) -> tuple[dict[str, 
         for name, metric in sections.get(section, {}).get("metrics", {}).items():
             if isinstance(metric, dict) and "n" in metric:
                 notes.append(f"Held-out questions, {name}: {metric['value']:.0%} of {metric['n']:,}.")
+    notes += advise_on_answers(sections)
     notes += sections.get(f"memorisation_{start}", {}).get("notes", [])
     return metrics, notes
+
+
+def advise_on_answers(sections: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on a model that seldom answers its held-out questions right, or none.
+
+    The questions with passages before them count, if they were asked so.
+    """
+    for section in ("document_eval_sft_grounded", "document_eval_sft"):
+        for name, metric in sections.get(section, {}).get("metrics", {}).items():
+            if name.endswith(": answered right") and isinstance(metric, dict) and metric["n"]:
+                if metric["value"] >= FEW_RIGHT:
+                    return []
+                return [
+                    "It seldom answers right. So small a model, after so little text, has its language but not its "
+                    "facts, and has not learned to copy from a passage: trust the passages beside an answer, not the "
+                    "answer. A longer run (--minutes) or a start from a model that has read more (--base) may help."
+                ]
+    return []
 
 
 def compare_with_other_start(choices: Choices, metrics: dict[str, float]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from nanochat.configurator import Settings, setting
 from nanochat.data.shards import write_dataset
 from nanochat.pipeline.plan import Choices
 from nanochat.pipeline.steps import StepRunner
-from nanochat.pipeline.summary import BPB, report_run, summarize
+from nanochat.pipeline.summary import BPB, advise_on_answers, report_run, summarize
 from nanochat.report import log_section, read_sections
 
 
@@ -58,3 +59,32 @@ def test_a_run_from_a_base_model_is_compared(
                 assert "train it, too" in output
     section = read_sections(base_dir / "on-x-from-d4" / "report")[0]["train_on"]
     assert section["metrics"][f"{BPB} of the run without --base"] == 2.0
+
+
+def answers(share: float, count: int, words: str = "documents") -> dict[str, Any]:
+    """A section of document_eval."""
+    return {"metrics": {f"{words}: answered right": {"value": share, "n": count}, "documents: refused": {"value": 1.0}}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "is_advised"),
+    [
+        ({}, False),
+        ({"document_eval_sft": answers(0.1, 9)}, True),
+        ({"document_eval_sft": answers(0.6, 9)}, False),
+        ({"document_eval_sft": answers(0.1, 0)}, False),
+        # With passages is what counts, where it was asked so.
+        (
+            {"document_eval_sft": answers(0.1, 9), "document_eval_sft_grounded": answers(0.9, 9, "d, with passages")},
+            False,
+        ),
+        (
+            {"document_eval_sft": answers(0.9, 9), "document_eval_sft_grounded": answers(0.2, 9, "d, with passages")},
+            True,
+        ),
+    ],
+)
+def test_few_right_answers_are_said_in_words(sections: dict[str, Any], is_advised: bool) -> None:
+    advice = advise_on_answers(sections)
+    assert len(advice) == is_advised
+    assert all("seldom answers right" in sentence and "--base" in sentence for sentence in advice)
