@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
         --help | -h) usage "$0" ;;
         --base_from=* | --base-from=*) options+=("--base_from=$(absolute "${1#*=}")") ;;
         --*=*) options+=("$1") ;;
-        --grounded) options+=("$1") ;;
+        --grounded | --overwrite) options+=("$1") ;;
         -*)
             [ $# -gt 1 ] || fail "$1 needs a value"
             options+=("$1" "$2")

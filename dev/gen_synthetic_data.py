@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from nanochat.common import UserError, base_dir, check_file_writable, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
-from nanochat.conversations.chat_client import ChatServer
+from nanochat.conversations.chat_client import ChatServer, optional_server
 from nanochat.tokenization.chat_format import Conversation
 from tasks.customjson import parse_conversation
 from tasks.identity import ABILITIES, FILE_NAME, PERSONA, generate_conversations
@@ -54,15 +54,12 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.endpoint is None) != (self.model is None):
-            raise UserError(f"endpoint is {self.endpoint}, model is {self.model}: set both or neither")
         self.server()
 
     def server(self) -> ChatServer | None:
         """Return the server that rephrases, if there is one. Raises UserError for an unsafe address."""
-        if self.endpoint is None or self.model is None:
-            return None
-        return ChatServer(self.endpoint, self.model, self.key_env, self.timeout, self.attempts, only_https=False)
+        options = {"key_env": self.key_env, "timeout": self.timeout, "attempts": self.attempts, "only_https": False}
+        return optional_server(self.endpoint, self.model, **options)
 
 
 def main(config: Config) -> Path:

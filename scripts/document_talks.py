@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from nanochat.common import UserError, check_file_writable, print0, written_atomically
 from nanochat.configurator import Settings, cli, setting
-from nanochat.conversations.chat_client import ChatServer
+from nanochat.conversations.chat_client import ChatServer, optional_server
 from nanochat.conversations.dialogues import Retriever, Talk
 from nanochat.conversations.facts import KINDS
 from nanochat.conversations.making import Corpus, TalkOptions, count_kinds, held_out_sentences, make_talks, read_corpus
@@ -68,15 +68,12 @@ class Config(Settings):
                 f"unanswerable is {self.unanswerable} and several is {self.several}: together at most 0.8, so that "
                 "questions with an answer remain"
             )
-        if (self.endpoint is None) != (self.model is None):
-            raise UserError(f"endpoint is {self.endpoint}, model is {self.model}: set both or neither")
         self.server()
 
     def server(self) -> ChatServer | None:
         """Return the server that writes more conversations, if there is one. Raises UserError for an unsafe address."""
-        if self.endpoint is None or self.model is None:
-            return None
-        return ChatServer(self.endpoint, self.model, self.key_env, self.timeout, self.attempts)
+        options = {"key_env": self.key_env, "timeout": self.timeout, "attempts": self.attempts}
+        return optional_server(self.endpoint, self.model, **options)
 
     def options(self) -> TalkOptions:
         """The numbers of conversations."""

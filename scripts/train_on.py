@@ -25,6 +25,7 @@ from pathlib import Path
 from nanochat import report
 from nanochat.common import UserError, base_dir, check_name, print0, write_text_atomic
 from nanochat.configurator import Settings, cli, setting
+from nanochat.conversations.chat_client import optional_server
 from nanochat.documents.document import default_documents_path
 from nanochat.pipeline import plan
 from nanochat.pipeline.plan import Choices
@@ -52,8 +53,7 @@ class Config(Settings):
         super().__post_init__()
         if self.documents is None:
             raise UserError("name the folder of your documents: python -m scripts.train_on DIR")
-        if (self.endpoint is None) != (self.model is None):
-            raise UserError(f"endpoint is {self.endpoint}, model is {self.model}: give both or neither")
+        optional_server(self.endpoint, self.model)  # an unsafe address is refused now, not after the pretraining
 
 
 def prepare_folder(config: Config) -> Choices:

@@ -105,6 +105,16 @@ class ChatServer:
         return _content(body)
 
 
+def optional_server(endpoint: str | None, model: str | None, **options: Any) -> ChatServer | None:
+    """Return the server that two settings name, or None if neither is set. `options`: more fields of `ChatServer`.
+
+    Raises UserError if only one of the two is set, and for an address that the key may not be sent to.
+    """
+    if (endpoint is None) != (model is None):
+        raise UserError(f"endpoint is {endpoint}, model is {model}: set both or neither")
+    return None if endpoint is None or model is None else ChatServer(endpoint, model, **options)
+
+
 def _content(body: bytes) -> str:
     try:
         content: Any = parse_json(body)["choices"][0]["message"]["content"]

@@ -31,7 +31,7 @@ from nanochat.export.gguf_forms import (
 )
 from nanochat.export.gguf_header import check_header
 from nanochat.export.gguf_tokenizer import Splitting, choose_splitting, from_gguf_tokenizer, gguf_tokenizer
-from nanochat.gpt import GPTConfig
+from nanochat.gpt import MAX_SIZES, GPTConfig
 from nanochat.system.json_text import short_repr
 from nanochat.tokenizer import Tokenizer
 
@@ -211,8 +211,9 @@ class GGUFFile:
     def context_len(self) -> int:
         """Context length of the model. Raises UserError if the file does not say it."""
         value = self.keys.get(f"{self.keys.get('general.architecture')}.context_length")
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.path} has the context length {short_repr(value)}: must be a whole number from 1 on")
+        limit = MAX_SIZES["sequence_len"]
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise UserError(f"{self.path} has the context length {short_repr(value)}: must be from 1 to {limit:,}")
         return value
 
     def tokenizer(self) -> Tokenizer:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.export.hf_tokenizer import CHAT_TEMPLATE, last_merge
+from nanochat.export.hf_tokenizer import CHAT_TEMPLATE, MAX_MERGE_WORK, last_merge
 from nanochat.system.json_text import short_repr
 from nanochat.tokenization.hugging_face_bpe import byte_level_alphabet
 from nanochat.tokenizer import Tokenizer, split_pattern
@@ -132,6 +132,8 @@ def from_gguf_tokenizer(keys: Mapping[str, Any]) -> Tokenizer:
         pre_tokenizer = keys["tokenizer.ggml.pre"]
         kinds = keys["tokenizer.ggml.token_type"]
         names = keys["tokenizer.ggml.tokens"]
+        if sum(len(name) ** 2 for name in names) > MAX_MERGE_WORK:
+            raise UserError("its tokens are longer than those of any vocabulary in use")
         ids = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in (NORMAL, CONTROL)}
         ranks = {bytes(byte_of[letter] for letter in names[i]): i for i in ids[NORMAL]}
         tokenizer = Tokenizer(split_pattern(digits_of[pre_tokenizer]), ranks, {names[i]: i for i in ids[CONTROL]})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nanochat.common import UserError
 from nanochat.export.gguf_file import GGUFFile
+from nanochat.system.json_text import short_repr
 
 
 class GGUFTwin:
@@ -29,6 +30,8 @@ class GGUFTwin:
             self._read_keys(file)
         except KeyError as error:
             raise UserError(f"{file.path} has no key {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{file.path} has a key that is no number: {short_repr(error)}") from error
         self.weights = {name: file.tensor(name) for name in file.names()}
 
     def _read_keys(self, file: GGUFFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 from pathlib import Path
@@ -139,5 +140,8 @@ def test_missing_files_and_tensors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"text\.gguf cannot be read as GGUF"):
         GGUFFile.open(tmp_path / "text.gguf")
     file = write(tmp_path / "m.gguf", loud_model(SHAPES["one key-value head"]))
+    for length in (0, -1, 1 << 31, "long", None):
+        with pytest.raises(UserError, match=r"m\.gguf has the context length .*must be from 1 to 1,048,576"):
+            _ = dataclasses.replace(file, keys={**file.keys, "apertus.context_length": length}).context_len
     with pytest.raises(UserError, match=r"has no tensor blk\.9\.ffn_up\.weight"):
         file.tensor("blk.9.ffn_up.weight")

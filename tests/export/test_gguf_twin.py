@@ -94,6 +94,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "m.gguf", model)
     with pytest.raises(UserError, match="architecture 'llama': must be apertus or gemma3"):
         GGUFTwin(dataclasses.replace(file, keys={**file.keys, "general.architecture": "llama"}))
+    with pytest.raises(UserError, match=r"m\.gguf has a key that is no number"):
+        GGUFTwin(dataclasses.replace(file, keys={**file.keys, "apertus.block_count": "many"}))
     keys = {name: value for name, value in file.keys.items() if name != "xielu.beta"}
     with pytest.raises(UserError, match=r"m\.gguf has no key 'xielu\.beta'"):
         GGUFTwin(dataclasses.replace(file, keys=keys))
