@@ -18,7 +18,7 @@ from pathlib import Path
 from nanochat.checkpoint_manager import CHECKPOINT_DIRS, check_tokenizer, default_tag, open_checkpoint, run_dir
 from nanochat.common import UserError, check_file_writable, print0
 from nanochat.configurator import Settings, cli, setting
-from nanochat.export.gguf_file import WEIGHT_TYPES, GGUFOptions, import_gguf, write_gguf
+from nanochat.export.gguf_file import OTHER_FILE, WEIGHT_TYPES, GGUFOptions, import_gguf, write_gguf
 from nanochat.export.gguf_forms import FORMS
 from nanochat.tokenizer import get_tokenizer
 
@@ -56,7 +56,7 @@ def main(config: Config) -> Path:
     import_gguf()
     if config.out.exists() and not config.overwrite:
         raise UserError(f"{config.out} exists: choose another --out, or --overwrite it")
-    check_file_writable(config.out)
+    check_file_writable(config.out, OTHER_FILE)
     tag = config.model_tag or default_tag(config.source)
     checkpoint = open_checkpoint(run_dir(config.source, tag), config.step)
     tokenizer = get_tokenizer()

@@ -41,6 +41,7 @@ _GGML_TYPES = {"bf16": "BF16", "f32": "F32", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 _FILE_TYPES = {"bf16": "MOSTLY_BF16", "f32": "ALL_F32", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 _LEVELS = {"q8_0": 127, "q4_0": 8}  # type -> the largest weight of a block of 32 over its scale, a float16
 _BLOCK_LEN = 32
+OTHER_FILE = "choose another file"  # the way out where a file cannot be written
 TOOL_LIMIT = (
     "The engine does not compute tool calls: it stops after a call, and a client may compute the result and go on."
 )
@@ -105,7 +106,7 @@ def write_gguf(
         values = {"alpha_p": XIELU_ALPHA_P, "alpha_n": XIELU_ALPHA_N, "beta": XIELU_BETA, "eps": XIELU_EPS}
         keys |= {f"xielu.{name}": [value] * config.n_layer for name, value in values.items()}
     keys |= gguf_tokenizer(tokenizer, splitting)
-    with written_atomically(path) as temporary:
+    with written_atomically(path, OTHER_FILE) as temporary:
         writer = gguf.GGUFWriter(temporary, form.architecture)
         for key, value in keys.items():
             _add_key(gguf, writer, key, value)

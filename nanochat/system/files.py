@@ -223,12 +223,12 @@ def _try_file(place: Path, trial: Path, remedy: str) -> None:
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
+def written_atomically(path: Path, remedy: str = OTHER_FOLDER) -> Iterator[Path]:
     """Context that gives the name of a temporary file, which the body writes, and then renames it to `path`.
 
     Raises `UserError` if it cannot be written; nothing is left of it then, and `path` keeps its old content.
     """
-    with as_write_error(path):
+    with as_write_error(path, remedy):
         _refuse_other_kinds(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from nanochat.data.shards import Manifest, ShardInfo
 from tasks.customjson import read_conversations
 from tasks.identity import PERSONA, Identity, generate_conversations
 from tasks.mixture import detect_data_kind
+from tests.support.openai_server import StandInServer, stand_in_server
 
 gen_synthetic_data: Any = importlib.import_module("dev.gen_synthetic_data")  # a command, not a package
 Config, main, rephrase_all = gen_synthetic_data.Config, gen_synthetic_data.main, gen_synthetic_data.rephrase_all
@@ -51,17 +50,6 @@ def test_abilities_follow_the_base_data(source: str | None, kind: str, base_dir:
 
 # --- another model ----------------------------------------------------------------------------------------------------
 
-Respond = Callable[[dict[str, Any]], tuple[int, str]]
-
-
-class Server:
-    """A server of OpenAI's protocol. `respond(request) -> (status, body)`; `requests` are (path, key, request)."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str | None, dict[str, Any]]] = []
-        self.respond: Respond = lambda request: (200, reply_with(rephrased(messages_in(request))))
-        self.address = ""
-
 
 def messages_in(request: dict[str, Any]) -> Messages:
     """The conversation in the prompt of a request."""
@@ -80,38 +68,18 @@ def reply_with(messages: object) -> str:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.requests.append((self.path, self.headers["Authorization"], request))
-            status, body = server.respond(request)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.address = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInServer]:
     monkeypatch.setattr(chat_client, "INITIAL_DELAY", 0.0)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    yield server
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with stand_in_server(lambda request: (200, reply_with(rephrased(messages_in(request))))) as server:
+        yield server
 
 
-def config_for(server: Server, **settings: Any) -> Any:
+def config_for(server: StandInServer, **settings: Any) -> Any:
     return replace(Config(num=12, kind="web", endpoint=server.address, model="m", workers=3), **settings)
 
 
-def test_another_model_rephrases(server: Server, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_rephrases(server: StandInServer, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     path = main(config_for(server))
     assert path == base_dir / "identity_conversations.jsonl"
@@ -124,12 +92,12 @@ def test_another_model_rephrases(server: Server, base_dir: Path, monkeypatch: py
     assert len(server.requests) == 12
 
 
-def test_without_a_key_none_is_sent(server: Server) -> None:
+def test_without_a_key_none_is_sent(server: StandInServer) -> None:
     rephrase_all(config_for(server), generate_conversations(1))
     assert server.requests[0][1] is None
 
 
-def test_a_busy_server_is_asked_again(server: Server) -> None:
+def test_a_busy_server_is_asked_again(server: StandInServer) -> None:
     def respond(request: dict[str, Any]) -> tuple[int, str]:
         num_tries = sum(seen == request for _, _, seen in server.requests)
         return (429, "busy") if num_tries < 3 else (200, reply_with(rephrased(messages_in(request))))
@@ -141,7 +109,7 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
     assert len(server.requests) == 12
 
 
-def test_invalid_replies_are_dropped(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_replies_are_dropped(server: StandInServer, capsys: pytest.CaptureFixture[str]) -> None:
     originals = generate_conversations(7, seed=4)
     assert len({json.dumps(original) for original in originals}) == 7
     name = PERSONA["name"]
@@ -168,7 +136,7 @@ def test_invalid_replies_are_dropped(server: Server, capsys: pytest.CaptureFixtu
     assert "6 of 7 were dropped" in capsys.readouterr().out
 
 
-def test_a_refused_request_is_not_repeated(server: Server) -> None:
+def test_a_refused_request_is_not_repeated(server: StandInServer) -> None:
     server.respond = lambda _: (401, "no")
     with pytest.raises(UserError, match=r"gave no conversation.*401"):
         rephrase_all(config_for(server), generate_conversations(3))

@@ -75,6 +75,7 @@ class Checkout:
         for name in (
             "speedrun.sh",
             "run1000.sh",
+            "train_on.sh",
             "dev/runcpu.sh",
             "dev/own_text.toml",
             "dev/paths.sh",
@@ -323,7 +324,39 @@ def test_a_base_folder_that_cannot_be(checkout: Checkout, tmp_path: Path, script
         assert word in printed
 
 
-@pytest.mark.parametrize("script", ["dev/runcpu.sh", "speedrun.sh", "dev/test_versions.sh"])
+@pytest.mark.parametrize(
+    ("options", "passed"),
+    [
+        (["DIR"], []),
+        (["--grounded", "DIR"], ["--grounded"]),
+        (["--overwrite", "DIR", "--minutes", "5"], ["--overwrite", "--minutes", "5"]),
+        (["--minutes=5", "DIR", "--grounded"], ["--minutes=5", "--grounded"]),
+    ],
+)
+def test_train_on_passes_its_options(checkout: Checkout, tmp_path: Path, options: list[str], passed: list[str]) -> None:
+    """The documents are those of the caller's folder, wherever they stand among the options."""
+    here = tmp_path / "die notizen"
+    (here / "DIR").mkdir(parents=True)
+    _, calls = checkout.run("train_on.sh", *options, folder=here)
+    assert calls[-1] == f"python -m scripts.train_on {here / 'DIR'} {' '.join(passed)}".rstrip()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "name the folder of your documents"),
+        (["nowhere"], "nowhere: no such folder or file"),
+        ([".", ".."], "name one folder or file"),
+        ([".", "--minutes"], "--minutes needs a value"),
+    ],
+)
+def test_train_on_refuses(checkout: Checkout, options: list[str], words: str) -> None:
+    printed, calls = checkout.run("train_on.sh", *options, code=2)
+    assert words in printed.splitlines()[-1]
+    assert calls == []
+
+
+@pytest.mark.parametrize("script", ["dev/runcpu.sh", "speedrun.sh", "dev/test_versions.sh", "train_on.sh"])
 def test_help(tmp_path: Path, script: str) -> None:
     """From another folder, without a checkout that is set up."""
     relative = os.path.relpath(ROOT / script, tmp_path)

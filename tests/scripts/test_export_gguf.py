@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,22 @@ def test_a_file_is_replaced_only_on_request(tmp_path: Path) -> None:
         export(tmp_path / "m.gguf")
     assert (tmp_path / "m.gguf").read_text(encoding="utf-8") == "mine"
     assert export(tmp_path / "m.gguf", overwrite=True).context_len == 96
+
+
+def test_a_full_disk_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is left out, and the message says which one."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(loud_model(SHAPES["plain"]), tokenizer=digits_tokenizer(1))
+    monkeypatch.setattr("gguf.GGUFWriter.write_tensors_to_file", full)
+    with pytest.raises(UserError, match=r"cannot write .*m\.gguf: No space left on device: free some space"):
+        export(tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot write .*choose another file"):
+        export(tmp_path / "file" / "m.gguf")
 
 
 def test_names_of_files() -> None:
