@@ -128,9 +128,10 @@ class LlamaCppEngine:
             "prompt": tokens,
             "n_predict": count,
             "return_tokens": True,
-            "samplers": ["top_k", "temperature"],
+            "samplers": ["top_k", "temperature", "top_p"],
             "temperature": params.temperature,
             "top_k": params.top_k or 0,
+            "top_p": 1.0 if params.top_p is None else params.top_p,
             "seed": seed,
         }
         return [int(token) for token in self.post("/completion", body).json()["tokens"]]

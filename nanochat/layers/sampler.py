@@ -1,6 +1,6 @@
-"""Sampling: from logits to the next token, greedy, at a temperature, or among the k most likely tokens.
+"""Sampling: from logits to the next token, greedy, at a temperature, among the k most likely tokens or in a nucleus.
 
-Letters in shape comments: B rows, V vocabulary, K tokens that remain after top-k.
+Letters in shape comments: B rows, V vocabulary, K tokens that remain after top-k and top-p.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ NO_PROBABILITIES = (
     "no token can be drawn: the model's logits are not finite, as after a training that diverged: choose an earlier "
     "checkpoint"
 )
+NUCLEUS_CANDIDATES = 1024  # of top-p on a CPU: the most likely tokens, which are nearly always enough
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: dividing the logits by it would overflow
 
 
@@ -72,11 +73,50 @@ def drawn_ids(drawn: Tensor, logits: Tensor) -> list[int]:
 
 
 def _probs(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
-    """Return the probabilities of all tokens (B, V) and None; with top-k, of the K most likely and their ids (B, K)."""
+    """Return the probabilities of all tokens (B, V) and None; with top-k or top-p, those of K tokens and their ids.
+
+    They need not sum to 1. A row's numbers depend on its own logits only.
+    """
     ids = None
     if params.top_k is not None and params.top_k < logits.size(-1):
-        logits, ids = logits.topk(params.top_k)
-    return F.softmax(logits / params.temperature, dim=-1), ids
+        logits, ids = logits.topk(params.top_k)  # (B, V) -> (B, K), in descending order
+    probs = F.softmax(logits / params.temperature, dim=-1)
+    if params.top_p is None or params.top_p >= 1:
+        return probs, ids
+    if ids is None:
+        probs, ids = _most_likely(probs, params.top_p)
+    before = F.pad(probs.cumsum(-1)[:, :-1], (1, 0))  # (B, K), the probability of all that are more likely
+    return probs.masked_fill(before >= params.top_p, 0.0), ids
+
+
+def _most_likely(probs: Tensor, mass: float) -> tuple[Tensor, Tensor]:
+    """Return at least so many of the most likely tokens, with their ids, that they have `mass` together.
+
+    (B, V) -> (B, K), in descending order. Sorting the vocabulary takes a CPU milliseconds a row, so the tokens beyond
+    NUCLEUS_CANDIDATES are sorted only for rows that need them. Other devices sort all, and the host waits for nothing.
+    """
+    vocab_size = probs.size(-1)
+    if probs.device.type != "cpu" or vocab_size <= NUCLEUS_CANDIDATES:
+        return probs.sort(dim=-1, descending=True, stable=True)
+    kept, ids = probs.topk(NUCLEUS_CANDIDATES)
+    is_short = ~(kept.cumsum(-1)[:, -1] >= mass)  # (B,); true for a row that is not finite
+    if is_short.any():
+        missing = (0, vocab_size - NUCLEUS_CANDIDATES)
+        kept, ids = F.pad(kept, missing), F.pad(ids, missing)  # the sums of the other rows do not change by zeros
+        kept[is_short], ids[is_short] = probs[is_short].sort(dim=-1, descending=True, stable=True)
+    return kept, ids
+
+
+def log_probabilities(logits: Tensor, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Return the log-probability of a token, and the `num_top` most likely tokens with theirs: logits (V,) of one row.
+
+    In nats, at temperature 1 and without top-k or top-p.
+    """
+    logprobs = F.log_softmax(logits, dim=-1)
+    if not num_top:
+        return float(logprobs[token]), []
+    values, ids = logprobs.topk(min(num_top, len(logits)))
+    return float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def rng_keys(seed: int, count: int) -> RNGKeys:

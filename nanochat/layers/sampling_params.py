@@ -22,6 +22,8 @@ class SamplingParams:
     max_tokens: int | None = None  # length limit of a completion; None = until the context is full
     num_samples: int = 1  # completions of each prompt
     seed: int | None = 42  # None = a random seed for every call
+    # Of these, sample among the fewest most likely tokens that have this probability together; None, 1 = among all.
+    top_p: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -30,6 +32,10 @@ class SamplingParams:
             )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}: must be at least 1 (omit it to sample among all tokens)")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(
+                f"top_p is {self.top_p}: must be above 0 and at most 1 (omit it to sample among all tokens)"
+            )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"max_tokens is {self.max_tokens}: must be at least 1 (omit it to fill the context)")
         if self.num_samples < 1:

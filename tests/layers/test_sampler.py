@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nanochat.common import UserError
-from nanochat.layers.sampler import drawn_ids, rng_keys, sample_at, sample_next, uniforms
+from nanochat.layers import sampler
+from nanochat.layers.sampler import drawn_ids, log_probabilities, rng_keys, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.0], [0.0, -1.0, 2.0, 4.0, 1.0]])
@@ -24,8 +25,11 @@ def probabilities(temperature: float, top_k: int | None) -> list[float]:
     return [weight / total if weight >= smallest else 0.0 for weight in weights]
 
 
-def draw(logits: Tensor, temperature: float, top_k: int | None = None, seed: int = 1) -> list[int]:
-    drawn = sample_next(logits, SamplingParams(temperature, top_k), torch.Generator().manual_seed(seed))
+def draw(
+    logits: Tensor, temperature: float, top_k: int | None = None, seed: int = 1, top_p: float | None = None
+) -> list[int]:
+    params = SamplingParams(temperature, top_k, top_p=top_p)
+    drawn = sample_next(logits, params, torch.Generator().manual_seed(seed))
     assert drawn.shape == logits.shape[:1]
     assert drawn.dtype == torch.int64
     return drawn.tolist()
@@ -123,13 +127,74 @@ def test_uniforms_are_uniform_and_uncorrelated() -> None:
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.015
 
 
+# Top-p
+
+
+def nucleus(logits: list[float], temperature: float, top_k: int | None, top_p: float) -> dict[int, float]:
+    """The tokens that can be drawn and their probabilities, one by one from the most likely."""
+    order = sorted(range(len(logits)), key=lambda token: -logits[token])[:top_k]
+    weights = {token: math.exp((logits[token] - logits[order[0]]) / temperature) for token in order}
+    total = math.fsum(weights.values())
+    kept: dict[int, float] = {}
+    for token in order:
+        if math.fsum(kept.values()) / total >= top_p:
+            break
+        kept[token] = weights[token]
+    return {token: weight / math.fsum(kept.values()) for token, weight in kept.items()}
+
+
+@pytest.mark.parametrize("num_candidates", [4, 1000])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("top_k", [None, 1, 7])
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.75, 0.99, 1.0])
+def test_top_p_keeps_the_fewest_tokens_with_this_probability(
+    top_p: float, top_k: int | None, temperature: float, num_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token's share of evenly spaced uniforms, for rows of which some need more than the first candidates."""
+    monkeypatch.setattr(sampler, "NUCLEUS_CANDIDATES", num_candidates)
+    rows = torch.randn(4, 30, generator=torch.Generator().manual_seed(3)) * torch.tensor([[0.1], [1.0], [3.0], [9.0]])
+    params = SamplingParams(temperature, top_k, top_p=top_p)
+    count = 1000
+    u = ((torch.arange(count) + 0.5) / count).repeat(len(rows))
+    drawn = sample_at(rows.repeat_interleave(count, 0), params, u).view(len(rows), count)
+    for row, ids in zip(rows, drawn, strict=True):
+        expected = nucleus(row.tolist(), temperature, top_k, top_p)
+        shares = torch.bincount(ids, minlength=30) / count
+        for token in range(30):
+            assert abs(float(shares[token]) - expected.get(token, 0.0)) <= 1.5 / count
+        assert set(draw(row.expand(200, -1), temperature, top_k, top_p=top_p)) <= set(expected)
+
+
+def test_with_top_p_a_row_depends_on_its_own_logits_only() -> None:
+    """Rows that need the whole vocabulary stand beside rows for which the first candidates are enough."""
+    spread = torch.tensor([0.01, 0.5, 4.0, 8.0]).repeat(5)[:, None]
+    logits = torch.randn(20, 3000, generator=torch.Generator().manual_seed(1)) * spread
+    u = torch.rand(20, generator=torch.Generator().manual_seed(2))
+    for top_p in (0.5, 0.9, 0.999):
+        params = SamplingParams(top_p=top_p)
+        whole = sample_at(logits, params, u)
+        assert [int(sample_at(logits[i : i + 1], params, u[i : i + 1])) for i in range(20)] == whole.tolist()
+
+
+def test_log_probabilities() -> None:
+    row = LOGITS[1].tolist()
+    total = math.log(sum(math.exp(logit) for logit in row))
+    logprob, top = log_probabilities(LOGITS[1], token=4, num_top=2)
+    assert logprob == pytest.approx(row[4] - total, abs=1e-6)
+    assert [token for token, _ in top] == [3, 2]
+    assert [value for _, value in top] == pytest.approx([row[3] - total, row[2] - total], abs=1e-6)
+    assert log_probabilities(LOGITS[1], token=4, num_top=0) == (logprob, [])
+    assert len(log_probabilities(LOGITS[1], token=0, num_top=20)[1]) == 5
+
+
+@pytest.mark.parametrize("top_p", [None, 0.5])
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite(value: float, top_k: int | None) -> None:
+def test_logits_that_are_not_finite(value: float, top_k: int | None, top_p: float | None) -> None:
     """One such row is an error of one line, whichever way the tokens are drawn; the other rows are not touched."""
     logits = torch.zeros(3, 5)
     logits[1, 2] = value
-    params = SamplingParams(top_k=top_k)
+    params = SamplingParams(top_k=top_k, top_p=top_p)
     with pytest.raises(UserError, match="logits are not finite"):
         sample_next(logits, params, torch.Generator())
     drawn = sample_at(logits, params, torch.full((3,), 0.5))

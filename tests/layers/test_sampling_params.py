@@ -23,7 +23,15 @@ def test_an_impossible_count_is_refused(name: str, value: int) -> None:
         SamplingParams(**{name: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("top_p", [0.0, -0.5, 1.0001, math.nan, math.inf])
+def test_an_impossible_top_p_is_refused(top_p: float) -> None:
+    with pytest.raises(UserError, match=f"top_p is {top_p}: must be above 0 and at most 1"):
+        SamplingParams(top_p=top_p)
+
+
 def test_possible_values_are_accepted() -> None:
+    for top_p in (None, 1e-9, 0.9, 1, 1.0):
+        SamplingParams(top_p=top_p)
     for temperature, top_k in [(0, None), (0.0, 1), (2, 10**9)]:
         SamplingParams(temperature, top_k)
 
