@@ -2,7 +2,7 @@
 # Create or update the virtual environment .venv: bash dev/setup.sh
 #
 # Needs only bash and a Python of at least 3.10. It installs the dependencies in the versions of constraints.txt and builds the Rust
-# tokenizer. Without Rust, the build downloads it; if that fails too, everything still runs from the checkout, with the Hugging Face trainer
+# extension. Without Rust, the build downloads it; if that fails too, everything still runs from the checkout, with the Hugging Face trainer
 # instead. It does nothing if nothing has changed. It may be interrupted, and it may run twice at the same time. $PYTHON selects the
 # interpreter.
 set -euo pipefail
@@ -21,8 +21,8 @@ rust=no
 if cargo --version >/dev/null 2>&1; then rust=yes; fi
 
 # A hash of what the environment is made from. It changes with these files, when Rust appears, and when the folder is moved.
-rust_sources=$(find rustbpe/src -name '*.rs' | LC_ALL=C sort)
-key="$(cat pyproject.toml constraints.txt dev/setup.sh rustbpe/Cargo.* $rust_sources | cksum) rust=$rust $PWD"
+rust_sources=$(find rustbpe/src rustgpt/src -name '*.rs' | LC_ALL=C sort)
+key="$(cat pyproject.toml constraints.txt dev/setup.sh rustbpe/Cargo.* rustgpt/Cargo.* $rust_sources | cksum) rust=$rust $PWD"
 built() { ls nanochat/tokenization/_rustbpe*.so >/dev/null 2>&1; }
 if [ -x $venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$key" ] && { built || [ $rust = no ]; }; then
     say "nothing to do"
@@ -84,7 +84,7 @@ say "installing the dependencies (a few minutes the first time, because PyTorch 
     fail "the dependencies could not be installed, see above; downloads are kept, so run this again"
 rm $unfinished
 
-say "building the Rust tokenizer"
+say "building the Rust extension"
 [ $rust = yes ] || say "no working cargo found: trying to download Rust for the build"
 log=$venv/setup-rust.log
 if "$uv" pip install --python $venv/bin/python --no-deps --editable . >$log 2>&1 && built; then

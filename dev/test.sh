@@ -24,22 +24,24 @@ check() { # check NAME COMMAND...: run the command and record its result
     echo
     echo "== $name: $*"
     "$@" || { result=FAILED; failed=1; }
-    summary+=("$(printf '%-14s %-8s %4d s' "$name" "$result" $((SECONDS - started)))")
+    summary+=("$(printf '%-15s %-8s %4d s' "$name" "$result" $((SECONDS - started)))")
 }
 
 skip() { # skip NAME REASON
     echo
     echo "== $1: skipped, $2"
-    summary+=("$(printf '%-14s skipped, %s' "$1" "$2")")
+    summary+=("$(printf '%-15s skipped, %s' "$1" "$2")")
 }
 
 check format ruff format --check .
 check lint ruff check .
 check types mypy
 if cargo --version >/dev/null 2>&1; then
-    check rust-format cargo fmt --check --manifest-path rustbpe/Cargo.toml
-    check rust-lint cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --all-features -- -D warnings
-    check rust-tests cargo test --quiet --manifest-path rustbpe/Cargo.toml
+    for crate in rustbpe rustgpt; do
+        check $crate-format cargo fmt --check --manifest-path $crate/Cargo.toml
+        check $crate-lint cargo clippy --quiet --manifest-path $crate/Cargo.toml --all-targets --all-features -- -D warnings
+        check $crate-tests cargo test --quiet --manifest-path $crate/Cargo.toml
+    done
     check rust-module python -c 'import nanochat.tokenization._rustbpe'
 else
     skip rust "no working cargo: the Rust code is not checked"

@@ -123,3 +123,58 @@ class Encoder:
         >>> encoder.decode_batch([[256, 99], []])
         [b'abc', b'']
         """
+
+@final
+class NativeGPT:
+    """The forward pass of a model on the CPU, with packed weights and a KV cache in blocks. Sources: rustgpt/.
+
+    Only `nanochat.inference.native_step` calls it. Arrays are given as (address, number of elements) and are trusted:
+    the caller keeps them alive. Their contents are checked.
+    """
+
+    def __new__(
+        cls,
+        *,
+        context_len: int,
+        vocab_size: int,
+        n_layer: int,
+        n_head: int,
+        n_kv_head: int,
+        head_dim: int,
+        softcap: float,
+        format: str,
+        num_blocks: int,
+        num_threads: int,
+        is_bf16: bool,
+        embedding: tuple[int, int],
+        head: tuple[int, int],
+        rope_cos: tuple[int, int],
+        rope_sin: tuple[int, int],
+        matrices: Sequence[Sequence[tuple[int, int]]],
+        cpu: str | None = None,
+    ) -> NativeGPT:
+        """Pack the weights: float32, or bfloat16 if `is_bf16`, as `format` "float32", "bfloat16" or "int8".
+
+        `matrices`: of each layer q, k, v, o, up and down, (n_out, n_in) each. `cpu`: "avx512", "avx2", "neon",
+        "portable" or None for the fastest. Raises ValueError if an array has the wrong size or the processor does not
+        support `cpu`.
+        """
+
+    def forward(
+        self,
+        tokens: tuple[int, int],
+        positions: tuple[int, int],
+        rows: tuple[int, int],
+        block_tables: tuple[int, int],
+        table_len: int,
+        wanted: tuple[int, int],
+        logits: tuple[int, int],
+    ) -> None:
+        """Run a step, int32 arrays as in `StepTokens`, and write float32 logits. Raises RuntimeError if it is wrong."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block of the cache."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a step reads."""

@@ -140,7 +140,7 @@ def test_the_short_map() -> None:
     """The section of README.md names the folders, every script, and every developer's tool."""
     tools = {name for name in tracked() if re.fullmatch(r"(?:scripts|dev)/\w+\.(?:py|sh)|\w+\.sh", name)}
     expected = {name for name in tools if not name.endswith("__init__.py")}
-    expected |= {"nanochat/README.md", "tasks/", "rustbpe/", "tests/", "dev/LOG.md", "CONTRIBUTING.md"}
+    expected |= {"nanochat/README.md", "tasks/", "rustbpe/", "rustgpt/", "tests/", "dev/LOG.md", "CONTRIBUTING.md"}
     section = map_section(texts()["README.md"])
     assert section, "README.md has no map"
     complaints = list(map_complaints(section, "", expected, tracked()))

@@ -490,7 +490,8 @@ case "$*" in *--editable*) touch nanochat/tokenization/_rustbpe.abi3.so ;; esac
 def bare(tmp_path: Path) -> Checkout:
     """A fresh checkout, on a machine with a real Python, and a uv and a cargo that only record their calls."""
     checkout = Checkout(tmp_path)
-    for name in ("pyproject.toml", "constraints.txt", "rustbpe/Cargo.toml", "rustbpe/src/lib.rs"):
+    sources = [f"{crate}/{name}" for crate in ("rustbpe", "rustgpt") for name in ("Cargo.toml", "src/lib.rs")]
+    for name in ("pyproject.toml", "constraints.txt", *sources):
         (checkout.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, checkout.folder / name)
     (checkout.folder / "nanochat/tokenization").mkdir(parents=True)

@@ -7,12 +7,14 @@
 
 mod arrow;
 mod encoder;
+mod gpt;
 mod int_array;
 mod texts;
 mod trainer;
 
 use crate::Error;
 use encoder::PyEncoder;
+use gpt::NativeGPT;
 use int_array::IntArray;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
@@ -31,5 +33,6 @@ impl From<Error> for PyErr {
 fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEncoder>()?;
     module.add_class::<IntArray>()?;
+    module.add_class::<NativeGPT>()?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }

@@ -176,7 +176,7 @@ impl Trainer {
             trainer.cells.extend(word.iter().map(|&byte| u32::from(byte)));
             trainer.cells.push(WORD_BOUNDARY);
             trainer.word_of_cell.resize(trainer.cells.len(), index);
-            if index % PROGRESS_INTERVAL == 0 {
+            if index.is_multiple_of(PROGRESS_INTERVAL) {
                 progress()?;
             }
         }
@@ -195,7 +195,7 @@ impl Trainer {
                 occurrences.count += self.word_counts[self.word_of_cell[pos] as usize];
                 occurrences.positions.push(pos as u32);
             }
-            if pos as u32 % PROGRESS_INTERVAL == 0 {
+            if (pos as u32).is_multiple_of(PROGRESS_INTERVAL) {
                 progress()?;
             }
         }

@@ -1,0 +1,20 @@
+//! The forward pass of a GPT on CPUs, for generation.
+//!
+//! A [`Model`] holds packed weights and a cache of keys and values in blocks. A [`Step`] gives it tokens of any number
+//! of sequences: the next token of some, a part of the prompt of others. [`Model::forward`] returns logits.
+//!
+//! **A token's numbers never depend on what else is in the step**, on how a prompt was cut, or on threads: every sum has
+//! one order. They are the same bits on every processor, too (`lanes/`).
+
+mod attention;
+mod buffer;
+mod cpu;
+mod lanes;
+mod matrix;
+mod model;
+mod pool;
+
+pub use attention::{Shape, BLOCK};
+pub use cpu::Cpu;
+pub use matrix::{Format, Weights};
+pub use model::{Config, LayerWeights, Model, Step};
