@@ -15,6 +15,7 @@ from nanochat.common import UserError
 from nanochat.gpt import GPT
 from nanochat.inference.decode_batch import DecodeBatch
 from nanochat.inference.kv_cache import KVCache as KVCache  # a public name of this module
+from nanochat.inference.make_step import with_compute_weights as with_compute_weights  # a public name of this module
 from nanochat.inference.tool_use import RowState, Tool
 from nanochat.layers.sampler import drawn_ids, rng_keys, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
@@ -198,20 +199,3 @@ def _rng_key_of_row(
         keys = np.concatenate([rng_keys(seed, params.num_samples) for seed in seeds] or [rng_keys(0, 0)])
     flat_rows = (row for prompt_rows in rows for row in prompt_rows)
     return {id(row): int(key) for row, key in zip(flat_rows, keys, strict=True)}
-
-
-def with_compute_weights(model: GPT, dtype: torch.dtype) -> GPT:
-    """Return the model with weights in the dtype in which it is to compute: `model` itself if it does, else a copy.
-
-    Training keeps float32 weights and converts them in every product. In generation the conversion would take most of
-    the time. A copy in float32 shares its weights with `model`.
-    """
-    weights = model.state_dict()
-    if model.compute_dtype == dtype and all(weight.dtype == dtype for weight in weights.values()):
-        return model
-    with torch.device("meta"):
-        converted = GPT(model.config, dtype)
-    converted.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
-    converted.rope_cos = model.rope_cos.to(dtype)
-    converted.rope_sin = model.rope_sin.to(dtype)
-    return converted

@@ -79,22 +79,13 @@ class BlockCache:
             block = self._empty.pop()
         else:
             assert self._unused, "no block is available"
-            block = self._forget_least_recently_used()
+            block, _ = self._unused.popitem(last=False)
+            key = self._key[block]
+            assert key is not None, f"block {block} is kept, but not known"
+            del self._known[key]
+            self._key[block] = None
+            self._identity[block] = _ROOT
         self._num_users[block] = 1
-        return block
-
-    def forget_unused(self) -> None:
-        """Forget all known prefixes that have no user."""
-        while self._unused:
-            self._empty.append(self._forget_least_recently_used())
-
-    def _forget_least_recently_used(self) -> int:
-        block, _ = self._unused.popitem(last=False)
-        key = self._key[block]
-        assert key is not None, f"block {block} is kept, but not known"
-        del self._known[key]
-        self._key[block] = None
-        self._identity[block] = _ROOT
         return block
 
     def register(self, previous: int | None, tokens: Sequence[int], block: int) -> int:

@@ -123,27 +123,41 @@ class Scheduler:
     def cancel_all(self, reason: FinishReason, message: str = "", *, only_waiting: bool = False) -> None:
         """Cancel all requests, or those that wait and have not begun."""
         for generation in list(self._generations.values()):
-            has_begun = generation.is_prefilling or generation.row >= 0 or generation.state.tokens
+            has_begun = not self._is_waiting(generation) or generation.state.tokens
             if not (only_waiting and has_begun):
                 self.cancel(generation.request, reason, message)
 
     def fail_running(self, message: str) -> None:
-        """End all requests that were in the step that raised an error. What the cache holds is forgotten."""
-        for generation in [*self._prefilling, *self._rows.generations]:
-            self.cancel(generation.request, "error", message)
-        self._cache.forget_unused()
+        """End all requests that were in a step that raised an error; those that wait are not touched.
+
+        Rows and blocks begin anew, and all shared prefixes are forgotten: the error may have left them half-changed.
+        """
+        failed = [generation for generation in self._generations.values() if not self._is_waiting(generation)]
+        self._prefilling = []
+        self._rows = DecodeRows(self._max_running, self._rows.block_tables.shape[1], self._block_len)
+        self._cache = BlockCache(self._cache.num_blocks, self._block_len)
+        for generation in failed:
+            self._finish(generation, FinishEvent("error", message))
+
+    def _is_waiting(self, generation: Generation) -> bool:
+        return not generation.is_prefilling and generation.row < 0
 
     def place(self, request: GenerationRequest) -> int:
         """Return 0 for a request that runs or is done, else its place in the queue, from 1."""
         generation = self._generations.get(request)
-        if generation is None or generation.is_prefilling or generation.row >= 0:
+        if generation is None or not self._is_waiting(generation):
             return 0
         return bisect_left(self._waiting, generation.arrival, key=_arrival) + 1
 
     @property
-    def num_waiting(self) -> int:
-        """Number of requests that wait."""
-        return len(self._waiting)
+    def waiting(self) -> list[GenerationRequest]:
+        """The requests that wait, in order."""
+        return [generation.request for generation in self._waiting]
+
+    @property
+    def num_unfinished(self) -> int:
+        """Number of requests that wait or run."""
+        return len(self._generations)
 
     @property
     def num_running(self) -> int:
@@ -165,14 +179,18 @@ class Scheduler:
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
+    def admit(self) -> None:
+        """Decide which requests the next step runs. `step` does it itself; call it before, to know them sooner."""
+        self._grow_rows()
+        self._begin_waiting()
+
     @torch.inference_mode()
     def step(self) -> bool:
         """Compute one forward pass and append a token to each row. Returns False if no request is left.
 
         An error of the `ModelStep` passes through; call `fail_running` then, and go on.
         """
-        self._grow_rows()
-        self._admit()
+        self.admit()
         chunks = self._next_chunks()
         if not chunks and not self._rows:
             if self._waiting:
@@ -202,7 +220,7 @@ class Scheduler:
         insort(self._waiting, generation, key=_arrival)
         self._counts["preemptions"] += 1
 
-    def _admit(self) -> None:
+    def _begin_waiting(self) -> None:
         """Begin to prefill waiting requests, in order of arrival, as far as this step can begin with them."""
         index = 0
         num_tokens = sum(len(generation.tokens) - generation.num_computed for generation in self._prefilling)

@@ -101,6 +101,18 @@ def total_memory_gb() -> float:
     return round((total if limit == "max" else min(total, int(limit))) / 1e9, 1)
 
 
+def free_memory_bytes() -> int:
+    """Return the main memory that can be had without swapping, or what the container's limit leaves if that is less."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current")
+        )
+    except OSError:
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+
+
 def peak_memory_bytes() -> int:
     """Return the largest resident size that this process has had.
 

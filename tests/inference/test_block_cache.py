@@ -149,11 +149,6 @@ class Machine(RuleBasedStateMachine):
         _, blocks = self.sequences.pop(index)
         self.cache.release(blocks)
 
-    @rule()
-    def forget(self) -> None:
-        self.cache.forget_unused()
-        assert self.cache.num_kept == 0
-
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def an_equal_sequence_finds_all_full_blocks(self, data: st.DataObject) -> None:

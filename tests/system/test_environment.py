@@ -58,6 +58,7 @@ def test_memory_and_cores() -> None:
     if hasattr(os, "sysconf"):
         physical_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         assert 0 < environment.total_memory_gb() <= physical_gb + 0.06
+        assert 0 < environment.free_memory_bytes() < physical_gb * 1e9
 
 
 def test_the_commit_is_marked_if_files_differ_from_it(tmp_path: Path) -> None:

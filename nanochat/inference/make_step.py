@@ -1,0 +1,85 @@
+"""The forward pass that a machine generates with, and the number of cache blocks that its memory has room for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from nanochat.common import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference import native_step
+from nanochat.inference.model_step import ModelStep
+from nanochat.inference.native_step import NativeStep
+from nanochat.inference.torch_step import TorchStep
+from nanochat.system.environment import free_memory_bytes
+
+BLOCK_LEN = native_step.BLOCK_LEN  # positions in a block, of either kind of step
+SHARE_OF_FREE_MEMORY = {"cpu": 0.4, "cuda": 0.8}  # what the cache may take; a GPU's memory serves nothing else
+MAX_BLOCKS = 1 << 18  # four million positions: more is not needed for sharing, and the tables of blocks take memory too
+
+
+def is_native(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return True if `make_step` returns the step in Rust: on CPUs, if the extension is built."""
+    return device.type == "cpu" and native_step.is_available() and dtype in native_step.FORMATS
+
+
+def make_step(model: GPT, dtype: torch.dtype, num_blocks: int) -> ModelStep:
+    """Return the step of a model in a dtype: `NativeStep` on a CPU if the extension is built, else `TorchStep`.
+
+    The weights are converted or packed here, once; the `NativeStep` does not keep the model. Raises `UserError` for
+    int8 weights without it.
+    """
+    if is_native(model.device, dtype):
+        return NativeStep(model, num_blocks, dtype)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UserError(f"weights in {dtype} need the step in Rust, on a CPU: build the extension (bash dev/setup.sh)")
+    return TorchStep(with_compute_weights(model, dtype), num_blocks, BLOCK_LEN)
+
+
+def with_compute_weights(model: GPT, dtype: torch.dtype) -> GPT:
+    """Return the model with weights in the dtype in which it is to compute: `model` itself if it does, else a copy.
+
+    Training keeps float32 weights and converts them in every product. In generation the conversion would take most of
+    the time. A copy in float32 shares its weights with `model`.
+    """
+    weights = model.state_dict()
+    if model.compute_dtype == dtype and all(weight.dtype == dtype for weight in weights.values()):
+        return model
+    with torch.device("meta"):
+        converted = GPT(model.config, dtype)
+    converted.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    converted.rope_cos = model.rope_cos.to(dtype)
+    converted.rope_sin = model.rope_sin.to(dtype)
+    return converted
+
+
+def block_bytes(config: GPTConfig, dtype: torch.dtype, block_len: int = BLOCK_LEN) -> int:
+    """Return the bytes of a block: keys and values of `block_len` positions in all layers.
+
+    They are in the dtype of the step, and in bfloat16 if the weights are int8.
+    """
+    return 2 * config.n_layer * config.n_kv_head * config.head_dim * block_len * max(2, dtype.itemsize)
+
+
+def blocks_that_fit(
+    config: GPTConfig, dtype: torch.dtype, block_len: int, cache_gb: float | None, device: torch.device
+) -> int:
+    """Return the number of cache blocks for `cache_gb` (10^9 bytes), or for a share of what is free if it is None.
+
+    Call it when the weights are in memory. On a CPU memory is taken when a block is first written, not before. Raises
+    `UserError` if there is no room for one full context.
+    """
+    size = block_bytes(config, dtype, block_len)
+    if cache_gb is not None:
+        num_bytes = int(cache_gb * 1e9)
+    elif device.type == "cuda":
+        num_bytes = int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_FREE_MEMORY["cuda"])
+    else:
+        num_bytes = int(free_memory_bytes() * SHARE_OF_FREE_MEMORY["cpu"])
+    needed = math.ceil(config.sequence_len / block_len)
+    if num_bytes < needed * size:
+        has = f"cache_gb is {cache_gb:g}" if cache_gb is not None else f"only {num_bytes / 1e9:.3g} GB are free for it"
+        takes = f"the KV cache of one context of {config.sequence_len:,} tokens takes {needed * size / 1e9:.3g} GB"
+        raise UserError(f"{takes}, but {has}")
+    return min(num_bytes // size, max(MAX_BLOCKS, needed))

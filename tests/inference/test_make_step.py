@@ -1,0 +1,74 @@
+"""The choice of the step, and the number of blocks from bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nanochat.common import UserError
+from nanochat.gpt import GPTConfig
+from nanochat.inference import make_step as module
+from nanochat.inference import native_step
+from nanochat.inference.make_step import BLOCK_LEN, block_bytes, blocks_that_fit, is_native, make_step
+from nanochat.inference.native_step import NativeStep
+from nanochat.inference.torch_step import TorchStep
+from tests.support.block_steps import logits_in_chunks
+from tests.support.models import random_model
+
+CPU = torch.device("cpu")
+CONFIG = GPTConfig(sequence_len=100, vocab_size=64, n_layer=3, n_head=4, n_kv_head=2, n_embd=40)
+BYTES_OF_A_POSITION = 2 * 3 * 2 * 10 * 4  # keys and values, layers, heads, head size, float32
+
+
+def test_block_bytes_are_those_of_the_cache() -> None:
+    step = TorchStep(random_model(100, n_layer=3, n_head=4, n_kv_head=2, n_embd=40), num_blocks=9)
+    allocated = sum(layer.nbytes for layer in step._layers)
+    assert block_bytes(CONFIG, torch.float32) == BYTES_OF_A_POSITION * BLOCK_LEN == allocated // 10
+    assert block_bytes(CONFIG, torch.bfloat16) == block_bytes(CONFIG, torch.int8) == allocated // 20
+
+
+def test_blocks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = BYTES_OF_A_POSITION * 16
+    assert blocks_that_fit(CONFIG, torch.float32, 16, 50.5 * size / 1e9, CPU) == 50
+    assert blocks_that_fit(CONFIG, torch.bfloat16, 16, 50.5 * size / 1e9, CPU) == 101
+    monkeypatch.setattr(module, "free_memory_bytes", lambda: 100 * size)
+    assert blocks_that_fit(CONFIG, torch.float32, 16, None, CPU) == 40
+    assert blocks_that_fit(CONFIG, torch.float32, 16, 1e6, CPU) == module.MAX_BLOCKS
+
+
+def test_a_cache_without_room_for_one_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = BYTES_OF_A_POSITION * 16
+    assert blocks_that_fit(CONFIG, torch.float32, 16, 7.01 * size / 1e9, CPU) == 7
+    with pytest.raises(UserError, match=r"one context of 100 tokens takes 5.38e-05 GB, but cache_gb is 4.6e-05"):
+        blocks_that_fit(CONFIG, torch.float32, 16, 4.6e-5, CPU)
+    monkeypatch.setattr(module, "free_memory_bytes", lambda: 6 * size)
+    with pytest.raises(UserError, match=r"but only 1.84e-05 GB are free for it"):
+        blocks_that_fit(CONFIG, torch.float32, 16, None, CPU)
+
+
+@pytest.mark.parametrize(
+    "has_extension",
+    [
+        False,
+        pytest.param(
+            True, marks=pytest.mark.skipif(not native_step.is_available(), reason="the Rust extension is not built")
+        ),
+    ],
+)
+def test_either_step_computes_the_models_logits(has_extension: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_step, "is_available", lambda: has_extension)
+    model = random_model(40, 70, n_head=2, n_kv_head=1, n_embd=32)
+    step = make_step(model, torch.float32, num_blocks=6)
+    assert isinstance(step, NativeStep if has_extension else TorchStep)
+    assert is_native(CPU, torch.float32) == has_extension
+    texts = [list(range(40)), list(range(30, 50))]
+    for tokens, logits in zip(texts, logits_in_chunks(step, texts, seed=1), strict=True):
+        with torch.inference_mode():
+            torch.testing.assert_close(logits, model(torch.tensor([tokens]))[0], rtol=0, atol=2e-5)
+
+
+def test_what_only_the_native_step_can_do_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_step, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"torch.int8 need the step in Rust"):
+        make_step(random_model(8), torch.int8, 1)
+    assert not is_native(torch.device("meta"), torch.float32)
