@@ -1,8 +1,7 @@
-"""The step of a model on CPUs, in Rust (`rustgpt/`): fast with one sequence and with many, and the same bits in every
-company.
+"""The step of a model on CPUs, in Rust (`rustgpt/`): fast with one sequence and with many, the same bits in every company.
 
-Weights are packed once, in the dtype of the step; with bfloat16 and int8 weights the activations stay float32, and keys
-and values are bfloat16.
+Weights are packed once, in the dtype of the step. With bfloat16 and int8 weights, keys and values are bfloat16; the
+other activations stay float32, except for the inputs of products that AMX computes, which are bfloat16.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from nanochat.gpt import GPT
 from nanochat.inference.model_step import StepTokens
+from nanochat.system.cpu import cpu_flags, measure_bf16
 
 try:
     from nanochat.tokenization._rustbpe import NativeGPT
@@ -31,6 +31,17 @@ def is_available() -> bool:
     return NativeGPT is not None
 
 
+def fastest_cpu(dtype: torch.dtype) -> str | None:
+    """Return the kind of instructions for `NativeStep`: "amx" where that works and serves the dtype, else None.
+
+    Whether it works is tried once on each machine (`measure_bf16` in system/cpu.py).
+    """
+    if dtype != torch.bfloat16 or "amx_bf16" not in cpu_flags():
+        return None
+    probe = measure_bf16()
+    return "amx" if probe and probe["speedup"] is not None and not probe["isa"] else None
+
+
 class NativeStep:
     """A model on the CPU with packed weights and its cache in blocks. Implements `ModelStep`.
 
@@ -43,7 +54,7 @@ class NativeStep:
     def __init__(
         self, model: GPT, num_blocks: int, dtype: torch.dtype, num_threads: int | None = None, cpu: str | None = None
     ) -> None:
-        """`cpu`: kind of instructions (avx512, avx2, neon, portable); None = the fastest that the processor has."""
+        """`cpu`: kind of instructions (amx, avx512, avx2, neon, portable); None = the fastest but AMX (`fastest_cpu`)."""
         assert NativeGPT is not None, "the extension is not built"
         assert dtype in FORMATS, f"dtype {dtype}: must be one of {list(FORMATS)}"
         self.config = model.config

@@ -5,6 +5,8 @@ use crate::lanes::*;
 /// A kind of instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cpu {
+    /// AVX-512, and AMX for products of bfloat16 weights.
+    Amx,
     Avx512,
     Avx2,
     Neon,
@@ -21,7 +23,7 @@ pub trait Kernel {
 }
 
 impl Cpu {
-    /// All kinds that this processor supports, the fastest first.
+    /// All kinds that this processor supports, the fastest first; without AMX, which may not work where it is advertised.
     pub fn supported() -> Vec<Cpu> {
         let mut kinds = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -40,6 +42,16 @@ impl Cpu {
         kinds
     }
 
+    /// The kind of this name, in small letters. None if this processor does not support it.
+    pub fn named(name: &str) -> Option<Cpu> {
+        let kinds = Cpu::supported();
+        #[cfg(target_arch = "x86_64")]
+        if name == "amx" {
+            return (kinds[0] == Cpu::Avx512 && crate::amx::request()).then_some(Cpu::Amx);
+        }
+        kinds.into_iter().find(|kind| format!("{kind:?}").to_lowercase() == name)
+    }
+
     /// Compute a piece of a kernel with these instructions.
     ///
     /// # Safety
@@ -47,7 +59,7 @@ impl Cpu {
     pub unsafe fn run<K: Kernel>(self, kernel: &K, piece: usize, thread: usize) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Cpu::Avx512 => run_avx512(kernel, piece, thread),
+            Cpu::Avx512 | Cpu::Amx => run_avx512(kernel, piece, thread),
             #[cfg(target_arch = "x86_64")]
             Cpu::Avx2 => run_avx2(kernel, piece, thread),
             #[cfg(target_arch = "aarch64")]

@@ -6,6 +6,8 @@
 //! **A token's numbers never depend on what else is in the step**, on how a prompt was cut, or on threads: every sum has
 //! one order. They are the same bits on every processor, too (`lanes/`).
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod buffer;
 mod cpu;

@@ -8,8 +8,11 @@
 //! ```
 //!
 //! Every output is one chain of fused multiply-adds over k = 0, 1, 2, ..., whatever the number of rows, the number of
-//! threads and the processor: so a row gets the same bits in every company.
+//! threads and the processor: so a row gets the same bits in every company. With AMX, products of bfloat16 weights have
+//! another order (`amx.rs`), which is also one and the same for any number of rows.
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
 use crate::buffer::Buffer;
 use crate::lanes::{Lanes, LANES};
 
@@ -18,6 +21,8 @@ pub const PANEL: usize = 64;
 const VECTORS: usize = PANEL / LANES;
 /// Most rows that a product advances at once: 6 rows of 4 vectors, and the weights, fill the 32 registers of AVX-512.
 const MAX_ROWS: usize = 6;
+/// Inputs of a product of AMX tiles. The inputs of a packed bfloat16 matrix are padded with zeros to a multiple of it.
+pub const TILE_INPUTS: usize = 32;
 /// Bytes of weights that are fetched ahead.
 const PREFETCH: usize = 2048;
 
@@ -111,10 +116,10 @@ impl Matrix {
     pub fn pack(parts: &[Weights], n_in: usize, format: Format) -> Matrix {
         let n_out = parts.iter().map(Weights::count).sum::<usize>() / n_in;
         let n_panels = n_out.div_ceil(PANEL);
-        let even = n_in.next_multiple_of(2);
+        let padded = n_in.next_multiple_of(TILE_INPUTS);
         let mut packed = match format {
             Format::F32 => Packed::F32(Buffer::zeroed(n_panels * n_in * PANEL)),
-            Format::Bf16 => Packed::Bf16(Buffer::zeroed(n_panels * even * PANEL)),
+            Format::Bf16 => Packed::Bf16(Buffer::zeroed(n_panels * padded * PANEL)),
             Format::Int8 => Packed::Int8(Buffer::zeroed(n_panels * n_in * PANEL), Buffer::zeroed(n_panels * PANEL)),
         };
         let mut output = 0;
@@ -172,8 +177,9 @@ impl Matrix {
                                 sums_f32(x, rows.x_stride, self.n_in, at(weights, panel, self.n_in, vector))
                             }
                             Packed::Bf16(weights) => {
+                                let padded = self.n_in.next_multiple_of(TILE_INPUTS);
                                 let even = self.n_in.next_multiple_of(2);
-                                sums_bf16(x, rows.x_stride, even, at(weights, panel, even, 2 * vector))
+                                sums_bf16(x, rows.x_stride, even, at(weights, panel, padded, 2 * vector))
                             }
                             Packed::Int8(weights, _) => {
                                 sums_int8(x, rows.x_stride, self.n_in, at(weights, panel, self.n_in, vector))
@@ -204,6 +210,39 @@ impl Matrix {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Matrix {
+    /// True for weights whose products AMX computes.
+    pub fn is_bf16(&self) -> bool {
+        matches!(self.packed, Packed::Bf16(_))
+    }
+
+    /// Compute the outputs of one panel for all rows, with AMX. `x` are the rows in bfloat16, padded with zeros to a
+    /// multiple of `TILE_INPUTS` columns; `rows.x` is not used.
+    ///
+    /// # Safety
+    /// As for `product`; the processor has AMX, and the weights are bfloat16.
+    #[inline(always)]
+    pub unsafe fn product_amx<L: Lanes>(&self, panel: usize, x: *const u16, rows: Rows, store: Store) {
+        let Packed::Bf16(weights) = &self.packed else { unreachable!() };
+        let padded = self.n_in.next_multiple_of(TILE_INPUTS);
+        let n_valid = PANEL.min(self.n_out - panel * PANEL);
+        let mut sums = amx::Sums::new();
+        let mut row = 0;
+        while row < rows.count {
+            let count = amx::MAX_ROWS.min(rows.count - row);
+            amx::multiply(x.add(row * padded), padded, count, at(weights, panel, padded, 0), &mut sums);
+            for index in 0..count {
+                let to = rows.y.add((row + index) * rows.y_stride + panel * PANEL);
+                let from = sums.0[index].as_ptr();
+                let sums: [L; VECTORS] = std::array::from_fn(|vector| L::load(from.add(vector * LANES)));
+                finish(sums, None, to, n_valid, store);
+            }
+            row += count;
+        }
+    }
+}
+
 impl Packed {
     /// Put the weights of one output, `weight(k)` for each input k, into their places.
     fn put(&mut self, output: usize, n_in: usize, weight: impl Fn(usize) -> f32) {
@@ -216,7 +255,7 @@ impl Packed {
             }
             Packed::Bf16(packed) => {
                 for k in 0..n_in {
-                    let pair = (panel * n_in.div_ceil(2) + k / 2) * PANEL + column;
+                    let pair = (panel * n_in.next_multiple_of(TILE_INPUTS) / 2 + k / 2) * PANEL + column;
                     packed[2 * pair + k % 2] = to_bf16(weight(k));
                 }
             }

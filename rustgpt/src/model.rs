@@ -7,6 +7,8 @@ use crate::buffer::Buffer;
 use crate::cpu::{Cpu, Kernel};
 use crate::lanes::{Lanes, LANES};
 use crate::matrix::{from_bf16, Format, Matrix, Rows, Store, Weights};
+#[cfg(target_arch = "x86_64")]
+use crate::matrix::{to_bf16, TILE_INPUTS};
 use crate::pool::Pool;
 
 const NORM_EPS: f32 = 1e-6;
@@ -89,6 +91,7 @@ struct Scratch {
     qkv: Vec<f32>,         // (N, (H + 2 K) D)
     attended: Vec<f32>,    // (N, H D)
     hidden: Vec<f32>,      // (N, 4 C)
+    rounded: Vec<u16>,     // (N, up to 4 C): the input of a product with AMX
     scores: Vec<Vec<f32>>, // of each thread
 }
 
@@ -200,14 +203,14 @@ impl Model {
                 count,
                 count <= FEW_ROWS,
             );
-            product(pool, cpu, &layer.qkv, rows(normed, even, qkv, qkv_width), Store::Plain);
+            product(pool, cpu, &mut scratch.rounded, &layer.qkv, rows(normed, even, qkv, qkv_width), Store::Plain);
             let heads = Heads { step, rope, shape, cache: &layer.cache, qkv, qkv_width };
             run(pool, cpu, &heads, count, count <= FEW_ROWS);
             let (cache, scores) = (&layer.cache, &scores[..]);
             let attend =
                 Attend { step, tiles: &tiles, shape, cache, qkv, qkv_width, out: attended, out_stride: even, scores };
             run(pool, cpu, &attend, tiles.len() * shape.n_kv_head, false);
-            product(pool, cpu, &layer.o, rows(attended, even, x, width), Store::Add);
+            product(pool, cpu, &mut scratch.rounded, &layer.o, rows(attended, even, x, width), Store::Add);
             run(
                 pool,
                 cpu,
@@ -215,15 +218,22 @@ impl Model {
                 count,
                 count <= FEW_ROWS,
             );
-            product(pool, cpu, &layer.up, rows(normed, even, hidden, 4 * width), Store::ReluSquared);
-            product(pool, cpu, &layer.down, rows(hidden, 4 * width, x, width), Store::Add);
+            product(
+                pool,
+                cpu,
+                &mut scratch.rounded,
+                &layer.up,
+                rows(normed, even, hidden, 4 * width),
+                Store::ReluSquared,
+            );
+            product(pool, cpu, &mut scratch.rounded, &layer.down, rows(hidden, 4 * width, x, width), Store::Add);
         }
         let wanted = step.wanted.len();
         let norm = Norm { x, x_stride: width, out: normed, out_stride: even, width, rows: Some(step.wanted) };
         run(pool, cpu, &norm, wanted, wanted <= FEW_ROWS);
         let store = if config.softcap > 0.0 { Store::Softcap(config.softcap) } else { Store::Plain };
         let rows = Rows { x: normed, x_stride: even, y: logits.as_mut_ptr(), y_stride: vocab_size, count: wanted };
-        product(pool, cpu, head, rows, store);
+        product(pool, cpu, &mut scratch.rounded, head, rows, store);
         Ok(())
     }
 }
@@ -297,10 +307,22 @@ fn run<K: Kernel>(pool: &mut Pool, cpu: Cpu, kernel: &K, count: usize, is_short:
     }
 }
 
-fn product(pool: &mut Pool, cpu: Cpu, matrix: &Matrix, rows: Rows, store: Store) {
-    if rows.count > 0 {
-        run(pool, cpu, &Product { matrix, rows, store }, matrix.n_panels(), false);
+fn product(pool: &mut Pool, cpu: Cpu, rounded: &mut Vec<u16>, matrix: &Matrix, rows: Rows, store: Store) {
+    if rows.count == 0 {
+        return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if cpu == Cpu::Amx && matrix.is_bf16() {
+        let out_stride = matrix.n_in.next_multiple_of(TILE_INPUTS);
+        rounded.resize(rounded.len().max(rows.count * out_stride), 0);
+        let out = rounded.as_mut_ptr();
+        let round = Round { x: rows.x, x_stride: rows.x_stride, width: matrix.n_in, out, out_stride };
+        run(pool, cpu, &round, rows.count, rows.count <= FEW_ROWS);
+        run(pool, cpu, &ProductAmx { matrix, x: out, rows, store }, matrix.n_panels(), false);
+        return;
+    }
+    let _ = rounded;
+    run(pool, cpu, &Product { matrix, rows, store }, matrix.n_panels(), false);
 }
 
 /// A kernel that may be used by several threads although it holds pointers.
@@ -323,6 +345,46 @@ impl Kernel for Product<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self, panel: usize, _: usize) {
         self.matrix.product::<L>(panel, self.rows, self.store);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct ProductAmx<'a> {
+    matrix: &'a Matrix,
+    x: *const u16,
+    rows: Rows,
+    store: Store,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Kernel for ProductAmx<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self, panel: usize, _: usize) {
+        self.matrix.product_amx::<L>(panel, self.x, self.rows, self.store);
+    }
+}
+
+/// Rows in bfloat16, padded with zeros: x (width) -> out (`out_stride`).
+#[cfg(target_arch = "x86_64")]
+struct Round {
+    x: *const f32,
+    x_stride: usize,
+    width: usize,
+    out: *mut u16,
+    out_stride: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Kernel for Round {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self, row: usize, _: usize) {
+        let (x, out) = (self.x.add(row * self.x_stride), self.out.add(row * self.out_stride));
+        for column in 0..self.width {
+            *out.add(column) = to_bf16(*x.add(column));
+        }
+        for column in self.width..self.out_stride {
+            *out.add(column) = 0;
+        }
     }
 }
 

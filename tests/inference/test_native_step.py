@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +20,7 @@ from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.model_step import StepTokens
 from nanochat.inference.native_step import BLOCK_LEN, NativeStep, is_available
 from tests.support.models import random_model
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the Rust extension is not built")
 
@@ -123,13 +127,54 @@ def test_the_same_bits_with_all_instructions_and_threads(dtype: torch.dtype) -> 
             assert torch.equal(found, expected), (cpu, num_threads)
 
 
+@pytest.fixture(scope="session")
+def amx() -> str:
+    """The kind of instructions "amx", where it works. Some virtual machines advertise it and kill who uses it."""
+    code = "from tests.inference.test_native_step import *; logits_of(amx_step(4), [1, 2], int32([0]))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if "supports" in result.stderr:
+        pytest.skip("the processor has no AMX")
+    if result.returncode < 0:
+        pytest.skip("AMX is advertised, but does not work")
+    assert result.returncode == 0, result.stderr
+    return "amx"
+
+
+def amx_step(num_blocks: int, num_threads: int = 1) -> NativeStep:
+    return NativeStep(MODEL, num_blocks, torch.bfloat16, num_threads, cpu="amx")
+
+
+def test_amx(amx: str) -> None:
+    """Products of AMX round their inputs to bfloat16: near the others, and the same bits for any number of rows."""
+    ids = np.random.default_rng(2).integers(0, MODEL.config.vocab_size, 64).tolist()
+    blocks = np.arange(4, dtype=np.int32)
+    without = logits_of(NativeStep(MODEL, 4, torch.bfloat16), ids, blocks)
+    found = logits_of(amx_step(4), ids, blocks)
+    assert 0 < float((found - without).abs().max()) < 0.05 * float(without.abs().max())
+    for chunks in ([1], [16], [17, 18, 19], [32, 33], [3, 20, 50]):
+        assert torch.equal(logits_of(amx_step(4, num_threads=2), ids, blocks, chunks), found), chunks
+
+
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=9)
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.sampled_from(DTYPES), st.integers(0, 2**32))
+@given(LENGTHS, st.sampled_from(DTYPES), st.integers(0, 2**32))
 def test_the_same_bits_in_every_company(lengths: list[int], dtype: torch.dtype, seed: int) -> None:
+    check_company(lengths, seed, lambda num_blocks, threads: NativeStep(MODEL, num_blocks, dtype, threads))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=LENGTHS, seed=st.integers(0, 2**32))
+def test_the_same_bits_in_every_company_with_amx(amx: str, lengths: list[int], seed: int) -> None:
+    check_company(lengths, seed, amx_step)
+
+
+def check_company(lengths: list[int], seed: int, make_step: Callable[[int, int], NativeStep]) -> None:
     """Sequences that advance by random chunks, in random companies, get the logits that each has alone."""
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(0, MODEL.config.vocab_size, length).tolist() for length in lengths]
-    step = NativeStep(MODEL, 3 * len(sequences), dtype, num_threads=2)
+    step = make_step(3 * len(sequences), 2)
     tables = rng.permutation(3 * len(sequences)).astype(np.int32).reshape(-1, 3)
     done = [0] * len(sequences)
     found: list[list[Tensor]] = [[] for _ in sequences]
@@ -150,7 +195,7 @@ def test_the_same_bits_in_every_company(lengths: list[int], dtype: torch.dtype, 
         for row, row_logits in zip(rows, logits, strict=True):
             found[row].append(row_logits)
     for ids, row_found in zip(sequences, found, strict=True):
-        alone = logits_of(NativeStep(MODEL, 3, dtype, num_threads=1), ids, np.arange(3, dtype=np.int32))
+        alone = logits_of(make_step(3, 1), ids, np.arange(3, dtype=np.int32))
         assert torch.equal(torch.stack(row_found), alone)
 
 

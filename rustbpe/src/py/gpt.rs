@@ -76,13 +76,11 @@ impl NativeGPT {
         if !fits {
             return Err(PyValueError::new_err("a weight has another size than the shape of the model"));
         }
-        let kinds = Cpu::supported();
         let cpu = match cpu {
-            None => kinds[0],
-            Some(name) => *kinds
-                .iter()
-                .find(|kind| format!("{kind:?}").to_lowercase() == name)
-                .ok_or_else(|| PyValueError::new_err(format!("cpu {name:?}: this one supports {kinds:?}")))?,
+            None => Cpu::supported()[0],
+            Some(name) => Cpu::named(name).ok_or_else(|| {
+                PyValueError::new_err(format!("cpu {name:?}: this one supports {:?}", Cpu::supported()))
+            })?,
         };
         let model = py.detach(|| {
             // SAFETY: the sizes were compared above, and the caller vouches for the addresses.
