@@ -1,4 +1,4 @@
-"""Who uses the page, and how: phones, the keyboard alone, screen readers, printing."""
+"""The chat page on phones, with the keyboard alone, for screen readers, and in print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong between page and server: a clear line, a way on, and nothing typed is lost."""
+"""Failures between page and server: a clear line, a way on, and nothing typed is lost."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ RETRY_AFTER = 7
 
 @dataclass
 class PageServer:
-    """What the server does. A reply is by default the text of the last message again."""
+    """Behaviour of the server. A reply is by default the text of the last message again."""
 
     health: dict[str, Any] = field(default_factory=dict)  # fields that replace those of HEALTH
     key: str | None = None  # replies need it
