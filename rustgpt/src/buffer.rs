@@ -14,6 +14,7 @@ const CACHE_LINE_LEN: usize = 64;
 pub struct Buffer<T: Copy> {
     start: NonNull<T>,
     len: usize,
+    allocated: NonNull<u8>,
     layout: Layout,
     of: PhantomData<T>,
 }
@@ -28,23 +29,30 @@ impl<T: Copy> Buffer<T> {
     pub fn zeroed(len: usize) -> Buffer<T> {
         let num_bytes = len.checked_mul(size_of::<T>()).expect("the size of a buffer overflows");
         let align = if num_bytes >= HUGE_PAGE_LEN { HUGE_PAGE_LEN } else { CACHE_LINE_LEN };
-        let layout = Layout::from_size_align(num_bytes.max(1), align).expect("the size of a buffer overflows");
-        // SAFETY: the layout has a size of at least 1.
-        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        // The alignment is made here: asked for an aligned block of zeros, the allocator writes them, and a cache would
+        // take all of its memory at once. Without, it gives pages that are zero until they are used.
+        let layout = num_bytes.checked_add(align).and_then(|total| Layout::array::<u8>(total).ok());
+        let layout = layout.expect("the size of a buffer overflows");
+        // SAFETY: the layout has a size of at least 64.
+        let Some(allocated) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        let offset = allocated.as_ptr().align_offset(align);
+        assert!(offset <= align, "no alignment to {align} bytes");
+        // SAFETY: at most `align` bytes were allocated more than the numbers need.
+        let start = unsafe { allocated.add(offset) };
         #[cfg(target_os = "linux")]
         if align == HUGE_PAGE_LEN {
             // SAFETY: the range is ours, and MADV_HUGEPAGE changes how it is backed, never its contents. A failure has
             // no effect.
             unsafe { libc::madvise(start.as_ptr().cast(), num_bytes, libc::MADV_HUGEPAGE) };
         }
-        Buffer { start: start.cast(), len, layout, of: PhantomData }
+        Buffer { start: start.cast(), len, allocated, layout, of: PhantomData }
     }
 }
 
 impl<T: Copy> Drop for Buffer<T> {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start.as_ptr().cast(), self.layout) }
+        unsafe { dealloc(self.allocated.as_ptr(), self.layout) }
     }
 }
 
