@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -19,7 +20,10 @@ from nanochat.common import UserError
 from nanochat.engine import Engine, with_compute_weights
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import kv_cache
+from nanochat.inference.model_step import StepTokens
+from nanochat.inference.native_step import NativeStep
 from nanochat.layers.sampling_params import SamplingParams
+from tests.support.generation_paths import GENERATION_PATHS, NATIVE, use_path
 from tests.support.talks import TOKENIZER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,10 +50,11 @@ def random_model(config: GPTConfig, end_bias: float = 0.0) -> GPT:
     return model
 
 
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the cache of these small models grow several times."""
-    monkeypatch.setattr(kv_cache, "CACHE_CHUNK", 4)
+@pytest.fixture(autouse=True, params=GENERATION_PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of generating."""
+    use_path(request.param, monkeypatch)
+    return str(request.param)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -220,12 +225,22 @@ class RecordingGPT(GPT):
 
 
 @pytest.mark.parametrize(("max_tokens", "steps"), [(1, 1), (4, 4), (27, 27), (28, 27), (None, 27)])
-def test_there_is_no_unnecessary_forward_pass(max_tokens: int | None, steps: int) -> None:
+def test_there_is_no_unnecessary_forward_pass(
+    max_tokens: int | None, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One pass over the prompt, for one row, then one for each further token but none after the last."""
     model = RecordingGPT(CONFIGS["plain"])
     model.load_state_dict(random_model(CONFIGS["plain"]).state_dict())
     model.init_rope()
     model.shapes = []
+    forward = NativeStep.forward
+
+    def recording(native: NativeStep, step: StepTokens) -> Tensor:
+        num_rows = len(step.block_tables)
+        model.shapes.append((num_rows, len(step.tokens) // num_rows))
+        return forward(native, step)
+
+    monkeypatch.setattr(NativeStep, "forward", recording)
     assert len(list(Engine(model, TOKENIZER).generate(PROMPT, 3, max_tokens, temperature=0))) == steps
     assert model.shapes == [(1, 5)] + [(3, 1)] * (steps - 1)
 
@@ -340,6 +355,76 @@ def test_conversion_to_bfloat16_changes_no_output() -> None:
     assert report == {"dtypes": ["torch.bfloat16"], "untouched": True, "equal": True} | dict.fromkeys(
         ("equal in float32", "shared"), True
     )
+
+
+# What is particular to the scheduler
+
+
+@pytest.fixture
+def native(path: str) -> None:
+    """Skip the test for the other way."""
+    if path != NATIVE:
+        pytest.skip("needs the native step")
+
+
+@pytest.mark.usefixtures("native")
+def test_completions_that_are_interleaved_share_a_cache() -> None:
+    """Two iterators and a batch in turn, on one engine: each gives what it gives alone."""
+    model = random_model(CONFIGS["grouped"], end_bias=1)
+    prompts = [PROMPT, [*PROMPT, 3], PROMPT[:2]]
+    alone = [list(Engine(model, TOKENIZER).generate(prompt, 3, None, 0.8, 50, seed=5)) for prompt in prompts]
+    engine = Engine(model, TOKENIZER)
+    iterators = [engine.generate(prompt, 3, None, 0.8, 50, seed=5) for prompt in prompts]
+    columns: list[list[engine_module.Column]] = [[] for _ in prompts]
+    is_running = True
+    while is_running:
+        is_running = False
+        for iterator, seen in zip(iterators, columns, strict=True):
+            for column in itertools.islice(iterator, 1):
+                seen.append(column)
+                is_running = True
+        engine.generate_many(prompts, SamplingParams(max_tokens=2))
+    assert columns == alone
+    assert engine._step_and_cache is not None
+    _, cache = engine._step_and_cache
+    assert cache.num_available == cache.num_blocks
+
+
+@pytest.mark.usefixtures("native")
+def test_an_iterator_that_is_given_up_releases_its_blocks() -> None:
+    engine = Engine(random_model(CONFIGS["plain"]), TOKENIZER)
+    columns = engine.generate(PROMPT, 4)
+    next(columns)
+    assert engine._step_and_cache is not None
+    _, cache = engine._step_and_cache
+    assert cache.num_available < cache.num_blocks
+    columns.close()
+    assert cache.num_available == cache.num_blocks
+
+
+@pytest.mark.usefixtures("native")
+def test_a_small_cache_changes_no_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one context, the youngest completions give way, and continue later as if they had not."""
+    model = random_model(GPTConfig(sequence_len=64, vocab_size=265, n_layer=2, n_head=2, n_kv_head=2, n_embd=64))
+    params = SamplingParams(0.9, num_samples=4)
+    expected = Engine(model, TOKENIZER).generate_many([PROMPT, PROMPT[:1]], params)
+    monkeypatch.setattr(engine_module, "blocks_that_fit", lambda *_: 4)
+    small = Engine(model, TOKENIZER)
+    assert small.generate_many([PROMPT, PROMPT[:1]], params) == expected
+    columns = list(small.stream(PROMPT, SamplingParams(0.0, num_samples=3)))
+    assert columns == list(Engine(model, TOKENIZER).stream(PROMPT, SamplingParams(0.0, num_samples=3)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_logits_that_are_not_finite_are_an_error_of_one_line(temperature: float) -> None:
+    model = random_model(CONFIGS["plain"])
+    with torch.no_grad():
+        model.head.weight[:100] = torch.nan
+    engine = Engine(model, TOKENIZER)
+    with pytest.raises(UserError, match="logits are not finite"):
+        engine.generate_many([PROMPT], SamplingParams(temperature))
+    with pytest.raises(UserError, match="logits are not finite"):
+        list(engine.generate(PROMPT, temperature=temperature))
 
 
 def test_float32_weights_are_not_copied() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nanochat.layers.sampling_params import SamplingParams
@@ -48,3 +48,5 @@ class GenerationRequest:
     rng_key: int  # of the random numbers (`rng_keys` in layers/sampler.py)
     num_logprobs: int | None = None  # None = no log-probabilities; n = those of each token and of the n most likely
     on_event: OnEvent  # called in the thread of the steps, which it must not hold up
+    # Set before the first event: tokens of the prompt that were not computed, but taken from a shared prefix.
+    num_cached: int = field(default=0, init=False)

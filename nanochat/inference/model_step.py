@@ -11,7 +11,7 @@ V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,14 @@ class ModelStep(Protocol):
     def copy_block(self, source: int, target: int) -> None:
         """Copy keys and values of one block to another, in all layers."""
         ...
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Return a tensor of the values on the device, in their dtype. The host does not wait for a GPU."""
+    host = torch.from_numpy(values)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 def _all_within(values: Int32s, end: int) -> bool:

@@ -29,7 +29,7 @@ from nanochat.common import UserError
 from nanochat.inference.block_cache import BlockCache
 from nanochat.inference.decode_rows import DecodeRows, Generation
 from nanochat.inference.generation_request import FinishEvent, FinishReason, GenerationRequest, TokenEvent
-from nanochat.inference.model_step import ModelStep, StepTokens
+from nanochat.inference.model_step import ModelStep, StepTokens, to_device
 from nanochat.inference.tool_use import RowState, Tool
 from nanochat.layers.sampler import GREEDY_BELOW, NO_PROBABILITIES, log_probabilities, sample_at, uniforms
 
@@ -265,10 +265,9 @@ class Scheduler:
         generation.blocks = [*shared, *(self._cache.allocate() for _ in range(num_blocks))]
         generation.num_known = len(shared)
         generation.num_computed = len(shared) * self._block_len
-        generation.waits_for = None
         generation.is_prefilling = True
         self._prefilling.append(generation)
-        self._counts["shared_tokens"] += generation.num_computed
+        self._note_shared(generation)
 
     def _next_chunks(self) -> list[Chunk]:
         """Return the chunks of prompts of this step, first come, first served."""
@@ -333,7 +332,7 @@ class Scheduler:
                 source.append(row_of_logits)
                 num_forks += 1
         if num_forks:
-            logits = logits[torch.tensor(source, device=logits.device)]
+            logits = logits[to_device(np.array(source), logits.device)]
         return logits
 
     def _fork(self, generation: Generation) -> list[Generation]:
@@ -341,7 +340,7 @@ class Scheduler:
         copies: list[Generation] = []
         num_full = len(generation.tokens) // self._block_len
         has_tail = num_full < len(generation.blocks)
-        for other in self._waiting[:MAX_SKIPPED]:
+        for other in self._waiting:
             if other.tokens != generation.tokens:
                 continue
             if self.num_running + len(copies) >= self._max_running or self._cache.num_available < has_tail:
@@ -353,12 +352,18 @@ class Scheduler:
                 self._model_step.copy_block(generation.blocks[num_full], other.blocks[num_full])
             other.num_known = num_full
             other.num_computed = len(other.tokens)
-            other.waits_for = None
-            self._counts["shared_tokens"] += other.num_computed
+            self._note_shared(other)
             copies.append(other)
         if copies:
             self._waiting = [other for other in self._waiting if not other.blocks]
         return copies
+
+    def _note_shared(self, generation: Generation) -> None:
+        """Note the tokens that a request has got without computing them."""
+        generation.waits_for = None
+        self._counts["shared_tokens"] += generation.num_computed
+        if not generation.state.tokens:
+            generation.request.num_cached = generation.num_computed
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 
@@ -368,13 +373,13 @@ class Scheduler:
         groups = rows.sampling_groups()
         if len(groups) == 1 and groups[0][0].temperature < GREEDY_BELOW:
             return logits.argmax(-1).tolist()
-        u = torch.from_numpy(uniforms(rows.keys[: len(rows)], rows.num_generated[: len(rows)])).to(logits.device)
+        u = to_device(uniforms(rows.keys[: len(rows)], rows.num_generated[: len(rows)]), logits.device)
         if len(groups) == 1:
             drawn = sample_at(logits, groups[0][0], u)
         else:
             drawn = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
             for params, members in groups:
-                where = torch.tensor(members, device=logits.device)
+                where = to_device(np.array(members), logits.device)
                 drawn[where] = sample_at(logits[where], params, u[where])
         return drawn.tolist()
 

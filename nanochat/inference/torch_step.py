@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT, Attention, Block, GPTConfig, apply_rotary, causal_attention, rms_norm
-from nanochat.inference.model_step import Int32s, StepTokens
+from nanochat.inference.model_step import Int32s, StepTokens, to_device
 from nanochat.layers.attention import varied_shapes
 
 Indices = npt.NDArray[np.int64]
@@ -135,11 +135,7 @@ class TorchStep:
         return group.tokens.size, self._upload(slots), mask
 
     def _upload(self, values: npt.NDArray[np.integer]) -> Tensor:
-        """Return the values as int64 on the device, without waiting for an accelerator."""
-        host = torch.from_numpy(values.astype(np.int64))
-        if self.device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self.device, non_blocking=True)
+        return to_device(values.astype(np.int64), self.device)
 
     @torch.inference_mode()
     def copy_block(self, source: int, target: int) -> None:

@@ -23,6 +23,7 @@ from nanochat.reporting.schema import proportion
 from nanochat.runtime import Runtime
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import Task, make_conversation, make_multiple_choice
+from tests.support.generation_paths import DECODE_BATCH, use_path
 from tests.support.models import constant_model, random_model
 from tests.support.precision import recorded_precision
 from tests.support.processes import Forker
@@ -115,8 +116,9 @@ def test_the_most_likely_of_the_problems_letters_is_chosen() -> None:
     assert result.chance == pytest.approx(sum(1 / count for count in letters) / 40)
 
 
-def test_letters_are_compared_in_float32() -> None:
+def test_letters_are_compared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in TF32. Generation, which compares no losses, is left as it is."""
+    use_path(DECODE_BATCH, monkeypatch)
     with recorded_precision() as precisions:
         evaluate(choice_task(10), make_model())
     assert precisions == {"highest"}

@@ -15,10 +15,11 @@ from torch import Tensor
 from nanochat import engine as engine_module
 from nanochat.engine import Completion, Engine
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.inference import decode_batch, kv_cache
+from nanochat.inference.decode_batch import prefill_groups
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.sandbox.calculator import calculate
 from nanochat.tokenizer import SPECIAL_TOKENS
+from tests.support.generation_paths import GENERATION_PATHS, use_path
 from tests.support.talks import TOKENIZER
 
 BOS, _, _, _, END, CALL, CALL_END, OUT, OUT_END = (TOKENIZER.encode_special(name) for name in SPECIAL_TOKENS)
@@ -55,11 +56,10 @@ def model(request: pytest.FixtureRequest) -> GPT:
     return calling_model(request.param)
 
 
-@pytest.fixture(autouse=True)
-def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the cache grow, and the prefill take several passes, for these small models, too."""
-    monkeypatch.setattr(kv_cache, "CACHE_CHUNK", 4)
-    monkeypatch.setattr(decode_batch, "MAX_PREFILL_TOKENS", 60)
+@pytest.fixture(autouse=True, params=GENERATION_PATHS)
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler on the native step must give the same completions."""
+    use_path(request.param, monkeypatch)
 
 
 @torch.inference_mode()
@@ -160,7 +160,7 @@ def test_max_tokens_limits_each_completion(model: GPT, max_tokens: int) -> None:
 @given(st.lists(st.integers(1, 80), min_size=1, max_size=30))
 def test_prefill_groups_are_as_large_as_allowed(lengths: list[int]) -> None:
     prompts = [[BOS] * length for length in lengths]
-    groups = [prompts[group] for group in decode_batch.prefill_groups(prompts, 100)]
+    groups = [prompts[group] for group in prefill_groups(prompts, 100)]
     assert [prompt for group in groups for prompt in group] == prompts
     for group, following in itertools.zip_longest(groups, groups[1:]):
         assert len(group) == 1 or len(group) * max(map(len, group)) <= 100

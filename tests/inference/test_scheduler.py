@@ -178,6 +178,7 @@ def test_completions_of_one_prompt_prefill_it_once() -> None:
     run(scheduler)
     assert scheduler.stats()["prefilled_tokens"] == 10
     assert scheduler.stats()["shared_tokens"] == 30
+    assert [request.num_cached for request, _ in requests] == [0, 10, 10, 10]
     assert step.shapes[:3] == [(5, 1), (5, 1), (4, 4)]
     for request, receiver in requests:
         assert_as_alone(request, receiver, 64)
@@ -196,6 +197,7 @@ def test_the_next_turn_does_not_read_its_history_again() -> None:
     scheduler.submit(following)
     run(scheduler)
     num_cached = (len(history) - 1) // 4 * 4  # the last token was never computed
+    assert following.num_cached == num_cached
     assert scheduler.stats()["prefilled_tokens"] == 10 + len(history) + 3 - num_cached
     assert_as_alone(following, following_receiver, 64)
 

@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from torch._subclasses.fake_tensor import FakeTensor
+
 from nanochat.engine import with_compute_weights
 from nanochat.gpt import GPT
 from nanochat.inference import torch_step
+from nanochat.inference.scheduler import Scheduler
 from nanochat.inference.torch_step import TorchStep, token_groups
+from nanochat.layers.sampling_params import SamplingParams
 from tests.support.block_steps import logits_in_chunks, make_step
+from tests.support.fake_cuda import fake_cuda, fake_model
+from tests.support.fake_step import TOOL, make_request
 from tests.support.models import random_model
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -103,3 +109,21 @@ def test_numbers_in_unused_blocks_do_not_matter(model: GPT) -> None:
     step.forward(make_step([([9] * 16, 0, [0, 1, 2, 3])]))  # left over from another sequence
     logits = step.forward(make_step([(tokens, 0, [2, 1])]))
     torch.testing.assert_close(logits, whole(model, tokens), rtol=0, atol=2e-5)
+
+
+def test_on_an_accelerator_the_host_waits_for_the_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of different settings and a prompt in chunks, on a fake GPU: a wait at each step with rows, for their ids."""
+    monkeypatch.setattr(FakeTensor, "pin_memory", lambda tensor: tensor)
+    steps = []
+    with fake_cuda() as log:
+        step = TorchStep(fake_model(), num_blocks=20, block_len=4)
+        scheduler = Scheduler(step, TOOL, max_prefill_tokens=5)
+        for key, params in enumerate([SamplingParams(0.0), SamplingParams(0.8, top_k=20), SamplingParams(1.0)]):
+            request, _ = make_request([key, 1, 2, *range(6 * key)], replace(params, max_tokens=9), key)
+            scheduler.submit(request)
+        log.clear()
+        while scheduler.step():
+            steps.append(dict(log.waits))
+            log.clear()
+    assert len(steps) > 9
+    assert all(waits in ({}, {"tolist": 1}) for waits in steps), steps
