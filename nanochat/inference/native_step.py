@@ -1,4 +1,4 @@
-"""The step of a model on CPUs, in Rust (`rustgpt/`): fast with one sequence and with many, the same bits in every company.
+"""The step of a model on CPUs, in Rust (`rustgpt/`): a token gets the same bits whatever else the step computes.
 
 Weights are packed once, in the dtype of the step. With bfloat16 and int8 weights, keys and values are bfloat16; the
 other activations stay float32, except for the inputs of products that AMX computes, which are bfloat16.
@@ -54,7 +54,7 @@ class NativeStep:
     def __init__(
         self, model: GPT, num_blocks: int, dtype: torch.dtype, num_threads: int | None = None, cpu: str | None = None
     ) -> None:
-        """`cpu`: kind of instructions (amx, avx512, avx2, neon, portable); None = the fastest but AMX (`fastest_cpu`)."""
+        """`cpu`: kind of instructions (amx, avx512, avx2, neon, portable); None = the fastest without AMX."""
         assert NativeGPT is not None, "the extension is not built"
         assert dtype in FORMATS, f"dtype {dtype}: must be one of {list(FORMATS)}"
         self.config = model.config
