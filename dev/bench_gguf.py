@@ -73,10 +73,10 @@ def random_tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer(split_pattern(1), ranks, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
 
 
-def random_model(config: Config, tokenizer: Tokenizer) -> GPT:
+def random_model(depth: int, tokenizer: Tokenizer, context_len: int, head_dim: int) -> GPT:
     """Return a model whose most likely token is never a special one, so that no way ends early."""
     shape = GPTConfig.from_depth(
-        config.depth, vocab_size=tokenizer.get_vocab_size(), sequence_len=config.max_seq_len, head_dim=64
+        depth, vocab_size=tokenizer.get_vocab_size(), sequence_len=context_len, head_dim=head_dim
     )
     model = GPT(shape)
     model.init_weights()
@@ -134,7 +134,7 @@ def build_ways(config: Config, folder: Path, threads: int) -> list[Way]:
         paths = [config.gguf]
     else:
         tokenizer = random_tokenizer(config.vocab_size)
-        model = random_model(config, tokenizer)
+        model = random_model(config.depth, tokenizer, config.max_seq_len, head_dim=64)
         num_weights = model.num_params() - model.embed.weight.numel()  # one row of the embedding is read
         for dtype in (torch.bfloat16, torch.float32):
             name = f"nanochat, {str(dtype).removeprefix('torch.')}"

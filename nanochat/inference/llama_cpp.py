@@ -30,12 +30,20 @@ class LlamaCppEngine:
     """A GGUF file in llama.cpp's server, which runs in this process until it exits."""
 
     def __init__(
-        self, path: Path, tokenizer: Tokenizer, context_len: int, *, num_threads: int = 0, exact: bool = False
+        self,
+        path: Path,
+        tokenizer: Tokenizer,
+        context_len: int,
+        *,
+        num_threads: int = 0,
+        num_slots: int = 1,
+        exact: bool = False,
     ) -> None:
         """Load the file. `tokenizer` and `context_len` are the file's own.
 
-        `num_threads`: 0 = the usable cores. `exact`: keys and values of the cache in float32, as needed to compare
-        logits, and not in float16. Raises UserError if xllamacpp is not installed or cannot load the file.
+        `num_threads`: 0 = the usable cores. `num_slots`: requests that are decoded together. `exact`: keys and values
+        of the cache in float32, as needed to compare logits, and not in float16. Raises UserError if xllamacpp is not
+        installed or cannot load the file.
         """
         import requests
 
@@ -50,8 +58,8 @@ class LlamaCppEngine:
         self.tool = Tool(tokenizer)
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx = context_len
-        params.n_parallel = 1
+        params.n_ctx = context_len * num_slots
+        params.n_parallel = num_slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = num_threads or num_usable_cores()
         params.verbosity = -1
         params.warmup = False
@@ -79,6 +87,11 @@ class LlamaCppEngine:
     def url(self) -> str:
         """Address of the server, http://127.0.0.1:PORT."""
         return str(self._server.listening_address)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that a request of another client needs."""
+        return {"Authorization": str(self._session.headers["Authorization"])}
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send a request to the server and return the response of `requests`. Raises UserError if it is refused."""

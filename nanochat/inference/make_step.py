@@ -31,7 +31,7 @@ def make_step(model: GPT, dtype: torch.dtype, num_blocks: int) -> ModelStep:
     int8 weights without it.
     """
     if is_native(model.device, dtype):
-        return NativeStep(model, num_blocks, dtype)
+        return NativeStep(model, num_blocks, dtype, cpu=native_step.fastest_cpu(dtype))
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(f"weights in {dtype} need the step in Rust, on a CPU: build the extension (bash dev/setup.sh)")
     return TorchStep(with_compute_weights(model, dtype), num_blocks, BLOCK_LEN)

@@ -124,6 +124,9 @@ class Encoder:
         [b'abc', b'']
         """
 
+def read_bandwidth(num_bytes: int, num_threads: int) -> float:
+    """Measure the bytes per second at which `num_threads` threads read an array of `num_bytes`."""
+
 @final
 class NativeGPT:
     """The forward pass of a model on the CPU, with packed weights and a KV cache in blocks. Sources: rustgpt/.

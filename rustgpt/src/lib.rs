@@ -19,4 +19,4 @@ mod pool;
 pub use attention::{Shape, BLOCK};
 pub use cpu::Cpu;
 pub use matrix::{Format, Weights};
-pub use model::{Config, LayerWeights, Model, Step};
+pub use model::{read_bandwidth, Config, LayerWeights, Model, Step};

@@ -14,7 +14,9 @@
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
 use crate::buffer::Buffer;
+use crate::cpu::Kernel;
 use crate::lanes::{Lanes, LANES};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Outputs of a panel.
 pub const PANEL: usize = 64;
@@ -93,6 +95,38 @@ pub struct Rows {
     pub y: *mut f32,
     pub y_stride: usize,
     pub count: usize,
+}
+
+/// The sum of a large array, read as a product reads its weights: for a measurement of the machine's bandwidth.
+pub struct Total<'a> {
+    numbers: &'a [f32],
+    pub sums: Vec<AtomicU32>, // of each piece, as bits
+}
+
+impl<'a> Total<'a> {
+    const PIECE: usize = 1 << 16;
+
+    /// The sum of these numbers, to be computed.
+    pub fn new(numbers: &'a [f32]) -> Total<'a> {
+        Total { numbers, sums: (0..numbers.len() / Self::PIECE).map(|_| AtomicU32::new(0)).collect() }
+    }
+}
+
+impl Kernel for Total<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self, piece: usize, _: usize) {
+        let from = self.numbers[piece * Self::PIECE..].as_ptr();
+        let mut sums = [L::splat(0.0); VECTORS];
+        for k in 0..Self::PIECE / PANEL {
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                let at = from.add(k * PANEL + vector * LANES);
+                prefetch(at);
+                *sum = L::load(at).add(*sum);
+            }
+        }
+        let total = sums[0].add(sums[1]).add(sums[2]).add(sums[3]).sum();
+        self.sums[piece].store(total.to_bits(), Ordering::Relaxed);
+    }
 }
 
 /// The bfloat16 nearest to `x`; of two equally near, the even one. NaN stays NaN.

@@ -6,7 +6,7 @@ use crate::attention::{Cache, Shape, BLOCK};
 use crate::buffer::Buffer;
 use crate::cpu::{Cpu, Kernel};
 use crate::lanes::{Lanes, LANES};
-use crate::matrix::{from_bf16, Format, Matrix, Rows, Store, Weights};
+use crate::matrix::{from_bf16, Format, Matrix, Rows, Store, Total, Weights};
 #[cfg(target_arch = "x86_64")]
 use crate::matrix::{to_bf16, TILE_INPUTS};
 use crate::pool::Pool;
@@ -242,6 +242,20 @@ fn buffer<T: Copy>(numbers: &[T]) -> Buffer<T> {
     let mut buffer = Buffer::zeroed(numbers.len());
     buffer.copy_from_slice(numbers);
     buffer
+}
+
+/// Measure the bytes per second at which `num_threads` threads read `num_bytes` of memory: the fastest of a few times.
+pub fn read_bandwidth(num_bytes: usize, num_threads: usize) -> f64 {
+    let mut numbers = Buffer::<f32>::zeroed(num_bytes / 4);
+    numbers.fill(1.0);
+    let mut pool = Pool::new(num_threads);
+    let total = Total::new(&numbers);
+    let seconds = (0..5).map(|_| {
+        let start = std::time::Instant::now();
+        run(&mut pool, Cpu::supported()[0], &total, total.sums.len(), false);
+        start.elapsed().as_secs_f64()
+    });
+    num_bytes as f64 / seconds.fold(f64::INFINITY, f64::min)
 }
 
 /// Return a reason if a step would read or write outside of the model's memory.

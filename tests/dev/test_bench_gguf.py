@@ -24,7 +24,7 @@ def test_the_tokenizer_has_merges_for_all_tokens(vocab_size: int) -> None:
 
 def test_ways_generate_what_is_asked_for() -> None:
     tokenizer = bench_gguf.random_tokenizer(TINY.vocab_size)
-    model = bench_gguf.random_model(TINY, tokenizer)
+    model = bench_gguf.random_model(TINY.depth, tokenizer, TINY.max_seq_len, head_dim=64)
     way = bench_gguf.engine_way("ours", Engine(model, tokenizer), num_bytes=1)
     assert way.generate(200) == 200
     assert not {*tokenizer.special_tokens.values()} - {*range(591, 600)}

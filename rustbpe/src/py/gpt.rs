@@ -29,6 +29,12 @@ unsafe fn weights<'a>(array: Array, is_bf16: bool) -> Weights<'a> {
     }
 }
 
+/// Bytes per second at which threads read memory.
+#[pyfunction]
+pub fn read_bandwidth(py: Python<'_>, num_bytes: usize, num_threads: usize) -> f64 {
+    py.detach(|| rustgpt::read_bandwidth(num_bytes, num_threads))
+}
+
 #[pymethods]
 impl NativeGPT {
     /// Pack the weights of a model. `matrices`: of each layer q, k, v, o, up, down.

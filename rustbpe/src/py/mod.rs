@@ -14,7 +14,7 @@ mod trainer;
 
 use crate::Error;
 use encoder::PyEncoder;
-use gpt::NativeGPT;
+use gpt::{read_bandwidth, NativeGPT};
 use int_array::IntArray;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
@@ -34,5 +34,6 @@ fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEncoder>()?;
     module.add_class::<IntArray>()?;
     module.add_class::<NativeGPT>()?;
+    module.add_function(wrap_pyfunction!(read_bandwidth, module)?)?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }
