@@ -1,8 +1,10 @@
-"""Chat with a model in the browser: serves the chat page and the replies.
+"""Chat with a model in the browser, and serve it to programs: the chat page, its replies, and OpenAI's API.
 
     python -m scripts.chat_web                          # the last stage that has a model, at http://localhost:8000
+    python -m scripts.chat_web --log json               # a line for each request; OpenAI's API is at /v1, see README.md
     python -m scripts.chat_web -i sft -g d20 -n 8       # eight GPUs: a copy of the model on each
     python -m scripts.chat_web --host 0.0.0.0 -p 80     # reachable, and usable, from other machines
+    NANOCHAT_API_KEY=... python -m scripts.chat_web --host 0.0.0.0   # only with this key
     python -m scripts.chat_web --allowed_hosts chat.example.org      # behind a proxy, which must pass on Host
     python -m scripts.chat_web --grounded                           # the best passages before each question
     gunicorn -w 4 -k uvicorn.workers.UvicornWorker scripts.chat_web:app
@@ -14,10 +16,15 @@ their time are gunicorn's own there. On a CPU, limit the threads of torch with O
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import math
 import os
+import re
 import shlex
 import socket
+import ssl
+import time
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -27,17 +34,26 @@ import uvicorn
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0, run_without_output
 from nanochat.configurator import Settings, cli, parse, setting
-from nanochat.engine import Engine
+from nanochat.gpt import GPT
+from nanochat.inference.generation_loop import GenerationLoop
+from nanochat.inference.make_step import BLOCK_LEN, blocks_that_fit, make_step
+from nanochat.inference.tool_use import Tool
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.openai_api.routes import router
 from nanochat.runtime import Runtime, choose_generation_dtype
+from nanochat.serving.access import KEY_VARIABLE, AccessRules, check_key, parse_origins
 from nanochat.serving.chat_request import check_sampling_field
 from nanochat.serving.chat_session import latest_source
 from nanochat.serving.connections import BACKLOG, ConnectionLimits, guard_connections, reserve_files
 from nanochat.serving.host_check import HostRules, host_rules, parse_allowed_hosts
-from nanochat.serving.server import MAX_BODY_BYTES, ChatService, create_app
+from nanochat.serving.request_log import LOG_CHOICES
+from nanochat.serving.server import MAX_BODY_BYTES, create_app
+from nanochat.serving.service import ChatService, ServedModel, ServiceLimits
 from nanochat.serving.sources import SOURCES_CHOICES, check_sources, open_sources
+from nanochat.tokenizer import Tokenizer
 
-SHUTDOWN_SECONDS = 2  # after Ctrl-C, until the connections of unfinished replies are closed
+CLOSING_SECONDS = 2  # after the last reply has ended or is given up, until all connections are closed
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 @dataclass(frozen=True)
@@ -69,8 +85,28 @@ class Config(Settings):
         "further names, separated by commas, under which browsers may open the page; always: localhost and --host; "
         "with --host=0.0.0.0 also all addresses and this machine's name",
     )
-    max_waiting: int = setting(32, "requests that may wait for a copy of the model; more get status 503", at_least=0)
-    max_connections: int = setting(256, "connections at a time; more push out the silent ones", at_least=2)
+    api_key: str | None = setting(
+        None, f"key that requests must send as `Authorization: Bearer KEY`; better given in ${KEY_VARIABLE}"
+    )
+    cors_origin: str | None = setting(
+        None, "origins of other web pages that may use the API, separated by commas, as https://a.example; * = all"
+    )
+    root_path: str = setting("", "prefix of the path under which a proxy serves this, as /nanochat")
+    ssl_certfile: str | None = setting(None, "certificate (PEM) for https", names="path")
+    ssl_keyfile: str | None = setting(None, "its key (PEM); none = in the same file", names="path")
+    max_rows: int = setting(64, "replies that a copy of the model generates at once", at_least=1, at_most=1024)
+    cache_gb: float | None = setting(None, "GB for the KV cache of a copy; none = a share of what is free", above=0)
+    max_waiting: int = setting(32, "replies that may wait for a free row; more get status 429", at_least=0)
+    max_per_client: int | None = setting(
+        None, "replies of one client address, generated or waiting, at once; none = any number", at_least=1
+    )
+    shutdown_seconds: float = setting(
+        8.0, "seconds that replies have to end after Ctrl-C; a second Ctrl-C ends at once", at_least=0, at_most=3600
+    )
+    log: str = setting("off", "a line for each request, without anyone's words", choices=LOG_CHOICES)
+    max_connections: int | None = setting(
+        None, "connections at a time; more push out the silent ones; none = 256, or twice the replies", at_least=2
+    )
     header_timeout: float = setting(10.0, "seconds until a connection must have sent its headers", above=0)
     body_timeout: float = setting(30.0, "seconds for the rest of a request", above=0, at_most=60)
     send_timeout: float = setting(30.0, "seconds that a client may leave a reply unread", above=0)
@@ -78,14 +114,25 @@ class Config(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_allowed_hosts(self.allowed_hosts)
-        if self.max_connections <= self.max_waiting + self.num_gpus:
+        if self.max_connections is not None and self.max_connections <= self.num_replies:
             raise UserError(
-                f"max_connections is {self.max_connections}: must be above max_waiting + num_gpus = "
-                f"{self.max_waiting + self.num_gpus}, or requests that wait would lock out everyone else"
+                f"max_connections is {self.max_connections}: must be above max_waiting + num_gpus * max_rows = "
+                f"{self.num_replies}, or requests that wait would lock out everyone else"
             )
+        check_key(self.api_key)
+        parse_origins(self.cors_origin)
+        if self.root_path and not ROOT_PATH.fullmatch(self.root_path):
+            raise UserError(f"root_path is {self.root_path!r}: must be a path as /nanochat, without a / at its end")
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise UserError("ssl_keyfile needs ssl_certfile: give both, or neither")
         check_sources(self.sources, self.grounded)
         for name in ("temperature", "top_k", "max_tokens"):
             check_sampling_field(name, getattr(self, name))
+
+    @property
+    def num_replies(self) -> int:
+        """Replies that may run or wait at once."""
+        return self.max_waiting + self.num_gpus * self.max_rows
 
 
 def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
@@ -98,17 +145,42 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
             "devices of this machine"
         )
     source = config.source or latest_source(config.model_tag)
-    engines = []
+    loops = []
+    devices = []
     step = config.step
     for index in range(config.num_gpus):
         device_runtime = replace(runtime, device=torch.device("cuda", index)) if config.num_gpus > 1 else runtime
         model, tokenizer, meta = load_model(source, device_runtime, model_tag=config.model_tag, step=step)
-        engines.append(Engine(model, tokenizer, choose_generation_dtype(device_runtime, model.compute_dtype)))
         step = meta["step"]  # all copies are of one step, even if a newer checkpoint is saved meanwhile
-    name = f"{source} d{engines[0].model.config.n_layer}, step {step}"
-    defaults = SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None)
-    sources = open_sources(config.sources, config.grounded, meta)
-    return ChatService(engines, name, defaults, config.max_waiting, hosts, sources)
+        loops.append(new_loop(config, device_runtime, model, tokenizer))
+        devices.append(str(device_runtime.device))
+    depth = model.config.n_layer
+    served = ServedModel(
+        name=f"{source} d{depth}, step {step}",
+        id=f"nanochat-{source}-d{depth}",
+        tokenizer=tokenizer,
+        context_len=loops[0].context_len,
+        device=", ".join(devices),
+        created=int(time.time()),
+    )
+    return ChatService(
+        loops,
+        served,
+        SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None),
+        ServiceLimits(config.max_rows, config.max_waiting, config.max_per_client, config.shutdown_seconds),
+        hosts,
+        AccessRules(check_key(config.api_key or os.environ.get(KEY_VARIABLE)), parse_origins(config.cors_origin)),
+        open_sources(config.sources, config.grounded, meta),
+        config.log,
+    )
+
+
+def new_loop(config: Config, runtime: Runtime, model: GPT, tokenizer: Tokenizer) -> GenerationLoop:
+    """Return the loop of a copy of the model. Raises `UserError` if its cache has no room for a context."""
+    dtype = choose_generation_dtype(runtime, model.compute_dtype)
+    num_blocks = blocks_that_fit(model.config, dtype, BLOCK_LEN, config.cache_gb, runtime.device)
+    step = make_step(model, dtype, num_blocks)
+    return GenerationLoop(step, Tool(tokenizer), max_waiting=config.max_waiting, max_running=config.max_rows)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -117,7 +189,8 @@ def listen(host: str, port: int) -> socket.socket:
         if not host:
             raise ValueError("an empty name: 0.0.0.0 = all addresses of this machine")
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        is_dual = host == "::" and socket.has_dualstack_ipv6()  # as 0.0.0.0, but with IPv6
+        return socket.create_server((host, port), family=family, dualstack_ipv6=is_dual)
     except (OSError, ValueError) as error:  # ValueError: no name at all, such as one with a label of 100 letters
         raise UserError(
             f"cannot listen on port {port} of {host} ({getattr(error, 'strerror', None) or error}): "
@@ -125,8 +198,22 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def check_certificate(config: Config) -> None:
+    """Raise `UserError` if the certificate and its key cannot be used for https."""
+    if config.ssl_certfile is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, password="")  # else it asks the terminal
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise UserError(
+            f"ssl_certfile is {config.ssl_certfile}, ssl_keyfile {config.ssl_keyfile}: not a certificate and its key, "
+            f"in PEM and without a password ({getattr(error, 'strerror', None) or error})"
+        ) from error
+
+
 class Server(uvicorn.Server):
-    """A uvicorn server that stops unfinished replies on SIGINT and SIGTERM."""
+    """A uvicorn server that ends in order on SIGINT and SIGTERM: replies have `shutdown_seconds` to end."""
 
     def __init__(self, config: uvicorn.Config, service: ChatService) -> None:
         super().__init__(config)
@@ -136,25 +223,33 @@ class Server(uvicorn.Server):
         """Handle SIGINT and SIGTERM: the first ends the server in order, the second at once. Nothing is to be saved."""
         if self.should_exit:
             os._exit(128 + sig)
-        self.service.is_stopping.set()
+        self.service.begin_shutdown()
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the socket, tell the requests that wait, and wait for the others."""
+        closing = asyncio.ensure_future(self.service.close())
+        await super().shutdown(sockets)
+        await closing
 
 
 def main(config: Config) -> None:
     """Serve until Ctrl-C."""
-    with listen(config.host, config.port) as server_socket:
+    check_certificate(config)
+    with listen(config.host.strip("[]"), config.port) as server_socket:
         address, port = server_socket.getsockname()[:2]
         service = load_service(config, host_rules(config.host, config.allowed_hosts, address))
         is_public = ipaddress.ip_address(address).is_unspecified
-        if is_public:
-            shown_host = "localhost"
-        else:
-            shown_host = f"[{config.host}]" if ":" in config.host else config.host  # IPv6
-        print0(f"Chat with {service.name} at http://{shown_host}:{port} (Ctrl-C stops the server)")
-        if is_public:
+        shown_host = "localhost" if is_public else config.host.strip("[]")
+        shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host  # IPv6
+        scheme = "http" if config.ssl_certfile is None else "https"
+        url = f"{scheme}://{shown_host}:{port}{config.root_path}"
+        print0(f"Chat with {service.model.name} at {url} (Ctrl-C stops the server)")
+        print0(f"OpenAI's API: base URL {url}/v1, model {service.model.id}")
+        if is_public and service.access.api_key is None:
             print0("It listens on all addresses of this machine: everyone who can reach it can use it.")
         run_without_output()  # others still use the server when the reader of its output has left
-        app = create_app(lambda: service)
+        app = create_app(lambda: service, router)
         settings = uvicorn.Config(
             app,
             http="h11",
@@ -163,7 +258,10 @@ def main(config: Config) -> None:
             access_log=False,
             use_colors=False,  # they would be shown as escapes
             backlog=BACKLOG,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            root_path=config.root_path,
+            ssl_certfile=config.ssl_certfile,
+            ssl_keyfile=config.ssl_keyfile,
+            timeout_graceful_shutdown=math.ceil(config.shutdown_seconds) + CLOSING_SECONDS,
         )
         guard_connections(settings, connection_limits(config), service.count_refusal)
         Server(settings, service).run(sockets=[server_socket])
@@ -172,8 +270,9 @@ def main(config: Config) -> None:
 
 def connection_limits(config: Config) -> ConnectionLimits:
     """Return the limits of connections, fewer of them if this process may not open as many files."""
-    num_connections = reserve_files(config.max_connections)
-    if num_connections < config.max_connections:
+    wanted = config.max_connections or max(256, 2 * config.num_replies)
+    num_connections = reserve_files(wanted)
+    if num_connections < wanted:
         print0(f"At most {num_connections} connections: this process may not open more files (see ulimit -n).")
     return ConnectionLimits(
         connections=num_connections,
@@ -181,6 +280,7 @@ def connection_limits(config: Config) -> ConnectionLimits:
         body_seconds=config.body_timeout,
         send_seconds=config.send_timeout,
         body_bytes=MAX_BODY_BYTES,
+        shutdown_seconds=config.shutdown_seconds,
     )
 
 
@@ -190,7 +290,7 @@ def load_from_environment() -> ChatService:
     return load_service(config, host_rules(config.host, config.allowed_hosts))
 
 
-app = create_app(load_from_environment)  # the model is loaded when a server starts the application
+app = create_app(load_from_environment, router)  # the model is loaded when a server starts the application
 
 if __name__ == "__main__":
     cli(Config, main, __doc__)

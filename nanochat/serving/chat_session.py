@@ -26,8 +26,8 @@ CHAT_SOURCES = ("rl", "sft", "mid")  # the checkpoints of chat models, the last 
 KIND_AFTER = {"<|python_start|>": "python", "<|output_start|>": "python_output"}  # any other special token: "text"
 
 
-class ReplyEngine(Protocol):
-    """The part of an engine that a reply needs: nanochat's own, or llama.cpp's (`inference/llama_cpp.py`)."""
+class PromptModel(Protocol):
+    """The part of a model that the prompt of a reply depends on."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -38,6 +38,10 @@ class ReplyEngine(Protocol):
     def context_len(self) -> int:
         """Number of tokens that a prompt and its completion may have."""
         ...
+
+
+class ReplyEngine(PromptModel, Protocol):
+    """The part of an engine that a reply needs: nanochat's own, or llama.cpp's (`inference/llama_cpp.py`)."""
 
     def stream(self, tokens: list[int], params: SamplingParams) -> Generator[Column, None, None]:
         """Continue a prompt, as `Engine.stream` does."""
@@ -96,10 +100,10 @@ def fit_messages(tokenizer: Tokenizer, messages: Sequence[Message], context: int
     return ChatPrompt(render(num_dropped), 2 * num_dropped)
 
 
-def fit_prompt(engine: ReplyEngine, messages: Sequence[Message], params: SamplingParams) -> ChatPrompt:
-    """Render the prompt for a reply in the engine's context, with room for the reply. Raises as `fit_messages` does."""
-    context = engine.context_len
-    return fit_messages(engine.tokenizer, messages, context, params.reserved_tokens(context))
+def fit_prompt(model: PromptModel, messages: Sequence[Message], params: SamplingParams) -> ChatPrompt:
+    """Render the prompt for a reply in the model's context, with room for the reply. Raises as `fit_messages` does."""
+    context = model.context_len
+    return fit_messages(model.tokenizer, messages, context, params.reserved_tokens(context))
 
 
 # Generate the reply
@@ -167,28 +171,45 @@ def has_ended(tokenizer: Tokenizer, tokens: Sequence[int]) -> bool:
 # Stream the tokens as text
 
 
-def stream_chunks(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[Chunk]:
-    """Decode the tokens of a reply as they arrive. Yields a chunk as soon as a token completes a character.
+class ChunkDecoder:
+    """Decoder of the tokens of a reply to chunks, as they arrive. A character is never cut.
 
-    Bytes that are not UTF-8 become U+FFFD. Special tokens only change the kind; unexpected ones are not shown either.
-
-        "6*7 is " <|python_start|> "6*7" <|python_end|> <|output_start|> "42" <|output_end|>
-        -> text "6*7 is ", python "", python "6*7", python_output "", python_output "42"
+    Bytes that are not UTF-8 become U+FFFD. Special tokens only change the `kind` of what follows; unexpected ones are
+    not shown either.
     """
-    special_names = {token: name for name, token in tokenizer.special_tokens.items()}
-    kind = "text"
-    decoder = StreamDecoder(tokenizer)
-    for token in tokens:
-        name = special_names.get(token)
-        text = decoder.flush() if name else decoder.decode(token)
-        if text:
-            yield Chunk(kind, text)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.kind = "text"
+        self._special_names = {token: name for name, token in tokenizer.special_tokens.items()}
+        self._decoder = StreamDecoder(tokenizer)
+
+    def push(self, token: int) -> list[Chunk]:
+        """Return the chunks that a token completes: none within a character, two at the start of a tool call."""
+        name = self._special_names.get(token)
+        text = self._decoder.flush() if name else self._decoder.decode(token)
+        chunks = [Chunk(self.kind, text)] if text else []
         if name:
-            kind = KIND_AFTER.get(name, "text")
-            if kind != "text":
-                yield Chunk(kind, "")
-    if text := decoder.flush():
-        yield Chunk(kind, text)
+            self.kind = KIND_AFTER.get(name, "text")
+            if self.kind != "text":
+                chunks.append(Chunk(self.kind, ""))
+        return chunks
+
+    def flush(self) -> list[Chunk]:
+        """Return the rest at the end: U+FFFD if the tokens end within a character."""
+        text = self._decoder.flush()
+        return [Chunk(self.kind, text)] if text else []
+
+
+def stream_chunks(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[Chunk]:
+    """Decode the tokens of a reply as they arrive (`ChunkDecoder`). Yields a chunk as soon as a token completes one.
+
+    "6*7 is " <|python_start|> "6*7" <|python_end|> <|output_start|> "42" <|output_end|>
+    -> text "6*7 is ", python "", python "6*7", python_output "", python_output "42"
+    """
+    decoder = ChunkDecoder(tokenizer)
+    for token in tokens:
+        yield from decoder.push(token)
+    yield from decoder.flush()
 
 
 def to_content(chunks: Iterable[Chunk]) -> Content:

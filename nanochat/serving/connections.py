@@ -13,7 +13,7 @@ phase never has to be found out from the inside of uvicorn. A body must have a C
 of tiny chunks would have no bound.
 
 If there are too many connections, the one that has been in HEAD, BODY or CLOSING for longest is dropped for a new
-one: clients that hold connections and say nothing lock nobody out. A refusal is a short JSON reply, `{"error": ...}`;
+one: clients that hold connections and say nothing lock nobody out. A refusal is a short JSON reply (refusals.py), and
 nothing is logged.
 """
 
@@ -33,14 +33,17 @@ from typing import Any
 
 import uvicorn
 
+from nanochat.serving.refusals import OPENAI_PREFIX, Refusal, error_body
+
 MAX_HEADERS = 100
 BACKLOG = 128  # connections that the kernel keeps until they are accepted; asyncio accepts up to so many at once
 OTHER_FILES = 128  # open files besides connections: modules, checkpoints, devices, standard streams
 SEND_BUFFER_BYTES = 32_768  # in the kernel and here, each: what a client that does not read can occupy
-SHUTDOWN_SECONDS = 0.7  # for replies in progress to end, once the server stops
+CLOSING_SECONDS = 0.7  # for the last bytes of a connection, once the server stops
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _REQUEST_LINE = re.compile(rb"[A-Za-z]{1,20} [\x21-\x7e]+ HTTP/1\.[01]\r?")
+_OPENAI_PATH = re.compile(rb"[A-Za-z]+ [^ ?]*/v1/")
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
@@ -54,6 +57,7 @@ class ConnectionLimits:
     send_seconds: float = 30.0  # that a client may leave what was sent to it unread
     header_bytes: int = 16_384
     body_bytes: int = 1_000_000
+    shutdown_seconds: float = 0.0  # for replies in progress to end, once the server stops
 
 
 class Phase(Enum):
@@ -187,7 +191,7 @@ class GuardedConnection(asyncio.Protocol):
         if self._http is None:
             self.abort()
         else:
-            self._begin(self._phase, SHUTDOWN_SECONDS)
+            self._begin(self._phase, CLOSING_SECONDS)
 
     @property
     def is_closing(self) -> bool:
@@ -222,7 +226,7 @@ class GuardedConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._is_stopping:
-            seconds = SHUTDOWN_SECONDS
+            seconds = CLOSING_SECONDS + (self._limits.shutdown_seconds if phase is Phase.REPLY else 0)
         self._timer = None if seconds is None else self._loop.call_later(seconds, self._expire)
 
     def _expire(self) -> None:
@@ -269,7 +273,7 @@ class GuardedConnection(asyncio.Protocol):
 
     def _refuse(self, status: int, reason: str) -> None:
         self._guard.on_refusal()
-        self._transport.write(refusal_bytes(status, reason))
+        self._transport.write(refusal_bytes(status, reason, is_openai=_OPENAI_PATH.match(self._head) is not None))
         self.finish()
         if self._http is not None:
             self._http.connection_lost(None)
@@ -323,9 +327,10 @@ def body_length(head: bytes, limits: ConnectionLimits) -> int:
     return int(value)
 
 
-def refusal_bytes(status: int, reason: str) -> bytes:
-    """Return a whole HTTP response `{"error": reason}`."""
-    body = json.dumps({"error": reason}).encode("utf-8")
+def refusal_bytes(status: int, reason: str, is_openai: bool = False) -> bytes:
+    """Return a whole HTTP response `{"error": reason}`, or OpenAI's error object."""
+    path = OPENAI_PREFIX if is_openai else ""
+    body = json.dumps(error_body(path, Refusal(status, reason))).encode("utf-8")
     lines = [
         f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
         "Content-Type: application/json",

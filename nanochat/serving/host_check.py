@@ -16,10 +16,10 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nanochat.common import UserError
+from nanochat.serving.refusals import Refusal, error_response, route_path
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -76,8 +76,13 @@ def parse_allowed_hosts(text: str | None) -> set[str]:
     return names
 
 
-def find_refusal(headers: Iterable[tuple[bytes, bytes]], rules: HostRules) -> tuple[int, str] | None:
-    """Return the status and the reason with which a request is refused, or None if it is accepted."""
+def find_refusal(
+    headers: Iterable[tuple[bytes, bytes]], rules: HostRules, allowed_origins: frozenset[str] = frozenset()
+) -> tuple[int, str] | None:
+    """Return the status and the reason with which a request is refused, or None if it is accepted.
+
+    `allowed_origins`: of pages elsewhere that may send requests; "*" = all.
+    """
     values: dict[bytes, list[str]] = {}
     for key, value in headers:
         values.setdefault(key.lower(), []).append(value.decode("latin-1"))
@@ -91,7 +96,10 @@ def find_refusal(headers: Iterable[tuple[bytes, bytes]], rules: HostRules) -> tu
             f"this server does not answer requests to the host {_shown(name)}: open it as localhost or under the name "
             "given with --host, or start it with --allowed_hosts and this name"
         )
-    for origin in values.get(b"origin", []):
+    origins = values.get(b"origin", [])
+    if len(origins) == 1 and ("*" in allowed_origins or origins[0].lower() in allowed_origins):
+        return None
+    for origin in origins:
         if not _is_origin_of(origin, name, match[2]):
             return (
                 403,
@@ -116,11 +124,11 @@ class HostCheck:
             return
         if scope["type"] == "http":
             service = scope["app"].state.service
-            refusal = find_refusal(scope["headers"], service.hosts)
+            refusal = find_refusal(scope["headers"], service.hosts, service.access.origins)
             if refusal is not None:
                 service.count_refusal()
                 status, reason = refusal
-                await JSONResponse({"error": reason}, status)(scope, receive, send)
+                await error_response(route_path(scope), Refusal(status, reason))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

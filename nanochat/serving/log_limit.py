@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from nanochat.system.console import visible
 
-LOGGERS = ("uvicorn.error", "asyncio", "nanochat.serving.server")
+LOGGERS = ("uvicorn.error", "asyncio", "nanochat.serving.generation", "nanochat.serving.service")
 MAX_LINES = 20  # a minute, of each logger
 MAX_CHARACTERS = 10_000
 

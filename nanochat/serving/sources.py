@@ -16,7 +16,7 @@ from nanochat.passages.grounding import MAX_CHARACTERS, NUM_PASSAGES, fit_passag
 from nanochat.passages.index import REBUILD, PassageIndex, default_index_path, fts5_fault
 from nanochat.passages.passage import Passage
 from nanochat.passages.terms import refers_back
-from nanochat.serving.chat_session import ChatPrompt, Content, Message, ReplyEngine, fit_prompt
+from nanochat.serving.chat_session import ChatPrompt, Content, Message, PromptModel, fit_prompt
 from nanochat.system.console import visible_line
 
 SOURCES_CHOICES = ("auto", "on", "off")
@@ -71,7 +71,7 @@ class DocumentSources:
         """Questions about the documents, for an empty conversation."""
         return list(self.index.facts.examples)
 
-    def prepare(self, engine: ReplyEngine, messages: Sequence[Message], params: SamplingParams) -> GroundedPrompt:
+    def prepare(self, model: PromptModel, messages: Sequence[Message], params: SamplingParams) -> GroundedPrompt:
         """Fit a conversation into the context, in a grounded chat with the best passages before its last question.
 
         Passages that do not fit are shortened, or left out. Raises `UserError` as `fit_prompt` does, and
@@ -83,11 +83,11 @@ class DocumentSources:
         for limit in GROUNDING_LIMITS if self.is_grounded and found else ():
             grounded = {"role": "user", "content": grounded_question(found, question, limit)}
             try:
-                prompt = fit_prompt(engine, [*messages[:-1], grounded], params)
+                prompt = fit_prompt(model, [*messages[:-1], grounded], params)
             except UserError:  # too long
                 continue
             return GroundedPrompt(prompt, _merged(found, found[: len(fit_passages(found, limit))]))
-        return GroundedPrompt(fit_prompt(engine, messages, params), _merged(found, []))
+        return GroundedPrompt(fit_prompt(model, messages, params), _merged(found, []))
 
     def find(self, messages: Sequence[Message], answer: Content, known: Sequence[Source]) -> list[Source]:
         """Return the sources of an answer to the last question of a conversation.

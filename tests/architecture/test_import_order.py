@@ -30,12 +30,14 @@ IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("rl",),
     ("pipeline",),
     ("serving",),
+    ("openai_api",),
     ("export",),
     ("scripts",),
 )
 
 # Groups that only scripts may import, and the last group that each of them may import itself.
-BESIDE = {"serving": "engine", "export": "report"}
+BESIDE = {"serving": "engine", "openai_api": "engine", "export": "report"}
+STANDS_ON = {"openai_api": "serving"}  # one of them, which it may import as well
 
 # Modules that start at once: they import torch in functions only.
 WITHOUT_TORCH = {
@@ -93,7 +95,7 @@ def upward_imports(files: Iterable[Source]) -> Iterator[str]:
         assert limit is not None, f"BESIDE names {unit}'s limit, which IMPORT_ORDER does not list"
         for target, node in graph[source.module].items():
             there, other = group_of(target), unit_of(target)
-            if other == unit and unit != "scripts":
+            if (other == unit and unit != "scripts") or other == STANDS_ON.get(unit):
                 continue
             is_between_scripts = other == "scripts" and target != "scripts"
             is_beside = other in BESIDE and unit != "scripts"

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.serving.server import ChatService
+from nanochat.serving.service import ChatService
 from nanochat.serving.sources import DocumentSources
 from tests.support.browser import PHONE, TIMEOUT, ask, last_reply, open_context, open_page
 from tests.support.chat_server import serving

@@ -51,6 +51,7 @@ def running(*command: str, until: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 SERVE = [sys.executable, "-u", "-m", "scripts.chat_web", "-p", "0", "--device=cpu", "-t", "0", "-m", "4096"]
+SERVE += ["--cache_gb=0.1", "--shutdown_seconds=0.5"]
 
 
 @pytest.mark.slow
@@ -102,6 +103,7 @@ def test_a_server_keeps_few_connections_where_few_files_may_be_open() -> None:
     with running("bash", "-c", limit, "-", *SERVE, until="Chat with") as (process, line):
         address = line.split(" at ")[1].split()[0]
         assert process.stdout is not None
+        assert "OpenAI's API: base URL" in process.stdout.readline()
         assert process.stdout.readline().startswith("At most 40 connections: this process may not open more files")
         with ExitStack() as stack:
             for _ in range(1000):
@@ -142,7 +144,16 @@ def test_without_a_model_the_error_says_what_to_train() -> None:
         (["-p", "70000"], "port is 70000: .*must be from 0 to 65535"),
         (["-i", "base"], "one of mid, sft, rl"),
         (["--allowed_hosts=http://x"], "allowed_hosts has 'http://x': each entry must be a name or an address"),
-        (["--max_connections=33"], r"max_connections is 33: must be above max_waiting \+ num_gpus = 33"),
+        (["--max_connections=96"], r"max_connections is 96: must be above max_waiting \+ num_gpus \* max_rows = 96"),
+        (["--max_rows=0"], "max_rows is 0: .*must be from 1 to 1024"),
+        (["--cache_gb=0"], "cache_gb is 0.0: .*must be above 0"),
+        (["--max_per_client=0"], "max_per_client is 0: .*must be at least 1"),
+        (["--shutdown_seconds=-1"], "shutdown_seconds is -1.0: .*must be from 0 to 3600"),
+        (["--api_key=short"], "the API key has 5 characters: must be at least 8"),
+        (["--cors_origin=a.example"], "cors_origin has 'a.example': each entry must be an origin"),
+        (["--root_path=chat/"], "root_path is 'chat/': must be a path as /nanochat"),
+        (["--ssl_keyfile=key.pem"], "ssl_keyfile needs ssl_certfile"),
+        (["--log=words"], "one of off, text, json"),
         (["--max_waiting=-1"], "max_waiting is -1: .*must be at least 0"),
         (["--header_timeout=0"], "header_timeout is 0.0: .*must be above 0"),
         (["--body_timeout=1e9"], "body_timeout is 1000000000.0: .*must be above 0 and at most 60"),
@@ -172,4 +183,5 @@ def test_the_application_reads_its_settings_from_the_environment(monkeypatch: py
         assert chat_events(address, max_tokens=5)[-1]["kind"] == "done"
         assert get(address, "/health", headers={"Host": "chat.example.org"}).status_code == 200
         assert get(address, "/health", headers={"Host": "chat.example.com"}).status_code == 421
-        assert chat_web.app.state.service.max_waiting == 3
+        assert chat_web.app.state.service.limits.max_waiting == 3
+        assert get(address, "/v1/models").json()["data"][0]["id"] == "nanochat-sft-d1"

@@ -14,7 +14,7 @@ import pytest
 
 from nanochat.serving import connections
 from nanochat.serving.connections import BACKLOG, MAX_HEADERS, OTHER_FILES, ConnectionLimits, reserve_files
-from nanochat.serving.server import ChatService
+from nanochat.serving.service import ChatService, ServiceLimits
 from tests.support.chat_server import (
     HELLO,
     EventConnection,
@@ -269,15 +269,15 @@ def test_clients_that_close_at_any_moment_leave_nothing_behind() -> None:
 
 
 def test_the_queue_is_bounded(connect: Callable[[str], EventConnection]) -> None:
-    with serving(GatedEngine(), max_waiting=2) as (address, service):
+    with serving(GatedEngine(), service_limits=ServiceLimits(max_rows=1, max_waiting=2)) as (address, service):
         replies = [connect(address) for _ in range(3)]
         wait_for(lambda: service.stats.snapshot()["waiting"] == 2)
         status, response = exchange(address, chat_request())
-        assert status == 503
+        assert status == 429
         assert "2 requests are waiting already: try again later" in response
         assert "retry-after: 10" in response
         # Refused before its body is read
-        assert exchange(address, chat_request(b"", "Content-Length: 900000"))[0] == 503
+        assert exchange(address, chat_request(b"", "Content-Length: 900000"))[0] == 429
         replies[2].close()
         wait_for(lambda: service.stats.snapshot()["waiting"] == 1)
         assert connect(address).next_event()["kind"] == "waiting"
@@ -290,7 +290,7 @@ def test_the_server_stops_though_clients_hold_connections() -> None:
             stack.enter_context(open_socket(address, sent))
         wait_for(lambda: service.stats.snapshot()["in_flight"] == 1)
         assert get(address, "/health").json()["ready"]
-        service.is_stopping.set()
+        service.begin_shutdown()
 
 
 @pytest.mark.parametrize(

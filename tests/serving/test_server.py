@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from nanochat.engine import Engine
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.chat_session import generate_reply
-from nanochat.serving.server import MAX_BODY_BYTES, PAGE, ChatService
+from nanochat.serving.server import MAX_BODY_BYTES, PAGE
+from nanochat.serving.service import ChatService
 from tests.support.chat_server import (
     HELLO,
     EventConnection,
@@ -64,6 +66,8 @@ def test_a_reply_is_a_stream_of_events(server: Server) -> None:
     *chunks, done = parse_events(response.content.decode("utf-8"))
     shown = "".join(event["text"] if event["text"] else f"[{event['kind']}]" for event in chunks)
     assert shown == "Ä€ [python]6*7[python_output]42 🙂"
+    assert done.pop("seconds_to_first_token") >= 0
+    assert done.pop("tokens_per_second") > 0
     assert done == {
         "kind": "done",
         "text": "",
@@ -209,11 +213,13 @@ def test_a_request_waits_in_the_queue_while_the_model_is_busy(connect: Callable[
         assert first.next_event()["kind"] == "text"
         second = connect(address, "second")
         third = connect(address, "third")
-        assert second.next_event() == third.next_event() == {"kind": "waiting", "text": ""}
+        assert second.next_event() == {"kind": "waiting", "text": "", "place": 1}
+        assert third.next_event() == {"kind": "waiting", "text": "", "place": 2}
         assert get(address, "/health").json()["ready"] is True
         assert get_stats(address, "in_flight", "waiting") == (1, 2)
         second.close()  # leaves the queue
         wait_for(lambda: get_stats(address, "waiting") == (1,))
+        assert third.next_event() == {"kind": "waiting", "text": "", "place": 1}  # sent again when it changes
         first.close()
         engine.is_free = True
         assert third.next_event() == {"kind": "text", "text": "a"}
@@ -231,15 +237,31 @@ def test_two_copies_reply_at_once(connect: Callable[..., EventConnection]) -> No
         assert get_stats(address, "in_flight", "waiting") == (2, 0)
 
 
-def test_stopping_the_server_ends_its_replies(connect: Callable[..., EventConnection]) -> None:
+def test_stopping_the_server_tells_those_that_wait_and_ends_those_that_run(
+    connect: Callable[..., EventConnection],
+) -> None:
     engine = GatedEngine()
     with serving(engine) as (address, service):
-        connection = connect(address)
-        engine.permits.release()
-        connection.next_event()
-        service.is_stopping.set()
-        engine.permits.release()
-        assert connection.next_event() == {"kind": "error", "text": "the server is shutting down"}
+        first, second = connect(address), connect(address, "second")
+        assert second.next_event() == {"kind": "waiting", "text": "", "place": 1}
+        service.begin_shutdown()
+        assert get(address, "/health/ready").status_code == 503
+        assert get(address, "/health/live").status_code == 200
+        assert post_chat(address, json=HELLO).json() == {"error": "the server is shutting down"}
+        [loop] = service.loops
+        loop.close(0.1)
+        for connection in (first, second):
+            assert connection.next_event() == {"kind": "error", "text": "the server is shutting down"}
+
+
+def test_a_running_reply_ends_before_the_server_stops() -> None:
+    engine = ScriptedEngine(lambda _: reply_ids("a" * 50))
+    with serving(engine) as (address, service):
+        [loop] = service.loops
+        thread = threading.Thread(target=lambda: (wait_for(lambda: engine.num_generated > 5), loop.close(30)))
+        thread.start()
+        assert chat_events(address)[-1]["kind"] == "done"
+        thread.join()
 
 
 def test_a_failure_is_an_event_and_is_logged_without_the_conversation(

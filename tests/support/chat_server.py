@@ -6,22 +6,25 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.chat_request import DEFAULT_PARAMS
 from nanochat.serving.connections import ConnectionLimits, guard_connections
-from nanochat.serving.server import ChatService, create_app
+from nanochat.serving.server import create_app
+from nanochat.serving.service import ChatService, ServedModel, ServiceLimits
 from tests.support.scripted_engine import user
+from tests.support.scripted_loop import ScriptedLoop
 
 HELLO = {"messages": [user("Hello")]}
 DEFAULT_LIMITS = ConnectionLimits()
+ONE_ROW = ServiceLimits(max_rows=1, shutdown_seconds=0.2)
 TIMEOUT = 60  # seconds
 
 
@@ -30,14 +33,18 @@ def serving(
     *engines: Any,
     defaults: SamplingParams = DEFAULT_PARAMS,
     limits: ConnectionLimits = DEFAULT_LIMITS,
+    service_limits: ServiceLimits = ONE_ROW,
+    routers: Sequence[APIRouter] = (),
     **options: Any,
 ) -> Iterator[tuple[str, ChatService]]:
     """Serve with these engines until the block is left. Yields the address and the service.
 
-    `options` are those of `ChatService`.
+    An engine is a `ScriptedEngine`, each of which is run by a `ScriptedLoop`. `options` are those of `ChatService`.
     """
-    service = ChatService(engines, "scripted", defaults, **options)
-    with serving_app(create_app(lambda: service), limits, service.count_refusal) as address:
+    model = ServedModel("scripted", "nanochat-scripted", engines[0].tokenizer, engines[0].context_len)
+    loops = [ScriptedLoop(engine, service_limits.max_rows) for engine in engines]
+    service = ChatService(loops, model, defaults, service_limits, **options)
+    with serving_app(create_app(lambda: service, *routers), limits, service.count_refusal) as address:
         try:
             yield address, service
         finally:

@@ -1,0 +1,212 @@
+"""The served model: its generation loops, who may use them, and how they stop.
+
+A loop (inference/generation_loop.py) runs one copy of the model and decodes many completions at once. A request goes to
+the loop with the fewest. `max_rows` completions of a loop run, the others wait; if `max_waiting` wait, a request is
+refused with status 429.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from nanochat.inference.generation_loop import QueueFull
+from nanochat.inference.generation_request import GenerationRequest
+from nanochat.layers.sampler import rng_keys
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.access import AccessRules
+from nanochat.serving.chat_session import ChatPrompt, Message, PromptModel, fit_prompt
+from nanochat.serving.generation import Generation, ReplyLoop
+from nanochat.serving.host_check import HostRules
+from nanochat.serving.metrics import ServerStats
+from nanochat.serving.refusals import Refusal
+from nanochat.serving.sources import DocumentSources, Source, SourcesFault
+from nanochat.tokenizer import Tokenizer
+
+SHUTTING_DOWN = "the server is shutting down"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model as its clients see it. `id` is its name in OpenAI's API, `created` the time of its checkpoint."""
+
+    name: str
+    id: str
+    tokenizer: Tokenizer
+    context_len: int
+    device: str = "cpu"
+    created: int = 0
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """Limits of the service: rows of each loop, completions that wait, completions of one client."""
+
+    max_rows: int = 64
+    max_waiting: int = 32
+    max_per_client: int | None = None
+    shutdown_seconds: float = 8.0
+
+
+DEFAULT_LIMITS = ServiceLimits()
+
+
+@dataclass(frozen=True)
+class ReplyJob:
+    """A reply to generate: its prompt, and the sources of the conversation's last question; None without an index."""
+
+    prompt: ChatPrompt
+    params: SamplingParams
+    messages: Sequence[Message] = ()
+    sources: list[Source] | None = field(default=None)
+
+
+class ChatService:
+    """The copies of a model, and the requests that they answer.
+
+    `hosts` are answered to, `access` says who may use the routes. `sources`: of a user's documents; closed with the
+    service.
+    """
+
+    def __init__(
+        self,
+        loops: Sequence[ReplyLoop],
+        model: ServedModel,
+        defaults: SamplingParams,
+        limits: ServiceLimits = DEFAULT_LIMITS,
+        hosts: HostRules | None = None,
+        access: AccessRules | None = None,
+        sources: DocumentSources | None = None,
+        log: str = "off",
+    ) -> None:
+        self.loops = list(loops)
+        self.model = model
+        self.defaults = defaults
+        self.limits = limits
+        self.hosts = hosts or HostRules()
+        self.access = access or AccessRules()
+        self.sources = sources
+        self.log = log
+        self.stats: ServerStats = ServerStats(lambda: [loop.stats() for loop in self.loops])
+        self.is_stopping = False
+        self._closing: asyncio.Future[None] | None = None
+        self._num_active = 0  # completions
+        self._num_of_client: Counter[str] = Counter()
+        self._loads = [0 for _ in self.loops]  # completions that were given to each loop and have not ended
+
+    @property
+    def capacity(self) -> int:
+        """Completions that may run or wait at once."""
+        return self.limits.max_rows * len(self.loops) + self.limits.max_waiting
+
+    # Prompts
+
+    def prepare(
+        self, messages: Sequence[Message], params: SamplingParams, model: PromptModel | None = None
+    ) -> ReplyJob:
+        """Fit a conversation into the context. Raises `UserError` if its last message is too long.
+
+        `model`: with another `context_len` than the served one's, for a prompt to which something will be added.
+        """
+        model = model or self.model
+        if self.sources is None:
+            return ReplyJob(fit_prompt(model, messages, params), params)
+        with logged_fault():
+            prompt, sources = self.sources.prepare(model, messages, params)
+        return ReplyJob(prompt, params, messages, sources)
+
+    def generation(
+        self, prompts: Sequence[list[int]], params: SamplingParams, client: str, num_logprobs: int | None = None
+    ) -> Generation:
+        """Return the completions of some prompts, each `params.num_samples` times. They have not been started.
+
+        Completion i has key i of the seed, so that it is the same however many others are asked for.
+        """
+        keys = rng_keys(params.draw_seed(), len(prompts) * params.num_samples).tolist()
+        repeated = [prompt for prompt in prompts for _ in range(params.num_samples)]
+        return Generation(self, repeated, params, keys, num_logprobs, client)
+
+    # Places
+
+    def check_places(self, client: str, count: int = 1) -> None:
+        """Raise `Refusal` if so many further completions of a client cannot be accepted now."""
+        if self.is_stopping:
+            raise Refusal(503, SHUTTING_DOWN)
+        most = min(self.capacity, self.limits.max_per_client or self.capacity)
+        if count > most:
+            raise Refusal(400, f"{count} replies are asked for: this server takes at most {most} at once", "n")
+        if self._num_active + count > self.capacity:
+            num_waiting = max(0, self._num_active - self.limits.max_rows * len(self.loops))
+            raise Refusal(429, f"the server is busy, and {num_waiting} requests are waiting already: try again later")
+        limit = self.limits.max_per_client
+        if limit is not None and self._num_of_client[client] + count > limit:
+            raise Refusal(429, f"this client has {self._num_of_client[client]} replies in progress: at most {limit}")
+
+    def enter(self, generation: Generation) -> None:
+        """Take the places of a generation, which `leave` gives back. Raises `Refusal` if they are not free."""
+        count = len(generation.completions)
+        self.check_places(generation.client, count)
+        self._num_active += count
+        self._num_of_client[generation.client] += count
+        self.stats.begin()
+
+    def leave(self, generation: Generation, outcome: str | None) -> None:
+        """Give the places of a generation back, and count its outcome."""
+        count = len(generation.completions)
+        self._num_active -= count
+        self._num_of_client[generation.client] -= count
+        if not self._num_of_client[generation.client]:
+            del self._num_of_client[generation.client]
+        for completion in generation.completions:
+            if completion.loop is not None:
+                self._loads[self.loops.index(completion.loop)] -= 1
+        self.stats.end()
+        if outcome is not None:
+            self.stats.add(**{outcome: 1})
+
+    def submit(self, request: GenerationRequest, loop: ReplyLoop | None = None) -> ReplyLoop:
+        """Give a request to a loop, by default to the one with the fewest. Raises `Refusal` if its queue is full."""
+        index = self._loads.index(min(self._loads)) if loop is None else self.loops.index(loop)
+        try:
+            self.loops[index].submit(request)
+        except QueueFull as error:
+            raise Refusal(429, f"the server is busy ({error}): try again later") from error
+        self._loads[index] += 1
+        return self.loops[index]
+
+    def count_refusal(self) -> None:
+        """Count a request that was refused before it came to its route."""
+        self.stats.add(requests=1, refused=1)
+
+    # The end
+
+    def begin_shutdown(self) -> None:
+        """Accept no more requests. What runs may end (`close`)."""
+        self.is_stopping = True
+
+    async def close(self) -> None:
+        """Tell the requests that wait, and give those that run `limits.shutdown_seconds`. May be called again."""
+        self.begin_shutdown()
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        seconds = self.limits.shutdown_seconds
+        await asyncio.gather(*(asyncio.to_thread(loop.close, seconds) for loop in self.loops))
+        if self.sources is not None:
+            self.sources.close()
+
+
+@contextmanager
+def logged_fault() -> Iterator[None]:
+    """Context that logs why the documents cannot be searched, which names files, and tells the client only that."""
+    try:
+        yield
+    except SourcesFault as error:
+        logging.getLogger(__name__).error("The documents cannot be searched: %s", error)
+        raise Refusal(500, "the documents cannot be searched: the server's log has the reason") from error

@@ -1,0 +1,67 @@
+"""The log of requests: a line each, with numbers and without anyone's words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nanochat.openai_api.routes import router
+from nanochat.serving.request_log import log_line, route_name
+from tests.support.chat_server import chat_events, get, new_client, serving, wait_for
+from tests.support.scripted_engine import ScriptedEngine, reply_ids, user
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_each_request_is_a_line(form: str, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = ScriptedEngine(lambda _: reply_ids("my reply"))
+    with serving(engine, routers=[router], log=form) as (address, _):
+        chat_events(address, messages=[user("my secret")])
+        get(address, "/my/secret/path?my=secret")
+        get(address, "/v1/models/my-secret")
+        with new_client() as client:
+            body = {"messages": [user("my secret")], "stop": "my secret"}
+            client.post(f"{address}/v1/chat/completions", json=body)
+            client.request("SECRET", f"{address}/health")
+        output = ""
+
+        def is_complete() -> bool:
+            nonlocal output
+            output += capfd.readouterr().out
+            return output.count("\n") == 5
+
+        wait_for(is_complete)
+    assert "secret" not in output.lower()
+    assert "reply" not in output
+    if form == "text":
+        assert "POST /chat/completions 200" in output
+        return
+    lines = [json.loads(line) for line in output.splitlines()]
+    routes = [(line["route"], line["status"]) for line in lines]
+    assert routes == [
+        ("POST /chat/completions", 200),
+        ("GET other", 404),
+        ("GET /v1/models/{model:path}", 404),
+        ("POST /v1/chat/completions", 200),
+        ("other /health", 405),
+    ]
+    assert lines[0]["completion_tokens"] == lines[3]["completion_tokens"] == len(reply_ids("my reply"))
+    assert lines[0]["prompt_tokens"] > 0
+    assert lines[0]["first_token_seconds"] >= 0
+    assert set(lines[1]) == {"time", "route", "status", "seconds"}
+
+
+def test_without_the_setting_there_is_no_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(ScriptedEngine(lambda _: reply_ids("."))) as (address, _):
+        chat_events(address)
+    assert capfd.readouterr().out == ""
+
+
+def test_route_name() -> None:
+    assert route_name({"method": "GET"}) == "GET other"
+    assert route_name({"method": "EVIL\n"}) == "other other"
+
+
+def test_a_line_is_one_line() -> None:
+    for form in ("json", "text"):
+        assert "\n" not in log_line(form, "GET /", 200, 0.5, {"prompt_tokens": 3})

@@ -1,0 +1,89 @@
+"""The served model: which loop gets a request, what is random, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nanochat.inference.generation_loop import QueueFull
+from nanochat.layers.sampler import rng_keys
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.serving.refusals import Refusal
+from tests.serving.test_generation import PARAMS, ManualLoop, new_service, run
+
+
+def test_a_request_goes_to_the_loop_with_the_fewest() -> None:
+    async def work() -> None:
+        loops = [ManualLoop() for _ in range(3)]
+        service = new_service(*loops)
+        generations = [service.generation([[number]], PARAMS, "") for number in range(4)]
+        for generation in generations:
+            generation.start()
+        assert [len(loop.requests) for loop in loops] == [2, 1, 1]
+        generations[1].close()
+        generations[2].close()
+        later = service.generation([[7], [8]], SamplingParams(num_samples=2), "")
+        later.start()
+        # The completions of a prompt share a loop, and so what it has read
+        assert [[request.tokens for request in loop.requests[1:]] for loop in loops[1:]] == [[[7], [7]], [[8], [8]]]
+
+    run(work())
+
+
+def test_a_seed_gives_the_same_numbers_however_many_completions_are_asked_for() -> None:
+    async def work() -> None:
+        keys = []
+        for count in (1, 3):
+            loop = ManualLoop()
+            service = new_service(loop)
+            service.generation([[1]], SamplingParams(num_samples=count, seed=7), "").start()
+            keys.append([request.rng_key for request in loop.requests])
+        assert keys[0] == keys[1][:1]
+        assert keys[1] == rng_keys(7, 3).tolist()
+        assert len(set(keys[1])) == 3
+        unseeded = []
+        for _ in range(2):
+            loop = ManualLoop()
+            new_service(loop).generation([[1]], SamplingParams(seed=None), "").start()
+            unseeded.append(loop.requests[0].rng_key)
+        assert unseeded[0] != unseeded[1]
+
+    run(work())
+
+
+def test_a_full_loop_is_status_429() -> None:
+    async def work() -> None:
+        loop = ManualLoop()
+        service = new_service(loop)
+        loop.fault = QueueFull("32 requests wait")
+        with pytest.raises(Refusal, match=r"the server is busy \(32 requests wait\)") as refusal:
+            service.generation([[1]], PARAMS, "").start()
+        assert refusal.value.status == 429
+
+    run(work())
+
+
+def test_no_request_is_accepted_once_the_server_stops() -> None:
+    async def work() -> None:
+        service = new_service(ManualLoop())
+        service.begin_shutdown()
+        with pytest.raises(Refusal, match="the server is shutting down") as refusal:
+            service.generation([[1]], PARAMS, "").start()
+        assert refusal.value.status == 503
+        await asyncio.gather(service.close(), service.close())
+
+    run(work())
+
+
+def test_the_last_place() -> None:
+    async def work() -> None:
+        service = new_service(ManualLoop(), max_rows=2, max_waiting=1)
+        for _ in range(3):
+            service.generation([[1]], PARAMS, "").start()
+        with pytest.raises(Refusal, match="the server is busy, and 1 requests are waiting already"):
+            service.check_places("")
+        with pytest.raises(Refusal, match="4 replies are asked for: this server takes at most 3"):
+            service.check_places("", 4)
+
+    run(work())
