@@ -45,6 +45,11 @@ OTHER_FILE = "choose another file"  # the way out where a file cannot be written
 TOOL_LIMIT = (
     "The engine does not compute tool calls: it stops after a call, and a client may compute the result and go on."
 )
+SPECIAL_TOKEN_LIMIT = (
+    "The name of a special token in a user's text, such as <|assistant_end|>, becomes that token where the engine parses "
+    "special tokens in prompts, as llama.cpp's chat endpoints do; in nanochat it stays text."
+)
+COMMON_LIMITS = (TOOL_LIMIT, SPECIAL_TOKEN_LIMIT)  # of all files
 # Sampling that engines use unless told otherwise, as in scripts.chat_cli.
 SAMPLING = {
     "general.sampling.temp": 0.6,
@@ -156,8 +161,7 @@ def find_limits(config: GPTConfig, splitting: Splitting, options: GGUFOptions) -
         )
     if options.weight_type == "q4_0":
         limits.append("Weights of 4 bits lose quality that can be noticed.")
-    limits.append(TOOL_LIMIT)
-    return limits
+    return [*limits, *COMMON_LIMITS]
 
 
 def _add_key(gguf: ModuleType, writer: Any, key: str, value: Any) -> None:
@@ -206,7 +210,7 @@ class GGUFFile:
     def limits(self) -> list[str]:
         """Sentences on what an engine computes otherwise than nanochat; the tool is computed by nanochat's chat."""
         limits = self.keys.get("nanochat.limits", [])
-        return [str(limit) for limit in limits if limit != TOOL_LIMIT] if isinstance(limits, list) else []
+        return [str(limit) for limit in limits if limit not in COMMON_LIMITS] if isinstance(limits, list) else []
 
     @property
     def context_len(self) -> int:

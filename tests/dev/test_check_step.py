@@ -47,6 +47,6 @@ def test_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "\nint8 " in capsys.readouterr().out
 
 
-def test_an_empty_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_text() -> None:
     with pytest.raises(UserError, match="empty"):
         check_step.measure({}, torch.full((1, 9), -1), torch.ones(9, dtype=torch.int64))

@@ -88,9 +88,9 @@ def test_what_is_not_exact_is_said() -> None:
     def words(*arguments: object) -> list[str]:
         return [limit.split()[1] for limit in find_limits(*arguments)]  # type: ignore[arg-type]
 
-    assert words(config, exact, GGUFOptions()) == ["soft", "engine"]
-    assert words(config, exact, GGUFOptions(form="gemma3")) == ["engine"]
-    assert words(config, other, GGUFOptions("q4_0", "gemma3")) == ["of", "of", "engine"]
+    assert words(config, exact, GGUFOptions()) == ["soft", "engine", "name"]
+    assert words(config, exact, GGUFOptions(form="gemma3")) == ["engine", "name"]
+    assert words(config, other, GGUFOptions("q4_0", "gemma3")) == ["of", "of", "engine", "name"]
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
