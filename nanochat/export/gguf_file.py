@@ -46,8 +46,8 @@ TOOL_LIMIT = (
     "The engine does not compute tool calls: it stops after a call, and a client may compute the result and go on."
 )
 SPECIAL_TOKEN_LIMIT = (
-    "The name of a special token in a user's text, such as <|assistant_end|>, becomes that token where the engine parses "
-    "special tokens in prompts, as llama.cpp's chat endpoints do; in nanochat it stays text."
+    "The name of a special token in a user's text, such as <|assistant_end|>, becomes that token where the engine "
+    "parses special tokens in prompts, as llama.cpp's chat endpoints do; in nanochat it stays text."
 )
 COMMON_LIMITS = (TOOL_LIMIT, SPECIAL_TOKEN_LIMIT)  # of all files
 # Sampling that engines use unless told otherwise, as in scripts.chat_cli.

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from torch._subclasses.fake_tensor import FakeTensor
 
 from nanochat.engine import with_compute_weights
@@ -112,7 +111,7 @@ def test_numbers_in_unused_blocks_do_not_matter(model: GPT) -> None:
 
 
 def test_on_an_accelerator_the_host_waits_for_the_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of different settings and a prompt in chunks, on a fake GPU: a wait at each step with rows, for their ids."""
+    """Rows of different settings and a prompt in chunks, on a fake GPU: a wait at each step with rows, for ids."""
     monkeypatch.setattr(FakeTensor, "pin_memory", lambda tensor: tensor)
     steps = []
     with fake_cuda() as log:
