@@ -111,6 +111,7 @@ def ask(url: str, request: dict[str, Any], log: Log | None = None, leave_after: 
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
     body = json.dumps({**request, "stream": True, "stream_options": {"include_usage": True}})
     texts: list[str] = []
+    extras: list[str] = []  # what the model's calculator did
     first: float | None = None
     gaps: list[float] = []
     num_tokens = 0
@@ -133,7 +134,6 @@ def ask(url: str, request: dict[str, Any], log: Log | None = None, leave_after: 
             if event.get("usage"):
                 num_tokens = event["usage"]["completion_tokens"]
             for choice in event["choices"]:
-                # The text, and what the model's calculator did, where the server shows it.
                 delta = {name: value for name, value in choice["delta"].items() if name != "role" and value}
                 if not delta:
                     continue
@@ -143,7 +143,10 @@ def ask(url: str, request: dict[str, Any], log: Log | None = None, leave_after: 
                 else:
                     gaps.append(now - last)
                 last = now
-                texts.append(delta["content"] if set(delta) == {"content"} else json.dumps(delta, sort_keys=True))
+                # A chunk may hold several tokens: texts are joined, so that answers can be compared.
+                texts.append(delta.pop("content", ""))
+                if delta:
+                    extras.append(json.dumps(delta, sort_keys=True))
                 if leave_after is not None and len(texts) >= leave_after:
                     return "".join(texts)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
@@ -159,7 +162,7 @@ def ask(url: str, request: dict[str, Any], log: Log | None = None, leave_after: 
             log.gaps += gaps
             if first is not None:
                 log.first.append(first)
-    return "".join(texts)
+    return "".join([*texts, *extras])
 
 
 def run_clients(
