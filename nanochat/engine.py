@@ -21,7 +21,7 @@ from nanochat.inference.block_cache import BlockCache
 from nanochat.inference.decode_batch import DecodeBatch
 from nanochat.inference.generation_request import FinishEvent, GenerationRequest, TokenEvent
 from nanochat.inference.kv_cache import KVCache as KVCache  # a public name of this module
-from nanochat.inference.make_step import BLOCK_LEN, blocks_that_fit, is_native, make_step
+from nanochat.inference.make_step import BLOCK_LEN, blocks_that_fit, check_step_dtype, is_native, make_step
 from nanochat.inference.make_step import with_compute_weights as with_compute_weights  # a public name of this module
 from nanochat.inference.model_step import ModelStep
 from nanochat.inference.scheduler import Scheduler
@@ -56,7 +56,8 @@ class Engine:
 
     Pass the plain model, not a compiled one. Its weights are converted here or at the first completion, once: after a
     training step, make a new Engine. The conversion does not change any output. `dtype` computes in another dtype than
-    the model's, which changes outputs by rounding (`choose_generation_dtype` in runtime.py).
+    the model's, which changes outputs by rounding (`generation_dtype` in inference/make_step.py); int8: weights of 8
+    bits, on a CPU only.
 
     On a CPU a `Scheduler` runs the completions on the step in Rust (`make_step`), in which a completion's numbers do
     not depend on its company, and the cache keeps what prompts begin with from call to call. Otherwise they run in a
@@ -64,7 +65,10 @@ class Engine:
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
-        self.model = with_compute_weights(model, dtype or model.compute_dtype)
+        self._dtype = dtype or model.compute_dtype
+        self._is_native = is_native(model.device, self._dtype)  # else completions run in a `DecodeBatch`
+        check_step_dtype(model.device, self._dtype)
+        self.model = model if self._is_native else with_compute_weights(model, self._dtype)
         self.tokenizer = tokenizer
         self.tool = Tool(tokenizer)
         self.end_ids = self.tool.end_ids
@@ -252,17 +256,12 @@ class Engine:
 
     # --- the scheduler on a CPU ---------------------------------------------------------------------------------------
 
-    @property
-    def _is_native(self) -> bool:
-        """True if completions run on the step in Rust, False in a `DecodeBatch`."""
-        return is_native(self.model.device, self.model.compute_dtype)
-
     @contextmanager
     def _run(self, max_running: int, draw: Callable[[Tensor], list[int]] | None = None) -> Iterator[_Run]:
         """Context manager for a scheduler on this engine's step, which shares the cache with all others."""
         with self._lock:
             if self._step_and_cache is None:
-                model, dtype = self.model, self.model.compute_dtype
+                model, dtype = self.model, self._dtype
                 num_blocks = blocks_that_fit(model.config, dtype, BLOCK_LEN, None, model.device)
                 num_blocks = min(num_blocks, max(MAX_BLOCKS, math.ceil(self.context_len / BLOCK_LEN)))
                 self._step_and_cache = (make_step(model, dtype, num_blocks), BlockCache(num_blocks, BLOCK_LEN))

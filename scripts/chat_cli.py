@@ -25,8 +25,9 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0, visible
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
+from nanochat.inference.make_step import QUANTIZE_CHOICES, generation_dtype
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.runtime import Runtime, choose_generation_dtype
+from nanochat.runtime import Runtime
 from nanochat.serving.chat_session import (
     Chunk,
     Content,
@@ -67,6 +68,7 @@ class Config(Settings):
     )
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
+    quantize: str = setting("none", "weights of 8 bits: faster on a CPU, a little worse", choices=QUANTIZE_CHOICES)
     sources: str = setting(
         "auto",
         "show the passages of the documents nearest to each answer; auto = if they are indexed",
@@ -84,6 +86,10 @@ class Config(Settings):
             raise UserError(f"prompt is {self.prompt!r}: must contain a question (omit it to chat)")
         if self.gguf is not None and (self.source, self.model_tag, self.step) != (None, None, -1):
             raise UserError("--gguf names the model: omit source, model_tag and step")
+        if self.gguf is not None and self.quantize != "none":
+            raise UserError(
+                "--quantize is for checkpoints: the weights of a GGUF file are as scripts.export_gguf wrote them"
+            )
 
     def sampling_params(self, num_replies: int) -> SamplingParams:
         """Return the settings of the next reply after `num_replies`; with a seed, each reply uses the next one."""
@@ -237,7 +243,7 @@ def load_checkpoint(config: Config, runtime: Runtime) -> ChatModel:
     """Load the checkpoint that the settings name."""
     source = config.source or latest_source(config.model_tag)
     model, tokenizer, meta = load_model(source, runtime, model_tag=config.model_tag, step=config.step)
-    engine = Engine(model, tokenizer, choose_generation_dtype(runtime, model.compute_dtype))
+    engine = Engine(model, tokenizer, generation_dtype(runtime, model.compute_dtype, config.quantize))
     return ChatModel(engine, f"{source} d{model.config.n_layer}, step {meta['step']}", meta)
 
 

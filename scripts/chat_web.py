@@ -36,11 +36,11 @@ from nanochat.common import UserError, print0, run_without_output
 from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.gpt import GPT
 from nanochat.inference.generation_loop import GenerationLoop
-from nanochat.inference.make_step import BLOCK_LEN, blocks_that_fit, make_step
+from nanochat.inference.make_step import BLOCK_LEN, QUANTIZE_CHOICES, blocks_that_fit, generation_dtype, make_step
 from nanochat.inference.tool_use import Tool
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.openai_api.routes import router
-from nanochat.runtime import Runtime, choose_generation_dtype
+from nanochat.runtime import Runtime
 from nanochat.serving.access import KEY_VARIABLE, AccessRules, check_key, parse_origins
 from nanochat.serving.chat_request import check_sampling_field
 from nanochat.serving.chat_session import latest_source
@@ -103,6 +103,7 @@ class Config(Settings):
     shutdown_seconds: float = setting(
         8.0, "seconds that replies have to end after Ctrl-C; a second Ctrl-C ends at once", at_least=0, at_most=3600
     )
+    quantize: str = setting("none", "weights of 8 bits: faster on a CPU, a little worse", choices=QUANTIZE_CHOICES)
     log: str = setting("off", "a line for each request, without anyone's words", choices=LOG_CHOICES)
     max_connections: int | None = setting(
         None, "connections at a time; more push out the silent ones; none = 256, or twice the replies", at_least=2
@@ -177,7 +178,7 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
 
 def new_loop(config: Config, runtime: Runtime, model: GPT, tokenizer: Tokenizer) -> GenerationLoop:
     """Return the loop of a copy of the model. Raises `UserError` if its cache has no room for a context."""
-    dtype = choose_generation_dtype(runtime, model.compute_dtype)
+    dtype = generation_dtype(runtime, model.compute_dtype, config.quantize)
     num_blocks = blocks_that_fit(model.config, dtype, BLOCK_LEN, config.cache_gb, runtime.device)
     step = make_step(model, dtype, num_blocks)
     return GenerationLoop(step, Tool(tokenizer), max_waiting=config.max_waiting, max_running=config.max_rows)

@@ -12,9 +12,11 @@ from nanochat.inference import native_step
 from nanochat.inference.model_step import ModelStep
 from nanochat.inference.native_step import NativeStep
 from nanochat.inference.torch_step import TorchStep
+from nanochat.runtime import Runtime, choose_generation_dtype
 from nanochat.system.environment import free_memory_bytes
 
 BLOCK_LEN = native_step.BLOCK_LEN  # positions in a block, of either kind of step
+QUANTIZE_CHOICES = ("none", "int8")
 SHARE_OF_FREE_MEMORY = {"cpu": 0.4, "cuda": 0.8}  # what the cache may take; a GPU's memory serves nothing else
 MAX_BLOCKS = 1 << 18  # four million positions: more is not needed for sharing, and the tables of blocks take memory too
 
@@ -24,16 +26,38 @@ def is_native(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and native_step.is_available() and dtype in native_step.FORMATS
 
 
+def check_step_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise `UserError` for weights that only the step in Rust can compute with, where it does not run."""
+    if not dtype.is_floating_point and not is_native(device, dtype):
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"weights in {name} need the step in Rust, on a CPU: use --device=cpu and build the extension with bash "
+            "dev/setup.sh, or leave out --quantize"
+        )
+
+
+def generation_dtype(runtime: Runtime, compute_dtype: torch.dtype, quantize: str = "none") -> torch.dtype:
+    """Return the dtype in which a model of `compute_dtype` generates text, the same on all ranks.
+
+    It is int8 for `quantize` "int8", else the model's own, except where the step in Rust does not run and another dtype
+    is faster (`choose_generation_dtype`).
+    """
+    if quantize == "int8":
+        return torch.int8
+    if is_native(runtime.device, compute_dtype):
+        return compute_dtype
+    return choose_generation_dtype(runtime, compute_dtype)
+
+
 def make_step(model: GPT, dtype: torch.dtype, num_blocks: int) -> ModelStep:
     """Return the step of a model in a dtype: `NativeStep` on a CPU if the extension is built, else `TorchStep`.
 
     The weights are converted or packed here, once; the `NativeStep` does not keep the model. Raises `UserError` for
     int8 weights without it.
     """
+    check_step_dtype(model.device, dtype)
     if is_native(model.device, dtype):
         return NativeStep(model, num_blocks, dtype, cpu=native_step.fastest_cpu(dtype))
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UserError(f"weights in {dtype} need the step in Rust, on a CPU: build the extension (bash dev/setup.sh)")
     return TorchStep(with_compute_weights(model, dtype), num_blocks, BLOCK_LEN)
 
 

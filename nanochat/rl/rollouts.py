@@ -16,10 +16,11 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import print0
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import completion_text
+from nanochat.inference.make_step import generation_dtype
 from nanochat.layers.padding import pad_right
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.rl.prompts import Prompt
-from nanochat.runtime import DTYPES, Runtime, choose_generation_dtype
+from nanochat.runtime import DTYPES, Runtime
 from nanochat.tokenizer import RenderedConversation
 
 RewardFunction = Callable[[Prompt, str], float]  # (prompt, text of a completion) -> reward
@@ -84,7 +85,7 @@ def resolve_rollout_dtype(checkpoint: Checkpoint | None, runtime: Runtime) -> to
     The choice depends on a measurement. It is therefore recorded, so that a resumed run repeats the same completions.
     """
     if checkpoint is None:
-        return choose_generation_dtype(runtime, runtime.compute_dtype)
+        return generation_dtype(runtime, runtime.compute_dtype)
     name = checkpoint.meta.get("rollout_dtype", runtime.dtype_name)
     if name != runtime.dtype_name:
         print0(f"Generating in {name}, as the run did so far; training computes in {runtime.dtype_name}.")

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from nanochat.common import UserError
+from nanochat.engine import Engine
 from nanochat.gpt import GPTConfig
 from nanochat.inference import make_step as module
 from nanochat.inference import native_step
-from nanochat.inference.make_step import BLOCK_LEN, block_bytes, blocks_that_fit, is_native, make_step
+from nanochat.inference.make_step import BLOCK_LEN, block_bytes, blocks_that_fit, generation_dtype, is_native, make_step
 from nanochat.inference.native_step import NativeStep
 from nanochat.inference.torch_step import TorchStep
+from nanochat.layers.sampling_params import SamplingParams
+from nanochat.runtime import Runtime
 from tests.support.block_steps import logits_in_chunks
 from tests.support.models import random_model
+from tests.support.talks import TOKENIZER
 
 CPU = torch.device("cpu")
 CONFIG = GPTConfig(sequence_len=100, vocab_size=64, n_layer=3, n_head=4, n_kv_head=2, n_embd=40)
@@ -67,8 +71,30 @@ def test_either_step_computes_the_models_logits(has_extension: bool, monkeypatch
             torch.testing.assert_close(logits, model(torch.tensor([tokens]))[0], rtol=0, atol=2e-5)
 
 
-def test_what_only_the_native_step_can_do_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtype_of_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measurement of torch's products decides only where torch computes."""
+    runtime = Runtime.without_setup(CPU)
+    monkeypatch.setattr(module, "choose_generation_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(native_step, "is_available", lambda: True)
+    assert generation_dtype(runtime, torch.bfloat16) == torch.bfloat16
+    assert generation_dtype(runtime, torch.bfloat16, "int8") == torch.int8
     monkeypatch.setattr(native_step, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"torch.int8 need the step in Rust"):
-        make_step(random_model(8), torch.int8, 1)
-    assert not is_native(torch.device("meta"), torch.float32)
+    assert generation_dtype(runtime, torch.bfloat16) == torch.float16
+
+
+def test_int8_without_the_extension_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_step, "is_available", lambda: False)
+    assert not is_native(CPU, torch.int8)
+    model = random_model(40)
+    with pytest.raises(UserError, match=r"weights in int8 need the step in Rust.*leave out --quantize"):
+        make_step(model, torch.int8, num_blocks=6)
+    with pytest.raises(UserError, match="weights in int8"):
+        Engine(model, TOKENIZER, torch.int8)
+
+
+@pytest.mark.skipif(not native_step.is_available(), reason="the Rust extension is not built")
+def test_int8_generates() -> None:
+    model = random_model(40, TOKENIZER.get_vocab_size(), n_embd=32)
+    params = SamplingParams(temperature=0.0, max_tokens=12)
+    [[quantized]] = Engine(model, TOKENIZER, torch.int8).generate_many([[1, 2, 3]], params)
+    assert len(quantized.tokens) == 12 or quantized.has_ended

@@ -137,10 +137,10 @@ def test_a_run_keeps_the_dtype_of_its_completions(
         return Engine(model, tokenizer)  # bf16 products end the process on some processors
 
     monkeypatch.setattr(chat_rl, "Engine", record)
-    monkeypatch.setattr(rollouts, "choose_generation_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(rollouts, "generation_dtype", lambda *_: torch.bfloat16)
     run(**SHORT | {"num_iterations": 1})
     assert open_checkpoint(run_here / "chatrl_checkpoints" / "d1").meta["rollout_dtype"] == "bfloat16"
-    monkeypatch.setattr(rollouts, "choose_generation_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(rollouts, "generation_dtype", lambda *_: torch.float32)
     run(**SHORT | {"num_iterations": 2}, resume=True)
     assert open_checkpoint(run_here / "chatrl_checkpoints" / "d1").meta["rollout_dtype"] == "bfloat16"
     assert len(dtypes) >= 4
