@@ -163,6 +163,7 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
         context_len=loops[0].context_len,
         device=", ".join(devices),
         created=int(time.time()),
+        fingerprint=str(meta.get("sha256", ""))[:16],  # of meta.json, in which those of the weights are
     )
     return ChatService(
         loops,

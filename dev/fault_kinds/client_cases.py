@@ -17,8 +17,9 @@ RESET = "reset"  # the same, but with a reset
 DEAF = "deaf"  # at once; the answer is not read for a while
 
 NO_ANSWER = 0
-BUSY = 503
-REFUSALS = frozenset((400, 403, 404, 405, 408, 411, 413, 415, 421, 431, BUSY))
+BUSY = 503  # too many connections
+FULL = 429  # too many requests wait
+REFUSALS = frozenset((400, 403, 404, 405, 408, 411, 413, 415, 421, FULL, 431, BUSY))
 MAX_TOKENS = 12  # of an ordinary reply
 
 
@@ -57,7 +58,7 @@ def ordinary(rng: random.Random) -> Case:
     body = question("Hello " * rng.randint(1, 20), max_tokens=tokens)
     headers = rng.choice(([], ["Origin: http://localhost"], ["Connection: keep-alive", "Accept: */*"]))
     sent = chat(encoded(body), *headers)
-    return Case("ordinary request", f"{tokens} tokens", sent, frozenset((200, BUSY)), tokens=tokens)
+    return Case("ordinary request", f"{tokens} tokens", sent, frozenset((200, FULL, BUSY)), tokens=tokens)
 
 
 def simple_get(rng: random.Random) -> Case:
@@ -164,7 +165,7 @@ def odd_values(rng: random.Random) -> Case:
             else:
                 place[key] = copy.deepcopy(rng.choice(ODD))
             break
-    return Case("odd conversation", "values of other types", chat(encoded(body)), frozenset((200, 400, BUSY)))
+    return Case("odd conversation", "values of other types", chat(encoded(body)), frozenset((200, 400, FULL, BUSY)))
 
 
 def mutated_json(rng: random.Random) -> Case:
@@ -174,7 +175,7 @@ def mutated_json(rng: random.Random) -> Case:
         at = rng.randrange(len(body))
         length = rng.randint(0, 8)
         body[at : at + length] = rng.choice((b"", rng.randbytes(length), bytes(body[at : at + length]) * 2))
-    return Case("odd conversation", "changed bytes", chat(bytes(body)), frozenset((200, 400, BUSY)))
+    return Case("odd conversation", "changed bytes", chat(bytes(body)), frozenset((200, 400, FULL, BUSY)))
 
 
 HEAVY: tuple[tuple[str, Callable[[], bytes]], ...] = (
@@ -200,12 +201,12 @@ def heavy(rng: random.Random) -> Case:
     choice = rng.random()
     if choice < 0.6:
         name, make = rng.choice(HEAVY)
-        return Case("too much", name, chat(make()), frozenset((400, BUSY)))
+        return Case("too much", name, chat(make()), frozenset((400, FULL, BUSY)))
     if choice < 0.8:
         sent = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + rng.choice(LONG_HEAD)
         return Case("too much", "headers", sent, frozenset((431, BUSY, NO_ANSWER)))
     sent = chat(bytes(rng.randint(1_000_001, 1_500_000)), length=rng.choice((1_500_000, 10**12)))
-    return Case("too much", "body", sent, frozenset((413, BUSY, NO_ANSWER)))
+    return Case("too much", "body", sent, frozenset((413, FULL, BUSY, NO_ANSWER)))
 
 
 def cut(rng: random.Random) -> Case:
@@ -219,7 +220,7 @@ def silent(rng: random.Random) -> Case:
     """A client that sends nothing, or half a request, and waits."""
     sent = chat(encoded(question()))
     at = rng.choice((0, rng.randrange(len(sent) - 1)))
-    return Case("silent or slow", f"{at} bytes, then nothing", sent[:at], frozenset((408, BUSY, NO_ANSWER)))
+    return Case("silent or slow", f"{at} bytes, then nothing", sent[:at], frozenset((408, FULL, BUSY, NO_ANSWER)))
 
 
 def slow(rng: random.Random) -> Case:
@@ -232,7 +233,7 @@ def slow(rng: random.Random) -> Case:
 def deaf(_: random.Random) -> Case:
     """A client that does not read its answer."""
     sent = chat(encoded(question(max_tokens=4000)))
-    return Case("does not read", "4,000 tokens", sent, frozenset((200, BUSY, NO_ANSWER)), DEAF)
+    return Case("does not read", "4,000 tokens", sent, frozenset((200, FULL, BUSY, NO_ANSWER)), DEAF)
 
 
 WEIGHTS: tuple[tuple[Callable[[random.Random], Case], float], ...] = (

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from dev.fault_kinds.client_cases import BUSY, CUT, DEAF, DRIP, NO_ANSWER, RESET, Case, choose, ordinary
+from dev.fault_kinds.client_cases import BUSY, CUT, DEAF, DRIP, FULL, NO_ANSWER, RESET, Case, choose, ordinary
 from dev.fault_kinds.outcome import Outcome, last_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ BATCH = 500
 AT_ONCE = 48  # clients at a time
 FLOOD = 300  # silent connections, more than the server keeps
 FLAGS = [
-    *("-i", "sft", "-p", "0", "--device=cpu", "-t", "0", "--max_connections=96", "--max_waiting=16"),
+    *("-i", "sft", "-p", "0", "--device=cpu", "-t", "0", "--max_connections=96", "--max_rows=8", "--max_waiting=16"),
     *("--header_timeout=2", "--body_timeout=2", "--send_timeout=2"),
 ]
 MAX_GROWTH = 100 << 20  # bytes of memory, after the first batch
@@ -230,7 +230,7 @@ def judge(case: Case, received: bytes) -> str:
             is_reason = b"Invalid HTTP request" in body  # of uvicorn
         if not is_reason or len(body) > MAX_REFUSAL:
             return f"a refusal of {len(body)} bytes without a short reason: {shown}"
-        if status == BUSY and b"retry-after" not in head.lower():
+        if status in (BUSY, FULL) and b"retry-after" not in head.lower():
             return f"busy, without Retry-After: {shown}"
     if status == 200 and case.tokens is not None:
         lines = [line.removeprefix("data: ") for line in body.decode("utf-8").splitlines() if line.startswith("data: ")]

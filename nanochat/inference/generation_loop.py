@@ -138,6 +138,8 @@ class GenerationLoop:
                 self._publish(len(entries))
                 if self._scheduler.num_unfinished:
                     self._guarded(self._scheduler.step)
+                    if not self._scheduler.num_unfinished:
+                        self._publish(0)  # else the last step's numbers would stand until the next request
                 elif is_closed:
                     return
         finally:  # whatever has ended the thread, nobody waits for ever

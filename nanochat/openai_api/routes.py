@@ -92,7 +92,7 @@ class Reply:
             "object": kind,
             "created": self.created,
             "model": self.request.model or model.id,
-            "system_fingerprint": fingerprint(self.service),
+            "system_fingerprint": f"fp_{model.fingerprint}",
         }
 
     def usage(self) -> Fields:
@@ -233,11 +233,6 @@ async def openapi(request: Request) -> Fields:
 def model_names(service: ChatService) -> list[str]:
     """Return the names under which the model may be asked for, its own first."""
     return [service.model.id, ALIAS]
-
-
-def fingerprint(service: ChatService) -> str:
-    """Return a name of the model's weights: it changes when another checkpoint is served."""
-    return f"fp_{uuid.uuid5(uuid.NAMESPACE_URL, f'{service.model.name} {service.model.created}').hex[:12]}"
 
 
 # Prompts

@@ -32,7 +32,10 @@ SHUTTING_DOWN = "the server is shutting down"
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model as its clients see it. `id` is its name in OpenAI's API, `created` the time of its checkpoint."""
+    """The model as its clients see it.
+
+    `id`: its name in OpenAI's API; `created`: when it was loaded (Unix time); `fingerprint`: of its weights.
+    """
 
     name: str
     id: str
@@ -40,6 +43,7 @@ class ServedModel:
     context_len: int
     device: str = "cpu"
     created: int = 0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -81,6 +83,95 @@ def test_a_signal_stops_the_server_during_a_reply(signals: list[signal.Signals],
     assert (process.returncode in codes, errors) == (True, ""), (process.returncode, errors)
     if process.returncode == 0:
         assert output.endswith("Stopped.\n")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("endless_model")
+def test_running_replies_end_and_waiting_ones_are_told_before_the_server_stops() -> None:
+    flags = ["--max_rows=1", "-m", "300", "--shutdown_seconds=60"]
+    with running(*SERVE, *flags, until="Chat with") as (process, line):
+        address = line.split(" at ")[1].split()[0]
+        first = EventConnection(address, max_tokens=300)
+        assert first.next_event()["kind"] == "text"
+        second = EventConnection(address)
+        assert second.next_event()["kind"] in ("waiting", "text")  # "text" if the first one has ended
+        process.send_signal(signal.SIGINT)
+        events = [first.next_event()]
+        while events[-1]["kind"] == "text":
+            events.append(first.next_event())
+        assert (events[-1]["kind"], events[-1]["tokens"]) == ("done", 300)
+        last = second.next_event()
+        while last["kind"] in ("text", "waiting"):
+            last = second.next_event()
+        assert last["kind"] in ("error", "done")
+        output, errors = process.communicate(timeout=60)
+        first.close()
+        second.close()
+    assert (process.returncode, errors, output.endswith("Stopped.\n")) == (0, "", True)
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def make_certificate(folder: Path) -> tuple[str, str]:
+    """A certificate for localhost, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl on the PATH, which makes the certificate")
+    paths = str(folder / "certificate.pem"), str(folder / "key.pem")
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("endless_model")
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_https_on_ipv6_with_a_key_under_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("NANOCHAT_API_KEY", "a-good-key-0123")
+    flags = ["--host=::1", f"--ssl_certfile={certificate}", f"--ssl_keyfile={key}", "--root_path=/chat", "--log=json"]
+    with running(*SERVE, *flags, until="OpenAI's API") as (process, line):
+        base = line.split("base URL ")[1].split(",")[0]
+        assert base.startswith("https://[::1]:")
+        assert base.endswith("/chat/v1")
+        address = base.removesuffix("/chat/v1")  # where a proxy sends what comes under the prefix
+        headers = {"Authorization": "Bearer a-good-key-0123"}
+        assert get(address, "/v1/models", headers=headers).json()["data"][0]["id"] == "nanochat-sft-d1"
+        assert get(address, "/v1/models").json()["error"]["code"] == "invalid_api_key"
+        assert get(address, "/openapi.json", headers=headers).json()["servers"] == [{"url": "/chat"}]
+        assert get(address, "/health/live").status_code == 200
+        events = chat_events(address, max_tokens=5, headers=headers)
+        assert events[-1]["tokens"] == 5
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    lines = [json.loads(line)["route"] for line in output.splitlines() if line.startswith("{")]
+    assert lines[:2] == ["GET /v1/models", "GET other"]
+
+
+def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "certificate.pem"
+    message = "not a certificate and its key, in PEM and without a password"
+    for content in (None, "no certificate"):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            chat_web.main(parse(chat_web.Config, ["-p", "0", f"--ssl_certfile={path}"]))
+
+
+def test_a_key_with_a_password_is_refused_and_not_asked_for(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "rsa", "-aes256", "-passout", "pass:secret", "-in", key, "-out", str(locked)]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(UserError, match="without a password"):
+        chat_web.main(parse(chat_web.Config, ["-p", "0", f"--ssl_certfile={certificate}", f"--ssl_keyfile={locked}"]))
 
 
 @pytest.mark.slow

@@ -89,9 +89,9 @@ def post_chat(address: str, **options: Any) -> httpx.Response:
         return client.post(f"{address}/chat/completions", **options)
 
 
-def chat_events(address: str, **fields: Any) -> list[dict[str, Any]]:
+def chat_events(address: str, *, headers: dict[str, str] | None = None, **fields: Any) -> list[dict[str, Any]]:
     """Send the message HELLO, or other fields of a request. Returns the events of the reply."""
-    return parse_events(post_chat(address, json={**HELLO, **fields}).content.decode("utf-8"))
+    return parse_events(post_chat(address, json={**HELLO, **fields}, headers=headers).content.decode("utf-8"))
 
 
 def parse_events(text: str) -> list[dict[str, Any]]:
@@ -145,9 +145,9 @@ def chat_request(body: bytes | None = None, *headers: str, host: str = "localhos
 class EventConnection:
     """An open connection to the chat route, read event by event."""
 
-    def __init__(self, address: str, text: str = "Hello") -> None:
+    def __init__(self, address: str, text: str = "Hello", max_tokens: int = 4096) -> None:
         self._client = new_client()
-        body = {"messages": [user(text)], "max_tokens": 4096}
+        body = {"messages": [user(text)], "max_tokens": max_tokens}
         request = self._client.build_request("POST", f"{address}/chat/completions", json=body)
         self._response = self._client.send(request, stream=True)
         self._lines = self._response.iter_lines()
