@@ -11,15 +11,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import torch
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
+from nanochat.gpt import GPT
+from nanochat.inference.generation_loop import GenerationLoop
+from nanochat.inference.make_step import BLOCK_LEN, make_step
+from nanochat.inference.tool_use import Tool
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.openai_api.routes import router
 from nanochat.serving.chat_request import DEFAULT_PARAMS
 from nanochat.serving.connections import ConnectionLimits, guard_connections
 from nanochat.serving.server import create_app
 from nanochat.serving.service import ChatService, ServedModel, ServiceLimits
-from tests.support.scripted_engine import user
+from tests.support.scripted_engine import TOKENIZER, user
 from tests.support.scripted_loop import ScriptedLoop
 
 HELLO = {"messages": [user("Hello")]}
@@ -50,6 +56,17 @@ def serving(
         finally:
             for engine in engines:
                 engine.is_free = True
+
+
+@contextmanager
+def serving_model(model: GPT, max_rows: int = 8, **options: Any) -> Iterator[tuple[str, ChatService]]:
+    """Serve a model with the real loop and OpenAI's API until the block is left. Yields the address and the service."""
+    step = make_step(model, torch.float32, num_blocks=max_rows * -(-model.config.sequence_len // BLOCK_LEN))
+    loop = GenerationLoop(step, Tool(TOKENIZER), max_running=max_rows)
+    served = ServedModel("real", "nanochat-real", TOKENIZER, loop.context_len)
+    service = ChatService([loop], served, DEFAULT_PARAMS, ServiceLimits(max_rows, shutdown_seconds=0.2), **options)
+    with serving_app(create_app(lambda: service, router), on_refusal=service.count_refusal) as address:
+        yield address, service
 
 
 @contextmanager
