@@ -36,7 +36,7 @@ def test_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     paragraphs = [part for part in TEXT.split("\n\n") if part]
     ids = [id for part in paragraphs for id in TOKENIZER.encode(part, prepend=TOKENIZER.get_bos_token_id())]
     rows = split_into_rows(torch.tensor(ids).numpy(), model.config.sequence_len)
-    runtime = Runtime.without_setup(torch.device("cpu"))
+    runtime = Runtime.without_setup(torch.device("cpu"), compute_dtype=torch.float32)
     expected = bits_per_byte(model, rows, torch.tensor(TOKENIZER.token_bytes()), 1, runtime)
     assert prices["torch, float32"].bits_per_byte == pytest.approx(expected, rel=1e-6)
     assert prices["float32"].bits_per_byte == pytest.approx(expected, rel=1e-5)

@@ -73,7 +73,7 @@ def test_either_step_computes_the_models_logits(has_extension: bool, monkeypatch
 
 def test_the_dtype_of_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measurement of torch's products decides only where torch computes."""
-    runtime = Runtime.without_setup(CPU)
+    runtime = Runtime.without_setup(CPU, compute_dtype=torch.float32)
     monkeypatch.setattr(module, "choose_generation_dtype", lambda *_: torch.float16)
     monkeypatch.setattr(native_step, "is_available", lambda: True)
     assert generation_dtype(runtime, torch.bfloat16) == torch.bfloat16
