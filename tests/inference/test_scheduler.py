@@ -7,6 +7,8 @@ compared with a slow generator that has neither cache nor company.
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.inference.generation_request import FinishEvent, GenerationRequest, TokenEvent
+from nanochat.inference.native_step import NativeStep, is_available
 from nanochat.inference.scheduler import Scheduler
 from nanochat.layers.sampler import NO_PROBABILITIES, rng_keys
 from nanochat.layers.sampling_params import SamplingParams
@@ -30,6 +33,7 @@ from tests.support.fake_step import (
     make_request,
     prefix_logits,
 )
+from tests.support.models import random_model
 
 PARAMS = st.sampled_from(
     [
@@ -69,7 +73,8 @@ def assert_as_alone(request: GenerationRequest, receiver: Receiver, context_len:
     assert receiver.finish == FinishEvent(reason)  # type: ignore[arg-type]
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_every_completion_is_what_it_is_alone(data: st.DataObject) -> None:
     """Arrivals and cancellations at any step, any budget of tokens, rows and blocks."""
@@ -148,21 +153,21 @@ def test_the_longest_waiting_request_is_served_first() -> None:
 
 
 def test_without_room_the_youngest_waits_and_loses_nothing() -> None:
+    """The oldest gets a token at every step, and those that wait stand in order of arrival."""
     step = FakeStep(16, block_len=4, sequence_len=64)  # room for one full context
     scheduler = Scheduler(step, TOOL)
     requests = [make_request([BOS, i, *STEM[:9]], SamplingParams(0.9, top_k=200), key=i) for i in range(12)]
-    order: list[int] = []
-    for index, (request, receiver) in enumerate(requests):
+    for request, _ in requests:
         scheduler.submit(request)
-        receive = receiver.__call__
-
-        def on_event(event: Any, index: int = index, receive: Any = receive) -> None:
-            receive(event)
-            if isinstance(event, FinishEvent):
-                order.append(index)
-
-        request.on_event = on_event
-    run(scheduler)
+    arrivals = {request: number for number, (request, _) in enumerate(requests)}
+    is_running = True
+    while is_running:
+        oldest = next((receiver for _, receiver in requests if receiver.finish is None), None)
+        num_events = len(oldest.events) if oldest else 0
+        is_running = scheduler.step()
+        assert oldest is None or len(oldest.events) > num_events
+        numbers = [arrivals[request] for request in scheduler.waiting]
+        assert numbers == sorted(numbers)
     for request, receiver in requests:
         assert_as_alone(request, receiver, 64)
     assert scheduler.stats()["preemptions"] > 0
@@ -409,3 +414,41 @@ def test_a_wrong_block_is_seen() -> None:
         scheduler.submit(request)
     run(scheduler)
     assert any(receiver.tokens != completion_alone(request, 64)[0] for request, receiver in requests)
+
+
+# On the native step
+
+
+@pytest.mark.skipif(not is_available(), reason="the Rust extension is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_native_step_events_are_equal_to_the_last_bit(dtype: torch.dtype) -> None:
+    """Log-probabilities too: in a crowd with a small cache, and alone with nothing in the cache."""
+    model = random_model(96, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, scale=0.25, seed=1)
+
+    def make_all() -> list[tuple[GenerationRequest, Receiver]]:
+        rng = random.Random(2)
+        requests = []
+        for key in range(40):
+            prompt = STEM[: rng.randint(1, 40)] + [rng.randint(0, 250) for _ in range(rng.randint(0, 20))]
+            params = rng.choice([SamplingParams(0.0), SamplingParams(1.0), SamplingParams(0.8, top_k=50, top_p=0.9)])
+            requests.append(make_request(prompt, replace(params, max_tokens=rng.randint(20, 60)), key, 2))
+        return requests
+
+    crowd = Scheduler(NativeStep(model, 12, dtype), TOOL, max_running=16, max_prefill_tokens=24)
+    together, alone = make_all(), make_all()
+    rng = random.Random(3)
+    for request, _ in together:
+        crowd.submit(request)
+        for _ in range(rng.choice([0, 0, 0, 1, 5])):
+            crowd.step()
+    run(crowd)
+    assert crowd.stats()["preemptions"] > 0
+    assert crowd.stats()["shared_tokens"] > 100
+    assert_free(crowd)
+    step = NativeStep(model, 6, dtype)
+    for request, _ in alone:
+        scheduler = Scheduler(step, TOOL, max_prefill_tokens=1000)
+        scheduler.submit(request)
+        run(scheduler)
+    assert [receiver.events for _, receiver in together] == [receiver.events for _, receiver in alone]
+    assert len({len(receiver.events) for _, receiver in alone}) > 5
