@@ -34,6 +34,7 @@ import uvicorn
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0, run_without_output
 from nanochat.configurator import Settings, cli, parse, setting
+from nanochat.conversations.example_questions import example_questions
 from nanochat.gpt import GPT
 from nanochat.inference.generation_loop import GenerationLoop
 from nanochat.inference.make_step import BLOCK_LEN, QUANTIZE_CHOICES, blocks_that_fit, generation_dtype, make_step
@@ -164,6 +165,7 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
         device=", ".join(devices),
         created=int(time.time()),
         fingerprint=str(meta.get("sha256", ""))[:16],  # of meta.json, in which those of the weights are
+        examples=tuple(example_questions(meta)),
     )
     return ChatService(
         loops,

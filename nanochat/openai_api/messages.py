@@ -21,7 +21,6 @@ from nanochat.serving.chat_request import LIMITS
 from nanochat.serving.chat_session import Content
 from nanochat.serving.refusals import Refusal
 from nanochat.system.json_text import short_repr
-from nanochat.tokenizer import Tokenizer
 
 SYSTEM_ROLES = ("system", "developer")
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -61,16 +60,6 @@ def to_conversation(messages: Sequence[ChatMessage]) -> Conversation:
         raise Refusal(400, "messages has no message of the user: send at least one", "messages", "invalid_value")
     beginning: Content = result.pop()["content"] if result[-1]["role"] == "assistant" else ""
     return Conversation(result, beginning)
-
-
-def beginning_ids(tokenizer: Tokenizer, beginning: Content) -> list[int]:
-    """Return the token ids of the beginning of a reply, which follow `<|assistant_start|>`."""
-    if not beginning:
-        return []
-    messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": beginning}]
-    ids, _ = tokenizer.render_conversation({"messages": messages})
-    start = ids.index(tokenizer.encode_special("<|assistant_start|>"))
-    return ids[start + 1 : -1]  # without the end of the turn
 
 
 def message_text(message: ChatMessage, number: int) -> str:

@@ -22,7 +22,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -33,7 +33,7 @@ from nanochat.inference.generation_request import FinishEvent
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.openai_api.choices import ChoiceBuilder, Delta, chat_logprobs, completion_logprobs
 from nanochat.openai_api.description import describe
-from nanochat.openai_api.messages import beginning_ids, to_conversation
+from nanochat.openai_api.messages import to_conversation
 from nanochat.openai_api.requests import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -44,7 +44,7 @@ from nanochat.openai_api.requests import (
     parse_request,
 )
 from nanochat.serving.access import client_of
-from nanochat.serving.chat_session import Message
+from nanochat.serving.chat_session import Message, beginning_ids
 from nanochat.serving.generation import Generation, Update, failure_text
 from nanochat.serving.refusals import Refusal, error_body
 from nanochat.serving.server import EventStreamResponse, as_event_text, log_generation, read_body
@@ -243,19 +243,14 @@ def _prepare_chat(
 ) -> tuple[ReplyJob, list[int]]:
     """Fit the conversation, and the beginning of its reply, into the context. Returns the job and the prompt."""
     conversation = to_conversation(fields.messages)
-    model = service.model
-    beginning = beginning_ids(model.tokenizer, conversation.beginning)
-    context = model.context_len - len(beginning)
     messages: list[Message] = list(conversation.messages)
     try:
-        if context < 1:
-            raise UserError(f"the beginning of the reply has {len(beginning)} tokens: the context is {context}")
-        job = service.prepare(messages, params, replace(model, context_len=context))
+        job = service.prepare(messages, params, conversation.beginning)
     except Refusal:
         raise
     except UserError as error:
         raise Refusal(400, str(error), "messages", "context_length_exceeded") from error
-    return job, [*job.prompt.tokens, *beginning]
+    return job, job.prompt.tokens
 
 
 def _completion_prompts(service: ChatService, fields: CompletionRequest) -> list[list[int]]:

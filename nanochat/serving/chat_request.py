@@ -1,6 +1,8 @@
 """Request validation of the web server: a JSON body becomes a `ChatRequest`, or is refused with a reason.
 
-{"messages": [...], "temperature": 0.6, "top_k": 50, "max_tokens": 512, "seed": 1}     only `messages` is required
+{"messages": [...], "temperature": 0.6, "top_k": 50, "top_p": 0.9, "max_tokens": 512, "seed": 1}
+
+Only `messages` is required. If its last message is the assistant's, the reply continues it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class RequestLimits:
     characters: int = 32_000  # of all messages together
     temperature: tuple[float, float] = (0, 2)
     top_k: tuple[int, int] = (1, 200)
+    top_p: tuple[float, float] = (0.01, 1)
     max_tokens: tuple[int, int] = (1, 4096)
     seed: tuple[int, int] = (0, 2**32 - 1)
 
@@ -33,16 +36,20 @@ LIMITS = RequestLimits()
 # In the largest request: text of these characters only, and the structure around its messages and parts.
 MAX_STRUCTURE = LIMITS.characters + 4 * LIMITS.messages + 4 * LIMITS.parts
 MAX_ERROR_CHARACTERS = 300  # of a reason: it may quote what was sent
-SAMPLING_FIELDS = ("temperature", "top_k", "max_tokens", "seed")  # the fields of SamplingParams that a request may set
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "max_tokens", "seed")  # of SamplingParams, that a request may set
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_k=50, max_tokens=512, seed=None)
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A validated request: the conversation, whose last message is to be answered, and the sampling settings."""
+    """A validated request: the conversation, whose last message is to be answered, and the sampling settings.
 
-    messages: list[dict[str, Any]]  # in plain form
+    `beginning`: of the reply, if that is to be continued.
+    """
+
+    messages: list[dict[str, Any]]  # in plain form; the last one is the user's
     params: SamplingParams
+    beginning: str | list[dict[str, str]] = ""
 
 
 def parse_request(body: bytes, defaults: SamplingParams) -> ChatRequest:
@@ -65,7 +72,9 @@ def parse_request(body: bytes, defaults: SamplingParams) -> ChatRequest:
     settings = {name: value for name, value in request.items() if value is not None}
     for name, value in settings.items():
         check_sampling_field(name, value)
-    return ChatRequest(plain_messages({"messages": messages}), replace(defaults, **settings))
+    plain = plain_messages({"messages": messages})
+    beginning = plain.pop()["content"] if plain[-1]["role"] == "assistant" else ""
+    return ChatRequest(plain, replace(defaults, **settings), beginning)
 
 
 def check_structure(body: bytes) -> None:
@@ -80,8 +89,9 @@ def check_structure(body: bytes) -> None:
 def check_sampling_field(name: str, value: Any) -> None:
     """Raise `UserError` unless `value` is a number within the limits of the setting `name`."""
     low, high = getattr(LIMITS, name)
-    allowed_types = (int, float) if name == "temperature" else (int,)
-    type_name = "a number" if name == "temperature" else "a whole number"
+    is_real = name in ("temperature", "top_p")
+    allowed_types = (int, float) if is_real else (int,)
+    type_name = "a number" if is_real else "a whole number"
     if isinstance(value, bool) or not isinstance(value, allowed_types) or not low <= value <= high:
         raise UserError(f"{name} is {short_repr(value)}: must be {type_name} from {low} to {high}")
 

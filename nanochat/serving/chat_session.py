@@ -106,6 +106,19 @@ def fit_prompt(model: PromptModel, messages: Sequence[Message], params: Sampling
     return fit_messages(model.tokenizer, messages, context, params.reserved_tokens(context))
 
 
+# Continue a reply
+
+
+def beginning_ids(tokenizer: Tokenizer, beginning: Content) -> list[int]:
+    """Return the token ids of the beginning of a reply, which follow `<|assistant_start|>`."""
+    if not beginning:
+        return []
+    messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": beginning}]
+    ids, _ = tokenizer.render_conversation({"messages": messages})
+    start = ids.index(tokenizer.encode_special("<|assistant_start|>"))
+    return ids[start + 1 : -1]  # without the end of the turn
+
+
 # Generate the reply
 
 

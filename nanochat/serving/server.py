@@ -184,7 +184,7 @@ async def page() -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Readiness, model and device, default settings and limits of a request, example questions about documents.
+    """Readiness, model and device, default settings and limits of a request, example questions.
 
     `needs_key`: replies need an API key. A request without it is told no more than that and the model's name.
     """
@@ -202,7 +202,8 @@ async def health(request: Request) -> dict[str, Any]:
         "defaults": {name: getattr(service.defaults, name) for name in SAMPLING_FIELDS},
         "limits": asdict(LIMITS),
         "context": service.model.context_len,
-        "examples": service.sources.examples if service.sources else [],
+        "examples": service.examples,
+        "continues": True,  # a reply whose beginning is the last message
     }
 
 
@@ -241,7 +242,8 @@ async def complete(request: Request) -> Response:
     client = client_of(request.scope)
     service.check_places(client)
     chat_request = parse_request(await read_body(request), service.defaults)
-    job = await asyncio.to_thread(service.prepare, chat_request.messages, chat_request.params)
+    beginning = chat_request.beginning
+    job = await asyncio.to_thread(service.prepare, chat_request.messages, chat_request.params, beginning)
     generation = service.generation([job.prompt.tokens], job.params, client)
     generation.start()
 

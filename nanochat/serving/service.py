@@ -12,14 +12,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from nanochat.common import UserError
 from nanochat.inference.generation_loop import QueueFull
 from nanochat.inference.generation_request import GenerationRequest
 from nanochat.layers.sampler import rng_keys
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.access import AccessRules
-from nanochat.serving.chat_session import ChatPrompt, Message, PromptModel, fit_prompt
+from nanochat.serving.chat_session import ChatPrompt, Content, Message, beginning_ids, fit_prompt
 from nanochat.serving.generation import Generation, ReplyLoop
 from nanochat.serving.host_check import HostRules
 from nanochat.serving.metrics import ServerStats
@@ -44,6 +45,7 @@ class ServedModel:
     device: str = "cpu"
     created: int = 0
     fingerprint: str = ""
+    examples: tuple[str, ...] = ()  # questions for an empty conversation, of what the model was trained on
 
 
 @dataclass(frozen=True)
@@ -103,25 +105,32 @@ class ChatService:
         self._loads = [0 for _ in self.loops]  # completions that were given to each loop and have not ended
 
     @property
+    def examples(self) -> list[str]:
+        """Example questions: about the documents, else of what the model was trained on."""
+        return (self.sources.examples if self.sources else []) or list(self.model.examples)
+
+    @property
     def capacity(self) -> int:
         """Completions that may run or wait at once."""
         return self.limits.max_rows * len(self.loops) + self.limits.max_waiting
 
     # Prompts
 
-    def prepare(
-        self, messages: Sequence[Message], params: SamplingParams, model: PromptModel | None = None
-    ) -> ReplyJob:
-        """Fit a conversation into the context. Raises `UserError` if its last message is too long.
+    def prepare(self, messages: Sequence[Message], params: SamplingParams, beginning: Content = "") -> ReplyJob:
+        """Fit a conversation into the context, and the beginning of its reply, if that is to be continued.
 
-        `model`: with another `context_len` than the served one's, for a prompt to which something will be added.
+        Raises `UserError` if the last message or the beginning is too long.
         """
-        model = model or self.model
+        ids = beginning_ids(self.model.tokenizer, beginning)
+        if len(ids) >= self.model.context_len:
+            context = self.model.context_len
+            raise UserError(f"the beginning of the reply has {len(ids)} tokens: the context is {context}")
+        model = replace(self.model, context_len=self.model.context_len - len(ids))
         if self.sources is None:
-            return ReplyJob(fit_prompt(model, messages, params), params)
+            return ReplyJob(_continued(fit_prompt(model, messages, params), ids), params)
         with logged_fault():
             prompt, sources = self.sources.prepare(model, messages, params)
-        return ReplyJob(prompt, params, messages, sources)
+        return ReplyJob(_continued(prompt, ids), params, messages, sources)
 
     def generation(
         self, prompts: Sequence[list[int]], params: SamplingParams, client: str, num_logprobs: int | None = None
@@ -214,3 +223,8 @@ def logged_fault() -> Iterator[None]:
     except SourcesFault as error:
         logging.getLogger(__name__).error("The documents cannot be searched: %s", error)
         raise Refusal(500, "the documents cannot be searched: the server's log has the reason") from error
+
+
+def _continued(prompt: ChatPrompt, beginning: list[int]) -> ChatPrompt:
+    """The prompt with the beginning of the reply."""
+    return prompt._replace(tokens=[*prompt.tokens, *beginning])

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from nanochat.openai_api.messages import beginning_ids, to_conversation
+from nanochat.openai_api.messages import to_conversation
 from nanochat.openai_api.requests import ChatMessage
 from nanochat.serving.chat_request import LIMITS
+from nanochat.serving.chat_session import beginning_ids
 from nanochat.serving.refusals import Refusal
 from tests.support.scripted_engine import SPECIAL, TOKENIZER, assistant, reply_ids, user
 

@@ -71,6 +71,8 @@ def parse(body: Any, defaults: SamplingParams = DEFAULT_PARAMS) -> ChatRequest:
         ({**HELLO, "temperature": float("nan")}, "the body is not JSON (NaN is no number of JSON)"),
         ({**HELLO, "temperature": float("inf")}, "the body is not JSON (Infinity is no number of JSON)"),
         ({**HELLO, "temperature": "hot"}, "temperature is 'hot': must be a number from 0 to 2"),
+        ({**HELLO, "top_p": 0}, "top_p is 0: must be a number from 0.01 to 1"),
+        ({**HELLO, "top_p": "1"}, "top_p is '1': must be a number from 0.01 to 1"),
         ({**HELLO, "temperature": True}, "temperature is True: must be a number from 0 to 2"),
         ({**HELLO, "top_k": 0}, "top_k is 0: must be a whole number from 1 to 200"),
         ({**HELLO, "top_k": 201}, "top_k is 201: must be a whole number from 1 to 200"),
