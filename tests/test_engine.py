@@ -329,7 +329,7 @@ converted = with_compute_weights(model, torch.bfloat16)
 exact = GPT(model.config)
 exact.load_state_dict(model.state_dict())
 exact.init_rope()
-in_float32 = Engine(model, tokenizer, torch.float32)
+in_float32 = with_compute_weights(model, torch.float32)
 idx = torch.randint(265, (2, 24), generator=torch.Generator().manual_seed(1))
 tokens = [column[0] for column, _ in Engine(model, tokenizer).generate([256, 1, 2], temperature=0)]
 print(json.dumps({
@@ -337,8 +337,8 @@ print(json.dumps({
     "untouched": all(weight.dtype == torch.float32 for weight in model.state_dict().values()),
     "equal": torch.equal(converted(idx), model(idx)),
     "num_tokens": len(tokens),
-    "equal in float32": torch.equal(in_float32.model(idx), exact(idx)),
-    "shared": in_float32.model.head.weight.data_ptr() == model.head.weight.data_ptr(),
+    "equal in float32": torch.equal(in_float32(idx), exact(idx)),
+    "shared": in_float32.head.weight.data_ptr() == model.head.weight.data_ptr(),
 }))
 """
 

@@ -6,6 +6,7 @@ other activations stay float32, except for the inputs of products that AMX compu
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from nanochat.gpt import GPT
 from nanochat.inference.model_step import StepTokens
-from nanochat.system.cpu import cpu_flags, measure_bf16
+from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, measure_bf16
 
 try:
     from nanochat.tokenization._rustbpe import NativeGPT
@@ -34,9 +35,10 @@ def is_available() -> bool:
 def fastest_cpu(dtype: torch.dtype) -> str | None:
     """Return the kind of instructions for `NativeStep`: "amx" where that works and serves the dtype, else None.
 
-    Whether it works is tried once on each machine (`measure_bf16` in system/cpu.py).
+    Whether it works is tried once on each machine (`measure_bf16` in system/cpu.py). A limit that is set for oneDNN,
+    the library of torch's products, is taken for a limit here too.
     """
-    if dtype != torch.bfloat16 or "amx_bf16" not in cpu_flags():
+    if dtype != torch.bfloat16 or "amx_bf16" not in cpu_flags() or os.environ.get(ISA_VARIABLE):
         return None
     probe = measure_bf16()
     return "amx" if probe and probe["speedup"] is not None and not probe["isa"] else None

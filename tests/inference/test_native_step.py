@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat.gpt import GPT
+from nanochat.inference import native_step
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.model_step import StepTokens
 from nanochat.inference.native_step import BLOCK_LEN, NativeStep, is_available
@@ -250,6 +251,25 @@ def test_a_wrong_step_is_refused(part: str, value: list[Any], reason: str) -> No
 def test_instructions_that_the_processor_lacks() -> None:
     with pytest.raises(ValueError, match='cpu "z80": this one supports'):
         NativeStep(MODEL, 1, torch.float32, cpu="z80")
+
+
+def test_the_choice_of_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = {"works": {"speedup": 3.0, "isa": ""}, "slower": {"speedup": 0.5, "isa": ""}}
+    probes |= {"dies": {"speedup": 1.1, "isa": "AVX512_CORE_BF16"}, "no products": {"speedup": None, "isa": ""}}
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(native_step, "cpu_flags", lambda: {"amx_bf16", "avx512f"})
+    found = {}
+    for name, probe in probes.items():
+        monkeypatch.setattr(native_step, "measure_bf16", lambda probe=probe: probe)
+        found[name] = native_step.fastest_cpu(torch.bfloat16)
+    assert found == {"works": "amx", "slower": "amx", "dies": None, "no products": None}
+    monkeypatch.setattr(native_step, "measure_bf16", lambda: pytest.fail("nothing is to be tried"))
+    assert native_step.fastest_cpu(torch.float32) is None
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert native_step.fastest_cpu(torch.bfloat16) is None
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr(native_step, "cpu_flags", lambda: {"avx512f"})
+    assert native_step.fastest_cpu(torch.bfloat16) is None
 
 
 def test_block_len() -> None:
