@@ -12,6 +12,7 @@ import torch
 from nanochat import runtime as runtime_module
 from nanochat.checkpoint_manager import Checkpoint
 from nanochat.engine import Engine
+from nanochat.inference import native_step
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.rl.prompts import PromptSampler
 from nanochat.rl.rollouts import (
@@ -96,6 +97,7 @@ def test_the_dtype_of_a_resumed_run_is_recorded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """A new run chooses for the machine. A resumed one repeats its dtype even if the machine now measures another."""
+    monkeypatch.setattr(native_step, "is_available", lambda: False)  # torch's products decide
     runtime = replace(ONE_PROCESS, compute_dtype=torch.bfloat16)
     for speedup, chosen in ((0.5, torch.float32), (2.0, torch.bfloat16)):
         monkeypatch.setattr(runtime_module, "measure_bf16_decode_speedup", lambda speedup=speedup: speedup)
