@@ -191,6 +191,13 @@ def test_a_reply_that_is_cut_off_can_be_continued(page: Page, server: PageServer
     sent = server.requests[-1]["messages"]
     assert [message["role"] for message in sent] == ["user", "assistant"]
     expect(page.get_by_role("button", name="Continue")).to_have_count(0)
+    server.faults = ["length"]
+    talk(page, "cut", "later")
+    page.get_by_role("button", name="Continue").click()
+    assert last_reply(page) == "cutcut"
+    expect(toast(page)).to_contain_text("The reply is continued in place of 2 later messages.")
+    toast(page).get_by_role("button", name="Undo").click()
+    assert messages_of(page)[2:] == ["cut", "cut", "later", "later"]
 
 
 @pytest.mark.slow
