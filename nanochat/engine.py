@@ -33,6 +33,7 @@ from nanochat.tokenizer import Tokenizer
 
 Column = tuple[list[int], list[int]]  # the tokens of one step, one per sample, and their masks
 
+PREFILL_TOKENS = 256  # of a step: nobody waits for a token in the meantime
 MAX_BLOCKS = 1 << 16  # of an engine's cache: a million tokens. Completions that find no room begin when others end
 
 
@@ -266,7 +267,9 @@ class Engine:
                 num_blocks = min(num_blocks, max(MAX_BLOCKS, math.ceil(self.context_len / BLOCK_LEN)))
                 self._step_and_cache = (make_step(model, dtype, num_blocks), BlockCache(num_blocks, BLOCK_LEN))
         model_step, cache = self._step_and_cache
-        scheduler = Scheduler(model_step, self.tool, max_running=max_running, cache=cache, draw=draw)
+        scheduler = Scheduler(
+            model_step, self.tool, max_running=max_running, max_prefill_tokens=PREFILL_TOKENS, cache=cache, draw=draw
+        )
         try:
             yield _Run(scheduler, self._lock)
         finally:

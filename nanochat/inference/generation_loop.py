@@ -16,7 +16,7 @@ from collections.abc import Callable
 from nanochat.common import UserError
 from nanochat.inference.generation_request import GenerationRequest
 from nanochat.inference.model_step import ModelStep
-from nanochat.inference.scheduler import MAX_PREFILL_TOKENS, MAX_RUNNING, Scheduler
+from nanochat.inference.scheduler import MAX_RUNNING, Scheduler
 from nanochat.inference.tool_use import Tool
 from nanochat.system.json_text import short_repr
 
@@ -46,7 +46,7 @@ class GenerationLoop:
         *,
         max_waiting: int = MAX_WAITING,
         max_running: int = MAX_RUNNING,
-        max_prefill_tokens: int = MAX_PREFILL_TOKENS,
+        max_prefill_tokens: int | None = None,
     ) -> None:
         """`max_waiting`: length of the queue. `max_running`, `max_prefill_tokens`: those of `Scheduler`."""
         self._scheduler = Scheduler(model_step, tool, max_running=max_running, max_prefill_tokens=max_prefill_tokens)

@@ -133,6 +133,24 @@ def test_a_long_prompt_does_not_hold_up_the_others() -> None:
         assert scheduler.stats()["prefilled_tokens"] == 2 + 8 * num_steps
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    """Prompts share the tokens of a step."""
+    step = FakeStep(100, sequence_len=64)
+    scheduler = Scheduler(step, TOOL, max_prefill_tokens=8)
+    long, _ = make_request(STEM, SamplingParams(0.0))
+    scheduler.submit(long)
+    scheduler.step()
+    short, receiver = make_request([BOS, 1, 2, 3, 5], SamplingParams(0.0))
+    scheduler.submit(short)
+    scheduler.step()
+    assert not receiver.tokens
+    scheduler.step()
+    assert len(receiver.tokens) == 1
+    assert scheduler.stats()["prefilled_tokens"] == 8 * 3
+    run(scheduler)
+    assert_as_alone(short, receiver, 64)
+
+
 def test_the_longest_waiting_request_is_served_first() -> None:
     step = FakeStep(100)
     scheduler = Scheduler(step, TOOL, max_running=2)
