@@ -103,6 +103,7 @@ def _own_schemas() -> Schema:
     }
     calls = {"type": "array", "items": _ref("CalculatorCall")}
     message = _object({"role": {"const": "assistant"}, "content": text, "calculator_calls": calls}, ["role", "content"])
+    own_message = _object({"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": ["string", "array"]}})
     head = {"id": text, "object": text, "created": count, "model": text, "system_fingerprint": text}
 
     def response(extra: Schema) -> Schema:
@@ -127,7 +128,7 @@ def _own_schemas() -> Schema:
         "ChatRequest": {
             **_object(
                 {
-                    "messages": {"type": "array", "minItems": 1, "maxItems": LIMITS.messages},
+                    "messages": {"type": "array", "minItems": 1, "maxItems": LIMITS.messages, "items": own_message},
                     **{name: _number(name) for name in ("temperature", "top_k", "max_tokens", "seed")},
                 },
                 ["messages"],
