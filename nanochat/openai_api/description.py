@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from nanochat.openai_api.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from nanochat.serving.chat_request import LIMITS
+from nanochat.serving.chat_request import LIMITS, SAMPLING_FIELDS
 
 Schema = dict[str, Any]
 
@@ -129,7 +129,7 @@ def _own_schemas() -> Schema:
             **_object(
                 {
                     "messages": {"type": "array", "minItems": 1, "maxItems": LIMITS.messages, "items": own_message},
-                    **{name: _number(name) for name in ("temperature", "top_k", "max_tokens", "seed")},
+                    **{name: _number(name) for name in SAMPLING_FIELDS},
                 },
                 ["messages"],
             ),
@@ -171,7 +171,7 @@ def _object(properties: Schema, required: list[str] | None = None) -> Schema:
 
 def _number(name: str) -> Schema:
     low, high = getattr(LIMITS, name)
-    kind = "number" if name == "temperature" else "integer"
+    kind = "number" if name in ("temperature", "top_p") else "integer"
     return {"type": [kind, "null"], "minimum": low, "maximum": high}
 
 
