@@ -160,7 +160,7 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     message = "not a certificate and its key, in PEM and without a password"
     for content in (None, "no certificate"):
         if content is not None:
-            path.write_text(content)
+            path.write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             chat_web.main(parse(chat_web.Config, ["-p", "0", f"--ssl_certfile={path}"]))
 
