@@ -1,15 +1,20 @@
 """The completions that a step continues by one token each, as arrays that are kept up to date from step to step.
 
-A step at many rows would otherwise spend its time in building them. Letters in shape comments: R rows, M blocks.
+A step at many rows would otherwise spend its time in building them. Letters in shape comments: R rows, M blocks, N
+tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from nanochat.inference.generation_request import GenerationRequest
+from nanochat.inference.model_step import StepTokens, to_device
 from nanochat.inference.tool_use import RowState
+from nanochat.layers.sampler import GREEDY_BELOW, sample_at, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 
 
@@ -44,6 +49,9 @@ class Generation:
         self.blocks: list[int] = []
         self.num_known = 0
         self.num_computed = 0
+
+
+Chunk = tuple[Generation, int]  # a prompt, and how many of its tokens a step computes
 
 
 class DecodeRows:
@@ -110,8 +118,35 @@ class DecodeRows:
     def tables(self) -> npt.NDArray[np.int32]:
         """Return the block tables (R, M) up to the longest row's last block."""
         count = len(self)
+        if not count:
+            return np.empty((0, 0), np.int32)
         num_blocks = int(self.positions[:count].max()) // self._block_len + 1
         return np.ascontiguousarray(self.block_tables[:count, :num_blocks])
+
+    def step_tokens(self, chunks: list[Chunk]) -> StepTokens:
+        """Return the last tokens of the rows, then a sequence for each chunk. Wanted: the logits of all ends."""
+        count = len(self)
+        numbers = self.numbers[:count]
+        decoding = StepTokens(self.tokens[:count], self.positions[:count], numbers, self.tables(), numbers)
+        return with_chunks(decoding, chunks) if chunks else decoding
+
+    def draw(self, logits: Tensor) -> list[int]:
+        """Draw a token for each row of logits (R, V) by the key of its request and the number of its step.
+
+        It is V, which is no token, for a row that is not finite (`sample_at`).
+        """
+        groups = self.sampling_groups()
+        if len(groups) == 1 and groups[0][0].temperature < GREEDY_BELOW:
+            return logits.argmax(-1).tolist()
+        u = to_device(uniforms(self.keys[: len(self)], self.num_generated[: len(self)]), logits.device)
+        if len(groups) == 1:
+            drawn = sample_at(logits, groups[0][0], u)
+        else:
+            drawn = torch.empty(len(self), dtype=torch.int64, device=logits.device)
+            for params, members in groups:
+                where = to_device(np.array(members), logits.device)
+                drawn[where] = sample_at(logits[where], params, u[where])
+        return drawn.tolist()
 
     def sampling_groups(self) -> list[tuple[SamplingParams, list[int]]]:
         """Return the rows that are sampled alike: settings of sampling, and the rows that have them."""
@@ -123,3 +158,26 @@ class DecodeRows:
                 groups.setdefault(key, (params, []))[1].append(row)
             self._sampling_groups = list(groups.values())
         return self._sampling_groups
+
+
+def with_chunks(decoding: StepTokens, chunks: list[Chunk]) -> StepTokens:
+    """Return the step with a sequence for each chunk after those that decode."""
+    count = len(decoding.block_tables)
+    num_blocks = max(decoding.block_tables.shape[1], *(len(generation.blocks) for generation, _ in chunks))
+    tables = np.full((count + len(chunks), num_blocks), -1, np.int32)
+    tables[:count, : decoding.block_tables.shape[1]] = decoding.block_tables
+    tokens, positions, rows = [decoding.tokens], [decoding.positions], [decoding.rows]
+    wanted = list(decoding.wanted)
+    end = len(decoding.tokens)
+    for row, (generation, length) in enumerate(chunks, count):
+        start = generation.num_computed
+        tables[row, : len(generation.blocks)] = generation.blocks
+        tokens.append(np.array(generation.tokens[start : start + length], np.int32))
+        positions.append(np.arange(start, start + length, dtype=np.int32))
+        rows.append(np.full(length, row, np.int32))
+        end += length
+        if start + length == len(generation.tokens):
+            wanted.append(end - 1)
+    return StepTokens(
+        np.concatenate(tokens), np.concatenate(positions), np.concatenate(rows), tables, np.array(wanted, np.int32)
+    )

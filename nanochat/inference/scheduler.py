@@ -27,21 +27,19 @@ from torch import Tensor
 
 from nanochat.common import UserError
 from nanochat.inference.block_cache import BlockCache
-from nanochat.inference.decode_rows import DecodeRows, Generation
+from nanochat.inference.decode_rows import Chunk, DecodeRows, Generation
 from nanochat.inference.generation_request import FinishEvent, FinishReason, GenerationRequest, TokenEvent
-from nanochat.inference.model_step import ModelStep, StepTokens, to_device
+from nanochat.inference.model_step import ModelStep, to_device
 from nanochat.inference.tool_use import RowState, Tool
-from nanochat.layers.sampler import GREEDY_BELOW, NO_PROBABILITIES, log_probabilities, sample_at, uniforms
+from nanochat.layers.sampler import NO_PROBABILITIES, log_probabilities
 
 MAX_RUNNING = 64  # requests that prefill or decode at once
 # Tokens of all prompts together in one step, by the kind of device. On a CPU the native step has its full speed from 64
-# on (12 layers, width 768, one core: 64 tokens in 0.25 s, 256 in 1.1 s), and those who decode wait no longer than needed.
-# That of the others is not measured.
+# on (12 layers, width 768, one core: 64 tokens in 0.25 s, 256 in 1.1 s), and rows that decode wait no longer than it
+# takes. The number for GPUs is not measured.
 MAX_PREFILL_TOKENS = {"cpu": 64, "cuda": 512}
 MAX_PREFILLING = 8  # long prompts that share the tokens of a step: a short one that comes later soon has its turn
 MAX_SKIPPED = 256  # waiting requests that a step looks past because they wait for another one's prefix
-
-Chunk = tuple[Generation, int]  # a prompt, and how many of its tokens a step computes
 
 _arrival = attrgetter("arrival")
 
@@ -69,7 +67,7 @@ class Scheduler:
         self._max_running = max_running
         self._max_prefill_tokens = max_prefill_tokens or MAX_PREFILL_TOKENS.get(model_step.device.type, 64)
         self._max_prefilling = min(MAX_PREFILLING, self._max_prefill_tokens)
-        self._draw = draw or self._draw_by_key
+        self._draw = draw
         self._block_len = model_step.block_len
         self.context_len = min(model_step.config.sequence_len, model_step.num_blocks * self._block_len)
         self._cache = cache or BlockCache(model_step.num_blocks, self._block_len)
@@ -202,7 +200,7 @@ class Scheduler:
             if self._waiting:
                 raise UserError("the cache has no room: others on the same model hold it")
             return False
-        logits = self._model_step.forward(self._step_tokens(chunks))  # (L, V)
+        logits = self._model_step.forward(self._rows.step_tokens(chunks))  # (L, V)
         self._counts["steps"] += 1
         self._register_rows()
         logits = self._end_chunks(chunks, logits)
@@ -276,7 +274,7 @@ class Scheduler:
         self._note_shared(generation)
 
     def _next_chunks(self) -> list[Chunk]:
-        """Return the chunks of prompts of this step: equal shares, and what short ones do not need is for the longer."""
+        """Return the chunks of prompts of this step: equal shares; what a short one does not need is for the longer."""
         chunks = []
         num_left = self._max_prefill_tokens
         by_length = sorted(self._prefilling, key=lambda other: len(other.tokens) - other.num_computed)
@@ -286,20 +284,6 @@ class Scheduler:
             chunks.append((generation, count))
             num_left -= count
         return chunks
-
-    def _step_tokens(self, chunks: list[Chunk]) -> StepTokens:
-        """Return the tokens of the rows that decode, then the chunks. Wanted: the logits of all ends."""
-        rows = self._rows
-        count = len(rows)
-        numbers = rows.numbers[:count]
-        decoding = StepTokens(
-            rows.tokens[:count],
-            rows.positions[:count],
-            numbers,
-            rows.tables() if count else np.empty((0, 0), np.int32),
-            numbers,
-        )
-        return with_chunks(decoding, chunks) if chunks else decoding
 
     def _register_rows(self) -> None:
         """Make the blocks known that the rows have filled in this step."""
@@ -374,25 +358,9 @@ class Scheduler:
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 
-    def _draw_by_key(self, logits: Tensor) -> list[int]:
-        """Draw a token for each row of logits (R, V) by the key of its request and the number of its step."""
-        rows = self._rows
-        groups = rows.sampling_groups()
-        if len(groups) == 1 and groups[0][0].temperature < GREEDY_BELOW:
-            return logits.argmax(-1).tolist()
-        u = to_device(uniforms(rows.keys[: len(rows)], rows.num_generated[: len(rows)]), logits.device)
-        if len(groups) == 1:
-            drawn = sample_at(logits, groups[0][0], u)
-        else:
-            drawn = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-            for params, members in groups:
-                where = to_device(np.array(members), logits.device)
-                drawn[where] = sample_at(logits[where], params, u[where])
-        return drawn.tolist()
-
     def _append_tokens(self, logits: Tensor) -> None:
         """Draw a token for each row and append it, or the token that its tool forces; end the rows that are done."""
-        drawn = self._draw(logits)
+        drawn = self._rows.draw(logits) if self._draw is None else self._draw(logits)
         vocab_size = logits.size(-1)
         tokens = []
         ends: list[tuple[Generation, FinishEvent]] = []
@@ -446,29 +414,6 @@ class Scheduler:
         generation.waits_for = None
         self._counts["finished_requests"] += 1
         _emit(generation, event)
-
-
-def with_chunks(decoding: StepTokens, chunks: list[Chunk]) -> StepTokens:
-    """Return the step with a sequence for each chunk after those that decode."""
-    count = len(decoding.block_tables)
-    num_blocks = max(decoding.block_tables.shape[1], *(len(generation.blocks) for generation, _ in chunks))
-    tables = np.full((count + len(chunks), num_blocks), -1, np.int32)
-    tables[:count, : decoding.block_tables.shape[1]] = decoding.block_tables
-    tokens, positions, rows = [decoding.tokens], [decoding.positions], [decoding.rows]
-    wanted = list(decoding.wanted)
-    end = len(decoding.tokens)
-    for row, (generation, length) in enumerate(chunks, count):
-        start = generation.num_computed
-        tables[row, : len(generation.blocks)] = generation.blocks
-        tokens.append(np.array(generation.tokens[start : start + length], np.int32))
-        positions.append(np.arange(start, start + length, dtype=np.int32))
-        rows.append(np.full(length, row, np.int32))
-        end += length
-        if start + length == len(generation.tokens):
-            wanted.append(end - 1)
-    return StepTokens(
-        np.concatenate(tokens), np.concatenate(positions), np.concatenate(rows), tables, np.array(wanted, np.int32)
-    )
 
 
 def _is_still_waiting_for_prefix(generation: Generation) -> bool:
