@@ -48,7 +48,7 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Price:
-    """What a way to compute costs."""
+    """The price of a way to compute."""
 
     bits_per_byte: float
     agreement: float  # share of positions at which the most likely token is that of the model in torch

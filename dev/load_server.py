@@ -207,7 +207,9 @@ def server(config: Config) -> Iterator[tuple[str, psutil.Process | None]]:
         yield config.url, None
         return
     command = [sys.executable, "-m", "scripts.chat_web", "--port=0", *shlex.split(config.serve)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
     try:
         assert process.stdout is not None
         printed = []
