@@ -13,6 +13,10 @@ from nanochat.serving.chat_request import LIMITS, SAMPLING_FIELDS
 
 Schema = dict[str, Any]
 
+# A stream has no schema: tools differ in whether it would be that of the text or of each event. README.md says what the
+# events have.
+EVENTS: Schema = {"text/event-stream": {}}
+
 REQUESTS: tuple[type[BaseModel], ...] = (
     ChatCompletionRequest,
     CompletionRequest,
@@ -47,14 +51,14 @@ def _paths() -> Schema:
         "/chat/completions": {
             "post": _operation(
                 "The reply to a conversation, as events in nanochat's own format",
-                _content("text/event-stream", {"type": "string"}),
+                EVENTS,
                 body=_ref("ChatRequest"),
             )
         },
         "/v1/chat/completions": {
             "post": _operation(
                 "The reply to a conversation",
-                {**_json(chat), **_content("text/event-stream", {"type": "string"})},
+                {**_json(chat), **EVENTS},
                 body=_ref("ChatCompletionRequest"),
                 is_openai=True,
             )
@@ -62,7 +66,7 @@ def _paths() -> Schema:
         "/v1/completions": {
             "post": _operation(
                 "The continuation of texts or token ids",
-                {**_json(completion), **_content("text/event-stream", {"type": "string"})},
+                {**_json(completion), **EVENTS},
                 body=_ref("CompletionRequest"),
                 is_openai=True,
             )
