@@ -1,13 +1,15 @@
 """Ask a chat model the held-out questions about the documents: right answers and refusals, with 95% intervals.
 
     python -m scripts.document_eval                      # the last chat model, without passages
-    python -m scripts.document_eval --grounded           # the passages found for each question stand before it
+    python -m scripts.document_eval --grounded           # replies quote the passages found for each question
+    python -m scripts.document_eval --grounded --quote=false    # the model writes them, with passages before it
     python -m scripts.document_eval -i sft -x 200        # 200 of the questions, always the same
 
 The questions are those of `documents/conversations/test.jsonl` (scripts/document_talks.py): about facts and documents
 that no training conversation is about, in forms that none has. A reply is right if it is the sentences of the document
 and nothing else, or a refusal where the documents have no answer. Each reply is written to
-`document_eval/SOURCE_TAG.json`, or `SOURCE_TAG_grounded.json`, to be marked by hand.
+`document_eval/SOURCE_TAG.json`, `SOURCE_TAG_grounded.json` or, without quoting, `SOURCE_TAG_generated.json`, to be marked
+by hand.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ from nanochat.documents.document import documents_dir
 from nanochat.engine import Engine
 from nanochat.eval.document_answers import (
     Reply,
-    Search,
     answer_questions,
     document_metrics,
     make_prompt,
+    quote_answers,
     read_questions,
     solved,
 )
@@ -51,6 +53,7 @@ class Config(Settings):
         None, "stage of the model; default: the last chat model", short="i", choices=CHAT_SOURCES
     )
     grounded: bool = setting(False, "put the best passages before each question, as a chat with --grounded does")
+    quote: bool = setting(True, "with grounded: reply with sentences of the passages; false = the model writes it")
     max_problems: int = setting(
         -1, "questions, always the same random choice; -1 = all", short="x", at_least=1, or_value=-1
     )
@@ -63,9 +66,20 @@ class Config(Settings):
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
 
 
-def answers_path(source: str, tag: str, grounded: bool) -> Path:
+    @property
+    def suffix(self) -> str:
+        """The end of the names of the results: of the way in which the model is asked."""
+        return "" if not self.grounded else "_grounded" if self.quote else "_generated"
+
+    @property
+    def way(self) -> str:
+        """The way in which the model is asked, for the report."""
+        return {"": "", "_grounded": ", quoted", "_generated": ", with passages"}[self.suffix]
+
+
+def answers_path(source: str, tag: str, suffix: str) -> Path:
     """Return the path of the file with each reply."""
-    return base_dir() / "document_eval" / f"{source}_{tag}{'_grounded' if grounded else ''}.json"
+    return base_dir() / "document_eval" / f"{source}_{tag}{suffix}.json"
 
 
 def main(config: Config) -> dict[str, Metric]:
@@ -73,14 +87,14 @@ def main(config: Config) -> dict[str, Metric]:
     start = time.monotonic()
     source = config.source or latest_source(config.model_tag)
     tag = config.model_tag or default_tag(source)
-    section = f"document_eval_{source}{'_grounded' if config.grounded else ''}"
-    path = answers_path(source, tag, config.grounded)
+    section = f"document_eval_{source}{config.suffix}"
+    path = answers_path(source, tag, config.suffix)
     check_results_writable(section, path)
     questions = read_questions(documents_dir() / "conversations" / "test.jsonl")
     questions = [
         questions[row] for row in choose_rows(len(questions), None if config.max_problems < 0 else config.max_problems)
     ]
-    with open_search(config.grounded) as search:
+    with open_index(config.grounded) as index:
         runtime = Runtime.start(42, config.device)
         if runtime.world_size > 1:
             raise UserError(f"{runtime.world_size} processes: document_eval runs in one; start it without torchrun")
@@ -88,17 +102,19 @@ def main(config: Config) -> dict[str, Metric]:
         context = model.config.sequence_len
         params = SamplingParams(temperature=0.0, max_tokens=config.max_new_tokens)
         room = context - params.reserved_tokens(context)
+        search = index.search if index is not None else None
         prompts = [make_prompt(question, tokenizer, room, search, config.grounded) for question in questions]
-    replies = answer_questions(Engine(model, tokenizer), questions, prompts, params, config.batch_size)
-    name = "documents, with passages" if config.grounded else "documents"
-    shares = document_metrics(replies, search is not None, config.grounded)
+        quotations = quote_answers(index, questions) if index is not None and config.suffix == "_grounded" else None
+    replies = answer_questions(Engine(model, tokenizer), questions, prompts, params, config.batch_size, quotations)
+    name = f"documents{config.way}"
+    shares = document_metrics(replies, index is not None, config.grounded)
     metrics = {f"{name}: {share}": metric for share, metric in shares.items()}
     right = f"{name}: answered right"
     print_metrics(replies, metrics)
     log_section(
         section,
         {
-            "title": f"Questions about the documents{', with passages' if config.grounded else ''}",
+            "title": f"Questions about the documents{config.way}",
             "model": source,
             "checkpoint": f"{tag}:{meta['step']}",
             "settings": config,
@@ -116,13 +132,13 @@ def main(config: Config) -> dict[str, Metric]:
 
 
 @contextmanager
-def open_search(is_needed: bool) -> Iterator[Search | None]:
-    """Context of the search for passages; of None without an index. Raises UserError if it is needed and missing."""
+def open_index(is_needed: bool) -> Iterator[PassageIndex | None]:
+    """Context of the index of passages; of None without one. Raises UserError if it is needed and missing."""
     if not is_needed and not default_index_path().exists():
         yield None
         return
     with PassageIndex.open(default_index_path()) as index:
-        yield index.search
+        yield index
 
 
 def print_metrics(replies: Sequence[Reply], metrics: dict[str, Metric]) -> None:

@@ -8,7 +8,8 @@
 Reads `documents/documents.jsonl` of the base folder and writes `documents/conversations/train.jsonl`, `val.jsonl` and
 `test.jsonl`, for `chat_sft --conversations` or a mixture. The facts of validation documents, and a share of the others,
 are in val and test alone; the test has forms of question that training does not have. `--grounded` needs the index of
-`scripts.index_documents`. With `--endpoint`, a server of OpenAI's protocol writes more training conversations; those
+`scripts.index_documents`; with it, the weights that choose quotations are fitted on the training questions and written to
+`documents/quoting.json`. With `--endpoint`, a server of OpenAI's protocol writes more training conversations; those
 that the documents do not support are dropped.
 """
 
@@ -25,13 +26,15 @@ from tqdm import tqdm
 from nanochat.common import UserError, check_file_writable, print0, written_atomically
 from nanochat.configurator import Settings, cli, setting
 from nanochat.conversations.chat_client import ChatServer, optional_server
-from nanochat.conversations.dialogues import Retriever, Talk
+from nanochat.conversations.dialogues import Talk
 from nanochat.conversations.facts import KINDS
 from nanochat.conversations.making import Corpus, TalkOptions, count_kinds, held_out_sentences, make_talks, read_corpus
 from nanochat.conversations.split import SPLITS, unit_hash
 from nanochat.conversations.written import WrittenTalks, source_passages
 from nanochat.documents.document import default_documents_path, documents_dir, load_documents
 from nanochat.passages.index import PassageIndex, default_index_path
+from nanochat.quoting.fitting import fit_on_talks
+from nanochat.quoting.weights import default_weights_path, save_weights
 from nanochat.system.files import flush_to_disk
 
 MAX_BYTES = 100_000_000  # of the documents that are read; of larger collections, a choice by hash
@@ -92,10 +95,11 @@ def main(config: Config) -> dict[str, list[Talk]]:
     """Write the three files and print the table of kinds; return the conversations."""
     for split in SPLITS:
         check_file_writable(conversations_path(split))
-    with open_retriever(config.grounded) as retriever:
+    with open_index(config.grounded) as index:
         corpus = read_documents(config.seed)
         written = ask_server(config, corpus)
-        talks = make_talks(corpus, config.options(), retriever, written)
+        talks = make_talks(corpus, config.options(), index.search if index else None, written)
+        weights = fit_on_talks(index, talks["train"], config.seed) if index else None
     if not any(talk.expected for talk in talks["train"]):
         reason = (
             f"{corpus.num_documents:,} documents gave no question with an answer: they need headings with text under "
@@ -104,6 +108,8 @@ def main(config: Config) -> dict[str, list[Talk]]:
         if not (config.allow_none and talks["train"]):
             raise UserError(reason)
         print0(f"NOTICE: {reason}. The conversations are not about the documents")
+    if weights is not None:
+        save_weights(default_weights_path(), weights)
     for split in ("test", "val", "train"):  # the file that the training waits for is the last one
         write_talks(conversations_path(split), talks[split])
     print_table(corpus, talks)
@@ -123,13 +129,13 @@ def ask_server(config: Config, corpus: Corpus) -> list[Talk]:
 
 
 @contextmanager
-def open_retriever(is_needed: bool) -> Iterator[Retriever | None]:
-    """Context of the search for passages, or of None. Raises UserError if there is no index."""
+def open_index(is_needed: bool) -> Iterator[PassageIndex | None]:
+    """Context of the index of passages, or of None. Raises UserError if it is needed and missing."""
     if not is_needed:
         yield None
         return
     with PassageIndex.open(default_index_path()) as index:
-        yield index.search
+        yield index
 
 
 def read_documents(seed: int) -> Corpus:

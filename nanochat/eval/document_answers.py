@@ -20,7 +20,10 @@ from nanochat.engine import Engine
 from nanochat.eval.task_eval import completion_text
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.passages.grounding import MAX_CHARACTERS, NUM_PASSAGES, grounded_question
+from nanochat.passages.index import PassageIndex
 from nanochat.passages.passage import Passage
+from nanochat.quoting.choice import choose
+from nanochat.quoting.weights import WEIGHTS_FILE, load_weights
 from nanochat.reporting.schema import Answers, Metric, proportion
 from nanochat.system.files import read_regular_file
 from nanochat.system.json_files import check_type
@@ -127,14 +130,28 @@ def _has(text: str, question: Question) -> bool:
     return bool(expected) and all(f" {normalize(sentence)} " in plain for sentence in expected)
 
 
+def quote_answers(index: PassageIndex, questions: Sequence[Question]) -> list[str | None]:
+    """Return the quotation or the refusal for each question, as a grounded chat replies; None for own words."""
+    weights = load_weights(index.path.with_name(WEIGHTS_FILE))
+    return [choose(index, weights, question["question"]).text for question in questions]
+
+
 def answer_questions(
-    engine: Engine, questions: Sequence[Question], prompts: Sequence[Prompt], params: SamplingParams, batch_size: int
+    engine: Engine,
+    questions: Sequence[Question],
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    batch_size: int,
+    quotations: Sequence[str | None] | None = None,
 ) -> list[Reply]:
-    """Return the model's replies, in the order of the questions."""
-    completions = engine.generate_many([prompt.tokens for prompt in prompts], params, batch_size=batch_size)
+    """Return the replies, in the order of the questions: the quotations, and for the others what the model writes."""
+    texts = list(quotations) if quotations is not None else [None for _ in questions]
+    places = [place for place, text in enumerate(texts) if text is None]
+    completions = engine.generate_many([prompts[place].tokens for place in places], params, batch_size=batch_size)
+    for place, samples in zip(places, completions, strict=True):
+        texts[place] = completion_text(samples[0], engine.tokenizer).strip()
     return [
-        Reply(question, prompt, completion_text(samples[0], engine.tokenizer).strip())
-        for question, prompt, samples in zip(questions, prompts, completions, strict=True)
+        Reply(question, prompt, text or "") for question, prompt, text in zip(questions, prompts, texts, strict=True)
     ]
 
 

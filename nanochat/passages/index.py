@@ -10,6 +10,7 @@ compared: a file that is damaged, of other documents or of another program is re
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -40,11 +41,24 @@ SCHEMA = (
     "CREATE VIRTUAL TABLE terms USING fts5 (title, headings, begun, text, content='', tokenize='porter ascii')",
 )
 REBUILD = "run python -m scripts.index_documents"
-_SEARCH = """
-    SELECT document, passages.headings, passages.text, found.score FROM (
-        SELECT rowid AS id, bm25(terms, ?, ?, ?, ?) AS score FROM terms WHERE terms MATCH ? ORDER BY score, id LIMIT ?
-    ) AS found JOIN passages USING (id) ORDER BY found.score, id
+_COLUMNS = """
+    SELECT own.document, own.headings, own.text, found.score, own.id, before.document IS NOT own.document,
+        next.document IS NOT own.document, before.document IS NOT own.document OR before.headings IS NOT own.headings
+    FROM {found} AS found JOIN passages AS own ON own.id = found.id
+    LEFT JOIN passages AS before ON before.id = own.id - 1
+    LEFT JOIN passages AS next ON next.id = own.id + 1
+    ORDER BY found.score, own.id
 """
+_SEARCH = _COLUMNS.format(
+    found="""(
+        SELECT rowid AS id, bm25(terms, ?, ?, ?, ?) AS score FROM terms WHERE terms MATCH ? ORDER BY score, id LIMIT ?
+    )"""
+)
+_BETWEEN = _COLUMNS.format(found="(SELECT id, 0 AS score FROM passages WHERE id BETWEEN ? AND ?)")
+_BEFORE = "SELECT id FROM passages WHERE id < ? AND document IS NOT ? ORDER BY id DESC LIMIT 1"
+_AFTER = "SELECT id FROM passages WHERE id > ? AND document IS NOT ? ORDER BY id LIMIT 1"
+_COUNT = "SELECT count(*) FROM terms WHERE terms MATCH ?"
+MAX_COUNTS = 100_000  # of terms that are kept
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,7 @@ class PassageIndex:
         self.facts = facts
         self._connection = connection
         self._lock = threading.Lock()
+        self._rarities: dict[str, float] = {}
 
     @classmethod
     def open(cls, path: Path | None = None) -> PassageIndex:
@@ -130,6 +145,35 @@ class PassageIndex:
         with _as_user_error(self.path), self._lock:
             rows = self._connection.execute(_SEARCH, (*WEIGHTS, query, k)).fetchall()
             return [_passage(*row) for row in rows]
+
+    def edges(self, passage: Passage) -> list[Passage]:
+        """Return the first passage and the last three of the document that a passage of this index is from.
+
+        Raises UserError if the database turns out to be damaged.
+        """
+        with _as_user_error(self.path), self._lock:
+            here = (passage.number, passage.document)
+            before = self._connection.execute(_BEFORE, here).fetchone()
+            after = self._connection.execute(_AFTER, here).fetchone()
+            first = before[0] + 1 if before else 1
+            last = after[0] - 1 if after else self.facts.num_passages
+            ranges = ((first, first), (max(first + 1, last - 2), last))
+            return [_passage(*row) for span in ranges for row in self._connection.execute(_BETWEEN, span).fetchall()]
+
+    def rarity(self, term: str) -> float:
+        """Return how rare a term of `terms.py` is: 1 if no passage has it, else less, near 0 if most passages do.
+
+        Raises UserError if the database turns out to be damaged.
+        """
+        if term not in self._rarities:
+            with _as_user_error(self.path), self._lock:
+                (count,) = self._connection.execute(_COUNT, (f'"{term}"',)).fetchone()
+            total = self.facts.num_passages
+            rarity = 1.0 if not count else min(0.95, math.log(1 + total / count) / math.log(2 + total))
+            if len(self._rarities) < MAX_COUNTS:
+                self._rarities[term] = rarity
+            return rarity
+        return self._rarities[term]
 
     def close(self) -> None:
         """Close the database."""
@@ -181,13 +225,14 @@ def _tables_of_fts5() -> list[Any]:
         return [row[0] for row in connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid").fetchall()][2:]
 
 
-def _passage(document: Any, headings: Any, text: Any, score: Any) -> Passage:
+def _passage(document: Any, headings: Any, text: Any, score: Any, *place: Any) -> Passage:
     """The passage of a row. Raises ValueError for a row that no index has."""
     names = json.loads(headings)
+    number, *flags = place
     texts = [document, text, *names] if isinstance(names, list) else [None]
     if not all(isinstance(value, str) for value in texts):
         raise ValueError("a row has other types than a passage")
-    return Passage(document, tuple(names), text, round(-score, 3))
+    return Passage(document, tuple(names), text, round(-score, 3), number, *map(bool, flags))
 
 
 @contextmanager

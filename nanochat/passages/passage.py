@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,11 @@ class Passage:
     headings: tuple[str, ...]  # that it stands under, outermost first
     text: str
     score: float = 0.0
+    # Its place, as the index tells it
+    number: int = field(default=0, compare=False)  # in the index, from 1
+    is_first: bool = field(default=False, compare=False)  # of its document
+    is_last: bool = field(default=False, compare=False)
+    begins_section: bool = field(default=False, compare=False)  # the first one under its headings
 
     @property
     def label(self) -> str:

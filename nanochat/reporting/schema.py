@@ -31,7 +31,7 @@ SECTION_ORDER = (
     *("base_train", "base_loss", "memorisation_base", "base_eval", "chat_eval_base"),
     *("core_compare", "hf_loss", "hf_eval"),
     *("mid_train", "memorisation_mid", "chat_eval_mid", "chat_sft", "memorisation_sft", "chat_eval_sft"),
-    *(f"document_eval_{stage}{suffix}" for stage in ("mid", "sft", "rl") for suffix in ("", "_grounded")),
+    *(f"document_eval_{stage}{suffix}" for stage in ("mid", "sft", "rl") for suffix in ("", "_grounded", "_generated")),
     *("chat_rl", "memorisation_rl", "chat_eval_rl", "chat_eval"),
 )
 STAGES = ("base", "mid", "sft", "rl")  # the columns of the tables by stage

@@ -24,6 +24,7 @@ IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("passages",),
     ("tasks",),
     ("conversations",),
+    ("quoting",),
     ("inference", "engine"),
     ("eval", "loss_eval", "core_eval"),
     ("training", "train"),
@@ -44,7 +45,7 @@ WITHOUT_TORCH = {
     *("common", "configurator", "system", "tokenizer", "tokenization", "sandbox", "execution", "reporting", "report"),
     *("dataset", "data.shards", "data.manifest", "data.shard_checks", "data.arrow_text", "data.download"),
     *("data.import_text", "data.source_files", "data.text_encoding", "data.text_source", "data.storyworld", "tasks"),
-    *("documents", "passages", "conversations", "serving.chat_request", "eval.core_bundle"),
+    *("documents", "passages", "conversations", "quoting", "serving.chat_request", "eval.core_bundle"),
     *("pipeline.steps", "pipeline.sizing", "pipeline.plan"),
 }
 
