@@ -3,7 +3,8 @@
     python -m scripts.chat_cli                                 # the last stage that has a model: rl, sft or mid
     python -m scripts.chat_cli -i sft -g d20 -t 0.6 -k 50      # a given model, temperature and top-k
     python -m scripts.chat_cli -p "What is 12 * 7?"            # answer one question and exit
-    python -m scripts.chat_cli --grounded                      # the best passages before each question
+    python -m scripts.chat_cli --grounded                      # quotations of the documents, or that they do not answer
+    python -m scripts.chat_cli --grounded --quote=false        # the model writes, with the best passages before it
     python -m scripts.chat_cli --gguf=d20.gguf                 # a file of scripts.export_gguf, through llama.cpp
 
 One process suffices, on a GPU or on a laptop. Ctrl-C stops a reply; at the prompt, Ctrl-C twice or Ctrl-D exits.
@@ -31,6 +32,7 @@ from nanochat.runtime import Runtime
 from nanochat.serving.chat_session import (
     Chunk,
     Content,
+    GivenReply,
     Message,
     Reply,
     ReplyEngine,
@@ -77,6 +79,7 @@ class Config(Settings):
     grounded: bool | None = setting(
         None, "put the best passages of the documents before each question; none = if the model was trained so"
     )
+    quote: bool = setting(True, "if grounded: reply with sentences of the documents, or that they do not answer")
     gguf: Path | None = setting(None, "GGUF file to chat with instead of a checkpoint, through llama.cpp on the CPU")
 
     def __post_init__(self) -> None:
@@ -146,12 +149,14 @@ class Chat:
             self._show_sources(messages, content, sources)
         return not is_stopped
 
-    def _begin_reply(self, messages: list[Message]) -> tuple[Reply, list[Source]]:
+    def _begin_reply(self, messages: list[Message]) -> tuple[Reply | GivenReply, list[Source]]:
         """Begin the reply to the last message. Returns it and the sources of the message."""
         params = self.config.sampling_params(self._num_replies)
         if self.documents is None:
             return generate_reply(self.engine, messages, params), []
-        prompt, sources = self.documents.prepare(self.engine, messages, params)
+        prompt, sources, reply = self.documents.prepare(self.engine, messages, params)
+        if reply is not None:
+            return GivenReply(reply, prompt.num_dropped), sources
         return Reply(self.engine, prompt, params), sources
 
     def _show_sources(self, messages: list[Message], answer: Content, known: list[Source]) -> None:
@@ -176,7 +181,8 @@ class Chat:
 
 def source_line(number: int, source: Source) -> str:
     """Return the line with the place of a source."""
-    return f"[{number}] {source.title}{' (read before the answer)' if source.is_given else ''}"
+    mark = " (quoted)" if source.is_quoted else " (read before the answer)" if source.is_given else ""
+    return f"[{number}] {source.title}{mark}"
 
 
 def run_chat(chat: Chat) -> None:
@@ -225,7 +231,7 @@ def main(config: Config) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # with -p, standard output has only the reply
         runtime = Runtime.start(device=config.device if config.gguf is None else "cpu")
         model = load_gguf(config.gguf) if config.gguf else load_checkpoint(config, runtime)
-        documents = open_sources(config.sources, config.grounded, model.meta)
+        documents = open_sources(config.sources, config.grounded, model.meta, config.quote)
     with contextlib.closing(documents) if documents else contextlib.nullcontext():
         chat_or_answer(Chat(model.engine, config, screen, documents), model.name)
     runtime.finish()

@@ -6,7 +6,7 @@
     python -m scripts.chat_web --host 0.0.0.0 -p 80     # reachable, and usable, from other machines
     NANOCHAT_API_KEY=... python -m scripts.chat_web --host 0.0.0.0   # only with this key
     python -m scripts.chat_web --allowed_hosts chat.example.org      # behind a proxy, which must pass on Host
-    python -m scripts.chat_web --grounded                           # the best passages before each question
+    python -m scripts.chat_web --grounded                           # quotations of the documents, see chat_cli
     gunicorn -w 4 -k uvicorn.workers.UvicornWorker scripts.chat_web:app
 
 gunicorn takes host and port from its own flags, and each of its processes loads its own copy of the model; the settings
@@ -79,6 +79,7 @@ class Config(Settings):
     grounded: bool | None = setting(
         None, "put the best passages of the documents before each question; none = if the model was trained so"
     )
+    quote: bool = setting(True, "if grounded: reply with sentences of the documents, or that they do not answer")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all addresses of this machine")
     port: int = setting(8000, "port to listen on; 0 = any free one", short="p", at_least=0, at_most=65535)
     allowed_hosts: str | None = setting(
@@ -174,7 +175,7 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
         ServiceLimits(config.max_rows, config.max_waiting, config.max_per_client, config.shutdown_seconds),
         hosts,
         AccessRules(check_key(config.api_key or os.environ.get(KEY_VARIABLE)), parse_origins(config.cors_origin)),
-        open_sources(config.sources, config.grounded, meta),
+        open_sources(config.sources, config.grounded, meta, config.quote),
         config.log,
     )
 

@@ -8,8 +8,8 @@
 The questions are those of `documents/conversations/test.jsonl` (scripts/document_talks.py): about facts and documents
 that no training conversation is about, in forms that none has. A reply is right if it is the sentences of the document
 and nothing else, or a refusal where the documents have no answer. Each reply is written to
-`document_eval/SOURCE_TAG.json`, `SOURCE_TAG_grounded.json` or, without quoting, `SOURCE_TAG_generated.json`, to be marked
-by hand.
+`document_eval/SOURCE_TAG.json`, `SOURCE_TAG_grounded.json` or, without quoting, `SOURCE_TAG_generated.json`, to be
+marked by hand.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class Config(Settings):
     )
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
-
 
     @property
     def suffix(self) -> str:

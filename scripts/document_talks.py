@@ -8,7 +8,7 @@
 Reads `documents/documents.jsonl` of the base folder and writes `documents/conversations/train.jsonl`, `val.jsonl` and
 `test.jsonl`, for `chat_sft --conversations` or a mixture. The facts of validation documents, and a share of the others,
 are in val and test alone; the test has forms of question that training does not have. `--grounded` needs the index of
-`scripts.index_documents`; with it, the weights that choose quotations are fitted on the training questions and written to
+`scripts.index_documents`; it also fits the weights that choose quotations to the training questions, and writes them to
 `documents/quoting.json`. With `--endpoint`, a server of OpenAI's protocol writes more training conversations; those
 that the documents do not support are dropped.
 """

@@ -145,7 +145,7 @@ def answer_questions(
     quotations: Sequence[str | None] | None = None,
 ) -> list[Reply]:
     """Return the replies, in the order of the questions: the quotations, and for the others what the model writes."""
-    texts = list(quotations) if quotations is not None else [None for _ in questions]
+    texts: list[str | None] = list(quotations) if quotations is not None else [None for _ in questions]
     places = [place for place, text in enumerate(texts) if text is None]
     completions = engine.generate_many([prompts[place].tokens for place in places], params, batch_size=batch_size)
     for place, samples in zip(places, completions, strict=True):

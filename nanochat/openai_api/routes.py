@@ -159,7 +159,7 @@ async def create_chat_completion(request: Request) -> Response:
     params = fields.params(service.defaults)
     service.check_places(client, params.num_samples)
     job, prompt = await asyncio.to_thread(_prepare_chat, service, fields, params)
-    generation = service.generation([prompt], params, client, fields.num_logprobs)
+    generation = service.generation([prompt], params, client, fields.num_logprobs, job.reply)
     builders = [ChoiceBuilder(service.model.tokenizer, fields.stops) for _ in range(params.num_samples)]
     reply = Reply("chat.completion", fields, service, generation, len(prompt), builders, bool(fields.logprobs), job=job)
     return await _respond(request, reply)

@@ -14,6 +14,11 @@ from nanochat.report import log_section, read_sections
 
 BPB = "validation bits per byte"
 FEW_RIGHT = 0.5  # share of right answers below which the report says so in words
+QUOTED = (
+    "With --grounded a reply is a quotation of the documents, found by the words of the question, or says that they do "
+    "not answer: trust it as far as the question has words of the documents. What the model writes itself, as with "
+    "--quote=false, is as good as the rows without quoting say."
+)
 MAX_FORGOTTEN = 0.03  # share by which fine-tuning may raise the bits per byte of held-out text
 
 
@@ -78,7 +83,7 @@ def advise_on_answers(sections: Mapping[str, Any]) -> list[str]:
         for name, metric in sections.get(section, {}).get("metrics", {}).items():
             if name.endswith(": answered right") and isinstance(metric, dict) and metric["n"]:
                 if metric["value"] >= FEW_RIGHT:
-                    return []
+                    return [QUOTED] if "quoted" in name else []
                 return [
                     "It seldom answers right. So small a model, after so little text, has its language but not its "
                     "facts, and has not learned to copy from a passage: trust the passages beside an answer, not the "

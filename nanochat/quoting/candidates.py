@@ -49,7 +49,8 @@ def candidates(passages: Sequence[Passage]) -> list[Candidate]:
         seen = set()
         for number, block in enumerate(blocks):
             for candidate in _block_candidates(block, passage, number == 0, number == last_prose):
-                if candidate.text not in seen and len(candidate.text) <= MAX_CHARACTERS:
+                has_word = any(map(str.isalnum, candidate.text))
+                if has_word and candidate.text not in seen and len(candidate.text) <= MAX_CHARACTERS:
                     seen.add(candidate.text)
                     found.append(candidate)
     return found[:MAX_CANDIDATES]

@@ -20,14 +20,32 @@ FEATURES = (
     *("in candidate", "in label", "in headings", "in passage", "nowhere", "nowhere, unknown"),
     *("asked of its words", "longest common run", "two in a run", "three in a run", "run of its words"),
     *("all asked in candidate", "all asked in candidate and headings"),
-    *("quotes a heading", "quotes something else", "candidate quoted, asks what is next", "candidate quoted, asks else"),
+    *(
+        "quotes a heading",
+        "quotes something else",
+        "candidate quoted, asks what is next",
+        "candidate quoted, asks else",
+    ),
     *("candidate quoted, asks who", "sentence before quoted, asks what is next", "sentence before quoted, asks else"),
     *("first, asks for the beginning", "first, asks about it", "first, asks else"),
     *("first of section asked for", "first of section, asks else", "last, asks for the end", "last, asks else"),
     *("speech, asks what was said", "speech, asks else", "reason, asks why", "digits, asks for a number"),
-    *("condition, asks when", "begins with the subject", "subject, then is a", "begins with a pronoun", "is a question"),
-    *("rank of the passage", "length", "is a list", "is a list, asks for one", "is an item", "is a sentence of an item"),
-    *("is a cell", "is a meaning", "is a meaning, of what is asked for"),
+    *(
+        "condition, asks when",
+        "begins with the subject",
+        "subject, then is a",
+        "begins with a pronoun",
+        "is a question",
+    ),
+    *(
+        "rank of the passage",
+        "length",
+        "is a list",
+        "is a list, asks for one",
+        "is an item",
+        "is a sentence of an item",
+    ),
+    *("is a cell", "is a meaning", "all of its label is asked for"),
 )
 _REASONS = frozenset("because since therefore reason so due".split())
 _CONDITIONS = frozenset("when if after before because once as until unless whenever".split())
@@ -104,7 +122,7 @@ def _row(question: AskedQuestion, candidate: Candidate, passage: _PassageWords, 
         *(1 / (1 + rank), min(1.0, math.log1p(len(candidate.text)) / 7)),
         *(float(candidate.kind == "list"), float(candidate.kind == "list" and "list" in question.cues)),
         *(float(candidate.kind == kind) for kind in ("item", "item sentence", "cell", "meaning")),
-        float(candidate.kind == "meaning" and bool(asked) and asked <= label),
+        float(bool(label) and label <= question.spoken),
     ]
 
 

@@ -17,7 +17,7 @@ from nanochat.conversations.judging import answer_matches
 from nanochat.quoting.choice import QuotableIndex, options
 from nanochat.quoting.weights import MAX_WEIGHT, QuotingWeights, default_weights, small_talk_words, with_options
 
-MAX_QUESTIONS = 500  # about the documents, and so many again about the model divided by ten
+MAX_QUESTIONS = 400  # about the documents; a tenth of it about the model itself
 LEFT_OUT = ("several", "missed", "written")  # kinds of conversations whose last question alone may have another answer
 STEPS = 300
 STEP_SIZE = 0.1
@@ -39,7 +39,7 @@ def fit_on_talks(index: QuotableIndex, talks: Sequence[Talk], seed: int) -> Quot
     if not others:
         return start
     questions = [question for talk in identity for question in _questions(talk)]
-    small_talk = small_talk_words(questions) if identity else start.small_talk
+    small_talk = start.small_talk | small_talk_words(questions)
     rng = random.Random(seed)
     chosen = rng.sample(others, min(MAX_QUESTIONS, len(others)))
     chosen += rng.sample(identity, min(MAX_QUESTIONS // 10, len(identity)))

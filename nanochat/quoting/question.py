@@ -1,4 +1,4 @@
-"""A question as its words say it: quotations, cues (it asks who, why, for the end, ...) and the terms of its subject."""
+"""The parts of a question: quotations, cues (it asks who, why, for the end, ...) and the terms of its subject."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_TERMS = 64
 
 # What a question is about in its form, by the words outside of quotations.
 _CUES = {
-    "begin": "begin begins began beginning start starts started opening open opens introduce introduced introduction first",
+    "begin": "begin begins began beginning start starts started opening open introduce introduced introduction first",
     "end": "end ends ended ending finish finishes finished last conclude concludes conclusion finally final",
     "after": "after next follow follows followed following continue continues go goes then afterwards subsequent",
     "about": "about summary summarise summarize describe explain introduce overview topic subject",
@@ -31,8 +31,9 @@ CUES = {name: frozenset(text.split()) for name, text in _CUES.items()}
 # Words by which one asks, whatever about. They need not stand in an answer.
 ASKING_WORDS = STOP_WORDS | frozenset(
     "wonder know knows known like want need forgot forget remember remind find look see read reading heard hear think "
-    "believe understand learn show help ask asks asking question questions answer answers document documents text texts "
-    "story stories book books page passage passages section part heading title chapter file files sentence sentences "
+    "believe understand learn show help ask asks asking question questions answer answers document documents "
+    "text texts story stories book books page passage passages section part heading title chapter file files "
+    "sentence sentences "
     "word words line lines list listed item items point points table column row entry entries stand stands give given "
     "gives name names named enumerate continue go goes come comes follow follows following next after before begin "
     "begins beginning start starts end ends ending finish finished last first open introduce introduced introduction "
@@ -40,7 +41,7 @@ ASKING_WORDS = STOP_WORDS | frozenset(
     "details main quote repeat spoke speak wonder curious exactly really kind briefly shortly short here now again "
     "thanks thank hello hi hey yes ok okay sure talk talking write make makes let lets just try can't don't".split()
 )
-_QUOTATION = re.compile("[\"\u201c\u201e\u00ab](.+?)[\"\u201d\u201c\u00bb](?=[\\s.,:;?!)\\]]|$)", re.DOTALL)
+_QUOTATION = re.compile('["\u201c\u201e\u00ab](.+?)["\u201d\u201c\u00bb](?=[\\s.,:;?!)\\]]|$)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class AskedQuestion:
 
     `quotations`: texts in quotation marks, as `normalize` writes them. `terms`: stem -> weight of each word of the
     subject outside of quotations, 1 for a word that no passage has. `unknown`: the stems that no passage has, those of
-    quotations included. `cues`: names of CUES. `plain`: the words outside of quotations.
+    quotations included. `cues`: names of CUES. `plain`: the words outside of quotations. `spoken`: all stems.
     """
 
     quotations: tuple[str, ...]
@@ -57,6 +58,7 @@ class AskedQuestion:
     unknown: frozenset[str]
     cues: frozenset[str]
     plain: tuple[str, ...]
+    spoken: frozenset[str]
 
 
 def read_question(text: str, rarity: Callable[[str], float]) -> AskedQuestion:
@@ -75,4 +77,5 @@ def read_question(text: str, rarity: Callable[[str], float]) -> AskedQuestion:
         frozenset(map(stem, unknown)),
         frozenset(name for name, cue in CUES.items() if not cue.isdisjoint(plain)),
         tuple(plain),
+        frozenset(map(stem, all_terms(text)[: 2 * MAX_TERMS])),
     )

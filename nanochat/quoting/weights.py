@@ -28,11 +28,11 @@ MAX_WEIGHT = 100.0
 REMEDY = "run python -m scripts.document_talks --grounded, or remove the file"
 # In the order of NAMES
 DEFAULTS: tuple[float, ...] = (
-    *(2.37, 2.51, 2.44, -3.71, -3.13, -4.49, -0.29, 1.80, 1.04, 1.76),
-    *(0.21, 0.33, -0.17, 1.56, -2.79, -1.27, 0.87, 4.86, 5.92, 4.13),
-    *(2.79, 0.36, -2.33, 4.58, 1.97, 6.07, -0.58, 1.55, -1.15, 0.82),
-    *(1.20, 0.06, 1.75, 2.47, -1.21, -1.36, 1.59, -1.43, -1.12, -0.00),
-    *(-2.94, -0.58, 2.55, 0.07, 5.04, 1.62, 7.36, -6.00, -7.16),
+    *(1.23, 1.18, 2.02, -0.99, -3.05, -4.32, -0.09, 1.46, 1.18, 1.80),
+    *(1.07, 0.62, 0.16, 1.62, -3.02, -1.37, 1.64, 2.67, 5.92, -0.46),
+    *(2.81, 0.30, -2.22, 4.47, 1.91, 6.21, -0.66, 1.69, -1.06, 0.95),
+    *(1.28, -0.22, 1.78, 2.36, -1.34, -1.62, 1.77, -2.30, -1.08, -0.00),
+    *(-2.92, -0.57, 0.74, -0.36, 6.03, 1.56, 7.20, -5.96, -7.09),
 )
 
 
@@ -45,7 +45,8 @@ class QuotingWeights:
 
     def scores(self, features: np.ndarray, foreign_share: float) -> np.ndarray:
         """Return the scores of all candidates (n, F), then those of a refusal and of own words: (n + 2,)."""
-        return with_options(features, foreign_share) @ np.array(self.values)
+        scores: np.ndarray = with_options(features, foreign_share) @ np.array(self.values)
+        return scores
 
 
 def with_options(features: np.ndarray, foreign_share: float) -> np.ndarray:

@@ -167,6 +167,19 @@ class Reply:
         return has_ended(self._engine.tokenizer, self.tokens)
 
 
+class GivenReply:
+    """A reply whose text is known: a quotation of the documents, or that they do not answer."""
+
+    has_ended = True
+
+    def __init__(self, text: str, num_dropped: int) -> None:
+        self.num_dropped = num_dropped
+        self._text = text
+
+    def __iter__(self) -> Iterator[Chunk]:
+        yield Chunk("text", self._text)
+
+
 def generate_reply(engine: ReplyEngine, messages: Sequence[Message], params: SamplingParams) -> Reply:
     """Fit the conversation into the context and begin the reply to its last message.
 

@@ -149,11 +149,16 @@ class Generation:
         keys: Sequence[int],
         num_logprobs: int | None = None,
         client: str = "",
+        given: Sequence[int] | None = None,
     ) -> None:
-        """`prompts` and `keys` (of the random numbers) have an entry for each completion."""
+        """`prompts` and `keys` (of the random numbers) have an entry for each completion.
+
+        `given`: the tokens of all completions, as of a quotation; then no loop is asked.
+        """
         self._service = service
         self._mailbox = Mailbox()
         self.client = client
+        self._given = given
         self.started = time.monotonic()
         self.completions: list[Completion] = []
         self.place = 0  # in the queue of the completion that begins last
@@ -174,6 +179,10 @@ class Generation:
     def start(self) -> None:
         """Give all completions to a loop, those of a prompt to the same one. Raises `Refusal` if the server is full."""
         self._service.enter(self)
+        if self._given is not None:
+            for number, completion in enumerate(self.completions):
+                self._post(number, self._given, completion.request.params.max_tokens)
+            return
         try:
             for number, completion in enumerate(self.completions):
                 previous = self.completions[max(0, number - 1)]
@@ -183,6 +192,13 @@ class Generation:
             self.is_refused = True
             self.close()
             raise
+
+    def _post(self, number: int, tokens: Sequence[int], max_tokens: int | None) -> None:
+        """Post the events of a completion whose tokens are known."""
+        is_cut = max_tokens is not None and len(tokens) > max_tokens
+        for token in tokens[:max_tokens]:
+            self._mailbox.post(number, TokenEvent(token, is_forced=False))
+        self._mailbox.post(number, FinishEvent("length" if is_cut else "stop"))
 
     async def batches(self) -> AsyncGenerator[list[Update], None]:
         """Yield the updates of all completions until each has its `FinishEvent`, or was stopped.
@@ -231,6 +247,8 @@ class Generation:
 
     def _look(self) -> int:
         """Return the place in the queue, 0 if one of the completions is running."""
+        if self._given is not None:
+            return 0
         return min(each.loop.place(each.request) for each in self.completions if each.loop is not None)
 
     def _note(self, update: Update) -> bool:
@@ -246,11 +264,11 @@ class Generation:
             return True
         stats = self._service.stats
         stats.add(tokens=1)
-        if completion.num_tokens:
-            stats.observe_token(update.time - completion.last_time)
-        else:
-            completion.first_time = update.time
+        if not completion.num_tokens:
+            completion.first_time = completion.last_time = update.time
             stats.observe_first_token(update.time - self.started)
+        elif self._given is None:  # a quotation has no speed
+            stats.observe_token(update.time - completion.last_time)
+            completion.last_time = update.time
         completion.num_tokens += 1
-        completion.last_time = update.time
         return True

@@ -244,7 +244,7 @@ async def complete(request: Request) -> Response:
     chat_request = parse_request(await read_body(request), service.defaults)
     beginning = chat_request.beginning
     job = await asyncio.to_thread(service.prepare, chat_request.messages, chat_request.params, beginning)
-    generation = service.generation([job.prompt.tokens], job.params, client)
+    generation = service.generation([job.prompt.tokens], job.params, client, reply=job.reply)
     generation.start()
 
     async def texts() -> AsyncGenerator[str, None]:

@@ -63,12 +63,16 @@ DEFAULT_LIMITS = ServiceLimits()
 
 @dataclass(frozen=True)
 class ReplyJob:
-    """A reply to generate: its prompt, and the sources of the conversation's last question; None without an index."""
+    """A reply to generate: its prompt, and the sources of the conversation's last question; None without an index.
+
+    `reply`: its text, if it is a quotation of the documents or says that they do not answer; then nothing is generated.
+    """
 
     prompt: ChatPrompt
     params: SamplingParams
     messages: Sequence[Message] = ()
     sources: list[Source] | None = field(default=None)
+    reply: str | None = None
 
 
 class ChatService:
@@ -129,19 +133,26 @@ class ChatService:
         if self.sources is None:
             return ReplyJob(_continued(fit_prompt(model, messages, params), ids), params)
         with logged_fault():
-            prompt, sources = self.sources.prepare(model, messages, params)
-        return ReplyJob(_continued(prompt, ids), params, messages, sources)
+            prompt, sources, reply = self.sources.prepare(model, messages, params, can_quote=not beginning)
+        return ReplyJob(_continued(prompt, ids), params, messages, sources, reply)
 
     def generation(
-        self, prompts: Sequence[list[int]], params: SamplingParams, client: str, num_logprobs: int | None = None
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        client: str,
+        num_logprobs: int | None = None,
+        reply: str | None = None,
     ) -> Generation:
         """Return the completions of some prompts, each `params.num_samples` times. They have not been started.
 
-        Completion i has key i of the seed, so that it is the same however many others are asked for.
+        Completion i has key i of the seed, so that it is the same however many others are asked for. `reply`: the text
+        of all, if nothing is to be generated.
         """
         keys = rng_keys(params.draw_seed(), len(prompts) * params.num_samples).tolist()
         repeated = [prompt for prompt in prompts for _ in range(params.num_samples)]
-        return Generation(self, repeated, params, keys, num_logprobs, client)
+        given = None if reply is None else self.model.tokenizer.encode(reply, append="<|assistant_end|>")
+        return Generation(self, repeated, params, keys, num_logprobs, client, given)
 
     # Places
 

@@ -1,7 +1,8 @@
 """Sources of replies: the passages of a user's documents that are nearest to a question and its answer.
 
-With an index of passages (scripts/index_documents.py), chat shows them next to each answer. A grounded chat also puts
-the best passages before the question, in the format that the model was trained with (passages/grounding.py).
+With an index of passages (scripts/index_documents.py), chat shows them next to each answer. A grounded chat replies
+with a quotation of them, or that the documents do not answer (nanochat/quoting/). Where it does not quote, the best
+passages stand before the question, in the format that the model was trained with (passages/grounding.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from nanochat.passages.grounding import MAX_CHARACTERS, NUM_PASSAGES, fit_passag
 from nanochat.passages.index import REBUILD, PassageIndex, default_index_path, fts5_fault
 from nanochat.passages.passage import Passage
 from nanochat.passages.terms import refers_back
+from nanochat.quoting.choice import Choice, choose
+from nanochat.quoting.weights import WEIGHTS_FILE, QuotingWeights, load_weights
 from nanochat.serving.chat_session import ChatPrompt, Content, Message, PromptModel, fit_prompt
 from nanochat.system.console import visible_line
 
@@ -25,10 +28,14 @@ GROUNDING_LIMITS = (MAX_CHARACTERS, MAX_CHARACTERS // 2, MAX_CHARACTERS // 4)  #
 
 @dataclass(frozen=True)
 class Source:
-    """A passage that is shown next to an answer. `is_given`: the model has read it before the question."""
+    """A passage that is shown next to an answer.
+
+    `is_given`: the model has read it before the question. `is_quoted`: the answer is a quotation of it.
+    """
 
     passage: Passage
     is_given: bool = False
+    is_quoted: bool = False
 
     @property
     def title(self) -> str:
@@ -45,6 +52,7 @@ class Source:
             "text": passage.text,
             "score": passage.score,
             "given": self.is_given,
+            "quoted": self.is_quoted,
         }
 
 
@@ -53,33 +61,43 @@ class SourcesFault(UserError):
 
 
 class GroundedPrompt(NamedTuple):
-    """The prompt for a reply, and the sources of its question."""
+    """The prompt for a reply, and the sources of its question; the reply itself if it is a quotation or a refusal."""
 
     prompt: ChatPrompt
     sources: list[Source]  # the nearest first
+    reply: str | None = None
 
 
 class DocumentSources:
     """An index of passages, and the way that a chat uses it. Several threads may."""
 
-    def __init__(self, index: PassageIndex, is_grounded: bool) -> None:
+    def __init__(self, index: PassageIndex, is_grounded: bool, weights: QuotingWeights | None = None) -> None:
+        """`weights`: of the choice of quotations, in a grounded chat that quotes."""
         self.index = index
         self.is_grounded = is_grounded
+        self.weights = weights
 
     @property
     def examples(self) -> list[str]:
         """Questions about the documents, for an empty conversation."""
         return list(self.index.facts.examples)
 
-    def prepare(self, model: PromptModel, messages: Sequence[Message], params: SamplingParams) -> GroundedPrompt:
+    def prepare(
+        self, model: PromptModel, messages: Sequence[Message], params: SamplingParams, can_quote: bool = True
+    ) -> GroundedPrompt:
         """Fit a conversation into the context, in a grounded chat with the best passages before its last question.
 
-        Passages that do not fit are shortened, or left out. Raises `UserError` as `fit_prompt` does, and
-        `SourcesFault`.
+        `can_quote`: the reply may be a quotation, as it is not the continuation of another one. Passages that do not
+        fit are shortened, or left out. Raises `UserError` as `fit_prompt` does, and `SourcesFault`.
         """
         question = _last_question(messages)
         context = _last_question(messages[:-1]) if refers_back(question) else ""
         found = self._search(question, context)
+        if self.is_grounded and self.weights is not None and can_quote and question:
+            chosen = self._choose(question, context, self.weights)
+            if chosen.text is not None:
+                sources = _with_quoted(found, chosen.passage) if chosen.passage else _merged(found, [])
+                return GroundedPrompt(fit_prompt(model, messages, params), sources, chosen.text)
         for limit in GROUNDING_LIMITS if self.is_grounded and found else ():
             grounded = {"role": "user", "content": grounded_question(found, question, limit)}
             try:
@@ -92,9 +110,12 @@ class DocumentSources:
     def find(self, messages: Sequence[Message], answer: Content, known: Sequence[Source]) -> list[Source]:
         """Return the sources of an answer to the last question of a conversation.
 
-        `known`: the sources of the question. Those that the model has read are among the result. Raises `SourcesFault`.
+        `known`: the sources of the question. Those that the model has read are among the result, the one that is quoted
+        is the first. Raises `SourcesFault`.
         """
         found = self._search(f"{_last_question(messages)}\n{_text(answer)}")
+        if quoted := [source.passage for source in known if source.is_quoted]:
+            return _with_quoted(found, quoted[0])
         return _merged(found, [source.passage for source in known if source.is_given])
 
     def _search(self, text: str, context: str = "") -> list[Passage]:
@@ -103,18 +124,27 @@ class DocumentSources:
         except UserError as error:
             raise SourcesFault(str(error)) from error
 
+    def _choose(self, question: str, context: str, weights: QuotingWeights) -> Choice:
+        try:
+            return choose(self.index, weights, question, context)
+        except UserError as error:
+            raise SourcesFault(str(error)) from error
+
     def close(self) -> None:
         """Close the index."""
         self.index.close()
 
 
-def open_sources(choice: str, grounded: bool | None, meta: Mapping[str, Any]) -> DocumentSources | None:
+def open_sources(
+    choice: str, grounded: bool | None, meta: Mapping[str, Any], quote: bool = False
+) -> DocumentSources | None:
     """Open the index of the base folder as a chat's settings say, or return None if there are no sources.
 
     Args:
         choice: "on", "off", or "auto" = if there is an index.
         grounded: put passages before the questions; None = if the model was trained so.
         meta: meta.json of the model's checkpoint.
+        quote: reply with quotations, if passages are put before the questions.
 
     Raises `UserError` if an index is needed and missing, and for one that is damaged or belongs to other documents.
     """
@@ -124,11 +154,13 @@ def open_sources(choice: str, grounded: bool | None, meta: Mapping[str, Any]) ->
     path = default_index_path()
     fault = None if path.exists() else f"{path} is missing: {REBUILD}"
     if fault is None and (fault := fts5_fault()) is None:
+        is_grounded = trained_grounded if grounded is None else grounded
+        weights = load_weights(path.with_name(WEIGHTS_FILE)) if is_grounded and quote else None
         try:
             index = PassageIndex.open(path)
         except UserError as error:
             raise UserError(f"{error}, or chat without sources: --sources=off") from error
-        return DocumentSources(index, trained_grounded if grounded is None else grounded)
+        return DocumentSources(index, is_grounded, weights)
     if choice == "on" or grounded:
         raise UserError(f"sources of answers cannot be shown: {fault}")
     if path.exists():
@@ -162,3 +194,10 @@ def _merged(found: Sequence[Passage], given: Sequence[Passage]) -> list[Source]:
     sources = [Source(passage, (passage.document, passage.text) in places) for passage in found]
     shown = [(passage.document, passage.text) for passage in found]
     return sources + [Source(each, True) for each, place in zip(given, places, strict=True) if place not in shown]
+
+
+def _with_quoted(found: Sequence[Passage], quoted: Passage) -> list[Source]:
+    """The passage that is quoted, and after it the others that were found."""
+    place = (quoted.document, quoted.text)
+    others = [passage for passage in found if (passage.document, passage.text) != place]
+    return [Source(quoted, is_quoted=True), *(Source(passage) for passage in others[: NUM_PASSAGES - 1])]

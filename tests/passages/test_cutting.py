@@ -65,6 +65,18 @@ def test_the_headings_begin_with_the_title() -> None:
     assert [passage.headings for passage in cut_passages(document(*blocks, title=""))] == [(), ("A",), ("Title", "A")]
 
 
+def test_tables_and_lists_are_cut_between_lines() -> None:
+    rows = [f"row {number} | {'word. ' * 10}end" for number in range(12)]
+    for kind, head in (("table", "name | text"), ("list", "- first")):
+        passages = cut_passages(document(Block(kind, "\n".join([head, *rows]), ())))
+        lines = [passage.text.split("\n") for passage in passages]
+        assert len(lines) > 2
+        assert [each[0] == head for each in lines] == [True] + [kind == "table"] * (len(lines) - 1)
+        assert [line for each in lines for line in each if line != head] == rows
+        assert all(len(passage.text) <= MAX_CHARACTERS for passage in passages)
+    assert sizes(Block("table", "name | text\n" + "word " * 200, ()))[0] <= MAX_CHARACTERS
+
+
 @given(st.lists(BLOCKS, max_size=8))
 def test_every_character_is_in_one_passage(blocks: list[Block]) -> None:
     passages = cut_passages(document(*blocks))

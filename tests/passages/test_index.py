@@ -243,3 +243,33 @@ def test_facts_that_are_damaged(folder: Path, tmp_path: Path, content: str) -> N
     path.with_suffix(".json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"passages\.json.*run python -m scripts\.index_documents"):
         PassageIndex.open(path)
+
+
+# Places, edges and rarity, against the table itself
+
+
+def test_the_place_of_a_passage(folder: Path, index: PassageIndex) -> None:
+    with sqlite3.connect(folder / "passages.sqlite") as connection:
+        rows = connection.execute("SELECT id, document, headings, text FROM passages ORDER BY id").fetchall()
+    found = {passage.number: passage for row in rows for passage in index.search(row[3], len(rows))}
+    assert sorted(found) == [row[0] for row in rows]
+    for place, (number, document, headings, _) in enumerate(rows):
+        before = rows[place - 1][1:3] if place else (None, None)
+        next_document = rows[place + 1][1] if place + 1 < len(rows) else None
+        assert found[number].is_first == (before[0] != document)
+        assert found[number].is_last == (next_document != document)
+        assert found[number].begins_section == (before != (document, headings))
+        own = [row[0] for row in rows if row[1] == document]
+        edges = index.edges(found[number])
+        assert [edge.number for edge in edges] == sorted({own[0], *own[-3:]})
+        assert [(edge.is_first, edge.is_last) for edge in edges] == [
+            (edge.number == own[0], edge.number == own[-1]) for edge in edges
+        ]
+
+
+def test_rarity(index: PassageIndex) -> None:
+    assert index.rarity("velmora") == 1
+    assert 0 < index.rarity("tea") < index.rarity("wombat") < 1
+    assert index.rarity("leaf") == 1
+    assert index.rarity("leaves") < 1, "both sides are stemmed"
+    assert index.rarity("tea") == index.rarity("tea")

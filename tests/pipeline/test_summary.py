@@ -12,7 +12,7 @@ from nanochat.configurator import Settings, setting
 from nanochat.data.shards import write_dataset
 from nanochat.pipeline.plan import Choices
 from nanochat.pipeline.steps import StepRunner
-from nanochat.pipeline.summary import BPB, advise_on_answers, report_run, summarize
+from nanochat.pipeline.summary import BPB, QUOTED, advise_on_answers, report_run, summarize
 from nanochat.report import log_section, read_sections
 
 
@@ -88,3 +88,13 @@ def test_few_right_answers_are_said_in_words(sections: dict[str, Any], is_advise
     advice = advise_on_answers(sections)
     assert len(advice) == is_advised
     assert all("seldom answers right" in sentence and "--base" in sentence for sentence in advice)
+
+
+def test_quotations_are_told_from_what_the_model_writes() -> None:
+    sections = {
+        "document_eval_sft": answers(0.1, 9),
+        "document_eval_sft_grounded": answers(0.9, 9, "documents, quoted"),
+    }
+    assert advise_on_answers(sections) == [QUOTED]
+    sections["document_eval_sft_grounded"] = answers(0.2, 9, "documents, quoted")
+    assert "seldom answers right" in advise_on_answers(sections)[0]

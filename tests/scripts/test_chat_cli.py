@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nanochat.checkpoint_manager import run_dir, save_checkpoint
 from nanochat.common import UserError, visible
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.quoting.weights import default_weights
 from nanochat.serving.sources import DocumentSources
 from nanochat.serving.terminal import Screen
 from scripts import chat_cli
@@ -212,6 +214,20 @@ def test_an_answer_without_a_passage_says_so(
     assert capsys.readouterr().out.startswith("Xyzzy.\n(no passage of the documents has these words)\n")
 
 
+def test_a_grounded_chat_quotes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(DocumentSources(make_index(tmp_path), True, default_weights())) as documents:
+        engine: Any = ScriptedEngine(lambda _: reply_ids("I am small."), context=2048)
+        chat = Chat(engine, Config(), Screen(sys.stdout), documents)
+        run_with_input(monkeypatch, chat, "What is tea?", "Who are you?", "Who is the king of Velmora?")
+    out = capsys.readouterr().out
+    assert out.startswith("Tea is a drink made of leaves.\n[1] drinks/tea.md: Tea (quoted)\n")
+    assert "I am small.\n" in out
+    assert "I found nothing about that in the documents.\n" in out
+    assert [message["content"] for message in chat.messages[:2]] == ["What is tea?", "Tea is a drink made of leaves."]
+
+
 def test_one_question_with_documents(run_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(run_here, "sft", "z", context=600)
     make_index(run_here / "documents").close()
@@ -220,6 +236,11 @@ def test_one_question_with_documents(run_here: Path, capsys: pytest.CaptureFixtu
     assert out == "zzzzz\n"  # the reply alone
     assert "[1] drinks/tea.md: Tea\n" in err
     main(Config(prompt="Where is tea from?", max_tokens=5, temperature=0, device="cpu", grounded=True))
+    out, err = capsys.readouterr()
+    assert out in ("Tea is a drink made of leaves.\n", "It came from China.\n")
+    assert "[1] drinks/tea.md: Tea (quoted)\n" in err
+    settings = {"max_tokens": 5, "temperature": 0, "device": "cpu", "grounded": True, "quote": False}
+    main(Config(prompt="Where is tea from?", **settings))
     assert "[1] drinks/tea.md: Tea (read before the answer)\n" in capsys.readouterr().err
     main(Config(prompt="Where is tea from?", max_tokens=5, temperature=0, device="cpu", sources="off"))
     assert "drinks" not in capsys.readouterr().err

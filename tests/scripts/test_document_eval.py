@@ -40,11 +40,14 @@ def test_a_model_that_knows_nothing(with_model: Path, capsys: pytest.CaptureFixt
     assert metrics["documents: answered right"]["value"] == 0
     assert not any("right passage" in name for name in metrics), "there is no index"
     build_index()
-    grounded = main(Config(max_problems=6, max_new_tokens=4, device="cpu", grounded=True))
+    grounded = main(Config(max_problems=6, max_new_tokens=4, device="cpu", grounded=True, quote=False))
     name = "documents, with passages: right passage among the first 3"
     assert grounded[name]["value"] > 0.5
+    quoted = main(Config(max_new_tokens=4, device="cpu", grounded=True))
+    assert quoted["documents, quoted: answered right"]["value"] > 0.5
+    assert quoted["documents, quoted: refused, without an answer in the documents"]["value"] > 0.5
     assert "right: " in capsys.readouterr().out
-    for suffix in ("", "_grounded"):
+    for suffix in ("", "_generated"):
         rows = json.loads((with_model / "document_eval" / f"sft_d1{suffix}.json").read_text(encoding="utf-8"))
         assert [row["reply"] for row in rows] == ["x" * 4] * 6
         section = json.loads((with_model / "report" / f"document_eval_sft{suffix}.json").read_text(encoding="utf-8"))

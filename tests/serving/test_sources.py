@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from nanochat.common import UserError
+from nanochat.conversations.refusals import is_refusal
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.passages import index as passages_index
 from nanochat.passages.grounding import grounded_question
+from nanochat.quoting.weights import default_weights
 from nanochat.serving.sources import DocumentSources, Source, SourcesFault, check_sources, open_sources
 from tests.support.chat_server import chat_events, get, post_chat, serving
 from tests.support.documents import HOSTILE_NAME, HOSTILE_TEXT, make_documents, make_index
@@ -31,7 +33,7 @@ def sources(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Document
 def prepare(sources: DocumentSources, *messages: Any, context: int = 2048) -> tuple[str, list[Source]]:
     """Prepare a reply. Returns the last message of the prompt, and the sources."""
     engine: Any = ScriptedEngine(lambda _: reply_ids("."), context)
-    prompt, found = sources.prepare(engine, list(messages), PARAMS)
+    prompt, found, _ = sources.prepare(engine, list(messages), PARAMS)
     return last_user_text(prompt.tokens), found
 
 
@@ -85,7 +87,7 @@ def test_what_is_shown_of_a_source(sources: DocumentSources) -> None:
     assert source.title.isprintable()
     assert "\\x1b[2J\\u202e" in source.title
     assert source.as_json()["document"] == HOSTILE_NAME
-    assert source.as_json().keys() == {"document", "headings", "text", "score", "given"}
+    assert source.as_json().keys() == {"document", "headings", "text", "score", "given", "quoted"}
     assert sources.find([user("Boil water")], "", [])[0].title == "drinks/tea.md: Tea / How to brew tea"
 
 
@@ -93,6 +95,74 @@ def test_a_fault_while_searching(sources: DocumentSources) -> None:
     sources.close()
     with pytest.raises(SourcesFault, match=r"passages\.sqlite cannot be read"):
         prepare(sources, user("tea"))
+
+
+# Quotations
+
+
+@pytest.fixture
+def quoting(tmp_path: Path) -> Iterator[DocumentSources]:
+    quoting = DocumentSources(make_index(tmp_path), True, default_weights())
+    yield quoting
+    quoting.close()
+
+
+def test_a_reply_is_a_quotation_a_refusal_or_the_models_own(quoting: DocumentSources) -> None:
+    engine: Any = ScriptedEngine(lambda _: reply_ids("."), 2048)
+    prompt, found, reply = quoting.prepare(engine, [user("What is tea?")], PARAMS)
+    assert reply == "Tea is a drink made of leaves."
+    assert last_user_text(prompt.tokens) == "What is tea?"
+    assert [source.is_quoted for source in found] == [True] + [False] * (len(found) - 1)
+    assert reply in found[0].passage.text
+    again = quoting.find([user("What is tea?")], reply, found)
+    assert again[0] == found[0]
+    assert len(again) == len({source.passage.text for source in again}) <= 3
+    _, found, reply = quoting.prepare(engine, [user("What is a glacier in tea?")], PARAMS)
+    assert is_refusal(reply or "")
+    assert not any(source.is_quoted for source in found)
+    assert quoting.prepare(engine, [user("Who are you?")], PARAMS).reply is None
+    assert quoting.prepare(engine, [user("What is tea?")], PARAMS, can_quote=False).reply is None
+    quoting.index.close()
+    with pytest.raises(SourcesFault):
+        quoting._choose("What is tea?", "", default_weights())
+
+
+def no_model(_: list[int]) -> list[int]:
+    raise AssertionError("a quotation needs no model")
+
+
+def test_the_server_quotes(quoting: DocumentSources) -> None:
+    with serving(ScriptedEngine(no_model), sources=quoting) as (address, _):
+        first, *chunks, done = chat_events(address, messages=[user("What is tea?")])
+        cut = chat_events(address, messages=[user("What is tea?")], max_tokens=3)
+        stats = get(address, "/stats").json()
+    assert first["sources"][0]["quoted"] is done["sources"][0]["quoted"] is True
+    assert "".join(chunk["text"] for chunk in chunks) == "Tea is a drink made of leaves."
+    assert (done["finish"], done["tokens_per_second"], cut[-1]["finish"]) == ("stop", None, "length")
+    assert cut[-1]["tokens"] == 3
+    assert stats["answered"] == 2
+
+
+def test_a_reply_that_is_continued_is_no_quotation(quoting: DocumentSources) -> None:
+    with serving(ScriptedEngine(lambda _: reply_ids(" leaves.")), sources=quoting) as (address, _):
+        *events, _ = chat_events(address, messages=[user("What is tea?"), assistant("Made of")])
+    assert "".join(event["text"] for event in events) == " leaves."
+
+
+def test_a_chat_that_quotes_needs_sound_weights(base_dir: Path) -> None:
+    make_index(base_dir / "documents").close()
+    for quote, grounded in ((False, True), (True, False)):
+        opened = open_sources("auto", grounded, {}, quote)
+        assert opened is not None
+        opened.close()
+        assert opened.weights is None
+    opened = open_sources("auto", None, {"grounded": True}, True)
+    assert opened is not None
+    opened.close()
+    assert opened.weights == default_weights()
+    (base_dir / "documents" / "quoting.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"quoting\.json"):
+        open_sources("auto", True, {}, True)
 
 
 # In the web server
