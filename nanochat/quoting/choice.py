@@ -48,7 +48,7 @@ class QuotableIndex(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What to reply with: `text` of a quotation from `passage`, or of a refusal; own words if `text` is None."""
+    """A reply: `text` of a quotation from `passage`, or of a refusal; own words if `text` is None."""
 
     text: str | None
     passage: Passage | None = None

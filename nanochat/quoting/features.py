@@ -70,7 +70,7 @@ def features(question: AskedQuestion, candidates: Sequence[Candidate]) -> np.nda
 
 
 class _PassageWords:
-    """What the candidates of a passage share."""
+    """Words of a passage, which its candidates share."""
 
     def __init__(self, candidate: Candidate) -> None:
         passage = candidate.passage

@@ -41,7 +41,7 @@ ASKING_WORDS = STOP_WORDS | frozenset(
     "details main quote repeat spoke speak wonder curious exactly really kind briefly shortly short here now again "
     "thanks thank hello hi hey yes ok okay sure talk talking write make makes let lets just try can't don't".split()
 )
-_QUOTATION = re.compile('["\u201c\u201e\u00ab](.+?)["\u201d\u201c\u00bb](?=[\\s.,:;?!)\\]]|$)', re.DOTALL)
+_QUOTATION = re.compile('["\u201c\u201d\u201e\u00ab]([^"\u201c\u201d\u201e\u00ab\u00bb]+)["\u201c\u201d\u00bb]')
 
 
 @dataclass(frozen=True)
