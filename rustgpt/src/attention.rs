@@ -13,12 +13,13 @@
 
 use crate::buffer::Buffer;
 use crate::lanes::{Lanes, LANES};
-use crate::matrix::to_bf16;
+use crate::matrix::{prefetch, to_bf16};
 
 /// Positions of a block.
 pub const BLOCK: usize = LANES;
 /// Blocks whose scores are computed together: independent chains hide the latency of multiply-add.
 const GROUP: usize = 4;
+const CACHE_LINE: usize = 64; // bytes
 
 /// The keys and values of one layer.
 pub enum Cache {
@@ -163,7 +164,10 @@ unsafe fn attend<L: Lanes, T>(
     let dim = shape.head_dim;
     let n_blocks = len.div_ceil(BLOCK);
     let scale = L::splat(1.0 / (dim as f32).sqrt());
+    let padded = shape.padded_dim();
     let key_of = |block: i32| keys.add(block as usize * shape.key_block() + kv_head * dim * BLOCK);
+
+    let value_of = |block: i32| values.add(block as usize * shape.value_block() + kv_head * BLOCK * padded);
 
     // Scores of all positions, and the largest.
     let mut largest = L::splat(f32::NEG_INFINITY);
@@ -172,11 +176,18 @@ unsafe fn attend<L: Lanes, T>(
         let count = GROUP.min(n_blocks - first);
         // A group that is not full computes its last block again.
         let from: [*const T; GROUP] = std::array::from_fn(|i| key_of(blocks[first + i.min(count - 1)]));
+        // Blocks lie anywhere in memory: the processor does not foresee which is next.
+        let ahead: [*const T; GROUP] = std::array::from_fn(|i| key_of(blocks[(first + GROUP + i).min(n_blocks - 1)]));
         let mut sums = [L::splat(0.0); GROUP];
         for i in 0..dim {
             let q = L::splat(*query.add(i));
             for (sum, from) in sums.iter_mut().zip(from) {
                 *sum = load(from.add(i * BLOCK)).fma(q, *sum);
+            }
+            if i % (CACHE_LINE / (BLOCK * size_of::<T>())).max(1) == 0 {
+                for ahead in ahead {
+                    prefetch(ahead.add(i * BLOCK));
+                }
             }
         }
         for (index, sum) in sums.into_iter().enumerate().take(count) {
@@ -205,19 +216,21 @@ unsafe fn attend<L: Lanes, T>(
     let share = 1.0 / total.sum();
 
     // The mean of the values. Up to 8 vectors of the output at once stay in registers.
-    let padded = shape.padded_dim();
     let mut column = 0;
     while column < padded {
         let n_left = (padded - column) / LANES;
         macro_rules! columns {
             ($n:literal) => {{
                 let mut sums = [L::splat(0.0); $n];
-                for position in 0..len {
-                    let block = blocks[position / BLOCK] as usize;
-                    let at = block * shape.value_block() + (kv_head * BLOCK + position % BLOCK) * padded + column;
-                    let p = L::splat(*scores.add(position));
-                    for (vector, sum) in sums.iter_mut().enumerate() {
-                        *sum = load(values.add(at + vector * LANES)).fma(p, *sum);
+                for index in 0..n_blocks {
+                    let from = value_of(blocks[index]).add(column);
+                    let ahead = value_of(blocks[(index + 1).min(n_blocks - 1)]).add(column);
+                    for slot in 0..BLOCK.min(len - index * BLOCK) {
+                        let p = L::splat(*scores.add(index * BLOCK + slot));
+                        for (vector, sum) in sums.iter_mut().enumerate() {
+                            *sum = load(from.add(slot * padded + vector * LANES)).fma(p, *sum);
+                            prefetch(ahead.add(slot * padded + vector * LANES));
+                        }
                     }
                 }
                 for (vector, sum) in sums.into_iter().enumerate() {

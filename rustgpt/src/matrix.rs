@@ -120,7 +120,7 @@ impl Kernel for Total<'_> {
         for k in 0..Self::PIECE / PANEL {
             for (vector, sum) in sums.iter_mut().enumerate() {
                 let at = from.add(k * PANEL + vector * LANES);
-                prefetch(at);
+                prefetch(at.wrapping_byte_add(PREFETCH));
                 *sum = L::load(at).add(*sum);
             }
         }
@@ -311,10 +311,14 @@ unsafe fn at<T: Copy>(weights: &Buffer<T>, panel: usize, n_in: usize, vector: us
     weights.as_ptr().add(panel * n_in * PANEL + vector * LANES)
 }
 
+/// Begin to load the cache line of an address, which need not be valid.
 #[inline(always)]
-unsafe fn prefetch<T>(address: *const T) {
+pub fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast::<i8>().wrapping_add(PREFETCH));
+    // SAFETY: a prefetch has no effect but on the processor's cache, whatever the address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast())
+    };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
@@ -332,7 +336,7 @@ unsafe fn sums_f32<L: Lanes, const ROWS: usize, const N: usize>(
         let mut w = [L::splat(0.0); N];
         for (vector, w) in w.iter_mut().enumerate() {
             *w = L::load(from.add(vector * LANES));
-            prefetch(from.add(vector * LANES));
+            prefetch(from.add(vector * LANES).wrapping_byte_add(PREFETCH));
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             let x = L::splat(*x.add(row * x_stride + k));
@@ -357,7 +361,7 @@ unsafe fn sums_bf16<L: Lanes, const ROWS: usize, const N: usize>(
         let mut w = [(L::splat(0.0), L::splat(0.0)); N];
         for (vector, w) in w.iter_mut().enumerate() {
             *w = L::load_bf16_pairs(from.add(2 * vector * LANES));
-            prefetch(from.add(2 * vector * LANES));
+            prefetch(from.add(2 * vector * LANES).wrapping_byte_add(PREFETCH));
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             let x = x.add(row * x_stride + k);
@@ -384,7 +388,7 @@ unsafe fn sums_int8<L: Lanes, const ROWS: usize, const N: usize>(
         for (vector, w) in w.iter_mut().enumerate() {
             *w = L::load_i8(from.add(vector * LANES));
         }
-        prefetch(from);
+        prefetch(from.wrapping_byte_add(PREFETCH));
         for (row, sums) in sums.iter_mut().enumerate() {
             let x = L::splat(*x.add(row * x_stride + k));
             for (sum, w) in sums.iter_mut().zip(w) {
