@@ -49,6 +49,12 @@ impl<T: Copy> Buffer<T> {
     }
 }
 
+impl<T: Copy> Default for Buffer<T> {
+    fn default() -> Self {
+        Buffer::zeroed(0)
+    }
+}
+
 impl<T: Copy> Drop for Buffer<T> {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout.

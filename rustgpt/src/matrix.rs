@@ -25,6 +25,12 @@ const VECTORS: usize = PANEL / LANES;
 const MAX_ROWS: usize = 6;
 /// Inputs of a product of AMX tiles. The inputs of a packed bfloat16 matrix are padded with zeros to a multiple of it.
 pub const TILE_INPUTS: usize = 32;
+/// Inputs whose weights AMX multiplies with all rows before it goes on: 8 KB of half a panel.
+#[cfg(target_arch = "x86_64")]
+const AMX_INPUTS: usize = 128;
+/// Rows whose sums AMX computes together.
+#[cfg(target_arch = "x86_64")]
+const AMX_ROWS: usize = 128;
 /// Bytes of weights that are fetched ahead.
 const PREFETCH: usize = 2048;
 
@@ -245,6 +251,10 @@ impl Matrix {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[repr(align(64))]
+struct Sums([[f32; PANEL]; AMX_ROWS]);
+
+#[cfg(target_arch = "x86_64")]
 impl Matrix {
     /// True for weights whose products AMX computes.
     pub fn is_bf16(&self) -> bool {
@@ -261,19 +271,44 @@ impl Matrix {
         let Packed::Bf16(weights) = &self.packed else { unreachable!() };
         let padded = self.n_in.next_multiple_of(TILE_INPUTS);
         let n_valid = PANEL.min(self.n_out - panel * PANEL);
-        let mut sums = amx::Sums::new();
-        let mut row = 0;
-        while row < rows.count {
-            let count = amx::MAX_ROWS.min(rows.count - row);
-            amx::multiply(x.add(row * padded), padded, count, at(weights, panel, padded, 0), &mut sums);
-            for index in 0..count {
-                let to = rows.y.add((row + index) * rows.y_stride + panel * PANEL);
-                let from = sums.0[index].as_ptr();
-                let sums: [L; VECTORS] = std::array::from_fn(|vector| L::load(from.add(vector * LANES)));
+        let weights = at(weights, panel, padded, 0);
+        let mut configured = 0;
+        for first in (0..rows.count).step_by(AMX_ROWS) {
+            let count = AMX_ROWS.min(rows.count - first);
+            let mut sums = Sums([[0.0; PANEL]; AMX_ROWS]);
+            // With more rows than are multiplied at once, half a panel of some inputs stays in the nearest cache for all.
+            let step = if count > amx::MAX_ROWS { AMX_INPUTS } else { padded };
+            let halves = if count > amx::TILE_ROWS { 2 } else { 1 };
+            for half in 0..halves {
+                for k in (0..padded).step_by(step) {
+                    for row in (0..count).step_by(amx::MAX_ROWS) {
+                        let block = amx::Block {
+                            x: x.add((first + row) * padded + k),
+                            x_stride: padded,
+                            n_rows: amx::MAX_ROWS.min(count - row),
+                            n_in: step.min(padded - k),
+                            weights: weights.add(k * PANEL),
+                            sums: sums.0.as_mut_ptr().add(row),
+                        };
+                        if configured != block.n_rows {
+                            amx::configure(block.n_rows);
+                            configured = block.n_rows;
+                        }
+                        if block.n_rows > amx::TILE_ROWS {
+                            amx::multiply_many(block, half);
+                        } else if half == 0 {
+                            amx::multiply_few(block); // both halves
+                        }
+                    }
+                }
+            }
+            for (row, sums) in sums.0.iter().enumerate().take(count) {
+                let to = rows.y.add((first + row) * rows.y_stride + panel * PANEL);
+                let sums: [L; VECTORS] = std::array::from_fn(|vector| L::load(sums.as_ptr().add(vector * LANES)));
                 finish(sums, None, to, n_valid, store);
             }
-            row += count;
         }
+        amx::release();
     }
 }
 

@@ -91,7 +91,7 @@ struct Scratch {
     qkv: Vec<f32>,         // (N, (H + 2 K) D)
     attended: Vec<f32>,    // (N, H D)
     hidden: Vec<f32>,      // (N, 4 C)
-    rounded: Vec<u16>,     // (N, up to 4 C): the input of a product with AMX
+    rounded: Buffer<u16>,  // (N, up to 4 C): the input of a product with AMX
     scores: Vec<Vec<f32>>, // of each thread
 }
 
@@ -321,14 +321,16 @@ fn run<K: Kernel>(pool: &mut Pool, cpu: Cpu, kernel: &K, count: usize, is_short:
     }
 }
 
-fn product(pool: &mut Pool, cpu: Cpu, rounded: &mut Vec<u16>, matrix: &Matrix, rows: Rows, store: Store) {
+fn product(pool: &mut Pool, cpu: Cpu, rounded: &mut Buffer<u16>, matrix: &Matrix, rows: Rows, store: Store) {
     if rows.count == 0 {
         return;
     }
     #[cfg(target_arch = "x86_64")]
     if cpu == Cpu::Amx && matrix.is_bf16() {
         let out_stride = matrix.n_in.next_multiple_of(TILE_INPUTS);
-        rounded.resize(rounded.len().max(rows.count * out_stride), 0);
+        if rounded.len() < rows.count * out_stride {
+            *rounded = Buffer::zeroed(rows.count * out_stride); // aligned, so that a row of a tile is one cache line
+        }
         let out = rounded.as_mut_ptr();
         let round = Round { x: rows.x, x_stride: rows.x_stride, width: matrix.n_in, out, out_stride };
         run(pool, cpu, &round, rows.count, rows.count <= FEW_ROWS);
