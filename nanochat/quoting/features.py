@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from nanochat.conversations.english import PRONOUNS
-from nanochat.conversations.sentences import normalize, stem, words
+from nanochat.conversations.sentences import normalize, words
 from nanochat.passages.terms import STOP_WORDS, all_terms
 from nanochat.quoting.candidates import Candidate
-from nanochat.quoting.question import AskedQuestion
+from nanochat.quoting.question import AskedQuestion, stem
 
 FEATURES = (
     *("in candidate", "in label", "in headings", "in passage", "nowhere", "nowhere, unknown"),

@@ -1,7 +1,11 @@
 """Weights from the training questions: a listwise softmax over the options for each, by gradient descent.
 
 The right options of a question are the candidates that answer it, a refusal if the documents do not answer, own words
-if it is about the model itself. The weights are drawn to the default ones, the more the fewer questions there are.
+if it is about the model itself. The training questions have few forms and often the very words of their answers, which
+people's questions have not: beside them stand as many questions of a few words of an answer, in any order, to which a
+sentence with all of them is right, and others in which one word is of another answer, which are refused.
+
+The weights are drawn to the default ones, the more the fewer questions there are.
 """
 
 from __future__ import annotations
@@ -14,13 +18,33 @@ import numpy as np
 
 from nanochat.conversations.dialogues import Talk
 from nanochat.conversations.judging import answer_matches
+from nanochat.passages.terms import all_terms
 from nanochat.quoting.choice import QuotableIndex, options
+from nanochat.quoting.features import stems
+from nanochat.quoting.question import ASKING_WORDS, stem
 from nanochat.quoting.weights import MAX_WEIGHT, QuotingWeights, default_weights, small_talk_words, with_options
 
 MAX_QUESTIONS = 400  # about the documents; a tenth of it about the model itself
 LEFT_OUT = ("several", "missed", "written")  # kinds of conversations whose last question alone may have another answer
 STEPS = 300
 STEP_SIZE = 0.1
+ASKED = (
+    "who",
+    "what",
+    "where",
+    "when",
+    "why",
+    "how",
+    "which",
+    "what is",
+    "who was",
+    "where did",
+    "why did",
+    "did",
+    "is",
+)
+FOREIGN_SHARE = 0.4  # of the questions of a few words, those with a word of another answer
+NEIGHBOUR_SHARE = 0.3  # those with a word more, of the sentences around the answer
 DECAY = 0.3  # toward the default weights, as of so many questions
 
 
@@ -44,6 +68,8 @@ def fit_on_talks(index: QuotableIndex, talks: Sequence[Talk], seed: int) -> Quot
     chosen = rng.sample(others, min(MAX_QUESTIONS, len(others)))
     chosen += rng.sample(identity, min(MAX_QUESTIONS // 10, len(identity)))
     examples = [_example(index, talk, small_talk) for talk in chosen]
+    answers = [talk.expected[0] for talk in chosen if talk.expected]
+    examples += [_keyword_example(index, answers, number, small_talk, rng) for number in range(len(answers))]
     return QuotingWeights(fit(examples, start.values), small_talk)
 
 
@@ -93,3 +119,26 @@ def _example(index: QuotableIndex, talk: Talk, small_talk: frozenset[str]) -> Ex
     is_identity = talk.kind == "identity"
     is_right += [not talk.expected and not is_identity, is_identity]
     return Example(with_options(found.features, found.foreign_share), np.array(is_right))
+
+
+def _keyword_example(
+    index: QuotableIndex, answers: Sequence[str], number: int, small_talk: frozenset[str], rng: random.Random
+) -> Example:
+    """Return an example of a question of a few words of an answer, some with a word of another one or around it."""
+    keywords = _keywords(answers[number], rng)
+    if rng.random() < FOREIGN_SHARE:
+        keywords[-1:] = _keywords(rng.choice(answers), rng)[:1]
+    needed = set(map(stem, keywords))
+    if len(keywords) > 1 and rng.random() < NEIGHBOUR_SHARE and (around := index.search(answers[number], 1)):
+        keywords += _keywords(around[0].text, rng)[:1]
+    rng.shuffle(keywords)
+    found = options(index, " ".join([rng.choice(ASKED), *keywords]) + "?", small_talk)
+    is_right = [bool(needed) and needed <= stems(each.text) for each in found.candidates]
+    is_right += [bool(needed) and not any(is_right), False]
+    return Example(with_options(found.features, found.foreign_share), np.array(is_right))
+
+
+def _keywords(text: str, rng: random.Random) -> list[str]:
+    """Return a few words of a text that may stand for what it is about, in any order."""
+    found = sorted({term for term in all_terms(text) if term not in ASKING_WORDS and len(term) > 1})
+    return rng.sample(found, min(len(found), rng.choice((2, 2, 3, 4))))

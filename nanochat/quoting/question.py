@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nanochat.conversations.sentences import normalize, stem, words
+from nanochat.conversations.sentences import normalize, words
+from nanochat.conversations.sentences import stem as _stem
 from nanochat.passages.terms import STOP_WORDS, all_terms
 
 MAX_QUESTION = 2000  # characters that count
@@ -24,7 +25,7 @@ _CUES = {
     "when": "when if happens happen happened once until unless before after",
     "number": "many much number year date old long far often",
     "list": "list listed lists items points enumerate name steps types kinds examples all everything",
-    "definition": "define definition meaning mean means what is are explain describe",
+    "definition": "define definition meaning mean means explain describe",
     "table": "table column row entry cell",
 }
 CUES = {name: frozenset(text.split()) for name, text in _CUES.items()}
@@ -42,6 +43,18 @@ ASKING_WORDS = STOP_WORDS | frozenset(
     "thanks thank hello hi hey yes ok okay sure talk talking write make makes let lets just try can't don't".split()
 )
 _QUOTATION = re.compile('["\u201c\u201d\u201e\u00ab]([^"\u201c\u201d\u201e\u00ab\u00bb]+)["\u201c\u201d\u00bb]')
+
+
+def stem(word: str) -> str:
+    """Return a word without the commonest endings of English and the spelling that goes with them.
+
+    >>> [stem(word) for word in ("lived", "live", "living", "stopped", "stop", "carrying", "carried")]
+    ['liv', 'liv', 'liv', 'stop', 'stop', 'carry', 'carry']
+    """
+    root = _stem(word)
+    if len(root) > 3 and root[-1] == root[-2] and root[-1] not in "aeiouls":
+        root = root[:-1]
+    return root.removesuffix("e") if len(root) > 3 else root
 
 
 @dataclass(frozen=True)
