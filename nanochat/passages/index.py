@@ -147,7 +147,7 @@ class PassageIndex:
             return [_passage(*row) for row in rows]
 
     def edges(self, passage: Passage) -> list[Passage]:
-        """Return the first passage and the last three of the document that a passage of this index is from.
+        """Return the first three passages and the last three of the document that a passage of this index is from.
 
         Raises UserError if the database turns out to be damaged.
         """
@@ -157,7 +157,7 @@ class PassageIndex:
             after = self._connection.execute(_AFTER, here).fetchone()
             first = before[0] + 1 if before else 1
             last = after[0] - 1 if after else self.facts.num_passages
-            ranges = ((first, first), (max(first + 1, last - 2), last))
+            ranges = ((first, min(first + 2, last)), (max(first + 3, last - 2), last))
             return [_passage(*row) for span in ranges for row in self._connection.execute(_BETWEEN, span).fetchall()]
 
     def rarity(self, term: str) -> float:

@@ -22,7 +22,7 @@ class Candidate:
     """A quotation of a passage that may be the reply.
 
     `kind`: one of KINDS. `label`: what names it in its passage: row and column of a cell, the term of a meaning.
-    `previous`: the sentence before it in its paragraph. `is_first`, `is_last`: of its passage.
+    `previous`: the sentence before it in its paragraph. `is_first`, `is_last`: of its passage, lists aside.
     """
 
     text: str
@@ -45,10 +45,10 @@ def candidates(passages: Sequence[Passage]) -> list[Candidate]:
     found = []
     for passage in passages:
         blocks = [block for block in passage.text.split("\n\n") if block.strip()]
-        last_prose = max((number for number, block in enumerate(blocks) if not is_list(block)), default=-1)
+        prose = [number for number, block in enumerate(blocks) if not is_list(block)]
         seen = set()
         for number, block in enumerate(blocks):
-            for candidate in _block_candidates(block, passage, number == 0, number == last_prose):
+            for candidate in _block_candidates(block, passage, number in prose[:1], number in prose[-1:]):
                 has_word = any(map(str.isalnum, candidate.text))
                 if has_word and candidate.text not in seen and len(candidate.text) <= MAX_CHARACTERS:
                     seen.add(candidate.text)
@@ -66,7 +66,7 @@ def _block_candidates(block: str, passage: Passage, is_first: bool, is_last: boo
     items = [match[1].strip() for line in lines if (match := _ITEM.fullmatch(line))]
     if items and len(items) == len(lines):
         if len(items) > 1:
-            yield Candidate("\n".join(f"- {item}" for item in items), passage, "list", "", "", is_first)
+            yield Candidate("\n".join(f"- {item}" for item in items), passage, "list")
         for item in items:
             yield Candidate(item, passage, "item")
             sentences = split_sentences(item)

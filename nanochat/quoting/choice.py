@@ -26,7 +26,7 @@ from nanochat.quoting.features import features
 from nanochat.quoting.question import AskedQuestion, read_question
 from nanochat.quoting.weights import QuotingWeights
 
-NUM_PASSAGES = 6  # in which candidates are looked for: they need no room in a prompt, so more than are given to a model
+NUM_PASSAGES = 16  # in which candidates are looked for: they need no room in a prompt
 REFUSAL = REFUSALS[-1]
 
 
@@ -90,7 +90,7 @@ def with_edges(
 ) -> list[Passage]:
     """Return passages, and the first and the last of each document that a question names, or asks to tell as a whole.
 
-    The last passage with prose is marked as such: a list of authors after it does not end the text.
+    The first and the last passage with prose are marked as such: a list before or after them is no part of the text.
     """
     passages = list(found)
     documents: dict[str, Passage] = {}
@@ -102,7 +102,8 @@ def with_edges(
         own = list(edges(passage))
         prose = [edge.number for edge in own if not all(map(is_list, edge.text.split("\n\n")))]
         for edge in own:
-            marked = replace(edge, is_last=edge.number in prose[-1:])
+            is_first, is_last = edge.number in prose[:1], edge.number in prose[-1:]
+            marked = replace(edge, is_first=is_first, is_last=is_last)
             places = [place for place, other in enumerate(passages) if other.number == edge.number]
             if places:
                 passages[places[0]] = replace(marked, score=passages[places[0]].score)

@@ -33,9 +33,11 @@ FEATURES = (
     *(
         "condition, asks when",
         "begins with the subject",
+        "subject, then a word asked",
         "subject, then is a",
         "begins with a pronoun",
         "is a question",
+        "sentence before asks it",
     ),
     *(
         "rank of the passage",
@@ -152,8 +154,10 @@ def _form_features(question: AskedQuestion, candidate: Candidate, plain: Sequenc
         float("why" in cues and not _REASONS.isdisjoint(plain)),
         float("number" in cues and any(character.isdigit() for character in candidate.text)),
         float("when" in cues and not _CONDITIONS.isdisjoint(plain[:2])),
-        *(float(place > 0), float(is_kind or is_meaning)),
-        *(float(bool(plain) and plain[0] in PRONOUNS), float(candidate.text.rstrip("\"'”’").endswith("?"))),
+        *(float(place > 0), float(0 < place < len(plain) and plain[place] in question.plain)),
+        float(is_kind or is_meaning),
+        *(float(bool(plain) and plain[0] in PRONOUNS), float(_is_question(candidate.text))),
+        float(_is_question(candidate.previous) and bool(asked) and asked <= stems(candidate.previous)),
     ]
 
 
@@ -196,6 +200,10 @@ def longest_run(first: Sequence[str], second: Sequence[str]) -> int:
             best = max(best, lengths[index + 1])
             previous = current
     return best
+
+
+def _is_question(text: str) -> bool:
+    return text.rstrip("\"'”’").endswith("?")
 
 
 def _end_of_subject(asked: set[str], plain: Sequence[str]) -> int:

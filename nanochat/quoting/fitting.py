@@ -2,8 +2,8 @@
 
 The right options of a question are the candidates that answer it, a refusal if the documents do not answer, own words
 if it is about the model itself. The training questions have few forms and often the very words of their answers, which
-people's questions have not: beside them stand as many questions of a few words of an answer, in any order, to which a
-sentence with all of them is right, and others in which one word is of another answer, which are refused.
+people's questions have not. So beside them stand half as many questions of a few words of an answer, in any order: a
+sentence with all of them is right. In some, one word is of another answer; these are refused.
 
 The weights are drawn to the default ones, the more the fewer questions there are.
 """
@@ -24,7 +24,7 @@ from nanochat.quoting.features import stems
 from nanochat.quoting.question import ASKING_WORDS, stem
 from nanochat.quoting.weights import MAX_WEIGHT, QuotingWeights, default_weights, small_talk_words, with_options
 
-MAX_QUESTIONS = 400  # about the documents; a tenth of it about the model itself
+MAX_QUESTIONS = 600  # about the documents; a tenth of it about the model itself
 LEFT_OUT = ("several", "missed", "written")  # kinds of conversations whose last question alone may have another answer
 STEPS = 300
 STEP_SIZE = 0.1
@@ -69,7 +69,7 @@ def fit_on_talks(index: QuotableIndex, talks: Sequence[Talk], seed: int) -> Quot
     chosen += rng.sample(identity, min(MAX_QUESTIONS // 10, len(identity)))
     examples = [_example(index, talk, small_talk) for talk in chosen]
     answers = [talk.expected[0] for talk in chosen if talk.expected]
-    examples += [_keyword_example(index, answers, number, small_talk, rng) for number in range(len(answers))]
+    examples += [_keyword_example(index, answers, number, small_talk, rng) for number in range(0, len(answers), 2)]
     return QuotingWeights(fit(examples, start.values), small_talk)
 
 

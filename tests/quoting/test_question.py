@@ -16,7 +16,7 @@ def rarity(term: str) -> float:
 def test_quotations_terms_and_unknown_words() -> None:
     asked = read_question("I am reading “The Race”. Can you tell me who won the prizes of Velmora?", rarity)
     assert asked.quotations == ("the race",)
-    assert asked.terms == {"won": 0.5, "prize": 0.5, "velmora": 1.0}
+    assert asked.terms == {"won": 0.5, "priz": 0.5, "velmora": 1.0}
     assert asked.unknown == {"velmora"}
     assert "who" in asked.cues
     assert asked.plain[:3] == ("i", "am", "reading")
