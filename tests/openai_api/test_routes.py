@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nanochat.openai_api.routes import router
+from nanochat.quoting.weights import default_weights
 from nanochat.serving.access import AccessRules
 from nanochat.serving.metrics import ServerStats
 from nanochat.serving.service import ChatService, ServiceLimits
+from nanochat.serving.sources import DocumentSources
 from tests.support.chat_server import EventConnection, get, get_stats, new_client, serving, wait_for
+from tests.support.documents import make_index
 from tests.support.scripted_engine import (
     SPECIAL,
     TOKENIZER,
@@ -531,3 +535,18 @@ def test_statistics_have_no_words(server: Served, client: Any) -> None:
     assert "nanochat_first_token_seconds_count" in text
     assert "secret" not in text
     assert isinstance(server[1].stats, ServerStats)
+
+
+def test_quotations_of_documents(tmp_path: Path) -> None:
+    documents = DocumentSources(make_index(tmp_path), True, default_weights())
+    engine = ScriptedEngine(lambda _: reply_ids("Own words."))
+    with serving(engine, routers=[router], sources=documents) as (address, _), new_client() as http:
+        body = {"messages": [user("What is tea?")], "n": 2, "logprobs": True}
+        answer = http.post(f"{address}/v1/chat/completions", json=body).json()
+        stream = http.post(f"{address}/v1/chat/completions", json={**body, "stream": True}).text
+    quotation = "Tea is a drink made of leaves."
+    assert [choice["message"]["content"] for choice in answer["choices"]] == [quotation] * 2
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["stop"] * 2
+    assert answer["sources"][0]["quoted"] is True
+    assert stream.endswith("data: [DONE]\n\n")
+    assert "Own words" not in stream
