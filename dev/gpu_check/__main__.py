@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import torch
 
-from dev.gpu_check import evaluation, generation, parity, runs, speed, versions
+from dev.gpu_check import evaluation, generation, parity, runs, serving, speed, versions
 from dev.gpu_check.check import Check, Skipped, describe, read_lines, write_line
 from nanochat.common import UserError, command, expand_path, print0
 from nanochat.configurator import Settings, cli, setting
@@ -52,6 +52,7 @@ PARTS = (
     Part("d20-fp8", speed.check_d20_fp8, 90),
     Part("attention", speed.check_attention, 60),
     Part("decode", generation.check_decode_speed, 60),
+    Part("serving", serving.check_serving, 80),
     Part("d20-eager", speed.check_d20_eager, 60),
     Part("evaluation", evaluation.check_evaluation, 60, must_pass=True),
     Part("d12", speed.check_d12, 80),

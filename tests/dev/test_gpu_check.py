@@ -33,6 +33,7 @@ PARTS = [
         "d20-fp8",
         "attention",
         "decode",
+        "serving",
         "d20-eager",
         "evaluation",
         "d12",
