@@ -17,8 +17,8 @@ use crate::matrix::{prefetch, to_bf16};
 
 /// Positions of a block.
 pub const BLOCK: usize = LANES;
-/// Blocks whose scores are computed together: independent chains hide the latency of multiply-add.
-const GROUP: usize = 4;
+/// Queries of one sequence that are computed together in a prompt: they share what is loaded.
+pub const MANY: usize = 4;
 const CACHE_LINE: usize = 64; // bytes
 
 /// The keys and values of one layer.
@@ -114,142 +114,244 @@ impl Cache {
         }
     }
 
-    /// Compute the attention of one query head at one position: `query` (D) -> `out` (D).
+    /// Compute the attention of one query head at one position, or at `MANY` positions in succession.
     ///
-    /// `blocks` are those of the sequence, `len` the number of positions that the query sees. `scores` is working
-    /// memory of at least `len` numbers, rounded up to a multiple of `GROUP * BLOCK`.
+    /// `blocks` are those of the sequence. `scores` is working memory of at least `MANY` times as many numbers as the
+    /// blocks up to the last position have positions.
     ///
     /// # Safety
     /// The processor supports `L`; the pointers are valid; the positions have been written.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
     pub unsafe fn attend<L: Lanes>(
         &self,
         shape: Shape,
         kv_head: usize,
         blocks: &[i32],
-        len: usize,
-        query: *const f32,
-        out: *mut f32,
+        queries: Queries,
+        is_many: bool,
         scores: *mut f32,
     ) {
         match self {
             Cache::F32 { keys, values } => {
-                let (keys, values) = (keys.as_ptr(), values.as_ptr());
-                attend::<L, f32>(shape, kv_head, blocks, len, query, out, scores, keys, values, |from| L::load(from));
+                let head = Head { shape, kv_head, blocks, keys: keys.as_ptr(), values: values.as_ptr() };
+                head.attend_some::<L>(queries, is_many, scores);
             }
             Cache::Bf16 { keys, values } => {
-                let (keys, values) = (keys.as_ptr(), values.as_ptr());
-                let load = |from| L::load_bf16(from);
-                attend::<L, u16>(shape, kv_head, blocks, len, query, out, scores, keys, values, load);
+                let head = Head { shape, kv_head, blocks, keys: keys.as_ptr(), values: values.as_ptr() };
+                head.attend_some::<L>(queries, is_many, scores);
             }
         }
     }
 }
 
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn attend<L: Lanes, T>(
+/// A number of the cache.
+trait Stored: Copy {
+    /// # Safety
+    /// As for `Lanes`.
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const f32) -> L {
+        L::load(from)
+    }
+}
+
+impl Stored for u16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u16) -> L {
+        L::load_bf16(from)
+    }
+}
+
+/// Queries of one head, and where their results go: D numbers each, at a stride.
+#[derive(Clone, Copy)]
+pub struct Queries {
+    pub query: *const f32,
+    pub stride: usize,
+    pub out: *mut f32,
+    pub out_stride: usize,
+    /// Positions that the first query sees; each further one sees one more.
+    pub len: usize,
+}
+
+/// The keys and values of one head of one sequence.
+struct Head<'a, T> {
     shape: Shape,
     kv_head: usize,
-    blocks: &[i32],
-    len: usize,
-    query: *const f32,
-    out: *mut f32,
-    scores: *mut f32,
+    blocks: &'a [i32],
     keys: *const T,
     values: *const T,
-    load: impl Fn(*const T) -> L,
-) {
-    let dim = shape.head_dim;
-    let n_blocks = len.div_ceil(BLOCK);
-    let scale = L::splat(1.0 / (dim as f32).sqrt());
-    let padded = shape.padded_dim();
-    let key_of = |block: i32| keys.add(block as usize * shape.key_block() + kv_head * dim * BLOCK);
+}
 
-    let value_of = |block: i32| values.add(block as usize * shape.value_block() + kv_head * BLOCK * padded);
+// Loops over lanes are written out instead of with closures, which would be compiled without the instructions of `L`.
+impl<T: Stored> Head<'_, T> {
+    #[inline(always)]
+    unsafe fn attend_some<L: Lanes>(&self, queries: Queries, is_many: bool, scores: *mut f32) {
+        // Blocks whose scores are computed together: independent chains hide the latency of multiply-add.
+        if is_many {
+            self.attend::<L, MANY, 2>(queries, scores);
+        } else {
+            self.attend::<L, 1, 4>(queries, scores);
+        }
+    }
 
-    // Scores of all positions, and the largest.
-    let mut largest = L::splat(f32::NEG_INFINITY);
-    let mut first = 0;
-    while first < n_blocks {
-        let count = GROUP.min(n_blocks - first);
-        // A group that is not full computes its last block again.
-        let from: [*const T; GROUP] = std::array::from_fn(|i| key_of(blocks[first + i.min(count - 1)]));
-        // Blocks lie anywhere in memory: the processor does not foresee which is next.
-        let ahead: [*const T; GROUP] = std::array::from_fn(|i| key_of(blocks[(first + GROUP + i).min(n_blocks - 1)]));
-        let mut sums = [L::splat(0.0); GROUP];
-        for i in 0..dim {
-            let q = L::splat(*query.add(i));
-            for (sum, from) in sums.iter_mut().zip(from) {
-                *sum = load(from.add(i * BLOCK)).fma(q, *sum);
+    #[inline(always)]
+    unsafe fn attend<L: Lanes, const QUERIES: usize, const GROUP: usize>(&self, queries: Queries, scores: *mut f32) {
+        let n_blocks = (queries.len + QUERIES - 1).div_ceil(BLOCK);
+        self.compute_scores::<L, QUERIES, GROUP>(queries, n_blocks, scores);
+        let mut shares = [0.0; QUERIES];
+        for (index, share) in shares.iter_mut().enumerate() {
+            *share = 1.0 / exponentials::<L>(scores.add(index * n_blocks * BLOCK), n_blocks, queries.len + index);
+        }
+        let padded = self.shape.padded_dim();
+        let mut column = 0;
+        while column < padded {
+            let n_left = (padded - column) / LANES;
+            macro_rules! columns {
+                ($n:literal) => {{
+                    self.mean::<L, QUERIES, $n>(queries, n_blocks, column, scores, shares);
+                    column += $n * LANES;
+                }};
             }
-            if i % (CACHE_LINE / (BLOCK * size_of::<T>())).max(1) == 0 {
-                for ahead in ahead {
-                    prefetch(ahead.add(i * BLOCK));
+            match n_left {
+                1 => columns!(1),
+                2 | 3 => columns!(2),
+                4..=7 => columns!(4),
+                _ if QUERIES > 1 => columns!(4), // all sums stay in registers
+                _ => columns!(8),
+            }
+        }
+    }
+
+    /// The block of the given place in the sequence, or the last one if there are fewer.
+    #[inline(always)]
+    fn block(&self, index: usize, n_blocks: usize) -> usize {
+        self.blocks[index.min(n_blocks - 1)] as usize
+    }
+
+    /// Write the scores of all positions, of one query after the other.
+    #[inline(always)]
+    unsafe fn compute_scores<L: Lanes, const QUERIES: usize, const GROUP: usize>(
+        &self,
+        queries: Queries,
+        n_blocks: usize,
+        scores: *mut f32,
+    ) {
+        let dim = self.shape.head_dim;
+        let (size, at) = (self.shape.key_block(), self.kv_head * dim * BLOCK);
+        let scale = L::splat(1.0 / (dim as f32).sqrt());
+        for first in (0..n_blocks).step_by(GROUP) {
+            let mut from = [self.keys; GROUP];
+            let mut ahead = [self.keys; GROUP];
+            for index in 0..GROUP {
+                // A group that is not full computes its last block again.
+                from[index] = self.keys.add(self.block(first + index, n_blocks) * size + at);
+                // Blocks lie anywhere in memory: the processor does not foresee which is next.
+                ahead[index] = self.keys.add(self.block(first + GROUP + index, n_blocks) * size + at);
+            }
+            let mut sums = [[L::splat(0.0); GROUP]; QUERIES];
+            for i in 0..dim {
+                let mut keys = [L::splat(0.0); GROUP];
+                for (key, from) in keys.iter_mut().zip(from) {
+                    *key = T::load(from.add(i * BLOCK));
+                }
+                for (index, sums) in sums.iter_mut().enumerate() {
+                    let q = L::splat(*queries.query.add(index * queries.stride + i));
+                    for (sum, key) in sums.iter_mut().zip(keys) {
+                        *sum = key.fma(q, *sum);
+                    }
+                }
+                if i % (CACHE_LINE / (BLOCK * size_of::<T>())).max(1) == 0 {
+                    for ahead in ahead {
+                        prefetch(ahead.add(i * BLOCK));
+                    }
+                }
+            }
+            for (index, sums) in sums.into_iter().enumerate() {
+                let to = scores.add((index * n_blocks + first) * BLOCK);
+                for (block, sum) in sums.into_iter().enumerate() {
+                    if first + block < n_blocks {
+                        sum.mul(scale).store(to.add(block * BLOCK));
+                    }
                 }
             }
         }
-        for (index, sum) in sums.into_iter().enumerate().take(count) {
-            let to = scores.add((first + index) * BLOCK);
-            sum.mul(scale).store(to);
-            // Positions of the last block that are not seen.
-            for slot in len.saturating_sub((first + index) * BLOCK).min(BLOCK)..BLOCK {
-                *to.add(slot) = f32::NEG_INFINITY;
+    }
+
+    /// Write the means of the values, in N vectors of columns.
+    #[inline(always)]
+    unsafe fn mean<L: Lanes, const QUERIES: usize, const N: usize>(
+        &self,
+        queries: Queries,
+        n_blocks: usize,
+        column: usize,
+        weights: *const f32,
+        shares: [f32; QUERIES],
+    ) {
+        let (dim, padded) = (self.shape.head_dim, self.shape.padded_dim());
+        let (size, at) = (self.shape.value_block(), self.kv_head * BLOCK * padded + column);
+        let last_len = queries.len + QUERIES - 1;
+        let mut sums = [[L::splat(0.0); N]; QUERIES];
+        for index in 0..n_blocks {
+            let from = self.values.add(self.block(index, n_blocks) * size + at);
+            let ahead = self.values.add(self.block(index + 1, n_blocks) * size + at);
+            for slot in 0..BLOCK.min(last_len - index * BLOCK) {
+                let mut values = [L::splat(0.0); N];
+                for (vector, value) in values.iter_mut().enumerate() {
+                    *value = T::load(from.add(slot * padded + vector * LANES));
+                    prefetch(ahead.add(slot * padded + vector * LANES));
+                }
+                for (query, sums) in sums.iter_mut().enumerate() {
+                    let p = L::splat(*weights.add((query * n_blocks + index) * BLOCK + slot));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = value.fma(p, *sum);
+                    }
+                }
             }
-            largest = largest.max(L::load(to));
         }
-        first += count;
+        for (query, sums) in sums.into_iter().enumerate() {
+            let out = queries.out.add(query * queries.out_stride);
+            for (vector, sum) in sums.into_iter().enumerate() {
+                let y = sum.mul(L::splat(shares[query]));
+                let first = column + vector * LANES;
+                if first + LANES <= dim {
+                    y.store(out.add(first));
+                } else if first < dim {
+                    std::ptr::copy_nonoverlapping(y.to_array().as_ptr(), out.add(first), dim - first);
+                }
+            }
+        }
+    }
+}
+
+/// Replace the first `len` scores by the exponentials of their distance from the largest, those after them by 0, and
+/// return the sum.
+#[inline(always)]
+unsafe fn exponentials<L: Lanes>(scores: *mut f32, n_blocks: usize, len: usize) -> f32 {
+    let n_seen = len.div_ceil(BLOCK);
+    for position in len..n_seen * BLOCK {
+        *scores.add(position) = f32::NEG_INFINITY;
+    }
+    let mut largest = L::splat(f32::NEG_INFINITY);
+    for block in 0..n_seen {
+        largest = largest.max(L::load(scores.add(block * BLOCK)));
     }
     let largest = L::splat(largest.largest());
-
-    // Their exponentials, and the sum.
     let mut total = L::splat(0.0);
-    for block in 0..n_blocks {
+    for block in 0..n_seen {
         let to = scores.add(block * BLOCK);
         L::load(to).sub(largest).exp().store(to);
-        for slot in len.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK {
-            *to.add(slot) = 0.0;
+        if (block + 1) * BLOCK > len {
+            for position in len..n_seen * BLOCK {
+                *scores.add(position) = 0.0;
+            }
         }
         total = total.add(L::load(to));
     }
-    let share = 1.0 / total.sum();
-
-    // The mean of the values. Up to 8 vectors of the output at once stay in registers.
-    let mut column = 0;
-    while column < padded {
-        let n_left = (padded - column) / LANES;
-        macro_rules! columns {
-            ($n:literal) => {{
-                let mut sums = [L::splat(0.0); $n];
-                for index in 0..n_blocks {
-                    let from = value_of(blocks[index]).add(column);
-                    let ahead = value_of(blocks[(index + 1).min(n_blocks - 1)]).add(column);
-                    for slot in 0..BLOCK.min(len - index * BLOCK) {
-                        let p = L::splat(*scores.add(index * BLOCK + slot));
-                        for (vector, sum) in sums.iter_mut().enumerate() {
-                            *sum = load(from.add(slot * padded + vector * LANES)).fma(p, *sum);
-                            prefetch(ahead.add(slot * padded + vector * LANES));
-                        }
-                    }
-                }
-                for (vector, sum) in sums.into_iter().enumerate() {
-                    let y = sum.mul(L::splat(share));
-                    let first = column + vector * LANES;
-                    if first + LANES <= dim {
-                        y.store(out.add(first));
-                    } else if first < dim {
-                        std::ptr::copy_nonoverlapping(y.to_array().as_ptr(), out.add(first), dim - first);
-                    }
-                }
-                column += $n * LANES;
-            }};
-        }
-        match n_left {
-            1 => columns!(1),
-            2 | 3 => columns!(2),
-            4..=7 => columns!(4),
-            _ => columns!(8),
-        }
+    for position in n_seen * BLOCK..n_blocks * BLOCK {
+        *scores.add(position) = 0.0;
     }
+    total.sum()
 }

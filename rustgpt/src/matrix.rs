@@ -304,8 +304,11 @@ impl Matrix {
             }
             for (row, sums) in sums.0.iter().enumerate().take(count) {
                 let to = rows.y.add((first + row) * rows.y_stride + panel * PANEL);
-                let sums: [L; VECTORS] = std::array::from_fn(|vector| L::load(sums.as_ptr().add(vector * LANES)));
-                finish(sums, None, to, n_valid, store);
+                let mut vectors = [L::splat(0.0); VECTORS];
+                for (index, vector) in vectors.iter_mut().enumerate() {
+                    *vector = L::load(sums.as_ptr().add(index * LANES));
+                }
+                finish(vectors, None, to, n_valid, store);
             }
         }
         amx::release();

@@ -2,7 +2,7 @@
 //!
 //! Letters in shape comments: N tokens, C width, H query heads, K key-value heads, D head size, V vocabulary.
 
-use crate::attention::{Cache, Shape, BLOCK};
+use crate::attention::{Cache, Queries, Shape, BLOCK, MANY};
 use crate::buffer::Buffer;
 use crate::cpu::{Cpu, Kernel};
 use crate::lanes::{Lanes, LANES};
@@ -182,7 +182,7 @@ impl Model {
         scratch.hidden.resize(count * 4 * width, 0.0);
         let longest = step.positions.iter().max().map_or(0, |&position| position as usize + 1);
         for scores in &mut scratch.scores {
-            scores.resize(longest.next_multiple_of(8 * BLOCK), 0.0);
+            scores.resize(MANY * longest.next_multiple_of(BLOCK), 0.0);
         }
         let scores: Vec<*mut f32> = scratch.scores.iter_mut().map(Vec::as_mut_ptr).collect();
         let x = scratch.x.as_mut_ptr();
@@ -525,13 +525,20 @@ impl Kernel for Attend<'_> {
         let (first, count) = self.tiles[piece / n_kv_head];
         let kv_head = piece % n_kv_head;
         let table_len = self.step.table_len;
-        for token in first..first + count {
-            let blocks = &self.step.block_tables[self.step.rows[token] as usize * table_len..][..table_len];
-            let len = self.step.positions[token] as usize + 1;
-            for head in kv_head * (n_head / n_kv_head)..(kv_head + 1) * (n_head / n_kv_head) {
-                let query = self.qkv.add(token * self.qkv_width + head * head_dim);
-                let out = self.out.add(token * self.out_stride + head * head_dim);
-                self.cache.attend::<L>(self.shape, kv_head, blocks, len, query, out, scores);
+        let blocks = &self.step.block_tables[self.step.rows[first] as usize * table_len..][..table_len];
+        for head in kv_head * (n_head / n_kv_head)..(kv_head + 1) * (n_head / n_kv_head) {
+            let mut token = first;
+            while token < first + count {
+                let queries = Queries {
+                    query: self.qkv.add(token * self.qkv_width + head * head_dim),
+                    stride: self.qkv_width,
+                    out: self.out.add(token * self.out_stride + head * head_dim),
+                    out_stride: self.out_stride,
+                    len: self.step.positions[token] as usize + 1,
+                };
+                let is_many = first + count - token >= MANY;
+                self.cache.attend::<L>(self.shape, kv_head, blocks, queries, is_many, scores);
+                token += if is_many { MANY } else { 1 };
             }
         }
     }
