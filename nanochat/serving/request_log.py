@@ -20,6 +20,7 @@ from nanochat.common import print0
 
 LOG_CHOICES = ("off", "text", "json")
 CLOSED = 499  # the status in the log of a request whose client had left before the response began
+FAILED = 500
 NO_ROUTE = "other"  # for every path that is no route
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")
 
@@ -53,6 +54,9 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_and_note)
+        except Exception:  # Starlette answers it outside of all middlewares
+            status = FAILED if status == CLOSED else status
+            raise
         finally:
             service = scope["app"].state.service
             route = route_name(scope)

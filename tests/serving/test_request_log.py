@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from nanochat.openai_api.routes import router
-from nanochat.serving.request_log import log_line, route_name
+from nanochat.serving.request_log import RequestLog, log_line, route_name
 from tests.support.chat_server import chat_events, get, new_client, serving, wait_for
 from tests.support.scripted_engine import ScriptedEngine, reply_ids, user
 
@@ -55,6 +58,20 @@ def test_without_the_setting_there_is_no_line(capfd: pytest.CaptureFixture[str])
     with serving(ScriptedEngine(lambda _: reply_ids("."))) as (address, _):
         chat_events(address)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, 500), (asyncio.CancelledError, 499)])
+def test_a_request_that_fails_is_counted_as_one(error: type[BaseException], status: int) -> None:
+    counted = []
+    stats = SimpleNamespace(count_request=lambda *request: counted.append(request))
+    app = SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(stats=stats, log="off")))
+
+    async def fail(*_: Any) -> None:
+        raise error
+
+    with pytest.raises(error):
+        asyncio.run(RequestLog(fail)({"type": "http", "method": "GET", "app": app}, fail, fail))
+    assert counted == [("GET other", status)]
 
 
 def test_route_name() -> None:
