@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from nanochat.common import UserError
 from nanochat.inference.generation_request import GenerationRequest
@@ -147,7 +148,8 @@ class GenerationLoop:
                 self._is_closed = self._has_ended = True
                 entries = list(self._inbox)
             for act, request in entries:
-                act(request)
+                with suppress(Exception):  # what was done before the thread failed cannot be done again
+                    act(request)
             self._scheduler.cancel_all("shutdown")
             self._publish(len(entries))
 

@@ -136,7 +136,10 @@ class Scheduler:
 
         Rows and blocks begin anew, and all shared prefixes are forgotten: the error may have left them half-changed.
         """
-        failed = [generation for generation in self._generations.values() if not self._is_waiting(generation)]
+        waiting = set(self._waiting)
+        for generation in waiting:
+            generation.forget_blocks()  # that a fork may have given it
+        failed = [generation for generation in self._generations.values() if generation not in waiting]
         self._prefilling = []
         self._rows = DecodeRows(self._max_running, self._rows.block_tables.shape[1], self._block_len)
         self._cache = BlockCache(self._cache.num_blocks, self._block_len)

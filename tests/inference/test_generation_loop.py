@@ -261,3 +261,17 @@ def test_nobody_waits_for_a_thread_that_has_died() -> None:
     with pytest.raises(LoopClosed):
         loop.submit(make_request([BOS])[0])
     loop.close(0.0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_has_died_between_two_requests() -> None:
+    step = GatedStep(100)
+    loop = GenerationLoop(step, TOOL)
+    requests = [make_request([BOS, i]) for i in range(3)]
+    loop.submit(requests[0][0])
+    wait_until(lambda: loop.stats()["running"] == 1)
+    loop.submit(requests[1][0])
+    loop.submit(requests[0][0])  # against the rule, which the scheduler asserts
+    loop.submit(requests[2][0])
+    step.permits.release()
+    assert [finish_of(receiver).reason for _, receiver in requests] == ["shutdown"] * 3

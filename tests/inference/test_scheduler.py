@@ -354,6 +354,31 @@ def test_an_error_of_the_step_ends_what_ran_and_nothing_else() -> None:
     assert_free(scheduler)
 
 
+def test_an_error_while_a_prompt_is_shared_leaves_those_that_wait_as_they_were() -> None:
+    class FailingStep(FakeStep):
+        num_copies = 0
+
+        def copy_block(self, source: int, target: int) -> None:
+            self.num_copies += 1
+            if self.num_copies == 2:
+                raise RuntimeError("out of memory")
+            super().copy_block(source, target)
+
+    scheduler = Scheduler(FailingStep(100), TOOL)
+    requests = [make_request(STEM[:6], SamplingParams(1.0), key=key) for key in range(4)]
+    for request, _ in requests:
+        scheduler.submit(request)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        scheduler.step()
+    scheduler.fail_running("the model failed")
+    assert requests[0][1].finish == FinishEvent("error", "the model failed")
+    scheduler.cancel(requests[1][0])
+    run(scheduler)
+    for request, receiver in requests[2:]:
+        assert_as_alone(request, receiver, 64)
+    assert_free(scheduler)
+
+
 def test_a_receiver_that_fails_ends_its_own_request_only() -> None:
     scheduler = Scheduler(FakeStep(100), TOOL)
     requests = [make_request([BOS, i], SamplingParams(1.0), key=i) for i in range(4)]
