@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from nanochat.common import UserError
-from nanochat.inference.generation_loop import QueueFull
+from nanochat.inference.generation_loop import LoopClosed, QueueFull
 from nanochat.inference.generation_request import GenerationRequest
 from nanochat.layers.sampler import rng_keys
 from nanochat.layers.sampling_params import SamplingParams
@@ -193,12 +193,14 @@ class ChatService:
             self.stats.add(**{outcome: 1})
 
     def submit(self, request: GenerationRequest, loop: ReplyLoop | None = None) -> ReplyLoop:
-        """Give a request to a loop, by default to the one with the fewest. Raises `Refusal` if its queue is full."""
+        """Give a request to a loop, by default to the one with the fewest. Raises `Refusal` if it takes no more."""
         index = self._loads.index(min(self._loads)) if loop is None else self.loops.index(loop)
         try:
             self.loops[index].submit(request)
         except QueueFull as error:
             raise Refusal(429, f"the server is busy ({error}): try again later") from error
+        except LoopClosed as error:
+            raise Refusal(503, str(error)) from error
         self._loads[index] += 1
         return self.loops[index]
 

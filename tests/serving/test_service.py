@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nanochat.inference.generation_loop import QueueFull
+from nanochat.inference.generation_loop import LoopClosed, QueueFull
 from nanochat.layers.sampler import rng_keys
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.serving.refusals import Refusal
@@ -60,6 +60,18 @@ def test_a_full_loop_is_status_429() -> None:
         with pytest.raises(Refusal, match=r"the server is busy \(32 requests wait\)") as refusal:
             service.generation([[1]], PARAMS, "").start()
         assert refusal.value.status == 429
+
+    run(work())
+
+
+def test_a_loop_that_has_ended_is_status_503() -> None:
+    async def work() -> None:
+        loop = ManualLoop()
+        service = new_service(loop)
+        loop.fault = LoopClosed("generation is being stopped")
+        with pytest.raises(Refusal, match="generation is being stopped") as refusal:
+            service.generation([[1]], PARAMS, "").start()
+        assert refusal.value.status == 503
 
     run(work())
 
