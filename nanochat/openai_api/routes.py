@@ -184,10 +184,7 @@ async def create_completion(request: Request) -> Response:
     prompt_tokens = sum(map(len, prompts))
     has_logprobs = fields.logprobs is not None
     reply = Reply("text_completion", fields, service, generation, prompt_tokens, builders, has_logprobs, echoes)
-    if fields.max_tokens == 0:  # the prompt alone
-        results: list[tuple[Delta, str | None]] = [(Delta(), "length") for _ in builders]
-        return JSONResponse(_whole(reply, results, None))
-    return await _respond(request, reply)
+    return _echoes_alone(reply) if fields.max_tokens == 0 else await _respond(request, reply)
 
 
 @router.get("/v1/models")
@@ -314,6 +311,14 @@ async def _respond(request: Request, reply: Reply) -> Response:
     return JSONResponse(body) if body is not None else Response(status_code=499)  # which nobody will read
 
 
+def _echoes_alone(reply: Reply) -> Response:
+    """Return the response that has the prompts and nothing else."""
+    if not reply.request.stream:
+        return JSONResponse(_whole(reply, [(Delta(), "length") for _ in reply.builders], None))
+    chunks = [_chunk(reply, index, {"text": echo}, "length") for index, echo in enumerate(reply.echoes)]
+    return Response("".join([*chunks, _end_of_stream(reply)]), media_type="text/event-stream")
+
+
 async def _collect(reply: Reply) -> Fields:
     """Generate all choices and return the response."""
     deltas = [Delta() for _ in reply.builders]
@@ -375,9 +380,13 @@ async def _stream(reply: Reply) -> AsyncGenerator[str, None]:
         return
     if extras:
         yield as_event_text({**reply.head(_chunk_kind(reply)), "choices": [], **extras})
-    if reply.request.has_usage_chunk:
-        yield as_event_text({**reply.head(_chunk_kind(reply)), "choices": [], "usage": reply.usage()})
-    yield DONE
+    yield _end_of_stream(reply)
+
+
+def _end_of_stream(reply: Reply) -> str:
+    if not reply.request.has_usage_chunk:
+        return DONE
+    return as_event_text({**reply.head(_chunk_kind(reply)), "choices": [], "usage": reply.usage()}) + DONE
 
 
 def _delta_chunk(reply: Reply, index: int, delta: Delta) -> str:

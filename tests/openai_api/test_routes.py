@@ -370,6 +370,15 @@ def test_an_echo(client: Any) -> None:
         "length",
         0,
     )
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = client.completions.create(
+        model="nanochat", prompt=["Once", "x"], echo=True, max_tokens=0, **options
+    )
+    assert [(chunk.choices[0].text, chunk.choices[0].finish_reason) for chunk in chunks] == [
+        ("Once", "length"),
+        ("x", "length"),
+    ]
+    assert (last.choices, last.usage.completion_tokens) == ([], 0)
 
 
 def test_log_probabilities_of_a_completion(client: Any) -> None:
