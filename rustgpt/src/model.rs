@@ -258,13 +258,15 @@ pub fn read_bandwidth(num_bytes: usize, num_threads: usize) -> f64 {
     num_bytes as f64 / seconds.fold(f64::INFINITY, f64::min)
 }
 
-/// Return a reason if a step would read or write outside of the model's memory.
+/// Return a reason if a step would read or write outside of the model's memory, or write one place in two threads.
 fn check(config: &Config, num_blocks: usize, step: &Step) -> Result<(), String> {
     let count = step.tokens.len();
     if count == 0 || step.positions.len() != count || step.rows.len() != count {
         return Err(format!("{count} tokens, {} positions, {} rows", step.positions.len(), step.rows.len()));
     }
     let num_rows = step.block_tables.len().checked_div(step.table_len).unwrap_or(0);
+    let mut first_position = 0; // of a sequence, in this step
+    let mut written: Vec<i32> = Vec::new();
     for i in 0..count {
         let (token, position, row) = (step.tokens[i], step.positions[i], step.rows[i]);
         if token < 0 || token as usize >= config.vocab_size {
@@ -279,6 +281,9 @@ fn check(config: &Config, num_blocks: usize, step: &Step) -> Result<(), String> 
         if i > 0 && (row < step.rows[i - 1] || (row == step.rows[i - 1] && position != step.positions[i - 1] + 1)) {
             return Err(format!("token {i} does not follow the one before it"));
         }
+        if i == 0 || step.rows[i - 1] != row {
+            first_position = position as usize;
+        }
         let is_last = i + 1 == count || step.rows[i + 1] != row;
         if is_last {
             let n_blocks = position as usize / BLOCK + 1;
@@ -289,7 +294,12 @@ fn check(config: &Config, num_blocks: usize, step: &Step) -> Result<(), String> 
             if let Some(block) = blocks.iter().find(|&&block| block < 0 || block as usize >= num_blocks) {
                 return Err(format!("block {block} of {num_blocks}"));
             }
+            written.extend(&blocks[first_position / BLOCK..]);
         }
+    }
+    written.sort_unstable();
+    if let Some(twice) = written.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("block {} is written twice", twice[0]));
     }
     match step.wanted.iter().find(|&&index| index < 0 || index as usize >= count) {
         Some(index) => Err(format!("logits of token {index} of {count}")),
@@ -541,5 +551,23 @@ impl Kernel for Attend<'_> {
                 token += if is_many { MANY } else { 1 };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_written_once_in_a_step() {
+        let attention = Shape { n_head: 1, n_kv_head: 1, head_dim: 2 };
+        let config = Config { context_len: 64, vocab_size: 9, n_layer: 1, attention, softcap: 0.0 };
+        let result = |positions: &[i32], rows: &[i32], block_tables: &[i32]| {
+            let tokens = vec![0; rows.len()];
+            check(&config, 4, &Step { tokens: &tokens, positions, rows, block_tables, table_len: 2, wanted: &[] })
+        };
+        assert_eq!(result(&[20, 17], &[0, 1], &[0, 1, 0, 2]), Ok(())); // both read block 0
+        assert_eq!(result(&[20, 17], &[0, 1], &[0, 1, 2, 1]), Err("block 1 is written twice".to_string()));
+        assert_eq!(result(&[15, 16], &[0, 0], &[3, 3]), Err("block 3 is written twice".to_string()));
     }
 }

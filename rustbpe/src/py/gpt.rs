@@ -14,8 +14,19 @@ type Array = (usize, usize);
 pub struct NativeGPT(Mutex<Model>);
 
 unsafe fn slice<'a, T>((address, len): Array) -> &'a [T] {
+    if len == 0 {
+        return &[]; // its address may be 0
+    }
     // SAFETY: the caller passes the address of `len` elements that live as long as the call.
     unsafe { std::slice::from_raw_parts(address as *const T, len) }
+}
+
+unsafe fn slice_mut<'a, T>((address, len): Array) -> &'a mut [T] {
+    if len == 0 {
+        return &mut []; // its address may be 0: torch has no memory for the logits of a step that wants none
+    }
+    // SAFETY: as above; nobody else uses them.
+    unsafe { std::slice::from_raw_parts_mut(address as *mut T, len) }
 }
 
 unsafe fn weights<'a>(array: Array, is_bf16: bool) -> Weights<'a> {
@@ -143,7 +154,7 @@ impl NativeGPT {
                     table_len,
                     wanted: slice(wanted),
                 };
-                model.forward(step, std::slice::from_raw_parts_mut(logits.0 as *mut f32, logits.1))
+                model.forward(step, slice_mut(logits))
             }
         })
         .map_err(PyRuntimeError::new_err)
