@@ -190,15 +190,14 @@ def longest_run(first: Sequence[str], second: Sequence[str]) -> int:
     >>> longest_run("who sat on the mat".split(), "the cat sat on the mat".split())
     4
     """
+    places: dict[str, list[int]] = {}
+    for index, word in enumerate(second):
+        places.setdefault(word, []).append(index)
     best = 0
-    lengths = [0] * (len(second) + 1)
+    lengths: dict[int, int] = {}  # of the runs that end at the word before: place of that word in `second` -> length
     for word in first:
-        previous = 0
-        for index, other in enumerate(second):
-            current = lengths[index + 1]
-            lengths[index + 1] = previous + 1 if word == other else 0
-            best = max(best, lengths[index + 1])
-            previous = current
+        lengths = {index: lengths.get(index - 1, 0) + 1 for index in places.get(word, ())}
+        best = max(best, *lengths.values()) if lengths else best
     return best
 
 
