@@ -248,9 +248,11 @@ def main(config: Config) -> None:
         shown_host = "localhost" if is_public else config.host.strip("[]")
         shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host  # IPv6
         scheme = "http" if config.ssl_certfile is None else "https"
-        url = f"{scheme}://{shown_host}:{port}{config.root_path}"
+        url = f"{scheme}://{shown_host}:{port}"
         print0(f"Chat with {service.model.name} at {url} (Ctrl-C stops the server)")
         print0(f"OpenAI's API: base URL {url}/v1, model {service.model.id}")
+        if config.root_path:
+            print0(f"Under {config.root_path}, a proxy must take that prefix off the paths of requests (see README.md).")
         if is_public and service.access.api_key is None:
             print0("It listens on all addresses of this machine: everyone who can reach it can use it.")
         run_without_output()  # others still use the server when the reader of its output has left

@@ -139,18 +139,19 @@ def test_https_on_ipv6_with_a_key_under_a_prefix(tmp_path: Path, monkeypatch: py
     with running(*SERVE, *flags, until="OpenAI's API") as (process, line):
         base = line.split("base URL ")[1].split(",")[0]
         assert base.startswith("https://[::1]:")
-        assert base.endswith("/chat/v1")
-        address = base.removesuffix("/chat/v1")  # where a proxy sends what comes under the prefix
+        address = base.removesuffix("/v1")  # where a proxy sends what comes under the prefix
         headers = {"Authorization": "Bearer a-good-key-0123"}
         assert get(address, "/v1/models", headers=headers).json()["data"][0]["id"] == "nanochat-sft-d1"
         assert get(address, "/v1/models").json()["error"]["code"] == "invalid_api_key"
         assert get(address, "/openapi.json", headers=headers).json()["servers"] == [{"url": "/chat"}]
         assert get(address, "/health/live").status_code == 200
+        assert get(address, "/").status_code == 200
         events = chat_events(address, max_tokens=5, headers=headers)
         assert events[-1]["tokens"] == 5
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
+    assert "Under /chat, a proxy must take that prefix off" in output
     lines = [json.loads(line)["route"] for line in output.splitlines() if line.startswith("{")]
     assert lines[:2] == ["GET /v1/models", "GET other"]
 
