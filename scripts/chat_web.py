@@ -252,7 +252,9 @@ def main(config: Config) -> None:
         print0(f"Chat with {service.model.name} at {url} (Ctrl-C stops the server)")
         print0(f"OpenAI's API: base URL {url}/v1, model {service.model.id}")
         if config.root_path:
-            print0(f"Under {config.root_path}, a proxy must take that prefix off the paths of requests (see README.md).")
+            print0(
+                f"Under {config.root_path}, a proxy must take that prefix off the paths of requests (see README.md)."
+            )
         if is_public and service.access.api_key is None:
             print0("It listens on all addresses of this machine: everyone who can reach it can use it.")
         run_without_output()  # others still use the server when the reader of its output has left

@@ -11,7 +11,8 @@
 A conversation that does not fit into the context loses its oldest turns; `dropped_messages` of the response says how
 many, if any. A last message that does not fit alone is refused (`context_length_exceeded`). A reply that fills the
 context ends with `finish_reason` "length". Further fields of ours, which clients ignore unless they know them:
-`calculator_calls` of a message or delta (choices.py), and `sources` of a response if documents are indexed.
+`calculator_calls` of a message or delta (choices.py), and `sources` of a response if documents are indexed. In a stream
+`sources` and `dropped_messages` are in the chunk with the last `finish_reason`.
 
 A stream whose generation fails ends with an event that has `error`, and without `[DONE]`.
 """
@@ -48,7 +49,7 @@ from nanochat.serving.chat_session import Message, beginning_ids
 from nanochat.serving.generation import Generation, Update, failure_text
 from nanochat.serving.refusals import Refusal, error_body
 from nanochat.serving.server import EventStreamResponse, as_event_text, log_generation, read_body
-from nanochat.serving.service import SHUTTING_DOWN, ChatService, ReplyJob
+from nanochat.serving.service import SHUTTING_DOWN, ChatService, ReplyJob, logged_fault
 from nanochat.serving.sources import Source
 
 ALIAS = "nanochat"  # a name that always means the model that is served
@@ -141,10 +142,15 @@ class Reply:
         return results
 
     async def find_sources(self, content: str) -> list[Source] | None:
-        """Return the sources of an answer; None without documents."""
+        """Return the sources of an answer; None without documents. Raises `Refusal` if they cannot be searched."""
         if self.job is None or self.job.sources is None or self.service.sources is None:
             return None
-        return await asyncio.to_thread(self.service.sources.find, self.job.messages, content, self.job.sources)
+        try:
+            with logged_fault():
+                return await asyncio.to_thread(self.service.sources.find, self.job.messages, content, self.job.sources)
+        except Refusal:
+            self.generation.is_failed = True
+            raise
 
 
 @router.post("/v1/chat/completions")
@@ -357,6 +363,8 @@ def _whole(reply: Reply, results: Sequence[tuple[Delta, str | None]], sources: S
 async def _stream(reply: Reply) -> AsyncGenerator[str, None]:
     """Yield the events of a stream."""
     content = ""
+    num_open = len(reply.builders)  # choices
+    end = 0, ""  # the choice that ends last, and its finish reason
     try:
         if reply.is_chat:
             role = {"role": "assistant", "content": ""}
@@ -371,16 +379,18 @@ async def _stream(reply: Reply) -> AsyncGenerator[str, None]:
             for index, (delta, reason) in reply.push(updates).items():
                 content += delta.text if index == 0 else ""
                 text += _delta_chunk(reply, index, delta) if delta else ""
-                text += _chunk(reply, index, {"delta": {}} if reply.is_chat else {"text": ""}, reason) if reason else ""
+                num_open -= reason is not None
+                if reason and num_open:
+                    text += _end_chunk(reply, index, reason)
+                elif reason:
+                    end = index, reason
             if text:
                 yield text
         extras = reply.extras(await reply.find_sources(content))
     except UserError as error:
         yield as_event_text(error_body("/v1/", error))
         return
-    if extras:
-        yield as_event_text({**reply.head(_chunk_kind(reply)), "choices": [], **extras})
-    yield _end_of_stream(reply)
+    yield _end_chunk(reply, *end, extras) + _end_of_stream(reply)
 
 
 def _end_of_stream(reply: Reply) -> str:
@@ -407,10 +417,15 @@ def _delta_chunk(reply: Reply, index: int, delta: Delta) -> str:
     return _chunk(reply, index, fields, None)
 
 
-def _chunk(reply: Reply, index: int, fields: Fields, reason: str | None) -> str:
+def _end_chunk(reply: Reply, index: int, reason: str, extras: Fields | None = None) -> str:
+    """The last chunk of a choice. Our own fields are in one: many clients fail at a chunk without choices."""
+    return _chunk(reply, index, {"delta": {}} if reply.is_chat else {"text": ""}, reason, extras)
+
+
+def _chunk(reply: Reply, index: int, fields: Fields, reason: str | None, extras: Fields | None = None) -> str:
     choice = {"index": index, "logprobs": None, "finish_reason": reason, **fields}
     usage = {"usage": None} if reply.request.has_usage_chunk else {}
-    return as_event_text({**reply.head(_chunk_kind(reply)), "choices": [choice], **usage})
+    return as_event_text({**reply.head(_chunk_kind(reply)), "choices": [choice], **usage, **(extras or {})})
 
 
 def _chunk_kind(reply: Reply) -> str:

@@ -239,7 +239,12 @@ def test_old_turns_are_dropped_and_counted(client: Any, server: Served) -> None:
     messages = [user("x" * 100), assistant("y" * 100), user("last")]
     assert chat(client, messages).dropped_messages == 2
     assert server[2].calls[-1][0] == TOKENIZER.render_for_completion({"messages": [user("last")]})
-    assert [chunk.dropped_messages for chunk in chat(client, messages, stream=True) if not chunk.choices] == [2]
+    *chunks, last = chat(client, messages, stream=True, n=2)
+    assert (last.dropped_messages, last.choices[0].finish_reason) == (2, "stop")
+    assert not any(hasattr(chunk, "dropped_messages") for chunk in chunks)
+    assert all(len(chunk.choices) == 1 for chunk in [*chunks, last])
+    reasons = [chunk.choices[0].finish_reason for chunk in [*chunks, last]]
+    assert reasons.count("stop") == len(reasons) - reasons.count(None) == 2
     assert not hasattr(chat(client), "dropped_messages")
 
 
@@ -557,5 +562,25 @@ def test_quotations_of_documents(tmp_path: Path) -> None:
     assert [choice["message"]["content"] for choice in answer["choices"]] == [quotation] * 2
     assert [choice["finish_reason"] for choice in answer["choices"]] == ["stop"] * 2
     assert answer["sources"][0]["quoted"] is True
-    assert stream.endswith("data: [DONE]\n\n")
+    *_, last, done = stream.rstrip().split("\n\n")
+    assert done == "data: [DONE]"
+    last = json.loads(last.removeprefix("data: "))
+    assert (last["sources"], last["choices"][0]["finish_reason"]) == (answer["sources"], "stop")
     assert "Own words" not in stream
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_fault_of_the_documents_is_not_told_in_detail(tmp_path: Path, is_stream: bool) -> None:
+    documents = DocumentSources(make_index(tmp_path), False)
+
+    def script(_: list[int]) -> list[int]:
+        documents.index.close()
+        return reply_ids("So.")
+
+    with serving(ScriptedEngine(script), routers=[router], sources=documents) as (address, _), new_client() as http:
+        body = {"messages": [user("What is tea?")], "stream": is_stream}
+        response = http.post(f"{address}/v1/chat/completions", json=body)
+    assert response.status_code == (200 if is_stream else 500)
+    error = json.loads(response.text.rstrip().split("\n\n")[-1].removeprefix("data: "))["error"]
+    assert error["message"] == "the documents cannot be searched: the server's log has the reason"
+    assert error["type"] == "server_error"
