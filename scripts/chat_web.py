@@ -140,6 +140,7 @@ class Config(Settings):
 
 def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
     """Load the model, once for each GPU. Raises `UserError` if there is no such model, or too few GPUs."""
+    access = AccessRules(check_key(config.api_key or os.environ.get(KEY_VARIABLE)), parse_origins(config.cors_origin))
     runtime = Runtime.start(device=config.device)
     num_devices = torch.cuda.device_count() if runtime.device.type == "cuda" else 1
     if config.num_gpus > num_devices:
@@ -174,7 +175,7 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
         SamplingParams(config.temperature, config.top_k, config.max_tokens, seed=None),
         ServiceLimits(config.max_rows, config.max_waiting, config.max_per_client, config.shutdown_seconds),
         hosts,
-        AccessRules(check_key(config.api_key or os.environ.get(KEY_VARIABLE)), parse_origins(config.cors_origin)),
+        access,
         open_sources(config.sources, config.grounded, meta, config.quote),
         config.log,
     )

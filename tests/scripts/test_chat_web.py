@@ -257,6 +257,13 @@ def test_impossible_settings_are_refused(flags: list[str], message: str) -> None
         parse(chat_web.Config, flags)
 
 
+@pytest.mark.usefixtures("base_dir")
+def test_a_key_in_the_environment_is_checked_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_API_KEY", "short")
+    with pytest.raises(UserError, match="the API key has 5 characters: must be at least 8"):  # and not: no chat model
+        chat_web.load_service(parse(chat_web.Config, ["--device=cpu"]))
+
+
 @pytest.mark.usefixtures("endless_model")
 def test_more_copies_than_devices_are_refused() -> None:
     with pytest.raises(UserError, match="num_gpus is 3: must be at most 1, the number of cpu devices"):
