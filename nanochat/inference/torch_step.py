@@ -48,7 +48,7 @@ class TorchStep:
     """
 
     def __init__(self, model: GPT, num_blocks: int, block_len: int = 16) -> None:
-        """Pass the plain model, with weights in its compute dtype (`with_compute_weights` in engine.py)."""
+        """Pass the plain model, with weights in its compute dtype (`with_compute_weights` in make_step.py)."""
         self.model = model
         self.block_len = block_len
         self.num_blocks = num_blocks

@@ -14,6 +14,7 @@ import psutil
 
 from nanochat.system.errors import UserError
 
+CGROUP = Path("/sys/fs/cgroup")  # of the container, on Linux
 # The way out for a process that was not started by a launcher, in whose shell the variables of one were left.
 NO_TORCHRUN = "for a run of one process, unset RANK LOCAL_RANK WORLD_SIZE; for a run of several, use torchrun"
 
@@ -95,7 +96,7 @@ def total_memory_gb() -> float:
     """Return the main memory in GB (10^9 bytes), or the container's limit if that is lower."""
     total = int(psutil.virtual_memory().total)
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+        limit = (CGROUP / "memory.max").read_text(encoding="utf-8").strip()
     except OSError:
         limit = "max"
     return round((total if limit == "max" else min(total, int(limit))) / 1e9, 1)
@@ -105,12 +106,16 @@ def free_memory_bytes() -> int:
     """Return the main memory that can be had without swapping, or what the container's limit leaves if that is less."""
     free = int(psutil.virtual_memory().available)
     try:
-        limit, used = (
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current")
+        limit, used, details = (
+            (CGROUP / f"memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current", "stat")
         )
     except OSError:
         return free
-    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+    if limit == "max":
+        return free
+    # Files that have been read count as used until their memory is needed: a checkpoint or data set, for example.
+    cached = [int(line.split()[1]) for line in details.splitlines() if line.startswith("inactive_file ")]
+    return max(0, min(free, int(limit) - int(used) + sum(cached)))
 
 
 def peak_memory_bytes() -> int:

@@ -61,6 +61,19 @@ def test_memory_and_cores() -> None:
         assert 0 < environment.free_memory_bytes() < physical_gb * 1e9
 
 
+def test_the_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    free = environment.free_memory_bytes()
+    assert free > 100_000_000
+    values = {"max": "90000000\n", "current": "80000000\n", "stat": "anon 50\nfile 7\ninactive_file 30000000\n"}
+    for name, value in values.items():
+        (tmp_path / f"memory.{name}").write_text(value, encoding="utf-8")
+    assert environment.total_memory_gb() == 0.1
+    assert environment.free_memory_bytes() == 40_000_000  # what files have filled can be had
+    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
+    assert environment.free_memory_bytes() > 100_000_000
+
+
 def test_the_commit_is_marked_if_files_differ_from_it(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / "file").write_text("one", encoding="utf-8")
