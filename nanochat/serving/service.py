@@ -193,16 +193,23 @@ class ChatService:
             self.stats.add(**{outcome: 1})
 
     def submit(self, request: GenerationRequest, loop: ReplyLoop | None = None) -> ReplyLoop:
-        """Give a request to a loop, by default to the one with the fewest. Raises `Refusal` if it takes no more."""
-        index = self._loads.index(min(self._loads)) if loop is None else self.loops.index(loop)
-        try:
-            self.loops[index].submit(request)
-        except QueueFull as error:
-            raise Refusal(429, f"the server is busy ({error}): try again later") from error
-        except LoopClosed as error:
-            raise Refusal(503, str(error)) from error
-        self._loads[index] += 1
-        return self.loops[index]
+        """Give a request to the given loop, else to the one with the fewest, or to the next one that takes it.
+
+        Raises `Refusal` if none does.
+        """
+        faults: list[UserError] = []
+        for index in sorted(range(len(self.loops)), key=lambda i: (self.loops[i] is not loop, self._loads[i])):
+            try:
+                self.loops[index].submit(request)
+            except (QueueFull, LoopClosed) as error:
+                faults.append(error)
+                continue
+            self._loads[index] += 1
+            return self.loops[index]
+        for fault in faults:
+            if isinstance(fault, QueueFull):
+                raise Refusal(429, f"the server is busy ({fault}): try again later") from fault
+        raise Refusal(503, str(faults[0])) from faults[0]
 
     def count_refusal(self) -> None:
         """Count a request that was refused before it came to its route."""

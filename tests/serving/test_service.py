@@ -76,6 +76,18 @@ def test_a_loop_that_has_ended_is_status_503() -> None:
     run(work())
 
 
+@pytest.mark.parametrize("fault", [QueueFull("32 requests wait"), LoopClosed("generation is being stopped")])
+def test_a_request_goes_to_the_next_loop_if_one_takes_no_more(fault: Exception) -> None:
+    async def work() -> None:
+        loops = [ManualLoop(), ManualLoop()]
+        service = new_service(*loops)
+        loops[0].fault = fault
+        service.generation([[1]], SamplingParams(num_samples=3), "").start()
+        assert [len(loop.requests) for loop in loops] == [0, 3]
+
+    run(work())
+
+
 def test_no_request_is_accepted_once_the_server_stops() -> None:
     async def work() -> None:
         service = new_service(ManualLoop())
