@@ -369,7 +369,11 @@ class Scheduler:
         ends: list[tuple[Generation, FinishEvent]] = []
         for row, (generation, sampled) in enumerate(zip(self._rows.generations, drawn, strict=True)):
             state = generation.state
-            if sampled >= vocab_size and not state.has_forced_tokens:
+            num_logprobs = generation.request.num_logprobs
+            is_broken = sampled >= vocab_size and not state.has_forced_tokens
+            if num_logprobs is not None and not is_broken:  # NaN is no log-probability, and no JSON
+                is_broken = not bool(logits[row].isfinite().all())
+            if is_broken:
                 ends.append((generation, FinishEvent("error", NO_PROBABILITIES)))
                 tokens.append(0)
                 continue
@@ -377,7 +381,6 @@ class Scheduler:
             token = state.tokens[-1]
             tokens.append(token)
             generation.tokens.append(token)
-            num_logprobs = generation.request.num_logprobs
             is_forced = not state.mask[-1]
             if num_logprobs is None:
                 event = TokenEvent(token, is_forced)

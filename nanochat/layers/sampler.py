@@ -44,7 +44,7 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
     """Sample like `sample_next`, (B, V) -> (B,), by inverting the cumulative distribution at `u` instead.
 
     `u`: float32 (B,), uniform in [0, 1). A row's token depends on its own logits and its own `u` only, not on
-    the other rows of the batch. It is V, which is no token, if they are not finite (`drawn_ids`).
+    the other rows of the batch. It is V, which is no token, if they are not finite (`drawn_ids`), unless it is greedy.
 
     Example with probabilities [0.5, 0.3, 0.2]:
 

@@ -395,7 +395,8 @@ def test_a_receiver_that_fails_ends_its_own_request_only() -> None:
     assert_free(scheduler)
 
 
-def test_logits_that_are_not_finite_end_their_row_only() -> None:
+@pytest.mark.parametrize(("temperature", "num_logprobs"), [(1.0, None), (0.0, 0)])
+def test_logits_that_are_not_finite_end_their_row_only(temperature: float, num_logprobs: int | None) -> None:
     class NaNStep(FakeStep):
         def forward(self, step: Any) -> torch.Tensor:
             logits = super().forward(step)
@@ -403,7 +404,8 @@ def test_logits_that_are_not_finite_end_their_row_only() -> None:
             return logits
 
     scheduler = Scheduler(NaNStep(100), TOOL)
-    requests = [make_request([BOS, token], SamplingParams(1.0, max_tokens=1)) for token in (5, 77, 6)]
+    params = SamplingParams(temperature, max_tokens=1)
+    requests = [make_request([BOS, token], params, 0, num_logprobs) for token in (5, 77, 6)]
     for request, _ in requests:
         scheduler.submit(request)
     run(scheduler)
