@@ -100,9 +100,13 @@ class GenerationLoop:
             return len(self._waiting) + submitted.index(request) + 1 if request in submitted else 0
 
     def stats(self) -> dict[str, float]:
-        """Return the numbers of `Scheduler.stats` before the current step, "step_seconds" and "step_errors"."""
+        """Return the numbers of `Scheduler.stats` before the current step, "step_seconds" and "step_errors".
+
+        "ended" is 1 if the thread has ended, as it does after `close` and after a fault of the step in Rust.
+        """
         with self._condition:
-            return {**self._stats, "waiting": self._stats["waiting"] + len(self._submitted)}
+            waiting = self._stats["waiting"] + len(self._submitted)
+            return {**self._stats, "waiting": waiting, "ended": float(self._has_ended)}
 
     def close(self, seconds: float) -> None:
         """Accept no more requests and end the thread. Those that wait get `FinishEvent("shutdown")`.

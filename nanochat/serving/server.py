@@ -190,7 +190,7 @@ async def health(request: Request) -> dict[str, Any]:
     """
     service: ChatService = request.app.state.service
     public = {
-        "ready": not service.is_stopping,
+        "ready": service.is_ready,
         "model": service.model.name,
         "needs_key": service.access.api_key is not None,
     }
@@ -217,7 +217,7 @@ async def live() -> dict[str, bool]:
 async def ready(request: Request) -> Response:
     """Status 200 while requests are accepted, else 503."""
     service: ChatService = request.app.state.service
-    return JSONResponse({"ready": not service.is_stopping}, 503 if service.is_stopping else 200)
+    return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
 
 
 @router.get("/stats")

@@ -118,6 +118,11 @@ class ChatService:
         """Completions that may run or wait at once."""
         return self.limits.max_rows * len(self.loops) + self.limits.max_waiting
 
+    @property
+    def is_ready(self) -> bool:
+        """True while requests are accepted: the server is not stopping, and a loop still runs."""
+        return not self.is_stopping and not all(loop.stats().get("ended") for loop in self.loops)
+
     # Prompts
 
     def prepare(self, messages: Sequence[Message], params: SamplingParams, beginning: Content = "") -> ReplyJob:

@@ -255,9 +255,11 @@ def test_nobody_waits_for_a_thread_that_has_died() -> None:
     for request, _ in requests:
         loop.submit(request)
     wait_until(lambda: loop.stats()["running"] == 1)
+    assert loop.stats()["ended"] == 0
     step.fail = KeyboardInterrupt()  # type: ignore[assignment]
     step.permits.release()
     assert [finish_of(receiver).reason for _, receiver in requests] == ["shutdown"] * 3
+    assert loop.stats()["ended"] == 1
     with pytest.raises(LoopClosed):
         loop.submit(make_request([BOS])[0])
     loop.close(0.0)

@@ -88,6 +88,16 @@ def test_a_request_goes_to_the_next_loop_if_one_takes_no_more(fault: Exception) 
     run(work())
 
 
+def test_a_server_is_ready_while_one_of_its_loops_runs() -> None:
+    loops = [ManualLoop(), ManualLoop()]
+    service = new_service(*loops)
+    assert service.is_ready
+    loops[0].stats = lambda: {"ended": 1.0}  # type: ignore[method-assign]
+    assert service.is_ready
+    loops[1].stats = loops[0].stats  # type: ignore[method-assign]
+    assert not service.is_ready
+
+
 def test_no_request_is_accepted_once_the_server_stops() -> None:
     async def work() -> None:
         service = new_service(ManualLoop())
