@@ -180,6 +180,10 @@ def llama_cpp_server_way(config: Config, path: Path, threads: int, cache_bytes: 
     file = GGUFFile.open(path)
     engine = LlamaCppEngine(path, file.tokenizer(), config.context_len, num_threads=threads, num_slots=max_rows)
 
+    session = requests.Session()
+    session.trust_env = False  # neither a proxy nor ~/.netrc: the server is in this process
+    session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=max_rows))
+
     def generate(prompts: Sequence[list[int]], count: int) -> Times:
         times: Times = []
 
@@ -191,7 +195,7 @@ def llama_cpp_server_way(config: Config, path: Path, threads: int, cache_bytes: 
                 "ignore_eos": True,
                 "cache_prompt": False,
             }
-            with requests.post(
+            with session.post(
                 f"{engine.url}/completion",
                 json={**body, "stream": True},
                 headers=engine.headers,

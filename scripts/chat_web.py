@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import math
 import os
 import re
@@ -224,6 +225,10 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: ChatService) -> None:
         super().__init__(config)
         self.service = service
+        # What clients that read nothing have left open is closed when the time is up: nothing is wrong then.
+        logging.getLogger("uvicorn.error").addFilter(
+            lambda record: "timeout graceful shutdown exceeded" not in record.getMessage()
+        )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Handle SIGINT and SIGTERM: the first ends the server in order, the second at once. Nothing is to be saved."""
@@ -251,11 +256,8 @@ def main(config: Config) -> None:
         scheme = "http" if config.ssl_certfile is None else "https"
         url = f"{scheme}://{shown_host}:{port}"
         print0(f"Chat with {service.model.name} at {url} (Ctrl-C stops the server)")
-        print0(f"OpenAI's API: base URL {url}/v1, model {service.model.id}")
-        if config.root_path:
-            print0(
-                f"Under {config.root_path}, a proxy must take that prefix off the paths of requests (see README.md)."
-            )
+        prefix = f"; a proxy must take {config.root_path} off the paths of requests" if config.root_path else ""
+        print0(f"OpenAI's API: base URL {url}/v1, model {service.model.id}{prefix}")
         if is_public and service.access.api_key is None:
             print0("It listens on all addresses of this machine: everyone who can reach it can use it.")
         run_without_output()  # others still use the server when the reader of its output has left

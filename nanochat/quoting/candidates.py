@@ -37,10 +37,9 @@ class Candidate:
 def candidates(passages: Sequence[Passage]) -> list[Candidate]:
     r"""Return the candidates of some passages in their order, each text of a passage once.
 
-    >>> passage = Passage("tea.md", ("Tea",), "Tea is a drink. It is hot.\n\n- green\n- black")
+    >>> passage = Passage("tea.md", ("Tea",), "Tea is hot.\n\n- green\n- black")
     >>> [(candidate.kind, candidate.text) for candidate in candidates([passage])]
-    [('sentence', 'Tea is a drink.'), ('sentence', 'It is hot.'), ('list', '- green\n- black'), ('item', 'green'), \
-('item', 'black')]
+    [('sentence', 'Tea is hot.'), ('list', '- green\n- black'), ('item', 'green'), ('item', 'black')]
     """
     found = []
     for passage in passages:

@@ -33,6 +33,7 @@ def test_ways_generate_what_is_asked_for() -> None:
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp (the package xllamacpp) is not installed")
+    monkeypatch.setattr("nanochat.inference.native_step.fastest_cpu", lambda _dtype: None)  # tried in a child process
     monkeypatch.setattr(bench_gguf, "native_way", lambda _path, _threads: None)  # it may be installed, or not
     medians = bench_gguf.main(TINY)
     out = capsys.readouterr().out

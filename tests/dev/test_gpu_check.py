@@ -18,6 +18,7 @@ from dev.gpu_check import generation, parity
 from dev.gpu_check.check import Check, read_lines, relative_error
 from dev.gpu_check.models import random_model
 from nanochat.gpt import GPT
+from nanochat.inference import native_step
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.tool_use import RowState
 
@@ -198,6 +199,7 @@ def shift_positions(positions: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("fault", ["none", "positions", "mask of the tool"])
 def test_generation_faults_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     check = make_check(tmp_path)
+    monkeypatch.setattr(native_step, "is_available", lambda: False)  # GPUs decode in a `DecodeBatch`
     if fault == "positions":
         monkeypatch.setattr(KVCache, "positions", shift_positions(KVCache.positions))
     elif fault == "mask of the tool":

@@ -115,6 +115,8 @@ REQUESTING = {
     "scripts.export_hf": "is_on_hub",
     "nanochat.conversations.chat_client": "is_safe_address",
     "nanochat.inference.llama_cpp": "trust_env = False",  # of this process's own server, at a loopback address
+    "dev.bench_engine": "trust_env = False",  # likewise
+    "dev.load_server": 'not in ("localhost", "127.0.0.1", "::1")',  # no other address is asked
     "nanochat.training.log": "start_wandb",  # the library keeps its key, and sends it to its own server
 }
 SENDING = {"from_pretrained", "load_dataset", "HfApi", "urlopen", "urlretrieve", "HTTPConnection", "HTTPSConnection"}

@@ -176,7 +176,8 @@ def by_file(messages: list[Any]) -> list[int]:
 def by_request(messages: list[Any]) -> list[int]:
     """Ids of the messages of a request to the web server."""
     request = parse_request(json.dumps({"messages": messages}).encode(), DEFAULT_PARAMS)
-    return TOKENIZER.render_conversation({"messages": request.messages})[0]
+    last = [{"role": "assistant", "content": request.beginning}] if request.beginning else []
+    return TOKENIZER.render_conversation({"messages": [*request.messages, *last]})[0]
 
 
 DOORS = {"file": by_file, "request": by_request}
