@@ -5,18 +5,21 @@
     python -m dev.bench_engine --ways=bfloat16,hf           # only the ways whose names contain one of these
 
 In every round each way continues the same prompts (`--prompt` tokens each, one for each row) by `--tokens` greedy
-tokens. "first" is the time until all rows have their first token, "tokens/s" the speed after that, of all rows
-together. "relative" is the median ratio to the first way in the same round. "of the limit" compares the bytes that a
-step has to read, weights and cached keys and values, with the speed at which this machine reads memory. nanochat's
-ways run the scheduler that serves requests; "torch" is the same with the forward pass in torch. transformers and
-llama.cpp (packages transformers, xllamacpp, llama_cpp; the last one, `uv pip install llama-cpp-python`, is built for
-this processor) are left out where they are not installed. llama.cpp serves several rows from its server's slots.
+tokens. "first" is the time until all rows have their first token, "tokens/s" the speed from then until the first row
+ends, of all rows together ("-" if a row has ended before all have begun), and "with prompts" the tokens of all rows
+over the whole time. "relative" is the median ratio of the latter to the first way in the same round. "of the limit"
+compares the bytes that a step has to read, weights and cached keys and values, with the speed at which this machine
+reads memory. nanochat's ways run the scheduler that serves requests; "torch step" is the same with the forward pass in
+torch. transformers and llama.cpp (packages transformers, xllamacpp, llama_cpp; the last one, `uv pip install
+llama-cpp-python`, is built for this processor) are left out where they are not installed. llama.cpp serves several rows
+from its server's slots.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -27,6 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +56,11 @@ from nanochat.system.environment import num_usable_cores
 from nanochat.system.speed import memory_bandwidth
 from nanochat.tokenizer import Tokenizer
 
-Times = list[float]
-"""When each token of all rows came, in seconds since the start."""
+Times = list[list[float]]
+"""When each token of each row came, in seconds since the start."""
 Generate = Callable[[Sequence[list[int]], int], Times]
 """Continues prompts by so many greedy tokens each."""
+PREFILL_TOKENS = 1024  # of a step of nanochat
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -98,16 +103,18 @@ def scheduler_way(name: str, model_step: ModelStep, tokenizer: Tokenizer, weight
     """Return the way of nanochat's scheduler over a step."""
 
     def generate(prompts: Sequence[list[int]], count: int) -> Times:
-        times: Times = []
+        times: Times = [[] for _ in prompts]
 
-        def on_event(event: TokenEvent | FinishEvent) -> None:
+        def note_time(row: int, event: TokenEvent | FinishEvent) -> None:
             if isinstance(event, TokenEvent):
-                times.append(time.perf_counter() - start)
+                times[row].append(time.perf_counter() - start)
 
-        scheduler = Scheduler(model_step, Tool(tokenizer), max_running=len(prompts))
+        # Larger chunks of prompts than a server's, so that all rows soon decode together.
+        scheduler = Scheduler(model_step, Tool(tokenizer), max_running=len(prompts), max_prefill_tokens=PREFILL_TOKENS)
         params = SamplingParams(temperature=0.0, max_tokens=count)
         start = time.perf_counter()
-        for tokens in prompts:
+        for row, tokens in enumerate(prompts):
+            on_event = partial(note_time, row)
             scheduler.submit(GenerationRequest(tokens=tokens, params=params, rng_key=0, on_event=on_event))
         while scheduler.step():
             pass
@@ -126,10 +133,10 @@ def nanochat_ways(config: Config, model: GPT, tokenizer: Tokenizer, max_rows: in
         if is_native(model.device, dtype) and is_selected(config, f"nanochat, {name}"):
             step = make_step(model, dtype, num_blocks)
             ways.append(scheduler_way(f"nanochat, {name}", step, tokenizer, num_weights * dtype.itemsize, cache_bytes))
-        if dtype != torch.int8 and is_selected(config, f"nanochat, torch, {name}"):
+        if dtype != torch.int8 and is_selected(config, f"torch step, {name}"):
             step = TorchStep(with_compute_weights(model, dtype), num_blocks)
             sizes = num_weights * dtype.itemsize, cache_bytes
-            ways.append(scheduler_way(f"nanochat, torch, {name}", step, tokenizer, *sizes))
+            ways.append(scheduler_way(f"torch step, {name}", step, tokenizer, *sizes))
     return ways
 
 
@@ -148,11 +155,11 @@ def hf_ways(config: Config, model: GPT, tokenizer: Tokenizer, folder: Path) -> l
 
         @torch.inference_mode()
         def generate(prompts: Sequence[list[int]], count: int) -> Times:
-            times: Times = []
+            times: list[float] = []
 
             class Clock(LogitsProcessor):
                 def __call__(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-                    times.extend([time.perf_counter() - start] * len(prompts))
+                    times.append(time.perf_counter() - start)
                     return scores
 
             ids = torch.tensor(prompts)
@@ -165,7 +172,7 @@ def hf_ways(config: Config, model: GPT, tokenizer: Tokenizer, folder: Path) -> l
                 do_sample=False,
                 logits_processor=LogitsProcessorList([Clock()]),
             )
-            return times
+            return [times for _ in prompts]
 
         return Way(name, generate, num_weights * dtype.itemsize, block_bytes(model.config, dtype) // BLOCK_LEN)
 
@@ -185,9 +192,9 @@ def llama_cpp_server_way(config: Config, path: Path, threads: int, cache_bytes: 
     session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=max_rows))
 
     def generate(prompts: Sequence[list[int]], count: int) -> Times:
-        times: Times = []
+        times: Times = [[] for _ in prompts]
 
-        def ask(tokens: list[int]) -> None:
+        def ask(row: int, tokens: list[int]) -> None:
             body: dict[str, Any] = {
                 "prompt": tokens,
                 "n_predict": count,
@@ -204,15 +211,15 @@ def llama_cpp_server_way(config: Config, path: Path, threads: int, cache_bytes: 
             ) as response:
                 for line in response.iter_lines():
                     if line.startswith(b"data:") and b'"stop":false' in line.replace(b" ", b""):
-                        times.append(time.perf_counter() - start)
+                        times[row].append(time.perf_counter() - start)
 
         start = time.perf_counter()
-        threads = [threading.Thread(target=ask, args=(tokens,)) for tokens in prompts]
+        threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(prompts)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return sorted(times)
+        return times
 
     return Way(f"llama.cpp server, {path.stem}", generate, path.stat().st_size, cache_bytes)
 
@@ -242,7 +249,7 @@ def native_llama_cpp_way(path: Path, context_len: int, threads: int, cache_bytes
     )
 
     def generate(prompts: Sequence[list[int]], count: int) -> Times:
-        times: Times = []
+        times: list[float] = []
         [tokens] = prompts
         model.reset()
         start = time.perf_counter()
@@ -250,7 +257,7 @@ def native_llama_cpp_way(path: Path, context_len: int, threads: int, cache_bytes
             times.append(time.perf_counter() - start)
             if len(times) == count:
                 break
-        return times
+        return [times]
 
     return Way(f"llama.cpp native, {path.stem}", generate, path.stat().st_size, cache_bytes)
 
@@ -282,34 +289,58 @@ def is_selected(config: Config, name: str) -> bool:
     return any(part.strip() in name for part in config.ways.split(","))
 
 
-def measure(ways: Sequence[Way], prompts: Sequence[list[int]], config: Config) -> dict[str, list[tuple[float, float]]]:
-    """Return for each way, and each round, the time to the first tokens and the tokens per second after them."""
-    results: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
+@dataclass(frozen=True)
+class Measurement:
+    """A round of a way: seconds until all rows have begun, and tokens per second, as in the table."""
+
+    first: float
+    speed: float  # NaN if a row has ended before all have begun
+    speed_with_prompts: float
+
+
+def summarize(times: Times) -> Measurement:
+    """Return the measurement of a round.
+
+    >>> summarize([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])
+    Measurement(first=2.0, speed=2.0, speed_with_prompts=1.5)
+    """
+    first = max(row[0] for row in times)
+    end = min(row[-1] for row in times)
+    num_tokens = sum(first < when <= end for row in times for when in row)
+    speed = num_tokens / (end - first) if end > first else math.nan
+    return Measurement(first, speed, sum(map(len, times)) / max(row[-1] for row in times))
+
+
+def measure(ways: Sequence[Way], prompts: Sequence[list[int]], config: Config) -> dict[str, list[Measurement]]:
+    """Return for each way the measurement of each round."""
+    results: dict[str, list[Measurement]] = {way.name: [] for way in ways}
     for _ in range(config.rounds):
         for way in ways:
-            times = sorted(way.generate(prompts, config.tokens))
-            first = times[len(prompts) - 1]  # if no row is ahead of the others
-            num_after = sum(when > first for when in times)
-            results[way.name].append((first, num_after / max(times[-1] - first, 1e-9)))
+            results[way.name].append(summarize(way.generate(prompts, config.tokens)))
     return results
 
 
 def print_table(
-    ways: Sequence[Way], results: dict[str, list[tuple[float, float]]], num_rows: int, bandwidth: float, config: Config
+    ways: Sequence[Way], results: dict[str, list[Measurement]], num_rows: int, bandwidth: float, config: Config
 ) -> dict[str, float]:
-    """Print the table of one number of rows, and return the median tokens per second of each way."""
+    """Print the table of one number of rows, and return the median tokens per second of each way, prompts included."""
     title = f"{num_rows} row{'s' if num_rows > 1 else ''}"
-    print0(f"\n{title:<40} {'tokens/s':>9} {'relative':>9} {'of the limit':>13} {'first':>9}")
+    print0(f"\n{title:<32} {'tokens/s':>9} {'of the limit':>13} {'with prompts':>13} {'relative':>9} {'first':>10}")
     medians = {}
     for way in ways:
-        speeds = [speed for _, speed in results[way.name]]
-        ratio = statistics.median(speed / base for speed, (_, base) in zip(speeds, results[ways[0].name], strict=True))
-        medians[way.name] = statistics.median(speeds)
-        positions = config.prompt + config.tokens / 2
-        step_bytes = way.weight_bytes + num_rows * positions * way.cache_bytes
-        share = medians[way.name] / num_rows * step_bytes / bandwidth
-        first = statistics.median(first for first, _ in results[way.name])
-        print0(f"{way.name:<40} {medians[way.name]:>9.1f} {ratio:>9.2f} {share:>13.0%} {first * 1000:>6.0f} ms")
+        rounds = results[way.name]
+        speed = statistics.median(each.speed for each in rounds)
+        medians[way.name] = statistics.median(each.speed_with_prompts for each in rounds)
+        ratio = statistics.median(
+            each.speed_with_prompts / base.speed_with_prompts
+            for each, base in zip(rounds, results[ways[0].name], strict=True)
+        )
+        step_bytes = way.weight_bytes + num_rows * (config.prompt + config.tokens / 2) * way.cache_bytes
+        has_speed = math.isfinite(speed)
+        shown = f"{speed:.1f}" if has_speed else "-"
+        share = f"{speed / num_rows * step_bytes / bandwidth:.0%}" if has_speed else "-"
+        first = 1000 * statistics.median(each.first for each in rounds)
+        print0(f"{way.name:<32} {shown:>9} {share:>13} {medians[way.name]:>13.1f} {ratio:>9.2f} {first:>7.0f} ms")
     return medians
 
 
