@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from nanochat.inference import native_step
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.model_step import StepTokens
 from nanochat.inference.native_step import BLOCK_LEN, NativeStep, is_available
+from nanochat.system.cpu import time_bf16_products
 from tests.support.models import random_model
 from tests.support.processes import ROOT
 
@@ -135,9 +137,10 @@ def amx() -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     if "supports" in result.stderr:
         pytest.skip("the processor has no AMX")
-    if result.returncode < 0:
-        pytest.skip("AMX is advertised, but does not work")
-    assert result.returncode == 0, result.stderr
+    # A crash of ours is no reason to skip: torch's products with AMX must end their process too.
+    if result.returncode < 0 and time_bf16_products({**os.environ, "ONEDNN_MAX_CPU_ISA": ""}) is None:
+        pytest.skip("AMX is advertised, but ends every process that uses it, as on some virtual machines")
+    assert result.returncode == 0, f"code {result.returncode}: {result.stderr}"
 
 
 def amx_step(num_blocks: int, num_threads: int = 1) -> NativeStep:
