@@ -4,8 +4,7 @@
 //! of sequences: the next token of some, a part of the prompt of others. [`Model::forward`] returns logits.
 //!
 //! **A token's numbers never depend on what else is in the step**, on how a prompt was cut, or on threads: every sum has
-//! one order. Without AMX
-//! they are the same bits on every processor, too (`lanes/`).
+//! one order. Without AMX they are the same bits on every processor, too (`lanes/`).
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
