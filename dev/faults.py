@@ -6,6 +6,8 @@
 
 kills       signals at random moments of every stage, one process and two: resumed, it ends with the files of an
             undisturbed run
+documents   kill -9 at random moments of every step of scripts.train_on: run again, it ends with the files of an
+            undisturbed run
 disks       full, read-only, blocked and slow folders under every stage: one line, no leftovers, and the run can be
             resumed
 mutations   flipped bits, cuts, zeros and changed JSON values in every kind of file: one line, or the same result
@@ -35,6 +37,7 @@ from nanochat.configurator import Settings, cli, setting
 
 COUNTS = {  # of cases: small, full
     "kills": (10, 200),
+    "documents": (11, 100),
     "disks": (12, 60),
     "mutations": (60, 2000),
     "programs": (5, 100),

@@ -219,7 +219,7 @@ def main(config: Config) -> LoopState:
     raise_if_stopped(state, num_steps, "scripts.base_train", config)
     kept_step = None
     if config.patience != -1 and runtime.is_main:
-        kept_step = return_to_best(folder, state.history, meta["first_serial"])
+        kept_step = return_to_best(folder, state.history, meta["first_serial"], config.keep_last)
     report_pretraining(config, model, runtime, state, kept_step)
     return state
 

@@ -168,6 +168,8 @@ def main(config: Config) -> LoopState:
         "first_serial": first_serial(folder, checkpoint),
         "rollout_dtype": replace(runtime, compute_dtype=rollout_dtype).dtype_name,
     }
+    if origin.meta.get("grounded"):  # chat about the documents stays as it was
+        meta["grounded"] = True
 
     def collect(step: int) -> tuple[list[RolloutGroup], SFTRows]:
         step_prompts = prompts.prompts_of_step(step, config.examples_per_step, runtime, first_prompt)

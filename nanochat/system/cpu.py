@@ -29,6 +29,7 @@ from nanochat.system.files import base_dir, read_regular_file, write_json_cache
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 MAX_CACHE_BYTES = 1 << 20  # of cpu.json
 ISA_WITHOUT_AMX = "AVX512_CORE_BF16"
+MAX_PROBE_SECONDS = 900
 
 
 class Bf16Probe(TypedDict):
@@ -40,8 +41,11 @@ class Bf16Probe(TypedDict):
 
 
 # Prints float32 seconds / bfloat16 seconds, in a small model's shapes: of a product in training, for 2,048 tokens, and
-# of a layer in generation, for the next token of 16 completions. The best of many runs counts, against noise.
+# of a layer in generation, for the next token of 16 completions. The best of many runs counts, against noise. What hangs
+# is ended by its processor time: on a busy machine the import of torch alone may take minutes.
 PROBE = """
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 import time, torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 def train(ones):
@@ -85,7 +89,7 @@ def time_bf16_products(environment: dict[str, str]) -> tuple[float, float] | Non
             text=True,
             encoding="utf-8",
             errors="replace",
-            timeout=120,
+            timeout=MAX_PROBE_SECONDS,
         )
         speedup, decode_speedup = map(float, completed.stdout.split())
     except (subprocess.TimeoutExpired, ValueError):

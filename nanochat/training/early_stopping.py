@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nanochat.checkpoint_manager import list_checkpoints, remove_checkpoint
+from nanochat.checkpoint_manager import list_checkpoints, prune, remove_checkpoint
 from nanochat.common import UserError, print0
 
 METRIC = "val_bpb"
@@ -55,10 +55,13 @@ def is_exhausted(history: Sequence[Mapping[str, float]], patience: int) -> bool:
     return patience != -1 and bool(values) and len(values) - 1 - values.index(min(values)) >= patience
 
 
-def return_to_best(folder: Path, history: Sequence[Mapping[str, float]], first_serial: int) -> int | None:
+def return_to_best(
+    folder: Path, history: Sequence[Mapping[str, float]], first_serial: int, keep_last: int = -1
+) -> int | None:
     """Remove the run's checkpoints that are newer than its best one, and return the step of the best.
 
-    `first_serial`: of the run, as in `prune`. The best is the best of those that are there: a save may have failed.
+    `first_serial`: of the run, as in `prune`. `keep_last`: checkpoints to keep, the best one included; -1 = all. The
+    best is the best of those that are there: a save may have failed.
     Returns None, and removes nothing, if none of them was evaluated.
     """
     value_of = {step: value for value, step in evaluations(history)}
@@ -74,5 +77,7 @@ def return_to_best(folder: Path, history: Sequence[Mapping[str, float]], first_s
     for checkpoint in reversed(run):  # the newest first: a run that is killed here resumes from what is left
         if checkpoint.serial > best.serial:
             remove_checkpoint(checkpoint.path)
+    if keep_last != -1:  # the one that was the best until the last evaluation is still there
+        prune(folder, keep_last, first_serial)
     print0(f"The best checkpoint is that of step {best.step}, with {value_of[best.step]:.4f} bits per byte")
     return best.step

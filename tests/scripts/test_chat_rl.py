@@ -246,6 +246,14 @@ def test_resuming_with_a_longer_horizon(
     assert list(chain(*drawn[5:])) == list(range(16, 16 + 36 * change.get("examples_per_step", 4)))
 
 
+@pytest.mark.parametrize("grounded", [True, False])
+def test_a_chat_about_documents_stays_grounded(run: Callable[..., Any], run_here: Path, grounded: bool) -> None:
+    if grounded:
+        save_sft_model(run_here, grounded=True)
+    run(**SHORT | {"num_iterations": 1})
+    assert open_checkpoint(run_here / "chatrl_checkpoints" / "d1").meta.get("grounded", False) is grounded
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 

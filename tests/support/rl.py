@@ -118,11 +118,14 @@ def tiny_model() -> GPT:
     return random_model(SHAPE.sequence_len, n_embd=SHAPE.n_embd)
 
 
-def save_sft_model(base_dir: Path) -> None:
-    """Save a tokenizer and an untrained SFT checkpoint, which gives all tokens the same probability."""
+def save_sft_model(base_dir: Path, **facts: Any) -> None:
+    """Save a tokenizer and an untrained SFT checkpoint, which gives all tokens the same probability.
+
+    `facts`: further members of its meta.json.
+    """
     TOKENIZER.save(base_dir / "tokenizer")
     model = build_model(SHAPE, ONE_PROCESS)
-    meta = model_meta(model, ONE_PROCESS, TOKENIZER) | {"data_hash": "", "settings": {}}
+    meta = model_meta(model, ONE_PROCESS, TOKENIZER) | {"data_hash": "", "settings": {}} | facts
     save_checkpoint(base_dir / "chatsft_checkpoints" / "d1", 7, model.state_dict(), {}, meta)
 
 

@@ -148,3 +148,7 @@ def test_a_best_checkpoint_that_could_not_be_saved(run_here: Path) -> None:
     assert early_stopping.return_to_best(run_folder(run_here), history, first_serial + 1) is None
     assert early_stopping.return_to_best(run_folder(run_here), history, first_serial) == 8
     assert list(list_steps(run_folder(run_here))) == [2, 4, 6, 8]
+    assert early_stopping.return_to_best(run_folder(run_here), history, first_serial, 3) == 8
+    assert list(list_steps(run_folder(run_here))) == [4, 6, 8]
+    assert early_stopping.return_to_best(run_folder(run_here), history, first_serial, 1) == 8
+    assert list(list_steps(run_folder(run_here))) == [8]
