@@ -41,8 +41,8 @@ class Bf16Probe(TypedDict):
 
 
 # Prints float32 seconds / bfloat16 seconds, in a small model's shapes: of a product in training, for 2,048 tokens, and
-# of a layer in generation, for the next token of 16 completions. The best of many runs counts, against noise. What hangs
-# is ended by its processor time: on a busy machine the import of torch alone may take minutes.
+# of a layer in generation, for the next token of 16 completions. The best of many runs counts, against noise. What
+# hangs is ended by its processor time: on a busy machine the import of torch alone may take minutes.
 PROBE = """
 import resource
 resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
