@@ -26,33 +26,35 @@ import shlex
 import socket
 import ssl
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import torch
 import uvicorn
 
-from nanochat.checkpoint_manager import load_model
+from nanochat.checkpoint_manager import check_tokenizer, default_tag, load_model, open_checkpoint, run_dir
 from nanochat.common import UserError, print0, run_without_output
 from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.conversations.example_questions import example_questions
-from nanochat.gpt import GPT
-from nanochat.inference.generation_loop import GenerationLoop
-from nanochat.inference.make_step import BLOCK_LEN, QUANTIZE_CHOICES, blocks_that_fit, generation_dtype, make_step
-from nanochat.inference.tool_use import Tool
+from nanochat.inference.make_step import QUANTIZE_CHOICES
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.openai_api.routes import router
-from nanochat.runtime import Runtime
+from nanochat.replicas.replica import ReplicaSettings, new_loop, start_on_devices
+from nanochat.runtime import Runtime, resolve_device
 from nanochat.serving.access import KEY_VARIABLE, AccessRules, check_key, parse_origins
 from nanochat.serving.chat_request import check_sampling_field
 from nanochat.serving.chat_session import latest_source
 from nanochat.serving.connections import BACKLOG, ConnectionLimits, guard_connections, reserve_files
+from nanochat.serving.generation import ReplyLoop
 from nanochat.serving.host_check import HostRules, host_rules, parse_allowed_hosts
 from nanochat.serving.request_log import LOG_CHOICES
 from nanochat.serving.server import MAX_BODY_BYTES, create_app
-from nanochat.serving.service import ChatService, ServedModel, ServiceLimits
+from nanochat.serving.service import RESERVED_PLACES, ChatService, ServedModel, ServiceLimits
 from nanochat.serving.sources import SOURCES_CHOICES, check_sources, open_sources
-from nanochat.tokenizer import Tokenizer
+from nanochat.system.environment import num_usable_cores
+from nanochat.tokenizer import get_tokenizer
 
 CLOSING_SECONDS = 2  # after the last reply has ended or is given up, until all connections are closed
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -67,7 +69,12 @@ class Config(Settings):
         None, "tag of the checkpoint; default: the deepest model's", short="g", names="name"
     )
     step: int = setting(-1, "step of the checkpoint; -1 = the last", short="s", at_least=0, or_value=-1)
-    num_gpus: int = setting(1, "GPUs, each with a copy of the model", short="n", at_least=1)
+    num_gpus: int = setting(
+        1,
+        "copies of the model, each in a process of its own: on so many GPUs, or on a CPU, whose cores they share",
+        short="n",
+        at_least=1,
+    )
     device: str = setting("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
     temperature: float = setting(0.6, "default sampling temperature of a request; 0 = greedy", short="t")
     top_k: int = setting(50, "default of a request: sample among the k most likely tokens", short="k")
@@ -140,32 +147,44 @@ class Config(Settings):
 
 
 def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
-    """Load the model, once for each GPU. Raises `UserError` if there is no such model, or too few GPUs."""
+    """Load the model, or several copies, each in a process of its own.
+
+    Raises `UserError` if there is no such model, or if the machine has too few devices.
+    """
     access = AccessRules(check_key(config.api_key or os.environ.get(KEY_VARIABLE)), parse_origins(config.cors_origin))
-    runtime = Runtime.start(device=config.device)
-    num_devices = torch.cuda.device_count() if runtime.device.type == "cuda" else 1
-    if config.num_gpus > num_devices:
-        raise UserError(
-            f"num_gpus is {config.num_gpus}: must be at most {num_devices}, the number of {runtime.device.type} "
-            "devices of this machine"
-        )
+    loops: Sequence[ReplyLoop]
+    if config.num_gpus == 1:
+        runtime = Runtime.start(device=config.device)
+        device = runtime.device
+    else:  # this process takes no memory of a GPU
+        device = resolve_device(config.device, 0)
+        check_num_copies(config.num_gpus, device)
     source = config.source or latest_source(config.model_tag)
-    loops = []
-    devices = []
-    step = config.step
-    for index in range(config.num_gpus):
-        device_runtime = replace(runtime, device=torch.device("cuda", index)) if config.num_gpus > 1 else runtime
-        model, tokenizer, meta = load_model(source, device_runtime, model_tag=config.model_tag, step=step)
-        step = meta["step"]  # all copies are of one step, even if a newer checkpoint is saved meanwhile
-        loops.append(new_loop(config, device_runtime, model, tokenizer))
-        devices.append(str(device_runtime.device))
-    depth = model.config.n_layer
+    checkpoint = open_checkpoint(run_dir(source, config.model_tag or default_tag(source)), config.step)
+    settings = ReplicaSettings(
+        source,
+        checkpoint.path.parent.name,
+        checkpoint.step,  # all copies are of one step, even if a newer checkpoint is saved meanwhile
+        device.type,
+        quantize=config.quantize,
+        cache_gb=config.cache_gb,
+        max_waiting=config.max_waiting + RESERVED_PLACES,
+        max_running=config.max_rows,
+    )
+    if config.num_gpus == 1:
+        model, tokenizer, _ = load_model(source, runtime, model_tag=settings.model_tag, step=settings.step)
+        loops = [new_loop(settings, runtime, model, tokenizer)]
+    else:
+        tokenizer = get_tokenizer()
+        check_tokenizer(checkpoint, tokenizer)
+        loops = start_on_devices(settings, config.num_gpus)
+    meta = checkpoint.meta
     served = ServedModel(
-        name=f"{source} d{depth}, step {step}",
-        id=f"nanochat-{source}-d{depth}",
+        name=f"{source} d{checkpoint.shape.n_layer}, step {checkpoint.step}",
+        id=f"nanochat-{source}-d{checkpoint.shape.n_layer}",
         tokenizer=tokenizer,
-        context_len=loops[0].context_len,
-        device=", ".join(devices),
+        context_len=min(loop.context_len for loop in loops),
+        device=str(device) if config.num_gpus == 1 else f"{config.num_gpus} x {device.type}",
         created=int(time.time()),
         fingerprint=str(meta.get("sha256", ""))[:16],  # of meta.json, in which those of the weights are
         examples=tuple(example_questions(meta)),
@@ -182,12 +201,13 @@ def load_service(config: Config, hosts: HostRules | None = None) -> ChatService:
     )
 
 
-def new_loop(config: Config, runtime: Runtime, model: GPT, tokenizer: Tokenizer) -> GenerationLoop:
-    """Return the loop of a copy of the model. Raises `UserError` if its cache has no room for a context."""
-    dtype = generation_dtype(runtime, model.compute_dtype, config.quantize)
-    num_blocks = blocks_that_fit(model.config, dtype, BLOCK_LEN, config.cache_gb, runtime.device)
-    step = make_step(model, dtype, num_blocks)
-    return GenerationLoop(step, Tool(tokenizer), max_waiting=config.max_waiting, max_running=config.max_rows)
+def check_num_copies(count: int, device: torch.device) -> None:
+    """Raise `UserError` if there are fewer devices than copies. On a CPU each copy needs a core."""
+    limits = {"cpu": num_usable_cores, "cuda": torch.cuda.device_count}
+    most = limits[device.type]() if device.type in limits else 1
+    if count > most:
+        kind = "processor cores" if device.type == "cpu" else f"{device.type} devices"
+        raise UserError(f"num_gpus is {count}: must be at most {most}, the number of {kind} of this machine")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -222,9 +242,10 @@ def check_certificate(config: Config) -> None:
 class Server(uvicorn.Server):
     """A uvicorn server that ends in order on SIGINT and SIGTERM: replies have `shutdown_seconds` to end."""
 
-    def __init__(self, config: uvicorn.Config, service: ChatService) -> None:
+    def __init__(self, config: uvicorn.Config, service: ChatService, handshake_seconds: float) -> None:
         super().__init__(config)
         self.service = service
+        self.handshake_seconds = handshake_seconds
         # What clients that read nothing have left open is closed when the time is up: nothing is wrong then.
         logging.getLogger("uvicorn.error").addFilter(
             lambda record: "timeout graceful shutdown exceeded" not in record.getMessage()
@@ -236,6 +257,17 @@ class Server(uvicorn.Server):
             os._exit(128 + sig)
         self.service.begin_shutdown()
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen. A TLS handshake has as long as the headers after it: uvicorn leaves it asyncio's 60 s."""
+        loop = asyncio.get_running_loop()
+        create_server = loop.create_server
+        if self.config.ssl is not None:
+            loop.create_server = partial(create_server, ssl_handshake_timeout=self.handshake_seconds)  # type: ignore[method-assign]
+        try:
+            await super().startup(sockets)
+        finally:
+            loop.create_server = create_server  # type: ignore[method-assign]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the socket, tell the requests that wait, and wait for the others."""
@@ -264,6 +296,7 @@ def main(config: Config) -> None:
         app = create_app(lambda: service, router)
         settings = uvicorn.Config(
             app,
+            loop="asyncio",
             http="h11",
             ws="none",
             log_level="warning",
@@ -276,7 +309,9 @@ def main(config: Config) -> None:
             timeout_graceful_shutdown=math.ceil(config.shutdown_seconds) + CLOSING_SECONDS,
         )
         guard_connections(settings, connection_limits(config), service.count_refusal)
-        Server(settings, service).run(sockets=[server_socket])
+        Server(settings, service, config.header_timeout).run(sockets=[server_socket])
+        if service.is_output_stuck:
+            os._exit(0)
         print0("Stopped.")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nanochat.inference.generation_request import GenerationRequest
 from nanochat.inference.model_step import StepTokens, to_device
 from nanochat.inference.tool_use import RowState
-from nanochat.layers.sampler import GREEDY_BELOW, sample_at, uniforms
+from nanochat.layers.sampler import GREEDY_BELOW, greedy_ids, sample_at, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 
 
@@ -137,7 +137,7 @@ class DecodeRows:
         """
         groups = self.sampling_groups()
         if len(groups) == 1 and groups[0][0].temperature < GREEDY_BELOW:
-            return logits.argmax(-1).tolist()
+            return greedy_ids(logits).tolist()
         u = to_device(uniforms(self.keys[: len(self)], self.num_generated[: len(self)]), logits.device)
         if len(groups) == 1:
             drawn = sample_at(logits, groups[0][0], u)

@@ -87,20 +87,25 @@ def block_bytes(config: GPTConfig, dtype: torch.dtype, block_len: int = BLOCK_LE
 
 
 def blocks_that_fit(
-    config: GPTConfig, dtype: torch.dtype, block_len: int, cache_gb: float | None, device: torch.device
+    config: GPTConfig,
+    dtype: torch.dtype,
+    block_len: int,
+    cache_gb: float | None,
+    device: torch.device,
+    num_sharing: int = 1,
 ) -> int:
     """Return the number of cache blocks for `cache_gb` (10^9 bytes), or for a share of what is free if it is None.
 
-    Call it when the weights are in memory. On a CPU memory is taken when a block is first written, not before. Raises
-    `UserError` if there is no room for one full context.
+    `num_sharing`: caches that share what is free. Call it when the weights are in memory. On a CPU memory is taken when
+    a block is first written, not before. Raises `UserError` if there is no room for one full context.
     """
     size = block_bytes(config, dtype, block_len)
     if cache_gb is not None:
         num_bytes = int(cache_gb * 1e9)
     elif device.type == "cuda":
-        num_bytes = int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_FREE_MEMORY["cuda"])
+        num_bytes = int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_FREE_MEMORY["cuda"]) // num_sharing
     else:
-        num_bytes = int(free_memory_bytes() * SHARE_OF_FREE_MEMORY["cpu"])
+        num_bytes = int(free_memory_bytes() * SHARE_OF_FREE_MEMORY["cpu"]) // num_sharing
     needed = math.ceil(config.sequence_len / block_len)
     if num_bytes < needed * size:
         has = f"cache_gb is {cache_gb:g}" if cache_gb is not None else f"only {num_bytes / 1e9:.3g} GB are free for it"

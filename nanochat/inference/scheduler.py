@@ -84,19 +84,7 @@ class Scheduler:
 
     def check_prompt(self, tokens: list[int]) -> None:
         """Raise `UserError` for a prompt that is empty or longer than the context, or than the cache."""
-        if not tokens:
-            raise UserError("the prompt is empty: pass at least one token, such as <|bos|>")
-        if len(tokens) <= self.context_len:
-            return
-        sequence_len = self._model_step.config.sequence_len
-        if len(tokens) > sequence_len:
-            raise UserError(
-                f"the prompt has {len(tokens)} tokens, but the context of this model is {sequence_len}: shorten it"
-            )
-        raise UserError(
-            f"the prompt has {len(tokens)} tokens, but the cache has room for {self.context_len}: shorten it, or give "
-            "the cache more memory"
-        )
+        check_prompt(tokens, self.context_len, self._model_step.config.sequence_len)
 
     def submit(self, request: GenerationRequest) -> RowState:
         """Take a request, whose events begin with the next step. Returns the state of its completion, to be read.
@@ -110,10 +98,10 @@ class Scheduler:
         state = RowState(self._tool, free if limit is None else min(free, limit))
         generation = Generation(request, state, self._num_arrivals)
         self._num_arrivals += 1
+        self._generations[request] = generation
         if state.is_done:
-            _emit(generation, FinishEvent("length"))
+            self._finish(generation, FinishEvent("length"))
         else:
-            self._generations[request] = generation
             self._waiting.append(generation)
         return state
 
@@ -165,6 +153,11 @@ class Scheduler:
     def num_unfinished(self) -> int:
         """Number of requests that wait or run."""
         return len(self._generations)
+
+    @property
+    def num_finished(self) -> int:
+        """Number of requests that are done. It grows before the `FinishEvent` is passed on."""
+        return self._counts["finished_requests"]
 
     @property
     def num_running(self) -> int:
@@ -330,14 +323,23 @@ class Scheduler:
         return logits
 
     def _fork(self, generation: Generation) -> list[Generation]:
-        """Return the waiting requests whose prompt is this one, with its blocks: they need not read it again."""
+        """Return the waiting requests whose prompt is this one, with its blocks: they need not read it again.
+
+        None of them takes the row or the blocks of another request that came before it and waits.
+        """
         copies: list[Generation] = []
         num_full = len(generation.tokens) // self._block_len
         has_tail = num_full < len(generation.blocks)
+        num_ahead = 0  # requests that came before, and the blocks that they need at most
+        blocks_ahead = 0
         for other in self._waiting:
+            if self.num_running + len(copies) + num_ahead >= self._max_running:
+                break
             if other.tokens != generation.tokens:
+                num_ahead += 1
+                blocks_ahead += math.ceil(len(other.tokens) / self._block_len)
                 continue
-            if self.num_running + len(copies) >= self._max_running or self._cache.num_available < has_tail:
+            if self._cache.num_available - blocks_ahead < has_tail:
                 break
             self._cache.use(generation.blocks[:num_full])
             other.blocks = generation.blocks[:num_full]
@@ -420,6 +422,24 @@ class Scheduler:
         generation.waits_for = None
         self._counts["finished_requests"] += 1
         _emit(generation, event)
+
+
+def check_prompt(tokens: list[int], context_len: int, sequence_len: int) -> None:
+    """Raise `UserError` for a prompt that is empty, longer than a model's context, or than its cache has room for.
+
+    `sequence_len`: the model's context. `context_len`: the part of it that the cache has room for.
+    """
+    if not tokens:
+        raise UserError("the prompt is empty: pass at least one token, such as <|bos|>")
+    if len(tokens) > sequence_len:
+        raise UserError(
+            f"the prompt has {len(tokens)} tokens, but the context of this model is {sequence_len}: shorten it"
+        )
+    if len(tokens) > context_len:
+        raise UserError(
+            f"the prompt has {len(tokens)} tokens, but the cache has room for {context_len}: shorten it, or give the "
+            "cache more memory"
+        )
 
 
 def _is_still_waiting_for_prefix(generation: Generation) -> bool:

@@ -27,9 +27,15 @@ GREEDY_BELOW = 1e-5  # a lower temperature is greedy: dividing the logits by it 
 
 
 def sample_next(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> Tensor:
-    """Sample a token id for each row of logits, (B, V) -> (B,), independently of the other rows."""
+    """Sample a token id for each row of logits, (B, V) -> (B,), independently of the other rows.
+
+    Raises `UserError` if a row is not finite.
+    """
     if params.temperature < GREEDY_BELOW:
-        return logits.argmax(dim=-1)
+        most_likely = greedy_ids(logits)
+        if (most_likely == logits.size(-1)).any():
+            raise UserError(NO_PROBABILITIES)
+        return most_likely
     probs, ids = _probs(logits, params)
     try:
         drawn = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
@@ -44,7 +50,7 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
     """Sample like `sample_next`, (B, V) -> (B,), by inverting the cumulative distribution at `u` instead.
 
     `u`: float32 (B,), uniform in [0, 1). A row's token depends on its own logits and its own `u` only, not on
-    the other rows of the batch. It is V, which is no token, if they are not finite (`drawn_ids`), unless it is greedy.
+    the other rows of the batch. It is V, which is no token, if they are not finite (`drawn_ids`).
 
     Example with probabilities [0.5, 0.3, 0.2]:
 
@@ -53,7 +59,7 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
     [0, 0, 1, 2]
     """
     if params.temperature < GREEDY_BELOW:
-        return logits.argmax(dim=-1)
+        return greedy_ids(logits)
     probs, ids = _probs(logits, params)
     cdf = probs.cumsum(-1)  # (B, V) or (B, K); the last is 1 up to rounding
     # right=True: a token of probability 0 is never returned, not even for u = 0.
@@ -62,6 +68,17 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
         num_kept = ids.size(-1)
         ids = ids.gather(-1, drawn.clamp(max=num_kept - 1)).where(drawn < num_kept, logits.size(-1))
     return (drawn if ids is None else ids).squeeze(-1)
+
+
+def greedy_ids(logits: Tensor) -> Tensor:
+    """Return the most likely token of each row of logits, (B, V) -> (B,); V, which is no token, if it is not finite.
+
+    >>> greedy_ids(torch.tensor([[0.0, 2.0], [torch.nan, 1.0], [1.0, torch.inf], [1.0, -torch.inf]])).tolist()
+    [1, 2, 2, 0]
+    """
+    ids = logits.argmax(dim=-1)  # of a NaN, if there is one
+    largest = logits.gather(-1, ids[:, None]).squeeze(-1)
+    return ids.where(largest.isfinite(), logits.size(-1))
 
 
 def drawn_ids(drawn: Tensor, logits: Tensor) -> list[int]:

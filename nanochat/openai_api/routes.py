@@ -157,7 +157,7 @@ class Reply:
 async def create_chat_completion(request: Request) -> Response:
     """The reply to a conversation."""
     service: ChatService = request.app.state.service
-    service.stats.add(requests=1)
+    service.count_request(request.scope)
     client = client_of(request.scope)
     service.check_places(client)
     fields = parse_request(await read_body(request), ChatCompletionRequest)
@@ -175,7 +175,7 @@ async def create_chat_completion(request: Request) -> Response:
 async def create_completion(request: Request) -> Response:
     """The continuation of texts or token ids."""
     service: ChatService = request.app.state.service
-    service.stats.add(requests=1)
+    service.count_request(request.scope)
     client = client_of(request.scope)
     service.check_places(client)
     fields = parse_request(await read_body(request), CompletionRequest)

@@ -12,8 +12,9 @@ A connection carries one request: `Connection: close` is added to it, and what f
 phase never has to be found out from the inside of uvicorn. A body must have a Content-Length (411 without): the cost
 of tiny chunks would have no bound.
 
-If there are too many connections, the one that has been in HEAD, BODY or CLOSING for longest is dropped for a new
-one: clients that hold connections and say nothing lock nobody out. A refusal is a short JSON reply (refusals.py), and
+If there are too many connections, one that is in HEAD, BODY or CLOSING is dropped for a new one: of the client address
+with most of them, the one that has been so for longest. So clients that hold connections and say nothing lock nobody
+out, least of all those of other addresses. A refusal is a short JSON reply (refusals.py), and
 nothing is logged.
 """
 
@@ -33,6 +34,7 @@ from typing import Any
 
 import uvicorn
 
+from nanochat.serving.access import client_of
 from nanochat.serving.refusals import OPENAI_PREFIX, Refusal, error_body
 
 MAX_HEADERS = 100
@@ -83,31 +85,46 @@ class ConnectionGuard:
     def __init__(self, limits: ConnectionLimits, on_refusal: Callable[[], object]) -> None:
         self.limits = limits
         self.on_refusal = on_refusal
-        self.droppable: dict[GuardedConnection, None] = {}  # the oldest first
+        self.droppable: dict[str, dict[GuardedConnection, None]] = {}  # by client address, the oldest first
         self.replying: set[GuardedConnection] = set()
+        self._num_droppable = 0
 
     def add(self, connection: GuardedConnection) -> bool:
         """Add a connection, in place of another one if there are too many. False: it must be refused."""
-        while self.droppable and len(self.droppable) + len(self.replying) >= self.limits.connections:
-            oldest = next(iter(self.droppable))
+        while self._num_droppable and self._num_droppable + len(self.replying) >= self.limits.connections:
+            of_address = max(self.droppable.values(), key=len)
+            oldest = next(iter(of_address))
             self.remove(oldest)
             oldest.abort()
-        self.droppable[connection] = None
+        self._add_droppable(connection)
         return len(self.replying) < self.limits.connections
 
     def remove(self, connection: GuardedConnection) -> None:
         """Forget a connection."""
-        self.droppable.pop(connection, None)
+        self._remove_droppable(connection)
         self.replying.discard(connection)
 
     def set_replying(self, connection: GuardedConnection, is_replying: bool) -> None:
         """Protect a connection whose request is complete from being dropped, or make it droppable again."""
-        if is_replying and connection in self.droppable:
-            del self.droppable[connection]
+        if is_replying and self._remove_droppable(connection):
             self.replying.add(connection)
         elif not is_replying and connection in self.replying:
             self.replying.discard(connection)
-            self.droppable[connection] = None
+            self._add_droppable(connection)
+
+    def _add_droppable(self, connection: GuardedConnection) -> None:
+        self.droppable.setdefault(connection.address, {})[connection] = None
+        self._num_droppable += 1
+
+    def _remove_droppable(self, connection: GuardedConnection) -> bool:
+        of_address = self.droppable.get(connection.address, {})
+        if connection not in of_address:
+            return False
+        del of_address[connection]
+        if not of_address:
+            del self.droppable[connection.address]
+        self._num_droppable -= 1
+        return True
 
 
 class GuardedConnection(asyncio.Protocol):
@@ -121,6 +138,7 @@ class GuardedConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._http: Any = None  # uvicorn's protocol, once the headers are complete
         self._transport: Any = None
+        self.address = ""  # of the client
         self._phase = Phase.HEAD
         self._timer: asyncio.TimerHandle | None = None  # of the phase
         self._stall_timer: asyncio.TimerHandle | None = None  # of a client that does not read
@@ -134,6 +152,7 @@ class GuardedConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to read the headers."""
         self._transport = transport
+        self.address = client_of({"client": transport.get_extra_info("peername")})
         self._registry.add(self)
         self._transport.set_write_buffer_limits(SEND_BUFFER_BYTES)
         self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -41,6 +41,8 @@ class Update(NamedTuple):
 class ReplyLoop(Protocol):
     """The part of `GenerationLoop` that the server uses. All methods may be called from any thread."""
 
+    context_len: int
+
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Raises `QueueFull`, and `UserError` if its prompt does not fit."""
         ...
@@ -54,7 +56,7 @@ class ReplyLoop(Protocol):
         ...
 
     def stats(self) -> Mapping[str, Any]:
-        """Return `running`, `waiting`, and further numbers."""
+        """Return `running`, `waiting`, and further numbers; `ended` is 1 if the loop takes no more requests."""
         ...
 
     def close(self, seconds: float) -> None:

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 
 from nanochat.system.console import visible
 
-LOGGERS = ("uvicorn.error", "asyncio", "nanochat.serving.generation", "nanochat.serving.service")
+LOGGERS = (
+    *("uvicorn.error", "asyncio", "nanochat.serving.generation", "nanochat.serving.service"),
+    *("nanochat.inference.generation_loop", "nanochat.replicas.process_loop"),
+)
 MAX_LINES = 20  # a minute, of each logger
 MAX_CHARACTERS = 10_000
 

@@ -238,7 +238,7 @@ async def metrics(request: Request) -> Response:
 async def complete(request: Request) -> Response:
     """The reply to the last message, as events; status 4xx and `{"error": reason}` if the request is refused."""
     service: ChatService = request.app.state.service
-    service.stats.add(requests=1)
+    service.count_request(request.scope)
     client = client_of(request.scope)
     service.check_places(client)
     chat_request = parse_request(await read_body(request), service.defaults)
@@ -280,7 +280,7 @@ async def read_body(request: Request) -> bytes:
 async def _refuse(request: Request, error: Exception) -> Response:
     """The response to a request that is refused while its route runs."""
     assert isinstance(error, UserError), f"{type(error)} is no refusal"
-    request.app.state.service.stats.add(refused=1)
+    request.app.state.service.count_refusal(request.scope)
     return error_response(route_path(request.scope), error)
 
 

@@ -1,8 +1,9 @@
 """The served model: its generation loops, who may use them, and how they stop.
 
-A loop (inference/generation_loop.py) runs one copy of the model and decodes many completions at once. A request goes to
-the loop with the fewest. `max_rows` completions of a loop run, the others wait; if `max_waiting` wait, a request is
-refused with status 429.
+A loop (inference/generation_loop.py, or in a process of its own replicas/process_loop.py) runs one copy of the model
+and decodes many completions at once. A request goes to the copy that has read its beginning, else to the one with the
+fewest (replicas/prefix_router.py). `max_rows` completions of a loop run, the others wait; if `max_waiting` wait, a
+request is refused with status 429.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from starlette.types import Scope
+
 from nanochat.common import UserError
-from nanochat.inference.generation_loop import LoopClosed, QueueFull
+from nanochat.inference.generation_loop import LoopClosed, LoopFailed, QueueFull
 from nanochat.inference.generation_request import GenerationRequest
 from nanochat.layers.sampler import rng_keys
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.replicas.prefix_router import PrefixRouter
 from nanochat.serving.access import AccessRules
 from nanochat.serving.chat_session import ChatPrompt, Content, Message, beginning_ids, fit_prompt
 from nanochat.serving.generation import Generation, ReplyLoop
@@ -29,6 +33,10 @@ from nanochat.serving.sources import DocumentSources, Source, SourcesFault
 from nanochat.tokenizer import Tokenizer
 
 SHUTTING_DOWN = "the server is shutting down"
+MODEL_FAILED = "the model has failed: the server's log has the reason"
+RESERVED_PLACES = 8
+RESERVED_FOR = 2  # completions of a client, with the new ones
+_OUT_OF_REACH = 1 << 30  # load of a loop that has ended
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,11 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """Limits of the service: rows of each loop, completions that wait, completions of one client."""
+    """Limits of the service: rows of each loop, completions that wait, completions of one client.
+
+    A client that has little in progress may wait in one of `RESERVED_PLACES` more if others have taken all: nobody can
+    lock the others out.
+    """
 
     max_rows: int = 64
     max_waiting: int = 32
@@ -103,10 +115,12 @@ class ChatService:
         self.log = log
         self.stats: ServerStats = ServerStats(lambda: [loop.stats() for loop in self.loops])
         self.is_stopping = False
+        self.is_output_stuck = False  # nobody reads the log: writing to it would wait for ever
         self._closing: asyncio.Future[None] | None = None
         self._num_active = 0  # completions
         self._num_of_client: Counter[str] = Counter()
         self._loads = [0 for _ in self.loops]  # completions that were given to each loop and have not ended
+        self._router = PrefixRouter()
 
     @property
     def examples(self) -> list[str]:
@@ -116,12 +130,20 @@ class ChatService:
     @property
     def capacity(self) -> int:
         """Completions that may run or wait at once."""
-        return self.limits.max_rows * len(self.loops) + self.limits.max_waiting
+        return self._num_rows + self.limits.max_waiting
 
     @property
     def is_ready(self) -> bool:
         """True while requests are accepted: the server is not stopping, and a loop still runs."""
-        return not self.is_stopping and not all(loop.stats().get("ended") for loop in self.loops)
+        return not self.is_stopping and any(self._lives())
+
+    def _lives(self) -> list[bool]:
+        """For each loop, True if it has not ended."""
+        return [not loop.stats().get("ended") for loop in self.loops]
+
+    @property
+    def _num_rows(self) -> int:
+        return self.limits.max_rows * sum(self._lives())
 
     # Prompts
 
@@ -165,11 +187,14 @@ class ChatService:
         """Raise `Refusal` if so many further completions of a client cannot be accepted now."""
         if self.is_stopping:
             raise Refusal(503, SHUTTING_DOWN)
+        if not any(self._lives()):
+            raise Refusal(503, MODEL_FAILED)
         most = min(self.capacity, self.limits.max_per_client or self.capacity)
         if count > most:
             raise Refusal(400, f"{count} replies are asked for: this server takes at most {most} at once", "n")
-        if self._num_active + count > self.capacity:
-            num_waiting = max(0, self._num_active - self.limits.max_rows * len(self.loops))
+        is_modest = self._num_of_client[client] + count <= RESERVED_FOR
+        if self._num_active + count > self.capacity + (RESERVED_PLACES if is_modest else 0):
+            num_waiting = max(0, self._num_active - self._num_rows)
             raise Refusal(429, f"the server is busy, and {num_waiting} requests are waiting already: try again later")
         limit = self.limits.max_per_client
         if limit is not None and self._num_of_client[client] + count > limit:
@@ -198,27 +223,44 @@ class ChatService:
             self.stats.add(**{outcome: 1})
 
     def submit(self, request: GenerationRequest, loop: ReplyLoop | None = None) -> ReplyLoop:
-        """Give a request to the given loop, else to the one with the fewest, or to the next one that takes it.
+        """Give a request to the given loop, else to the best one (`PrefixRouter`), or to the next one that takes it.
 
         Raises `Refusal` if none does.
         """
         faults: list[UserError] = []
-        for index in sorted(range(len(self.loops)), key=lambda i: (self.loops[i] is not loop, self._loads[i])):
+        for index in self._order(request.tokens, loop):
             try:
                 self.loops[index].submit(request)
             except (QueueFull, LoopClosed) as error:
                 faults.append(error)
                 continue
             self._loads[index] += 1
+            if len(self.loops) > 1:
+                self._router.note(request.tokens, index)
             return self.loops[index]
         for fault in faults:
             if isinstance(fault, QueueFull):
                 raise Refusal(429, f"the server is busy ({fault}): try again later") from fault
-        raise Refusal(503, str(faults[0])) from faults[0]
+        has_failed = any(isinstance(fault, LoopFailed) for fault in faults)
+        raise Refusal(503, MODEL_FAILED if has_failed else str(faults[0])) from faults[0]
 
-    def count_refusal(self) -> None:
-        """Count a request that was refused before it came to its route."""
-        self.stats.add(requests=1, refused=1)
+    def _order(self, tokens: Sequence[int], loop: ReplyLoop | None) -> list[int]:
+        """Return the loops in the order in which they are asked."""
+        if len(self.loops) == 1:
+            return [0]
+        loads = [load if lives else _OUT_OF_REACH for load, lives in zip(self._loads, self._lives(), strict=True)]
+        order = self._router.order(tokens, loads)
+        return order if loop is None else sorted(order, key=lambda index: self.loops[index] is not loop)
+
+    def count_request(self, scope: Scope) -> None:
+        """Count a request for replies."""
+        scope.setdefault("state", {})["is_counted"] = True
+        self.stats.add(requests=1)
+
+    def count_refusal(self, scope: Scope | None = None) -> None:
+        """Count a refused request, of which `requests` may have been told already (`count_request`)."""
+        is_counted = scope is not None and scope.get("state", {}).get("is_counted", False)
+        self.stats.add(requests=0 if is_counted else 1, refused=1)
 
     # The end
 

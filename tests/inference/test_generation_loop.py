@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from nanochat.common import UserError
-from nanochat.inference.generation_loop import GenerationLoop, LoopClosed, QueueFull
+from nanochat.inference.generation_loop import GenerationLoop, LoopClosed, LoopFailed, QueueFull
 from nanochat.inference.generation_request import FinishEvent, GenerationRequest, TokenEvent
 from nanochat.inference.model_step import StepTokens
 from nanochat.layers.sampling_params import SamplingParams
@@ -149,7 +149,7 @@ def test_prompts_that_do_not_fit_are_refused_at_once() -> None:
         assert finish_of(receiver) == FinishEvent("length")
 
 
-def test_an_error_in_a_step_fails_what_ran_and_the_loop_lives_on() -> None:
+def test_an_error_in_a_step_fails_what_ran_and_the_loop_lives_on(caplog: pytest.LogCaptureFixture) -> None:
     step = GatedStep(100)
     with running(step, max_running=2) as loop:
         requests = [make_request([BOS, i], GREEDY) for i in range(3)]
@@ -166,6 +166,7 @@ def test_an_error_in_a_step_fails_what_ran_and_the_loop_lives_on() -> None:
         assert finish_of(requests[2][1]).reason in ("stop", "length")
         assert requests[2][1].tokens == completion_alone(requests[2][0], 64)[0]
         assert loop.stats()["step_errors"] == 1
+        assert "in forward" in caplog.text  # the traceback
 
 
 def test_a_receiver_that_raises_fails_its_own_request_only() -> None:
@@ -247,8 +248,11 @@ def test_what_does_not_finish_in_time_is_told_too() -> None:
     assert not loop._thread.is_alive()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nobody_waits_for_a_thread_that_has_died() -> None:
+class Panic(BaseException):
+    """As a panic in Rust is, no Exception."""
+
+
+def test_nobody_waits_for_a_thread_that_has_died(caplog: pytest.LogCaptureFixture) -> None:
     step = GatedStep(100)
     loop = GenerationLoop(step, TOOL, max_running=1)
     requests = [make_request([BOS, i]) for i in range(3)]
@@ -256,16 +260,18 @@ def test_nobody_waits_for_a_thread_that_has_died() -> None:
         loop.submit(request)
     wait_until(lambda: loop.stats()["running"] == 1)
     assert loop.stats()["ended"] == 0
-    step.fail = KeyboardInterrupt()  # type: ignore[assignment]
+    step.fail = Panic("index out of bounds")  # type: ignore[assignment]
     step.permits.release()
-    assert [finish_of(receiver).reason for _, receiver in requests] == ["shutdown"] * 3
+    for _, receiver in requests:
+        assert finish_of(receiver) == FinishEvent("error", "the model failed: Panic('index out of bounds')")
+    assert not loop.join()
     assert loop.stats()["ended"] == 1
-    with pytest.raises(LoopClosed):
+    assert "in forward" in caplog.text  # the traceback
+    with pytest.raises(LoopFailed):
         loop.submit(make_request([BOS])[0])
     loop.close(0.0)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_a_thread_that_has_died_between_two_requests() -> None:
     step = GatedStep(100)
     loop = GenerationLoop(step, TOOL)
@@ -276,4 +282,20 @@ def test_nobody_waits_for_a_thread_that_has_died_between_two_requests() -> None:
     loop.submit(requests[0][0])  # against the rule, which the scheduler asserts
     loop.submit(requests[2][0])
     step.permits.release()
-    assert [finish_of(receiver).reason for _, receiver in requests] == ["shutdown"] * 3
+    assert [finish_of(receiver).reason for _, receiver in requests] == ["error"] * 3
+
+
+def test_a_place_is_free_as_soon_as_its_request_has_ended() -> None:
+    """A client that sends its next request when it reads the end of the last one is not refused."""
+    with running(FakeStep(100), max_running=1, max_waiting=0) as loop:
+        second, second_receiver = make_request([BOS, 2], SHORT)
+        first, receiver = make_request([BOS, 1], SHORT)
+
+        def on_event(event: TokenEvent | FinishEvent) -> None:
+            receiver(event)
+            if isinstance(event, FinishEvent):
+                loop.submit(second)  # in the middle of the step
+
+        first.on_event = on_event
+        loop.submit(first)
+        assert finish_of(second_receiver).reason in ("stop", "length")

@@ -395,7 +395,7 @@ def test_a_receiver_that_fails_ends_its_own_request_only() -> None:
     assert_free(scheduler)
 
 
-@pytest.mark.parametrize(("temperature", "num_logprobs"), [(1.0, None), (0.0, 0)])
+@pytest.mark.parametrize(("temperature", "num_logprobs"), [(1.0, None), (0.0, None), (0.0, 0)])
 def test_logits_that_are_not_finite_end_their_row_only(temperature: float, num_logprobs: int | None) -> None:
     class NaNStep(FakeStep):
         def forward(self, step: Any) -> torch.Tensor:
@@ -411,6 +411,24 @@ def test_logits_that_are_not_finite_end_their_row_only(temperature: float, num_l
     run(scheduler)
     assert requests[1][1].events == [FinishEvent("error", NO_PROBABILITIES)]
     for request, receiver in requests[::2]:
+        assert_as_alone(request, receiver, 64)
+    assert_free(scheduler)
+
+
+@pytest.mark.parametrize(("max_running", "places"), [(2, [0, 1, 2, 3]), (3, [0, 1, 0, 2]), (4, [0, 1, 0, 0])])
+def test_further_samples_take_no_row_that_an_earlier_request_waits_for(max_running: int, places: list[int]) -> None:
+    scheduler = Scheduler(FakeStep(100), TOOL, max_running=max_running, max_prefill_tokens=1)
+    prompt = [BOS, 1, 2, 3]
+    requests = [make_request(tokens, SamplingParams(1.0)) for tokens in (prompt, [BOS, 9], prompt, prompt)]
+    scheduler.submit(requests[0][0])
+    scheduler.step()  # one prompt takes all tokens of the steps, so the next one waits though there are rows
+    for request, _ in requests[1:]:
+        scheduler.submit(request)
+    while not requests[0][1].events:
+        scheduler.step()
+    assert [scheduler.place(request) for request, _ in requests] == places
+    run(scheduler)
+    for request, receiver in requests:
         assert_as_alone(request, receiver, 64)
     assert_free(scheduler)
 

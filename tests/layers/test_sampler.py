@@ -190,11 +190,12 @@ def test_log_probabilities() -> None:
 @pytest.mark.parametrize("top_p", [None, 0.5])
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite(value: float, top_k: int | None, top_p: float | None) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite(temperature: float, value: float, top_k: int | None, top_p: float | None) -> None:
     """One such row is an error of one line, whichever way the tokens are drawn; the other rows are not touched."""
     logits = torch.zeros(3, 5)
     logits[1, 2] = value
-    params = SamplingParams(top_k=top_k, top_p=top_p)
+    params = SamplingParams(temperature, top_k=top_k, top_p=top_p)
     with pytest.raises(UserError, match="logits are not finite"):
         sample_next(logits, params, torch.Generator())
     drawn = sample_at(logits, params, torch.full((3,), 0.5))

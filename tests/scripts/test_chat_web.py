@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO, Any
 
+import psutil
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from nanochat.configurator import parse
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.serving.connections import BACKLOG, OTHER_FILES
+from nanochat.system.environment import num_usable_cores
 from scripts import chat_web
 from tests.support.chat_server import EventConnection, chat_events, chat_request, get, open_socket, serving_app
 from tests.support.scripted_engine import TOKENIZER
@@ -41,9 +44,11 @@ def endless_model(run_here: Path) -> None:
 
 
 @contextmanager
-def running(*command: str, until: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(
+    *command: str, until: str, stderr: int | IO[str] = subprocess.PIPE
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a command until the block is left. Yields its process and its first line with `until`."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         assert process.stdout is not None
         yield process, next(line for line in iter(process.stdout.readline, "") if line.startswith(until))
@@ -136,6 +141,7 @@ def test_https_on_ipv6_with_a_key_under_a_prefix(tmp_path: Path, monkeypatch: py
     certificate, key = make_certificate(tmp_path)
     monkeypatch.setenv("NANOCHAT_API_KEY", "a-good-key-0123")
     flags = ["--host=::1", f"--ssl_certfile={certificate}", f"--ssl_keyfile={key}", "--root_path=/chat", "--log=json"]
+    flags.append("--header_timeout=2")  # of a TLS handshake too
     with running(*SERVE, *flags, until="OpenAI's API") as (process, line):
         base = line.split("base URL ")[1].split(",")[0]
         assert base.startswith("https://[::1]:")
@@ -148,6 +154,8 @@ def test_https_on_ipv6_with_a_key_under_a_prefix(tmp_path: Path, monkeypatch: py
         assert get(address, "/").status_code == 200
         events = chat_events(address, max_tokens=5, headers=headers)
         assert events[-1]["tokens"] == 5
+        with socket.create_connection(("::1", int(base.rsplit(":", 1)[1].split("/")[0])), timeout=30) as silent:
+            assert silent.recv(1) == b""  # closed; by asyncio's own limit it would be in 60 s
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
@@ -265,9 +273,53 @@ def test_a_key_in_the_environment_is_checked_before_the_model_is_loaded(monkeypa
 
 
 @pytest.mark.usefixtures("endless_model")
-def test_more_copies_than_devices_are_refused() -> None:
-    with pytest.raises(UserError, match="num_gpus is 3: must be at most 1, the number of cpu devices"):
+def test_more_copies_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_web, "num_usable_cores", lambda: 2)
+    with pytest.raises(UserError, match="num_gpus is 3: must be at most 2, the number of processor cores"):
         chat_web.load_service(chat_web.Config(device="cpu", num_gpus=3))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("endless_model")
+@pytest.mark.skipif(num_usable_cores() < 2, reason="two copies need two cores")
+def test_two_copies_each_have_a_process(tmp_path: Path) -> None:
+    """One dies: the other goes on. Ctrl-C, which reaches all of them in a terminal, ends the server in order."""
+    errors = tmp_path / "errors"
+    with errors.open("w") as file, running(*SERVE, "-n", "2", until="Chat with", stderr=file) as (process, line):
+        address = line.split(" at ")[1].split()[0]
+        assert get(address, "/health").json()["device"] == "2 x cpu"
+        connections = [EventConnection(address, text) for text in ("Hello", "Good morning")]
+        for connection in connections:
+            assert connection.next_event()["kind"] == "text"
+        copies = psutil.Process(process.pid).children()
+        assert len(copies) == 2
+        copies[0].kill()
+        ends = [last_event(connection) for connection in connections]
+        assert sorted(end["kind"] for end in ends) == ["done", "error"]
+        assert next(end for end in ends if end["kind"] == "error")["text"].startswith("the reply failed")
+        assert get(address, "/health/ready").status_code == 200
+        assert chat_events(address, max_tokens=5)[-1]["kind"] == "done"
+        assert get(address, "/stats").json()["ended"] == 1
+        running_reply = EventConnection(address)
+        assert running_reply.next_event()["kind"] == "text"
+        for each in (process, copies[1]):
+            each.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert last_event(running_reply)["kind"] in ("error", "done")
+        assert (process.returncode, output.endswith("Stopped.\n")) == (0, True)
+        assert not copies[1].is_running()
+    ended, failed = errors.read_text().splitlines()
+    assert ended.startswith("The process of copy 1 of 2 has ended (killed by SIGKILL)")
+    assert failed.startswith("A reply failed: the process of copy 1 of 2")
+
+
+def last_event(connection: EventConnection) -> dict[str, Any]:
+    """Read a reply to its end."""
+    event = connection.next_event()
+    while event["kind"] in ("text", "waiting"):
+        event = connection.next_event()
+    connection.close()
+    return event
 
 
 @pytest.mark.usefixtures("endless_model")

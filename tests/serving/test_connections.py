@@ -9,11 +9,19 @@ import logging
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from nanochat.serving import connections
-from nanochat.serving.connections import BACKLOG, MAX_HEADERS, OTHER_FILES, ConnectionLimits, reserve_files
+from nanochat.serving.connections import (
+    BACKLOG,
+    MAX_HEADERS,
+    OTHER_FILES,
+    ConnectionGuard,
+    ConnectionLimits,
+    reserve_files,
+)
 from nanochat.serving.service import ChatService, ServiceLimits
 from tests.support.chat_server import (
     HELLO,
@@ -218,6 +226,39 @@ def test_silent_connections_lock_nobody_out() -> None:
         assert answers(address)
         for connection in silent[:20]:
             assert read_response(connection) == (0, "")
+
+
+def test_a_client_with_many_connections_loses_its_own() -> None:
+    """The connection of another address stays, though it is the oldest."""
+    guard = ConnectionGuard(ConnectionLimits(connections=4), lambda: None)
+    dropped: list[Any] = []
+
+    def connect(address: str) -> Any:
+        connection = FakeConnection(address, dropped)
+        assert guard.add(connection)  # type: ignore[arg-type]
+        return connection
+
+    first = connect("192.0.2.1")
+    others = [connect("192.0.2.2") for _ in range(3)]
+    later = [connect("192.0.2.2") for _ in range(5)]
+    assert dropped == [*others, *later[:2]]
+    guard.set_replying(later[4], True)
+    newest = [connect(f"192.0.2.{number}") for number in range(5, 8)]
+    assert dropped[5:] == [later[2], first, later[3]]
+    guard.set_replying(later[4], False)
+    assert guard.replying == set()
+    for connection in [later[4], *newest, *dropped]:
+        guard.remove(connection)
+    assert (guard.droppable, guard._num_droppable) == ({}, 0)
+
+
+class FakeConnection:
+    def __init__(self, address: str, dropped: list[Any]) -> None:
+        self.address = address
+        self._dropped = dropped
+
+    def abort(self) -> None:
+        self._dropped.append(self)
 
 
 def test_connections_that_wait_for_a_reply_are_kept(connect: Callable[[str], EventConnection]) -> None:

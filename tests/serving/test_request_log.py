@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nanochat.openai_api.routes import router
-from nanochat.serving.request_log import RequestLog, log_line, route_name
+from nanochat.serving.request_log import LineWriter, RequestLog, log_line, route_name
 from tests.support.chat_server import chat_events, get, new_client, serving, wait_for
 from tests.support.scripted_engine import ScriptedEngine, reply_ids, user
 
@@ -72,6 +73,32 @@ def test_a_request_that_fails_is_counted_as_one(error: type[BaseException], stat
     with pytest.raises(error):
         asyncio.run(RequestLog(fail)({"type": "http", "method": "GET", "app": app}, fail, fail))
     assert counted == [("GET other", status)]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_an_output_that_is_not_read_holds_nothing_up(form: str) -> None:
+    may_write = threading.Event()
+    written: list[str] = []
+
+    def write(line: str) -> None:
+        may_write.wait(60)
+        written.append(line)
+
+    writer = LineWriter(form, write, max_lines=3)
+    writer.put("first")
+    wait_for(lambda: writer._lines.empty())  # the thread waits with it
+    for number in range(9):
+        writer.put(f"line {number}")
+    assert not writer.flush(0.01)
+    may_write.set()
+    assert writer.flush(60)
+    assert written[0] == "first"
+    assert "6" in written[1]
+    assert "left" in written[1]
+    assert written[2:] == ["line 0", "line 1", "line 2"]
+    writer.put("later")
+    assert writer.flush(60)
+    assert written[-1] == "later"
 
 
 def test_route_name() -> None:
