@@ -285,7 +285,10 @@ def test_more_copies_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_two_copies_each_have_a_process(tmp_path: Path) -> None:
     """One dies: the other goes on. Ctrl-C, which reaches all of them in a terminal, ends the server in order."""
     errors = tmp_path / "errors"
-    with errors.open("w") as file, running(*SERVE, "-n", "2", until="Chat with", stderr=file) as (process, line):
+    with (
+        errors.open("w", encoding="utf-8") as file,
+        running(*SERVE, "-n", "2", until="Chat with", stderr=file) as (process, line),
+    ):
         address = line.split(" at ")[1].split()[0]
         assert get(address, "/health").json()["device"] == "2 x cpu"
         connections = [EventConnection(address, text) for text in ("Hello", "Good morning")]
@@ -308,7 +311,7 @@ def test_two_copies_each_have_a_process(tmp_path: Path) -> None:
         assert last_event(running_reply)["kind"] in ("error", "done")
         assert (process.returncode, output.endswith("Stopped.\n")) == (0, True)
         assert not copies[1].is_running()
-    ended, failed = errors.read_text().splitlines()
+    ended, failed = errors.read_text(encoding="utf-8").splitlines()
     assert ended.startswith("The process of copy 1 of 2 has ended (killed by SIGKILL)")
     assert failed.startswith("A reply failed: the process of copy 1 of 2")
 
