@@ -1,7 +1,8 @@
 """The step of a model on CPUs, in Rust (`rustgpt/`): a token gets the same bits whatever else the step computes.
 
-Weights are packed once, in the dtype of the step. With bfloat16 and int8 weights, keys and values are bfloat16; the
-other activations stay float32, except for the inputs of products that AMX computes, which are bfloat16.
+Weights are packed once, in the dtype of the step. With bfloat16 and int8 weights, keys and values and the inputs of
+products are rounded to bfloat16; the other activations stay float32. The bits are those of any processor, with AMX or
+without: it is only faster.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def fastest_cpu(dtype: torch.dtype) -> str | None:
     Whether it works is tried once on each machine (`measure_bf16` in system/cpu.py). A limit that is set for oneDNN,
     the library of torch's products, is taken for a limit here too.
     """
-    if dtype != torch.bfloat16 or "amx_bf16" not in cpu_flags() or os.environ.get(ISA_VARIABLE):
+    if dtype == torch.float32 or "amx_bf16" not in cpu_flags() or os.environ.get(ISA_VARIABLE):
         return None
     probe = measure_bf16()
     return "amx" if probe and probe["speedup"] is not None and not probe["isa"] else None

@@ -6,8 +6,9 @@ use crate::attention::{Cache, Queries, Shape, BLOCK, MANY};
 use crate::buffer::Buffer;
 use crate::cpu::{Cpu, Kernel};
 use crate::lanes::{Lanes, LANES};
-use crate::matrix::{from_bf16, Format, Matrix, Rows, Store, Total, Weights};
 #[cfg(target_arch = "x86_64")]
+use crate::matrix::RowTiles;
+use crate::matrix::{from_bf16, Format, Matrix, Rows, Store, Total, Weights};
 use crate::matrix::{to_bf16, TILE_INPUTS};
 use crate::pool::Pool;
 
@@ -91,7 +92,7 @@ struct Scratch {
     qkv: Vec<f32>,         // (N, (H + 2 K) D)
     attended: Vec<f32>,    // (N, H D)
     hidden: Vec<f32>,      // (N, 4 C)
-    rounded: Buffer<u16>,  // (N, up to 4 C): the input of a product with AMX
+    tiles: Buffer<u16>,    // (N, up to 4 C): the input of a product with AMX
     scores: Vec<Vec<f32>>, // of each thread
 }
 
@@ -173,13 +174,14 @@ impl Model {
         let count = step.tokens.len();
         let (width, shape) = (config.width(), config.attention);
         let qkv_width = (shape.n_head + 2 * shape.n_kv_head) * shape.head_dim;
-        // Products read an even number of columns, and add 0 times the last: it must be finite.
-        let even = width.next_multiple_of(2);
+        // Products of bfloat16 and int8 weights read padded columns, which are 0 and stay it.
+        let padded = width.next_multiple_of(TILE_INPUTS);
+        let hidden_padded = (4 * width).next_multiple_of(TILE_INPUTS);
         scratch.x.resize(count * width, 0.0);
-        scratch.normed.resize(count * even, 0.0);
+        scratch.normed.resize(count * padded, 0.0);
         scratch.qkv.resize(count * qkv_width, 0.0);
-        scratch.attended.resize(count * even, 0.0);
-        scratch.hidden.resize(count * 4 * width, 0.0);
+        scratch.attended.resize(count * padded, 0.0);
+        scratch.hidden.resize(count * hidden_padded, 0.0);
         let longest = step.positions.iter().max().map_or(0, |&position| position as usize + 1);
         for scores in &mut scratch.scores {
             scores.resize(MANY * longest.next_multiple_of(BLOCK), 0.0);
@@ -199,41 +201,41 @@ impl Model {
             run(
                 pool,
                 cpu,
-                &Norm { x, x_stride: width, out: normed, out_stride: even, width, rows: None },
+                &Norm { x, x_stride: width, out: normed, out_stride: padded, width, rows: None },
                 count,
                 count <= FEW_ROWS,
             );
-            product(pool, cpu, &mut scratch.rounded, &layer.qkv, rows(normed, even, qkv, qkv_width), Store::Plain);
+            product(pool, cpu, &mut scratch.tiles, &layer.qkv, rows(normed, padded, qkv, qkv_width), Store::Plain);
             let heads = Heads { step, rope, shape, cache: &layer.cache, qkv, qkv_width };
             run(pool, cpu, &heads, count, count <= FEW_ROWS);
             let (cache, scores) = (&layer.cache, &scores[..]);
             let attend =
-                Attend { step, tiles: &tiles, shape, cache, qkv, qkv_width, out: attended, out_stride: even, scores };
+                Attend { step, tiles: &tiles, shape, cache, qkv, qkv_width, out: attended, out_stride: padded, scores };
             run(pool, cpu, &attend, tiles.len() * shape.n_kv_head, false);
-            product(pool, cpu, &mut scratch.rounded, &layer.o, rows(attended, even, x, width), Store::Add);
+            product(pool, cpu, &mut scratch.tiles, &layer.o, rows(attended, padded, x, width), Store::Add);
             run(
                 pool,
                 cpu,
-                &Norm { x, x_stride: width, out: normed, out_stride: even, width, rows: None },
+                &Norm { x, x_stride: width, out: normed, out_stride: padded, width, rows: None },
                 count,
                 count <= FEW_ROWS,
             );
             product(
                 pool,
                 cpu,
-                &mut scratch.rounded,
+                &mut scratch.tiles,
                 &layer.up,
-                rows(normed, even, hidden, 4 * width),
+                rows(normed, padded, hidden, hidden_padded),
                 Store::ReluSquared,
             );
-            product(pool, cpu, &mut scratch.rounded, &layer.down, rows(hidden, 4 * width, x, width), Store::Add);
+            product(pool, cpu, &mut scratch.tiles, &layer.down, rows(hidden, hidden_padded, x, width), Store::Add);
         }
         let wanted = step.wanted.len();
-        let norm = Norm { x, x_stride: width, out: normed, out_stride: even, width, rows: Some(step.wanted) };
+        let norm = Norm { x, x_stride: width, out: normed, out_stride: padded, width, rows: Some(step.wanted) };
         run(pool, cpu, &norm, wanted, wanted <= FEW_ROWS);
         let store = if config.softcap > 0.0 { Store::Softcap(config.softcap) } else { Store::Plain };
-        let rows = Rows { x: normed, x_stride: even, y: logits.as_mut_ptr(), y_stride: vocab_size, count: wanted };
-        product(pool, cpu, &mut scratch.rounded, head, rows, store);
+        let rows = Rows { x: normed, x_stride: padded, y: logits.as_mut_ptr(), y_stride: vocab_size, count: wanted };
+        product(pool, cpu, &mut scratch.tiles, head, rows, store);
         Ok(())
     }
 }
@@ -331,23 +333,28 @@ fn run<K: Kernel>(pool: &mut Pool, cpu: Cpu, kernel: &K, count: usize, is_short:
     }
 }
 
-fn product(pool: &mut Pool, cpu: Cpu, rounded: &mut Buffer<u16>, matrix: &Matrix, rows: Rows, store: Store) {
-    if rows.count == 0 {
-        return;
-    }
+/// Rows up to which AVX-512 computes products with bfloat16 and int8 weights although AMX works: it reads them faster.
+#[cfg(target_arch = "x86_64")]
+const ROWS_WITHOUT_AMX: usize = 4;
+
+/// Compute a product. `rows.x` belongs to `Scratch`; what it holds afterwards is rounded, if the product does that.
+fn product(pool: &mut Pool, cpu: Cpu, tiles: &mut Buffer<u16>, matrix: &Matrix, rows: Rows, store: Store) {
+    let is_short = rows.count <= FEW_ROWS;
     #[cfg(target_arch = "x86_64")]
-    if cpu == Cpu::Amx && matrix.is_bf16() {
-        let out_stride = matrix.n_in.next_multiple_of(TILE_INPUTS);
-        if rounded.len() < rows.count * out_stride {
-            *rounded = Buffer::zeroed(rows.count * out_stride); // aligned, so that a row of a tile is one cache line
+    if cpu == Cpu::Amx && matrix.rounds_rows() && rows.count > ROWS_WITHOUT_AMX {
+        let padded = matrix.n_in.next_multiple_of(TILE_INPUTS);
+        if tiles.len() < RowTiles::len(rows.count, padded) {
+            *tiles = Buffer::zeroed(RowTiles::len(rows.count, padded)); // aligned, so that a row of a tile is a cache line
         }
-        let out = rounded.as_mut_ptr();
-        let round = Round { x: rows.x, x_stride: rows.x_stride, width: matrix.n_in, out, out_stride };
-        run(pool, cpu, &round, rows.count, rows.count <= FEW_ROWS);
-        run(pool, cpu, &ProductAmx { matrix, x: out, rows, store }, matrix.n_panels(), false);
+        let tiles = RowTiles { start: tiles.as_mut_ptr(), padded };
+        run(pool, cpu, &RoundIntoTiles { rows, tiles }, rows.count, is_short);
+        run(pool, cpu, &ProductAmx { matrix, tiles, rows, store }, matrix.n_panels(), false);
         return;
     }
-    let _ = rounded;
+    let _ = tiles;
+    if matrix.rounds_rows() {
+        run(pool, cpu, &Round { rows, width: matrix.n_in }, rows.count, is_short);
+    }
     run(pool, cpu, &Product { matrix, rows, store }, matrix.n_panels(), false);
 }
 
@@ -377,7 +384,7 @@ impl Kernel for Product<'_> {
 #[cfg(target_arch = "x86_64")]
 struct ProductAmx<'a> {
     matrix: &'a Matrix,
-    x: *const u16,
+    tiles: RowTiles,
     rows: Rows,
     store: Store,
 }
@@ -386,31 +393,38 @@ struct ProductAmx<'a> {
 impl Kernel for ProductAmx<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self, panel: usize, _: usize) {
-        self.matrix.product_amx::<L>(panel, self.x, self.rows, self.store);
+        self.matrix.product_amx::<L>(panel, self.tiles, self.rows, self.store);
     }
 }
 
-/// Rows in bfloat16, padded with zeros: x (width) -> out (`out_stride`).
-#[cfg(target_arch = "x86_64")]
+/// Rows of a product, rounded to bfloat16 where they stand.
 struct Round {
-    x: *const f32,
-    x_stride: usize,
+    rows: Rows,
     width: usize,
-    out: *mut u16,
-    out_stride: usize,
 }
 
-#[cfg(target_arch = "x86_64")]
 impl Kernel for Round {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self, row: usize, _: usize) {
-        let (x, out) = (self.x.add(row * self.x_stride), self.out.add(row * self.out_stride));
+        let x = self.rows.x.add(row * self.rows.x_stride);
         for column in 0..self.width {
-            *out.add(column) = to_bf16(*x.add(column));
+            *x.add(column) = from_bf16(to_bf16(*x.add(column)));
         }
-        for column in self.width..self.out_stride {
-            *out.add(column) = 0;
-        }
+    }
+}
+
+/// Rows of a product, rounded to bfloat16, into tiles.
+#[cfg(target_arch = "x86_64")]
+struct RoundIntoTiles {
+    rows: Rows,
+    tiles: RowTiles,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Kernel for RoundIntoTiles {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self, row: usize, _: usize) {
+        self.tiles.put(row, self.rows.x.add(row * self.rows.x_stride));
     }
 }
 

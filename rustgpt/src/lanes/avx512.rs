@@ -33,6 +33,11 @@ impl Lanes for Avx512 {
         (Avx512(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))), Avx512(_mm512_castsi512_ps(second)))
     }
     #[inline(always)]
+    unsafe fn store_bf16_pairs(self, second: Self, to: *mut u16) {
+        let first = _mm512_srli_epi32(_mm512_castps_si512(self.0), 16);
+        _mm512_storeu_si512(to.cast(), _mm512_or_si512(first, _mm512_castps_si512(second.0)));
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))))
     }

@@ -42,6 +42,15 @@ pub trait Lanes: Copy {
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// Load 16 pairs of bfloat16 numbers: all first ones, and all second ones.
     unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self);
+    /// Store 16 pairs of bfloat16 numbers, first ones from `self` and second ones from `second`, which are exact in it.
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(self, second: Self, to: *mut u16) {
+        let (first, second) = (self.to_array(), second.to_array());
+        for lane in 0..LANES {
+            *to.add(2 * lane) = (first[lane].to_bits() >> 16) as u16;
+            *to.add(2 * lane + 1) = (second[lane].to_bits() >> 16) as u16;
+        }
+    }
     /// Load int8 numbers.
     unsafe fn load_i8(from: *const i8) -> Self;
     /// `self * a + b`, rounded once.
