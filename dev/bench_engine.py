@@ -45,13 +45,13 @@ from nanochat.export.hf_model import to_hf_config, to_hf_weights
 from nanochat.gpt import GPT
 from nanochat.inference.generation_request import FinishEvent, GenerationRequest, TokenEvent
 from nanochat.inference.llama_cpp import LlamaCppEngine
-from nanochat.inference.make_step import block_bytes, is_native, make_step, with_compute_weights
 from nanochat.inference.model_step import ModelStep
 from nanochat.inference.native_step import BLOCK_LEN, is_available
 from nanochat.inference.scheduler import Scheduler
 from nanochat.inference.tool_use import Tool
 from nanochat.inference.torch_step import TorchStep
 from nanochat.layers.sampling_params import SamplingParams
+from nanochat.steps.make_step import block_bytes, is_native, make_step, with_compute_weights
 from nanochat.system.environment import num_usable_cores
 from nanochat.system.speed import memory_bandwidth
 from nanochat.tokenizer import Tokenizer

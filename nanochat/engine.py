@@ -21,19 +21,20 @@ from nanochat.inference.block_cache import BlockCache
 from nanochat.inference.decode_batch import DecodeBatch
 from nanochat.inference.generation_request import FinishEvent, GenerationRequest, TokenEvent
 from nanochat.inference.kv_cache import KVCache as KVCache  # a public name of this module
-from nanochat.inference.make_step import BLOCK_LEN, blocks_that_fit, check_step_dtype, is_native, make_step
-from nanochat.inference.make_step import with_compute_weights as with_compute_weights  # a public name of this module
 from nanochat.inference.model_step import ModelStep
 from nanochat.inference.scheduler import Scheduler
 from nanochat.inference.tool_use import RowState, Tool
 from nanochat.layers.sampler import RNGKeys, drawn_ids, rng_keys, sample_at, sample_next, uniforms
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.sandbox.calculator import use_calculator as use_calculator  # a public name of this module
+from nanochat.steps.make_step import BLOCK_LEN, blocks_that_fit, check_step_dtype, is_invariant, make_step
+from nanochat.steps.make_step import with_compute_weights as with_compute_weights  # a public name of this module
 from nanochat.tokenizer import Tokenizer
 
 Column = tuple[list[int], list[int]]  # the tokens of one step, one per sample, and their masks
 
 PREFILL_TOKENS = 256  # of a step: nobody waits for a token in the meantime
+MIN_CONTEXTS = 8  # that an engine's cache on a GPU has room for, if they fit
 MAX_BLOCKS = 1 << 16  # of an engine's cache: a million tokens. Completions that find no room begin when others end
 
 
@@ -57,19 +58,19 @@ class Engine:
 
     Pass the plain model, not a compiled one. Its weights are converted here or at the first completion, once: after a
     training step, make a new Engine. The conversion does not change any output. `dtype` computes in another dtype than
-    the model's, which changes outputs by rounding (`generation_dtype` in inference/make_step.py); int8: weights of 8
+    the model's, which changes outputs by rounding (`generation_dtype` in steps/make_step.py); int8: weights of 8
     bits, on a CPU only.
 
-    On a CPU a `Scheduler` runs the completions on the step in Rust (`make_step`), in which a completion's numbers do
-    not depend on its company, and the cache keeps what prompts begin with from call to call. Otherwise they run in a
-    `DecodeBatch`, as on GPUs.
+    A `Scheduler` runs the completions on the step in Rust or, on GPUs, in Triton (`make_step`), in which a completion's
+    numbers do not depend on its company, and the cache keeps what prompts begin with from call to call. Where neither
+    is there they run in a `DecodeBatch`.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
         self._dtype = dtype or model.compute_dtype
-        self._is_native = is_native(model.device, self._dtype)  # else completions run in a `DecodeBatch`
+        self._is_scheduled = is_invariant(model.device, self._dtype, model.config)  # else it is a `DecodeBatch`
         check_step_dtype(model.device, self._dtype)
-        self.model = model if self._is_native else with_compute_weights(model, self._dtype)
+        self.model = model if self._is_scheduled else with_compute_weights(model, self._dtype)
         self.tokenizer = tokenizer
         self.tool = Tool(tokenizer)
         self.end_ids = self.tool.end_ids
@@ -91,7 +92,7 @@ class Engine:
         """
         [max_tokens] = self._max_tokens([tokens], params)
         generator = torch.Generator(self.model.device).manual_seed(params.draw_seed())
-        if self._is_native:
+        if self._is_scheduled:
             return self._scheduled_columns(tokens, params, generator)
         rows = [RowState(self.tool, max_tokens) for _ in range(params.num_samples)]
         return self._batch_columns(tokens, rows, params, generator)
@@ -155,7 +156,7 @@ class Engine:
         by_length = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         queue = [(index, sample) for index in by_length for sample in range(params.num_samples)]
         rows: list[list[RowState]] = [[] for _ in prompts]
-        if self._is_native:
+        if self._is_scheduled:
             with self._run(batch_size) as run:
                 for index, sample in queue:
                     rows[index].append(run.submit(prompts[index], params, int(keys[index, sample])))
@@ -255,7 +256,7 @@ class Engine:
         sequences, _ = self.generate_batch(tokens, num_samples, max_tokens, temperature, top_k, seed)
         return [self.tokenizer.decode(sequence[len(tokens) :]) for sequence in sequences]
 
-    # --- the scheduler on a CPU ---------------------------------------------------------------------------------------
+    # --- the scheduler ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _run(self, max_running: int, draw: Callable[[Tensor], list[int]] | None = None) -> Iterator[_Run]:
@@ -264,7 +265,10 @@ class Engine:
             if self._step_and_cache is None:
                 model, dtype = self.model, self._dtype
                 num_blocks = blocks_that_fit(model.config, dtype, BLOCK_LEN, None, model.device)
-                num_blocks = min(num_blocks, max(MAX_BLOCKS, math.ceil(self.context_len / BLOCK_LEN)))
+                context_blocks = math.ceil(self.context_len / BLOCK_LEN)
+                num_blocks = min(num_blocks, max(MAX_BLOCKS, context_blocks))
+                if model.device.type == "cuda":  # its memory is taken at once, and training may need the rest
+                    num_blocks = min(num_blocks, max(MIN_CONTEXTS, max_running) * context_blocks)
                 self._step_and_cache = (make_step(model, dtype, num_blocks), BlockCache(num_blocks, BLOCK_LEN))
         model_step, cache = self._step_and_cache
         scheduler = Scheduler(

@@ -26,7 +26,6 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, print0, visible
 from nanochat.configurator import Settings, cli, setting
 from nanochat.engine import Engine
-from nanochat.inference.make_step import QUANTIZE_CHOICES, generation_dtype
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
 from nanochat.serving.chat_session import (
@@ -42,6 +41,7 @@ from nanochat.serving.chat_session import (
 )
 from nanochat.serving.sources import SOURCES_CHOICES, DocumentSources, Source, check_sources, open_sources
 from nanochat.serving.terminal import Screen, enable_line_editing, read_message
+from nanochat.steps.make_step import QUANTIZE_CHOICES, generation_dtype
 
 HELP = """/clear   start a new conversation
 /help    list the commands

@@ -38,7 +38,6 @@ from nanochat.checkpoint_manager import check_tokenizer, default_tag, load_model
 from nanochat.common import UserError, print0, run_without_output
 from nanochat.configurator import Settings, cli, parse, setting
 from nanochat.conversations.example_questions import example_questions
-from nanochat.inference.make_step import QUANTIZE_CHOICES
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.openai_api.routes import router
 from nanochat.replicas.replica import ReplicaSettings, new_loop, start_on_devices
@@ -53,6 +52,7 @@ from nanochat.serving.request_log import LOG_CHOICES
 from nanochat.serving.server import MAX_BODY_BYTES, create_app
 from nanochat.serving.service import RESERVED_PLACES, ChatService, ServedModel, ServiceLimits
 from nanochat.serving.sources import SOURCES_CHOICES, check_sources, open_sources
+from nanochat.steps.make_step import QUANTIZE_CHOICES
 from nanochat.system.environment import num_usable_cores
 from nanochat.tokenizer import get_tokenizer
 

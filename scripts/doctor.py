@@ -62,6 +62,26 @@ def check_attention(device: str) -> Finding:
     return Finding(OK, summary)
 
 
+def check_generation(device: str) -> Finding:
+    """The code that generates text: in Rust, in Triton or in torch."""
+    from nanochat.gpt import GPTConfig
+    from nanochat.runtime import Runtime, resolve_device
+    from nanochat.steps.choice import missing_for_triton
+    from nanochat.steps.make_step import is_native
+
+    runtime = Runtime.start(device=resolve_device(device, 0).type)
+    if is_native(runtime.device, runtime.compute_dtype):
+        return Finding(OK, "the step in Rust")
+    if runtime.device.type != "cuda":
+        return Finding(OK, "torch")
+    missing = missing_for_triton(runtime.device, runtime.compute_dtype, GPTConfig())
+    if missing:
+        return Finding(
+            NOTICE, f"torch, which is slower, and an answer may depend on its company by rounding: {missing}"
+        )
+    return Finding(OK, "kernels in Triton, as CUDA graphs; they are compared with the model before they are used")
+
+
 def check_training_memory(device: str) -> Finding:
     """Rows of a micro-batch that fit into the GPU's memory, computed for usual depths of base_train."""
     import torch
@@ -107,6 +127,7 @@ CHECKS: dict[str, Check] = {
     "bf16": machine_checks.check_bf16,
     "device": machine_checks.check_device,
     "attention": check_attention,
+    "generation": check_generation,
     "compile": machine_checks.check_compile,
     "memory": check_training_memory,
     "trainer": check_tokenizer_trainer,

@@ -14,12 +14,12 @@ from dev.gpu_check.versions import LIMITS
 from nanochat.engine import Completion
 from nanochat.gpt import GPTConfig
 from nanochat.inference.generation_request import FinishEvent, GenerationRequest, TokenEvent
-from nanochat.inference.make_step import BLOCK_LEN
 from nanochat.inference.scheduler import Scheduler
 from nanochat.inference.tool_use import Tool
 from nanochat.inference.torch_step import TorchStep
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import exact_float32
+from nanochat.steps.make_step import BLOCK_LEN
 
 
 class NoCalls(Tool):

@@ -23,6 +23,7 @@ NO_PROBABILITIES = (
     "checkpoint"
 )
 NUCLEUS_CANDIDATES = 1024  # of top-p on a CPU: the most likely tokens, which are nearly always enough
+EXACT_ONE = 2**30  # of `sample_exactly`: the sum over a vocabulary is below 2^53, so that float64 represents it
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: dividing the logits by it would overflow
 
 
@@ -60,6 +61,8 @@ def sample_at(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
     """
     if params.temperature < GREEDY_BELOW:
         return greedy_ids(logits)
+    if logits.device.type == "cuda":
+        return sample_exactly(logits, params, u)
     probs, ids = _probs(logits, params)
     cdf = probs.cumsum(-1)  # (B, V) or (B, K); the last is 1 up to rounding
     # right=True: a token of probability 0 is never returned, not even for u = 0.
@@ -79,6 +82,28 @@ def greedy_ids(logits: Tensor) -> Tensor:
     ids = logits.argmax(dim=-1)  # of a NaN, if there is one
     largest = logits.gather(-1, ids[:, None]).squeeze(-1)
     return ids.where(largest.isfinite(), logits.size(-1))
+
+
+def sample_exactly(logits: Tensor, params: SamplingParams, u: Tensor) -> Tensor:
+    """Sample like `sample_at`, with sums that are exact in any order: GPUs sum differently for each number of rows.
+
+    Probabilities become whole numbers, 2^30 for the most likely token. Top-k keeps all tokens that are as likely as the
+    k-th. The host waits for nothing.
+    """
+    top = logits.amax(-1, keepdim=True)  # (B, 1)
+    weights = ((logits - top) / params.temperature).exp().nan_to_num(0.0)  # (B, V); 0 in a row that is not finite
+    weights = (weights * EXACT_ONE).to(torch.int64)
+    num_likely = min(params.top_k or logits.size(-1), logits.size(-1))
+    if num_likely < logits.size(-1):
+        weights = weights.masked_fill(logits < logits.topk(num_likely).values[:, -1:], 0)
+    if params.top_p is not None and params.top_p < 1:
+        likely = weights.topk(num_likely).values  # (B, K), in descending order
+        before = likely.cumsum(-1) - likely  # (B, K), the weight of all that are more likely
+        is_kept = before.double() < params.top_p * weights.sum(-1, keepdim=True).double()
+        weights = weights.masked_fill(weights < likely.masked_fill(~is_kept, EXACT_ONE).amin(-1, keepdim=True), 0)
+    cdf = weights.cumsum(-1)  # (B, V)
+    drawn = torch.searchsorted(cdf, (u.double()[:, None] * cdf[:, -1:]).to(torch.int64), right=True)  # (B, 1)
+    return drawn.squeeze(-1)
 
 
 def drawn_ids(drawn: Tensor, logits: Tensor) -> list[int]:

@@ -9,10 +9,10 @@ from functools import partial
 from nanochat.checkpoint_manager import load_model
 from nanochat.gpt import GPT
 from nanochat.inference.generation_loop import GenerationLoop, OnPublish
-from nanochat.inference.make_step import BLOCK_LEN, blocks_that_fit, generation_dtype, make_step
 from nanochat.inference.tool_use import Tool
 from nanochat.replicas.process_loop import ProcessLoop, Replica, start_replicas
 from nanochat.runtime import Runtime, configure_cpu
+from nanochat.steps.make_step import BLOCK_LEN, blocks_that_fit, generation_dtype, make_step
 from nanochat.tokenizer import Tokenizer
 
 

@@ -16,11 +16,11 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import print0
 from nanochat.engine import Completion, Engine
 from nanochat.eval.task_eval import completion_text
-from nanochat.inference.make_step import generation_dtype
 from nanochat.layers.padding import pad_right
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.rl.prompts import Prompt
 from nanochat.runtime import DTYPES, Runtime
+from nanochat.steps.make_step import generation_dtype
 from nanochat.tokenizer import RenderedConversation
 
 RewardFunction = Callable[[Prompt, str], float]  # (prompt, text of a completion) -> reward

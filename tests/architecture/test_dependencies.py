@@ -41,6 +41,7 @@ def dependency_complaints(pyproject: str, files: Iterable[Source]) -> Iterator[s
     for source in files:
         optional = modules(
             [
+                *extras.get("gpu", []),
                 *extras.get("wandb", []),
                 *extras.get("hf", []),
                 *extras.get("documents", []),

@@ -25,7 +25,7 @@ IMPORT_ORDER: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("conversations",),
     ("quoting",),
-    ("inference", "engine", "replicas"),
+    ("inference", "steps", "engine", "replicas"),
     ("eval", "loss_eval", "core_eval"),
     ("training", "train"),
     ("rl",),

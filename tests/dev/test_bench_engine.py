@@ -9,7 +9,7 @@ import pytest
 from dev import bench_engine
 from dev.bench_gguf import random_model, random_tokenizer
 from nanochat.common import UserError
-from nanochat.inference.make_step import is_native
+from nanochat.steps.make_step import is_native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = bench_engine.Config(

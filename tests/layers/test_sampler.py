@@ -11,7 +11,15 @@ from torch import Tensor
 
 from nanochat.common import UserError
 from nanochat.layers import sampler
-from nanochat.layers.sampler import drawn_ids, log_probabilities, rng_keys, sample_at, sample_next, uniforms
+from nanochat.layers.sampler import (
+    drawn_ids,
+    log_probabilities,
+    rng_keys,
+    sample_at,
+    sample_exactly,
+    sample_next,
+    uniforms,
+)
 from nanochat.layers.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.0], [0.0, -1.0, 2.0, 4.0, 1.0]])
@@ -174,6 +182,53 @@ def test_with_top_p_a_row_depends_on_its_own_logits_only() -> None:
         params = SamplingParams(top_p=top_p)
         whole = sample_at(logits, params, u)
         assert [int(sample_at(logits[i : i + 1], params, u[i : i + 1])) for i in range(20)] == whole.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 100])
+@pytest.mark.parametrize("top_p", [None, 1e-9, 0.3, 0.75, 0.99])
+def test_with_exact_sums_each_token_has_its_share(top_p: float | None, top_k: int | None, temperature: float) -> None:
+    rows = torch.randn(4, 30, generator=torch.Generator().manual_seed(3)) * torch.tensor([[0.1], [1.0], [3.0], [9.0]])
+    params = SamplingParams(temperature, top_k, top_p=top_p)
+    count = 1000
+    u = ((torch.arange(count) + 0.5) / count).repeat(len(rows))
+    drawn = sample_exactly(rows.repeat_interleave(count, 0), params, u).view(len(rows), count)
+    for row, ids in zip(rows, drawn, strict=True):
+        expected = nucleus(row.tolist(), temperature, top_k, 1.0 if top_p is None else top_p)
+        shares = torch.bincount(ids, minlength=30) / count
+        for token in range(30):
+            assert abs(float(shares[token]) - expected.get(token, 0.0)) <= 1.5 / count
+
+
+def test_exact_sums_do_not_depend_on_the_order_of_the_vocabulary() -> None:
+    """The kept weights are whole numbers: tokens in another order have other bounds, but the same shares."""
+    logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(2))
+    for params in (SamplingParams(), SamplingParams(0.7, top_k=50), SamplingParams(1.5, top_p=0.9)):
+        u = torch.arange(3000) / 3000
+        tokens = sample_exactly(logits.expand(3000, -1), params, u)
+        others = order[sample_exactly(logits[:, order].expand(3000, -1), params, u)]
+        counts, other_counts = torch.bincount(tokens, minlength=5000), torch.bincount(others, minlength=5000)
+        assert int((counts - other_counts).abs().max()) <= 2
+
+
+def test_exact_sums_keep_all_tokens_that_are_as_likely_as_the_kth() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 1.0, 1.0, -1.0]]).expand(600, -1)
+    drawn = sample_exactly(logits, SamplingParams(top_k=3), torch.arange(600) / 600)
+    assert sorted(set(drawn.tolist())) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("top_p", [None, 0.5])
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_exact_sums_of_logits_that_are_not_finite(value: float, top_k: int | None, top_p: float | None) -> None:
+    logits = torch.zeros(3, 5)
+    logits[1] = value
+    drawn = sample_exactly(logits, SamplingParams(1.0, top_k=top_k, top_p=top_p), torch.full((3,), 0.5))
+    assert (drawn < 5).tolist() == [True, False, True]
+    logits = torch.zeros(1, 5)
+    logits[0, 2] = torch.nan if value == -torch.inf else value
+    assert sample_exactly(logits, SamplingParams(1.0, top_k=top_k, top_p=top_p), torch.zeros(1)).tolist() == [5]
 
 
 def test_log_probabilities() -> None:

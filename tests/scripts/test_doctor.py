@@ -22,6 +22,7 @@ PARTS = [
     "bf16",
     "device",
     "attention",
+    "generation",
     "compile",
     "memory",
     "trainer",

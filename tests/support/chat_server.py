@@ -17,7 +17,6 @@ from fastapi import APIRouter, FastAPI
 
 from nanochat.gpt import GPT
 from nanochat.inference.generation_loop import GenerationLoop
-from nanochat.inference.make_step import BLOCK_LEN, make_step
 from nanochat.inference.tool_use import Tool
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.openai_api.routes import router
@@ -25,6 +24,7 @@ from nanochat.serving.chat_request import DEFAULT_PARAMS
 from nanochat.serving.connections import ConnectionLimits, guard_connections
 from nanochat.serving.server import create_app
 from nanochat.serving.service import ChatService, ServedModel, ServiceLimits
+from nanochat.steps.make_step import BLOCK_LEN, make_step
 from tests.support.scripted_engine import TOKENIZER, user
 from tests.support.scripted_loop import ScriptedLoop
 

@@ -8,13 +8,13 @@ import torch
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.gpt import GPTConfig
-from nanochat.inference import make_step as module
 from nanochat.inference import native_step
-from nanochat.inference.make_step import BLOCK_LEN, block_bytes, blocks_that_fit, generation_dtype, is_native, make_step
 from nanochat.inference.native_step import NativeStep
 from nanochat.inference.torch_step import TorchStep
 from nanochat.layers.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
+from nanochat.steps import make_step as module
+from nanochat.steps.make_step import BLOCK_LEN, block_bytes, blocks_that_fit, generation_dtype, is_native, make_step
 from tests.support.block_steps import logits_in_chunks
 from tests.support.models import random_model
 from tests.support.talks import TOKENIZER

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
-from nanochat.common import UserError
+from nanochat.common import UserError, print0
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import native_step
 from nanochat.inference.model_step import ModelStep
 from nanochat.inference.native_step import NativeStep
 from nanochat.inference.torch_step import TorchStep
 from nanochat.runtime import Runtime, choose_generation_dtype
+from nanochat.steps.choice import compared_step, missing_for_triton
 from nanochat.system.environment import free_memory_bytes
 
 BLOCK_LEN = native_step.BLOCK_LEN  # positions in a block, of either kind of step
@@ -49,16 +51,37 @@ def generation_dtype(runtime: Runtime, compute_dtype: torch.dtype, quantize: str
     return choose_generation_dtype(runtime, compute_dtype)
 
 
-def make_step(model: GPT, dtype: torch.dtype, num_blocks: int) -> ModelStep:
-    """Return the step of a model in a dtype: `NativeStep` on a CPU if the extension is built, else `TorchStep`.
+def is_invariant(device: torch.device, dtype: torch.dtype, config: GPTConfig) -> bool:
+    """Return True if `make_step` returns a step in which a token's numbers do not depend on its company.
 
-    The weights are converted or packed here, once; the `NativeStep` does not keep the model. Raises `UserError` for
-    int8 weights without it.
+    It is the one in Rust on a CPU, the one in Triton on a GPU.
+    """
+    return is_native(device, dtype) or not missing_for_triton(device, dtype, config)
+
+
+def make_step(model: GPT, dtype: torch.dtype, num_blocks: int) -> ModelStep:
+    """Return the step of a model in a dtype: `NativeStep` on a CPU, `TritonStep` on a GPU, else `TorchStep`.
+
+    The first needs the extension; the second Triton, and kernels that agree with the model. The weights are converted
+    or packed here, once; only the `TorchStep` keeps the model. Raises `UserError` for int8 weights without the first.
     """
     check_step_dtype(model.device, dtype)
     if is_native(model.device, dtype):
         return NativeStep(model, num_blocks, dtype, cpu=native_step.fastest_cpu(dtype))
-    return TorchStep(with_compute_weights(model, dtype), num_blocks, BLOCK_LEN)
+    model = with_compute_weights(model, dtype)
+    if not missing_for_triton(model.device, dtype, model.config):
+        from nanochat.steps.triton_step import TritonStep  # Triton is not everywhere
+
+        step = compared_step(lambda: TritonStep(model, num_blocks, BLOCK_LEN), model)
+        if not isinstance(step, str):
+            return step
+        _say_once(f"Text is generated in plain torch, and more slowly: the kernels in Triton do not work here ({step})")
+    return TorchStep(model, num_blocks, BLOCK_LEN)
+
+
+@cache
+def _say_once(line: str) -> None:
+    print0(line)
 
 
 def with_compute_weights(model: GPT, dtype: torch.dtype) -> GPT:
@@ -103,7 +126,10 @@ def blocks_that_fit(
     if cache_gb is not None:
         num_bytes = int(cache_gb * 1e9)
     elif device.type == "cuda":
-        num_bytes = int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_FREE_MEMORY["cuda"]) // num_sharing
+        # What torch keeps for itself and does not use now is free too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        num_bytes = int(free * SHARE_OF_FREE_MEMORY["cuda"]) // num_sharing
     else:
         num_bytes = int(free_memory_bytes() * SHARE_OF_FREE_MEMORY["cpu"]) // num_sharing
     needed = math.ceil(config.sequence_len / block_len)

@@ -1,0 +1,1 @@
+"""The choice of the forward pass that generates, and the one on GPUs. See nanochat/README.md."""
