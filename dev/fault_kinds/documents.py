@@ -41,7 +41,15 @@ POLL_SECONDS = 0.02
 STEP = re.compile(r"^== (\w+)$", re.MULTILINE)
 # Files that are not results: locks, what was measured of the machine, and times.
 NO_RESULTS = re.compile(r"(^|/)\.[^/]*$|\.lock$|^cpu\.json$|^report/report\.md$|\.png$|^export/hf/README\.md$|\.begun$")
-NO_FACTS = {"run_id", "resume", "stopped", "time", "curves", "sha256", "environment"}  # of JSON files, beside seconds and speeds
+NO_FACTS = {
+    "run_id",
+    "resume",
+    "stopped",
+    "time",
+    "curves",
+    "sha256",
+    "environment",
+}  # of JSON files, beside seconds and speeds
 TIME_IN_TEXT = "This call took"  # begins a note of the report
 
 

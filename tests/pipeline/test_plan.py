@@ -70,9 +70,15 @@ def test_shares_of_the_mixture(tmp_path: Path, talks: int, text: int) -> None:
 
 def test_few_conversations_take_few_steps() -> None:
     size = replace(SIZE, fine_tuning_steps=1000, total_batch_size=4096, vocab_size=1024)
-    few = plan.with_talks(size, 100_000).fine_tuning_steps
+    few = plan.with_talks(size, 100_000, 10**9).fine_tuning_steps
     assert 1 <= few < 100
     tokens = 100_000 / 2.6  # of conversations, three passes of which are 60% of the tokens
     assert few == pytest.approx(3 * tokens / 0.6 / 4096, abs=1)
-    assert plan.with_talks(size, 10**9).fine_tuning_steps == 1000
-    assert plan.with_talks(size, 1).fine_tuning_steps == 1
+    assert plan.with_talks(size, 10**9, 10**9).fine_tuning_steps == 1000
+    assert plan.with_talks(size, 1, 10**9).fine_tuning_steps == 1
+
+
+def test_fine_tuning_passes_over_little_text_twice() -> None:
+    size = replace(SIZE, fine_tuning_steps=1000, total_batch_size=1024, vocab_size=1024)
+    few = plan.with_talks(size, 10**9, 50_000).fine_tuning_steps
+    assert few * 1024 * plan.BASE_TEXT_SHARE == pytest.approx(2 * 50_000 / 2.6, rel=0.02)
