@@ -48,9 +48,7 @@ const AMX_INPUTS: usize = 256;
 #[cfg(target_arch = "x86_64")]
 const AMX_ROWS: usize = 128;
 /// Bytes of weights that are fetched ahead.
-const PREFETCH: usize = 2048;
-/// The same for weights in tiles: those of 64 inputs of half a panel.
-const PREFETCH_TILES: usize = 2 * 64 * HALF;
+const PREFETCH: usize = 4096;
 
 /// Weights as they are given, (n_out, n_in), row by row.
 #[derive(Clone, Copy)]
@@ -523,7 +521,7 @@ impl Tiles for Bf16Tiles {
     unsafe fn load<L: Lanes>(self, k: usize, vector: usize) -> (L, L) {
         let tile = self.0.add(k / TILE_INPUTS * 2 * TILE + (self.1 + vector) * TILE);
         let from = tile.add(k % TILE_INPUTS * LANES);
-        prefetch(from.wrapping_byte_add(PREFETCH_TILES));
+        prefetch(from.wrapping_byte_add(PREFETCH));
         L::load_bf16_pairs(from)
     }
 }
