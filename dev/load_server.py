@@ -3,10 +3,13 @@
     python -m dev.load_server --serve="-i sft -g d4"                     # starts the server itself, on loopback
     python -m dev.load_server --url=http://127.0.0.1:8000 --clients=64   # one that runs here already
     python -m dev.load_server --serve="-i sft" --check=10000             # and compares 10,000 answers with solo ones
+    python -m dev.load_server --serve="-i sft" --seconds=600 --hostile=60 --idle=2000   # beside hostile clients
 
-First one client asks for `--seconds`, then `--clients` at once. Each sends streaming requests to /v1/chat/completions,
+First one client asks for `--seconds`, at most a minute, then `--clients` at once. Each sends streaming requests to /v1/chat/completions,
 one after another: questions of mixed lengths, greedy and sampled with a seed. One request in ten is dropped in the
-middle. The table has tokens per second, the time to the first token and between tokens, and the server's memory.
+middle. The table has tokens per second, the time to the first token and between tokens, and the server's memory (of
+all its processes), sampled each second: its course in ten parts of the time. With `--hostile` and `--idle`, the many
+clients have others beside them that mean no good (hostile_clients.py).
 
 With `--check`, every different request is first answered alone. Then the clients ask for so many answers, and each must
 be the same text as alone. The exit code is 1 if one differs or fails.
@@ -26,13 +29,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 
+from dev.hostile_clients import hostile_clients
 from nanochat.common import UserError, print0
 from nanochat.configurator import Settings, cli, setting
 
@@ -48,6 +52,7 @@ QUESTIONS = (
     "Why is {subject} {words}?",
 )
 DROPPED = 0.1  # share of requests whose client leaves in the middle
+ALONE_SECONDS = 60.0  # of one client, at most
 START_SECONDS = 180.0  # within which a server must be ready
 
 
@@ -58,6 +63,8 @@ class Config(Settings):
     clients: int = setting(64, "clients at once", at_least=1, at_most=1000)
     seconds: float = setting(30.0, "seconds of each measurement", above=0)
     max_tokens: int = setting(48, "most tokens of an answer", at_least=1)
+    hostile: int = setting(0, "further clients that vanish, stall, or send a byte a second", at_least=0)
+    idle: int = setting(0, "further connections that say nothing", at_least=0)
     check: int = setting(0, "answers to compare with solo ones; 0 = none", at_least=0)
     different: int = setting(200, "different requests", at_least=1)
     seed: int = setting(1, "of the requests")
@@ -251,6 +258,36 @@ def wait_until_ready(url: str) -> None:
     raise UserError(f"{url} does not answer")
 
 
+class Memory:
+    """Samples the resident memory of a process and its children, in a thread."""
+
+    def __init__(self, process: psutil.Process | None) -> None:
+        self._process = process
+        self._samples: list[float] = []  # MB
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._process is not None:
+            with suppress(psutil.NoSuchProcess):
+                processes = [self._process, *self._process.children(recursive=True)]
+                self._samples.append(sum(each.memory_info().rss for each in processes) / 1e6)
+            if self._is_done.wait(1.0):
+                return
+
+    def course(self) -> str:
+        """End the sampling, and return the means of the tenths of the time, as text."""
+        self._is_done.set()
+        self._thread.join()
+        samples = self._samples
+        if not samples:
+            return ""
+        cuts = [len(samples) * part // 10 for part in range(11)]
+        means = [statistics.fmean(samples[start:end]) for start, end in itertools.pairwise(cuts) if end > start]
+        return "\n    memory, MB: " + ", ".join(f"{mean:,.0f}" for mean in means) + f"; most {max(samples):,.0f}"
+
+
 def quantiles(values: Sequence[float]) -> str:
     """Return the median, the 95th and the 99th percentile in milliseconds, as text."""
     if len(values) < 2:
@@ -277,28 +314,30 @@ def main(config: Config) -> None:
     requests = make_requests(config)
     num_errors = 0
     with server(config) as (url, process):
-
-        def memory() -> str:
-            return f", memory {process.memory_info().rss / 1e6:,.0f} MB" if process is not None else ""
-
         speeds = []
         for num_clients in (1, config.clients):
-            end = time.monotonic() + config.seconds
-            start = time.monotonic()
-            log = run_clients(url, requests, num_clients, config.seed, lambda end=end: time.monotonic() < end, None)  # type: ignore[misc]
-            title = f"{num_clients} client{'s' if num_clients > 1 else ''}"
-            speeds.append(show(title, log, time.monotonic() - start, memory()))
+            is_crowd = num_clients > 1
+            title = f"{num_clients} client{'s' if is_crowd else ''}"
+            with hostile_clients(url, config.hostile * is_crowd, config.idle * is_crowd) as connected:
+                memory = Memory(process)
+                start = time.monotonic()
+                end = start + (config.seconds if is_crowd else min(config.seconds, ALONE_SECONDS))
+                log = run_clients(url, requests, num_clients, config.seed, lambda end=end: time.monotonic() < end, None)  # type: ignore[misc]
+                speeds.append(show(title, log, time.monotonic() - start, memory.course()))
+            if connected:
+                print0(f"    beside them connections that {dict(connected)}")
             num_errors += len(log.errors)
         if speeds[0]:
             print0(f"{config.clients} clients get {speeds[1] / speeds[0]:.1f} times the tokens/s of one")
         if config.check:
             expected = [ask(url, request) for request in requests]
             counter = itertools.count()
+            memory = Memory(process)
             start = time.monotonic()
             log = run_clients(
                 url, requests, config.clients, config.seed, lambda: next(counter) < config.check, expected
             )
-            show(f"{len(requests)} different requests, compared", log, time.monotonic() - start, memory())
+            show(f"{len(requests)} different requests, compared", log, time.monotonic() - start, memory.course())
             num_errors += len(log.errors)
             if not log.errors:
                 print0(f"all {log.num_answers:,} answers are the same as alone")

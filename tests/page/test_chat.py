@@ -344,8 +344,10 @@ def test_a_passage_opens_with_the_keyboard(document_page: Page) -> None:
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.tagName") == "SUMMARY":
             break
+    page.set_viewport_size({"width": 1000, "height": 380})
+    page.evaluate("document.activeElement.scrollIntoView({block: 'end'})")  # as far down as it can be seen
     page.keyboard.press("Enter")
-    expect(passage).to_be_visible()
+    expect(passage).to_be_in_viewport(ratio=1)
     assert page.locator(".sources").aria_snapshot().startswith('- region "Sources of this answer"')
 
 

@@ -1,0 +1,29 @@
+"""Hostile clients at a real server: an ordinary one gets its answers, and nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from dev.hostile_clients import hostile_clients
+from nanochat.serving.connections import ConnectionLimits
+from nanochat.serving.service import ServiceLimits
+from tests.support.chat_server import chat_events, get_stats, serving, wait_for
+from tests.support.scripted_engine import ScriptedEngine, reply_ids
+
+
+@pytest.mark.slow
+def test_an_ordinary_client_among_hostile_ones() -> None:
+    limits = ConnectionLimits(connections=16, send_seconds=1.0)
+    engine = ScriptedEngine(lambda _: reply_ids("hello"))
+    with serving(engine, limits=limits, service_limits=ServiceLimits(max_rows=4)) as (address, service):
+        with hostile_clients(address, count=6, idle=40) as connected:
+            wait_for(lambda: all(connected[kind] for kind in ("vanished", "stalled", "dribbled", "idle")))
+            for _ in range(10):
+                assert chat_events(address)[-1]["kind"] == "done"
+        wait_for(lambda: get_stats(address, "waiting", "in_flight") == (0, 0))
+        assert service.stats.snapshot()["failed"] == 0
+
+
+def test_no_client_is_none() -> None:
+    with hostile_clients("http://127.0.0.1:1", 0, 0) as connected:
+        assert not connected
