@@ -5,11 +5,11 @@
     python -m dev.load_server --serve="-i sft" --check=10000             # and compares 10,000 answers with solo ones
     python -m dev.load_server --serve="-i sft" --seconds=600 --hostile=60 --idle=2000   # beside hostile clients
 
-First one client asks for `--seconds`, at most a minute, then `--clients` at once. Each sends streaming requests to /v1/chat/completions,
-one after another: questions of mixed lengths, greedy and sampled with a seed. One request in ten is dropped in the
-middle. The table has tokens per second, the time to the first token and between tokens, and the server's memory (of
-all its processes), sampled each second: its course in ten parts of the time. With `--hostile` and `--idle`, the many
-clients have others beside them that mean no good (hostile_clients.py).
+First one client asks for `--seconds`, at most a minute, then `--clients` at once. Each sends streaming requests to
+/v1/chat/completions, one after another: questions of mixed lengths, greedy and sampled with a seed. One request in ten
+is dropped in the middle. The table has tokens per second, the time to the first token and between tokens, and the
+server's memory (of all its processes), sampled each second: its course in ten parts of the time. With `--hostile` and
+`--idle`, the many clients have others beside them that mean no good (hostile_clients.py).
 
 With `--check`, every different request is first answered alone. Then the clients ask for so many answers, and each must
 be the same text as alone. The exit code is 1 if one differs or fails.
