@@ -93,7 +93,8 @@ def test_int8_without_the_extension_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(not native_step.is_available(), reason="the Rust extension is not built")
-def test_int8_generates() -> None:
+def test_int8_generates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_step, "fastest_cpu", lambda _dtype: None)  # AMX is tried in a child process
     model = random_model(40, TOKENIZER.get_vocab_size(), n_embd=32)
     params = SamplingParams(temperature=0.0, max_tokens=12)
     [[quantized]] = Engine(model, TOKENIZER, torch.int8).generate_many([[1, 2, 3]], params)
