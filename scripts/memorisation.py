@@ -34,6 +34,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.training.batch_size import evaluation_rows
 
 PROMPT_CHARS = 40  # of a held-out document, up to the end of a word
+MIN_SHOWN_TOKENS = 2 * WINDOW  # of a copied run
 MAX_TRAINING_TOKENS = 50_000_000  # that samples are looked up in
 
 
@@ -96,7 +97,8 @@ def measure(model: GPT, tokenizer: Tokenizer, runtime: Runtime, config: Config) 
     bos = tokenizer.get_bos_token_id()
     held_out = measure_copying(text, [row[(row >= 0) & (row != bos)] for row in held_out_tokens])
     notes = describe_memory(bpb["training"], bpb["validation"], copied, held_out)
-    notes.append(f"The longest run copied into a sample: {tokenizer.decode(list(copied.longest))!r}.")
+    if len(copied.longest) >= MIN_SHOWN_TOKENS:  # shorter ones are phrases that any text of the kind has
+        notes.append(f"The longest run copied into a sample: {tokenizer.decode(list(copied.longest))!r}.")
     return {
         "metrics": {
             "training bits per byte": bpb["training"],
