@@ -164,7 +164,7 @@ def fine_tuning(choices: Choices, size: RunSize, has_questions: bool = True) -> 
     flags = (
         *(f"--source={source}", f"--mixture={choices.mixture}", f"--num_iterations={size.fine_tuning_steps}"),
         *(f"--total_batch_size={size.total_batch_size}", "--matrix_lr=0.01", "--embedding_lr=0.05"),
-        *("--init_lr_frac=0.6", f"--eval_every={every}", f"--eval_tokens={EVAL_TOKENS}"),
+        *(f"--init_lr_frac={size.fine_tuning_lr}", f"--eval_every={every}", f"--eval_tokens={EVAL_TOKENS}"),
         *(f"--save_every={every}", "--keep_last=1", f"--compile={size.compile}"),
         *(f"--device={choices.device}", f"--seed={choices.seed}"),
         *(["--grounded"] if choices.grounded else []),  # recorded, so that chat does the same

@@ -32,6 +32,9 @@ MAX_DEPTH_OF_TEXT = ((300_000, 4), (3_000_000, 6), (30_000_000, 8), (300_000_000
 CONTEXT = 512  # tokens: some questions and answers
 GROUNDED_CONTEXT = 1024  # with passages of the documents before the question, up to 1,200 characters with headings
 HEAD_DIM = 64
+# Of fine-tuning, as a share of its rates (bytes of text, share): a model of little text forgets it in the first steps.
+FINE_TUNING_LR = ((100_000, 0.25), (1_000_000, 0.4))
+FULL_FINE_TUNING_LR = 0.6  # above
 EVALUATIONS = 20  # of a run
 PATIENCE = 4  # evaluations
 # Shares of the minutes. The rest is for reading, the tokenizer, conversations, the index, measurements and exports.
@@ -55,6 +58,7 @@ class RunSize:
     fine_tuning_steps: int
     compile: str  # "auto" or "off"
     passes: float  # over the training text
+    fine_tuning_lr: float = FULL_FINE_TUNING_LR  # init_lr_frac of fine-tuning
 
     @property
     def num_tokens(self) -> int:
@@ -123,6 +127,7 @@ def size_run(
         fine_tuning_steps=max(MIN_STEPS, int(60 * minutes * FINE_TUNING_SHARE / step_seconds)),
         compile="auto" if is_compiled else "off",
         passes=batch * num_steps * bytes_per_token(vocab_size) / num_bytes,
+        fine_tuning_lr=next((share for limit, share in FINE_TUNING_LR if num_bytes <= limit), FULL_FINE_TUNING_LR),
     )
 
 
