@@ -89,8 +89,9 @@ class ProcessLoop:
             stdout=subprocess.DEVNULL if is_silent else None,
         )
         theirs.close()
+        with suppress(OSError):  # it has ended already, which is noticed later
+            self._connection.send(("load", replica.load))
         self._outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._put("load", replica.load)
         self._lock = threading.Lock()  # of what follows
         self._requests: dict[int, GenerationRequest] = {}  # by number, until they are done
         self._numbers: dict[GenerationRequest, int] = {}
