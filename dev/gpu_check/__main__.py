@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import torch
 
-from dev.gpu_check import evaluation, generation, parity, runs, serving, speed, versions
+from dev.gpu_check import evaluation, generation, kernels, parity, runs, serving, speed, versions
 from dev.gpu_check.check import Check, Skipped, describe, read_lines, write_line
 from nanochat.common import UserError, command, expand_path, print0
 from nanochat.configurator import Settings, cli, setting
@@ -47,12 +47,15 @@ PARTS = (
     Part("versions", versions.check_versions, 60),
     Part("parity", parity.check_training, 150, must_pass=True),
     Part("generation", generation.check_generation, 60, must_pass=True),
+    Part("kernels", kernels.check_kernels, 150, must_pass=True),
     Part("d20", speed.check_d20, 130),
     Part("fp8", parity.check_fp8, 60),
     Part("d20-fp8", speed.check_d20_fp8, 90),
     Part("attention", speed.check_attention, 60),
     Part("decode", generation.check_decode_speed, 60),
-    Part("serving", serving.check_serving, 80),
+    Part("serving", serving.check_serving, 140),
+    Part("serving-speed", serving.check_serving_speed, 100),
+    Part("serving-peer", serving.check_peer, 90),
     Part("d20-eager", speed.check_d20_eager, 60),
     Part("evaluation", evaluation.check_evaluation, 60, must_pass=True),
     Part("d12", speed.check_d12, 80),
@@ -83,6 +86,7 @@ def main(config: Config) -> None:
     start = time.monotonic()
     parts = config.parts()
     if config.dry_run:
+        os.environ[kernels.INTERPRET] = "1"
         compile_without_compiler()
     assert not torch.cuda.is_initialized(), "a process that has used the GPU must not fork"
     folder = config.out or os.environ.get("OUT")
@@ -115,7 +119,7 @@ def compile_without_compiler() -> None:
 def write_status(out: Path, part: Part, status: str, seconds: float, reason: str) -> None:
     """Write the result that ends a part: ok, FAILED, timeout or skipped."""
     write_line(out, {"part": part.name, "name": STATUS, "status": status, "seconds": seconds, "reason": reason})
-    print(f"{status:<8} {part.name:<11} {seconds:6.1f} s  {reason}", flush=True)
+    print(f"{status:<8} {part.name:<13} {seconds:6.1f} s  {reason}", flush=True)
 
 
 def run_part(part: Part, check: Check, limit: float) -> None:
@@ -189,16 +193,16 @@ def render_table(parts: list[Part], out: Path) -> str:
         for row in own:
             values = {key: value for key, value in row.items() if key not in ("part", "name")}
             lines.append(f"  {describe(row['name'], values)}")
-    lines.append("\npart         status    seconds  reason")
+    lines.append("\npart           status    seconds  reason")
     for row in rows:
         if row["name"] == STATUS:
-            lines.append(f"{row['part']:<11}  {row['status']:<8}  {row['seconds']:7.1f}  {row['reason']}".rstrip())
+            lines.append(f"{row['part']:<13}  {row['status']:<8}  {row['seconds']:7.1f}  {row['reason']}".rstrip())
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     if any(argument in ("--only=?", "--only=list") for argument in sys.argv):
         with command():
-            print("\n".join(f"{part.name:<11} {part.run.__doc__}" for part in PARTS))
+            print("\n".join(f"{part.name:<13} {part.run.__doc__}" for part in PARTS))
     else:
         cli(Config, main, __doc__)

@@ -207,4 +207,5 @@ def launch(
     num_stages: int = 3,
 ) -> None:
     """Start a kernel: its tensors and numbers in the order of its arguments, then its constants."""
-    kernel[grid](*values, **constants, num_warps=num_warps, num_stages=num_stages)
+    # Multiplications and additions are fused, said here because the default differs between versions of Triton.
+    kernel[grid](*values, **constants, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)

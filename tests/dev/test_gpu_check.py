@@ -29,12 +29,15 @@ PARTS = [
         "versions",
         "parity",
         "generation",
+        "kernels",
         "d20",
         "fp8",
         "d20-fp8",
         "attention",
         "decode",
         "serving",
+        "serving-speed",
+        "serving-peer",
         "d20-eager",
         "evaluation",
         "d12",
@@ -69,7 +72,9 @@ def test_all_parts_run_on_the_cpu(tmp_path: Path) -> None:
     ends = statuses(out)
     assert list(ends) == PARTS
     for part, (status, reason) in ends.items():
-        assert status == "ok", (part, reason, log)
+        without_gpu = part == "serving-peer" and (status, reason) == ("skipped", "continuous batching needs a GPU")
+        without_triton = part == "kernels" and (status, reason) == ("skipped", "Triton is not installed")
+        assert status == "ok" or without_gpu or without_triton, (part, reason, log)
     assert {path.name for path in out.iterdir()} == {"results.jsonl", "log.txt", "table.txt"}
     assert (out / "table.txt").read_text(encoding="utf-8") in done.stdout
 
