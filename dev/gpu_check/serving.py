@@ -164,17 +164,18 @@ def check_peer(check: Check) -> None:
     if check.is_dry_run:
         raise Skipped("continuous batching needs a GPU")
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        import transformers
     except ImportError:
         raise Skipped("transformers is not installed") from None
+    hf: Any = transformers
     fields = to_hf_config(config_to_time(check), TOKENIZER, {})
     with check.device:
-        config = AutoConfig.for_model(**fields)
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        config = hf.AutoConfig.for_model(**fields)
+        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     inputs = [[1 + row % 200, *[2] * (PROMPT_LEN - 1)] for row in range(256)]
 
     def seconds(num_tokens: int) -> float:
-        options = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        options = hf.GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
         check.synchronize()
         start = time.perf_counter()
         model.generate_batch(inputs, options, progress_bar=False, persistent_manager=True)
