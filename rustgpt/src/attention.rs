@@ -107,8 +107,10 @@ impl Cache {
             Cache::Bf16 { keys, values } => {
                 let (keys, values) = (keys.as_ptr().cast_mut(), values.as_ptr().cast_mut());
                 for i in 0..dim {
+                    *values.add(value_at + i) = to_bf16(*value.add(i)); // apart from the keys: this loop has no gaps
+                }
+                for i in 0..dim {
                     *keys.add(key_at + i * BLOCK) = to_bf16(*key.add(i));
-                    *values.add(value_at + i) = to_bf16(*value.add(i));
                 }
             }
         }

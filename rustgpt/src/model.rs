@@ -510,12 +510,7 @@ impl Kernel for Heads<'_> {
         let qkv = self.qkv.add(token * self.qkv_width);
         for head in 0..n_head + n_kv_head {
             let y = qkv.add(head * head_dim);
-            let (y1, y2) = (y, y.add(head_dim / 2));
-            for i in 0..head_dim / 2 {
-                let (a, b) = (*y1.add(i), *y2.add(i));
-                *y1.add(i) = a * cos[i] + b * sin[i];
-                *y2.add(i) = b * cos[i] - a * sin[i];
-            }
+            rotate::<L>(y, y.add(head_dim / 2), cos, sin);
             rms_norm::<L>(y, y, head_dim);
         }
         let table = self.step.rows[token] as usize * self.step.table_len;
@@ -525,6 +520,23 @@ impl Kernel for Heads<'_> {
             let value = qkv.add((n_head + n_kv_head + head) * head_dim);
             self.cache.write(self.shape, head, block, position % BLOCK, key, value);
         }
+    }
+}
+
+/// Rotate the pairs (y1, y2) by angles of which the cosines and sines are given: (y1 cos + y2 sin, y2 cos - y1 sin).
+#[inline(always)]
+unsafe fn rotate<L: Lanes>(y1: *mut f32, y2: *mut f32, cos: &[f32], sin: &[f32]) {
+    let whole = cos.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        let (a, b) = (L::load(y1.add(i)), L::load(y2.add(i)));
+        let (cos, sin) = (L::load(cos.as_ptr().add(i)), L::load(sin.as_ptr().add(i)));
+        a.mul(cos).add(b.mul(sin)).store(y1.add(i));
+        b.mul(cos).sub(a.mul(sin)).store(y2.add(i));
+    }
+    for i in whole..cos.len() {
+        let (a, b) = (*y1.add(i), *y2.add(i));
+        *y1.add(i) = a * cos[i] + b * sin[i];
+        *y2.add(i) = b * cos[i] - a * sin[i];
     }
 }
 
