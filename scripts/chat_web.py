@@ -56,6 +56,7 @@ from nanochat.steps.make_step import QUANTIZE_CHOICES
 from nanochat.system.environment import num_usable_cores
 from nanochat.tokenizer import get_tokenizer
 
+MAX_UNACCEPTED = 4096  # connections that the kernel keeps, or as many as it allows: in a flood of them none is reset
 CLOSING_SECONDS = 2  # after the last reply has ended or is given up, until all connections are closed
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
@@ -268,6 +269,8 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         finally:
             loop.create_server = create_server  # type: ignore[method-assign]
+        for each in sockets or []:
+            each.listen(MAX_UNACCEPTED)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the socket, tell the requests that wait, and wait for the others."""

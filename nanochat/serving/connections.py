@@ -38,7 +38,7 @@ from nanochat.serving.access import client_of
 from nanochat.serving.refusals import OPENAI_PREFIX, Refusal, error_body
 
 MAX_HEADERS = 100
-BACKLOG = 128  # connections that the kernel keeps until they are accepted; asyncio accepts up to so many at once
+BACKLOG = 128  # connections that asyncio accepts at once
 OTHER_FILES = 128  # open files besides connections: modules, checkpoints, devices, standard streams
 SEND_BUFFER_BYTES = 32_768  # in the kernel and here, each: what a client that does not read can occupy
 CLOSING_SECONDS = 0.7  # for the last bytes of a connection, once the server stops
