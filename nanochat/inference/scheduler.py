@@ -34,9 +34,9 @@ from nanochat.inference.tool_use import RowState, Tool
 from nanochat.layers.sampler import NO_PROBABILITIES, log_probabilities
 
 MAX_RUNNING = 64  # requests that prefill or decode at once
-# Tokens of all prompts together in one step, by the kind of device. The native step reads prompts in pieces of 128 nearly
-# as fast as in longer ones (12 layers, width 768, two cores, bfloat16: 64 tokens in 32 ms, 128 in 42, 512 in 160), and
-# rows that decode wait no longer than it takes. The number for GPUs is not measured.
+# Tokens of all prompts together in one step, by the kind of device. The native step reads prompts in pieces of 128
+# nearly as fast as in longer ones (12 layers, width 768, two cores, bfloat16: 64 tokens in 32 ms, 128 in 42, 512 in
+# 160), and rows that decode wait no longer than it takes. The number for GPUs is not measured.
 MAX_PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
 MAX_PREFILLING = 8  # long prompts that share the tokens of a step: a short one that comes later soon has its turn
 MAX_SKIPPED = 256  # waiting requests that a step looks past because they wait for another one's prefix
