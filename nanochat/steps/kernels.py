@@ -213,8 +213,10 @@ def attention_kernel(
         maximum = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_ROWS,), tl.float32)
         mixed = tl.zeros((BLOCK_ROWS, BLOCK), tl.float32)
-        for key_start in range(start, tl.minimum(start + SPLIT_LEN, last_position + 1), BLOCK_KEYS):
-            keys = key_start + tl.arange(0, BLOCK_KEYS)
+        num_keys = tl.minimum(last_position + 1 - start, SPLIT_LEN)
+        # Some versions of the interpreter fail at a bound that is computed. The keys beyond it are masked.
+        for offset in range(0, SPLIT_LEN if IS_INTERPRETED else num_keys, BLOCK_KEYS):
+            keys = start + offset + tl.arange(0, BLOCK_KEYS)
             is_key = keys <= last_position
             block = tl.load(table + keys // BLOCK_LEN, mask=is_key, other=0).to(tl.int64)
             slot = ((block * NUM_KV_HEADS + kv_head) * BLOCK_LEN + keys % BLOCK_LEN) * HEAD_DIM
