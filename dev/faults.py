@@ -37,7 +37,7 @@ from nanochat.configurator import Settings, cli, setting
 
 COUNTS = {  # of cases: small, full
     "kills": (10, 200),
-    "documents": (11, 100),
+    "documents": (11, 34),
     "disks": (12, 60),
     "mutations": (60, 2000),
     "programs": (5, 100),

@@ -22,6 +22,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
+from nanochat.common import UserError
+from nanochat.serving.connections import reserve_files
+
 ADDRESS = "127.0.0.2"
 PATIENCE = 20.0  # seconds that a stalling client holds its connection
 PAUSE = 0.5  # seconds until a connection is opened again
@@ -31,14 +34,20 @@ Kind = Callable[[socket.socket, random.Random], Awaitable[None]]
 
 @contextmanager
 def hostile_clients(url: str, count: int, idle: int) -> Iterator[Counter[str]]:
-    """Context in which such clients keep a server busy. Yields how often each kind has connected."""
+    """Context in which such clients keep a server busy. Yields how often each kind has connected.
+
+    Raises `UserError` if this process may not open so many files. An error of a client's own is raised at the end.
+    """
     connected: Counter[str] = Counter()
     if not count and not idle:
         yield connected
         return
+    if (fits := reserve_files(count + idle)) < count + idle:
+        raise UserError(f"{count + idle} connections need more open files than are allowed: at most {fits}; ulimit -n")
     loop = asyncio.new_event_loop()
     done = asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(_run(url, count, idle, connected, done),))
+    faults: list[BaseException] = []
+    thread = threading.Thread(target=loop.run_until_complete, args=(_run(url, count, idle, connected, done, faults),))
     thread.start()
     try:
         yield connected
@@ -46,9 +55,13 @@ def hostile_clients(url: str, count: int, idle: int) -> Iterator[Counter[str]]:
         loop.call_soon_threadsafe(done.set)
         thread.join()
         loop.close()
+    if faults:
+        raise faults[0]
 
 
-async def _run(url: str, count: int, idle: int, connected: Counter[str], done: asyncio.Event) -> None:
+async def _run(
+    url: str, count: int, idle: int, connected: Counter[str], done: asyncio.Event, faults: list[BaseException]
+) -> None:
     asking: list[tuple[str, Kind]] = [("vanished", _vanish), ("stalled", _stall), ("dribbled", _dribble)]
     clients = [asking[number % 3] for number in range(count)] + [("idle", _be_idle)] * idle
     tasks = [
@@ -58,7 +71,8 @@ async def _run(url: str, count: int, idle: int, connected: Counter[str], done: a
     await done.wait()
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    faults += [result for result in results if result is not None and not isinstance(result, asyncio.CancelledError)]
 
 
 async def _repeat(kind: Kind, name: str, url: str, number: int, connected: Counter[str]) -> None:
@@ -66,7 +80,7 @@ async def _repeat(kind: Kind, name: str, url: str, number: int, connected: Count
     local = (ADDRESS, 0) if sys.platform == "linux" else None
     rng = random.Random(number)
     while True:
-        with suppress(OSError):
+        with suppress(OSError):  # the server may refuse, close or reset it
             connection = socket.socket()
             connection.setblocking(False)
             try:

@@ -61,7 +61,7 @@ class Config(Settings):
     url: str | None = setting(None, "address of a server on this machine; none = start one", names="path")
     serve: str = setting("", "flags of scripts.chat_web for the server that is started")
     clients: int = setting(64, "clients at once", at_least=1, at_most=1000)
-    seconds: float = setting(30.0, "seconds of each measurement", above=0)
+    seconds: float = setting(30.0, "seconds of each measurement, at most 60 for one client", above=0)
     max_tokens: int = setting(48, "most tokens of an answer", at_least=1)
     hostile: int = setting(0, "further clients that vanish, stall, or send a byte a second", at_least=0)
     idle: int = setting(0, "further connections that say nothing", at_least=0)
@@ -325,7 +325,8 @@ def main(config: Config) -> None:
                 log = run_clients(url, requests, num_clients, config.seed, lambda end=end: time.monotonic() < end, None)  # type: ignore[misc]
                 speeds.append(show(title, log, time.monotonic() - start, memory.course()))
             if connected:
-                print0(f"    beside them connections that {dict(connected)}")
+                counts = ", ".join(f"{count:,} {name}" for name, count in connected.items())
+                print0(f"    beside them hostile connections: {counts}")
             num_errors += len(log.errors)
         if speeds[0]:
             print0(f"{config.clients} clients get {speeds[1] / speeds[0]:.1f} times the tokens/s of one")

@@ -72,8 +72,14 @@ def check_generation(device: str) -> Finding:
     runtime = Runtime.start(device=resolve_device(device, 0).type)
     if is_native(runtime.device, runtime.compute_dtype):
         return Finding(OK, "the step in Rust")
+    if runtime.device.type == "cpu":
+        return Finding(
+            NOTICE,
+            "torch, which is slower, has no int8, and an answer may depend on its company by rounding: build the "
+            "extension with bash dev/setup.sh",
+        )
     if runtime.device.type != "cuda":
-        return Finding(OK, "torch")
+        return Finding(OK, "torch; an answer may depend on its company by rounding")
     missing = missing_for_triton(runtime.device, runtime.compute_dtype, GPTConfig())
     if missing:
         return Finding(

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,18 +106,21 @@ class Run:
             time.sleep(POLL_SECONDS)
         return True
 
-    def kill(self, victim: str) -> list[psutil.Process]:
-        """Kill one of VICTIMS; return the processes that are left to end by themselves."""
-        own = psutil.Process(self.process.pid)
-        children: list[psutil.Process] = own.children(recursive=True)
-        if victim == "all":
-            os.killpg(self.process.pid, signal.SIGKILL)
-        elif victim == "run":
-            own.kill()
-        else:
-            for child in own.children():
-                child.kill()
-        return children
+    def kill(self, victim: str) -> tuple[bool, list[psutil.Process]]:
+        """Kill one of VICTIMS. Return True if there was one, and the processes that are left to end by themselves."""
+        children: list[psutil.Process] = []
+        victims: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self.process.pid)
+            children = own.children(recursive=True)
+            steps = own.children()
+            victims = {"run": [own], "step": steps, "all": [own, *children]}[victim]
+        num_killed = 0
+        for process in victims:
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.kill()
+                num_killed += 1
+        return num_killed > 0, children
 
     def end(self, limit: float = LIMIT) -> int | None:
         """Wait for the end; return the exit code, None after the limit: then everything is killed."""
@@ -126,6 +130,25 @@ class Run:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             return None
+
+
+def wait_for_end(processes: Sequence[psutil.Process], limit: float = LIMIT) -> bool:
+    """Wait until processes, which need not be children of this one, have ended. Returns False after the limit."""
+    deadline = time.monotonic() + limit
+    left = list(processes)
+    while left:
+        left = [process for process in left if _is_alive(process)]
+        if left and time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Return False for a zombie too: the first process of a container may never ask how its children ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def run(count: int, seed: int, folder: Path, variants: Sequence[str] = VARIANTS) -> Iterator[Outcome]:
@@ -191,11 +214,12 @@ def run_undisturbed(folder: Path, documents: Path, flags: Sequence[str]) -> tupl
     prepare(folder, documents)
     command = Run(folder, documents, flags, folder.with_suffix(".txt"))
     began: dict[str, float] = {}
-    while command.is_running():
+    deadline = time.monotonic() + LIMIT
+    while command.is_running() and time.monotonic() < deadline:
         for step in command.steps:
             began.setdefault(step, time.monotonic())
         time.sleep(POLL_SECONDS)
-    assert command.end() == 0, f"{folder.name} does not run undisturbed:\n{command.text}"
+    assert command.end(1) == 0, f"{folder.name} does not run undisturbed:\n{command.text}"
     began.pop("speed", None)  # it is skipped
     ends = [*list(began.values())[1:], time.monotonic()]
     return results(folder), {step: end - start for (step, start), end in zip(began.items(), ends, strict=True)}
@@ -208,24 +232,35 @@ def disturb(
     flags: Sequence[str],
     kills: Sequence[Kill],
     expected: dict[str, str],
+    limit: float = LIMIT,
 ) -> list[Outcome]:
-    """Run with kills until the run is done. Return an outcome for each kill that met a running command."""
+    """Run with kills until the run is done. Return an outcome for each kill that met a process.
+
+    `limit`: seconds until a step must have begun.
+    """
     prepare(folder, documents)
     hits: list[Outcome] = []
     problem: tuple[str, str] | None = None
     left: list[psutil.Process] = []
     for number, kill in enumerate(kills):
         command = Run(folder, documents, flags, folder.with_name(f"{folder.name}-{number}.txt"))
-        if command.wait_for(kill.step):
+        has_begun = command.wait_for(kill.step, limit)
+        if not has_begun and command.is_running():
+            problem = "hang", f"{kill.step} does not begin: {last_lines(command.text)}"
+            command.kill("all")
+            command.end()
+            break
+        if has_begun:
             time.sleep(kill.seconds)
         if command.is_running():
-            left = command.kill(kill.victim)
-            hits.append(Outcome(f"SIGKILL, train_on: {kill.victim}", f"{variant}: {kill}", "ok"))
+            has_met, left = command.kill(kill.victim)
+            if has_met:
+                hits.append(Outcome(f"SIGKILL, train_on: {kill.victim}", f"{variant}: {kill}", "ok"))
         problem = judge(command, kill)
+        if not problem and not kill.at_once and not wait_for_end(left):
+            problem = "hang", "a step whose run was killed does not end"
         if problem:
             break
-        if not kill.at_once:
-            psutil.wait_procs(left, LIMIT)
     if not problem:
         command = Run(folder, documents, flags, folder.with_suffix(".txt"))
         problem = judge(command, None)

@@ -13,7 +13,7 @@ from nanochat.pipeline.steps import Step
 EVAL_TOKENS = 65536
 WARMDOWN = 0.65  # share of pretraining
 MAX_TALK_PASSES = 3  # over the conversations: beyond that the model learns their wording by heart
-MAX_TEXT_PASSES = 2  # of fine-tuning over the documents: more raise the bits per byte of held-out text by over 3%
+MAX_TEXT_PASSES = 2  # of fine-tuning, in bytes of the documents: more raise the bits per byte of held-out text
 BASE_TEXT_SHARE = 0.4  # of the tokens of fine-tuning
 PIECE_CHARS = 1000
 MAX_QUESTIONS = 100  # held out, that the chat model is asked

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,12 +41,17 @@ class Bf16Probe(TypedDict):
     isa: str  # value of ISA_VARIABLE with which bf16 products work; "" = no limit
 
 
+_uncertain: dict[tuple[Path | None, str], Bf16Probe] = {}  # of this process: measurements that were ended, not stored
+
+
 # Prints float32 seconds / bfloat16 seconds, in a small model's shapes: of a product in training, for 2,048 tokens, and
 # of a layer in generation, for the next token of 16 completions. The best of many runs counts, against noise. What
 # hangs is ended by its processor time: on a busy machine the import of torch alone may take minutes.
 PROBE = """
-import resource
-resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
+import os, resource
+hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+limit = 120 * (os.cpu_count() or 1)  # of all threads together
+resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 import time, torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 def train(ones):
@@ -79,32 +85,44 @@ def cpu_flags() -> set[str]:
 def time_bf16_products(environment: dict[str, str]) -> tuple[float, float] | None:
     """Time bf16 and float32 in a new process with these environment variables.
 
-    Returns the speed-ups of bf16 in training and in generation; None if bf16 products do not work there.
+    Returns the speed-ups of bf16 in training and in generation; None if bf16 products do not work there. Raises
+    `subprocess.TimeoutExpired` if it was ended from outside, or took too long: then nothing is known.
     """
+    command = [sys.executable, "-c", PROBE]
+    completed = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=MAX_PROBE_SECONDS,
+    )
+    if completed.returncode in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGTERM):
+        raise subprocess.TimeoutExpired(command, MAX_PROBE_SECONDS)
     try:
-        completed = subprocess.run(
-            [sys.executable, "-c", PROBE],
-            env=environment,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=MAX_PROBE_SECONDS,
-        )
         speedup, decode_speedup = map(float, completed.stdout.split())
-    except (subprocess.TimeoutExpired, ValueError):
+    except ValueError:
         return None
     return (speedup, decode_speedup) if completed.returncode == 0 else None
 
 
-def probe_bf16(isa: str) -> Bf16Probe:
-    """Measure bf16 products under the limit `isa` that the environment sets, and without AMX if they fail there."""
-    speedups = time_bf16_products(dict(os.environ))
-    if speedups is None:
-        isa = ISA_WITHOUT_AMX
-        speedups = time_bf16_products({**os.environ, ISA_VARIABLE: isa})
+def probe_bf16(isa: str) -> tuple[Bf16Probe, bool]:
+    """Measure bf16 products under the limit `isa` that the environment sets, and without AMX if they fail there.
+
+    Returns the result, and True if it is certain: False if a measurement was ended or took too long.
+    """
+    speedups, is_certain = None, True
+    for limit in (isa, ISA_WITHOUT_AMX):
+        try:
+            speedups = time_bf16_products({**os.environ, ISA_VARIABLE: limit} if limit else dict(os.environ))
+        except subprocess.TimeoutExpired:
+            is_certain = False
+        isa = limit
+        if speedups:
+            break
     speedup, decode_speedup = speedups or (None, None)
-    return {"speedup": speedup, "decode_speedup": decode_speedup, "isa": isa}
+    return {"speedup": speedup, "decode_speedup": decode_speedup, "isa": isa}, is_certain
 
 
 def read_cached_probes(path: Path) -> dict[str, Bf16Probe]:
@@ -164,12 +182,15 @@ def measure_bf16() -> Bf16Probe | None:
         path = None
     isa = os.environ.get(ISA_VARIABLE, "")
     stored = read_cached_probes(path) if path else {}
-    probe = stored.get(cache_key(isa))
+    probe = stored.get(cache_key(isa)) or _uncertain.get((path, cache_key(isa)))
     if probe is None:
         print0("Trying bf16 matrix products on this processor (once) ...")
-        probe = probe_bf16(isa)
+        probe, is_certain = probe_bf16(isa)
         # The second entry serves this process and its children, in which the variable is set below.
-        if path:
+        if not is_certain:
+            for limit in (isa, probe["isa"]):
+                _uncertain[path, cache_key(limit)] = probe
+        elif path:
             stored = read_cached_probes(path)  # another process may have added to it meanwhile
             write_json_cache(path, {**stored, cache_key(isa): probe, cache_key(probe["isa"]): probe})
     if probe["isa"]:

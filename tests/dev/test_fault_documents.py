@@ -23,8 +23,10 @@ folder = os.environ["NANOCHAT_BASE_DIR"]
 for name in ("first", "second"):
     path = os.path.join(folder, name)
     if not os.path.exists(path):
+        if os.path.exists(os.path.join(os.path.dirname(folder), name + " never")):
+            time.sleep(1000)
         print(f"== {name}", flush=True)
-        program = f"import time; time.sleep(0.3); open({path!r}, 'w').write(EXTRA)"
+        program = f"import time; time.sleep(0.6); open({path!r}, 'w').write(EXTRA)"
         code = subprocess.call([sys.executable, "-c", program])
         if code:
             sys.exit(137)
@@ -52,7 +54,7 @@ def test_kills_that_a_run_survives_are_counted(tmp_path: Path, fake_run: Callabl
     fake_run("'same'")
     expected, seconds = documents.run_undisturbed(tmp_path / "run", tmp_path, ())
     assert [*seconds] == ["first", "second"]
-    assert min(seconds.values()) > 0.2
+    assert min(seconds.values()) > 0
     (tmp_path / "run").rename(tmp_path / "undisturbed")
     outcomes = documents.disturb(tmp_path / "run", "plain", tmp_path, (), KILLS[:3], expected)
     assert [(outcome.verdict, outcome.kind) for outcome in outcomes if outcome.verdict != "ok"] == []
@@ -79,12 +81,32 @@ def test_a_kill_meets_its_victim(tmp_path: Path, fake_run: Callable[[str], None]
     process = psutil.Process(command.process.pid)
     while not process.children():
         time.sleep(0.01)
-    left = command.kill(victim)
+    has_met, left = command.kill(victim)
+    assert has_met
     assert len(left) == 1
     assert command.end() == (137 if victim == "step" else -9)
-    gone, _ = psutil.wait_procs(left, 10)
-    assert gone
+    assert documents.wait_for_end(left, 60)
+    assert command.kill(victim) == (False, [])  # nothing is left to kill
     assert (tmp_path / "base" / "first").exists() is (victim == "run")  # a step whose run is killed may end its work
+
+
+def test_a_step_that_never_begins_is_a_hang(tmp_path: Path, fake_run: Callable[[str], None]) -> None:
+    fake_run("'x'")
+    (tmp_path / "second never").touch()
+    kill = Kill("second", 0.0, "all", False)
+    [*_, outcome] = documents.disturb(tmp_path / "run", "plain", tmp_path, (), [kill], {}, limit=3)
+    assert outcome.verdict == "hang"
+    assert outcome.detail.startswith("second does not begin")
+
+
+def test_kills_of_all_variants(
+    tmp_path: Path, fake_run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_run("'x'")
+    monkeypatch.setattr(documents, "choose", lambda _rng, step, _seconds: Kill(step, 0.0, "all", False))
+    outcomes = list(documents.run(3, 1, tmp_path / "cases"))
+    assert {outcome.verdict for outcome in outcomes} == {"ok"}
+    assert len(outcomes) >= 3
 
 
 def test_the_end_of_a_run_is_judged(tmp_path: Path, fake_run: Callable[[str], None]) -> None:

@@ -98,6 +98,22 @@ def test_generation_is_measured_with_training(machine: Callable[[Outcome], Proce
     assert processor.limits == [""]  # one measurement for both
 
 
+@pytest.mark.parametrize("ended", [None, -9, -24, -15])  # a timeout, SIGKILL, SIGXCPU, SIGTERM
+def test_a_measurement_that_was_ended_is_not_stored(
+    machine: Callable[[Outcome], Processor], ended: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine or a limit of memory says nothing of the processor: the next process measures again."""
+    processor = machine(lambda limit: 1.5 if limit == ISA_WITHOUT_AMX else ended)
+    assert cpu.measure_bf16_speedup() == 1.5
+    assert cpu.measure_bf16_speedup() == 1.5
+    assert len(processor.limits) == 2
+    monkeypatch.delenv(ISA_VARIABLE)
+    monkeypatch.setattr(cpu, "_uncertain", {})
+    processor = machine(lambda _: 3.25)
+    assert cpu.measure_bf16_speedup() == 3.25
+    assert processor.limits == [""]
+
+
 def test_the_result_is_stored(
     machine: Callable[[Outcome], Processor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
