@@ -33,8 +33,8 @@ MAX_DEPTH_OF_TEXT = ((300_000, 4), (3_000_000, 6), (30_000_000, 8), (300_000_000
 CONTEXT = 512  # tokens: some questions and answers
 GROUNDED_CONTEXT = 1024  # with passages of the documents before the question, up to 1,200 characters with headings
 HEAD_DIM = 64
-# Of fine-tuning, as a share of its rates (bytes of text, share). A model forgets little text in the first steps, also if
-# it started from another base model.
+# Of fine-tuning, as a share of its rates (bytes of text, share). Little text is forgotten in the first steps, also if
+# the model started from another base model.
 FINE_TUNING_LR = ((100_000, 0.25), (1_000_000, 0.4))
 FULL_FINE_TUNING_LR = 0.6  # above
 EVALUATIONS = 20  # of a run
