@@ -99,7 +99,7 @@ class GenerationLoop:
             if self._is_closed:
                 raise LoopClosed("no more requests are accepted: generation is being stopped")
             # What has finished in the current step counts no more: its client may send the next request at once.
-            if self._num_accepted - self._scheduler.num_finished >= self._max_unfinished:
+            if self.num_unfinished >= self._max_unfinished:
                 raise QueueFull(f"{self._max_waiting} requests wait already")
             self._num_accepted += 1
             self._inbox.append((self._scheduler.submit, request))
@@ -119,6 +119,11 @@ class GenerationLoop:
                 return self._waiting.index(request) + 1
             submitted = self._submitted
             return len(self._waiting) + submitted.index(request) + 1 if request in submitted else 0
+
+    @property
+    def num_unfinished(self) -> int:
+        """Number of requests that wait or run."""
+        return self._num_accepted - self._scheduler.num_finished
 
     def stats(self) -> dict[str, float]:
         """Return the numbers of `Scheduler.stats` before the current step, "step_seconds" and "step_errors".

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 
 BLOCK_LEN = 16  # tokens
 MAX_KNOWN = 1 << 16  # beginnings: a million tokens
-MAX_MORE = 4  # requests that a copy may have beyond the one with the fewest, and still get what it has read before
+# Requests that a copy may have beyond the one with the fewest, and still get a prompt that it has read before; of a
+# prompt that it has read in part, as large a share of them.
+MAX_MORE = 4
 
 
 class PrefixRouter:
@@ -33,10 +35,10 @@ class PrefixRouter:
         ([1, 0], [0, 1], [1, 0])
         """
         copies = sorted(range(len(loads)), key=lambda copy: loads[copy])
-        known = next(
-            (copy for key in reversed(list(_beginnings(tokens))) if (copy := self._copy_of.get(key, -1)) >= 0), -1
-        )
-        if 0 <= known < len(loads) and loads[known] <= min(loads) + MAX_MORE:
+        keys = list(_beginnings(tokens))
+        num_known = next((count for count in range(len(keys), 0, -1) if keys[count - 1] in self._copy_of), 0)
+        known = self._copy_of[keys[num_known - 1]] if num_known else -1
+        if 0 <= known < len(loads) and loads[known] <= min(loads) + MAX_MORE * num_known * BLOCK_LEN // len(tokens):
             copies.remove(known)
             copies.insert(0, known)
         return copies

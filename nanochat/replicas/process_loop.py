@@ -31,7 +31,11 @@ from nanochat.inference.scheduler import MAX_RUNNING, check_prompt
 from nanochat.replicas.replica_process import Load, Message
 
 CLOSING_SECONDS = 2.0  # after the last reply has ended or is given up, until the process is killed
-_CHILD = "from nanochat.replicas.replica_process import serve; serve"
+# Ctrl-C, which reaches all processes of a terminal, is left to the server: before the imports, too.
+_CHILD = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from nanochat.replicas.replica_process import serve; serve"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -161,6 +165,11 @@ class ProcessLoop:
                 return len(self._waiting) + number - self._num_taken
             return self._waiting.index(number) + 1 if number in self._waiting else 0
 
+    @property
+    def num_unfinished(self) -> int:
+        """Number of requests that wait or run."""
+        return len(self._requests)
+
     def stats(self) -> dict[str, float]:
         """Return the numbers of `GenerationLoop.stats`, before the current step of the process."""
         with self._lock:
@@ -208,8 +217,11 @@ class ProcessLoop:
             message: Message = self._connection.recv()
             if message[0] != "log":
                 return message
-            _, level, text = message
-            _log.log(level, "%s: %s", self.name, text)
+            _, level, text, trace = message
+            record = _log.makeRecord(_log.name, level, __file__, 0, "%s: %s", (self.name, text), None)
+            record.exc_text = trace or None  # apart from the text: of a long one the end is kept
+            if _log.isEnabledFor(level):
+                _log.handle(record)
 
     def _read(self) -> None:
         """Pass events on until the process ends."""

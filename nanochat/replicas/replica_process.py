@@ -7,7 +7,7 @@
                         ("cancel", request number)     ("close", seconds)
     from the process    ("ready", facts)               or ("failed", reason, traceback or "")
                         ("step", events, values of the statistics, numbers that wait, number of requests taken)
-                        ("refused", request number, reason)     ("log", level, text)
+                        ("refused", request number, reason)     ("log", level, text, traceback or "")
 
 All events of a step are in one message. An event is (number, token, is_forced), with log-probabilities (number, token,
 is_forced, logprob, top); at the end (number, reason, message); before the first (number, None, tokens from the cache).
@@ -174,4 +174,5 @@ class _SentLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record with its traceback."""
-        self._outbox.send(("log", record.levelno, self.format(record)))
+        trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+        self._outbox.send(("log", record.levelno, record.getMessage(), trace))

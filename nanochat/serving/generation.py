@@ -55,6 +55,11 @@ class ReplyLoop(Protocol):
         """Return 0 for a request that runs, else its place in the queue from 1."""
         ...
 
+    @property
+    def num_unfinished(self) -> int:
+        """Number of requests that wait or run. It falls with their `FinishEvent`, so a loop that hangs fills up."""
+        ...
+
     def stats(self) -> Mapping[str, Any]:
         """Return `running`, `waiting`, and further numbers; `ended` is 1 if the loop takes no more requests."""
         ...

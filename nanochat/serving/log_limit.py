@@ -16,7 +16,7 @@ from nanochat.system.console import visible
 
 LOGGERS = (
     *("uvicorn.error", "asyncio", "nanochat.serving.generation", "nanochat.serving.service"),
-    *("nanochat.inference.generation_loop", "nanochat.replicas.process_loop"),
+    *("nanochat.inference.generation_loop", "nanochat.replicas.process_loop", "nanochat.steps.triton_step"),
 )
 MAX_LINES = 20  # a minute, of each logger
 MAX_CHARACTERS = 10_000

@@ -119,7 +119,6 @@ class ChatService:
         self._closing: asyncio.Future[None] | None = None
         self._num_active = 0  # completions
         self._num_of_client: Counter[str] = Counter()
-        self._loads = [0 for _ in self.loops]  # completions that were given to each loop and have not ended
         self._router = PrefixRouter()
 
     @property
@@ -215,9 +214,6 @@ class ChatService:
         self._num_of_client[generation.client] -= count
         if not self._num_of_client[generation.client]:
             del self._num_of_client[generation.client]
-        for completion in generation.completions:
-            if completion.loop is not None:
-                self._loads[self.loops.index(completion.loop)] -= 1
         self.stats.end()
         if outcome is not None:
             self.stats.add(**{outcome: 1})
@@ -234,7 +230,6 @@ class ChatService:
             except (QueueFull, LoopClosed) as error:
                 faults.append(error)
                 continue
-            self._loads[index] += 1
             if len(self.loops) > 1:
                 self._router.note(request.tokens, index)
             return self.loops[index]
@@ -248,7 +243,10 @@ class ChatService:
         """Return the loops in the order in which they are asked."""
         if len(self.loops) == 1:
             return [0]
-        loads = [load if lives else _OUT_OF_REACH for load, lives in zip(self._loads, self._lives(), strict=True)]
+        lives = self._lives()
+        loads = [
+            loop.num_unfinished if is_alive else _OUT_OF_REACH for loop, is_alive in zip(self.loops, lives, strict=True)
+        ]
         order = self._router.order(tokens, loads)
         return order if loop is None else sorted(order, key=lambda index: self.loops[index] is not loop)
 

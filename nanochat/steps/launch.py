@@ -159,7 +159,8 @@ def attend(queries: Tensor, inputs: AttentionInputs, keys: Tensor, values: Tenso
     assert length % num_keys == 0, f"{length} positions are no whole passes of {num_keys}"
     num_splits = triton.cdiv(context_len, length)
     partials = queries.new_empty(num_splits, num_tokens, num_heads, head_dim, dtype=torch.float32)
-    maxima, sums = queries.new_empty(2, num_splits, num_tokens, num_heads, dtype=torch.float32)
+    maxima = queries.new_empty(num_splits, num_tokens, num_heads, dtype=torch.float32)
+    sums = torch.empty_like(maxima)  # apart from the maxima: both begin at a multiple of 16 bytes
     launch(
         kernels.attention_kernel,
         (len(inputs.tile_starts), num_kv_heads, num_splits),

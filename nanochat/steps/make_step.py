@@ -70,13 +70,17 @@ def make_step(model: GPT, dtype: torch.dtype, num_blocks: int) -> ModelStep:
         return NativeStep(model, num_blocks, dtype, cpu=native_step.fastest_cpu(dtype))
     model = with_compute_weights(model, dtype)
     if not missing_for_triton(model.device, dtype, model.config):
-        from nanochat.steps.triton_step import TritonStep  # Triton is not everywhere
-
-        step = compared_step(lambda: TritonStep(model, num_blocks, BLOCK_LEN), model)
+        step = compared_step(lambda: _triton_step(model, num_blocks), model)
         if not isinstance(step, str):
             return step
         _say_once(f"Text is generated in plain torch, and more slowly: the kernels in Triton do not work here ({step})")
     return TorchStep(model, num_blocks, BLOCK_LEN)
+
+
+def _triton_step(model: GPT, num_blocks: int) -> ModelStep:
+    from nanochat.steps.triton_step import TritonStep  # Triton is not everywhere, and may fail to be imported
+
+    return TritonStep(model, num_blocks, BLOCK_LEN)
 
 
 @cache

@@ -6,6 +6,7 @@ logits, V vocabulary, C width, H query heads, K key-value heads, D head size.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,8 @@ from nanochat.gpt import GPT, Block
 from nanochat.inference.model_step import Int32s, StepTokens, to_device
 from nanochat.steps import launch
 from nanochat.steps.launch import AttentionInputs
+
+_log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of captured steps
 ALIGNMENT = 4  # int32 numbers: kernels are compiled for addresses that are multiples of 16 bytes
@@ -103,9 +106,14 @@ class TritonStep:
             if not len(step.tokens) == num_rows == num_wanted or num_rows > BUCKETS[-1]:
                 return self._run(self._inputs(step))
             step = padded(step, next(bucket for bucket in BUCKETS if bucket >= num_rows), self.num_blocks)
-            if self._is_captured:
-                return self._replay(step)[:num_wanted].clone()  # the next replay overwrites its logits
-            return self._run(self._inputs(step))[:num_wanted]
+            arrays = self._arrays(step)
+            captured = self._captured_step(arrays) if self._is_captured else None
+            if captured is None:
+                return self._run(unpacked(to_device(packed(arrays), self.device), arrays))[:num_wanted]
+            # From pinned memory; torch keeps it until the copy is done.
+            captured.inputs.copy_(torch.from_numpy(packed(arrays)).pin_memory(), non_blocking=True)
+            captured.graph.replay()
+            return captured.logits[:num_wanted].clone()  # the next replay overwrites its logits
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Context manager in which kernels start on this step's GPU."""
@@ -129,17 +137,17 @@ class TritonStep:
 
     # --- the pass -----------------------------------------------------------------------------------------------------
 
-    def _replay(self, step: StepTokens) -> Tensor:
-        """Run a padded step as a graph, which is captured the first time."""
-        arrays = self._arrays(step)
-        bucket = len(step.tokens)
-        captured = self._captured.get(bucket)
-        if captured is None:
-            captured = self._captured[bucket] = self._capture(arrays)
-        # From pinned memory; torch keeps it until the copy is done.
-        captured.inputs.copy_(torch.from_numpy(packed(arrays)).pin_memory(), non_blocking=True)
-        captured.graph.replay()
-        return captured.logits
+    def _captured_step(self, arrays: list[Int32s]) -> CapturedStep | None:
+        """Return the graph of a padded step, captured the first time; None if that fails, as it then always would."""
+        bucket = len(arrays[0])
+        if bucket not in self._captured:
+            try:
+                self._captured[bucket] = self._capture(arrays)
+            except RuntimeError as error:
+                self._is_captured = False
+                _log.warning("A step of %d rows cannot be captured, so all run more slowly: %s", bucket, error)
+                return None
+        return self._captured[bucket]
 
     def _capture(self, arrays: list[Int32s]) -> CapturedStep:
         """Run a step once, which compiles and loads its kernels, then record it. Repeating a step changes nothing."""

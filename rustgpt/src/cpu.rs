@@ -5,7 +5,7 @@ use crate::lanes::*;
 /// A kind of instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cpu {
-    /// AVX-512, and AMX for products of bfloat16 weights.
+    /// AVX-512, and AMX for products of bfloat16 and int8 weights.
     Amx,
     Avx512,
     Avx2,

@@ -4,7 +4,7 @@
 //! of sequences: the next token of some, a part of the prompt of others. [`Model::forward`] returns logits.
 //!
 //! **A token's numbers never depend on what else is in the step**, on how a prompt was cut, or on threads: every sum has
-//! one order. Without AMX they are the same bits on every processor, too (`lanes/`).
+//! one order. They are the same bits on every processor, too, but for results next to and below 2^-126 (`matrix.rs`).
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -16,8 +16,8 @@
 //! - bfloat16 and int8: the rows are rounded to bfloat16. Of each 32 inputs, those with even k and those with odd k make
 //!   a chain of fused multiply-adds each; both are added, then this to the sum so far. Results below 2^-126 count as
 //!   zero. That is what the AMX instruction does (Intel's manual, TDPBF16PS), so few rows, which read the weights faster
-//!   with AVX-512, and many rows, for which AMX is faster, get the same bits. Without AMX it costs next to nothing. (In
-//!   plain Rust, results below 2^-126 are kept.)
+//!   with AVX-512, and many rows, for which AMX is faster, get the same bits. Without AMX it costs next to nothing. (On
+//!   ARM, results are compared with 2^-126 before they are rounded; on other processors, those below are kept.)
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx;

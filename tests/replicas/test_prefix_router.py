@@ -14,8 +14,10 @@ def test_the_next_turn_goes_to_the_copy_that_has_read_the_last_one() -> None:
     router = PrefixRouter()
     router.note(TURN[:40], 2)
     assert router.order(TURN, [0, 0, 0]) == [2, 0, 1]
-    assert router.order(TURN, [0, 0, MAX_MORE]) == [2, 0, 1]
-    assert router.order(TURN, [0, 0, MAX_MORE + 1]) == [0, 1, 2]
+    assert router.order(TURN[:32], [0, 0, MAX_MORE]) == [2, 0, 1]
+    assert router.order(TURN[:32], [0, 0, MAX_MORE + 1]) == [0, 1, 2]
+    assert router.order(TURN[:64], [0, 0, MAX_MORE // 2]) == [2, 0, 1]  # half of it is known
+    assert router.order(TURN[:64], [0, 0, MAX_MORE // 2 + 1]) == [0, 1, 2]
     assert router.order([1, *TURN], [1, 0, 1]) == [1, 0, 2]  # another beginning
     assert router.order(TURN[: BLOCK_LEN - 1], [1, 0, 1]) == [1, 0, 2]  # nothing to share
 

@@ -104,7 +104,7 @@ def test_without_a_server_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(replica_process.os, "_exit", codes.append)
     ours, theirs = Pipe()
     ours.close()
-    _Outbox(theirs).send(("log", 40, "text"))
+    _Outbox(theirs).send(("log", 40, "text", ""))
     replica_process._read(theirs, queue.SimpleQueue())
     assert codes == [0, 0]
     theirs.close()

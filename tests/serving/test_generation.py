@@ -41,6 +41,10 @@ class ManualLoop:
     def place(self, request: GenerationRequest) -> int:
         return self.places.get(self.requests.index(request), 0)
 
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.requests)
+
     def stats(self) -> dict[str, Any]:
         return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -64,6 +65,38 @@ class Broken(TorchStep):
     def forward(self, step):  # type: ignore[no-untyped-def]
         logits = super().forward(step)
         return logits.roll(1, 0) + 1.0 if self.is_wrong(len(step.tokens)) else logits
+
+
+def test_a_step_that_gives_no_numbers_is_not_used() -> None:
+    class NotFinite(TorchStep):
+        def forward(self, step):  # type: ignore[no-untyped-def]
+            return super().forward(step) * torch.nan
+
+    model = random_model(100, 300, n_head=2, n_kv_head=1, n_embd=32)
+    assert "differ from the model's by nan" in str(compared_step(lambda: NotFinite(model, 9), model))
+
+
+def test_company_is_compared_too() -> None:
+    """A step that is right for each sequence alone, and mixes up two of them."""
+
+    class Mixed(TorchStep):
+        def forward(self, step):  # type: ignore[no-untyped-def]
+            logits = super().forward(step)
+            return logits if step.rows[-1] == 0 else logits.flip(0)
+
+    model = random_model(400, 300, n_head=2, n_kv_head=1, n_embd=32)
+    assert "differ" in str(compared_step(lambda: Mixed(model, 25), model))
+    assert difference_from(TorchStep(model, 25), model) < 1e-5
+
+
+def test_triton_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(make_step_module, "missing_for_triton", lambda *_: "")
+    monkeypatch.setitem(sys.modules, "nanochat.steps.triton_step", None)
+    model = random_model(32, 300, n_head=2, n_kv_head=1, n_embd=32)
+    monkeypatch.setattr(make_step_module, "is_native", lambda *_: False)
+    make_step_module._say_once.cache_clear()
+    assert type(make_step(model, torch.float32, 4)) is TorchStep
+    assert "do not work here (ModuleNotFoundError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sequence_len", [1, 30, 100])

@@ -94,6 +94,20 @@ def test_chunks_in_blocks_give_the_logits_of_one_pass(model: GPT, block_len: int
         torch.testing.assert_close(logits, whole(model, tokens), rtol=0, atol=2e-5)
 
 
+def test_a_step_that_cannot_be_captured_runs(caplog: pytest.LogCaptureFixture) -> None:
+    class NotCapturing(CapturingStep):
+        def _capture(self, arrays: list[Any]) -> CapturedStep:
+            raise RuntimeError(f"operation not permitted when {len(arrays)} arrays are captured")
+
+    model = random_model(40, VOCAB, **SHAPES["grouped"])
+    step = NotCapturing(model, 12, 4)
+    for _ in range(2):
+        logits = step.forward(make_step([([5], 0, [0]), ([7], 0, [1]), ([9], 0, [2])]))
+        expected = torch.stack([whole(model, [token])[-1] for token in (5, 7, 9)])
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+    assert caplog.text.count("cannot be captured, so all run more slowly") == 1
+
+
 def test_a_captured_step_is_replayed_with_other_rows() -> None:
     """3 and then 4 rows in one bucket, then 1 in another: the rows of the step before leave nothing behind."""
     model = random_model(40, VOCAB, **SHAPES["grouped"])

@@ -46,6 +46,11 @@ class ScriptedLoop:
         with self._condition:
             return self._waiting.index(request) + 1 if request in self._waiting else 0
 
+    @property
+    def num_unfinished(self) -> int:
+        with self._condition:
+            return len(self._waiting) + len(self._running)
+
     def stats(self) -> dict[str, Any]:
         with self._condition:
             return {"running": len(self._running), "waiting": len(self._waiting)}
