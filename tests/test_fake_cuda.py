@@ -180,8 +180,8 @@ def count_per_token(run: Callable[[int], object], log: DeviceLog) -> tuple[float
 @pytest.mark.parametrize(
     ("prompts", "kernels_of_a_token", "waits"),
     [
-        ([[1, 2, 3]] * 2, 15, 3),  # the ids are read; the next input and the random numbers are copied to the device
-        ([[1, 2, 3], [4]], 21, 3),  # with the mask and the positions of rows of different lengths
+        ([[1, 2, 3]] * 2, 22, 3),  # the ids are read; the next input and the random numbers are copied to the device
+        ([[1, 2, 3], [4]], 28, 3),  # with the mask and the positions of rows of different lengths
     ],
 )
 def test_kernels_and_waits_of_a_token(prompts: list[list[int]], kernels_of_a_token: int, waits: int) -> None:

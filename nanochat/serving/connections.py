@@ -38,7 +38,8 @@ from nanochat.serving.access import client_of
 from nanochat.serving.refusals import OPENAI_PREFIX, Refusal, error_body
 
 MAX_HEADERS = 100
-BACKLOG = 128  # connections that asyncio accepts at once
+BACKLOG = 32  # connections that asyncio accepts at once
+ACCEPTED_FILES = 8 * BACKLOG  # open files of connections that were accepted, and are refused and closed a moment later
 OTHER_FILES = 128  # open files besides connections: modules, checkpoints, devices, standard streams
 SEND_BUFFER_BYTES = 32_768  # in the kernel and here, each: what a client that does not read can occupy
 CLOSING_SECONDS = 0.7  # for the last bytes of a connection, once the server stops
@@ -379,7 +380,7 @@ def guard_connections(
 def reserve_files(num_connections: int) -> int:
     """Raise this process's limit on open files for so many connections. Returns the number that fits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = num_connections + 2 * BACKLOG + OTHER_FILES
+    needed = num_connections + ACCEPTED_FILES + OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return num_connections
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

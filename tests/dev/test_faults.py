@@ -83,7 +83,7 @@ def test_the_table_counts_verdicts() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(UserError, match="no kind floods: choose from kills, disks"):
+    with pytest.raises(UserError, match="no kind floods: choose from kills, documents"):
         faults.Config(kinds="floods")
 
 

@@ -22,7 +22,7 @@ from nanochat.common import UserError
 from nanochat.configurator import parse
 from nanochat.gpt import GPTConfig
 from nanochat.runtime import Runtime
-from nanochat.serving.connections import BACKLOG, OTHER_FILES
+from nanochat.serving.connections import ACCEPTED_FILES, OTHER_FILES
 from nanochat.system.environment import num_usable_cores
 from scripts import chat_web
 from tests.support.chat_server import EventConnection, chat_events, chat_request, get, open_socket, serving_app
@@ -199,7 +199,7 @@ def test_ctrl_c_while_the_model_is_loaded_is_one_line() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("endless_model")
 def test_a_server_keeps_few_connections_where_few_files_may_be_open() -> None:
-    limit = f'ulimit -n {2 * BACKLOG + OTHER_FILES + 40}; exec "$@"'
+    limit = f'ulimit -n {ACCEPTED_FILES + OTHER_FILES + 40}; exec "$@"'
     with running("bash", "-c", limit, "-", *SERVE, until="Chat with") as (process, line):
         address = line.split(" at ")[1].split()[0]
         assert process.stdout is not None

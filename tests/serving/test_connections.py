@@ -15,7 +15,7 @@ import pytest
 
 from nanochat.serving import connections
 from nanochat.serving.connections import (
-    BACKLOG,
+    ACCEPTED_FILES,
     MAX_HEADERS,
     OTHER_FILES,
     ConnectionGuard,
@@ -339,9 +339,9 @@ def test_the_server_stops_though_clients_hold_connections() -> None:
     [
         (10_000, 10_000, 256, None),
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 256, None),
-        (256, resource.RLIM_INFINITY, 256, 256 + 2 * BACKLOG + OTHER_FILES),
-        (256, 100_000, 256, 256 + 2 * BACKLOG + OTHER_FILES),
-        (256, 500, 500 - 2 * BACKLOG - OTHER_FILES, 500),
+        (256, resource.RLIM_INFINITY, 256, 256 + ACCEPTED_FILES + OTHER_FILES),
+        (256, 100_000, 256, 256 + ACCEPTED_FILES + OTHER_FILES),
+        (256, 500, 500 - ACCEPTED_FILES - OTHER_FILES, 500),
         (64, 64, 1, 64),
     ],
 )
@@ -361,4 +361,4 @@ def test_a_limit_that_may_not_be_raised_means_fewer_connections(monkeypatch: pyt
 
     monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (500, 10_000))
     monkeypatch.setattr(connections.resource, "setrlimit", refuse)
-    assert reserve_files(256) == 500 - 2 * BACKLOG - OTHER_FILES
+    assert reserve_files(256) == 500 - ACCEPTED_FILES - OTHER_FILES
