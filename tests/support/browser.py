@@ -45,8 +45,11 @@ def open_context(browser: Browser, address: str, **options: Any) -> Iterator[Bro
     context.on("weberror", lambda error: errors.append(str(error.error)))
     context.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else errors.append(r.url))
     yield context
-    context.close()
-    assert not errors
+    for page in context.pages:
+        page.evaluate("1")  # what has failed until here has arrived
+    found = list(errors)
+    context.close()  # ends what pages still wait for, which may fail
+    assert not found, found
 
 
 def open_page(context: BrowserContext, address: str) -> Page:
