@@ -151,6 +151,13 @@ def nucleus(logits: list[float], temperature: float, top_k: int | None, top_p: f
     return {token: weight / math.fsum(kept.values()) for token, weight in kept.items()}
 
 
+def assert_shares(ids: torch.Tensor, expected: dict[int, float]) -> None:
+    """Check that evenly spaced uniforms draw each of 30 tokens as often as its probability says."""
+    shares = torch.bincount(ids, minlength=30) / len(ids)
+    for token in range(30):
+        assert abs(float(shares[token]) - expected.get(token, 0.0)) <= 1.5 / len(ids)
+
+
 @pytest.mark.parametrize("num_candidates", [4, 1000])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("top_k", [None, 1, 7])
@@ -167,9 +174,7 @@ def test_top_p_keeps_the_fewest_tokens_with_this_probability(
     drawn = sample_at(rows.repeat_interleave(count, 0), params, u).view(len(rows), count)
     for row, ids in zip(rows, drawn, strict=True):
         expected = nucleus(row.tolist(), temperature, top_k, top_p)
-        shares = torch.bincount(ids, minlength=30) / count
-        for token in range(30):
-            assert abs(float(shares[token]) - expected.get(token, 0.0)) <= 1.5 / count
+        assert_shares(ids, expected)
         assert set(draw(row.expand(200, -1), temperature, top_k, top_p=top_p)) <= set(expected)
 
 
@@ -194,10 +199,7 @@ def test_with_exact_sums_each_token_has_its_share(top_p: float | None, top_k: in
     u = ((torch.arange(count) + 0.5) / count).repeat(len(rows))
     drawn = sample_exactly(rows.repeat_interleave(count, 0), params, u).view(len(rows), count)
     for row, ids in zip(rows, drawn, strict=True):
-        expected = nucleus(row.tolist(), temperature, top_k, 1.0 if top_p is None else top_p)
-        shares = torch.bincount(ids, minlength=30) / count
-        for token in range(30):
-            assert abs(float(shares[token]) - expected.get(token, 0.0)) <= 1.5 / count
+        assert_shares(ids, nucleus(row.tolist(), temperature, top_k, 1.0 if top_p is None else top_p))
 
 
 def test_exact_sums_do_not_depend_on_the_order_of_the_vocabulary() -> None:
