@@ -101,7 +101,7 @@ def run_steps(config: Config, choices: Choices) -> StepRunner:
     for step in [*steps, *plan.conversations(choices)]:
         runner.run(step)
     talk_bytes = choices.talks.stat().st_size
-    write_text_atomic(choices.mixture, plan.mixture_text(choices.talks, talk_bytes, num_bytes))
+    write_text_atomic(choices.mixture, plan.mixture_text(choices.talks, talk_bytes))
     has_questions = choices.talks.with_name("test.jsonl").stat().st_size > 0
     for step in plan.fine_tuning(choices, plan.with_talks(size, talk_bytes, num_bytes), has_questions):
         runner.run(step)

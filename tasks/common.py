@@ -1,4 +1,5 @@
-"""`Task`: a sequence of conversations and a score for completions; `TaskSequence` and `TaskMixture` combine tasks.
+"""`Task`: a sequence of conversations and a score for completions; `TaskSequence` and `TaskMixture` combine tasks, and
+`FreshRows` takes other rows of a task in each pass over them.
 
 A conversation is `{"messages": [...]}` (nanochat/tokenization/chat_format.py) whose last message is the reference
 answer; further keys are specific to the task. A multiple-choice conversation also has `"letters": ("A", "B", ...)`, and
@@ -8,6 +9,7 @@ run.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import random
@@ -128,6 +130,38 @@ class TaskSequence(Task):
     def get_example(self, index: int) -> Conversation:
         task_index, row = self.locate(index)
         return self.tasks[task_index][row]
+
+    def for_pass(self, number: int) -> TaskSequence:
+        """Return the conversations of a pass, counted from 0: others of `FreshRows`, the same of other tasks."""
+        result = copy.copy(self)
+        result.tasks = [task.for_pass(number) if isinstance(task, FreshRows) else task for task in self.tasks]
+        return result
+
+
+class FreshRows(Task):
+    """`rows` conversations of a task for each pass: a pass goes on where the one before it ended.
+
+    After the last conversation comes the first one again, so `rows` may be more than the task has.
+    """
+
+    def __init__(self, task: Task, rows: int) -> None:
+        super().__init__()
+        self.name = task.name
+        self.task = task
+        self.rows = rows
+        self._first = 0
+
+    def num_examples(self) -> int:
+        return self.rows if len(self.task) else 0
+
+    def get_example(self, index: int) -> Conversation:
+        return self.task[(self._first + index) % len(self.task)]
+
+    def for_pass(self, number: int) -> FreshRows:
+        """Return the conversations of a pass, counted from 0."""
+        result = copy.copy(self)
+        result._first = number * self.rows
+        return result
 
 
 class TaskMixture(TaskSequence):

@@ -4,6 +4,7 @@
     task = "SpellingBee"       # a name of tasks/registry.py
     rows = 5000                # drawn at random; default: all rows (required for tasks that generate their rows)
     epochs = 2                 # times that each row is used; default 1
+    fresh = true               # other rows in each pass over the mixture, until all were used; needs `rows`
     split = "train"            # the default
     val_split = "test"         # the split that validation rows come from; "none" for no validation rows
     options = {quoted = true}  # further keyword arguments of the task's constructor
@@ -24,7 +25,7 @@ from nanochat.common import UserError, base_dir, expand_path, print0
 from nanochat.configurator import load_toml
 from nanochat.data.shards import default_data_dir, read_manifest
 from nanochat.system.json_text import short_repr
-from tasks.common import Task, TaskMixture
+from tasks.common import FreshRows, Task, TaskMixture
 from tasks.customjson import file_sha256
 from tasks.hub import DatasetUnavailableError
 from tasks.identity import FILE_NAME as IDENTITY_FILE
@@ -43,6 +44,7 @@ class MixtureEntry:
     task: str
     rows: int | None = None
     epochs: int = 1
+    fresh: bool = False
     split: str = "train"
     val_split: str = "test"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class EntryDescription(_EntryCounts, total=False):
 
     file: str  # with `sha256` if the entry reads a file
     sha256: str
+    fresh: bool
     options: dict[str, Any]
 
 
@@ -192,6 +195,7 @@ _ENTRY_KEYS: dict[str, tuple[type, str]] = {
     "task": (str, "text"),
     "rows": (int, "a whole number"),
     "epochs": (int, "a whole number"),
+    "fresh": (bool, "true or false"),
     "split": (str, "text"),
     "val_split": (str, "text"),
     "options": (dict, "a table"),
@@ -215,7 +219,7 @@ def _parse_entry(block: Any, origin: str) -> MixtureEntry:
         expected_type, type_name = _ENTRY_KEYS[key]
         if type(value) is not expected_type:
             raise UserError(f"{origin}{key} = {short_repr(value)} must be {type_name}")
-        if isinstance(value, int) and not 1 <= value <= _MAX_COUNTS[key]:
+        if isinstance(value, int) and key in _MAX_COUNTS and not 1 <= value <= _MAX_COUNTS[key]:
             number = short_repr(value)
             raise UserError(f"{origin}{key} = {number} must be at least 1 and at most {_MAX_COUNTS[key]:,}")
     try:
@@ -227,6 +231,8 @@ def _parse_entry(block: Any, origin: str) -> MixtureEntry:
         raise UserError(f"{origin}options must not have {taken[0]!r}: {reserved[taken[0]]} sets it")
     if entry.task in UNBOUNDED_TASKS and entry.rows is None:
         raise UserError(f"{origin}{entry.task} generates its rows, so rows = must be set")
+    if entry.fresh and (entry.task in UNBOUNDED_TASKS or entry.rows is None):
+        raise UserError(f"{origin}fresh = true needs rows = and a task that has all its rows from the start")
     return entry
 
 
@@ -244,6 +250,9 @@ def _build_tasks(entry: MixtureEntry, first_row: int, seed: int) -> tuple[Task, 
     if entry.task in UNBOUNDED_TASKS:
         assert entry.rows is not None, "an entry of a task that generates its rows sets `rows`"
         train = get_task(entry.task, entry.split, size=first_row + entry.rows, start=first_row, **entry.options)
+    elif entry.fresh:
+        assert entry.rows is not None, "_parse_entry has checked it"
+        train = FreshRows(get_task(entry.task, entry.split, shuffle=seed, **entry.options), entry.rows)
     else:
         train = get_task(entry.task, entry.split, stop=entry.rows, shuffle=seed, **entry.options)
         if entry.rows and len(train) < entry.rows:
@@ -262,6 +271,8 @@ def _describe(entry: MixtureEntry, num_rows: int, num_val_rows: int) -> EntryDes
         "epochs": entry.epochs,
         "val_rows": num_val_rows,
     }
+    if entry.fresh:
+        description["fresh"] = True
     if path := entry.options.get("filepath") or entry.options.get("path"):
         file = expand_path(path)
         description["file"] = file.name
@@ -281,5 +292,5 @@ def format_description(description: Sequence[EntryDescription]) -> str:
     parts = []
     for entry in description:
         times = f"{entry['epochs']} x " if entry["epochs"] > 1 else ""
-        parts.append(f"{entry['name']} {times}{entry['rows']:,}")
+        parts.append(f"{entry['name']} {times}{entry['rows']:,}{' a pass' if entry.get('fresh') else ''}")
     return ", ".join(parts)

@@ -21,7 +21,7 @@ import os
 from bisect import bisect_left, insort
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,13 @@ class ConversationSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Conversation: ...
+
+
+@runtime_checkable
+class ChangingSource(ConversationSource, Protocol):
+    """Conversations of which each pass may have others, always as many."""
+
+    def for_pass(self, number: int, /) -> ConversationSource: ...
 
 
 @dataclass(frozen=True)
@@ -173,11 +180,12 @@ def packed_rows(
     num_left_out = 0  # since the last row
     epochs = itertools.count(cursor.epoch) if num_epochs is None else range(cursor.epoch, num_epochs)
     for epoch in epochs:
+        of_epoch = conversations.for_pass(epoch) if isinstance(conversations, ChangingSource) else conversations
         order = _order_of_epoch(num_conversations, seed, epoch)
         is_empty = first_chunk == 0
         for chunk in range(first_chunk, math.ceil(num_conversations / CHUNK_SIZE)):
             indices = order[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
-            rendered = render_conversations(conversations, indices, tokenizer, sequence_len)
+            rendered = render_conversations(of_epoch, indices, tokenizer, sequence_len)
             rows = pack_rows(rendered, sequence_len, np.random.default_rng((seed, epoch, chunk)))
             if skip_rows == 0:  # otherwise the cursor already counts this chunk's
                 num_left_out += len(indices) - len(rendered)

@@ -18,7 +18,8 @@ BASE_TEXT_SHARE = 0.4  # of the tokens of fine-tuning
 PIECE_CHARS = 1000
 MAX_QUESTIONS = 100  # held out, that the chat model is asked
 MIXTURE = """\
-# Conversations made of the documents, and pieces of the documents themselves, so that fine-tuning does not forget them.
+# Conversations made of the documents, and pieces of the documents themselves, so that fine-tuning does not forget them:
+# other pieces in each pass over the conversations.
 
 [[entry]]
 task = "CustomJSON"
@@ -27,7 +28,7 @@ options = {{path = "{talks}"}}
 [[entry]]
 task = "BaseText"
 rows = {rows}
-epochs = {epochs}
+fresh = true
 options = {{max_chars = {max_chars}}}
 """
 BASE_TEXT_ALONE = """\
@@ -215,13 +216,11 @@ def with_talks(size: RunSize, talk_bytes: int, text_bytes: int) -> RunSize:
     return replace(size, fine_tuning_steps=max(1, min(size.fine_tuning_steps, round(useful))))
 
 
-def mixture_text(talks: Path, talk_bytes: int, text_bytes: int) -> str:
+def mixture_text(talks: Path, talk_bytes: int) -> str:
     """Return the mixture of fine-tuning: conversations of `talk_bytes`, and text of the documents beside them.
 
-    `text_bytes`: of the training text, which is used more than once if it is short.
+    A short text is read again after its end, a long one goes on in the next pass over the conversations.
     """
-    wanted = talk_bytes * BASE_TEXT_SHARE / (1 - BASE_TEXT_SHARE)
-    epochs = max(1, min(1000, round(wanted / max(1, text_bytes))))
-    rows = max(1, round(wanted / epochs / PIECE_CHARS))
+    rows = max(1, round(talk_bytes * BASE_TEXT_SHARE / (1 - BASE_TEXT_SHARE) / PIECE_CHARS))
     path = str(talks).replace("\\", "\\\\").replace('"', '\\"')
-    return MIXTURE.format(talks=path, rows=rows, epochs=epochs, max_chars=PIECE_CHARS)
+    return MIXTURE.format(talks=path, rows=rows, max_chars=PIECE_CHARS)

@@ -149,6 +149,33 @@ def test_resumes_at_every_row(talks: list[Talk], sequence_len: int) -> None:
                 assert resumed.targets.tolist() == expected.targets.tolist()
 
 
+class Changing:
+    """Two of these conversations in each pass, one after another."""
+
+    def __init__(self, talks: Sequence[Talk], first: int = 0) -> None:
+        self.talks, self.first = talks, first
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Talk:
+        return self.talks[self.first + index]
+
+    def for_pass(self, number: int) -> Changing:
+        return Changing(self.talks, 2 * number)
+
+
+def test_passes_have_their_own_conversations() -> None:
+    talks = [talk(f"question {number}", "answer") for number in range(6)]
+    rows = list(packed_rows(Changing(talks), TOKENIZER, 64, 5, num_epochs=3))
+    for epoch in range(3):
+        of_epoch = [row for row in rows if row.cursor.epoch == epoch]
+        assert conversations_of(of_epoch) == rendered(talks[2 * epoch : 2 * epoch + 2], 64)
+    for index, row in enumerate(rows):
+        resumed = packed_rows(Changing(talks), TOKENIZER, 64, 5, 3, row.cursor)
+        assert [other.tokens.tolist() for other in resumed] == [other.tokens.tolist() for other in rows[index + 1 :]]
+
+
 def test_orders() -> None:
     """Another epoch or seed gives other rows; neither the rows nor the conversations in them are sorted by length."""
     talks = [talk("q" * (3 * i % 70), "a" * (7 * i % 50 + 1)) for i in range(300)]

@@ -62,16 +62,16 @@ def test_no_index_where_python_cannot_search(tmp_path: Path, monkeypatch: pytest
     assert len(plan.conversations(Choices(tmp_path, "notes", grounded=True))) == 2  # whose first one names the fault
 
 
-@pytest.mark.parametrize(("talks", "text"), [(1_000_000, 10_000_000), (1_000_000, 20_000), (500, 20_000)])
-def test_shares_of_the_mixture(tmp_path: Path, talks: int, text: int) -> None:
+@pytest.mark.parametrize("talks", [10_000_000, 1_000_000, 20_000, 500])
+def test_shares_of_the_mixture(tmp_path: Path, talks: int) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text(plan.mixture_text(tmp_path / 'a "b"\\c.jsonl', talks, text), encoding="utf-8")
+    file.write_text(plan.mixture_text(tmp_path / 'a "b"\\c.jsonl', talks), encoding="utf-8")
     own, base = read_mixture(file)
     assert own.options["path"] == str(tmp_path / 'a "b"\\c.jsonl')
     assert base.rows is not None
-    num_chars = base.rows * base.epochs * base.options["max_chars"]
+    assert base.fresh, "a long text is not read up to the same place three times"
+    num_chars = base.rows * base.options["max_chars"]
     assert num_chars / (num_chars + talks) == pytest.approx(plan.BASE_TEXT_SHARE, abs=0.02 if talks > 10_000 else 0.5)
-    assert base.rows * base.options["max_chars"] <= 1.5 * text
 
 
 def test_few_conversations_take_few_steps() -> None:

@@ -14,6 +14,7 @@ from nanochat.common import UserError
 from nanochat.tokenization.chat_format import Conversation
 from tasks.common import (
     CategoricalTask,
+    FreshRows,
     Task,
     TaskMixture,
     TaskSequence,
@@ -95,6 +96,28 @@ def test_a_mixture_is_shuffled_by_its_seed() -> None:
     assert rows != sorted(rows)
     assert rows != row_numbers(TaskMixture(parts, 2))
     assert min(sum(row < 50 for row in rows[:50]), sum(row >= 50 for row in rows[:50])) > 10
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 6))
+def test_passes_over_fresh_rows_read_a_task_in_turn(count: int, rows: int, num_passes: int) -> None:
+    """No row is read again before all were read: the counts of two rows differ by one at most."""
+    task = FreshRows(NumberTask(count, shuffle=3), rows)
+    passes = [row_numbers(task.for_pass(number)) for number in range(num_passes)]
+    assert all(len(numbers) == rows for numbers in passes)
+    read = [number for numbers in passes for number in numbers]
+    assert all(sorted(read[start : start + count]) == list(range(count)) for start in range(len(read) - count + 1))
+    assert max(map(read.count, range(count))) - min(map(read.count, range(count))) <= 1
+    assert len(FreshRows(NumberTask(0), rows)) == 0
+
+
+def test_a_pass_over_a_mixture_changes_its_fresh_rows_alone() -> None:
+    mixture = TaskMixture([NumberTask(3), FreshRows(NumberTask(100, start=10), 4)])
+    passes = [row_numbers(mixture.for_pass(number)) for number in range(3)]
+    assert row_numbers(mixture) == passes[0]
+    assert [sorted(numbers) for numbers in passes] == [
+        [0, 1, 2, *range(10 + 4 * number, 14 + 4 * number)] for number in range(3)
+    ]
+    assert row_numbers(mixture.for_pass(2)) == passes[2]
 
 
 def test_a_task_without_right_answers_has_no_score() -> None:

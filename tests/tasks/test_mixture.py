@@ -16,7 +16,7 @@ from nanochat.tokenization.chat_format import Conversation
 from scripts import chat_sft, mid_train
 from tasks.common import Task, TaskMixture
 from tasks.mixture import MAX_VAL_ROWS, MIXTURES, build_mixture, format_description, read_mixture
-from tasks.registry import UNBOUNDED_TASKS
+from tasks.registry import UNBOUNDED_TASKS, get_task
 from tests.support.refusals import refusal
 
 STAGES = ("mid", "sft")
@@ -200,6 +200,19 @@ def test_a_mixture_file_replaces_the_table(tmp_path: Path) -> None:
     assert list(map(content_of, other)) != list(map(content_of, train))
 
 
+@pytest.mark.usefixtures("base_dir")
+def test_fresh_rows_of_a_mixture_file(tmp_path: Path) -> None:
+    conversations = write_jsonl(tmp_path / "own.jsonl", 50)
+    entry = f'[[entry]]\ntask = "CustomJSON"\nrows = 20\nfresh = true\noptions = {{path = "{conversations}"}}'
+    train, _, description = build_mixture("sft", "world", mixture_file=write_toml(tmp_path, entry))
+    assert len(train) == 20
+    assert description[0]["fresh"]
+    assert format_description(description) == "CustomJSON 20 a pass"
+    passes = [set(map(content_of, train.for_pass(number))) for number in range(3)]
+    assert len(passes[0] | passes[1]) == 40
+    assert set.union(*passes) == set(map(content_of, get_task("CustomJSON", "train", path=str(conversations))))
+
+
 def test_a_mixture_too_small_to_hold_out_is_validated_on_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +245,9 @@ ENTRY = '[[entry]]\ntask = "Identity"\n'
         (ENTRY + "epochs = -1", "entry 1: epochs = -1 must be at least 1"),
         (ENTRY + "rows = 1.5", "entry 1: rows = 1.5 must be a whole number"),
         (ENTRY + "rows = true", "entry 1: rows = True must be a whole number"),
+        (ENTRY + "fresh = 1", "entry 1: fresh = 1 must be true or false"),
+        (ENTRY + "fresh = true", "entry 1: fresh = true needs rows = "),
+        ('[[entry]]\ntask = "SpellingBee"\nrows = 3\nfresh = true', "entry 1: fresh = true needs rows = and a task"),
         (ENTRY + 'options = "x"', "entry 1: options = 'x' must be a table"),
         ("[[entry]]\ntask = 3", "entry 1: task = 3 must be text"),
         ('[[entry]]\ntask = "spellingbee"', "entry 1: SpellingBee generates its rows, so rows = must be set"),
@@ -289,7 +305,7 @@ def use_mixture(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("base_dir")
-@pytest.mark.parametrize("key", ["task", "rows", "epochs", "split", "val_split", "options", "other"])
+@pytest.mark.parametrize("key", ["task", "rows", "epochs", "fresh", "split", "val_split", "options", "other"])
 def test_any_value_of_a_key_is_used_or_refused_in_a_line(tmp_path: Path, key: str) -> None:
     own = write_jsonl(tmp_path / "own.jsonl", 3)
     for value in TOML_VALUES:
