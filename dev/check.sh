@@ -11,6 +11,7 @@ source "$(dirname -- "$0")/paths.sh"
 cd -- "$(dirname -- "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS=1 # many small models on all cores
+unset PYTHONDONTWRITEBYTECODE # else each process compiles torch's sources again, in an environment that uv has made
 
 ruff format --check .
 ruff check .

@@ -5,6 +5,9 @@
 set -uo pipefail
 source "$(dirname -- "$0")/paths.sh"
 cd -- "$(dirname -- "$0")/.."
+# Many images of containers set this. The packages of a new environment come without bytecode, so that each of the hundreds of processes
+# that the tests start would compile torch's sources for five seconds.
+unset PYTHONDONTWRITEBYTECODE
 bash dev/setup.sh || exit 1
 export PATH="$PWD/.venv/bin:$PATH:${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin"
 

@@ -108,6 +108,8 @@ run_tests() { # run_tests NAME PYTEST-ARGUMENTS...
         sh -c 'cd "$0" && exec python -m pytest "$@"' "$folder/source" "$@"
 }
 
+unset PYTHONDONTWRITEBYTECODE # the new environments have no bytecode yet: without a cache each process compiles torch's sources
+
 summary=()
 failed=0
 for name in "${names[@]}"; do
