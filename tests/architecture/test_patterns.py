@@ -19,8 +19,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_CHARACTERS = 200_000  # the square of which is 40 billion steps
-MAX_SECONDS = 20  # for a few milliseconds of work
+NUM_CHARACTERS = 50_000  # half the square of which is more than a billion steps: a second, where they are simplest
+MAX_SECONDS = 0.5  # of processor time, for a millisecond of work
 
 # Patterns that are applied to the texts of the code itself, and to nobody else's: file -> beginnings of the patterns.
 OWN_TEXTS = {
@@ -126,7 +126,6 @@ def test_patterns() -> None:
         ("search", r"(a+)+$"),
     ],
 )
-def test_slow_patterns_are_found(function: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "MAX_SECONDS", 1)
+def test_slow_patterns_are_found(function: str, text: str) -> None:
     assert find_slow_text(Pattern("x.py", text, 0, function)) is not None
     assert find_slow_text(Pattern("x.py", r"[0-9]+", 0, function)) is None
