@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanochat.common import UserError
+from nanochat.layers import cpu_kernels
 from nanochat.layers.attention import varied_shapes
 from nanochat.layers.cpu_attention import cpu_causal_attention
 from nanochat.layers.fp8 import check_fp8_sizes, fp8_linear
@@ -232,6 +233,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, 
     is_bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if is_causal and is_bf16_on_cpu and torch.is_grad_enabled() and not is_grouped:
         return cpu_causal_attention(q, k, v)
+    # Only where the model is compiled: the bits of an uncompiled run stay what they are without the Rust extension.
+    if is_causal and torch.compiler.is_compiling() and torch.is_grad_enabled() and cpu_kernels.can_attend(q, k):
+        return cpu_kernels.causal_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=is_grouped)
 
 

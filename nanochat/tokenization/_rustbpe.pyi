@@ -124,6 +124,50 @@ class Encoder:
         [b'abc', b'']
         """
 
+# Only `nanochat.layers.cpu_kernels` calls the following three. Addresses and strides are trusted.
+
+def softcap_terms(
+    is_bf16: bool,
+    raw: int,
+    count: int,
+    len: int,
+    stride: int,
+    cap: float,
+    sums: int,
+    grads: int,
+    num_threads: int,
+) -> None:
+    """Write the sums and, if `grads` is not 0, the gradients of `count` rows of raw logits."""
+
+def causal_attention(
+    sizes: tuple[int, int, int, int],
+    q: tuple[int, int, int, int],
+    k: tuple[int, int, int, int],
+    v: tuple[int, int, int, int],
+    out: tuple[int, int, int, int],
+    log_sums: int,
+    num_threads: int,
+) -> None:
+    """Write the result and the logarithms of the sums, (B, H, T), of causal attention in float32.
+
+    `sizes`: B, H, T, D. A tensor: its address, and the strides of batch, heads and positions in elements.
+    """
+
+def causal_attention_grads(
+    sizes: tuple[int, int, int, int],
+    q: tuple[int, int, int, int],
+    k: tuple[int, int, int, int],
+    v: tuple[int, int, int, int],
+    out: tuple[int, int, int, int],
+    log_sums: int,
+    d_out: tuple[int, int, int, int],
+    d_q: tuple[int, int, int, int],
+    d_k: tuple[int, int, int, int],
+    d_v: tuple[int, int, int, int],
+    num_threads: int,
+) -> None:
+    """Write the gradients by q, k and v, given that by the result."""
+
 def read_bandwidth(num_bytes: int, num_threads: int) -> float:
     """Measure the bytes per second at which `num_threads` threads read an array of `num_bytes`."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from nanochat.checkpoint_manager import Checkpoint, build_model, restore_model
 from nanochat.common import UserError, print0
 from nanochat.gpt import GPT, GPTConfig, Regions, rms_norm
+from nanochat.layers import cpu_kernels
 from nanochat.layers.fp8 import check_fp8_device, check_fp8_sizes
 from nanochat.layers.softcap_loss import softcap_terms
 from nanochat.optim import Optimizer, OptimSettings, build_optimizer
@@ -118,7 +119,9 @@ class CompiledModel:
         self.regions = Regions(
             torch.compile(rms_norm, dynamic=False),
             [torch.compile(block, dynamic=False) for block in model.blocks],
-            torch.compile(softcap_terms, dynamic=False),
+            cpu_kernels.softcap_terms
+            if cpu_kernels.are_available(model.device)
+            else torch.compile(softcap_terms, dynamic=False),
         )
 
     def __call__(self, idx: Tensor, targets: Tensor, loss_reduction: str = "mean") -> Tensor:

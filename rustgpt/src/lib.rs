@@ -1,4 +1,4 @@
-//! The forward pass of a GPT on CPUs, for generation.
+//! The forward pass of a GPT on CPUs, for generation; and pieces of a training step (`training/`).
 //!
 //! A [`Model`] holds packed weights and a cache of keys and values in blocks. A [`Step`] gives it tokens of any number
 //! of sequences: the next token of some, a part of the prompt of others. [`Model::forward`] returns logits.
@@ -15,8 +15,10 @@ mod lanes;
 mod matrix;
 mod model;
 mod pool;
+mod training;
 
 pub use attention::{Shape, BLOCK};
 pub use cpu::Cpu;
 pub use matrix::{Format, Weights};
 pub use model::{read_bandwidth, Config, LayerWeights, Model, Step};
+pub use training::{attention, attention_grads, softcap_terms, Attention, AttentionGrads, Heads, Sizes, SoftcapRows};

@@ -11,6 +11,7 @@ mod gpt;
 mod int_array;
 mod texts;
 mod trainer;
+mod training;
 
 use crate::Error;
 use encoder::PyEncoder;
@@ -19,6 +20,7 @@ use int_array::IntArray;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use trainer::train;
+use training::{causal_attention, causal_attention_grads, softcap_terms};
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
@@ -35,5 +37,8 @@ fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<IntArray>()?;
     module.add_class::<NativeGPT>()?;
     module.add_function(wrap_pyfunction!(read_bandwidth, module)?)?;
+    module.add_function(wrap_pyfunction!(causal_attention, module)?)?;
+    module.add_function(wrap_pyfunction!(causal_attention_grads, module)?)?;
+    module.add_function(wrap_pyfunction!(softcap_terms, module)?)?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }

@@ -38,6 +38,13 @@ impl Lanes for Avx512 {
         _mm512_storeu_si512(to.cast(), _mm512_or_si512(first, _mm512_castps_si512(second.0)));
     }
     #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        let bits = _mm512_castps_si512(self.0);
+        let is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
+        _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))))
     }

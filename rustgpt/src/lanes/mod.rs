@@ -25,6 +25,13 @@ pub const LANES: usize = 16;
 /// Adding it to a float32 of magnitude below 2^22 rounds that to a whole number, which then stands in the lowest bits.
 const ROUNDER: f32 = 12_582_912.0; // 1.5 * 2^23
 
+/// The bits of the nearest bfloat16. NaN stays NaN, but for those that no operation gives.
+#[inline(always)]
+pub fn round_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
 /// Sixteen float32 numbers.
 ///
 /// # Safety
@@ -49,6 +56,13 @@ pub trait Lanes: Copy {
         for lane in 0..LANES {
             *to.add(2 * lane) = (first[lane].to_bits() >> 16) as u16;
             *to.add(2 * lane + 1) = (second[lane].to_bits() >> 16) as u16;
+        }
+    }
+    /// Store as bfloat16 numbers, rounded to the nearest, and of two equally near to the even one.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        for (lane, x) in self.to_array().into_iter().enumerate() {
+            *to.add(lane) = round_to_bf16(x);
         }
     }
     /// Load int8 numbers.
@@ -119,6 +133,35 @@ pub trait Lanes: Copy {
     }
 }
 
+/// `exp` of several vectors, with the same bits, side by side: an exponential is a chain of operations, each of which
+/// waits for the one before, and a processor looks only so far ahead for other work.
+///
+/// # Safety
+/// The processor supports `L`.
+#[inline(always)]
+pub unsafe fn exps<L: Lanes, const N: usize>(mut x: [L; N]) -> [L; N] {
+    // (Loops, because the closures of `array::from_fn` are compiled without the instructions of `L`.)
+    let (mut rounded, mut sum) = (x, [L::splat(1.0 / 5040.0); N]);
+    for i in 0..N {
+        x[i] = L::splat(-87.0).max(x[i]);
+        rounded[i] = x[i].fma(L::splat(std::f32::consts::LOG2_E), L::splat(ROUNDER));
+    }
+    for i in 0..N {
+        let n = rounded[i].sub(L::splat(ROUNDER));
+        let r = n.fma(L::splat(-355.0 / 512.0), x[i]);
+        x[i] = n.fma(L::splat(2.121_944_4e-4), r);
+    }
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        for i in 0..N {
+            sum[i] = sum[i].fma(x[i], L::splat(coefficient));
+        }
+    }
+    for i in 0..N {
+        sum[i] = sum[i].times_power_of_two(rounded[i]);
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +176,7 @@ mod tests {
             worst.1 = worst.1.max((f64::from(L::splat(y).tanh().to_array()[9]) - f64::from(y).tanh()).abs());
             // The same bits as the portable type.
             assert_eq!(e.to_bits(), Portable::splat(x).exp().to_array()[3].to_bits(), "exp({x})");
+            assert_eq!(exps([L::splat(y), L::splat(x)])[1].to_array()[5].to_bits(), e.to_bits(), "exps({x})");
             let tanh = L::splat(y).tanh().to_array()[0];
             assert_eq!(tanh.to_bits(), Portable::splat(y).tanh().to_array()[0].to_bits(), "tanh({y})");
         }
@@ -147,6 +191,17 @@ mod tests {
         let (first, second) = L::load_bf16_pairs(halves.as_ptr());
         assert_eq!(first.to_array(), std::array::from_fn(|i| wide(halves[2 * i])));
         assert_eq!(second.to_array(), std::array::from_fn(|i| wide(halves[2 * i + 1])));
+        let mut rounded = [0; 16];
+        for start in [0, 16] {
+            L::load(numbers[start..].as_ptr()).store_bf16(rounded.as_mut_ptr());
+            assert_eq!(rounded, std::array::from_fn(|i| round_to_bf16(numbers[start + i])));
+        }
+        for (bits, nearest) in
+            [(0x3f80_7fff, 0x3f80), (0x3f80_8000, 0x3f80), (0x3f81_8000, 0x3f82), (0x3f80_8001, 0x3f81)]
+        {
+            L::splat(f32::from_bits(bits)).store_bf16(rounded.as_mut_ptr());
+            assert_eq!(rounded, [nearest; 16]);
+        }
         assert_eq!(L::load_i8(small.as_ptr()).to_array(), std::array::from_fn(|i| f32::from(small[i])));
         let (a, b) = (L::load(numbers.as_ptr()), L::load(numbers[16..].as_ptr()));
         assert_eq!(a.add(b).to_array(), std::array::from_fn(|i| numbers[i] + numbers[i + 16]));

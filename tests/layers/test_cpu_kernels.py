@@ -1,0 +1,91 @@
+"""Kernels of a training step in Rust, compared with torch's operations; the Rust tests compare with float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.gpt import causal_attention as model_attention
+from nanochat.layers import cpu_kernels, softcap_loss
+
+pytestmark = pytest.mark.skipif(not cpu_kernels.HAS_KERNELS, reason="the Rust extension is not built")
+
+
+@pytest.mark.parametrize("cap", [15.0, 40.0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softcap_terms(dtype: torch.dtype, cap: float) -> None:
+    """Of all columns but some: sums and gradients are torch's, whatever the number of threads."""
+    raw = (8 * torch.randn(37, 150, generator=torch.Generator().manual_seed(0))).to(dtype)[:, :141]
+    expected = softcap_loss.softcap_terms(raw, cap, True)
+    sums, grads, largest = cpu_kernels.softcap_terms(raw, cap, True)
+    assert grads.dtype == dtype
+    assert (largest is None) == (cap > 0)
+    torch.testing.assert_close(sums, expected[0], rtol=2e-6, atol=0)
+    if dtype == torch.float32:
+        torch.testing.assert_close(grads / sums[:, None], expected[1] / expected[0][:, None], rtol=1e-4, atol=1e-9)
+    else:  # both round once: at most one step of bfloat16 apart
+        torch.testing.assert_close(grads, expected[1], rtol=2**-7, atol=1e-4)
+    only_sums, nothing, _ = cpu_kernels.softcap_terms(raw, cap, False)
+    assert torch.equal(only_sums, sums)
+    assert nothing.numel() == 0
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 2)
+        assert torch.equal(cpu_kernels.softcap_terms(raw, cap, True)[1], grads)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    """A loss that is not finite is noticed by the training loop."""
+    raw = torch.zeros(2, 40)
+    raw[1, 17] = float("nan")
+    sums, grads, _ = cpu_kernels.softcap_terms(raw, 15.0, True)
+    assert sums.isnan().tolist() == [False, True]
+    assert grads[1, 17].isnan()
+
+
+def heads(seed: int, size: tuple[int, int, int, int]) -> Tensor:
+    """Random (B, H, T, D), as the layers make it: (B, T, H, D) in memory."""
+    batch, num_heads, num_positions, head_dim = size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, num_positions, num_heads, head_dim, generator=generator).transpose(1, 2).requires_grad_()
+
+
+@pytest.mark.parametrize("size", [(2, 3, 70, 32), (1, 2, 1, 16), (2, 1, 48, 80)])
+def test_causal_attention(size: tuple[int, int, int, int]) -> None:
+    """Result and gradients are those of torch in float64; the gradient of the result may stand in any order."""
+    q, k, v = (heads(seed, size) for seed in range(3))
+    d_out = heads(3, size).detach().contiguous()
+    out = cpu_kernels.causal_attention(q, k, v)
+    grads = torch.autograd.grad(out, (q, k, v), d_out)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*wide, is_causal=True)
+    torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-6)
+    for grad, wanted in zip(grads, torch.autograd.grad(expected, wide, d_out.double()), strict=True):
+        torch.testing.assert_close(grad, wanted.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_as_an_operation_of_torch() -> None:
+    """Shapes, strides and gradients are as announced to the compiler."""
+    q, k, v = (heads(seed, (1, 2, 20, 16)) for seed in range(3))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.nanochat.causal_attention.default, (q, k, v), test_utils=checks)
+
+
+def test_which_tensors_it_takes() -> None:
+    q = torch.zeros(1, 2, 4, 16)
+    assert cpu_kernels.can_attend(q, q)
+    assert not cpu_kernels.can_attend(q, q[:, :1])  # grouped queries
+    assert not cpu_kernels.can_attend(q.bfloat16(), q.bfloat16())
+    assert not cpu_kernels.can_attend(q[..., :8], q[..., :8])
+    assert not cpu_kernels.are_available(torch.device("meta"))
+
+
+def test_an_uncompiled_model_has_the_bits_of_torch() -> None:
+    """The golden numbers do not depend on the extension."""
+    q, k, v = (heads(seed, (1, 2, 40, 16)) for seed in range(3))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.equal(model_attention(q, k, v, None, False), expected)
