@@ -206,15 +206,16 @@ def _sample_blocks(sample: Mapping[str, Any]) -> Iterator[str]:
 
 def _conversation_blocks(sections: Sections) -> Iterator[str]:
     """Yield the end of the report: the conversations with the model of each stage."""
-    for name, messages in _conversations(sections):
-        yield f"## A conversation with the {escape(stage_of(name, sections[name]) or name)} model"
-        yield fence(_transcript(messages), _WIDTH)
+    for name, sample in _conversations(sections):
+        caption = f" ({escape(sample['caption'])})" if sample.get("caption") else ""
+        yield f"## A conversation with the {escape(stage_of(name, sections[name]) or name)} model{caption}"
+        yield fence(_transcript(sample["messages"]), _WIDTH)
 
 
-def _conversations(sections: Sections) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return (section, messages) of the samples that are conversations."""
+def _conversations(sections: Sections) -> list[tuple[str, dict[str, Any]]]:
+    """Return (section, sample) of the samples that are conversations."""
     return [
-        (name, sample["messages"])
+        (name, sample)
         for name, section in sections.items()
         for sample in section.get("samples", [])
         if "messages" in sample
@@ -265,9 +266,9 @@ def _print_summary(sections: Sections) -> None:
     for name, seconds in [*wall_times.items(), ("total", total)]:
         print0(f"{format_duration(seconds):>8}  {name}")
     print0(f"cost: {_format_cost(total)}")
-    for name, messages in _conversations(sections)[-1:]:
+    for name, sample in _conversations(sections)[-1:]:
         print0(f"--- a conversation with the {stage_of(name, sections[name]) or name} model")
-        print0(wrap_text(_transcript(messages), _WIDTH))
+        print0(wrap_text(_transcript(sample["messages"]), _WIDTH))
         print0("---")
 
 

@@ -120,7 +120,7 @@ def main(config: Config) -> dict[str, Metric]:
             "metrics": metrics,
             "headline": [right] if right in metrics else [],
             "answers": {right: solved([reply for reply in replies if reply.question["expected"]])},
-            "samples": samples(replies),
+            "samples": samples(replies, config.way.removeprefix(", ") or "without passages"),
             "notes": [f"{len(replies)} held-out questions; each reply is in {path}."],
             "seconds": time.monotonic() - start,
         },
@@ -147,23 +147,28 @@ def print_metrics(replies: Sequence[Reply], metrics: dict[str, Metric]) -> None:
         by_kind[reply.question["kind"]].append(reply.is_right)
     rows = dict(metrics)
     rows |= {f"right: {kind}": proportion(sum(right), len(right)) for kind, right in sorted(by_kind.items())}
-    print0(f"{'':44} share   95% interval       questions")
+    width = max(map(len, rows))
+    print0(f"{'':{width}}  share   95% interval       questions")
     for name, metric in rows.items():
         low, high = metric["interval"]
-        print0(f"{name:44} {metric['value']:6.1%} [{low:6.1%}, {high:6.1%}] {metric['n']:9,}")
+        print0(f"{name:{width}} {metric['value']:6.1%} [{low:6.1%}, {high:6.1%}] {metric['n']:9,}")
 
 
-def samples(replies: Sequence[Reply]) -> list[dict[str, Any]]:
-    """Return a few replies as conversations for the report, right and wrong ones in turn."""
+def samples(replies: Sequence[Reply], way: str) -> list[dict[str, Any]]:
+    """Return a few replies as conversations for the report, right ones and wrong ones, with their captions.
+
+    `way`: the way in which the model was asked.
+    """
     right = [reply for reply in replies if reply.is_right and reply.question["expected"]]
     wrong = [reply for reply in replies if not reply.is_right]
     chosen = [*right[: NUM_SAMPLES // 2], *wrong[: NUM_SAMPLES // 2]]
     return [
         {
+            "caption": f"{way}, {'right' if reply.is_right else 'wrong'}",
             "messages": [
                 {"role": "user", "content": reply.question["question"]},
                 {"role": "assistant", "content": reply.text},
-            ]
+            ],
         }
         for reply in chosen
     ]

@@ -122,7 +122,7 @@ def main(config: Config) -> None:
             sys.exit(error.exit_code)
         from nanochat.pipeline.summary import report_run
 
-        report_run(choices, runner, config, time.monotonic() - start)
+        report_run(choices, runner, config, time.monotonic() - start, config.minutes)
         report.render(choices.folder)
     chat = ["--source=sft", *(["--grounded"] if choices.grounded else [])]
     print0(f"\nThe report: {choices.folder / 'report' / 'report.md'}")

@@ -249,6 +249,18 @@ def test_the_summary_for_the_terminal(base_dir: Path, capsys: pytest.CaptureFixt
     assert "\x1b" not in "".join(lines)
 
 
+@pytest.mark.usefixtures("base_dir")
+def test_a_caption_of_a_conversation() -> None:
+    talk = {
+        "messages": [{"role": "user", "content": "6?"}, {"role": "assistant", "content": "7"}],
+        "caption": "*a*, wrong",
+    }
+    log_section("chat_eval_sft", {"model": "sft", "samples": [talk]})
+    assert "\n## A conversation with the sft model (\\*a\\*, wrong)\n" in render().read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="caption"):
+        log_section("chat_eval_sft", {"model": "sft", "samples": [{**talk, "caption": 3}]})
+
+
 def log_evaluation(stage: str, correct: str, answer: str) -> None:
     """Write a section as chat_eval does: an accuracy, and a conversation with a calculator call."""
     call = [

@@ -31,6 +31,7 @@ RECITED_SHARE = 0.5  # of windows: from here on most of what a model writes is c
 # than other text, or by heart.
 LEARNED_RATIO = 1.25
 BY_HEART_RATIO = 2.5
+GROUNDED_HELPS = "--grounded answers with sentences that are found in the documents, instead of from memory."
 
 
 @dataclass(frozen=True)
@@ -157,19 +158,20 @@ def describe_memory(train_bpb: float, val_bpb: float, samples: Copying, held_out
             f"The model has learned its text by heart ({gap}; {copied}).",
             "Expect it to recite: what it says is from the documents, often word for word, and wrong where a question "
             "needs anything else.",
-            "Fewer steps or more text would help most (base_train --patience ends a run in time); --grounded answers "
-            "from passages instead of from memory.",
+            "Fewer steps or more text would help most (base_train --patience ends a run in time).",
+            GROUNDED_HELPS,
         ]
     if ratio >= LEARNED_RATIO or excess >= RECITED_SHARE / 2:
         return [
             f"The model knows its own text better than other text of this kind ({gap}; {copied}).",
             "Expect the language and the topics of the documents, with passages that are copied and facts that are "
             "mixed up.",
-            "More text would help most; more steps would not. --grounded puts passages with the facts before it.",
+            "More text would help most; more steps would not.",
+            GROUNDED_HELPS,
         ]
     return [
         f"The model reads new text of this kind nearly as well as its own ({gap}; {copied}).",
-        "Expect sentences of its own in the language of the documents. It has not learned their facts by heart: "
-        "--grounded gives it those.",
+        "Expect sentences of its own in the language of the documents. It has not learned their facts by heart.",
         "More minutes, and with them a larger model and more steps, would help most.",
+        GROUNDED_HELPS,
     ]

@@ -16,6 +16,7 @@ MAX_TALK_PASSES = 3  # over the conversations: beyond that the model learns thei
 MAX_TEXT_PASSES = 2  # of fine-tuning, in bytes of the documents: more raise the bits per byte of held-out text
 BASE_TEXT_SHARE = 0.4  # of the tokens of fine-tuning
 PIECE_CHARS = 1000
+NUM_EXAMPLES = 3  # conversations that are printed
 MAX_QUESTIONS = 100  # held out, that the chat model is asked
 MIXTURE = """\
 # Conversations made of the documents, and pieces of the documents themselves, so that fine-tuning does not forget them:
@@ -145,7 +146,7 @@ def conversations(choices: Choices) -> list[Step]:
     Where this Python cannot search, there is no index, unless `--grounded` needs it.
     """
     documents = choices.folder / "documents"
-    flags = [f"--seed={choices.seed}", "--allow_none"]
+    flags = [f"--seed={choices.seed}", "--allow_none", f"--examples={NUM_EXAMPLES}"]
     if choices.grounded:
         flags.append("--grounded")
     if choices.endpoint:

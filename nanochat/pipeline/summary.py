@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nanochat.common import print0
 from nanochat.configurator import Settings
+from nanochat.eval.document_answers import NUM_PASSAGES
+from nanochat.eval.memorisation import GROUNDED_HELPS
 from nanochat.pipeline.plan import Choices
 from nanochat.pipeline.steps import StepRunner
 from nanochat.report import log_section, read_sections
@@ -19,25 +22,48 @@ QUOTED = (
     "not answer: trust it as far as the question has words of the documents. What the model writes itself, as with "
     "--quote=false, is as good as the rows without quoting say."
 )
+EVALUATIONS = {  # section of the report -> the way in which the questions are answered
+    "document_eval_sft_grounded": "answered with quotations",
+    "document_eval_sft": "answered by the model alone",
+}
+SHARES = {  # share of an evaluation -> words
+    "answered right": "are answered right",
+    "refused, with an answer in the documents": "are refused though the documents answer them",
+    "refused, without an answer in the documents": "that the documents do not answer are refused",
+    f"right passage among the first {NUM_PASSAGES}": f"have the right passage among the first {NUM_PASSAGES}",
+}
 MAX_FORGOTTEN = 0.03  # share by which fine-tuning may raise the bits per byte of held-out text
 
 
-def report_run(choices: Choices, runner: StepRunner, settings: Settings, seconds: float) -> None:
-    """Write the section `train_on` and print its sentences. `seconds`: that this call of the command took."""
+def report_run(choices: Choices, runner: StepRunner, settings: Settings, seconds: float, minutes: float) -> None:
+    """Write the section `train_on` and print its sentences.
+
+    `seconds`: that this call of the command took. `minutes`: that it may take.
+    """
     sections = read_sections(choices.folder / "report")[0]
-    metrics, notes = summarize(sections, choices.base)
+    metrics, notes = summarize(sections, choices.base, choices.grounded)
     notes += compare_with_other_start(choices, metrics)
     if runner.seconds:
-        longest = sorted(runner.seconds.items(), key=lambda step: -step[1])[:4]
-        steps = ", ".join(f"{name} {taken:.0f} s" for name, taken in longest)
-        notes.append(f"This call took {seconds / 60:.1f} minutes ({steps}).")
+        notes.append(describe_time(runner.seconds, seconds, minutes))
     print0("\n== What came out")
     for note in notes:
         print0(note)
     log_section("train_on", {"title": "Your own documents", "notes": notes, "metrics": metrics, "settings": settings})
 
 
-def summarize(sections: Mapping[str, Any], base: str | None) -> tuple[dict[str, float], list[str]]:
+def describe_time(steps: Mapping[str, float], seconds: float, minutes: float) -> str:
+    """Return a sentence on the time of a call. `steps`: seconds of each step that ran; `minutes`: that it may take."""
+    times = os.times()  # of the steps, which are processes of their own
+    processor_minutes = (times.children_user + times.children_system) / 60
+    longest = sorted(steps.items(), key=lambda step: -step[1])[:4]
+    shown = ", ".join(f"{name} {taken:.0f} s" for name, taken in longest)
+    processors = f"{processor_minutes:.1f} minutes of processor time" if processor_minutes else "no processor time"
+    return f"This call took {seconds / 60:.1f} minutes of {minutes:g}, with {processors} ({shown})."
+
+
+def summarize(
+    sections: Mapping[str, Any], base: str | None, is_grounded: bool = False
+) -> tuple[dict[str, float], list[str]]:
     """Return metrics of the run, and sentences about it, from the sections of its steps.
 
     `base`: tag of the base model that the run started from.
@@ -65,13 +91,30 @@ def summarize(sections: Mapping[str, Any], base: str | None) -> tuple[dict[str, 
             f"Fine-tuning changed the bits per byte of held-out text from {before:.3f} to {after:.3f} ({change:+.1%}): "
             f"the chat model {verdict}."
         )
-    for section in ("document_eval_sft", "document_eval_sft_grounded"):
-        for name, metric in sections.get(section, {}).get("metrics", {}).items():
-            if isinstance(metric, dict) and "n" in metric:
-                notes.append(f"Held-out questions, {name}: {metric['value']:.0%} of {metric['n']:,}.")
+    for section, answered_by in EVALUATIONS.items():
+        if found := describe_answers(sections.get(section, {}).get("metrics", {})):
+            notes.append(f"Held-out questions, {answered_by}: {found}.")
     notes += advise_on_answers(sections)
-    notes += sections.get(f"memorisation_{start}", {}).get("notes", [])
+    about_memory = sections.get(f"memorisation_{start}", {}).get("notes", [])
+    notes += [note for note in about_memory if not (is_grounded and note == GROUNDED_HELPS)]
     return metrics, notes
+
+
+def describe_answers(metrics: Mapping[str, Any]) -> str:
+    """Return the shares of an evaluation on the documents' questions in words; none without questions.
+
+    >>> describe_answers({"documents: answered right": {"value": 0.5, "n": 8}})
+    '50% of 8 are answered right'
+    """
+    shares = {
+        name.partition(": ")[2]: (metric["value"], metric["n"])
+        for name, metric in metrics.items()
+        if isinstance(metric, dict) and metric.get("n")
+    }
+    parts = [
+        f"{shares[name][0]:.0%} of {shares[name][1]:,} {words}" for name, words in SHARES.items() if name in shares
+    ]
+    return "; ".join(parts)
 
 
 def advise_on_answers(sections: Mapping[str, Any]) -> list[str]:

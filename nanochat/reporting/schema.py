@@ -81,7 +81,7 @@ class Section(TypedDict, total=False):
     curves: dict[str, Curve]
     # {"prompt": str, "text": str (the continuation)} and, where a checker exists, {"share_sound": number in [0, 1],
     # "verdicts": [{"sentence": str, "sound": bool, "reason": str}]}; or conversations, {"messages": [...]} as in
-    # nanochat.tokenization.chat_format, which come at the end of the report.
+    # nanochat.tokenization.chat_format, which come at the end of the report, with a "caption" if they have one.
     samples: list[dict[str, Any]]
     notes: list[str]
 
@@ -221,7 +221,10 @@ def _check_section(section: Mapping[str, Any]) -> None:
     for name, curve in (section.get("curves") or {}).items():
         _require(_is_curve(curve), f"curve {name} needs x and y, equally long lists of numbers, and xlabel and ylabel")
     for sample in section.get("samples") or []:
-        _require(_is_sample(sample), "a sample has the texts prompt and text, or messages; share_sound is a number")
+        _require(
+            _is_sample(sample),
+            "a sample has the texts prompt and text, or messages and perhaps a caption; share_sound is a number",
+        )
     for key in ("notes", "headline"):
         _require(all(isinstance(text, str) for text in section.get(key) or []), f"{key} is a list of texts")
 
@@ -261,7 +264,7 @@ def _is_curve(curve: Any) -> bool:
 def _is_sample(sample: Any) -> bool:
     if isinstance(sample, dict) and "messages" in sample:
         try:
-            return bool(render_turns(sample))
+            return isinstance(sample.get("caption", ""), str) and bool(render_turns(sample))
         except UserError:
             return False
     if not (isinstance(sample, dict) and all(isinstance(sample.get(key), str) for key in ("prompt", "text"))):

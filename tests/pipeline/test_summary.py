@@ -10,9 +10,10 @@ import pytest
 
 from nanochat.configurator import Settings, setting
 from nanochat.data.shards import write_dataset
+from nanochat.eval.memorisation import GROUNDED_HELPS
 from nanochat.pipeline.plan import Choices
 from nanochat.pipeline.steps import StepRunner
-from nanochat.pipeline.summary import BPB, QUOTED, advise_on_answers, report_run, summarize
+from nanochat.pipeline.summary import BPB, QUOTED, advise_on_answers, describe_time, report_run, summarize
 from nanochat.report import log_section, read_sections
 
 
@@ -35,6 +36,36 @@ def test_what_fine_tuning_forgets(base_dir: Path, after: float, words: str) -> N
     assert "about base" in notes
 
 
+def test_a_grounded_run_is_not_advised_to_be_grounded(base_dir: Path) -> None:
+    log_section("memorisation_base", {"metrics": {BPB: 2.0}, "notes": ["Expect sentences.", GROUNDED_HELPS]})
+    sections = read_sections(base_dir / "report")[0]
+    assert summarize(sections, None)[1] == ["Expect sentences.", GROUNDED_HELPS]
+    assert summarize(sections, None, is_grounded=True)[1] == ["Expect sentences."]
+
+
+def test_answers_in_words() -> None:
+    """The way in which the model will be asked comes first; shares of no question at all are left out."""
+    shares = {"answered right": (0.98, 81), "right passage among the first 3": (0.97, 81), "refused, without": (0, 0)}
+    sections = {
+        f"document_eval_sft{suffix}": {
+            "metrics": {f"documents{way}: {name}": {"value": value, "n": n} for name, (value, n) in shares.items()}
+        }
+        for suffix, way in (("", ""), ("_grounded", ", quoted"))
+    }
+    notes = summarize(sections, None, is_grounded=True)[1]
+    assert notes[0] == (
+        "Held-out questions, answered with quotations: 98% of 81 are answered right; 97% of 81 have the right passage "
+        "among the first 3."
+    )
+    assert notes[1].startswith("Held-out questions, answered by the model alone: 98%")
+
+
+def test_the_time_of_a_call() -> None:
+    words = describe_time({"a": 3.2, "b": 60.0, "c": 1.0, "d": 0.4, "e": 2.0}, 66.6, 5.0)
+    assert words.startswith("This call took 1.1 minutes of 5, with ")
+    assert words.endswith(" of processor time (b 60 s, a 3 s, e 2 s, c 1 s).")
+
+
 def test_without_measurements() -> None:
     assert summarize({}, None) == ({}, [])
 
@@ -50,7 +81,7 @@ def test_a_run_from_a_base_model_is_compared(
         if "from" in name:
             log_bpb("mid", value)
             log_bpb("sft", value)
-            report_run(Choices(folder, "x", base="d4"), StepRunner(folder), Config(), 60)
+            report_run(Choices(folder, "x", base="d4"), StepRunner(folder), Config(), 60, 5)
             output = capsys.readouterr().out
             assert "1.500 bits per byte; it took 3.000 with d4" in output
             if name == "on-x-from-d4":
