@@ -4,7 +4,7 @@ A line of at most 300 characters is boilerplate if at least 4 files and a fifth 
 notices of copyright, "Edit this page". A passage of at least 200 characters stays where it comes first, so that a
 licence that every file repeats is learned once, and nothing of a validation document stands in a training document.
 
-Passages must be the same, up to spaces: those that are almost the same stay, also where the parts of one long file are in
+Passages must be the same, up to spaces: those that are almost the same stay, also where parts of one long file are in
 different splits. Of 32 MB of textbooks 0.6% of the validation text has a passage in the training text with which it
 shares four fifths of its runs of words, of 120 stories none. Such passages are records of a catalogue, exercises with
 other numbers or refrains more often than copies, and to leave them out would lose what differs.
