@@ -57,11 +57,15 @@ class Config(Settings):
 
 
 def prepare_folder(config: Config) -> Choices:
-    """Return the run's choices, and set `$NANOCHAT_BASE_DIR`. Raises `UserError` if there are no documents."""
+    """Return the run's choices, and set `$NANOCHAT_BASE_DIR`. Raises `UserError` without documents or a base model."""
     assert config.documents is not None, "__post_init__ has checked it"
     source = config.documents.absolute()
     if not source.exists():
         raise UserError(f"{source}: no such folder or file")
+    if config.base:
+        from nanochat.checkpoint_manager import CHECKPOINT_DIRS, open_checkpoint
+
+        open_checkpoint(config.base_from / CHECKPOINT_DIRS["base"] / config.base)  # refused now, not after the reading
     is_own_folder = not os.environ.get("NANOCHAT_BASE_DIR")
     if is_own_folder:
         name = f"on-{source.resolve().name or 'root'}" + (f"-from-{config.base}" if config.base else "")
@@ -83,10 +87,10 @@ def prepare_folder(config: Config) -> Choices:
 
 def run_steps(config: Config, choices: Choices) -> StepRunner:
     """Run all steps. Raises `StepFailed` for the first one that fails."""
-    from nanochat.pipeline import base_model, inputs  # they import torch and Arrow, which refusals need not wait for
-
     runner = StepRunner(choices.folder)
     runner.run_always(plan.reading(choices))
+    from nanochat.pipeline import base_model, inputs  # they import torch and Arrow: refusals need not wait for them
+
     runner.depend_on("speed")
     runner.run(plan.measuring_speed(choices))
     runner.depend_on(inputs.documents_hash(choices.folder))

@@ -41,8 +41,9 @@ def size_of_run(num_bytes: int, minutes: float, grounded: bool = False) -> RunSi
 def describe_size(size: RunSize, num_bytes: int) -> str:
     """Return a line that says what a run is."""
     text = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1_000_000 else f"{num_bytes / 1e3:,.1f} KB"
+    passes = f"{size.passes:.1f} passes over the text" if size.passes >= 1 else f"{size.passes:.2%} of the text"
     return (
         f"{text} of training text: a vocabulary of {size.vocab_size:,} tokens, a model of depth "
         f"{size.depth} with {num_params(size.depth, size.vocab_size):,} parameters, at most {size.num_iterations:,} "
-        f"steps of {size.total_batch_size:,} tokens ({size.passes:.1f} passes over the text)"
+        f"steps of {size.total_batch_size:,} tokens ({passes})"
     )

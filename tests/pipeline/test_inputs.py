@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from nanochat.common import write_json_atomic
@@ -34,3 +35,5 @@ def test_size_of_a_run(base_dir: Path) -> None:
     assert size == size_run(500_000, 15, 2e11, "cpu")
     line = inputs.describe_size(size, 500_000)
     assert f"{num_params(size.depth, size.vocab_size):,} parameters" in line
+    assert f"({size.passes:.1f} passes over the text)" in line
+    assert "(0.40% of the text)" in inputs.describe_size(replace(size, passes=0.004), 500_000)
