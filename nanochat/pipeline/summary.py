@@ -9,8 +9,8 @@ from typing import Any
 
 from nanochat.common import print0
 from nanochat.configurator import Settings
-from nanochat.eval.document_answers import NUM_PASSAGES
 from nanochat.eval.memorisation import GROUNDED_HELPS
+from nanochat.passages.grounding import NUM_PASSAGES
 from nanochat.pipeline.plan import Choices
 from nanochat.pipeline.steps import StepRunner
 from nanochat.report import log_section, read_sections
