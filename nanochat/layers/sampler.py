@@ -79,11 +79,12 @@ def greedy_ids(logits: Tensor) -> Tensor:
     >>> greedy_ids(torch.tensor([[0.0, 2.0], [torch.nan, 1.0], [1.0, torch.inf], [1.0, -torch.inf]])).tolist()
     [1, 2, 2, 0]
     """
-    if logits.device.type == "cpu":  # 64 rows of 32,768: 0.5 ms, and 2.5 ms in torch
-        ids = torch.from_numpy(logits.numpy().argmax(axis=-1))
-    else:
-        ids = logits.argmax(dim=-1)
-    # It is that of a NaN, if there is one.
+    if logits.device.type == "cpu":  # in numpy: 64 rows of 32,768 take 0.5 ms instead of 2.5, one row 0.05 instead of 0.13
+        rows = logits.numpy()
+        best = rows.argmax(axis=-1)  # that of a NaN, if there is one
+        best[~np.isfinite(rows[np.arange(len(rows)), best])] = logits.size(-1)
+        return torch.from_numpy(best)
+    ids = logits.argmax(dim=-1)
     largest = logits.gather(-1, ids[:, None]).squeeze(-1)
     return ids.where(largest.isfinite(), logits.size(-1))
 

@@ -202,6 +202,17 @@ impl Matrix {
         }
     }
 
+    /// The packed weights, panel after panel.
+    pub fn bytes(&self) -> &[u8] {
+        let (start, len): (*const u8, usize) = match &self.packed {
+            Packed::F32(weights) => (weights.as_ptr().cast(), 4 * weights.len()),
+            Packed::Bf16(weights) => (weights.as_ptr().cast(), 2 * weights.len()),
+            Packed::Int8(weights, _) => (weights.as_ptr().cast(), weights.len()),
+        };
+        // SAFETY: these are the bytes of numbers, which the matrix owns.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
     /// True if the product rounds its rows to bfloat16: weights in bfloat16 and int8.
     pub fn rounds_rows(&self) -> bool {
         !matches!(self.packed, Packed::F32(_))
@@ -476,6 +487,18 @@ pub fn prefetch<T>(address: *const T) {
     // SAFETY: a prefetch has no effect but on the processor's cache, whatever the address.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Begin to load the cache line of an address, which need not be valid, into the second cache.
+#[inline(always)]
+pub fn prefetch_for_later<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on the processor's cache, whatever the address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast())
     };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

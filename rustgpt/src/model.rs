@@ -197,7 +197,8 @@ impl Model {
         let tiles = tiles(step.rows);
         let embed = Embed { embedding, tokens: step.tokens, width, x };
         run(pool, cpu, &embed, count, count <= FEW_ROWS);
-        for layer in layers.iter() {
+        for (number, layer) in layers.iter().enumerate() {
+            let next = layers.get(number + 1).map_or(&*head, |layer| &layer.qkv);
             run(
                 pool,
                 cpu,
@@ -205,6 +206,7 @@ impl Model {
                 count,
                 count <= FEW_ROWS,
             );
+            pool.fetch_ahead(layer.o.bytes());
             product(pool, cpu, &mut scratch.tiles, &layer.qkv, rows(normed, padded, qkv, qkv_width), Store::Plain);
             let heads = Heads { step, rope, shape, cache: &layer.cache, qkv, qkv_width };
             run(pool, cpu, &heads, count, count <= FEW_ROWS);
@@ -212,6 +214,7 @@ impl Model {
             let attend =
                 Attend { step, tiles: &tiles, shape, cache, qkv, qkv_width, out: attended, out_stride: padded, scores };
             run(pool, cpu, &attend, tiles.len() * shape.n_kv_head, false);
+            pool.fetch_ahead(layer.up.bytes());
             product(pool, cpu, &mut scratch.tiles, &layer.o, rows(attended, padded, x, width), Store::Add);
             run(
                 pool,
@@ -220,6 +223,7 @@ impl Model {
                 count,
                 count <= FEW_ROWS,
             );
+            pool.fetch_ahead(layer.down.bytes());
             product(
                 pool,
                 cpu,
@@ -228,6 +232,7 @@ impl Model {
                 rows(normed, padded, hidden, hidden_padded),
                 Store::ReluSquared,
             );
+            pool.fetch_ahead(next.bytes());
             product(pool, cpu, &mut scratch.tiles, &layer.down, rows(hidden, hidden_padded, x, width), Store::Add);
         }
         let wanted = step.wanted.len();
@@ -235,6 +240,7 @@ impl Model {
         run(pool, cpu, &norm, wanted, wanted <= FEW_ROWS);
         let store = if config.softcap > 0.0 { Store::Softcap(config.softcap) } else { Store::Plain };
         let rows = Rows { x: normed, x_stride: padded, y: logits.as_mut_ptr(), y_stride: vocab_size, count: wanted };
+        pool.fetch_ahead(layers.first().map_or(&*head, |layer| &layer.qkv).bytes());
         product(pool, cpu, &mut scratch.tiles, head, rows, store);
         Ok(())
     }

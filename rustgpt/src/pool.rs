@@ -1,14 +1,21 @@
 //! Threads that work through the pieces of one computation after another.
 //!
 //! A step of a model is some hundred short computations. Between two of them the threads spin for a moment, because
-//! waking a sleeping thread takes longer than many a computation; then they sleep.
+//! waking a sleeping thread takes longer than many a computation; then they sleep. While they spin they fetch what the
+//! next product reads first, so that memory is not idle.
 
+use crate::matrix::prefetch_for_later;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const SPIN: Duration = Duration::from_micros(60);
+/// Bytes that a thread fetches ahead at most: a part of its second cache.
+const MAX_FETCHED: usize = 256 << 10;
+/// Bytes that it fetches before it looks for work again.
+const FETCHED_AT_ONCE: usize = 512;
+const CACHE_LINE: usize = 64;
 
 type Work<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
@@ -19,39 +26,58 @@ pub struct Pool {
 }
 
 struct Shared {
-    /// The number of the computation, its pieces, and the next of them (`unpack`). A piece belongs to the thread that
-    /// replaced this by its successor: the number keeps a thread that was late from a piece of a later computation.
-    next: AtomicU64,
+    /// The number of the computation.
+    number: AtomicU64,
+    /// The pieces that are left to each thread. It takes them from the first on, so that it reads memory in one run;
+    /// one that has none left takes the last piece of another.
+    parts: Vec<Part>,
     done: AtomicUsize,
     /// The two words of a `Work`. They change only while all pieces are done.
     work: [AtomicUsize; 2],
+    /// Address and length of what the next product reads, cut into a part for each thread.
+    ahead: [AtomicUsize; 2],
     has_panicked: AtomicBool,
     is_closed: AtomicBool,
     num_asleep: Mutex<usize>,
     wake: Condvar,
 }
 
+/// The number of a computation, the end of a thread's pieces, and the first of them (`unpack`), on a cache line of its
+/// own. A piece belongs to the thread that replaced this by what is left: the number keeps a thread that was late from a
+/// piece of a later computation.
+#[repr(align(128))]
+struct Part(AtomicU64);
+
 const PIECE_BITS: u32 = 20;
 const MAX_PIECES: usize = (1 << PIECE_BITS) - 1;
+const NUMBER_MASK: u64 = (1 << (64 - 2 * PIECE_BITS)) - 1;
 
-/// Return the number of the computation, its pieces and the next one, from the value of `Shared::next`.
-fn unpack(next: u64) -> (u64, usize, usize) {
-    (next >> (2 * PIECE_BITS), (next >> PIECE_BITS) as usize & MAX_PIECES, next as usize & MAX_PIECES)
+/// Return the value of a `Part`.
+fn pack(number: u64, end: usize, first: usize) -> u64 {
+    number << (2 * PIECE_BITS) | (end as u64) << PIECE_BITS | first as u64
+}
+
+/// Return the end and the first piece, from the value of a `Part`.
+fn unpack(part: u64) -> (usize, usize) {
+    ((part >> PIECE_BITS) as usize & MAX_PIECES, part as usize & MAX_PIECES)
 }
 
 impl Pool {
     /// Start `num_threads - 1` threads.
     pub fn new(num_threads: usize) -> Pool {
+        let num_threads = num_threads.max(1);
         let shared = Arc::new(Shared {
-            next: AtomicU64::new(0),
+            number: AtomicU64::new(0),
+            parts: (0..num_threads).map(|_| Part(AtomicU64::new(0))).collect(),
             done: AtomicUsize::new(0),
             work: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            ahead: [AtomicUsize::new(0), AtomicUsize::new(0)],
             has_panicked: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             num_asleep: Mutex::new(0),
             wake: Condvar::new(),
         });
-        let workers = (1..num_threads.max(1))
+        let workers = (1..num_threads)
             .map(|thread| {
                 let shared = Arc::clone(&shared);
                 std::thread::spawn(move || shared.serve(thread))
@@ -63,6 +89,12 @@ impl Pool {
     /// Number of threads, the caller's included.
     pub fn num_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Name the memory that the next product will read, so that idle threads fetch the beginning of their part of it.
+    pub fn fetch_ahead(&mut self, memory: &[u8]) {
+        self.shared.ahead[0].store(memory.as_ptr() as usize, Relaxed);
+        self.shared.ahead[1].store(memory.len(), Relaxed);
     }
 
     /// Call `work(piece, thread)` for each piece below `count`, and return when all calls have.
@@ -81,9 +113,14 @@ impl Pool {
         shared.work[0].store(words[0], Relaxed);
         shared.work[1].store(words[1], Relaxed);
         shared.done.store(0, Relaxed);
-        let number = unpack(shared.next.load(Relaxed)).0 + 1; // in 24 bits: it starts again after 17 million
-                                                              // SeqCst: either a thread that goes to sleep sees the new number, or this thread sees that it sleeps.
-        shared.next.store(number << (2 * PIECE_BITS) | (count as u64) << PIECE_BITS, SeqCst);
+        let number = (shared.number.load(Relaxed) + 1) & NUMBER_MASK; // it starts again after 17 million
+        let num_threads = self.num_threads();
+        for (thread, part) in shared.parts.iter().enumerate() {
+            let (first, end) = (count * thread / num_threads, count * (thread + 1) / num_threads);
+            part.0.store(pack(number, end, first), Release);
+        }
+        // SeqCst: either a thread that goes to sleep sees the new number, or this thread sees that it sleeps.
+        shared.number.store(number, SeqCst);
         if *shared.num_asleep.lock().unwrap() > 0 {
             shared.wake.notify_all();
         }
@@ -107,42 +144,50 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Take pieces of the present computation until none is left.
+    /// Take pieces of the present computation until none is left: those of the thread, then those of others.
     fn work_on(&self, thread: usize) {
-        loop {
-            let next = self.next.load(Acquire);
-            let (_, count, piece) = unpack(next);
-            if piece >= count {
-                return;
+        for other in 0..self.parts.len() {
+            let part = &self.parts[(thread + other) % self.parts.len()].0;
+            loop {
+                let left = part.load(Acquire);
+                let (end, first) = unpack(left);
+                if first >= end {
+                    break;
+                }
+                let words = [self.work[0].load(Relaxed), self.work[1].load(Relaxed)];
+                let (piece, rest) = if other == 0 { (first, left + 1) } else { (end - 1, left - (1 << PIECE_BITS)) };
+                if part.compare_exchange(left, rest, AcqRel, Relaxed).is_err() {
+                    continue;
+                }
+                // SAFETY: the exchange shows that `words` was read while this piece was not yet taken, so they are
+                // those of its computation (see `run`), which lasts until `done` is increased below.
+                let work: Work = unsafe { std::mem::transmute::<[usize; 2], Work>(words) };
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(piece, thread))).is_err() {
+                    self.has_panicked.store(true, Relaxed);
+                }
+                self.done.fetch_add(1, Release);
             }
-            let words = [self.work[0].load(Relaxed), self.work[1].load(Relaxed)];
-            if self.next.compare_exchange(next, next + 1, AcqRel, Relaxed).is_err() {
-                continue;
-            }
-            // SAFETY: the exchange shows that `words` was read while this piece was not yet taken, so they are those of
-            // its computation (see `run`), which lasts until `done` is increased below.
-            let work: Work = unsafe { std::mem::transmute::<[usize; 2], Work>(words) };
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(piece, thread))).is_err() {
-                self.has_panicked.store(true, Relaxed);
-            }
-            self.done.fetch_add(1, Release);
         }
     }
 
     /// Work on one computation after another, until the pool is closed.
     fn serve(&self, thread: usize) {
         let mut seen = 0;
+        let mut fetched = (0, 0); // an address, and the bytes that were fetched from there on
         loop {
             self.work_on(thread);
             let idle_since = Instant::now();
             loop {
-                let next = self.next.load(SeqCst);
-                if unpack(next).0 != seen {
-                    seen = unpack(next).0;
+                let number = self.number.load(SeqCst);
+                if number != seen {
+                    seen = number;
                     break;
                 }
                 if self.is_closed.load(SeqCst) {
                     return;
+                }
+                if self.fetch(thread, &mut fetched) {
+                    continue;
                 }
                 if idle_since.elapsed() < SPIN {
                     for _ in 0..50 {
@@ -152,12 +197,30 @@ impl Shared {
                 }
                 let mut num_asleep = self.num_asleep.lock().unwrap();
                 *num_asleep += 1;
-                while unpack(self.next.load(SeqCst)).0 == seen && !self.is_closed.load(SeqCst) {
+                while self.number.load(SeqCst) == seen && !self.is_closed.load(SeqCst) {
                     num_asleep = self.wake.wait(num_asleep).unwrap();
                 }
                 *num_asleep -= 1;
             }
         }
+    }
+
+    /// Fetch some of what the next product will read. Returns false if enough is fetched.
+    fn fetch(&self, thread: usize, fetched: &mut (usize, usize)) -> bool {
+        let (address, len) = (self.ahead[0].load(Relaxed), self.ahead[1].load(Relaxed));
+        if fetched.0 != address {
+            *fetched = (address, 0);
+        }
+        let num_threads = self.parts.len();
+        let (first, end) = (len * thread / num_threads, len * (thread + 1) / num_threads);
+        if fetched.1 >= MAX_FETCHED.min(end - first) {
+            return false;
+        }
+        for line in (0..FETCHED_AT_ONCE).step_by(CACHE_LINE) {
+            prefetch_for_later((address + first + fetched.1 + line) as *const u8);
+        }
+        fetched.1 += FETCHED_AT_ONCE;
+        true
     }
 }
 
