@@ -325,7 +325,7 @@ def build_model(config: GPTConfig, runtime: Runtime) -> GPT:
     """Return a newly initialized model on the runtime's device."""
     with torch.device("meta"):
         model = GPT(config, runtime.compute_dtype)
-    model.to_empty(device=runtime.device)
+    model.materialize(runtime.device)
     model.init_weights(runtime.seed)
     return model
 
@@ -336,7 +336,7 @@ def restore_model(checkpoint: Checkpoint, runtime: Runtime) -> GPT:
     weights = checkpoint.load_weights()
     with torch.device("meta"):
         model = GPT(checkpoint.shape, runtime.compute_dtype)
-    model.to_empty(device=runtime.device)
+    model.materialize(runtime.device)
     model.load_state_dict(weights)
     model.init_rope()
     return model

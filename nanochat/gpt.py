@@ -283,7 +283,7 @@ class GPT(nn.Module):
     """The model: embedding, blocks, head.
 
     The constructor leaves the weights uninitialized: call `init_weights`, or load a checkpoint. To build it directly on
-    a device: construct it under `torch.device("meta")`, then `to_empty(device=...)`, then `init_weights`.
+    a device: construct it under `torch.device("meta")`, then `materialize(device)`, then `init_weights`.
     """
 
     rope_cos: Tensor
@@ -307,6 +307,18 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.embed.weight.device
+
+    def materialize(self, device: torch.device) -> None:
+        """Replace the tensors of a model that was constructed on the meta device by uninitialized ones on a device.
+
+        `nn.Module.to_empty` does the same, but imports sympy, which takes longer than to import the rest of torch.
+        """
+        for module in self.modules():
+            for name, param in list(module.named_parameters(recurse=False)):
+                empty = torch.empty(param.shape, dtype=param.dtype, device=device)
+                setattr(module, name, nn.Parameter(empty, param.requires_grad))
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
 
     @torch.no_grad()
     def init_weights(self, seed: int = 42) -> None:

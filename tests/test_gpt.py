@@ -174,10 +174,29 @@ def test_every_parameter_is_in_one_group() -> None:
 # Initialization
 
 
+BUILD = """
+import sys, torch
+from nanochat.checkpoint_manager import build_model
+from nanochat.gpt import GPTConfig
+from nanochat.runtime import Runtime
+
+config = GPTConfig(sequence_len=16, vocab_size=64, n_layer=1, n_head=1, n_kv_head=1, n_embd=16)
+model = build_model(config, Runtime.without_setup(torch.device("cpu"), compute_dtype=torch.float32))
+assert not any(tensor.is_meta for tensor in model.state_dict().values())
+print("sympy" in sys.modules)
+"""
+
+
+def test_a_model_is_built_without_symbolic_algebra() -> None:
+    # torch imports it for some operations on the meta device, and every script would take a second or two longer.
+    done = subprocess.run([sys.executable, "-c", BUILD], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_everything_is_initialized() -> None:
     with torch.device("meta"):
         model = GPT(CONFIGS["grouped"])
-    model.to_empty(device="cpu")
+    model.materialize(torch.device("cpu"))
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for tensor in tensors.values():

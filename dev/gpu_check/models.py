@@ -31,7 +31,7 @@ def model_to_time(config: GPTConfig, device: torch.device) -> GPT:
     """Return a bf16 model whose weights are drawn on the device, which takes milliseconds: for measurements of time."""
     with torch.device("meta"):
         model = GPT(config, torch.bfloat16)
-    model.to_empty(device=device)
+    model.materialize(device)
     with torch.no_grad():
         for param in model.parameters():
             param.normal_(std=0.02)

@@ -1,8 +1,12 @@
 """Completions of one HTTP request: their way through the generation loops, and their events in asyncio.
 
 A generation loop runs in a thread of its own and calls `on_event` there. The event goes into a mailbox; the event loop
-of asyncio is woken once for all events that have come since it last looked. So a token costs no thread, no lock that
-the model waits for, and under load few wake-ups.
+of asyncio is woken once for all events that have come since it last looked. So a token costs no thread and no lock that
+the model waits for.
+
+A message to a client costs far more than a token of a small model. So the messages of a reply are `MESSAGE_SECONDS`
+apart for each reply in progress, and under load one has several tokens: the server sends about a thousand a second,
+however many tokens there are. The first token and the last never wait.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from nanochat.serving.metrics import ServerStats
 
 FIRST_LOOK_SECONDS = 0.05  # a request that begins at once has not waited
 PLACE_SECONDS = 0.3  # from one look at the place in the queue to the next
+MESSAGE_SECONDS = 0.001  # that a message takes: the event loop's and the socket's work for it
+MAX_HOLD_SECONDS = 0.1  # from one message of a reply to the next
+WHOLE_HOLD_SECONDS = 0.05  # between looks at a reply that is sent whole: a stop string may have come
 REPLY_FAILED = "the reply failed: the server's log has the reason"
 
 
@@ -77,6 +84,11 @@ class Places(Protocol):
         """Counters of the server."""
         ...
 
+    @property
+    def num_active(self) -> int:
+        """Number of completions in progress."""
+        ...
+
     def enter(self, generation: Generation) -> None:
         """Take the places of a generation. Raises `Refusal` if they are not free."""
         ...
@@ -98,33 +110,50 @@ class Mailbox:
         self._updates: deque[Update] = deque()
         self._is_ready = asyncio.Event()
         self._is_woken = False
+        self._is_waited_for = False  # `take` waits for any update; else only an end is worth a wake-up
+        self._is_closed = False
 
     def post(self, index: int, event: TokenEvent | FinishEvent) -> None:
         """Add an event, from any thread."""
         self._updates.append(Update(index, event, time.monotonic()))
-        if not self._is_woken:  # two threads may both wake it, which does no harm
+        is_urgent = self._is_waited_for or isinstance(event, FinishEvent)
+        if is_urgent and not self._is_woken:  # two threads may both wake it, which does no harm
             self._is_woken = True
             try:
                 self._loop.call_soon_threadsafe(self._is_ready.set)
             except RuntimeError:  # the event loop has ended, and nobody reads this any more
                 pass
 
-    def wake(self) -> None:
-        """End the wait in `take`."""
+    def close(self) -> None:
+        """End the wait in `take`, which waits no more."""
+        self._is_closed = True
         self._is_ready.set()
 
-    async def take(self, seconds: float | None = None) -> list[Update]:
-        """Wait for updates and return all that are there: none after so many seconds without one, or after `wake`."""
+    async def take(self, seconds: float | None = None, hold: float = 0.0) -> list[Update]:
+        """Wait for updates and return all that are there: none after so many seconds without one, or after `close`.
+
+        `hold`: seconds in which tokens gather first, until a completion ends.
+        """
+        if hold > 0:
+            await self._wait(hold)
+        self._is_waited_for = True  # before the look at the updates: later ones wake
         if not self._updates:
-            timer = None if seconds is None else self._loop.call_later(seconds, self._is_ready.set)
-            try:
-                await self._is_ready.wait()
-            finally:
-                if timer is not None:
-                    timer.cancel()
-        self._is_ready.clear()
-        self._is_woken = False
+            await self._wait(seconds)
+        self._is_waited_for = False
         return [self._updates.popleft() for _ in range(len(self._updates))]
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Wait for a wake-up, at most so many seconds."""
+        if self._is_closed:
+            return
+        timer = None if seconds is None else self._loop.call_later(seconds, self._is_ready.set)
+        try:
+            await self._is_ready.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._is_ready.clear()
+        self._is_woken = False  # before the look at the updates: what is posted later wakes again
 
 
 class Completion:
@@ -207,16 +236,17 @@ class Generation:
             self._mailbox.post(number, TokenEvent(token, is_forced=False))
         self._mailbox.post(number, FinishEvent("length" if is_cut else "stop"))
 
-    async def batches(self) -> AsyncGenerator[list[Update], None]:
+    async def batches(self, *, is_stream: bool = True) -> AsyncGenerator[list[Update], None]:
         """Yield the updates of all completions until each has its `FinishEvent`, or was stopped.
 
-        An empty batch means that the request waits, and that its `place` in the queue has changed.
+        An empty batch means that the request waits, and that its `place` in the queue has changed. `is_stream`: each
+        batch becomes a message.
         """
         while any(completion.finish is None for completion in self.completions):
-            seconds = None
-            if not self._has_begun:
-                seconds = PLACE_SECONDS if self.place else FIRST_LOOK_SECONDS
-            updates = await self._mailbox.take(seconds)
+            if self._has_begun:
+                updates = await self._mailbox.take(hold=self._hold() if is_stream else WHOLE_HOLD_SECONDS)
+            else:
+                updates = await self._mailbox.take(PLACE_SECONDS if self.place else FIRST_LOOK_SECONDS)
             if updates:
                 self._has_begun = True
                 self.place = 0
@@ -242,7 +272,7 @@ class Generation:
         is_complete = all(completion.finish is not None for completion in self.completions)
         for index in range(len(self.completions)):
             self.stop(index, "cancelled")
-        self._mailbox.wake()
+        self._mailbox.close()
         outcome = "answered" if is_complete else "stopped"
         self._service.leave(self, "failed" if self.is_failed else None if self.is_refused else outcome)
 
@@ -251,6 +281,11 @@ class Generation:
         """Time from the request to the first token of all; None before it."""
         times = [completion.first_time for completion in self.completions if completion.num_tokens]
         return round(min(times) - self.started, 4) if times else None
+
+    def _hold(self) -> float:
+        """Return the seconds until the next message, 0 for a reply that is alone."""
+        others = self._service.num_active - len(self.completions)
+        return min(MAX_HOLD_SECONDS, others * MESSAGE_SECONDS)
 
     def _look(self) -> int:
         """Return the place in the queue, 0 if one of the completions is running."""

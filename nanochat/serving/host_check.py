@@ -15,6 +15,7 @@ import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -143,6 +144,7 @@ def _is_origin_of(origin: str, name: str, port: str | None) -> bool:
     return (_normalized(match[1]), int(match[2] or default_port)) == (name, int(port or default_port))
 
 
+@lru_cache(maxsize=64)
 def _normalized(host: str) -> str:
     """Return a name in lower case without its last dot, or an address in its usual form."""
     name = host.lower().removesuffix(".")

@@ -182,6 +182,11 @@ class ChatService:
 
     # Places
 
+    @property
+    def num_active(self) -> int:
+        """Number of completions in progress."""
+        return self._num_active
+
     def check_places(self, client: str, count: int = 1) -> None:
         """Raise `Refusal` if so many further completions of a client cannot be accepted now."""
         if self.is_stopping:

@@ -11,7 +11,7 @@ import pytest
 
 from nanochat.inference.generation_request import FinishEvent, GenerationRequest, TokenEvent
 from nanochat.layers.sampling_params import SamplingParams
-from nanochat.serving.generation import Generation, Mailbox
+from nanochat.serving.generation import Generation, Mailbox, Update
 from nanochat.serving.refusals import Refusal
 from nanochat.serving.service import ChatService, ServedModel, ServiceLimits
 from tests.support.scripted_engine import TOKENIZER
@@ -120,6 +120,60 @@ def test_what_is_ready_together_is_one_batch() -> None:
         [completion] = generation.completions
         assert (completion.num_tokens, completion.finish) == (2, "stop")
         assert completion.tokens_per_second is None or completion.tokens_per_second > 0
+
+    run(work())
+
+
+def test_tokens_that_gather_wake_nobody_until_the_end() -> None:
+    async def work() -> None:
+        mailbox = Mailbox()
+        taking = asyncio.ensure_future(mailbox.take(hold=30.0))
+        for value in range(3):
+            await asyncio.sleep(0.01)
+            mailbox.post(0, token(value))
+        assert not taking.done()
+        mailbox.post(0, FinishEvent("stop"))
+        assert [type(update.event) for update in await taking] == [TokenEvent, TokenEvent, TokenEvent, FinishEvent]
+        # Between two calls it is the same: only an end is told to the next one.
+        mailbox.post(0, token(4))
+        assert len(await mailbox.take(hold=0.05)) == 1
+        taking = asyncio.ensure_future(mailbox.take(hold=0.01))  # which then waits without a limit
+        await asyncio.sleep(0.05)
+        assert not taking.done()
+        mailbox.post(0, token(5))
+        assert len(await taking) == 1
+
+    run(work())
+
+
+@pytest.mark.parametrize(("num_others", "seconds"), [(0, 0.0), (3, 0.003), (1000, 0.1)])
+def test_messages_are_further_apart_the_more_replies_are_in_progress(num_others: int, seconds: float) -> None:
+    async def work() -> None:
+        loop = ManualLoop()
+        service = new_service(loop, max_rows=2000)
+        generation = service.generation([[1]], PARAMS, "")
+        others = service.generation([[2]] * num_others, PARAMS, "") if num_others else None
+        generation.start()
+        if others is not None:
+            others.start()
+        holds: list[float] = []
+        take = Mailbox.take
+
+        async def noted(self: Mailbox, seconds: float | None = None, hold: float = 0.0) -> list[Update]:
+            holds.append(hold)
+            return await take(self, seconds, hold)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Mailbox, "take", noted)
+            request = loop.requests[0]
+            request.on_event(token(1))
+            async for batch in generation.batches():
+                if isinstance(batch[-1].event, TokenEvent):
+                    request.on_event(FinishEvent("stop"))
+        assert holds == [0.0, pytest.approx(seconds)]  # the first token never waits
+        generation.close()
+        if others is not None:
+            others.close()
 
     run(work())
 
