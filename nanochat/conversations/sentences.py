@@ -37,6 +37,7 @@ _BROKEN = re.compile(
 _CLOSERS = "\"'”’)]»」』*_"
 _OPENERS = "\"'“‘([«「『*_"
 _PAIRS = {"“": "”", "(": ")", "[": "]", "«": "»", "「": "」"}
+_QUOTE_MARK = re.compile("[" + re.escape("".join(sorted({'"', *_PAIRS, *_PAIRS.values()}))) + "]")
 _WIDE_ENDS = "。！？"
 _POINTING_TEXT = (
     *(
@@ -90,7 +91,9 @@ def words(text: str) -> list[str]:
     >>> words("It's a well-kept secret, isn't it?")
     ["it's", 'a', 'well-kept', 'secret', "isn't", 'it']
     """
-    return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
+    lower = text.lower()
+    found: list[str] = _WORD.findall(lower)
+    return [word.replace("’", "'") for word in found] if "’" in lower else found
 
 
 def content_words(text: str) -> set[str]:
@@ -188,8 +191,8 @@ class _QuoteState:
         """Return True if a quotation opened after `start` is open at `end`. Both never decrease from call to call."""
         if start != self._start:
             self._start, self._place, self._opened = start, start, []
-        for place in range(self._place, end):
-            character = self._text[place]
+        for match in _QUOTE_MARK.finditer(self._text, self._place, end):
+            character, place = match[0], match.start()
             if self._opened and character == self._opened[-1][0]:
                 self._opened.pop()
             elif character == '"' or character in _PAIRS:
@@ -223,6 +226,7 @@ def is_balanced(text: str) -> bool:
     return text.count('"') % 2 == 0 and all(text.count(a) == text.count(b) for a, b in _PAIRS.items())
 
 
+@lru_cache(maxsize=1 << 12)  # each sentence is looked at for several kinds of facts
 def is_whole(sentence: str) -> bool:
     """Return True for a whole sentence of prose, not too short or long, begun and ended as sentences are."""
     found = words(sentence)
@@ -235,7 +239,7 @@ def is_whole(sentence: str) -> bool:
         return False
     if _BROKEN.search(sentence) or bare_end.endswith(("e.g.", "i.e.", "vs.", "cf.")):
         return False
-    letters = sum(character.isalpha() or character.isspace() for character in sentence)
+    letters = sum(map(str.isalpha, sentence)) + sum(map(str.isspace, sentence))
     if letters < 0.8 * len(sentence) or any(mark in sentence for mark in "|{}<>=\\^_~`"):
         return False
     capital = sum(word[0].isupper() for word in _WORD.findall(sentence))

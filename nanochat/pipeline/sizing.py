@@ -10,7 +10,8 @@ D tokens:
     depth        the largest model that has time for either all useful passes over the text or `TOKENS_PER_PARAM` tokens
                  for each parameter of its matrices, within `MAX_DEPTH_OF_TEXT`
     batch        about twice the square root of the tokens of the run: many small steps where there are few tokens
-    steps        what the seconds hold, at most the useful passes; the learning rate falls over most of them
+    steps        what the seconds hold, at most the useful passes; the learning rate falls over most of them. Much text
+                 takes long to read: then few minutes leave less for training
     rates        of fine-tuning: lower for little text (`FINE_TUNING_LR`)
 
 tests/pipeline/test_sizing.py has its corners as a table.
@@ -42,6 +43,9 @@ PATIENCE = 4  # evaluations
 # Shares of the minutes. The rest is for reading, the tokenizer, conversations, the index, measurements and exports.
 BASE_SHARE = 0.55
 FINE_TUNING_SHARE = 0.2
+# What the rest takes on two cores, if that is more: then training has less, but never less than half of its shares.
+OTHER_SECONDS = 40.0
+OTHER_SECONDS_PER_MB = 4.0
 COMPILE_SECONDS = 60.0  # the first time
 MIN_COMPILED_SECONDS = 150.0  # of training: in less, compiling takes longer than it saves
 COMPILED_SPEEDUP = 1.4  # on a CPU
@@ -109,7 +113,8 @@ def size_run(
     """
     if num_bytes < MIN_BYTES:
         raise UserError(f"the training text has {num_bytes:,} bytes: at least {MIN_BYTES:,} are needed; add documents")
-    seconds = 60 * minutes * BASE_SHARE
+    total_seconds = 60 * minutes * training_share(num_bytes, minutes)
+    seconds = total_seconds * BASE_SHARE
     vocab_size = vocab_size_of(num_bytes)
     depth, num_tokens = _fit(num_bytes, vocab_size, seconds * flops_per_second, context)
     is_long = num_tokens * flops_per_token(depth, vocab_size, context) >= MIN_COMPILED_SECONDS * flops_per_second
@@ -126,11 +131,22 @@ def size_run(
         total_batch_size=batch,
         num_iterations=num_steps,
         eval_every=max(1, num_steps // EVALUATIONS),
-        fine_tuning_steps=max(MIN_STEPS, int(60 * minutes * FINE_TUNING_SHARE / step_seconds)),
+        fine_tuning_steps=max(MIN_STEPS, int(total_seconds * FINE_TUNING_SHARE / step_seconds)),
         compile="auto" if is_compiled else "off",
         passes=batch * num_steps * bytes_per_token(vocab_size) / num_bytes,
         fine_tuning_lr=next((share for limit, share in FINE_TUNING_LR if num_bytes <= limit), FULL_FINE_TUNING_LR),
     )
+
+
+def training_share(num_bytes: int, minutes: float) -> float:
+    """Return the part of their shares of the minutes that pretraining and fine-tuning have beside the other steps.
+
+    >>> [training_share(num_bytes, 5) for num_bytes in (160_000, 32_000_000, 10**9)], training_share(32_000_000, 15)
+    ([1.0, 0.5866666666666667, 0.5], 1.0)
+    """
+    others = OTHER_SECONDS + OTHER_SECONDS_PER_MB * num_bytes / 1e6
+    share = (60 * minutes - others) / (60 * minutes * (BASE_SHARE + FINE_TUNING_SHARE))
+    return min(1.0, max(0.5, share))
 
 
 def _fit(num_bytes: int, vocab_size: int, budget: float, context: int) -> tuple[int, float]:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.conversations.sentences import (
+    _QuoteState,
     content_words,
     is_english,
     is_whole,
@@ -119,3 +120,18 @@ def test_first_person_is_allowed_where_the_title_says_who_speaks() -> None:
 )
 def test_is_english(text: str, expected: bool) -> None:
     assert is_english(text) is expected
+
+
+@given(st.lists(st.sampled_from(['"', "(", ")", "[", "]", "“", "”", "«", "»", "a", " ", "."]), max_size=40), st.data())
+def test_an_open_quotation_is_found_as_by_reading_each_character(characters: list[str], data: st.DataObject) -> None:
+    text = "".join(characters)
+    places = sorted(data.draw(st.lists(st.integers(0, len(text)), min_size=1, max_size=4)))
+    state = _QuoteState(text)
+    for end in places:
+        opened: list[str] = []
+        for character in text[:end]:
+            if opened and character == opened[-1]:
+                opened.pop()
+            elif character in '"“([«「':
+                opened.append({"“": "”", "(": ")", "[": "]", "«": "»", "「": "」"}.get(character, '"'))
+        assert state.is_open(0, end) == bool(opened)
