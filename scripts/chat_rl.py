@@ -35,6 +35,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Event, LoopState, Metrics
 from nanochat.training.checkpoint_saver import CheckpointSaver
+from nanochat.training.profile import StepProfiler
 from nanochat.training.resume import (
     checkpoint_to_resume,
     first_serial,
@@ -101,6 +102,9 @@ class Config(TrainingSettings):
         400, "held-out examples of each task in an evaluation", at_least=1, renamed_from="eval_problems"
     )
     eval_samples: int = setting(8, "completions of each held-out example: the largest k of pass@k", at_least=1)
+    profile: int = setting(
+        0, "steps to trace after a few to warm up, for a table of where the time goes; 0 = none", at_least=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,14 +189,16 @@ def main(config: Config) -> LoopState:
         return evaluate_pass_at_k(engine, held_out, params, runtime, config.rollout_batch_size)
 
     saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
-    with closing(log), saver:
+    profiler = StepProfiler(config.profile, model, optimizer, tokens=None)
+    with closing(log), saver, profiler:
         reinforce(
             model,
-            optimizer,
-            collect,
+            profiler.optimizer(optimizer),
+            profiler.rollouts(collect),
             schedule=partial(scheduled_rates, config, num_steps=num_steps),
             events=[  # the checkpoint first: an evaluation that fails must not cost the run
                 Event(config.save_every, saver, saves=True),
+                *profiler.events(),
                 Event(config.eval_every, evaluate),
             ],
             num_steps=num_steps,

@@ -1,6 +1,7 @@
 """Profile of training steps: which kind of work takes the time of a step (`--profile=N`).
 
     python -m scripts.base_train --depth=12 --profile=5
+    python -m scripts.chat_rl --profile=3
 
 After a few steps to warm up, N steps are traced by torch's profiler and a table is printed. On a CPU it adds up the
 time of torch's operations; on CUDA that of the kernels, and the time in which no kernel ran. "of the limit" compares
@@ -8,15 +9,19 @@ the FLOPs that the work takes, and the bytes that it moves at least, with the ra
 bandwidth of a large copy, which are measured before the trace.
 
 Compiled kernels that fuse several kinds of work count as the first of their kinds in `KINDS`.
+
+A step of RL has two phases. The rollouts, completions and their rewards, are a row of the table; all other rows are the
+update. On CUDA that row has the kernels of the rollouts, and the host waits those of both phases. A last line has the
+time of both phases by the clock.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,9 +35,12 @@ from nanochat.optim import Optimizer
 from nanochat.system.speed import matrix_rate, memory_bandwidth, silence_profiler, synchronize
 from nanochat.train import WARM_UP_STEPS, Event, Forward, LoopState, Metrics
 
+Rollouts = TypeVar("Rollouts")
+
 PREFIX = "nanochat: "  # of the regions below in a trace
 OPTIMIZER = "optimizer"
 DATA = "data"
+ROLLOUTS = "rollouts"
 FORWARD = "forward"
 WAITS = "host waits"
 OTHER = "other"
@@ -57,7 +65,10 @@ KINDS: Mapping[str, re.Pattern[str]] = {
     ),
 }
 ANY_OPERATION = re.compile(r"aten::|kernel|void |autograd::")
-ROWS = (MATRIX, ATTENTION, ELEMENTWISE, "loss", OPTIMIZER, "casts and copies", "communication", DATA, WAITS, OTHER)
+ROWS = (
+    *(ROLLOUTS, MATRIX, ATTENTION, ELEMENTWISE, "loss", OPTIMIZER),
+    *("casts and copies", "communication", DATA, WAITS, OTHER),
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ def kind_of(names: Iterable[str]) -> str:
     'elementwise'
     """
     names = list(names)
-    for region in (OPTIMIZER, DATA):
+    for region in (ROLLOUTS, OPTIMIZER, DATA):
         if PREFIX + region in names:
             return region
     for name in names:
@@ -108,8 +119,10 @@ def kind_of(names: Iterable[str]) -> str:
     return ELEMENTWISE if any(ANY_OPERATION.search(name) for name in names) else OTHER
 
 
-def step_limits(model: GPT, tokens: int, rate: float, bandwidth: float) -> Limits:
+def step_limits(model: GPT, tokens: float, rate: float, bandwidth: float, sequence_len: float | None = None) -> Limits:
     """Return the work of a step on `tokens` tokens: of the model and of an optimizer that is not sharded.
+
+    `sequence_len`: T below, the length of a row; None: the model's whole context.
 
     Products: 6 FLOPs for each weight and token. Attention: 12 T C for each layer and token, halved because the kernels
     skip what causality hides. Optimizer: the products of Muon's iterations (arXiv 2502.16982), and weights, gradients
@@ -125,7 +138,7 @@ def step_limits(model: GPT, tokens: int, rate: float, bandwidth: float) -> Limit
             if group.kind == "matrix":
                 short, long = sorted(param.shape)
                 iteration_flops += NUM_ITERATIONS * (4 * short * short * long + 2 * short**3)
-    attention = 6.0 * config.n_layer * config.n_embd * config.sequence_len * tokens
+    attention = 6.0 * config.n_layer * config.n_embd * (sequence_len or config.sequence_len) * tokens
     return Limits(
         {MATRIX: 6.0 * num_weights * tokens, ATTENTION: attention, OPTIMIZER: iteration_flops},
         {OPTIMIZER: num_bytes},
@@ -235,18 +248,23 @@ class StepProfiler:
     """Traces `num_steps` steps of a run and prints the table; without steps it changes nothing.
 
     Create it before the model is compiled, and use it as a context manager around the training. `tokens`: of a step,
-    over all processes. The main process traces its own work.
+    over all processes; None if steps differ, as in RL: then those are counted that an uncompiled model is trained on.
+    The main process traces its own work.
     """
 
-    def __init__(self, num_steps: int, model: GPT, optimizer: Optimizer, tokens: int) -> None:
+    def __init__(self, num_steps: int, model: GPT, optimizer: Optimizer, tokens: int | None) -> None:
         self.num_steps = num_steps
         self.model = model
         self.runtime = optimizer.runtime
-        self.tokens = tokens // self.runtime.world_size
+        self.tokens = tokens // self.runtime.world_size if tokens is not None else None
+        self.counted = [0, 0]  # if `tokens` is None: of the traced steps, tokens, and tokens x length of their row
         self.num_seen = 0
         self.trace: Any = None
         self.start = 0.0
-        self.limits: Limits | None = None
+        self.rollout_seconds = 0.0  # of the traced steps
+        self.rates = (0.0, 0.0)  # of the device: FLOP/s of products, bytes per second of copies
+        if num_steps and tokens is None:
+            model.register_forward_pre_hook(self._count)
         if num_steps and self.runtime.device.type == "cpu":
             from torch._inductor import config
 
@@ -290,16 +308,41 @@ class StepProfiler:
                 return
             yield batch
 
+    def rollouts(self, collect: Callable[[int], Rollouts]) -> Callable[[int], Rollouts]:
+        """Return the function that generates the rollouts of a step, as a region of the trace."""
+        if not self.num_steps:
+            return collect
+
+        def in_region(step: int) -> Rollouts:
+            if self.trace is None:
+                return collect(step)
+            start = time.perf_counter()
+            with record_function(PREFIX + ROLLOUTS):
+                collected = collect(step)
+            synchronize(self.runtime.device)
+            self.rollout_seconds += time.perf_counter() - start
+            return collected
+
+        return in_region
+
+    def _count(self, _: object, arguments: tuple[Any, ...]) -> None:
+        """Count the tokens of a forward pass of the model, unless it has no gradient."""
+        if self.trace is not None and torch.is_grad_enabled():
+            num_rows, length = arguments[0].shape
+            self.counted[0] += num_rows * length
+            self.counted[1] += num_rows * length * length
+
     def events(self) -> list[Event]:
         """Return the event that starts and ends the trace."""
         return [Event(1, self._after_step)] if self.num_steps and self.runtime.is_main else []
 
-    def _after_step(self, _: LoopState) -> Metrics:
+    def _after_step(self, state: LoopState) -> Metrics:
+        if state.step == 0:  # RL has its first events before the first step
+            return {}
         self.num_seen += 1
         device = self.runtime.device
         if self.num_seen == WARM_UP_STEPS:
-            rate = matrix_rate(device, self.runtime.compute_dtype)
-            self.limits = step_limits(self.model, self.tokens, rate, memory_bandwidth(device))
+            self.rates = (matrix_rate(device, self.runtime.compute_dtype), memory_bandwidth(device))
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
             silence_profiler()
             self.trace = torch.profiler.profile(activities=activities, acc_events=True)  # some versions warn without it
@@ -315,7 +358,16 @@ class StepProfiler:
         return {}
 
     def _table(self, events: Iterable[Any], seconds: float) -> str:
-        assert self.limits is not None, "the limits are measured before the trace"
+        if self.tokens is not None:
+            limits = step_limits(self.model, self.tokens, *self.rates)
+        else:
+            tokens, weighted = self.counted
+            limits = step_limits(self.model, tokens / self.num_steps, *self.rates, weighted / max(1, tokens))
         is_device = self.runtime.device.type == "cuda"
         spans = device_spans(events) if is_device else host_spans(events)
-        return table(time_by_kind(spans, seconds, is_device), self.num_steps, seconds, self.limits)
+        lines = table(time_by_kind(spans, seconds, is_device), self.num_steps, seconds, limits)
+        if self.rollout_seconds:
+            phases = {ROLLOUTS: self.rollout_seconds, "update": seconds - self.rollout_seconds}
+            parts = [f"{name} {1000 * t / self.num_steps:.2f} ms ({t / seconds:.1%})" for name, t in phases.items()]
+            lines += f"\nphases: {', '.join(parts)}"
+        return lines

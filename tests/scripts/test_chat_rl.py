@@ -153,6 +153,20 @@ def test_a_run_does_not_resume_with_other_prompts(run: Callable[..., Any]) -> No
         run(**SHORT, tasks="Bandit|Indifferent", resume=True)
 
 
+@pytest.mark.slow
+def test_profile(run: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of a run, which takes the same steps as without."""
+    monkeypatch.setattr("nanochat.training.profile.matrix_rate", lambda *_: 1e9)
+    monkeypatch.setattr("nanochat.training.profile.memory_bandwidth", lambda *_: 1e9)
+    monkeypatch.setattr("nanochat.training.profile.WARM_UP_STEPS", 2)
+    monkeypatch.setitem(TASKS, "Bandit", lambda: bandit(reward_ascii))  # some completions are right from the start
+    histories = [[without_times(row) for row in run(**SHORT, profile=profile).history] for profile in (0, 3)]
+    assert histories[0] == histories[1]
+    output = capsys.readouterr().out
+    for row in ("profile of a step", "rollouts  ", "matrix products  ", "optimizer  ", "limits: ", "phases: rollouts "):
+        assert f"\n{row}" in output
+
+
 def test_equal_rewards_change_nothing(run: Callable[..., Any], run_here: Path) -> None:
     """All rewards equal: the weights stay, and no metric is NaN."""
     state = run(**SHORT, tasks="Indifferent")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from nanochat.training.profile import (
     OPTIMIZER,
     OTHER,
     PREFIX,
+    ROLLOUTS,
     WAITS,
     Limits,
     Span,
@@ -76,6 +79,7 @@ def test_kinds(name: str, kind: str) -> None:
     assert kind_of([name]) == kind
     assert kind_of([name, "Torch-Compiled Region: 0/0", PREFIX + "forward"]) == kind
     assert kind_of([name, PREFIX + OPTIMIZER]) == OPTIMIZER
+    assert kind_of([name, PREFIX + ROLLOUTS]) == ROLLOUTS
 
 
 def test_a_copy_belongs_to_what_it_is_part_of() -> None:
@@ -190,6 +194,42 @@ def test_profile_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         shares[name] = float(numbers.split()[1].rstrip("%"))
     assert {MATRIX, ATTENTION, ELEMENTWISE, "loss", OPTIMIZER, "casts and copies", OTHER} <= shares.keys()
     assert sum(shares.values()) == pytest.approx(100, abs=2)
+
+
+@pytest.mark.usefixtures("slow_device")
+def test_phases_of_rl(capsys: pytest.CaptureFixture[str]) -> None:
+    """Work in the rollouts has its own row; the limits are those of the tokens that the update is trained on."""
+    model = random_model(8)
+    optimizer = build_optimizer(model, CPU)
+    profiler = StepProfiler(2, model, optimizer, tokens=None)
+    ids = torch.arange(12).view(3, 4)
+
+    def collect(step: int) -> int:
+        with torch.inference_mode():
+            model(ids)
+        time.sleep(0.002)
+        return step
+
+    rollouts = profiler.rollouts(collect)
+    [event] = profiler.events()
+    with profiler:
+        event.run(LoopState())  # before the first step
+        for step in range(1, WARM_UP_STEPS + 3):
+            assert rollouts(step) == step
+            model(ids, ids, loss_reduction="sum").backward()
+            event.run(LoopState(step=step))
+            optimizer.zero_grad()
+    assert profiler.counted == [2 * 12, 2 * 12 * 4]
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.partition("  ")[0]: line.split() for line in lines}
+    assert float(rows["rollouts"][1]) >= 2
+    assert {MATRIX, ATTENTION, "loss"} <= rows.keys()
+    phases = re.fullmatch(r"phases: rollouts (.+) ms \((.+)%\), update (.+) ms \((.+)%\)", lines[-1])
+    assert phases
+    rollout_ms, rollout_share, update_ms, update_share = map(float, phases.groups())
+    assert rollout_ms + update_ms == pytest.approx(float(rows["step"][1]), abs=0.02)
+    assert rollout_share + update_share == pytest.approx(100, abs=0.2)
+    assert rollout_ms >= float(rows["rollouts"][1]) - 0.01
 
 
 @pytest.mark.usefixtures("slow_device")
