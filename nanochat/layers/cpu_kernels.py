@@ -32,14 +32,18 @@ def are_available(device: torch.device) -> bool:
 def softcap_terms(raw: Tensor, cap: float, needs_grads: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return what `softcap_loss.softcap_terms` does: the sums (n,), the gradients times the sums (n, V), and m (n,).
 
-    `raw` (n, V), float32 or bfloat16; without a cap torch computes it.
+    `raw` (n, V), float32 or bfloat16; without a cap torch computes it. The gradients replace `raw` if it is contiguous:
+    a step is limited by memory here.
     """
     assert HAS_KERNELS, "the extension is not built"
     if cap == 0 or raw.dtype not in DTYPES or raw.stride(1) != 1:
         return torch_softcap_terms(raw, cap, needs_grads)
     count, length = raw.shape
     sums = torch.empty(count, dtype=torch.float32)
-    grads = raw.new_empty((count, length) if needs_grads else 0)
+    if not needs_grads:
+        grads = raw.new_empty(0)
+    else:
+        grads = raw if raw.is_contiguous() else raw.new_empty(count, length)
     _native.softcap_terms(
         raw.dtype == torch.bfloat16,
         raw.data_ptr(),

@@ -33,7 +33,7 @@ MAX_CPU_LOGITS = 1 << 22
 MAX_GPU_LOGITS = 1 << 30  # 16,384 tokens of a vocabulary of 65,536: 2 GB in bfloat16
 MIN_CHUNK_TOKENS = 1024
 
-# A function with the signature of `softcap_terms`, compiled or not.
+# A function with the signature of `softcap_terms`. It may write the gradient over the raw logits.
 SoftcapTerms = Callable[[Tensor, float, bool], tuple[Tensor, Tensor, Tensor | None]]
 
 
@@ -101,20 +101,16 @@ def token_losses(
     size = chunk_len(len(hidden), len(weight), hidden.device)
     for h, t in zip(hidden.split(size), targets.split(size), strict=True):
         raw = h @ weight.t()  # (n, C) -> (n, V)
+        _, z = _targets(raw, t, cap)
         sums, _, largest = terms(raw[:, :vocab_size], cap, False)
-        losses.append(_losses(raw, sums, largest, t, cap)[0])
+        losses.append(torch.where(t >= 0, sums.log() - (z if largest is None else z - largest), 0.0))
     return torch.cat(losses)
 
 
-def _losses(
-    raw: Tensor, sums: Tensor, largest: Tensor | None, targets: Tensor, cap: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return losses, indices of the targets (0 where ignored), and their logits z, all (n,)."""
+def _targets(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Return the indices of the targets (0 where ignored), and their logits z, all (n,)."""
     index = targets.clamp(min=0)
-    z = softcap(raw.gather(1, index[:, None]).squeeze(1), cap)
-    if largest is not None:
-        z = z - largest
-    return torch.where(targets >= 0, sums.log() - z, 0.0), index, z
+    return index, softcap(raw.gather(1, index[:, None]).squeeze(1), cap)
 
 
 def losses_and_grads(
@@ -140,9 +136,11 @@ def losses_and_grads(
         rows = slice(start, start + size)
         h, t = hidden[rows], targets[rows]
         raw = h @ cast_weight.t()  # (n, C) -> (n, V)
+        index, z = _targets(raw, t, cap)
         sums, grads, largest = terms(raw[:, :vocab_size], cap, True)  # (n,), (n, V): the gradient by raw, times S
-        chunk_losses, index, z = _losses(raw, sums, largest, t, cap)
-        losses.append(chunk_losses)
+        if largest is not None:
+            z = z - largest
+        losses.append(torch.where(t >= 0, sums.log() - z, 0.0))
         # At the target -1 is added to the probability. The subtraction is done in float32, before it is rounded.
         at_target = z.exp() - sums
         if cap:

@@ -27,6 +27,10 @@ def test_softcap_terms(dtype: torch.dtype, cap: float) -> None:
         torch.testing.assert_close(grads / sums[:, None], expected[1] / expected[0][:, None], rtol=1e-4, atol=1e-9)
     else:  # both round once: at most one step of bfloat16 apart
         torch.testing.assert_close(grads, expected[1], rtol=2**-7, atol=1e-4)
+    whole = raw.contiguous()
+    replaced = cpu_kernels.softcap_terms(whole, cap, True)[1]
+    assert torch.equal(replaced, grads)
+    assert (replaced is whole) == (cap > 0)
     only_sums, nothing, _ = cpu_kernels.softcap_terms(raw, cap, False)
     assert torch.equal(only_sums, sums)
     assert nothing.numel() == 0
