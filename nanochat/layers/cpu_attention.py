@@ -4,7 +4,8 @@ PyTorch's backward pass on a CPU multiplies small blocks, at a fraction of the s
 (in float32 it is as fast as this one). Here a block
 is `BLOCK` queries of all heads with all keys up to the last of these queries, and each product runs on all rows and
 heads at once. As in FlashAttention (arXiv 2205.14135, algorithm 4) the probabilities are computed again from the
-scores and the logarithms of their sums L:
+scores and the logarithms of their sums L. Where AMX works, the same is done in Rust (`layers/cpu_kernels.py`), in
+smaller blocks that stay in the cache.
 
     P = exp(Q K^T / sqrt(D) - L)        dP = dO V^T        dS = P (dP - rowsum(dO O))
     dQ = dS K / sqrt(D)        dK = dS^T Q / sqrt(D)        dV = P^T dO
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from nanochat.layers import cpu_kernels
 
 BLOCK = 256  # queries of a block
 
@@ -47,6 +50,8 @@ class CPUCausalAttention(torch.autograd.Function):
         """Return the gradients by q, k and v, (B, H, T, D) each, from that of the result."""
         q, k, v, out, log_sums = ctx.saved_tensors
         num_positions, head_dim = q.shape[2:]
+        if q.dtype == torch.bfloat16 and head_dim % 32 == 0 and cpu_kernels.uses_amx():
+            return cpu_kernels.bf16_attention_grads(q, k, v, out, log_sums, d_out)
         dtype = q.dtype
         scale = 1 / math.sqrt(head_dim)
         # (B, H, T, D) -> (G, T, D)

@@ -7,12 +7,15 @@ Letters in shape comments: B rows, H heads, T positions, D head size, n tokens o
 
 from __future__ import annotations
 
+import functools
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat.layers.softcap_loss import softcap_terms as torch_softcap_terms
+from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, measure_bf16
 
 try:
     from nanochat.tokenization import _rustbpe as _native
@@ -103,15 +106,34 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, log_sums
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def uses_amx() -> bool:
+    """Return True if AMX, the matrix unit of some x86 processors, works here and is not excluded by a limit for oneDNN.
+
+    Whether it works is tried once on each machine, in another process (`measure_bf16` in system/cpu.py). The compiler
+    takes the result for a constant.
+    """
+    return _uses_amx()
+
+
+@functools.cache
+def _uses_amx() -> bool:
+    if not HAS_KERNELS or "amx_bf16" not in cpu_flags() or os.environ.get(ISA_VARIABLE):
+        return False
+    probe = measure_bf16()
+    return probe is not None and probe["speedup"] is not None and not probe["isa"]
+
+
 @torch.library.custom_op("nanochat::causal_attention_backward", mutates_args=())
 def _attention_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients by q, k and v."""
+    """Return the gradients by q, k and v, all float32; or all bfloat16, which takes AMX and a multiple of 32 for D."""
     q, k, v, out, d_out = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v, out, d_out))
     d_q, d_k, d_v = (_like_heads(q) for _ in range(3))
     log_sums = log_sums.contiguous()
-    _native.causal_attention_grads(
+    compute = _native.causal_attention_grads if q.dtype == torch.float32 else _native.amx_attention_grads
+    compute(
         _sizes(q),
         _described(q),
         _described(k),
@@ -135,6 +157,17 @@ def _fake(q: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
 @_attention_backward.register_fake
 def _fake_backward(q: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _like_heads(q), _like_heads(q), _like_heads(q)
+
+
+def bf16_attention_grads(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of causal attention in bfloat16 by q, k and v, (B, H, T, D) each, computed with AMX.
+
+    `out` and `log_sums`, (B, H, T), are the results of the forward pass, `d_out` the gradient of the first.
+    """
+    grads: tuple[Tensor, Tensor, Tensor] = _attention_backward(q, k, v, out, log_sums, d_out)
+    return grads
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:

@@ -124,7 +124,7 @@ class Encoder:
         [b'abc', b'']
         """
 
-# Only `nanochat.layers.cpu_kernels` calls the following three. Addresses and strides are trusted.
+# Only `nanochat.layers.cpu_kernels` calls the following functions. Addresses and strides are trusted.
 
 def softcap_terms(
     is_bf16: bool,
@@ -167,6 +167,24 @@ def causal_attention_grads(
     num_threads: int,
 ) -> None:
     """Write the gradients by q, k and v, given that by the result."""
+
+def amx_attention_grads(
+    sizes: tuple[int, int, int, int],
+    q: tuple[int, int, int, int],
+    k: tuple[int, int, int, int],
+    v: tuple[int, int, int, int],
+    out: tuple[int, int, int, int],
+    log_sums: int,
+    d_out: tuple[int, int, int, int],
+    d_q: tuple[int, int, int, int],
+    d_k: tuple[int, int, int, int],
+    d_v: tuple[int, int, int, int],
+    num_threads: int,
+) -> None:
+    """Write the gradients by q, k and v in bfloat16, with AMX; D is a multiple of 32.
+
+    Raises RuntimeError on a processor without AMX. Where AMX is advertised and does not work, it ends the process.
+    """
 
 def read_bandwidth(num_bytes: int, num_threads: int) -> float:
     """Measure the bytes per second at which `num_threads` threads read an array of `num_bytes`."""

@@ -21,4 +21,6 @@ pub use attention::{Shape, BLOCK};
 pub use cpu::Cpu;
 pub use matrix::{Format, Weights};
 pub use model::{read_bandwidth, Config, LayerWeights, Model, Step};
+#[cfg(target_arch = "x86_64")]
+pub use training::{amx_attention_grads, AmxAttentionGrads, Heads16};
 pub use training::{attention, attention_grads, softcap_terms, Attention, AttentionGrads, Heads, Sizes, SoftcapRows};

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,8 @@ from torch import Tensor
 
 from nanochat.gpt import causal_attention as model_attention
 from nanochat.layers import cpu_kernels, softcap_loss
+from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, time_bf16_products
+from tests.support.sources import ROOT
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.HAS_KERNELS, reason="the Rust extension is not built")
 
@@ -70,6 +76,37 @@ def test_causal_attention(size: tuple[int, int, int, int]) -> None:
     torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-6)
     for grad, wanted in zip(grads, torch.autograd.grad(expected, wide, d_out.double()), strict=True):
         torch.testing.assert_close(grad, wanted.float(), rtol=1e-4, atol=1e-5)
+
+
+def amx_gradients(size: tuple[int, int, int, int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of attention in bfloat16, and those in float64 of the same numbers."""
+    q, k, v, d_out = (heads(seed, size).detach().bfloat16() for seed in range(4))
+    out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    wide = [x.double().requires_grad_() for x in (q, k, v)]
+    expected = torch.autograd.grad(F.scaled_dot_product_attention(*wide, is_causal=True), wide, d_out.double())
+    return list(cpu_kernels.bf16_attention_grads(q, k, v, out, log_sums, d_out)), list(expected)
+
+
+@pytest.fixture(scope="module")
+def amx() -> None:
+    """Skip the test where AMX does not work. Some virtual machines advertise it and kill who uses it."""
+    if "amx_bf16" not in cpu_flags():
+        pytest.skip("the processor has no AMX")
+    command = [sys.executable, "-c", f"from {__name__} import *; amx_gradients((1, 1, 1, 32))"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # A crash of ours is no reason to skip: torch's products with AMX must end their process too.
+    if result.returncode < 0 and time_bf16_products({**os.environ, ISA_VARIABLE: ""}) is None:
+        pytest.skip("AMX is advertised, but ends every process that uses it, as on some virtual machines")
+    assert result.returncode == 0, f"code {result.returncode}: {result.stderr}"
+
+
+@pytest.mark.usefixtures("amx")
+@pytest.mark.parametrize("size", [(2, 3, 64, 64), (1, 2, 70, 32), (2, 1, 131, 96)])
+def test_gradients_of_attention_with_amx(size: tuple[int, int, int, int]) -> None:
+    """Off by the rounding of the probabilities to bfloat16."""
+    for grad, wanted in zip(*amx_gradients(size), strict=True):
+        assert grad.dtype == torch.bfloat16
+        assert (grad - wanted).norm() < 0.005 * wanted.norm()
 
 
 def test_attention_as_an_operation_of_torch() -> None:

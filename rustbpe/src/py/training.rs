@@ -1,5 +1,6 @@
 //! Functions of a training step on CPUs. nanochat/layers/cpu_kernels.py is their only user, which vouches for addresses.
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rustgpt::{Attention, AttentionGrads, Cpu, Heads, Sizes, SoftcapRows};
 
@@ -80,12 +81,54 @@ pub fn causal_attention_grads(
     });
 }
 
+/// Write the gradients by q, k and v in bfloat16, with AMX. Raises RuntimeError if this processor has none.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub fn amx_attention_grads(
+    py: Python<'_>,
+    sizes: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    log_sums: usize,
+    d_out: Tensor,
+    d_q: Tensor,
+    d_k: Tensor,
+    d_v: Tensor,
+    num_threads: usize,
+) -> PyResult<()> {
+    if Cpu::named("amx").is_none() {
+        return Err(PyRuntimeError::new_err("this processor has no AMX"));
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above; the caller knows that AMX works.
+    py.detach(|| unsafe {
+        let [q, k, v, out, d_out, d_q, d_k, d_v] =
+            [q, k, v, out, d_out, d_q, d_k, d_v].map(|(address, batch, head, position)| rustgpt::Heads16 {
+                start: address as *mut u16,
+                batch,
+                head,
+                position,
+            });
+        let (sizes, log_sums) = (sizes_of(sizes), log_sums as *const f32);
+        let tensors = rustgpt::AmxAttentionGrads { sizes, q, k, v, out, log_sums, d_out, d_q, d_k, d_v };
+        rustgpt::amx_attention_grads(tensors, num_threads);
+    });
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (py, sizes, q, k, v, out, log_sums, d_out, d_q, d_k, d_v, num_threads);
+    Ok(())
+}
+
+fn sizes_of((batch, heads, positions, head_dim): Tensor) -> Sizes {
+    Sizes { batch, heads, positions, head_dim }
+}
+
 fn heads((address, batch, head, position): Tensor) -> Heads {
     Heads { start: address as *mut f32, batch, head, position }
 }
 
 fn tensors(sizes: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: usize) -> Attention {
-    let (batch, num_heads, positions, head_dim) = sizes;
-    let sizes = Sizes { batch, heads: num_heads, positions, head_dim };
+    let sizes = sizes_of(sizes);
     Attention { sizes, q: heads(q), k: heads(k), v: heads(v), out: heads(out), log_sums: log_sums as *mut f32 }
 }

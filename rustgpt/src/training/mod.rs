@@ -1,10 +1,14 @@
 //! Pieces of a training step on CPUs, on tensors of torch: what its own operations take several passes for.
 
+#[cfg(target_arch = "x86_64")]
+mod amx_attention;
 mod attention;
 mod products;
 mod softcap;
 mod threads;
 
+#[cfg(target_arch = "x86_64")]
+pub use amx_attention::{amx_attention_grads, AmxAttentionGrads, Heads16};
 pub use attention::{attention, attention_grads, Attention, AttentionGrads, Heads, Sizes};
 pub use softcap::{softcap_terms, SoftcapRows};
 
