@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import report
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, base_dir, print0
 from nanochat.configurator import Settings, cli, setting
 from nanochat.data.manifest import Manifest, default_data_dir, missing_shards, read_manifest
 from nanochat.data.shard_checks import file_sha256
@@ -85,10 +85,10 @@ def main(config: Config) -> dict[str, Any]:
             summary = _read(config, source, fingerprint, folder)
         replace_dataset(partial(_write_data, summary), default_data_dir(), config.overwrite)
     print0(*summary["table"], sep="\n")
+    _report(config, summary, time.perf_counter() - start)
     if is_unchanged:
         print0(f"{config.source} has not changed since it was read: {default_documents_path()}")
     else:
-        _report(config, summary, time.perf_counter() - start)
         print0(f"written: {default_documents_path()}, manifest.json beside it, and {default_data_dir()}")
     return summary
 
@@ -143,10 +143,14 @@ def _texts(split: str) -> Iterator[str]:
 
 
 def _report(config: Config, summary: dict[str, Any], seconds: float) -> None:
+    """Write the section of the report, unless it has these figures: a call may end before it wrote them."""
     metrics = {f"{split} documents": summary[split]["documents"] for split in ("train", "val")}
     metrics |= {f"{split} text (bytes)": summary[split]["bytes"] for split in ("train", "val")}
     metrics |= {f"left out: {reason}": count for reason, count in summary["left_out"].items()}
     metrics |= {f"removed {kind}": count for kind, count in summary["removed"].items()}
+    written = report.read_sections(base_dir() / "report")[0].get("read_documents", {})
+    if written.get("metrics") == metrics:
+        return
     report.log_section(
         "read_documents",
         {

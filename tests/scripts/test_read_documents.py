@@ -151,6 +151,20 @@ def test_another_data_set_stays(folder: Path, base_dir: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_is_killed_before_its_report_writes_it_in_the_next_one(folder: Path, base_dir: Path) -> None:
+    section = base_dir / "report" / "read_documents.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_documents, "_report", lambda *_: None)  # killed here
+        main(Config(source=str(folder)))
+    assert not section.exists()
+    main(Config(source=str(folder)))
+    written = section.read_bytes()
+    assert json.loads(written)["metrics"]["train documents"] > 1
+    main(Config(source=str(folder)))
+    assert section.read_bytes() == written, "the time is that of the reading"
+
+
+@pytest.mark.slow
 def test_a_killed_run_is_repaired(folder: Path, tmp_path: Path, base_dir: Path) -> None:
     """After kill -9 at any moment the next run gives the files of an undisturbed one."""
     main(Config(source=str(folder)))
