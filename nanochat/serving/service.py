@@ -129,7 +129,10 @@ class ChatService:
     @property
     def capacity(self) -> int:
         """Completions that may run or wait at once."""
-        return self._num_rows + self.limits.max_waiting
+        return self._capacity(self._lives())
+
+    def _capacity(self, lives: Sequence[bool]) -> int:
+        return self.limits.max_rows * sum(lives) + self.limits.max_waiting
 
     @property
     def is_ready(self) -> bool:
@@ -139,10 +142,6 @@ class ChatService:
     def _lives(self) -> list[bool]:
         """For each loop, True if it has not ended."""
         return [not loop.stats().get("ended") for loop in self.loops]
-
-    @property
-    def _num_rows(self) -> int:
-        return self.limits.max_rows * sum(self._lives())
 
     # Prompts
 
@@ -191,14 +190,16 @@ class ChatService:
         """Raise `Refusal` if so many further completions of a client cannot be accepted now."""
         if self.is_stopping:
             raise Refusal(503, SHUTTING_DOWN)
-        if not any(self._lives()):
+        lives = self._lives()
+        if not any(lives):
             raise Refusal(503, MODEL_FAILED)
-        most = min(self.capacity, self.limits.max_per_client or self.capacity)
+        capacity = self._capacity(lives)
+        most = min(capacity, self.limits.max_per_client or capacity)
         if count > most:
             raise Refusal(400, f"{count} replies are asked for: this server takes at most {most} at once", "n")
         is_modest = self._num_of_client[client] + count <= RESERVED_FOR
-        if self._num_active + count > self.capacity + (RESERVED_PLACES if is_modest else 0):
-            num_waiting = max(0, self._num_active - self._num_rows)
+        if self._num_active + count > capacity + (RESERVED_PLACES if is_modest else 0):
+            num_waiting = max(0, self._num_active - (capacity - self.limits.max_waiting))
             raise Refusal(429, f"the server is busy, and {num_waiting} requests are waiting already: try again later")
         limit = self.limits.max_per_client
         if limit is not None and self._num_of_client[client] + count > limit:
