@@ -79,9 +79,10 @@ def main(config: Config) -> Tokenizer:
     notes = []
     if vocab_size < config.vocab_size:
         notes.append(f"The text has no more pairs to merge: {vocab_size:,} tokens, not {config.vocab_size:,}.")
-    megabytes = progress_bar.bytes_read / 1e6
-    print0(*notes, f"{megabytes:,.1f} MB of text, {vocab_size:,} tokens, {seconds:.1f} s: {tokenizer_dir}", sep="\n")
-    _report(config, tokenizer, progress_bar.bytes_read, seconds, notes)
+    num_bytes = progress_bar.bytes_read
+    size = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1_000_000 else f"{num_bytes / 1e3:,.1f} KB"
+    print0(*notes, f"{size} of text, {vocab_size:,} tokens, {seconds:.1f} s: {tokenizer_dir}", sep="\n")
+    _report(config, tokenizer, num_bytes, seconds, notes)
     return tokenizer
 
 
