@@ -79,9 +79,7 @@ def greedy_ids(logits: Tensor) -> Tensor:
     >>> greedy_ids(torch.tensor([[0.0, 2.0], [torch.nan, 1.0], [1.0, torch.inf], [1.0, -torch.inf]])).tolist()
     [1, 2, 2, 0]
     """
-    if (
-        logits.device.type == "cpu"
-    ):  # in numpy: 64 rows of 32,768 take 0.5 ms instead of 2.5, one row 0.05 instead of 0.13
+    if logits.device.type == "cpu":  # in numpy: 64 rows of 32,768 take 0.5 ms instead of 2.5
         rows = logits.numpy()
         best = rows.argmax(axis=-1)  # that of a NaN, if there is one
         best[~np.isfinite(rows[np.arange(len(rows)), best])] = logits.size(-1)
