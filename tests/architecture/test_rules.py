@@ -36,7 +36,7 @@ def own_command_lines(source: Source) -> Iterator[str]:
 
 
 def text_has_an_encoding(source: Source) -> Iterator[str]:
-    for name, call in calls(source.tree):
+    for name, call in source.calls:
         if any(keyword.arg == "encoding" for keyword in call.keywords):
             continue
         method = name.rpartition(".")[2]
@@ -54,7 +54,7 @@ def text_has_an_encoding(source: Source) -> Iterator[str]:
 
 def child_output_has_an_encoding(source: Source) -> Iterator[str]:
     """The output of a process is decoded as UTF-8, whatever the locale is."""
-    for name, call in calls(source.tree):
+    for name, call in source.calls:
         keywords = {keyword.arg for keyword in call.keywords}
         is_text = keywords & {"text", "universal_newlines"} and name.startswith("subprocess.")
         if is_text and not source.path.startswith("tests/") and not {"encoding", "errors"} <= keywords:
@@ -65,13 +65,13 @@ def prints_through_the_console(source: Source) -> Iterator[str]:
     """Nothing is printed past `Output` of system/console.py, which shows control characters as escapes."""
     if source.path in PRINTING or source.path.startswith("tests/"):
         return
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
         if re.search(r"^sys\.(__std(out|err)__|std(out|err)\.buffer)$", text):
             yield source.at(node, f"{text} goes past nanochat.system.console.Output")
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\x1b" in node.value:
             yield source.at(node, "a control sequence: only nanochat.system.console.write_controls prints it")
-    for name, call in calls(source.tree):
+    for name, call in source.calls:
         first = ast.unparse(call.args[0]) if call.args else ""
         # A constant: a signal handler writes so, since it may have interrupted a print.
         is_own_text = name == "os.write" and re.fullmatch(r"b'.*'|[A-Z_]+", ast.unparse(call.args[1])) is not None
@@ -86,7 +86,7 @@ def commands_end_quietly(source: Source) -> Iterator[str]:
     """A file that can be run does its work in `cli` or in `command`, which know the ends of a command."""
     is_run = re.search(r"^if __name__ == ", source.text, re.MULTILINE)
     is_command = is_run and not source.path.startswith("tests/") and source.path not in SERVERS
-    if is_command and not any(name in ("cli", "command") for name, _ in calls(source.tree)):
+    if is_command and not any(name in ("cli", "command") for name, _ in source.calls):
         yield f"{source.path}: its work is done neither in `cli` nor in `command`"
 
 
@@ -94,7 +94,7 @@ def no_code_from_data(source: Source) -> Iterator[str]:
     """No exec, eval or pickle: neither a setting nor a checkpoint may run code."""
     if source.path.startswith("tests/"):
         return
-    for name, call in calls(source.tree):
+    for name, call in source.calls:
         if name in ("exec", "eval", "torch.load") or any(keyword.arg == "allow_pickle" for keyword in call.keywords):
             yield source.at(call, f"{name}: data must not run code")
     for root, node in imports(source):
@@ -105,21 +105,21 @@ def no_code_from_data(source: Source) -> Iterator[str]:
 def backward_in_the_loops_only(source: Source) -> Iterator[str]:
     """Only the training loops call `.backward()`."""
     if source.is_library and source.path not in TRAINING_LOOPS:
-        for name, call in calls(source.tree):
+        for name, call in source.calls:
             if name.endswith(".backward"):
                 yield source.at(call, f".backward() belongs to {' and '.join(TRAINING_LOOPS)}")
 
 
 def no_modulo_every(source: Source) -> Iterator[str]:
     """Work every so many steps is an event, not a modulo in a loop."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and "_every" in ast.unparse(node.right):
             yield source.at(node, "% ..._every: make it an event")
 
 
 def docstrings(source: Source) -> Iterator[tuple[ast.AST, str]]:
     """Every docstring of a file with its node: module, classes, functions."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         has_docstring = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         if has_docstring and (text := ast.get_docstring(node)):
             yield node, text
@@ -150,15 +150,15 @@ def public_is_documented(source: Source) -> Iterator[str]:
 
 def post_init_calls_its_base(source: Source) -> Iterator[str]:
     """A `__post_init__` calls its base class's, which checks the ranges of a config's settings."""
-    heirs = (node for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef) and node.bases)
+    heirs = (node for node in source.nodes if isinstance(node, ast.ClassDef) and node.bases)
     checks = (node for heir in heirs for node in heir.body if getattr(node, "name", "") == "__post_init__")
     for check in checks:
-        if not any(ast.unparse(call) == "super().__post_init__()" for _, call in calls(check)):
+        if not any(ast.unparse(call) == "super().__post_init__()" for _, call in calls(ast.walk(check))):
             yield source.at(check, "__post_init__ does not call super().__post_init__()")
 
 
 def asserts_say_why(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree) if source.is_library else ():
+    for node in source.nodes if source.is_library else ():
         if isinstance(node, ast.Assert) and node.msg is None:
             yield source.at(node, "assert without a message")
 
@@ -240,7 +240,7 @@ def test_packages_of_commands_prepare_the_console_first() -> None:
     texts = {source.path: source for source in sources()}
     assert folders - {"tests"} == {"nanochat", "scripts", "dev"}
     for folder in ("scripts", "dev"):
-        assert next(imports(texts[f"{folder}/__init__.py"]))[0] == "nanochat"
+        assert imports(texts[f"{folder}/__init__.py"])[0][0] == "nanochat"
     assert [name for name, _ in imports(texts["nanochat/__init__.py"])] == ["sys", "nanochat.system.console"]
     heavy = {name.split(".")[0] for name, _ in imports(texts["nanochat/system/console.py"])}
     assert heavy - set(sys.stdlib_module_names) == {"nanochat", "tqdm"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -19,17 +20,18 @@ UNREAD = {"arch": "has one value so far, which its choices check"}
 CONFIG_NAMES = re.compile(r"(?:.*_)?(?:config|settings)")
 
 
+@functools.cache
 def reads(source: Source) -> set[str]:
     """Attributes that a file reads of a config; inside of a class with settings also of `self`.
 
     A check in `__post_init__` is no use of a setting.
     """
     names = set()
-    configs = [node for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef) and _has_settings(node)]
+    configs = [node for node in source.nodes if isinstance(node, ast.ClassDef) and _has_settings(node)]
     inside = {id(inner) for config in configs for inner in ast.walk(config)}
-    checks = (n for n in ast.walk(source.tree) if isinstance(n, ast.FunctionDef) and n.name == "__post_init__")
+    checks = (n for n in source.nodes if isinstance(n, ast.FunctionDef) and n.name == "__post_init__")
     checked = {id(inner) for check in checks for inner in ast.walk(check)}
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and id(node) not in checked:
             receiver = ast.unparse(node.value).rpartition(".")[2]
             if CONFIG_NAMES.fullmatch(receiver) or (receiver == "self" and id(node) in inside):
@@ -48,7 +50,7 @@ def _literals(argument: ast.expr, source: Source) -> set[str]:
     """The strings that `getattr(config, name)` reads where `name` runs over a literal tuple in a comprehension."""
     if not isinstance(argument, ast.Name):
         return set()
-    loops = (node for node in ast.walk(source.tree) if isinstance(node, (ast.comprehension, ast.For)))
+    loops = (node for node in source.nodes if isinstance(node, (ast.comprehension, ast.For)))
     values = (loop.iter for loop in loops if ast.unparse(loop.target) == argument.id)
     constants = (inner for value in values for inner in ast.walk(value) if isinstance(inner, ast.Constant))
     return {str(constant.value) for constant in constants}
@@ -164,7 +166,7 @@ def bases_of(
     """Yield (module, name) of the base classes that the repository defines."""
     imported = {
         alias.asname or alias.name: (statement.module or "", alias.name)
-        for statement in ast.walk(files[module].tree)
+        for statement in files[module].nodes
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }

@@ -7,7 +7,7 @@ import functools
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,15 @@ class Source:
     @functools.cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
+
+    @functools.cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """All nodes of the syntax tree: many rules look at each of them."""
+        return tuple(ast.walk(self.tree))
+
+    @functools.cached_property
+    def calls(self) -> tuple[tuple[str, ast.Call], ...]:
+        return tuple(calls(self.nodes))
 
     @property
     def module(self) -> str:
@@ -70,24 +79,27 @@ def texts() -> dict[str, str]:
     return contents
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+def calls(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.Call]]:
     """Yield each call with the dotted name of the callee; `.backward` where the callee is an expression."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Call):
             text = ast.unparse(node.func)
             plain = re.fullmatch(r"[\w.]+", text)
             yield (text if plain else "." + text.rpartition(".")[2]), node
 
 
-def imports(source: Source) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every module that a file imports, at any depth, with the statement; includes `pytest.importorskip`."""
-    for name, call in calls(source.tree):
-        if name == "pytest.importorskip" and isinstance(call.args[0], ast.Constant):
-            yield str(call.args[0].value), call
-    for node in ast.walk(source.tree):
+@functools.cache
+def imports(source: Source) -> tuple[tuple[str, ast.AST], ...]:
+    """Return every module that a file imports, at any depth, with the statement; includes `pytest.importorskip`."""
+    found: list[tuple[str, ast.AST]] = [
+        (str(call.args[0].value), call)
+        for name, call in source.calls
+        if name == "pytest.importorskip" and isinstance(call.args[0], ast.Constant)
+    ]
+    for node in source.nodes:
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node
+            found += [(alias.name, node) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{source.path}: imports are absolute"
-            yield node.module or "", node
+            found.append((node.module or "", node))
+    return tuple(found)
