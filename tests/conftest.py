@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -33,6 +34,39 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for _name in ("SIGHUP", "SIGUSR1"):
     if signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
+
+
+# Files with tests that take tens of seconds. They run first: at the end no core then waits for another's long test.
+LONGEST = (
+    "tests/dev/test_gpu_check.py",
+    "tests/training/test_two_hosts.py",
+    "tests/training/test_stop_and_resume.py",
+    "tests/dev/test_faults.py",
+    "tests/dev/test_shell.py",
+    "tests/test_optim.py",
+    "tests/dev/test_bench_ranks.py",
+    "tests/architecture/test_patterns.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first, file by file; all others keep their order."""
+    place = {ROOT / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+# A collection visits every object of the program, of which the collected tests and their libraries have 600,000: half a
+# second, in each test that trains. These objects live until the end, so they are exempt.
+def pytest_collection_finish() -> None:
+    """Exempt what has been imported and collected from garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Exempt it again after a test that has ended the exemption, as each run of `nanochat.train` does."""
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

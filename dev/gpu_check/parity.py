@@ -65,7 +65,7 @@ def model_config(is_dry_run: bool, is_grouped: bool) -> GPTConfig:
     """Return the shape of the models to compare. Those with grouped queries have no soft cap."""
     softcap = 0 if is_grouped else 15
     if is_dry_run:
-        return GPTConfig(64, 256, n_layer=2, n_head=2, n_kv_head=1 if is_grouped else 2, n_embd=64, softcap=softcap)
+        return GPTConfig(64, 256, n_layer=1, n_head=2, n_kv_head=1 if is_grouped else 2, n_embd=64, softcap=softcap)
     return GPTConfig(512, 4096, n_layer=4, n_head=4, n_kv_head=2 if is_grouped else 4, n_embd=512, softcap=softcap)
 
 

@@ -68,7 +68,7 @@ def measure_training(
 ) -> None:
     """Measure steps with each number of rows in a micro-batch, until one does not fit into memory."""
     if check.is_dry_run:
-        config = GPTConfig.from_depth(2, vocab_size=256, sequence_len=32, head_dim=32)
+        config = GPTConfig.from_depth(1, vocab_size=256, sequence_len=32, head_dim=32)
         row_counts = (2,)
     else:
         config = GPTConfig.from_depth(depth, vocab_size=65536, sequence_len=2048)

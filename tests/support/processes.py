@@ -5,6 +5,7 @@ The server is this file, run as a program: `python tests/support/processes.py AD
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -99,6 +100,7 @@ def serve(address: str) -> NoReturn:
     from nanochat.serving import server  # noqa: F401
     from nanochat.training import finetune  # noqa: F401
 
+    gc.freeze()  # or the first collection of each fork would copy the memory of all objects
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reaps the forks
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address + ".part")
