@@ -374,12 +374,18 @@ def codes(results: list[Any]) -> list[int]:
 # --- the same, bit for bit -------------------------------------------------------------------------------------------
 
 
+# Each signal on one process and on two, and with one of them each step with each number of processes. The signal comes
+# after the step, and one more is taken; steps 3 and 6 are also evaluated.
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("signal_number", STOP_SIGNALS)
 @pytest.mark.parametrize(
-    "stop_at", [2, 6]
-)  # the signal comes after this step, and one more is taken; step 3 and 6 are also evaluated
+    ("world_size", "signal_number", "stop_at"),
+    [
+        *((1, number, 2) for number in STOP_SIGNALS),
+        *((2, number, 6) for number in STOP_SIGNALS),
+        (1, signal.SIGTERM, 6),
+        (2, signal.SIGTERM, 2),
+    ],
+)
 def test_signal(pool: Pool, base: Path, reference: Any, world_size: int, signal_number: int, stop_at: int) -> None:
     whole = reference(world_size)
     code = 128 + signal_number
