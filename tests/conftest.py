@@ -69,6 +69,10 @@ def pytest_runtest_logfinish() -> None:
         gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries in C++ complain of objects that are alive at the end
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data next to the checkout, read only. Skips the test if it is absent."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -39,16 +39,19 @@ def without_gloo(output: str) -> str:
 
 
 class Forker:
-    """Starts the server. `python` is a program that is called like Python and runs its command line in a fork."""
+    """Starts the server. `python` is a program that is called like Python and runs its command line in a fork.
 
-    def __init__(self, folder: Path) -> None:
+    `prefix`: words in front of the server's command line, such as `ip netns exec NAME`. They must become the server.
+    """
+
+    def __init__(self, folder: Path, prefix: Sequence[str] = ()) -> None:
         self.python = folder / "python"
         client = folder / "client.py"
         address = folder / "address"
         client.write_text(CLIENT.replace("ADDRESS", repr(str(address))), encoding="utf-8")
         self.python.write_text(f'#!/bin/bash\nexec "{sys.executable}" -IS "{client}" "$@"\n', encoding="utf-8")
         self.python.chmod(0o755)
-        command = [sys.executable, "-W", "error", __file__, str(address)]
+        command = [*prefix, sys.executable, "-W", "error", __file__, str(address)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True)
         while not address.exists():

@@ -49,10 +49,16 @@ def one_process(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return base
 
 
-@pytest.fixture
-def hosts() -> Iterator[TwoHosts]:
-    with two_hosts() as hosts:
+@pytest.fixture(scope="module")
+def both_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
+    with two_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
         yield hosts
+
+
+@pytest.fixture
+def hosts(both_hosts: TwoHosts) -> Iterator[TwoHosts]:
+    yield both_hosts
+    both_hosts.restore()
 
 
 def write_files(base: Path) -> None:
@@ -69,6 +75,8 @@ def environment_of(base: Path) -> dict[str, str]:
 
 def start_four(hosts: TwoHosts, base: Path, *flags: str, num_hosts: int = 2) -> list[subprocess.Popen[str]]:
     """Start two processes on each host, without a launcher."""
+    for host in range(num_hosts):
+        hosts.forker(host)  # so that no rank waits for the others' imports
     processes = []
     for rank in range(2 * num_hosts):
         of_rank = {
@@ -76,7 +84,7 @@ def start_four(hosts: TwoHosts, base: Path, *flags: str, num_hosts: int = 2) -> 
             "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": 29500,
         }  # fmt: skip
         environment = environment_of(base) | {key: str(value) for key, value in of_rank.items()}
-        processes.append(hosts.start(rank // 2, [*COMMAND, *flags], **environment))
+        processes.append(hosts.fork(rank // 2, [*COMMAND, *flags], **environment))
     return processes
 
 
@@ -134,8 +142,7 @@ def test_a_lost_host(hosts: TwoHosts, one_process: Path, tmp_path: Path, loss: s
     processes = start_four(hosts, tmp_path)
     wait_for_a_checkpoint(tmp_path, *processes)
     if loss == "killed":
-        for process in processes[2:]:
-            hosts.kill(process)
+        hosts.switch_off(1)
     else:
         hosts.cut_the_cable()
     for process in processes[:2]:
