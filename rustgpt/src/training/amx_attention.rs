@@ -113,7 +113,7 @@ unsafe impl Sync for Run {}
 /// The tensors have these sizes, and AMX works (`Cpu::named("amx")` returned it).
 pub unsafe fn amx_attention_grads(tensors: AmxAttentionGrads, num_threads: usize) {
     let sizes = tensors.sizes;
-    assert!(sizes.head_dim % SIDE == 0, "a head size of {}", sizes.head_dim);
+    assert!(sizes.head_dim.is_multiple_of(SIDE), "a head size of {}", sizes.head_dim);
     let mut scratch: Vec<Scratch> = (0..num_threads.max(1)).map(|_| Scratch::new(sizes)).collect();
     let run = Run { tensors, scratch: scratch.as_mut_ptr() };
     threads::run(num_threads, sizes.batch * sizes.heads, &|piece, thread| Cpu::Amx.run(&run, piece, thread));
