@@ -7,7 +7,6 @@ Letters in shape comments: B rows, H heads, T positions, D head size, n tokens o
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any
 
@@ -108,18 +107,21 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, log_sums
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+_amx: dict[str, bool] = {}  # "works", once it is known
+
+
 def uses_amx() -> bool:
     """Return True if AMX, the matrix unit of some x86 processors, works here and is not excluded by a limit for oneDNN.
 
-    Whether it works is tried once on each machine, in another process (`measure_bf16` in system/cpu.py). The compiler
-    takes the result for a constant.
+    Whether it works is tried once on each machine, in another process (`measure_bf16` in system/cpu.py). Call this
+    before what calls it is compiled: the compiler cannot follow the measurement, only its result.
     """
-    return _uses_amx()
+    if not _amx:
+        _amx["works"] = _find_amx()
+    return _amx["works"]
 
 
-@functools.cache
-def _uses_amx() -> bool:
+def _find_amx() -> bool:
     if not HAS_KERNELS or "amx_bf16" not in cpu_flags() or os.environ.get(ISA_VARIABLE):
         return False
     probe = measure_bf16()

@@ -116,6 +116,8 @@ class CompiledModel:
 
     def __init__(self, model: GPT) -> None:
         self.model = model
+        if model.device.type == "cpu" and model.compute_dtype == torch.bfloat16:
+            cpu_kernels.uses_amx()  # measured before it is compiled
         self.regions = Regions(
             torch.compile(rms_norm, dynamic=False),
             [torch.compile(block, dynamic=False) for block in model.blocks],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +108,28 @@ def test_gradients_of_attention_with_amx(size: tuple[int, int, int, int]) -> Non
     for grad, wanted in zip(*amx_gradients(size), strict=True):
         assert grad.dtype == torch.bfloat16
         assert (grad - wanted).norm() < 0.005 * wanted.norm()
+
+
+def test_the_choice_of_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where its products work, and no limit excludes it; measured once."""
+    probes: dict[str, Any] = {
+        "works": {"speedup": 0.9, "isa": ""},
+        "dies": {"speedup": 0.8, "isa": "AVX512_CORE_BF16"},
+        "no products": {"speedup": None, "isa": ""},
+    }
+    monkeypatch.setattr(cpu_kernels, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
+    found = {}
+    for name, probe in probes.items():
+        monkeypatch.setattr(cpu_kernels, "_amx", {})
+        monkeypatch.setattr(cpu_kernels, "measure_bf16", lambda probe=probe: probe)
+        found[name] = cpu_kernels.uses_amx()
+        monkeypatch.setattr(cpu_kernels, "measure_bf16", lambda: pytest.fail("measured again"))
+        assert cpu_kernels.uses_amx() == found[name]
+    assert found == {"works": True, "dies": False, "no products": False}
+    monkeypatch.setattr(cpu_kernels, "_amx", {})
+    monkeypatch.setenv(ISA_VARIABLE, "AVX2")
+    assert not cpu_kernels.uses_amx()
 
 
 def test_attention_as_an_operation_of_torch() -> None:
