@@ -158,7 +158,7 @@ def describe_memory(train_bpb: float, val_bpb: float, samples: Copying, held_out
             f"The model has learned its text by heart ({gap}; {copied}).",
             "Expect it to recite: what it says is from the documents, often word for word, and wrong where a question "
             "needs anything else.",
-            "Fewer steps or more text would help most (base_train --patience ends a run in time).",
+            "More text would help most, or fewer steps where base_train --patience did not keep the best ones.",
             GROUNDED_HELPS,
         ]
     if ratio >= LEARNED_RATIO or excess >= RECITED_SHARE / 2:
