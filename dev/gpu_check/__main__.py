@@ -111,12 +111,9 @@ def main(config: Config) -> None:
 
 def compile_without_compiler() -> None:
     """Let torch.compile trace and differentiate functions and then run them as they are, which takes no minutes."""
-    import torch._dynamo
+    import torch._dynamo  # here, so that the forks share it
 
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    torch.compile(torch.sin)(
-        torch.zeros(2)
-    )  # its first call imports hundreds of modules: here, so that the forks share them
 
 
 def write_status(out: Path, part: Part, status: str, seconds: float, reason: str) -> None:
