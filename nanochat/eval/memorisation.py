@@ -31,6 +31,7 @@ RECITED_SHARE = 0.5  # of windows: from here on most of what a model writes is c
 # than other text, or by heart.
 LEARNED_RATIO = 1.25
 BY_HEART_RATIO = 2.5
+REPEATED_SHARE = 0.3  # of windows of held-out text, from which on it is no text that is new to the model
 GROUNDED_HELPS = "--grounded answers with sentences that are found in the documents, instead of from memory."
 
 
@@ -146,6 +147,16 @@ def describe_memory(train_bpb: float, val_bpb: float, samples: Copying, held_out
     `train_bpb`, `val_bpb`: bits per byte of training and of held-out text. `samples`, `held_out`: what of the model's
     samples, and of held-out text, stands in the training text.
     """
+    notes = _describe_model(train_bpb, val_bpb, samples, held_out)
+    if held_out.share >= REPEATED_SHARE:
+        notes.append(
+            f"The documents repeat each other: {held_out.share:.0%} of the windows of held-out text stand in the "
+            "training text, so that its bits per byte are lower than those of new text."
+        )
+    return notes
+
+
+def _describe_model(train_bpb: float, val_bpb: float, samples: Copying, held_out: Copying) -> list[str]:
     ratio = val_bpb / train_bpb if train_bpb > 0 else float("inf")
     excess = samples.share - held_out.share
     gap = f"{val_bpb:.2f} bits per byte of held-out text, {train_bpb:.2f} of its training text"

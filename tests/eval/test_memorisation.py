@@ -79,6 +79,9 @@ def test_words() -> None:
     assert "knows its own text better" in describe_memory(1.2, 2.0, none, none)[0]
     assert "knows its own text better" in describe_memory(1.9, 2.0, half, none)[0]
     assert "nearly as well" in describe_memory(1.9, 2.0, none, none)[0]
-    assert "nearly as well" in describe_memory(1.9, 2.0, all_, all_)[0]  # the documents repeat each other
+    repeated = describe_memory(1.9, 2.0, all_, all_)
+    assert "nearly as well" in repeated[0]
+    assert "The documents repeat each other" in repeated[-1]
+    assert "repeat each other" not in " ".join(describe_memory(1.9, 2.0, all_, none))
     for train_bpb in (0.3, 1.6, 1.9):
         assert "--grounded" in " ".join(describe_memory(train_bpb, 2.0, none, none))
