@@ -123,7 +123,7 @@ def further_training(choices: Choices, size: RunSize) -> list[Step]:
         *("--source=base", f"--mixture={choices.text_mixture}", "--matrix_lr=0.01", "--embedding_lr=0.1"),
         *(f"--total_batch_size={size.total_batch_size}", f"--num_iterations={size.num_iterations}"),
         *("--warmdown_ratio=1", f"--eval_every={size.eval_every}", f"--eval_tokens={EVAL_TOKENS}"),
-        *(f"--save_every={size.eval_every}", "--keep_last=1", f"--compile={size.compile}"),
+        *(f"--save_every={size.eval_every}", "--keep_last=1", f"--patience={PATIENCE}", f"--compile={size.compile}"),
         *(f"--device={choices.device}", f"--seed={choices.seed}", f"--model_tag={choices.base}"),
     )
     return [

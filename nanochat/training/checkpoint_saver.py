@@ -33,8 +33,8 @@ class CheckpointSaver:
     write.
 
     `folder`: of the run. `meta`: content of meta.json except for the loop state and the number of processes.
-    `keep_last`: number of the run's checkpoints that are kept (-1: all). `keep_best`: the one with the fewest bits per
-    byte is kept, too.
+    `keep_last`: number of the run's checkpoints that are kept (-1: all). `keep_best`: the one with the lowest held-out
+    loss is kept, too.
     """
 
     def __init__(

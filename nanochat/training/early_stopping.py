@@ -1,7 +1,7 @@
 """Early stopping: the best checkpoint of a run is kept, and the run ends once it no longer improves.
 
-A model that reads little text many times learns it by heart: from some step on, the loss on validation text rises while
-the training loss still falls. With `--patience=N` each evaluation is of a checkpoint, the best one survives
+A model that reads little text many times learns it by heart: from some step on, the held-out loss rises while the
+training loss still falls. With `--patience=N` each evaluation is of a checkpoint, the best one survives
 `--keep_last`, and after N evaluations that are no better the run ends with the best one as the last of its checkpoints,
 which all later stages take.
 
@@ -17,7 +17,8 @@ from pathlib import Path
 from nanochat.checkpoint_manager import list_checkpoints, prune, remove_checkpoint
 from nanochat.common import UserError, print0
 
-METRIC = "val_bpb"
+# Of an evaluation, and its unit: that of base_train, and that of mid_train and chat_sft.
+METRICS = {"val_bpb": "bits per byte", "val_loss": "nats per trained token"}
 
 
 def check_patience(patience: int, eval_every: int, save_every: int) -> None:
@@ -35,12 +36,12 @@ def check_patience(patience: int, eval_every: int, save_every: int) -> None:
 
 
 def evaluations(history: Sequence[Mapping[str, float]]) -> list[tuple[float, int]]:
-    """Return (bits per byte, step) of each evaluation in a run's history, in order."""
-    return [(row[METRIC], int(row["step"])) for row in history if METRIC in row]
+    """Return (held-out loss, step) of each evaluation in a run's history, in order. Its unit is in METRICS."""
+    return [(row[metric], int(row["step"])) for row in history for metric in METRICS if metric in row]
 
 
 def best_step(history: Sequence[Mapping[str, float]]) -> int | None:
-    """Return the step with the lowest bits per byte, the earliest of equal ones; None before the first evaluation.
+    """Return the step with the lowest held-out loss, the earliest of equal ones; None before the first evaluation.
 
     >>> best_step([{"step": 10, "val_bpb": 2.0}, {"step": 20, "val_bpb": 1.5}, {"step": 30, "val_bpb": 1.75}])
     20
@@ -79,5 +80,6 @@ def return_to_best(
             remove_checkpoint(checkpoint.path)
     if keep_last != -1:  # the one that was the best until the last evaluation is still there
         prune(folder, keep_last, first_serial)
-    print0(f"The best checkpoint is that of step {best.step}, with {value_of[best.step]:.4f} bits per byte")
+    unit = next(METRICS[metric] for row in history for metric in METRICS if metric in row)
+    print0(f"The best checkpoint is that of step {best.step}, with {value_of[best.step]:.4f} {unit}")
     return best.step

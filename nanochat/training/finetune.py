@@ -30,9 +30,10 @@ from nanochat.tokenizer import Tokenizer, get_tokenizer
 from nanochat.train import Event, LoopState, Metrics, train
 from nanochat.training.batch_size import BatchFitter, accumulation_steps
 from nanochat.training.checkpoint_saver import CheckpointSaver
+from nanochat.training.early_stopping import is_exhausted, return_to_best
 from nanochat.training.log import TrainLog
 from nanochat.training.profile import StepProfiler
-from nanochat.training.report import CURVES, curves, notes_on_steps
+from nanochat.training.report import CURVES, curves, note_on_best, notes_on_steps
 from nanochat.training.resume import (
     checkpoint_to_resume,
     first_serial,
@@ -137,7 +138,7 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
     }
     if config.grounded:
         meta["grounded"] = True
-    saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last)
+    saver = CheckpointSaver(folder, model, optimizer, meta, config.keep_last, keep_best=config.patience != -1)
     events = [  # the checkpoint first: an evaluation that fails must not cost the run
         Event(config.save_every, saver, saves=True),
         Event(config.eval_every, held_out_loss_evaluator(forward, data, tokenizer, runtime, config, batch_size)),
@@ -165,10 +166,14 @@ def fine_tune(stage: Stage, config: FineTuningSettings) -> LoopState:
             ),
             log=log,
             state=state,
+            should_end=lambda state: is_exhausted(state.history, config.patience),
         )
     runtime.finish()
     raise_if_stopped(state, num_steps, f"scripts.{stage.script}", config)
-    report_fine_tuning(stage, config, data, model, runtime, state)
+    kept_step = None
+    if config.patience != -1 and runtime.is_main:
+        kept_step = return_to_best(folder, state.history, meta["first_serial"], config.keep_last)
+    report_fine_tuning(stage, config, data, model, runtime, state, kept_step)
     return state
 
 
@@ -288,14 +293,18 @@ def report_fine_tuning(
     model: GPT,
     runtime: Runtime,
     state: LoopState,
+    kept_step: int | None,
 ) -> None:
-    """Write the stage's section of the report."""
+    """Write the stage's section of the report. `kept_step`: as in `report_pretraining`."""
     cursor = state.cursor or {}
     notes = [f"Mixture: {format_description(data.parts)}.", *notes_on_steps(state)]
+    if kept_step:
+        notes.append(note_on_best(state, kept_step))
     notes += [f"{part['name']} is {part['file']} (SHA-256 {part['sha256']})." for part in data.parts if "file" in part]
     if cursor["left_out"]:
         notes.append(f"{cursor['left_out']:,} conversations had no answer that fits into a row, and were left out.")
-    latest = {name: value for row in state.history for name, value in row.items()}
+    last_step = kept_step or math.inf
+    latest = {name: value for row in state.history if row["step"] <= last_step for name, value in row.items()}
     part_losses = {name.removeprefix(PART_LOSS): latest[name] for name in latest if name.startswith(PART_LOSS)}
     log_section(
         stage.script,

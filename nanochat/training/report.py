@@ -48,6 +48,15 @@ def notes_on_steps(state: LoopState) -> list[str]:
     return [skipped] if state.skipped else []
 
 
+def note_on_best(state: LoopState, kept_step: int) -> str:
+    """Return the note on the checkpoint that a run with patience ends with."""
+    num_epochs = (state.cursor or {}).get("epoch", 0)
+    return (
+        f"The run took {state.step:,} steps, {num_epochs + 1} passes over its data at most. The checkpoint that it "
+        f"ends with is the best on held-out data: that of step {kept_step:,}."
+    )
+
+
 def report_pretraining(
     settings: Settings, model: GPT, runtime: Runtime, state: LoopState, kept_step: int | None = None
 ) -> None:
@@ -62,10 +71,7 @@ def report_pretraining(
     num_tokens = (state.cursor or {})["tokens"]
     num_epochs = (state.cursor or {}).get("epoch", 0)
     if kept_step:
-        notes.append(
-            f"The run took {state.step:,} steps, {num_epochs + 1} passes over its text at most. The checkpoint that it "
-            f"ends with is the best on validation text: that of step {kept_step:,}."
-        )
+        notes.append(note_on_best(state, kept_step))
     elif num_epochs >= MANY_EPOCHS:
         notes.append(
             f"The run read its training text {num_epochs} times. A model memorizes text that is repeated so often; the "

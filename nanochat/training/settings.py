@@ -14,6 +14,7 @@ from nanochat.configurator import Settings, setting
 from nanochat.optim import OptimSettings
 from nanochat.train import Rates
 from nanochat.training import schedule
+from nanochat.training.early_stopping import check_patience
 from nanochat.training.log import NO_RUN
 
 
@@ -136,6 +137,13 @@ class FineTuningSettings(Settings):
     eval_tokens: int = setting(
         1048576, "tokens of an evaluation, padding included; at most all held-out conversations", at_least=1
     )
+    patience: int = setting(
+        -1,
+        "evaluations without a lower held-out loss after which the run ends and goes back to its best checkpoint; "
+        "-1 = train all steps, and keep the last",
+        at_least=1,
+        or_value=-1,
+    )
     compile: str = setting("auto", "compile the model; auto = where it saves time", choices=("auto", "on", "off"))
     fp8: bool = setting(False, "train the linear layers of the blocks in fp8, on an NVIDIA GPU that has it")
     checkpoint_activations: bool = setting(
@@ -144,6 +152,10 @@ class FineTuningSettings(Settings):
     profile: int = setting(
         0, "steps to trace after a few to warm up, for a table of where the time goes; 0 = none", at_least=0
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_patience(self.patience, self.eval_every, self.save_every)
 
 
 class OptimizerConfig(Protocol):

@@ -48,6 +48,8 @@ def test_choices_reach_the_commands(tmp_path: Path) -> None:
     assert "--grounded" not in commands
     assert "--source=mid --mixture" in commands
     assert "scripts.tok_train" not in commands
+    further = next(step for step in steps_of(Choices(tmp_path, "notes", base="d12")) if step.name == "mid_train")
+    assert f"--patience={plan.PATIENCE}" in further.flags, "a model learns little text by heart"
 
 
 @pytest.mark.parametrize(("num_bytes", "rate"), [(50_000, "0.25"), (500_000, "0.4"), (5_000_000, "0.6")])

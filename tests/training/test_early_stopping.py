@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,9 +21,10 @@ from nanochat.report import read_sections
 from nanochat.train import LoopState
 from nanochat.training import early_stopping
 from nanochat.training.early_stopping import best_step, check_patience, is_exhausted
-from scripts import base_train
+from scripts import base_train, chat_sft, mid_train
 from scripts.base_train import Config, main
-from tests.support.talks import TOKENIZER
+from tests.support.finetune import FAST
+from tests.support.talks import TOKENIZER, save_model, talk, task_entry, write_mixture, write_talks
 
 FLAGS = [
     *("--depth=1", "--head_dim=32", "--max_seq_len=32", "--total_batch_size=256", "--sample_every=-1"),
@@ -61,9 +64,10 @@ def test_every_evaluated_step_needs_a_checkpoint() -> None:
             check_patience(3, eval_every, save_every)
 
 
-def test_refused_as_a_setting(refusal: Callable[..., str]) -> None:
+@pytest.mark.parametrize("script", [base_train, mid_train, chat_sft], ids=lambda script: script.__name__)
+def test_refused_as_a_setting(refusal: Callable[..., str], script: ModuleType) -> None:
     assert "eval_every must be a multiple of save_every" in refusal(
-        base_train, "--patience=1", "--eval_every=10", "--save_every=4"
+        script, "--patience=1", "--eval_every=10", "--save_every=4"
     )
 
 
@@ -109,6 +113,33 @@ def test_the_run_ends_with_its_best_checkpoint(run_here: Path) -> None:
     assert_same(open_checkpoint(run_folder(run_here)), open_checkpoint(folder, best))
     section = read_sections(run_here / "report")[0]["base_train"]
     assert section["metrics"]["validation bits per byte"] == value_of[best]
+    assert f"that of step {best}" in " ".join(section["notes"])
+
+
+@pytest.mark.parametrize("script", [mid_train, chat_sft], ids=lambda script: script.__name__)
+def test_a_fine_tuning_run_ends_with_its_best_checkpoint(run_here: Path, tmp_path: Path, script: ModuleType) -> None:
+    """On answers that nobody can foresee: each step makes the held-out ones less likely from some step on."""
+    save_model(run_here)
+    draw = random.Random(1)
+    talks = [talk("".join(draw.choices("abcdefgh", k=8)), "".join(draw.choices("abcdefgh", k=8))) for _ in range(60)]
+    mixture = write_mixture(tmp_path / "mixture.toml", task_entry(write_talks(tmp_path / "talks.jsonl", talks)))
+    flags = [f"--mixture={mixture}", "--source=base", "--num_iterations=60", "--init_lr_frac=1", "--eval_every=2"]
+    flags += [*FAST, "--save_every=2", "--warmdown_ratio=0"]
+    whole = script.main(parse(script.Config, flags)).history
+    value_of = {int(row["step"]): row["val_loss"] for row in whole if "val_loss" in row}
+    end = next(step for step in value_of if is_exhausted([row for row in whole if row["step"] <= step], 3))
+    assert end < 60  # it learns the answers by heart
+    best = min((value, step) for step, value in value_of.items() if step <= end)[1]
+    folder = run_here / f"{'mid' if script is mid_train else 'chatsft'}_checkpoints" / "d1"
+    expected = open_checkpoint(folder, best).load_weights()
+    shutil.rmtree(folder)
+
+    assert script.main(parse(script.Config, [*flags, "--patience=3", "--keep_last=1"])).step == end
+    assert list(list_steps(folder)) == [best]
+    weights = open_checkpoint(folder).load_weights()
+    assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
+    section = read_sections(run_here / "report")[0][script.STAGE.script]
+    assert section["metrics"]["held-out loss (nats per trained token)"] == value_of[best]
     assert f"that of step {best}" in " ".join(section["notes"])
 
 
