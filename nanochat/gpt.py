@@ -233,7 +233,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, 
     is_bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if is_causal and is_bf16_on_cpu and torch.is_grad_enabled() and not is_grouped:
         return cpu_causal_attention(q, k, v)
-    # Only where the model is compiled: the bits of an uncompiled run stay what they are without the Rust extension.
+    # Only where the model is compiled: the bits of an uncompiled float32 run do not depend on the Rust extension.
     if is_causal and torch.compiler.is_compiling() and torch.is_grad_enabled() and cpu_kernels.can_attend(q, k):
         return cpu_kernels.causal_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=is_grouped)

@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
             summary = _read(config, source, fingerprint, folder)
         replace_dataset(partial(_write_data, summary), default_data_dir(), config.overwrite)
     print0(*summary["table"], sep="\n")
-    _report(config, summary, time.perf_counter() - start)
+    _report(config, summary, None if is_unchanged else time.perf_counter() - start)
     if is_unchanged:
         print0(f"{config.source} has not changed since it was read: {default_documents_path()}")
     else:
@@ -142,20 +142,23 @@ def _texts(split: str) -> Iterator[str]:
     return (document.text for document in load_documents() if document.split == split)
 
 
-def _report(config: Config, summary: dict[str, Any], seconds: float) -> None:
-    """Write the section of the report, unless it has these figures: a call may end before it wrote them."""
+def _report(config: Config, summary: dict[str, Any], seconds: float | None) -> None:
+    """Write the section of the report. `seconds`: of the reading; None if an earlier call has read the documents.
+
+    That call may have ended before it wrote its section: then this one writes it, without a time.
+    """
     metrics = {f"{split} documents": summary[split]["documents"] for split in ("train", "val")}
     metrics |= {f"{split} text (bytes)": summary[split]["bytes"] for split in ("train", "val")}
     metrics |= {f"left out: {reason}": count for reason, count in summary["left_out"].items()}
     metrics |= {f"removed {kind}": count for kind, count in summary["removed"].items()}
     written = report.read_sections(base_dir() / "report")[0].get("read_documents", {})
-    if written.get("metrics") == metrics:
+    if seconds is None and written.get("metrics") == metrics:
         return
     report.log_section(
         "read_documents",
         {
             "title": "Documents",
-            "seconds": seconds,
+            **({} if seconds is None else {"seconds": seconds}),
             "settings": config,
             "metrics": metrics,
             "headline": [],

@@ -65,7 +65,12 @@ def prepare_folder(config: Config) -> Choices:
     if config.base:
         from nanochat.checkpoint_manager import CHECKPOINT_DIRS, open_checkpoint
 
-        open_checkpoint(config.base_from / CHECKPOINT_DIRS["base"] / config.base)  # refused now, not after the reading
+        folder = config.base_from / CHECKPOINT_DIRS["base"] / config.base
+        if not folder.is_dir():  # refused now, not after the reading
+            raise UserError(
+                f"--base={config.base}: no checkpoint in {folder}; --base_from=FOLDER names another base folder"
+            )
+        open_checkpoint(folder)
     is_own_folder = not os.environ.get("NANOCHAT_BASE_DIR")
     if is_own_folder:
         name = f"on-{source.resolve().name or 'root'}" + (f"-from-{config.base}" if config.base else "")
@@ -102,6 +107,8 @@ def run_steps(config: Config, choices: Choices) -> StepRunner:
         size = inputs.size_of_run(num_bytes, config.minutes, config.grounded)
         steps = plan.pretraining(choices, size)
     print0(f"\n{inputs.describe_size(size, num_bytes)}")
+    if notice := inputs.overrun_notice(num_bytes, config.minutes):
+        print0(notice)
     for step in [*steps, *plan.conversations(choices)]:
         runner.run(step)
     talk_bytes = choices.talks.stat().st_size

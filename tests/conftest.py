@@ -36,7 +36,8 @@ for _name in ("SIGHUP", "SIGUSR1"):
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 
-# Files with tests that take tens of seconds. They run first: at the end no core then waits for another's long test.
+# Files with tests that take tens of seconds. They come first, so that with two workers neither begins a long test when
+# the other has nothing left to do.
 LONGEST = (
     "tests/dev/test_gpu_check.py",
     "tests/training/test_two_hosts.py",
@@ -66,6 +67,7 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_logfinish() -> None:
     """Exempt it again after a test that has ended the exemption, as each run of `nanochat.train` does."""
     if not gc.get_freeze_count():
+        gc.collect(1)  # what the test left: frozen, it would stay for ever
         gc.freeze()
 
 

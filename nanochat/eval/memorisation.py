@@ -181,7 +181,7 @@ def _describe_model(train_bpb: float, val_bpb: float, samples: Copying, held_out
             GROUNDED_HELPS,
         ]
     return [
-        f"The model reads new text of this kind nearly as well as its own ({gap}; {copied}).",
+        f"The model reads held-out text nearly as well as its own ({gap}; {copied}).",
         "Expect sentences of its own in the language of the documents. It has not learned their facts by heart.",
         "More minutes, and with them a larger model and more steps, would help most.",
         GROUNDED_HELPS,

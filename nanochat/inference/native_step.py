@@ -19,7 +19,7 @@ from nanochat.inference.model_step import StepTokens
 from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, measure_bf16
 
 try:
-    from nanochat.tokenization._rustbpe import NativeGPT
+    from nanochat.tokenization._rustbpe import NativeGPT, has_amx
 except ImportError:  # the extension is not built, or is older than this file
     NativeGPT = None  # type: ignore[assignment, misc]
 
@@ -42,7 +42,8 @@ def fastest_cpu(dtype: torch.dtype) -> str | None:
     if dtype == torch.float32 or "amx_bf16" not in cpu_flags() or os.environ.get(ISA_VARIABLE):
         return None
     probe = measure_bf16()
-    return "amx" if probe and probe["speedup"] is not None and not probe["isa"] else None
+    works = probe and probe["speedup"] is not None and not probe["isa"]
+    return "amx" if works and has_amx() else None
 
 
 class NativeStep:

@@ -20,7 +20,7 @@ from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, measure_bf16
 try:
     from nanochat.tokenization import _rustbpe as _native
 
-    HAS_KERNELS = hasattr(_native, "causal_attention")
+    HAS_KERNELS = hasattr(_native, "has_vectors") and _native.has_vectors()  # the newest of the functions
 except ImportError:  # the extension is not built
     HAS_KERNELS = False
 
@@ -125,7 +125,8 @@ def _find_amx() -> bool:
     if not HAS_KERNELS or "amx_bf16" not in cpu_flags() or os.environ.get(ISA_VARIABLE):
         return False
     probe = measure_bf16()
-    return probe is not None and probe["speedup"] is not None and not probe["isa"]
+    works = probe is not None and probe["speedup"] is not None and not probe["isa"]
+    return works and _native.has_amx()  # torch's products also succeed where the system refuses AMX
 
 
 @torch.library.custom_op("nanochat::causal_attention_backward", mutates_args=())

@@ -329,7 +329,7 @@ async def _collect(reply: Reply) -> Fields:
     """Generate all choices and return the response."""
     deltas = [Delta() for _ in reply.builders]
     reasons: list[str | None] = [None for _ in reply.builders]
-    async for updates in reply.generation.batches(is_stream=False):
+    async for updates in reply.generation.batches(is_whole=not reply.request.stops):
         for index, (delta, reason) in reply.push(updates).items():
             deltas[index].add(delta)
             reasons[index] = reason or reasons[index]

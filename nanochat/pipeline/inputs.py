@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from nanochat.data.manifest import load_manifest
 from nanochat.data.shards import open_split
 from nanochat.documents.document import default_documents_path
+from nanochat.pipeline import sizing
 from nanochat.pipeline.sizing import CONTEXT, GROUNDED_CONTEXT, RunSize, num_params, size_run
 from nanochat.pipeline.speed import read_speed
 
@@ -36,6 +37,18 @@ def size_of_run(num_bytes: int, minutes: float, grounded: bool = False) -> RunSi
     speed = read_speed()
     context = GROUNDED_CONTEXT if grounded else CONTEXT
     return size_run(num_bytes, minutes, speed["flops_per_second"], speed["device"], context)
+
+
+def overrun_notice(num_bytes: int, minutes: float) -> str | None:
+    """Return a line on a run whose minutes are too few for its text beside the training; None if they suffice."""
+    if sizing.training_share(num_bytes, minutes) > sizing.MIN_TRAINING_SHARE:
+        return None
+    needed = sizing.other_seconds(num_bytes) / 60
+    expected = needed + minutes * sizing.MIN_TRAINING_SHARE * (sizing.BASE_SHARE + sizing.FINE_TUNING_SHARE)
+    return (
+        f"NOTICE: the steps beside the training take about {needed:,.0f} minutes for so much text, and the run about "
+        f"{expected:,.0f} instead of {minutes:g}"
+    )
 
 
 def describe_size(size: RunSize, num_bytes: int) -> str:

@@ -43,9 +43,10 @@ PATIENCE = 4  # evaluations
 # Shares of the minutes. The rest is for reading, the tokenizer, conversations, the index, measurements and exports.
 BASE_SHARE = 0.55
 FINE_TUNING_SHARE = 0.2
-# What the rest takes on two cores, if that is more: then training has less, but never less than half of its shares.
+# What the rest takes on two cores, if that is more: then training has less, but never less than a part of its shares.
 OTHER_SECONDS = 40.0
 OTHER_SECONDS_PER_MB = 4.0
+MIN_TRAINING_SHARE = 0.5
 COMPILE_SECONDS = 60.0  # the first time
 MIN_COMPILED_SECONDS = 150.0  # of training: in less, compiling takes longer than it saves
 COMPILED_SPEEDUP = 1.4  # on a CPU
@@ -138,15 +139,21 @@ def size_run(
     )
 
 
+def other_seconds(num_bytes: int) -> float:
+    """Return what reading, tokenizer, conversations, index, measurements and exports take on two cores, roughly."""
+    return OTHER_SECONDS + OTHER_SECONDS_PER_MB * num_bytes / 1e6
+
+
 def training_share(num_bytes: int, minutes: float) -> float:
     """Return the part of their shares of the minutes that pretraining and fine-tuning have beside the other steps.
+
+    At least MIN_TRAINING_SHARE: then the run takes longer than its minutes.
 
     >>> [training_share(num_bytes, 5) for num_bytes in (160_000, 32_000_000, 10**9)], training_share(32_000_000, 15)
     ([1.0, 0.5866666666666667, 0.5], 1.0)
     """
-    others = OTHER_SECONDS + OTHER_SECONDS_PER_MB * num_bytes / 1e6
-    share = (60 * minutes - others) / (60 * minutes * (BASE_SHARE + FINE_TUNING_SHARE))
-    return min(1.0, max(0.5, share))
+    share = (60 * minutes - other_seconds(num_bytes)) / (60 * minutes * (BASE_SHARE + FINE_TUNING_SHARE))
+    return min(1.0, max(MIN_TRAINING_SHARE, share))
 
 
 def _fit(num_bytes: int, vocab_size: int, budget: float, context: int) -> tuple[int, float]:

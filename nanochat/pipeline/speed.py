@@ -102,8 +102,9 @@ def main(config: Config) -> Speed:
     print0(f"Training computes {measured.flops_per_second / 1e9:,.1f} GFLOP/s on {runtime.device.type}")
     if measured.share < QUIET_SHARE:
         print0(
-            f"NOTICE: other programs use the processors: {measured.share:.0%} of their time was left, and the run is "
-            f"sized by that. For a larger model end them, remove {speed_path()}, and give the same command again"
+            f"NOTICE: training had only {measured.share:.0%} of the processors' time, which other programs use or a "
+            f"limit withholds, and the run is sized by that. For a larger model end them, remove {speed_path()}, and "
+            "give the same command again"
         )
     runtime.finish()
     return speed

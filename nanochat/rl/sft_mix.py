@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from nanochat.data.packing import ConversationSource
+from nanochat.data.packing import ChangingSource, ConversationSource
 from nanochat.runtime import Runtime
+from nanochat.tokenization.chat_format import Conversation
 from nanochat.tokenizer import RenderedConversation, Tokenizer
 from tasks.mixture import EntryDescription, build_mixture, detect_data_kind
 
@@ -35,10 +36,15 @@ class SFTMix:
     def rows_of_step(self, step: int, runtime: Runtime) -> SFTRows:
         """Return this process's rows of a step: with N processes, every N-th of the rows with tokens to train on."""
         indices = range(step * self.num_per_step, (step + 1) * self.num_per_step) if len(self.conversations) else ()
-        conversations = (self.conversations[index % len(self.conversations)] for index in indices)
-        rendered = [self.tokenizer.render_conversation(conversation, self.max_tokens) for conversation in conversations]
+        rendered = [self.tokenizer.render_conversation(self._get(index), self.max_tokens) for index in indices]
         rows = [(ids, mask) for ids, mask in rendered if ids]
         return SFTRows(rows[runtime.rank :: runtime.world_size], num_tokens=sum(sum(mask) for _, mask in rows))
+
+    def _get(self, index: int) -> Conversation:
+        """Return a conversation of the mixture repeated without end; parts that are fresh have others in each pass."""
+        number, row = divmod(index, len(self.conversations))
+        source = self.conversations
+        return (source.for_pass(number) if isinstance(source, ChangingSource) else source)[row]
 
     def hash(self) -> str:
         """Return a hash of the mixture's description and the number of conversations per step."""

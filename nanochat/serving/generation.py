@@ -5,8 +5,9 @@ of asyncio is woken once for all events that have come since it last looked. So 
 the model waits for.
 
 A message to a client costs far more than a token of a small model. So the messages of a reply are `MESSAGE_SECONDS`
-apart for each reply in progress, and under load one has several tokens: the server sends about a thousand a second,
-however many tokens there are. The first token and the last never wait.
+apart for each completion that runs or waits, and under load one has several tokens: for up to a hundred completions
+the server sends at most a thousand a second, however many tokens there are. The first message of a reply and the end of
+a completion never wait; a stop string, which is found when its message is made, may be noticed 0.1 s late.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ FIRST_LOOK_SECONDS = 0.05  # a request that begins at once has not waited
 PLACE_SECONDS = 0.3  # from one look at the place in the queue to the next
 MESSAGE_SECONDS = 0.001  # that a message takes: the event loop's and the socket's work for it
 MAX_HOLD_SECONDS = 0.1  # from one message of a reply to the next
-WHOLE_HOLD_SECONDS = 0.05  # between looks at a reply that is sent whole: a stop string may have come
 REPLY_FAILED = "the reply failed: the server's log has the reason"
 
 
@@ -236,15 +236,15 @@ class Generation:
             self._mailbox.post(number, TokenEvent(token, is_forced=False))
         self._mailbox.post(number, FinishEvent("length" if is_cut else "stop"))
 
-    async def batches(self, *, is_stream: bool = True) -> AsyncGenerator[list[Update], None]:
+    async def batches(self, *, is_whole: bool = False) -> AsyncGenerator[list[Update], None]:
         """Yield the updates of all completions until each has its `FinishEvent`, or was stopped.
 
-        An empty batch means that the request waits, and that its `place` in the queue has changed. `is_stream`: each
-        batch becomes a message.
+        An empty batch means that the request waits, and that its `place` in the queue has changed. `is_whole`: nobody
+        needs the tokens before a completion ends.
         """
         while any(completion.finish is None for completion in self.completions):
             if self._has_begun:
-                updates = await self._mailbox.take(hold=self._hold() if is_stream else WHOLE_HOLD_SECONDS)
+                updates = await self._mailbox.take(hold=MAX_HOLD_SECONDS if is_whole else self._hold())
             else:
                 updates = await self._mailbox.take(PLACE_SECONDS if self.place else FIRST_LOOK_SECONDS)
             if updates:

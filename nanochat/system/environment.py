@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -86,10 +87,16 @@ def processor_name() -> str | None:
 
 
 def num_usable_cores() -> int:
-    """Return the number of cores this process may use, which a container or a batch system may limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of cores this process may use, which a container or a batch system may limit.
+
+    A container's share of the processors (`docker run --cpus=2`) is rounded up to whole cores.
+    """
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="utf-8").split()  # microseconds, "max" = no limit
+    except (OSError, ValueError):
+        return num_cores
+    return num_cores if quota == "max" else max(1, min(num_cores, math.ceil(int(quota) / int(period))))
 
 
 def total_memory_gb() -> float:

@@ -186,6 +186,12 @@ def amx_attention_grads(
     Raises RuntimeError on a processor without AMX. Where AMX is advertised and does not work, it ends the process.
     """
 
+def has_vectors() -> bool:
+    """Return True if these functions have vector instructions on this processor, without which torch's are faster."""
+
+def has_amx() -> bool:
+    """Return True if this processor has AMX, and the system lets this process use it."""
+
 def read_bandwidth(num_bytes: int, num_threads: int) -> float:
     """Measure the bytes per second at which `num_threads` threads read an array of `num_bytes`."""
 

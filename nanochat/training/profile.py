@@ -11,8 +11,8 @@ bandwidth of a large copy, which are measured before the trace.
 Compiled kernels that fuse several kinds of work count as the first of their kinds in `KINDS`.
 
 A step of RL has two phases. The rollouts, completions and their rewards, are a row of the table; all other rows are the
-update. On CUDA that row has the kernels of the rollouts, and the host waits those of both phases. A last line has the
-time of both phases by the clock.
+update, and evaluations and checkpoints that fall into the traced steps. On CUDA that row has the kernels of the
+rollouts, and the host waits those of both phases. A last line has the time of both phases by the clock.
 """
 
 from __future__ import annotations

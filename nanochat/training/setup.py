@@ -122,7 +122,7 @@ class CompiledModel:
             torch.compile(rms_norm, dynamic=False),
             [torch.compile(block, dynamic=False) for block in model.blocks],
             cpu_kernels.softcap_terms
-            if cpu_kernels.are_available(model.device)
+            if cpu_kernels.are_available(model.device) and model.config.softcap  # else it is torch's, uncompiled
             else torch.compile(softcap_terms, dynamic=False),
         )
 

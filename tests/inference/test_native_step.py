@@ -281,11 +281,15 @@ def test_the_choice_of_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     probes |= {"dies": {"speedup": 1.1, "isa": "AVX512_CORE_BF16"}, "no products": {"speedup": None, "isa": ""}}
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(native_step, "cpu_flags", lambda: {"amx_bf16", "avx512f"})
+    monkeypatch.setattr(native_step, "has_amx", lambda: True)
     found = {}
     for name, probe in probes.items():
         monkeypatch.setattr(native_step, "measure_bf16", lambda probe=probe: probe)
         found[name] = native_step.fastest_cpu(torch.bfloat16)
     assert found == {"works": "amx", "slower": "amx", "dies": None, "no products": None}
+    monkeypatch.setattr(native_step, "measure_bf16", lambda: probes["works"])
+    monkeypatch.setattr(native_step, "has_amx", lambda: False)  # the system refuses it to this process
+    assert native_step.fastest_cpu(torch.bfloat16) is None
     monkeypatch.setattr(native_step, "measure_bf16", lambda: pytest.fail("nothing is to be tried"))
     assert native_step.fastest_cpu(torch.float32) is None
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")

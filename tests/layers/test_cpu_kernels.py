@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nanochat.gpt import causal_attention as model_attention
 from nanochat.layers import cpu_kernels, softcap_loss
+from nanochat.layers.cpu_attention import cpu_causal_attention
 from nanochat.system.cpu import ISA_VARIABLE, cpu_flags, time_bf16_products
 from tests.support.sources import ROOT
 
@@ -51,11 +52,12 @@ def test_softcap_terms(dtype: torch.dtype, cap: float) -> None:
 
 def test_what_is_not_a_number_stays_so() -> None:
     """A loss that is not finite is noticed by the training loop."""
-    raw = torch.zeros(2, 40)
-    raw[1, 17] = float("nan")
-    sums, grads, _ = cpu_kernels.softcap_terms(raw, 15.0, True)
-    assert sums.isnan().tolist() == [False, True]
-    assert grads[1, 17].isnan()
+    for bits in (0x7FC00000, 0x7FFFFFFF):  # NaN of processors, and of GPUs
+        raw = torch.zeros(2, 40)
+        raw.view(torch.int32)[1, 17] = bits
+        sums, grads, _ = cpu_kernels.softcap_terms(raw, 15.0, True)
+        assert sums.isnan().tolist() == [False, True]
+        assert grads[1, 17].isnan()
 
 
 def heads(seed: int, size: tuple[int, int, int, int]) -> Tensor:
@@ -110,6 +112,28 @@ def test_gradients_of_attention_with_amx(size: tuple[int, int, int, int]) -> Non
         assert (grad - wanted).norm() < 0.005 * wanted.norm()
 
 
+@pytest.mark.usefixtures("amx")
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_attention_of_a_training_step_with_amx(monkeypatch: pytest.MonkeyPatch, backend: str | None) -> None:
+    """The gradients come from these kernels, each in its place, also where the compiler traces the operation."""
+    monkeypatch.setattr(cpu_kernels, "_amx", {"works": True})
+    calls = []
+    compute = cpu_kernels._native.amx_attention_grads
+    monkeypatch.setattr(
+        cpu_kernels._native, "amx_attention_grads", lambda *arguments: calls.append(1) or compute(*arguments)
+    )
+    size = (2, 3, 70, 32)
+    q, k, v = (heads(seed, size).detach().bfloat16().requires_grad_() for seed in range(3))
+    d_out = heads(3, size).detach().bfloat16()
+    attend = cpu_causal_attention if backend is None else torch.compile(cpu_causal_attention, backend=backend)
+    grads = torch.autograd.grad(attend(q, k, v), (q, k, v), d_out)
+    assert calls == [1]
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = torch.autograd.grad(F.scaled_dot_product_attention(*wide, is_causal=True), wide, d_out.double())
+    for grad, wanted in zip(grads, expected, strict=True):
+        assert (grad - wanted).norm() < 0.005 * wanted.norm()
+
+
 def test_the_choice_of_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where its products work, and no limit excludes it; measured once."""
     probes: dict[str, Any] = {
@@ -118,6 +142,7 @@ def test_the_choice_of_amx(monkeypatch: pytest.MonkeyPatch) -> None:
         "no products": {"speedup": None, "isa": ""},
     }
     monkeypatch.setattr(cpu_kernels, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr(cpu_kernels._native, "has_amx", lambda: True)
     monkeypatch.delenv(ISA_VARIABLE, raising=False)
     found = {}
     for name, probe in probes.items():
@@ -128,6 +153,11 @@ def test_the_choice_of_amx(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cpu_kernels.uses_amx() == found[name]
     assert found == {"works": True, "dies": False, "no products": False}
     monkeypatch.setattr(cpu_kernels, "_amx", {})
+    monkeypatch.setattr(cpu_kernels, "measure_bf16", lambda: probes["works"])
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_kernels._native, "has_amx", lambda: False)  # the system refuses it to this process
+        assert not cpu_kernels.uses_amx()
+    monkeypatch.setattr(cpu_kernels, "_amx", {})
     monkeypatch.setenv(ISA_VARIABLE, "AVX2")
     assert not cpu_kernels.uses_amx()
 
@@ -137,6 +167,9 @@ def test_attention_as_an_operation_of_torch() -> None:
     q, k, v = (heads(seed, (1, 2, 20, 16)) for seed in range(3))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.nanochat.causal_attention.default, (q, k, v), test_utils=checks)
+    tensors = [x.detach() for x in (q, k, v, *cpu_kernels._attention(q, k, v), heads(3, (1, 2, 20, 16)))]
+    backward = torch.ops.nanochat.causal_attention_backward.default
+    torch.library.opcheck(backward, tuple(tensors), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_which_tensors_it_takes() -> None:
@@ -149,7 +182,7 @@ def test_which_tensors_it_takes() -> None:
 
 
 def test_an_uncompiled_model_has_the_bits_of_torch() -> None:
-    """The golden numbers do not depend on the extension."""
+    """In float32: the golden numbers do not depend on the extension."""
     q, k, v = (heads(seed, (1, 2, 40, 16)) for seed in range(3))
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert torch.equal(model_attention(q, k, v, None, False), expected)

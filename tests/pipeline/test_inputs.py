@@ -29,6 +29,14 @@ def test_the_hash_changes_with_text_and_documents(base_dir: Path) -> None:
     assert hashes[3] == hashes[4]
 
 
+def test_a_notice_where_the_minutes_are_too_few() -> None:
+    assert inputs.overrun_notice(160_000, 5) is None
+    assert inputs.overrun_notice(32_000_000, 5) is None
+    line = inputs.overrun_notice(10**9, 15) or ""
+    assert "about 67 minutes" in line  # 4 s a megabyte
+    assert "about 73 instead of 15" in line
+
+
 def test_size_of_a_run(base_dir: Path) -> None:
     write_json_atomic(base_dir / "speed.json", {"device": "cpu", "flops_per_second": 2e11})
     size = inputs.size_of_run(500_000, 15)

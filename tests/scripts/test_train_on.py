@@ -27,7 +27,7 @@ from scripts import train_on
         ([".", "--endpoint=http://localhost:1/v1"], "set both or neither"),
         ([".", "--endpoint=http://host.invalid/v1", "--model=m"], "must be https, or http on this machine"),
         ([".", "--base=../x"], "../x"),
-        ([".", "--base=d77", "--base_from=."], "no checkpoint in base_checkpoints/d77"),
+        ([".", "--base=d77", "--base_from=."], "no checkpoint in base_checkpoints/d77; --base_from=FOLDER"),
         ([".", "--chat=perhaps"], "chat is 'perhaps'"),
     ],
 )

@@ -61,6 +61,17 @@ def test_memory_and_cores() -> None:
         assert 0 < environment.free_memory_bytes() < physical_gb * 1e9
 
 
+@pytest.mark.parametrize(
+    ("limit", "share"), [("max 100000", 1.0), ("50000 100000", 0.0), ("150000 100000", 0.25), ("99900000 100000", 1.0)]
+)
+def test_the_cores_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, share: float) -> None:
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert environment.num_usable_cores() == 8  # no file: no container
+    (tmp_path / "cpu.max").write_text(f"{limit}\n", encoding="utf-8")
+    assert environment.num_usable_cores() == max(1, int(8 * share))
+
+
 def test_the_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "CGROUP", tmp_path)
     free = environment.free_memory_bytes()

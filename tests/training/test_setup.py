@@ -161,8 +161,11 @@ def test_compiling_fails(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("reduction", "softcap"), [("sum", 15), ("none", 15), ("none", 0)])
-def test_the_compiled_model_computes_what_the_plain_one_does(reduction: str, softcap: float) -> None:
+def test_the_compiled_model_computes_what_the_plain_one_does(
+    monkeypatch: pytest.MonkeyPatch, reduction: str, softcap: float
+) -> None:
     """Loss and all gradients agree with the plain twin's. Steps compile once, and the model itself stays uncompiled."""
+    called = _count_kernels(monkeypatch)
     model = random_model(32, 200, n_layer=2, n_head=2, n_kv_head=2, n_embd=32, softcap=softcap)
     compiled = CompiledModel(model)
     idx = torch.randint(200, (2, 32), generator=torch.Generator().manual_seed(1))
@@ -181,6 +184,21 @@ def test_the_compiled_model_computes_what_the_plain_one_does(reduction: str, sof
     with torch.no_grad():
         torch.testing.assert_close(compiled(idx, targets), PlainGPT(model)(idx, targets), rtol=1e-5, atol=1e-6)
     assert all(type(block) is Block for block in model.blocks)
+    if cpu_kernels.HAS_KERNELS:
+        assert called == {"causal_attention", "causal_attention_grads", *(["softcap_terms"] if softcap else [])}
+
+
+def _count_kernels(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return a set that gets the names of the kernels in Rust that are called."""
+    called: set[str] = set()
+
+    def noted(name: str, compute: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: called.add(name) or compute(*arguments)
+
+    if cpu_kernels.HAS_KERNELS:
+        for name in ("causal_attention", "causal_attention_grads", "softcap_terms"):
+            monkeypatch.setattr(cpu_kernels._native, name, noted(name, getattr(cpu_kernels._native, name)))
+    return called
 
 
 def test_compiling_fails_on_another_process(

@@ -20,7 +20,7 @@ use int_array::IntArray;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use trainer::train;
-use training::{amx_attention_grads, causal_attention, causal_attention_grads, softcap_terms};
+use training::{amx_attention_grads, causal_attention, causal_attention_grads, has_amx, has_vectors, softcap_terms};
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
@@ -38,6 +38,8 @@ fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<NativeGPT>()?;
     module.add_function(wrap_pyfunction!(read_bandwidth, module)?)?;
     module.add_function(wrap_pyfunction!(amx_attention_grads, module)?)?;
+    module.add_function(wrap_pyfunction!(has_amx, module)?)?;
+    module.add_function(wrap_pyfunction!(has_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(causal_attention, module)?)?;
     module.add_function(wrap_pyfunction!(causal_attention_grads, module)?)?;
     module.add_function(wrap_pyfunction!(softcap_terms, module)?)?;

@@ -120,6 +120,18 @@ pub fn amx_attention_grads(
     Ok(())
 }
 
+/// True if these functions have vector instructions on this processor, without which torch's are faster.
+#[pyfunction]
+pub fn has_vectors() -> bool {
+    Cpu::supported()[0] != Cpu::Portable
+}
+
+/// True if this processor has AMX, and the system lets this process use it.
+#[pyfunction]
+pub fn has_amx() -> bool {
+    Cpu::named("amx").is_some()
+}
+
 fn sizes_of((batch, heads, positions, head_dim): Tensor) -> Sizes {
     Sizes { batch, heads, positions, head_dim }
 }

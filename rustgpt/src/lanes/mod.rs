@@ -19,18 +19,13 @@ pub use avx512::Avx512;
 pub use neon::Neon;
 pub use portable::Portable;
 
+use crate::matrix::to_bf16;
+
 /// Number of lanes.
 pub const LANES: usize = 16;
 
 /// Adding it to a float32 of magnitude below 2^22 rounds that to a whole number, which then stands in the lowest bits.
 const ROUNDER: f32 = 12_582_912.0; // 1.5 * 2^23
-
-/// The bits of the nearest bfloat16. NaN stays NaN, but for those that no operation gives.
-#[inline(always)]
-pub fn round_to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
 
 /// Sixteen float32 numbers.
 ///
@@ -58,11 +53,11 @@ pub trait Lanes: Copy {
             *to.add(2 * lane + 1) = (second[lane].to_bits() >> 16) as u16;
         }
     }
-    /// Store as bfloat16 numbers, rounded to the nearest, and of two equally near to the even one.
+    /// Store as bfloat16 numbers, rounded to the nearest, and of two equally near to the even one. NaN stays NaN.
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16) {
         for (lane, x) in self.to_array().into_iter().enumerate() {
-            *to.add(lane) = round_to_bf16(x);
+            *to.add(lane) = to_bf16(x);
         }
     }
     /// Load int8 numbers.
@@ -104,7 +99,7 @@ pub trait Lanes: Copy {
         self.to_array().into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
-    /// e^x for x from -87 to 88, with a relative error below 2e-7; lower values give e^-87.
+    /// e^x for x from -87 to 88, with a relative error below 2e-7; lower values give e^-87, and NaN stays NaN.
     ///
     /// e^x = 2^n e^r with n the whole number nearest to x / ln 2, so |r| <= ln 2 / 2, and the Taylor polynomial of e^r.
     #[inline(always)]
@@ -119,7 +114,8 @@ pub trait Lanes: Copy {
         for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             sum = sum.fma(r, Self::splat(coefficient));
         }
-        sum.times_power_of_two(rounded)
+        // The power may make a number of NaN; `r` is still NaN then. Else nothing is added.
+        r.fma(Self::splat(0.0), sum.times_power_of_two(rounded))
     }
 
     /// The hyperbolic tangent, with an absolute error below 3e-7.
@@ -157,7 +153,7 @@ pub unsafe fn exps<L: Lanes, const N: usize>(mut x: [L; N]) -> [L; N] {
         }
     }
     for i in 0..N {
-        sum[i] = sum[i].times_power_of_two(rounded[i]);
+        sum[i] = x[i].fma(L::splat(0.0), sum[i].times_power_of_two(rounded[i]));
     }
     sum
 }
@@ -194,13 +190,19 @@ mod tests {
         let mut rounded = [0; 16];
         for start in [0, 16] {
             L::load(numbers[start..].as_ptr()).store_bf16(rounded.as_mut_ptr());
-            assert_eq!(rounded, std::array::from_fn(|i| round_to_bf16(numbers[start + i])));
+            assert_eq!(rounded, std::array::from_fn(|i| to_bf16(numbers[start + i])));
         }
         for (bits, nearest) in
             [(0x3f80_7fff, 0x3f80), (0x3f80_8000, 0x3f80), (0x3f81_8000, 0x3f82), (0x3f80_8001, 0x3f81)]
         {
             L::splat(f32::from_bits(bits)).store_bf16(rounded.as_mut_ptr());
             assert_eq!(rounded, [nearest; 16]);
+        }
+        for bits in [0x7fc0_0000, 0x7fc0_0001, 0x7fff_ffff, 0xffff_ffff] {
+            let nan = L::splat(f32::from_bits(bits)); // 0x7fff_ffff is that of GPUs
+            assert!(nan.exp().to_array()[0].is_nan() && exps([nan])[0].to_array()[1].is_nan(), "{bits:x}");
+            nan.store_bf16(rounded.as_mut_ptr());
+            assert!(rounded.iter().all(|&half| wide(half).is_nan()), "{bits:x}");
         }
         assert_eq!(L::load_i8(small.as_ptr()).to_array(), std::array::from_fn(|i| f32::from(small[i])));
         let (a, b) = (L::load(numbers.as_ptr()), L::load(numbers[16..].as_ptr()));

@@ -101,7 +101,7 @@ fn row(sizes: Sizes) -> usize {
 
 struct Run {
     tensors: AmxAttentionGrads,
-    scratch: *mut Scratch,
+    scratch: *mut Option<Scratch>, // of each thread
 }
 
 // SAFETY: a piece writes what belongs to its head, and a thread uses its own scratch.
@@ -114,7 +114,7 @@ unsafe impl Sync for Run {}
 pub unsafe fn amx_attention_grads(tensors: AmxAttentionGrads, num_threads: usize) {
     let sizes = tensors.sizes;
     assert!(sizes.head_dim.is_multiple_of(SIDE), "a head size of {}", sizes.head_dim);
-    let mut scratch: Vec<Scratch> = (0..num_threads.max(1)).map(|_| Scratch::new(sizes)).collect();
+    let mut scratch = threads::scratch(num_threads);
     let run = Run { tensors, scratch: scratch.as_mut_ptr() };
     threads::run(num_threads, sizes.batch * sizes.heads, &|piece, thread| Cpu::Amx.run(&run, piece, thread));
 }
@@ -142,7 +142,7 @@ impl Kernel for Run {
         };
         let [q, k, v, out, d_out] = [rows(q), rows(k), rows(v), rows(out), rows(d_out)];
         let log_sums = log_sums.add(piece * sizes.positions);
-        let scratch = &mut *self.scratch.add(thread);
+        let scratch = (*self.scratch.add(thread)).get_or_insert_with(|| Scratch::new(sizes));
         let (d, t) = (sizes.head_dim, sizes.positions);
         for position in 0..t {
             std::ptr::copy_nonoverlapping(k.at(position), scratch.keys.as_mut_ptr().add(position * d), d);

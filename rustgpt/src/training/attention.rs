@@ -48,26 +48,26 @@ impl Sizes {
     }
 }
 
-/// Working memory of a thread.
+/// Working memory of a thread, which makes it with its first piece: to set it to zero takes as long as a small head.
 struct Scratch {
     keys: Buffer<f32>,   // (D, row): transposed
-    values: Buffer<f32>, // (D, row): transposed
+    values: Buffer<f32>, // (D, row): transposed; only of the backward pass
     queries: Buffer<f32>,
     scores: Buffer<f32>,   // (BLOCK, row)
-    d_scores: Buffer<f32>, // (BLOCK, row)
+    d_scores: Buffer<f32>, // (BLOCK, row); only of the backward pass
 }
 
 impl Scratch {
-    fn all(sizes: Sizes, num_threads: usize) -> Vec<Scratch> {
+    fn new(sizes: Sizes, is_backward: bool) -> Scratch {
         let (row, head_dim) = (sizes.row(), sizes.head_dim);
-        let new = || Scratch {
+        let backward = usize::from(is_backward);
+        Scratch {
             keys: Buffer::zeroed(head_dim * row),
-            values: Buffer::zeroed(head_dim * row),
+            values: Buffer::zeroed(backward * head_dim * row),
             queries: Buffer::zeroed(BLOCK * head_dim),
             scores: Buffer::zeroed(BLOCK * row),
-            d_scores: Buffer::zeroed(BLOCK * row),
-        };
-        (0..num_threads.max(1)).map(|_| new()).collect()
+            d_scores: Buffer::zeroed(backward * BLOCK * row),
+        }
     }
 }
 
@@ -94,7 +94,7 @@ pub struct AttentionGrads {
 
 struct Run<T> {
     tensors: T,
-    scratch: *mut Scratch,
+    scratch: *mut Option<Scratch>, // of each thread
 }
 
 // SAFETY: a piece writes what belongs to its head, and a thread uses its own scratch.
@@ -105,7 +105,7 @@ unsafe impl<T> Sync for Run<T> {}
 /// # Safety
 /// The tensors have these sizes, and the processor supports `cpu`.
 pub unsafe fn attention(tensors: Attention, cpu: Cpu, num_threads: usize) {
-    let mut scratch = Scratch::all(tensors.sizes, num_threads);
+    let mut scratch = threads::scratch(num_threads);
     let run = Run { tensors, scratch: scratch.as_mut_ptr() };
     let count = tensors.sizes.batch * tensors.sizes.heads;
     threads::run(num_threads, count, &|piece, thread| cpu.run(&run, piece, thread));
@@ -117,7 +117,7 @@ pub unsafe fn attention(tensors: Attention, cpu: Cpu, num_threads: usize) {
 /// As for `attention`, which has written `out` and `log_sums`.
 pub unsafe fn attention_grads(tensors: AttentionGrads, cpu: Cpu, num_threads: usize) {
     let sizes = tensors.forward.sizes;
-    let mut scratch = Scratch::all(sizes, num_threads);
+    let mut scratch = threads::scratch(num_threads);
     let run = Run { tensors, scratch: scratch.as_mut_ptr() };
     threads::run(num_threads, sizes.batch * sizes.heads, &|piece, thread| cpu.run(&run, piece, thread));
 }
@@ -134,7 +134,7 @@ impl Kernel for Run<Attention> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self, piece: usize, thread: usize) {
         let sizes = self.tensors.sizes;
-        let scratch = &mut *self.scratch.add(thread);
+        let scratch = (*self.scratch.add(thread)).get_or_insert_with(|| Scratch::new(sizes, false));
         let [q, k, v, out] = [self.tensors.q, self.tensors.k, self.tensors.v, self.tensors.out];
         let [q, k, v, out] = [q.rows(piece, sizes), k.rows(piece, sizes), v.rows(piece, sizes), out.rows(piece, sizes)];
         let log_sums = self.tensors.log_sums.add(piece * sizes.positions);
@@ -162,7 +162,7 @@ impl Kernel for Run<AttentionGrads> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self, piece: usize, thread: usize) {
         let Attention { sizes, q, k, v, out, log_sums } = self.tensors.forward;
-        let scratch = &mut *self.scratch.add(thread);
+        let scratch = (*self.scratch.add(thread)).get_or_insert_with(|| Scratch::new(sizes, true));
         let [q, k, v, out] = [q.rows(piece, sizes), k.rows(piece, sizes), v.rows(piece, sizes), out.rows(piece, sizes)];
         let AttentionGrads { d_out, d_q, d_k, d_v, .. } = self.tensors;
         let [d_out, d_q] = [d_out.rows(piece, sizes), d_q.rows(piece, sizes)];

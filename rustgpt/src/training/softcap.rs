@@ -1,4 +1,4 @@
-//! What the loss computes of soft-capped logits (nanochat/layers/softcap_loss.py), in one pass over them.
+//! The terms of the loss that depend on all soft-capped logits (nanochat/layers/softcap_loss.py), in one pass over them.
 
 use super::{threads, Element};
 use crate::cpu::{Cpu, Kernel};

@@ -31,6 +31,11 @@ impl Work<'_> {
     }
 }
 
+/// Places for the working memory of each thread of `run`, which makes it when it needs it.
+pub fn scratch<T>(num_threads: usize) -> Vec<Option<T>> {
+    (0..num_threads.max(1)).map(|_| None).collect()
+}
+
 /// Call `piece(number, thread)` for each number below `count` on up to `num_threads` threads, counted from 0.
 pub fn run(num_threads: usize, count: usize, piece: &(dyn Fn(usize, usize) + Sync)) {
     let work = Work {
