@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const SPIN: Duration = Duration::from_micros(60);
+/// Time for which a thread then still looks for work, but lets others have its core: from one step to the next.
+const YIELD: Duration = Duration::from_millis(2);
 /// Bytes that a thread fetches ahead at most: a part of its second cache.
 const MAX_FETCHED: usize = 256 << 10;
 /// Bytes that it fetches before it looks for work again.
@@ -189,10 +191,15 @@ impl Shared {
                 if self.fetch(thread, &mut fetched) {
                     continue;
                 }
-                if idle_since.elapsed() < SPIN {
+                let idle = idle_since.elapsed();
+                if idle < SPIN {
                     for _ in 0..50 {
                         std::hint::spin_loop();
                     }
+                    continue;
+                }
+                if idle < YIELD {
+                    std::thread::yield_now();
                     continue;
                 }
                 let mut num_asleep = self.num_asleep.lock().unwrap();
