@@ -54,7 +54,7 @@ def size_further_run(own: RunSize, shape: GPTConfig, num_bytes: int) -> RunSize:
         max_seq_len=shape.sequence_len,
         total_batch_size=batch,
         num_iterations=num_steps,
-        eval_every=max(1, num_steps // 5),
+        eval_every=max(1, num_steps // 10),
         fine_tuning_steps=max(1, round(own.fine_tuning_steps * ratio * own.total_batch_size / batch)),
         passes=batch * num_steps / text_tokens,
     )
