@@ -29,7 +29,7 @@ from nanochat.runtime import Runtime
 from nanochat.train import Rates, step
 from tests.support.fake_cuda import CUDA, RUNTIME, DeviceLog, fake_cuda, fake_ids, fake_model
 from tests.support.rl import GROUPS, NO_SFT_ROWS
-from tests.support.sources import Source, calls, sources
+from tests.support.sources import Source, sources
 from tests.support.talks import TOKENIZER
 
 RATES = Rates(lr_multiplier=1.0, momentum=0.95)
@@ -264,7 +264,7 @@ def test_shapes_that_depend_on_data_are_found() -> None:
 def unsized_repeats(files: Iterable[Source]) -> Iterator[str]:
     """Calls of `repeat_interleave` with a tensor of repeats and without their sum, for which the host would wait."""
     for source in files:
-        for name, call in calls(source.tree) if source.is_library else ():
+        for name, call in source.calls if source.is_library else ():
             is_number = call.args[:1] and getattr(call.args[0], "value", None).__class__ is int
             is_sized = any(keyword.arg == "output_size" for keyword in call.keywords)
             if name.endswith("repeat_interleave") and not is_number and not is_sized:
