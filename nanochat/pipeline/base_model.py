@@ -38,11 +38,12 @@ def size_further_run(own: RunSize, shape: GPTConfig, num_bytes: int) -> RunSize:
     """
     import torch
 
-    from nanochat.pipeline.sizing import bytes_per_token, flops_per_token
+    from nanochat.pipeline.sizing import bytes_per_token, flops_per_token, speed_of_depth
 
     with torch.device("meta"):
         cost = GPT(shape).estimate_flops()
     ratio = flops_per_token(own.depth, own.vocab_size) / cost
+    ratio *= speed_of_depth(shape.n_layer) / speed_of_depth(own.depth)
     text_tokens = num_bytes / bytes_per_token(min(shape.vocab_size, 1 << 16))
     batch = max(1, own.total_batch_size // shape.sequence_len) * shape.sequence_len
     num_tokens = min(own.num_tokens * ratio, FURTHER_PASSES * text_tokens)

@@ -100,7 +100,7 @@ def pretraining(choices: Choices, size: RunSize) -> list[Step]:
     flags = (
         *(f"--depth={size.depth}", f"--head_dim={HEAD_DIM}", f"--max_seq_len={size.max_seq_len}"),
         *(f"--total_batch_size={size.total_batch_size}", f"--num_iterations={size.num_iterations}"),
-        *(f"--warmdown_ratio={WARMDOWN}", f"--eval_tokens={EVAL_TOKENS}", f"--patience={PATIENCE}"),
+        *(f"--warmdown_ratio={WARMDOWN}", f"--eval_tokens={size.eval_tokens}", f"--patience={PATIENCE}"),
         *(f"--eval_every={size.eval_every}", f"--save_every={size.eval_every}", "--keep_last=1"),
         *("--sample_every=-1", "--core_metric_every=-1", f"--compile={size.compile}"),
         *(f"--device={choices.device}", f"--seed={choices.seed}"),
@@ -122,7 +122,7 @@ def further_training(choices: Choices, size: RunSize) -> list[Step]:
     flags = (
         *("--source=base", f"--mixture={choices.text_mixture}", "--matrix_lr=0.01", "--embedding_lr=0.1"),
         *(f"--total_batch_size={size.total_batch_size}", f"--num_iterations={size.num_iterations}"),
-        *("--warmdown_ratio=1", f"--eval_every={size.eval_every}", f"--eval_tokens={EVAL_TOKENS}"),
+        *("--warmdown_ratio=1", f"--eval_every={size.eval_every}", f"--eval_tokens={size.eval_tokens}"),
         *(f"--save_every={size.eval_every}", "--keep_last=1", f"--patience={PATIENCE}", f"--compile={size.compile}"),
         *(f"--device={choices.device}", f"--seed={choices.seed}", f"--model_tag={choices.base}"),
     )
@@ -166,7 +166,7 @@ def fine_tuning(choices: Choices, size: RunSize, has_questions: bool = True) -> 
     flags = (
         *(f"--source={source}", f"--mixture={choices.mixture}", f"--num_iterations={size.fine_tuning_steps}"),
         *(f"--total_batch_size={size.total_batch_size}", "--matrix_lr=0.01", "--embedding_lr=0.05"),
-        *(f"--init_lr_frac={size.fine_tuning_lr}", f"--eval_every={every}", f"--eval_tokens={EVAL_TOKENS}"),
+        *(f"--init_lr_frac={size.fine_tuning_lr}", f"--eval_every={every}", f"--eval_tokens={size.eval_tokens}"),
         *(f"--save_every={every}", "--keep_last=1", f"--compile={size.compile}"),
         *(f"--device={choices.device}", f"--seed={choices.seed}"),
         *(["--grounded"] if choices.grounded else []),  # recorded, so that chat does the same
