@@ -55,7 +55,9 @@ def test_a_larger_model_takes_fewer_steps() -> None:
     with torch.device("meta"):
         cost = GPT(shape).estimate_flops()
     budget = own.num_tokens * sizing.flops_per_token(own.depth, own.vocab_size)
-    assert size.num_tokens * cost == pytest.approx(budget, rel=0.1)
+    faster = 1 / sizing.speed_of_depth(own.depth)  # 12 layers use the processor better than so few
+    assert faster > 1
+    assert size.num_tokens * cost == pytest.approx(budget * faster, rel=0.1)
     assert size.depth == 12
     little = base_model.size_further_run(own, shape, 100_000)
     assert little.passes <= base_model.FURTHER_PASSES + 0.5

@@ -68,7 +68,7 @@ CORNERS = {  # (bytes, minutes, device): vocabulary, depth, steps
     (500 * KB, 120, "cuda"): (1344, 6, 689),
     (20 * MB, 1, "cpu"): (4096, 2, 341),
     (20 * MB, 1, "cuda"): (4096, 4, 2570),
-    (20 * MB, 15, "cpu"): (4096, 3, 1375),
+    (20 * MB, 15, "cpu"): (4096, 2, 1575),
     (20 * MB, 15, "cuda"): (4096, 8, 2570),
     (20 * MB, 120, "cpu"): (4096, 4, 2570),
     (20 * MB, 120, "cuda"): (4096, 8, 2570),
@@ -85,6 +85,13 @@ def test_corners() -> None:
     }
     table = {key: (size.vocab_size, size.depth, size.num_iterations) for key, size in rows.items()}
     assert table == CORNERS
+
+
+def test_evaluations_take_a_small_part_of_the_run() -> None:
+    for size in (size_run(num_bytes, minutes, CPU) for num_bytes in (20 * KB, 20 * MB) for minutes in (1, 15, 120)):
+        assert sizing.EVAL_TOKENS[0] <= size.eval_tokens <= sizing.EVAL_TOKENS[1]
+        forward_passes = sizing.EVALUATIONS * size.eval_tokens / 3  # a third of a training pass
+        assert forward_passes < 0.06 * size.num_tokens or size.eval_tokens == sizing.EVAL_TOKENS[0]
 
 
 def test_more_minutes_never_give_a_smaller_model() -> None:
