@@ -41,10 +41,11 @@ def size_of_run(num_bytes: int, minutes: float, grounded: bool = False) -> RunSi
 
 def overrun_notice(num_bytes: int, minutes: float) -> str | None:
     """Return a line on a run whose minutes are too few for its text beside the training; None if they suffice."""
-    if sizing.training_share(num_bytes, minutes) > sizing.MIN_TRAINING_SHARE:
-        return None
     needed = sizing.other_seconds(num_bytes) / 60
-    expected = needed + minutes * sizing.MIN_TRAINING_SHARE * (sizing.BASE_SHARE + sizing.FINE_TUNING_SHARE)
+    training = sizing.training_share(num_bytes, minutes) * (sizing.BASE_SHARE + sizing.FINE_TUNING_SHARE)
+    expected = needed + minutes * training
+    if expected < 1.1 * minutes:
+        return None
     return (
         f"NOTICE: the steps beside the training take about {needed:,.0f} minutes for so much text, and the run about "
         f"{expected:,.0f} instead of {minutes:g}"

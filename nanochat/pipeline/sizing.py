@@ -48,8 +48,8 @@ PATIENCE = 4  # evaluations
 BASE_SHARE = 0.55
 FINE_TUNING_SHARE = 0.2
 # What the rest takes on two cores, if that is more: then training has less, but never less than a part of its shares.
-OTHER_SECONDS = 40.0
-OTHER_SECONDS_PER_MB = 4.0
+OTHER_SECONDS = 60.0
+OTHER_SECONDS_PER_MB = 4.5
 MIN_TRAINING_SHARE = 0.5
 COMPILE_SECONDS = 60.0  # the first time
 MIN_COMPILED_SECONDS = 150.0  # of training: in less, compiling takes longer than it saves
@@ -159,8 +159,8 @@ def training_share(num_bytes: int, minutes: float) -> float:
 
     At least MIN_TRAINING_SHARE: then the run takes longer than its minutes.
 
-    >>> [training_share(num_bytes, 5) for num_bytes in (160_000, 32_000_000, 10**9)], training_share(32_000_000, 15)
-    ([1.0, 0.5866666666666667, 0.5], 1.0)
+    >>> [round(training_share(num_bytes, 5), 2) for num_bytes in (160_000, 20_000_000, 10**9)]
+    [1.0, 0.67, 0.5]
     """
     share = (60 * minutes - other_seconds(num_bytes)) / (60 * minutes * (BASE_SHARE + FINE_TUNING_SHARE))
     return min(1.0, max(MIN_TRAINING_SHARE, share))

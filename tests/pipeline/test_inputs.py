@@ -33,8 +33,8 @@ def test_a_notice_where_the_minutes_are_too_few() -> None:
     assert inputs.overrun_notice(160_000, 5) is None
     assert inputs.overrun_notice(32_000_000, 5) is None
     line = inputs.overrun_notice(10**9, 15) or ""
-    assert "about 67 minutes" in line  # 4 s a megabyte
-    assert "about 73 instead of 15" in line
+    assert "about 76 minutes" in line  # 4.5 s a megabyte
+    assert "about 82 instead of 15" in line
 
 
 def test_size_of_a_run(base_dir: Path) -> None:
