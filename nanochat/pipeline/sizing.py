@@ -36,7 +36,7 @@ GROUNDED_CONTEXT = 1024  # with passages of the documents before the question, u
 HEAD_DIM = 64
 # Of fine-tuning, as a share of its rates (bytes of text, share). Little text is forgotten in the first steps, also if
 # the model started from another base model.
-FINE_TUNING_LR = ((100_000, 0.25), (1_000_000, 0.4))
+FINE_TUNING_LR = ((100_000, 0.2), (1_000_000, 0.4))
 FULL_FINE_TUNING_LR = 0.6  # above
 # Share of the measured speed, which is that of depth 4, at which shallower models train: their matrices are too small.
 SPEED_OF_DEPTH = {2: 0.5, 3: 0.7}

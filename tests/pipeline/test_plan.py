@@ -52,7 +52,7 @@ def test_choices_reach_the_commands(tmp_path: Path) -> None:
     assert f"--patience={plan.PATIENCE}" in further.flags, "a model learns little text by heart"
 
 
-@pytest.mark.parametrize(("num_bytes", "rate"), [(50_000, "0.25"), (500_000, "0.4"), (5_000_000, "0.6")])
+@pytest.mark.parametrize(("num_bytes", "rate"), [(50_000, "0.2"), (500_000, "0.4"), (5_000_000, "0.6")])
 def test_rates_of_fine_tuning_reach_the_command(tmp_path: Path, num_bytes: int, rate: str) -> None:
     steps = plan.fine_tuning(Choices(tmp_path, "notes"), size_run(num_bytes, 15, 3e11))
     assert f"--init_lr_frac={rate} " in steps[0].command
