@@ -102,7 +102,7 @@ def test_more_minutes_never_give_a_smaller_model() -> None:
 
 def test_a_model_of_little_text_is_fine_tuned_at_low_rates() -> None:
     rates = [size_run(num_bytes, 15, CPU).fine_tuning_lr for num_bytes in (20 * KB, 100 * KB, 101 * KB, 1 * MB, 2 * MB)]
-    assert rates == [0.25, 0.25, 0.4, 0.4, 0.6]
+    assert rates == [0.2, 0.2, 0.4, 0.4, 0.6]
 
 
 def test_too_little_text() -> None:
