@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd.profiler import record_function
 
 from nanochat.layers.softcap_loss import softcap_terms as torch_softcap_terms
@@ -89,7 +89,7 @@ def _described(x: Tensor) -> tuple[int, int, int, int]:
     return x.data_ptr(), batch, head, position
 
 
-@torch.library.custom_op("nanochat::causal_attention", mutates_args=())
+@library.custom_op("nanochat::causal_attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the result, and the logarithms of the sums of the exponentials, (B, H, T)."""
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
@@ -129,7 +129,7 @@ def _find_amx() -> bool:
     return works and _native.has_amx()  # torch's products also succeed where the system refuses AMX
 
 
-@torch.library.custom_op("nanochat::causal_attention_backward", mutates_args=())
+@library.custom_op("nanochat::causal_attention_backward", mutates_args=())
 def _attention_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from nanochat.gpt import causal_attention as model_attention
 from nanochat.layers import cpu_kernels, softcap_loss
@@ -166,10 +166,10 @@ def test_attention_as_an_operation_of_torch() -> None:
     """Shapes, strides and gradients are as announced to the compiler."""
     q, k, v = (heads(seed, (1, 2, 20, 16)) for seed in range(3))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.nanochat.causal_attention.default, (q, k, v), test_utils=checks)
+    library.opcheck(torch.ops.nanochat.causal_attention.default, (q, k, v), test_utils=checks)
     tensors = [x.detach() for x in (q, k, v, *cpu_kernels._attention(q, k, v), heads(3, (1, 2, 20, 16)))]
     backward = torch.ops.nanochat.causal_attention_backward.default
-    torch.library.opcheck(backward, tuple(tensors), test_utils=("test_schema", "test_faketensor"))
+    library.opcheck(backward, tuple(tensors), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_which_tensors_it_takes() -> None:
