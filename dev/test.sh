@@ -46,7 +46,7 @@ if cargo --version >/dev/null 2>&1; then
         check $crate-tests cargo test --quiet --manifest-path $crate/Cargo.toml
     done
     # Tests of the extension are skipped where it is not built: here it must be, and as new as its sources.
-    check rust-module python -c 'from nanochat.tokenization._rustbpe import Encoder, NativeGPT, read_bandwidth'
+    check rust-module python -c 'from nanochat.tokenization._rustbpe import Encoder, NativeGPT, has_vectors, read_bandwidth'
 else
     skip rust "no working cargo: the Rust code is not checked"
 fi
